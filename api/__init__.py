@@ -1,0 +1,1 @@
+"""sigcam: the prediction and its class evidence map from one forward pass."""

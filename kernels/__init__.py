@@ -1,0 +1,1 @@
+"""Clamp-and-combine: CAM weights and features to grids. Imports nothing of ours."""

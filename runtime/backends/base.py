@@ -1,0 +1,113 @@
+"""The contract between a Session and an engine.
+
+An engine is one file with one class: it opens an artifact, tells its inputs and
+outputs, and runs. The public `infer` checks, the private `_infer` computes.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.errors import UsageError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: name, NumPy dtype, and shape with None for a dynamic size."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.dtype} [{sizes}]"
+
+    def fits(self, array: Array) -> bool:
+        """Whether `array` has this dtype and a shape that matches."""
+        return (
+            array.dtype == self.dtype
+            and array.ndim == len(self.shape)
+            and all(w is None or w == s for w, s in zip(self.shape, array.shape, strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What every engine understands.
+
+    Attributes:
+        threads: threads that one inference may use; None leaves it to the engine.
+    """
+
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, got {self.threads}")
+
+
+class Backend(abc.ABC):
+    """An engine with one artifact loaded.
+
+    `infer` may be called from several threads at once. The arrays it returns belong to
+    the caller: no later call overwrites them.
+    """
+
+    name: ClassVar[str]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, path: Path, options: BackendOptions) -> Backend:
+        """Loads the artifact at `path`.
+
+        Raises:
+            BackendUnavailableError: the engine isn't installed or can't run here.
+            ArtifactError: the engine refuses the file.
+        """
+
+    def infer(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Runs the graph once.
+
+        Args:
+            feeds: every input by name, C-contiguous, in the dtype and shape of `inputs`.
+            wanted: names of the outputs to return; all when None.
+
+        Raises:
+            UsageError: a missing or unknown name, a wrong dtype or shape.
+            BackendError: the engine failed.
+        """
+        expected = {info.name: info for info in self.inputs}
+        if feeds.keys() != expected.keys():
+            raise UsageError(f"the model takes the inputs {sorted(expected)}, got {sorted(feeds)}")
+        for name, array in feeds.items():
+            if not expected[name].fits(array):
+                raise UsageError(
+                    f"{name} must be {expected[name]}, got {array.dtype} {list(array.shape)}"
+                )
+        names = [info.name for info in self.outputs]
+        chosen = names if wanted is None else list(wanted)
+        unknown = sorted(set(chosen) - set(names))
+        if unknown:
+            raise UsageError(f"the model has the outputs {names}, not {unknown}")
+        return self._infer(feeds, chosen)
+
+    @abc.abstractmethod
+    def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        """Runs the engine on checked feeds."""
+
+    def close(self) -> None:  # noqa: B027 (most engines free themselves)
+        """Frees what the engine holds; the backend can't be used afterwards."""

@@ -1,0 +1,83 @@
+"""Every error that sigcam raises on purpose.
+
+    SigcamError
+    ├── UsageError                 the call itself is wrong (also a ValueError)
+    │   └── UnknownClassError      a class name or id that the model doesn't have
+    ├── ImageError                 a picture that can't be read or is over the limit
+    ├── ArtifactError              a model file that isn't a sigcam artifact or can't be used
+    │   └── SchemaError            its spec is malformed or newer than this sigcam
+    ├── BackendError               an engine failed
+    │   └── BackendUnavailableError    the engine or device that was asked for is missing
+    ├── ModelError                 a PyTorch model, or weights, that can't be used
+    │   └── BranchMismatchError    a branch file that belongs to another model
+    ├── DataError                  a training or evaluation data set that can't be used
+    ├── TrainingError              training can't go on (a loss that is not finite, ...)
+    ├── ExportError                a graph that can't be built
+    │   └── ParityError            the graph doesn't compute what PyTorch computes
+    └── StorageError               a file can't be written (full disk, read-only, ...)
+
+Messages say what was wanted, what came, and what to do. Errors of the libraries
+below are chained (`raise ... from exc`).
+"""
+
+from __future__ import annotations
+
+
+class SigcamError(Exception):
+    """Base of all errors that sigcam raises on purpose."""
+
+
+class UsageError(SigcamError, ValueError):
+    """The call is wrong: an argument's type, shape or value."""
+
+
+class UnknownClassError(UsageError):
+    """A class name or id that the model doesn't have."""
+
+
+class ImageError(SigcamError):
+    """A picture can't be read, isn't a picture, or is larger than the limit."""
+
+
+class ArtifactError(SigcamError):
+    """A model file is missing, isn't ONNX, or carries no usable sigcam spec."""
+
+
+class SchemaError(ArtifactError):
+    """A spec is malformed, or was written by a newer sigcam."""
+
+
+class BackendError(SigcamError):
+    """An engine refused a model or failed while running it."""
+
+
+class BackendUnavailableError(BackendError):
+    """An engine, or the device asked of it, isn't there; says what is."""
+
+
+class ModelError(SigcamError):
+    """A PyTorch model, or a file of weights, can't be used."""
+
+
+class BranchMismatchError(ModelError):
+    """A branch file was trained for another backbone, head or number of classes."""
+
+
+class DataError(SigcamError):
+    """A data set can't be used; names the file and line."""
+
+
+class TrainingError(SigcamError):
+    """Training can't go on, or can't be resumed."""
+
+
+class ExportError(SigcamError):
+    """A graph can't be built from this model with these options."""
+
+
+class ParityError(ExportError):
+    """The exported graph differs from PyTorch by more than the tolerance."""
+
+
+class StorageError(SigcamError):
+    """A file or folder can't be written."""

@@ -1,0 +1,1 @@
+"""Adds the sigmoid branch to a classifier and trains it."""
