@@ -17,6 +17,8 @@ from sigcam.runtime.errors import SchemaError, UsageError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "sigcam"
+MAX_RANKS = 1000
+"""How many ranks an artifact with the class selection "input" resolves, if C is larger."""
 
 Branch = Literal["sigmoid", "softmax"]
 Profile = Literal["fused", "split"]
@@ -91,7 +93,9 @@ class ClassSelection:
     Attributes:
         mode: "top1": the predicted class; "topk": the k most probable classes, most
             probable first; "input": the classes that the caller names in `class_ids`,
-            where -1 stands for the most probable class, -2 for the next, and so on.
+            where -1 stands for the most probable class, -2 for the next, and so on to
+            -min(C, MAX_RANKS). (The graph ranks a fixed number of classes, because engines
+            other than ONNX Runtime take no TopK with a size known only at run time.)
         k: number of classes per picture for "topk"; 1 otherwise (for "input" the caller
             decides at run time).
     """

@@ -1,0 +1,67 @@
+# Two commands do everything on a fresh machine with Python 3.10 or newer:
+#   make demo    installs what the demo needs and runs it
+#   make test    installs everything and runs every check
+# The others work inside the environment that `make test` made.
+
+PYTHON ?= python3
+TEST_ENV := .venv-test
+DEMO_ENV := .venv-demo
+OUT ?= out/demo
+
+.PHONY: demo test check lint types unit budget format bench clean
+
+demo: $(DEMO_ENV)/.installed
+	@echo "== demo: pictures through EfficientNet-Lite0 with its sigmoid branch"
+	$(DEMO_ENV)/bin/sigcam demo --out $(OUT)
+
+test: $(TEST_ENV)/.installed check
+	@echo "== all checks passed"
+
+# One word for everything that must hold before a commit.
+check: lint types unit budget
+
+lint:
+	@echo "== lint: ruff"
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+
+types:
+	@echo "== types: mypy, strict, across all parts"
+	$(TEST_ENV)/bin/mypy -p sigcam
+
+unit:
+	@echo "== tests: pytest"
+	$(TEST_ENV)/bin/python -m pytest -q
+
+budget:
+	@echo "== budget guard: what a map may cost"
+	$(TEST_ENV)/bin/python benchmarks/budget.py
+
+format:
+	$(TEST_ENV)/bin/ruff check --fix .
+	$(TEST_ENV)/bin/ruff format .
+
+bench:
+	$(TEST_ENV)/bin/python benchmarks/overhead.py
+
+# The demo environment holds a plain install; it is made anew when the sources change.
+SOURCES := pyproject.toml $(shell find api runtime kernels train export demo -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
+
+$(DEMO_ENV)/.installed: $(SOURCES)
+	@echo "== making $(DEMO_ENV) (downloads PyTorch on the first run)"
+	test -x $(DEMO_ENV)/bin/python || $(PYTHON) -m venv $(DEMO_ENV)
+	$(DEMO_ENV)/bin/python -m pip install --quiet --upgrade ".[demo]"
+	@touch $@
+
+# Editable, strict: the installed package is a tree of links into the folders, which
+# lets mypy and pytest see the parts under their import names. New files need a new tree.
+FOLDERS := $(sort $(dir $(shell find api runtime kernels train export demo -name '*.py' 2>/dev/null)))
+
+$(TEST_ENV)/.installed: pyproject.toml $(FOLDERS)
+	@echo "== making $(TEST_ENV) (downloads PyTorch on the first run)"
+	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
+	$(TEST_ENV)/bin/python -m pip install --quiet --upgrade --editable ".[dev]" --config-settings editable_mode=strict
+	@touch $@
+
+clean:
+	rm -rf $(TEST_ENV) $(DEMO_ENV) build out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

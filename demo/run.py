@@ -1,0 +1,149 @@
+"""Runs the demo: exports, explains, times, and writes the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigcam.demo.network import load_network
+from sigcam.demo.page import Panel, ShiftRow, write_page
+from sigcam.demo.shift import shift_softmax
+from sigcam.demo.timing import Timing, alternate
+from sigcam.export import export_artifact, export_classifier
+from sigcam.runtime.backends import backend_class
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.errors import ImageError
+from sigcam.runtime.image import read_image
+from sigcam.runtime.session import Session, load
+
+if TYPE_CHECKING:
+    from sigcam.train.assemble import Assembled
+
+# How far the softmax weights are shifted, in standard deviations of these weights: one
+# of either sign, as in the paper's Figure 1 (a) and (b).
+SHIFTS = (2.0, -2.0)
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """The files that the demo exports into its folder."""
+
+    sigmoid: Path
+    softmax: Path
+    classifier: Path
+    shifted: tuple[tuple[float, Path, Path], ...]  # deviations, softmax file, sigmoid file
+
+
+def run_demo(
+    pictures: Sequence[Path], out: Path, say: Callable[[str], None], rounds: int = 150
+) -> Path:
+    """Writes `out/index.html`, with the exported graphs beside it.
+
+    Args:
+        pictures: the photographs; one that can't be read is reported and left out.
+        out: folder for the page and the graphs.
+        say: takes one line of progress.
+        rounds: alternating rounds of the timing.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        ImageError: none of the pictures can be read.
+    """
+    say("loading EfficientNet-Lite0 and its sigmoid branch")
+    network = load_network()
+    artifacts = export_all(network, out, say)
+    panels: list[Panel] = []
+    with load(artifacts.sigmoid) as sigmoid, load(artifacts.softmax) as softmax:
+        for picture in pictures:
+            say(f"explaining {picture.name}")
+            try:
+                image = read_image(picture)
+            except ImageError as exc:
+                say(f"left out: {exc}")
+                continue
+            panels.append(Panel(picture.name, softmax.explain(image)[0], sigmoid.explain(image)[0]))
+        if not panels:
+            raise ImageError("none of the pictures could be read; see the messages above")
+        rows = explain_shifts(artifacts, panels)
+        say("timing, classification alone and with the map, alternating")
+        timing = time_all(sigmoid, artifacts, panels[0], rounds)
+    page = write_page(out / "index.html", panels, rows, timing, network.trained_on or "")
+    say(f"done: {page}")
+    return page
+
+
+def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Artifacts:
+    """Exports what the demo compares: both branches, each shift, classification alone."""
+    dual, geometry = network.dual, network.geometry
+    export = partial(
+        export_artifact,
+        geometry=geometry,
+        class_names=network.class_names,
+        trained_on=network.trained_on,
+    )
+    sigmoid, softmax, classifier = (
+        out / f"{name}.onnx" for name in ("sigmoid", "softmax", "classifier")
+    )
+    say("exporting the sigmoid branch's artifact")
+    export(dual, sigmoid)
+    say("exporting the softmax branch's artifact (classic CAM) and the bare classifier")
+    export(dual, softmax, branch="softmax", nwc=False)
+    export_classifier(dual, classifier, geometry)
+    shifted = []
+    for deviations in SHIFTS:
+        say(f"exporting both again, softmax weights shifted by {deviations:+g} deviations")
+        moved = shift_softmax(dual, deviations)
+        files = [out / f"shift{deviations:+g}-{branch}.onnx" for branch in ("softmax", "sigmoid")]
+        export(moved, files[0], branch="softmax", nwc=False)
+        export(moved, files[1])
+        shifted.append((deviations, files[0], files[1]))
+    return Artifacts(sigmoid, softmax, classifier, tuple(shifted))
+
+
+def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftRow]:
+    """Explains every picture with every shifted model."""
+    rows = [ShiftRow(0.0, [p.softmax for p in panels], [p.sigmoid for p in panels])]
+    for deviations, softmax_file, sigmoid_file in artifacts.shifted:
+        with load(softmax_file) as softmax, load(sigmoid_file) as sigmoid:
+            rows.append(
+                ShiftRow(
+                    deviations,
+                    [softmax.explain(p.softmax.image)[0] for p in panels],
+                    [sigmoid.explain(p.sigmoid.image)[0] for p in panels],
+                )
+            )
+    return rows
+
+
+def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) -> Timing:
+    """Classification alone, with the map, and the whole explain(), in one run.
+
+    Engine figures are for the prepared input; explain() takes the decoded picture and
+    ends with the map in the picture's own size.
+    """
+    from sigcam.runtime.geometry import prepare
+
+    options = BackendOptions()
+    engine = backend_class(session.backend_name)
+    image = panel.sigmoid.image
+    prepared, _ = prepare(image, session.spec.geometry)
+    feeds = {"image": prepared[None]}
+    plain = engine.open(artifacts.classifier, options)
+    fused = engine.open(artifacts.sigmoid, options)
+    try:
+        return alternate(
+            {
+                "classification": lambda: plain.infer(feeds),
+                "with_map": lambda: fused.infer(feeds),
+                "explain": lambda: session.explain(image)[0].map,
+            },
+            rounds,
+        )
+    finally:
+        plain.close()
+        fused.close()

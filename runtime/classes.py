@@ -1,0 +1,88 @@
+"""From what a caller writes for a class to its id."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+from collections.abc import Sequence
+from typing import cast
+
+from sigcam.runtime.errors import UnknownClassError, UsageError
+from sigcam.runtime.spec import Spec
+
+
+def resolve_classes(classes: int | str | Sequence[int | str], spec: Spec) -> list[int]:
+    """The ids of one class or of several, in the order given.
+
+    Raises:
+        UnknownClassError: a class that the model doesn't have.
+        UsageError: an empty sequence, a name that two classes share, or another type.
+    """
+    if isinstance(classes, str) or not _is_sequence(classes):
+        return [resolve_class(cast("int | str", classes), spec)]
+    ids = [resolve_class(one, spec) for one in cast("Sequence[int | str]", classes)]
+    if not ids:
+        raise UsageError("classes must name at least one class, got none; leave it out for top_k")
+    return ids
+
+
+def resolve_class(given: int | str, spec: Spec) -> int:
+    """The id of a class.
+
+    Args:
+        given: an id, 0 <= id < C; or a name: exact, else without regard to case, else a
+            number written as text.
+        spec: of the model.
+
+    Raises:
+        UnknownClassError: a class that the model doesn't have.
+        UsageError: a name that two classes share, or neither a name nor an id.
+    """
+    if isinstance(given, str):
+        return _by_name(given, spec)
+    if isinstance(given, bool):
+        raise UsageError(f"a class is an id or a name, got {given!r}")
+    try:
+        class_id = operator.index(given)
+    except TypeError as exc:
+        raise UsageError(f"a class is an id or a name, got {given!r}") from exc
+    if not 0 <= class_id < spec.num_classes:
+        raise UnknownClassError(
+            f"class {class_id} doesn't exist; the model has the ids 0 to {spec.num_classes - 1}"
+        )
+    return class_id
+
+
+def _by_name(name: str, spec: Spec) -> int:
+    folded = name.casefold().strip()
+    exact = [i for i, known in enumerate(spec.class_names) if known == name]
+    found = exact or [i for i, known in enumerate(spec.class_names) if known.casefold() == folded]
+    if len(found) > 1:
+        raise UsageError(
+            f"{name!r} is the name of the classes {', '.join(map(str, found))}; give the id"
+        )
+    if found:
+        return found[0]
+    if folded.isascii() and folded.isdigit() and len(folded) < 10:
+        return resolve_class(int(folded), spec)
+    if not spec.class_names:
+        raise UnknownClassError(
+            f"the model has no class names, so {name!r} can't be found; "
+            f"give an id from 0 to {spec.num_classes - 1}"
+        )
+    raise UnknownClassError(f"no class is named {name!r}; {_suggestion(folded, spec)}")
+
+
+def _suggestion(folded: str, spec: Spec) -> str:
+    names = {known.casefold(): known for known in spec.class_names}
+    inside = [key for key in names if folded and folded in key][:3]
+    near = difflib.get_close_matches(folded, names, n=5, cutoff=0.6)
+    shown = [repr(names[key]) for key in dict.fromkeys([*near, *inside])]
+    if not shown:
+        return f"see the names with `sigcam info`, or give an id from 0 to {spec.num_classes - 1}"
+    return f"near names: {', '.join(shown)}"
+
+
+def _is_sequence(value: object) -> bool:
+    # A set has no order, so it is refused as "neither an id nor a name".
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__")

@@ -1,0 +1,190 @@
+"""What a Session returns for one class of one picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.files import atomic_path, write_bytes, write_text
+from sigcam.runtime.geometry import Placement, to_map
+from sigcam.runtime.overlay import draw
+
+Array = npt.NDArray[Any]
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Box(NamedTuple):
+    """A rectangle in whole pixels of the original picture; x1 and y1 are just outside."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """One class of one picture: the prediction and its evidence map.
+
+    Attributes:
+        class_id: the class.
+        label: its name, or its id as text where names are unknown.
+        probability: softmax of the classifier's logits at the class, 0 to 1.
+        evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
+            the artifact has no sigmoid branch.
+        grid: float32 [h, w], the map at feature resolution, not normalised. Read-only.
+        placement: where the network's input lies in the picture.
+        image: uint8 [H, W, 3] RGB, the picture, upright. An array given to the Session
+            is held here itself: change it, and the overlay changes.
+        source: the path that was given; None for bytes and arrays.
+    """
+
+    class_id: int
+    label: str
+    probability: float
+    evidence: float | None
+    grid: Array = field(repr=False)
+    placement: Placement = field(repr=False)
+    image: Array = field(repr=False)
+    source: str | None = None
+
+    @cached_property
+    def _map(self) -> tuple[Array, bool]:
+        array, valid = to_map(self.grid, self.placement)
+        array.setflags(write=False)
+        return array, valid
+
+    @property
+    def map(self) -> Array:
+        """The evidence map, float32 [H, W] in [0, 1], in the picture's own pixels.
+
+        0 outside the window that the network saw. Made on first use and kept by this
+        object, so it is read-only; copy it to change it. All zeros where not `valid`.
+        """
+        return self._map[0]
+
+    @property
+    def valid(self) -> bool:
+        """Whether there is a map: False where the grid is constant or not finite."""
+        return self._map[1]
+
+    def boxes(self, threshold: float = 0.2) -> list[Box]:
+        """Boxes around the connected regions where the map is at least `threshold`.
+
+        Args:
+            threshold: above 0, up to 1.
+
+        Returns:
+            Boxes of the outer outlines, the one around the largest area first; none
+            where the map isn't valid.
+
+        Raises:
+            UsageError: a threshold out of range.
+        """
+        if not 0 < threshold <= 1:
+            raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
+        if not self.valid:
+            return []
+        mask = (self.map >= threshold).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        found = []
+        for outline in outlines:
+            x, y, width, height = cv2.boundingRect(outline)
+            # An outline runs through pixel centres: that of a single row encloses nothing.
+            size = (cv2.contourArea(outline), width * height)
+            found.append((size, Box(x, y, x + width, y + height)))
+        found.sort(key=lambda item: item[0], reverse=True)
+        return [box for _, box in found]
+
+    def overlay(self, alpha: float = 0.5, box_threshold: float | None = None) -> Array:
+        """The picture with the map's colours over the window that the network saw.
+
+        Args:
+            alpha: weight of the colours, 0 to 1.
+            box_threshold: draws `boxes(box_threshold)` too; None draws none.
+
+        Returns:
+            uint8 [H, W, 3] RGB in a new array. The plain picture where the map isn't valid.
+
+        Raises:
+            UsageError: alpha or box_threshold out of range.
+        """
+        boxes = [] if box_threshold is None else self.boxes(box_threshold)
+        evidence = self.map if self.valid else None
+        return draw(self.image, evidence, self.placement.window, alpha, boxes)
+
+    def to_dict(self, threshold: float = 0.2) -> dict[str, Any]:
+        """Everything but the arrays, ready for JSON.
+
+        Args:
+            threshold: of the boxes.
+
+        Raises:
+            UsageError: a threshold out of range.
+        """
+        return {
+            "source": self.source,
+            "class_id": self.class_id,
+            "label": self.label,
+            "probability": self.probability,
+            "evidence": self.evidence,
+            "valid": self.valid,
+            "width": self.placement.width,
+            "height": self.placement.height,
+            "window": list(self.placement.window),
+            "box_threshold": threshold,
+            "boxes": [list(box) for box in self.boxes(threshold)],
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes a file whole or not at all; its suffix says what.
+
+        Args:
+            path: .png, .jpg, .jpeg or .webp: the overlay. .json: `to_dict()`. .npz: the
+                arrays `grid`, `map`, and the entries of `to_dict` (`evidence` is NaN and
+                `source` empty where there is none).
+
+        Raises:
+            UsageError: another suffix, or a picture too large for the format.
+            StorageError: the file can't be written.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix in _PICTURES:
+            write_bytes(path, _encoded(self.overlay(), suffix))
+        elif suffix == ".json":
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+            write_text(path, text + "\n")
+        elif suffix == ".npz":
+            entries = self.to_dict()
+            entries["evidence"] = np.nan if self.evidence is None else self.evidence
+            entries["source"] = self.source or ""
+            entries["boxes"] = np.array(entries["boxes"], np.int64).reshape(-1, 4)
+            with atomic_path(path) as temporary:
+                np.savez_compressed(temporary, grid=self.grid, map=self.map, **entries)
+        else:
+            raise UsageError(
+                f"cannot save as {path.name!r}; the suffixes are {', '.join(_PICTURES)} "
+                "(overlay), .npz (arrays) and .json"
+            )
+
+
+def _encoded(image: Array, suffix: str) -> bytes:
+    height, width = image.shape[:2]
+    advice = f"cannot write {width} x {height} pixels as {suffix}; save as .png"
+    try:
+        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as exc:
+        raise UsageError(advice) from exc
+    if not done:
+        raise UsageError(advice)
+    return data.tobytes()

@@ -1,0 +1,67 @@
+"""A toy classifier, pictures of two classes, and what the commands make of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from sigcam.cli import main
+
+NET = """
+import torch
+from torch import nn
+
+def net(num_classes=2):
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes),
+    )
+"""
+FIT = ["--size", "32", "--views", "2", "--batch-size", "4", "--epochs", "2"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def write_pictures(folder, rng):
+    for number, name in enumerate(("green", "red")):
+        (folder / name).mkdir(parents=True)
+        for index in range(4):
+            picture = rng.integers(0, 60, (40 + index, 50, 3), dtype=np.uint8)
+            picture[8:30, 10:36, 1 + number] = 230  # BGR: green, then red
+            assert cv2.imwrite(str(folder / name / f"{index}.png"), picture)
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    """A folder where the toy model was trained and exported by the commands."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "net.py").write_text(NET)
+    write_pictures(folder / "data", np.random.default_rng(0))
+    made = SimpleNamespace(
+        folder=folder,
+        data=folder / "data",
+        arch=f"{folder / 'net.py'}:net",
+        cache=folder / "cache",
+        branch=folder / "branch.safetensors",
+        top1=folder / "top1.onnx",
+        named=folder / "named.onnx",
+    )
+    model = ["--arch", made.arch, "--num-classes", "2"]
+    common = ["--data", made.data, "--cache-dir", made.cache, *FIT]
+    made.trained = run("train", *model, *common, "--out", made.branch)
+    made.exported = run("export", "--sigmoid-branch", made.branch, "--out", made.top1)
+    run("export", "--sigmoid-branch", made.branch, "--classes", "input", "--out", made.named)
+    return made
+
+
+@pytest.fixture
+def cli():
+    return run

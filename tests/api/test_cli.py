@@ -1,0 +1,146 @@
+"""The commands from end to end on a toy model: outputs, exit codes, what is left on disk."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+BRANCH = ["export", "--sigmoid-branch", "{branch}"]
+
+
+def lines(text):
+    return [line for line in text.splitlines() if line]
+
+
+def test_train_writes_the_branch_and_prints_only_its_path(work):
+    assert work.trained.exit_code == 0, work.trained.stderr
+    assert lines(work.trained.stdout) == [str(work.branch)]
+    assert work.branch.is_file()
+    metrics = lines((work.folder / "branch.run" / "metrics.csv").read_text())
+    assert len(metrics) == 3  # a header and two epochs
+
+
+def test_export_reads_the_architecture_from_the_branch_file(work):
+    assert work.exported.exit_code == 0, work.exported.stderr
+    assert lines(work.exported.stdout) == [str(work.top1)]
+
+
+def test_info_prints_spec_and_certificate(work, cli):
+    found = cli("info", work.top1)
+    assert found.exit_code == 0
+    for expected in ("cam, from the sigmoid branch", "32x32", "8 pictures, 2 views", "grids"):
+        assert expected in found.stdout
+    spec = json.loads(cli("info", work.top1, "--json").stdout)
+    assert spec["class_names"] == ["green", "red"]
+    assert spec["parity"]["outputs"]["grids"]["max_rel"] <= 1e-4
+
+
+def test_explain_writes_json_lines_and_overlays(work, cli, tmp_path):
+    out = tmp_path / "maps"
+    found = cli("explain", work.top1, work.data, "--json", "--out", out)
+    assert found.exit_code == 0, found.stderr
+    records = [json.loads(line) for line in lines(found.stdout)]
+    assert len(records) == 8
+    first = records[0]["explanations"][0]
+    assert first["label"] in ("green", "red")
+    assert 0 <= first["probability"] <= 1
+    assert 0 <= first["evidence"] <= 1
+    assert (first["width"], first["height"]) == (50, 40)
+    names = {str(p.relative_to(out)) for p in out.rglob("*.png")}
+    assert names == {f"{name}/{index}.png" for name in ("green", "red") for index in range(4)}
+
+
+def test_explain_takes_globs_and_classes_by_name_and_id(work, cli):
+    found = cli("explain", work.named, work.data / "red" / "*.png", "--class", "red", "--class", 0)
+    assert found.exit_code == 0, found.stderr
+    labels = [line.split("\t")[1] for line in lines(found.stdout)]
+    assert labels == ["red", "green"] * 4
+    best = cli("explain", work.named, work.data / "red" / "0.png", "--topk", 2)
+    first, second = (float(line.split("\t")[2].split()[1]) for line in lines(best.stdout))
+    assert first >= second
+
+
+def test_one_bad_picture_is_reported_and_the_others_are_done(work, cli, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not a picture")
+    good = work.data / "red" / "0.png"
+    found = cli("explain", work.top1, bad, good, tmp_path / "absent.jpg")
+    assert found.exit_code == 1
+    assert [line.split("\t")[0] for line in lines(found.stdout)] == [str(good)]
+    assert "bad.png" in found.stderr
+    assert "absent.jpg" in found.stderr
+    assert "2 of 3" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["explain", "{absent}", "{picture}"], 1, "absent.onnx"),
+        (["explain", "{picture}", "{picture}"], 1, "ONNX"),
+        (["explain", "{named}", "{picture}", "--class", "gren"], 2, "green"),
+        (["explain", "{named}", "{picture}", "--class", "7"], 2, "7"),
+        (["explain", "{top1}", "{picture}", "--class", "red"], 2, "--classes input"),
+        (["explain", "{top1}", "{picture}", "--topk", "2"], 2, "top_k"),
+        (["explain", "{named}", "{picture}", "--class", "red", "--topk", "2"], 2, "exclude"),
+        (["explain", "{top1}", "{empty}"], 2, "no pictures"),
+        (["explain", "{top1}", "{picture}", "--backend", "magic"], 2, "ort"),
+        (["explain", "{top1}"], 2, "Usage"),
+        (["export", "--arch", "resnet18", "--out", "{new}"], 2, "--sigmoid-branch"),
+        (
+            ["export", "--sigmoid-branch", "{branch}", "--classes", "best", "--out", "{new}"],
+            2,
+            "topK",
+        ),
+        ([*BRANCH, "--classes", "top9", "--out", "{new}"], 2, "9"),
+        (
+            ["export", "--sigmoid-branch", "{branch}", "--arch", "resnet18", "--out", "{new}"],
+            1,
+            "net",
+        ),
+        (["export", "--sigmoid-branch", "{picture}", "--out", "{new}"], 1, "safetensors"),
+        (["export", "--branch", "softmax", "--arch", "resnet81", "--out", "{new}"], 2, "resnet18"),
+        (["train", "--arch", "resnet18", "--data", "{absent}", "--out", "{new}"], 1, "absent"),
+        (["info", "{picture}"], 1, "ONNX"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_have_an_exit_code_and_name_the_trouble(work, cli, tmp_path, arguments, code, says):
+    (tmp_path / "empty").mkdir()
+    new = tmp_path / "new.file"
+    places = {
+        "absent": tmp_path / "absent.onnx",
+        "picture": work.data / "red" / "0.png",
+        "empty": tmp_path / "empty",
+        "new": new,
+        **{name: getattr(work, name) for name in ("named", "top1", "branch")},
+    }
+    found = cli(*(str(a).format(**places) for a in arguments))
+    assert found.exit_code == code, found.stderr
+    assert says in found.stderr
+    assert found.stdout == ""
+    assert not new.exists()
+    assert "Traceback" not in found.stderr
+
+
+def test_help_of_every_command(cli):
+    assert cli("--help").exit_code == 0
+    for command in ("train", "export", "explain", "info", "demo"):
+        found = cli(command, "--help")
+        assert found.exit_code == 0
+        assert "Usage" in found.stdout
+
+
+def test_new_classes_trains_both_heads(work, cli, tmp_path):
+    branch, model = tmp_path / "two.safetensors", tmp_path / "two.onnx"
+    trained = cli(
+        "train", "--arch", work.arch, "--num-classes", 5, "--new-classes",
+        "--data", work.data, "--cache-dir", work.cache, "--size", 32, "--views", 2,
+        "--optimizer", "lbfgs", "--out", branch,
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.stderr
+    assert cli("export", "--sigmoid-branch", branch, "--out", model).exit_code == 0
+    found = cli("explain", model, work.data)
+    right = [line.split("\t")[1] in line.split("\t")[0] for line in lines(found.stdout)]
+    assert len(right) == 8
+    assert all(right)  # green and red pictures are told apart by their colour

@@ -1,0 +1,139 @@
+import builtins
+
+import numpy as np
+import pytest
+
+from sigcam.runtime.backends import AUTO_ORDER, BACKENDS, backend_class
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    UsageError,
+)
+from sigcam.runtime.session import load
+from sigcam.runtime.spec import ClassSelection
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+IDS = np.array([[-1, 2], [0, -4]])
+
+
+@pytest.fixture(params=list(BACKENDS))
+def opened(request, make_artifact):
+    backend = backend_class(request.param).open(make_artifact(), BackendOptions(threads=1))
+    yield backend
+    backend.close()
+
+
+def features_of(image):
+    return image.reshape(-1, 7, 8, 7, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
+
+
+def test_every_engine_computes_the_graph(opened):
+    got = opened.infer({"image": IMAGE, "class_ids": IDS})
+    features = features_of(IMAGE)
+    weights = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1]])
+    logits = features.mean((2, 3)) @ weights.T
+    np.testing.assert_allclose(got["logits"], logits, atol=1e-5)
+    order = np.argsort(-logits, 1)
+    chosen = np.array([[order[0, 0], 2], [0, order[1, 3]]])
+    np.testing.assert_array_equal(got["class_ids_out"], chosen)
+    grids = np.einsum("bkn,bnhw->bkhw", np.maximum(weights[chosen], 0), features)
+    np.testing.assert_allclose(got["grids"], grids, atol=1e-5)
+
+
+def test_every_engine_describes_its_tensors(opened):
+    assert {info.name: info.shape for info in opened.inputs} == {
+        "image": (None, 56, 56, 3),
+        "class_ids": (None, None),
+    }
+    outputs = {info.name: str(info) for info in opened.outputs}
+    assert outputs["grids"] == "float32 [?, ?, 7, 7]"
+    assert outputs["class_ids_out"] == "int64 [?, ?]"
+
+
+def test_every_engine_gives_arrays_of_the_callers_own(opened):
+    first = opened.infer({"image": IMAGE, "class_ids": IDS})
+    kept = {name: array.copy() for name, array in first.items()}
+    opened.infer({"image": 255 - IMAGE, "class_ids": IDS})
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
+def test_every_engine_returns_what_is_wanted(opened):
+    assert list(opened.infer({"image": IMAGE, "class_ids": IDS}, ["grids"])) == ["grids"]
+
+
+def test_bad_feeds_are_refused(opened):
+    with pytest.raises(UsageError, match=r"takes the inputs \['class_ids', 'image'\]"):
+        opened.infer({"image": IMAGE})
+    with pytest.raises(UsageError, match=r"image must be uint8 \[\?, 56, 56, 3\], got float64"):
+        opened.infer({"image": IMAGE / 255, "class_ids": IDS})
+    with pytest.raises(UsageError, match=r"got uint8 \[2, 28, 56, 3\]"):
+        opened.infer({"image": IMAGE[:, ::2], "class_ids": IDS})
+    with pytest.raises(UsageError, match="not \\['map'\\]"):
+        opened.infer({"image": IMAGE, "class_ids": IDS}, ["map"])
+
+
+def test_a_failing_run_is_a_backend_error(opened, capfd):
+    with pytest.raises(BackendError, match="failed while running") as caught:
+        opened.infer({"image": IMAGE, "class_ids": np.array([[99], [0]])})
+    assert caught.value.__cause__ is not None
+    assert capfd.readouterr().err == ""
+
+
+def test_closed(opened):
+    opened.close()
+    with pytest.raises(BackendError, match="closed"):
+        opened.infer({"image": IMAGE, "class_ids": IDS})
+
+
+@pytest.mark.parametrize("name", list(BACKENDS))
+def test_a_file_that_the_engine_refuses(name, tmp_path, capfd):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"\x08\x09garbage")
+    with pytest.raises(ArtifactError, match=r"refuses .*bad\.onnx") as caught:
+        backend_class(name).open(path, BackendOptions())
+    assert caught.value.__cause__ is not None
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def without_engines(monkeypatch):
+    real = builtins.__import__
+
+    def blocked(name, *args, **kwargs):
+        if name.partition(".")[0] == "onnxruntime":
+            raise ImportError("blocked")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+
+
+def test_a_missing_engine_names_the_extra(make_artifact, without_engines):
+    for backend in ("ort", "auto"):
+        with pytest.raises(BackendUnavailableError, match=r'pip install "sigcam\[cpu\]"'):
+            load(make_artifact(), backend=backend)
+
+
+def test_unknown_engine_and_bad_options(make_artifact):
+    with pytest.raises(UsageError, match="'auto' or one of ort, got 'cuda'"):
+        load(make_artifact(), backend="cuda")
+    for option in ({"threads": 0}, {"batch_size": 0}, {"max_pixels": 0}):
+        with pytest.raises(UsageError, match="at least 1, got 0"):
+            load(make_artifact(), **option)
+
+
+def test_auto_takes_the_first(make_artifact):
+    assert set(AUTO_ORDER) <= set(BACKENDS)
+    with load(make_artifact()) as session:
+        assert session.backend_name == AUTO_ORDER[0]
+
+
+def test_a_graph_that_does_not_fit_its_spec(make_artifact, spec_of):
+    text = spec_of(classes=ClassSelection("top1")).to_json()
+    with pytest.raises(ArtifactError, match="doesn't fit its spec"):
+        load(make_artifact(spec_text=text))
+    text = spec_of(profile="split").to_json()
+    with pytest.raises(ArtifactError, match="'features', 'cam_weights'"):
+        load(make_artifact(spec_text=text))

@@ -1,0 +1,80 @@
+"""A bright square planted in a picture comes back where it was planted."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from sigcam.runtime.geometry import place
+from sigcam.runtime.session import load
+from sigcam.runtime.spec import Geometry
+
+# What to do to an upright picture so that a viewer who honours the tag turns it upright.
+STORE = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+GEOMETRIES = {
+    "crop": Geometry(56, 56, "crop", 64),
+    "stretch": Geometry(56, 56, "stretch"),
+    "letterbox": Geometry(56, 56, "letterbox", mean=(0, 0, 0)),
+}
+
+
+@pytest.fixture(scope="module")
+def sessions(make_artifact):
+    opened = {
+        rule: load(make_artifact(geometry=geometry), threads=1)
+        for rule, geometry in GEOMETRIES.items()
+    }
+    yield opened
+    for session in opened.values():
+        session.close()
+
+
+def plant(axis, share):
+    """Where to put a square about as long as a grid cell: first, end, cell length."""
+    cell = axis.length / 7 * axis.used / axis.resized
+    side = max(1, round(cell))
+    low, high = axis.window
+    assume(high - low >= side)
+    first = low + round(share * (high - low - side))
+    return first, first + side, cell
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    height=st.integers(16, 500),
+    width=st.integers(16, 500),
+    rule=st.sampled_from(list(GEOMETRIES)),
+    orientation=st.integers(1, 8),
+    shares=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+)
+@example(height=16, width=1500, rule="crop", orientation=6, shares=(0.0, 1.0))
+@example(height=1500, width=16, rule="crop", orientation=5, shares=(1.0, 0.0))
+@example(height=480, width=640, rule="crop", orientation=8, shares=(0.0, 0.0))
+def test_the_square_comes_back(sessions, jpeg, height, width, rule, orientation, shares):
+    placement = place(GEOMETRIES[rule], height, width)
+    y0, y1, cell_y = plant(placement.rows, shares[0])
+    x0, x1, cell_x = plant(placement.columns, shares[1])
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[y0:y1, x0:x1] = 255
+    data = jpeg(np.ascontiguousarray(STORE[orientation](picture)), orientation)
+
+    [found] = sessions[rule].explain(data, classes="red")
+    assert found.image.shape == picture.shape
+    assert found.valid
+    # The middle of the hottest pixels: several may share the maximum.
+    ys, xs = np.where(found.map >= 0.999)
+    assert abs(ys.mean() + 0.5 - (y0 + y1) / 2) <= cell_y
+    assert abs(xs.mean() + 0.5 - (x0 + x1) / 2) <= cell_x
+    # The strongest box holds the middle of the square, give or take a cell.
+    box = found.boxes(0.5)[0]
+    assert box.x0 - cell_x <= (x0 + x1) / 2 <= box.x1 + cell_x
+    assert box.y0 - cell_y <= (y0 + y1) / 2 <= box.y1 + cell_y
