@@ -1,0 +1,95 @@
+"""Random crops and flips, the same again for the same seed, picture and view."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.geometry import prepare
+from sigcam.runtime.spec import Geometry
+
+Picture = npt.NDArray[np.uint8]
+
+_TRIES = 10
+_MAX_ASPECT = 4 / 3
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which views of a picture the head is trained on.
+
+    View 0 is the picture as it is prepared in use. Every other view is a random crop,
+    resized to the input size, and flipped left to right half of the time.
+
+    Attributes:
+        views: how many views of each picture are cached, view 0 included.
+        crop_scale: smallest and largest share of the picture's area that a crop keeps.
+            0.35 rather than the 0.08 usual in training from scratch: the label must still
+            be true of the crop, since the branch learns what is evidence for it.
+        flip: whether crops may be flipped.
+        seed: with the picture's index and the view's index it settles the crop.
+    """
+
+    views: int = 12
+    crop_scale: tuple[float, float] = (0.35, 1.0)
+    flip: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise UsageError(f"views must be at least 1, got {self.views}")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UsageError(
+                f"crop_scale must be (low, high), 0 < low <= high <= 1, got {self.crop_scale}"
+            )
+        if self.seed < 0:
+            raise UsageError(f"seed must be at least 0, got {self.seed}")
+
+    def view(self, image: Picture, geometry: Geometry, picture: int, view: int) -> Picture:
+        """One view of a picture.
+
+        Args:
+            image: uint8 [H, W, 3] RGB.
+            geometry: of the network's input; its layout and normalisation aren't used.
+            picture: index of the picture in its data set.
+            view: 0 for the plain preparation; any other number for a random crop (it may
+                be above `views`: on-the-fly training draws new ones every epoch).
+
+        Returns:
+            uint8 [geometry.height, geometry.width, 3] RGB, C-contiguous.
+        """
+        if view == 0:
+            return _prepared(image, replace(geometry, layout="uint8_nhwc"))
+        rng = np.random.default_rng([self.seed, picture, view])
+        top, left, height, width = self._rectangle(rng, image.shape[0], image.shape[1])
+        crop = np.ascontiguousarray(image[top : top + height, left : left + width])
+        target = Geometry(geometry.height, geometry.width, "stretch")
+        made = _prepared(crop, target)
+        # Drawn even if flips are off, so that the crops are the same with and without.
+        flipped = rng.random() < 0.5
+        return np.ascontiguousarray(made[:, ::-1]) if self.flip and flipped else made
+
+    def _rectangle(
+        self, rng: np.random.Generator, height: int, width: int
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a crop, aspect between 3/4 and 4/3."""
+        for _ in range(_TRIES):
+            area = height * width * rng.uniform(*self.crop_scale)
+            aspect = math.exp(rng.uniform(-math.log(_MAX_ASPECT), math.log(_MAX_ASPECT)))
+            h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < h <= height and 0 < w <= width:
+                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        # A very long picture: the largest crop of an allowed aspect, anywhere along it.
+        h = min(height, max(1, round(width * _MAX_ASPECT)))
+        w = min(width, max(1, round(height * _MAX_ASPECT)))
+        return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def _prepared(image: Picture, geometry: Geometry) -> Picture:
+    made: Picture = prepare(image, geometry)[0]
+    return made

@@ -1,0 +1,192 @@
+"""The files of one feature cache, filled chunk by chunk.
+
+A chunk is written, flushed to the disk, and only then marked as done, so what a crash
+interrupted is computed again. The rows are written through the file, not through a
+mapping: on a full disk a mapping dies with SIGBUS instead of an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from sigcam.runtime.errors import ModelError, StorageError
+from sigcam.runtime.files import atomic_path, write_text
+from sigcam.train.distributed import World
+from sigcam.train.views import Decoded, Job, StemRunner, ViewReader, grouped, stack
+
+CHUNK = 64
+"""Pictures that are computed, written and marked as done together."""
+
+
+class CacheFolder:
+    """One cache's folder, to be filled and opened.
+
+    Args:
+        folder: named by the key; made when it is filled.
+        shape: [pictures, views, *stem].
+        dtype: float16 or float32, on disk.
+        world: the processes that fill it together.
+    """
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], world: World
+    ) -> None:
+        self.folder, self.shape, self.dtype, self.world = folder, shape, dtype, world
+        self.file = folder / "features.npy"
+        self.complete = folder / "complete.json"
+
+    def build(
+        self, about: Mapping[str, Any], reader: ViewReader, run: StemRunner, progress: bool
+    ) -> None:
+        """Computes the chunks that aren't marked as done; rank 0 holds the lock."""
+        lock = self._lock() if self.world.is_main else None
+        try:
+            if self.world.is_main:
+                self._prepare(about)
+            self.world.barrier()
+            self._fill(reader, run, progress)
+            self.world.barrier()
+            if self.world.is_main:
+                self._finish()
+            self.world.barrier()
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def open(self) -> npt.NDArray[Any]:
+        """The mapped file.
+
+        Raises:
+            StorageError: it isn't what this cache should hold.
+        """
+        try:
+            features = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as exc:
+            raise StorageError(f"{self.file} is damaged; delete {self.folder}") from exc
+        if features.shape != self.shape or features.dtype != self.dtype:
+            raise StorageError(
+                f"{self.file} should hold {self.dtype} {list(self.shape)}, it holds "
+                f"{features.dtype} {list(features.shape)}; delete {self.folder}"
+            )
+        return cast("npt.NDArray[Any]", features)
+
+    def _lock(self) -> FileLock:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tqdm.write(f"waiting for another run that fills {self.folder}", file=sys.stderr)
+                lock.acquire()
+        except OSError as exc:
+            raise StorageError(
+                f"cannot write {self.folder}: {exc.strerror or exc}; choose another cache folder"
+            ) from exc
+        return lock
+
+    def _prepare(self, about: Mapping[str, Any]) -> None:
+        if self.file.is_file():
+            return
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise StorageError(
+                f"the features need {size / 1e9:.1f} GB, {self.folder} has {free / 1e9:.1f} GB "
+                "left; choose another cache folder, fewer views, or training without a cache"
+            )
+        shutil.rmtree(self.folder / "done", ignore_errors=True)
+        write_text(self.folder / "about.json", json.dumps(about, indent=1))
+        with atomic_path(self.file) as temporary:
+            np.lib.format.open_memmap(temporary, "w+", self.dtype, self.shape)
+
+    def _marker(self, chunk: int) -> Path:
+        return self.folder / "done" / f"{chunk:05d}.json"
+
+    def _fill(self, reader: ViewReader, run: StemRunner, progress: bool) -> None:
+        count, views = self.shape[:2]
+        chunks = range(self.world.rank, -(-count // CHUNK), self.world.size)
+        todo = [chunk for chunk in chunks if not self._marker(chunk).is_file()]
+        members = {c: range(c * CHUNK, min((c + 1) * CHUNK, count)) for c in todo}
+        jobs = (Job(i, tuple(range(views))) for c in todo for i in members[c])
+        total = sum(len(range(c * CHUNK, min((c + 1) * CHUNK, count))) for c in chunks)
+        stream = reader.read(jobs)
+        with tqdm(
+            total=total,
+            initial=total - sum(map(len, members.values())),
+            desc="features",
+            unit="picture",
+            disable=not (progress and self.world.is_main),
+        ) as bar:
+            for chunk in todo:
+                items = self._counted(islice(stream, len(members[chunk])), bar)
+                self._write(chunk, *self._compute(items, run))
+
+    @staticmethod
+    def _counted(items: Iterator[Decoded], bar: tqdm[Any]) -> Iterator[Decoded]:
+        for item in items:
+            yield item
+            bar.update()
+
+    def _compute(
+        self, items: Iterator[Decoded], run: StemRunner
+    ) -> tuple[npt.NDArray[Any], dict[int, str]]:
+        """Rows [pictures of the chunk, views, *stem] and the pictures that failed."""
+        rows: list[npt.NDArray[Any]] = []
+        failed: dict[int, str] = {}
+        for group in grouped(items, self.shape[1]):
+            pixels = stack(group)
+            made = None if pixels is None else self._stored(run(pixels))
+            position = 0
+            for item in group:
+                if item.pixels is None or made is None:
+                    failed[item.job.picture] = item.error
+                    rows.append(np.zeros(self.shape[1:], self.dtype))
+                else:
+                    rows.append(made[position : position + self.shape[1]])
+                    position += self.shape[1]
+        return np.stack(rows), failed
+
+    def _stored(self, made: torch.Tensor) -> npt.NDArray[Any]:
+        values = made.to(torch.float16 if self.dtype == np.float16 else torch.float32)
+        if not bool(torch.isfinite(values).all()):
+            raise ModelError(
+                f"features up to {float(made.abs().max()):.3g} don't fit float16 (65504); use a "
+                "float32 cache"
+            )
+        stored: npt.NDArray[Any] = values.cpu().numpy()
+        return stored
+
+    def _write(self, chunk: int, rows: npt.NDArray[Any], failed: Mapping[int, str]) -> None:
+        offset = cast("np.memmap[Any, Any]", self.open()).offset
+        row_bytes = int(np.prod(self.shape[1:])) * self.dtype.itemsize
+        try:
+            with self.file.open("r+b") as file:
+                file.seek(offset + chunk * CHUNK * row_bytes)
+                file.write(np.ascontiguousarray(rows).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise StorageError(
+                f"cannot write {self.file}: {exc.strerror or exc}; the chunks so far are kept"
+            ) from exc
+        write_text(self._marker(chunk), json.dumps(failed))
+
+    def _finish(self) -> None:
+        failed: dict[str, str] = {}
+        for chunk in range(-(-self.shape[0] // CHUNK)):
+            failed.update(json.loads(self._marker(chunk).read_text()))
+        write_text(self.complete, json.dumps(failed))

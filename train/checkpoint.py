@@ -1,0 +1,128 @@
+"""A run's state on disk, and its metrics.
+
+Both files are written whole or not at all. The checkpoint holds tensors and plain
+containers only and is read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sigcam.runtime.errors import TrainingError
+from sigcam.runtime.files import atomic_path, write_text
+from sigcam.train.settings import EpochMetrics
+
+FORMAT = 1
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.csv"
+
+
+@dataclass
+class State:
+    """Where a run stands.
+
+    Attributes:
+        epoch: whole epochs done.
+        step: steps done in the epoch after those.
+        sums: of that epoch so far: loss, right answers, samples.
+        seconds: that it has taken so far.
+        history: of the whole epochs.
+        first_gradient: largest entry of the first gradient; L-BFGS only.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 3)
+    seconds: float = 0.0
+    history: list[EpochMetrics] = field(default_factory=list)
+    first_gradient: float | None = None
+
+
+def save_checkpoint(
+    folder: Path,
+    run: Mapping[str, Any],
+    state: State,
+    body: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, Any],
+) -> None:
+    """Writes `checkpoint.pt` and `metrics.csv` into `folder`.
+
+    Args:
+        folder: made if needed.
+        run: what a resumed run must agree on; plain JSON values.
+        state: where the run stands.
+        body: state dict of the trained part.
+        optimizer: the optimiser's state dict.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    content = {
+        "format": FORMAT,
+        "run": dict(run),
+        "state": asdict(state),
+        "body": dict(body),
+        "optimizer": dict(optimizer),
+    }
+    with atomic_path(folder / CHECKPOINT) as temporary:
+        torch.save(content, temporary)
+    write_metrics(folder, state.history)
+
+
+def load_checkpoint(
+    folder: Path, run: Mapping[str, Any]
+) -> tuple[State, dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads what `save_checkpoint` wrote: state, body, optimiser.
+
+    Raises:
+        TrainingError: there is none, it is damaged or newer, or it is of another run;
+            names what differs.
+    """
+    file = folder / CHECKPOINT
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        version, before = content["format"], content["run"]
+        state = State(**content["state"])
+        state.history = [EpochMetrics(**entry) for entry in content["state"]["history"]]
+        body, optimizer = content["body"], content["optimizer"]
+    except FileNotFoundError as exc:
+        raise TrainingError(f"there is no checkpoint {file} to resume; start without it") from exc
+    except Exception as exc:  # torch.load raises what its parts raise
+        raise TrainingError(f"{file} is no readable checkpoint; start the run anew") from exc
+    if version != FORMAT:
+        raise TrainingError(f"{file} has format {version}, this sigcam reads {FORMAT}")
+    differing = sorted(k for k in run.keys() | before.keys() if run.get(k) != before.get(k))
+    if differing:
+        told = ", ".join(f"{k}: {before.get(k)!r} before, {run.get(k)!r} now" for k in differing)
+        raise TrainingError(f"{file} is of another run ({told}); use the same or start anew")
+    return state, body, optimizer
+
+
+def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
+    """Writes `metrics.csv`: a header and one line per epoch; unknown values are empty.
+
+    Raises:
+        StorageError: the folder can't be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [f.name for f in fields(EpochMetrics)]
+    if not any(entry.val_loss is not None for entry in history):
+        names = [name for name in names if not name.startswith("val_")]
+    writer.writerow(names)
+    for entry in history:
+        writer.writerow([_cell(getattr(entry, name)) for name in names])
+    write_text(folder / METRICS, text.getvalue())
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

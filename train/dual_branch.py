@@ -1,0 +1,123 @@
+"""A classifier with the paper's second, sigmoid branch.
+
+"Beyond Softmax", Section 3: the backbone and the original (softmax) head stay as they
+are; a clone of the head with fresh parameters is trained beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sigcam.runtime.errors import UsageError
+from sigcam.train.fingerprint import tensors_sha256
+from sigcam.train.head import Head
+from sigcam.train.split import split
+
+
+class DualOutput(NamedTuple):
+    """What a `DualBranch` returns.
+
+    Attributes:
+        logits: float32 [B, C], softmax branch, before softmax.
+        sigmoid_logits: float32 [B, C], sigmoid branch, before the sigmoid.
+        features: float32 [B, N, h, w], F at the target layer.
+    """
+
+    logits: Tensor
+    sigmoid_logits: Tensor
+    features: Tensor
+
+
+class DualBranch(nn.Module):
+    """Backbone, frozen softmax branch, and a trainable sigmoid branch.
+
+    The caller's model is copied, never changed. Backbone and softmax branch are frozen
+    in every respect: no gradients, batch norm in inference form, no dropout, whatever
+    `train()` says. Only the parameters of `sigmoid_head` require gradients.
+
+    Attributes:
+        features: images to F.
+        softmax_head, sigmoid_head: F to logits.
+        target_layer: name of the layer whose output F is; naming it gives the same cut.
+        feature_shape: (N, h, w).
+        num_classes: C.
+        input_size: (H, W) of the images; the graphs hold for this size.
+        architecture: name of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        target_layer: str | None = None,
+        example: Tensor | None = None,
+        *,
+        input_size: int | tuple[int, int] = 224,
+        seed: int = 0,
+        architecture: str | None = None,
+    ) -> None:
+        """Splits a copy of `model` and adds the sigmoid branch.
+
+        Args:
+            model: images float32 [B, 3, H, W] to logits [B, C].
+            target_layer: see `sigcam.train.split.split`; None finds it.
+            example: float32 [B, 3, H, W]; only its shape matters. Instead of input_size.
+            input_size: side of the square input, or (H, W), in pixels.
+            seed: of the sigmoid branch's fresh parameters.
+            architecture: name to record; the model's class name when None.
+
+        Raises:
+            UsageError: `example` isn't float32 [B, 3, H, W].
+            ModelError: the model can't be split there.
+        """
+        super().__init__()
+        if example is None:
+            size = (input_size, input_size) if isinstance(input_size, int) else input_size
+            example = torch.zeros(1, 3, *size)
+        if example.ndim != 4 or example.dtype != torch.float32 or len(example) < 1:
+            raise UsageError(
+                f"example must be float32 [B, 3, H, W], got {example.dtype} {list(example.shape)}"
+            )
+        parts = split(model, example, target_layer)
+        self.features = parts.features
+        self.softmax_head = Head(parts, live_dropout=False)
+        self.sigmoid_head = self.softmax_head.fresh_copy(seed)
+        self.target_layer = parts.target_layer
+        self.feature_shape = parts.feature_shape
+        self.num_classes = parts.num_classes
+        self.input_size = (int(example.shape[2]), int(example.shape[3]))
+        self.architecture = architecture or type(model).__name__
+        self.features.requires_grad_(False)
+        self.softmax_head.requires_grad_(False)
+        self.train(False)
+
+    def forward(self, images: Tensor) -> DualOutput:
+        """Both branches.
+
+        Args:
+            images: float32 [B, 3, H, W], normalised as the model wants them.
+        """
+        features = self.features(images)
+        return DualOutput(self.softmax_head(features), self.sigmoid_head(features), features)
+
+    def train(self, mode: bool = True) -> DualBranch:
+        """Sets training mode; only the sigmoid head's dropouts have one."""
+        super().train(mode)
+        self.features.eval()
+        self.softmax_head.eval()
+        return self
+
+    def classifier_tensors(self) -> dict[str, Tensor]:
+        """What the classifier computes with, by the original model's names."""
+        found = {name: value.detach() for name, value in self.features.state_dict().items()}
+        return {**found, **self.softmax_head.named_tensors()}
+
+    def weights_sha256(self) -> str:
+        """Hash of `classifier_tensors`: which classifier a branch belongs to."""
+        return tensors_sha256(self.classifier_tensors())
+
+    def branch_sha256(self) -> str:
+        """Hash of the sigmoid head's tensors as they are now."""
+        return tensors_sha256(self.sigmoid_head.named_tensors())

@@ -1,0 +1,152 @@
+"""The parts of a run that both optimisers share."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sigcam.runtime.errors import TrainingError
+from sigcam.train.batches import Samples
+from sigcam.train.checkpoint import State, load_checkpoint, save_checkpoint
+from sigcam.train.distributed import World
+from sigcam.train.settings import EpochCallback, EpochMetrics, TrainSettings
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Fit:
+    """A body, its samples and where its training stands.
+
+    Attributes:
+        body: stem output to logits; its parameters are trained.
+        loss: (logits [B, C], class ids [B]) to the mean loss of the batch.
+        train, val: the samples; val is None without a validation split.
+        run: what a resumed run must agree on.
+        folder: of checkpoint and metrics; None writes neither.
+    """
+
+    body: nn.Module
+    loss: Loss
+    train: Samples
+    val: Samples | None
+    settings: TrainSettings
+    world: World
+    run: Mapping[str, Any]
+    folder: Path | None
+    progress: bool
+    on_epoch: EpochCallback | None
+    state: State
+
+    def resume(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes body, optimiser and state from the checkpoint.
+
+        Raises:
+            TrainingError: there is none that fits.
+        """
+        if self.folder is None:
+            raise TrainingError("resuming needs the folder of the run")
+        state, body, moments = load_checkpoint(self.folder, self.run)
+        try:
+            self.body.load_state_dict(body)
+            optimizer.load_state_dict(moments)
+        except (RuntimeError, ValueError, KeyError) as exc:
+            raise TrainingError(
+                f"the checkpoint in {self.folder} doesn't fit this head; start the run anew"
+            ) from exc
+        if not self.world.is_main:
+            state.sums = [0.0] * 3  # rank 0 holds the sums over all processes
+        self.state = state
+
+    def save(self, optimizer: torch.optim.Optimizer) -> None:
+        """Writes the checkpoint and the metrics, in rank 0. Every process must call it.
+
+        Raises:
+            StorageError: the folder can't be written.
+        """
+        sums = self.world.total(self.state.sums)
+        self.state.sums = sums if self.world.is_main else [0.0] * 3
+        if self.world.is_main and self.folder is not None:
+            save_checkpoint(
+                self.folder, self.run, self.state, self.body.state_dict(), optimizer.state_dict()
+            )
+
+    def end_epoch(self, optimizer: torch.optim.Optimizer, started: float) -> None:
+        """Turns the sums into a line of metrics, saves, and tells the caller."""
+        loss, right, samples = self.world.total(self.state.sums)
+        if samples == 0:
+            raise TrainingError("no picture of the epoch could be read")
+        val_loss, val_top1 = self._validate()
+        seconds = self.state.seconds + time.perf_counter() - started
+        metrics = EpochMetrics(
+            epoch=self.state.epoch + 1,
+            loss=loss / samples,
+            top1=right / samples,
+            seconds=seconds,
+            samples_per_s=samples / seconds,
+            val_loss=val_loss,
+            val_top1=val_top1,
+        )
+        self.state = State(
+            self.state.epoch + 1,
+            history=[*self.state.history, metrics],
+            first_gradient=self.state.first_gradient,
+        )
+        self.save(optimizer)
+        if self.on_epoch is not None:
+            self.on_epoch(metrics)
+
+    def check_finite(self, loss: float) -> None:
+        """Stops a run whose loss is NaN or infinite.
+
+        Raises:
+            TrainingError: it is; says where and what to try.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {self.state.epoch + 1}, step "
+                f"{self.state.step + 1}; lower the learning rate (it is "
+                f"{self.settings.learning_rate}) or look at the head's weights"
+            )
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        if self.val is None:
+            return None, None
+        size, rank, world = self.settings.steps[2], self.world.rank, self.world.size
+        numbers = np.arange(rank, self.val.size, world)
+        chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        sums = [0.0] * 3
+        with torch.no_grad(), mode(self.body, training=False):
+            for x, ids in self.val.batches(chunks, self.state.epoch):
+                if len(ids):
+                    logits = self.body(x)
+                    sums[0] += float(self.loss(logits, ids)) * len(ids)
+                    sums[1] += float(right_answers(logits, ids))
+                    sums[2] += len(ids)
+        loss, right, samples = self.world.total(sums)
+        return (loss / samples, right / samples) if samples else (None, None)
+
+
+def right_answers(logits: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+    """How many rows have their largest logit at their class."""
+    return (logits.detach().argmax(1) == class_ids).sum()
+
+
+@contextmanager
+def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Sets training or inference mode, and restores it."""
+    before = module.training
+    module.train(training)
+    try:
+        yield
+    finally:
+        module.train(before)

@@ -1,0 +1,266 @@
+"""Training a head on a frozen backbone, from pictures to the trained branch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
+
+from sigcam.runtime.errors import DataError, UsageError
+from sigcam.runtime.spec import Geometry
+from sigcam.train.adam import fit_adam
+from sigcam.train.augment import Augmentation
+from sigcam.train.batches import CachedSamples, Indices, LiveSamples, Samples, split_pictures
+from sigcam.train.cache import build_cache, describe, key_of
+from sigcam.train.checkpoint import State
+from sigcam.train.data import ImageList, match_classes
+from sigcam.train.distributed import World, join_world
+from sigcam.train.dual_branch import DualBranch
+from sigcam.train.fit import Fit, Loss
+from sigcam.train.head import Head
+from sigcam.train.lbfgs import fit_lbfgs
+from sigcam.train.loss import default_positive_weight, evidence_loss
+from sigcam.train.settings import EpochCallback, TrainResult, TrainSettings
+from sigcam.train.views import HeadName, StemRunner, head_of
+
+__all__ = ["Reading", "TrainSettings", "train_branch"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pictures are read and where features are kept.
+
+    Attributes:
+        cache_dir: folder of all feature caches; the user's cache folder when None.
+        workers: decoding threads; the cores, at most 8, when None.
+        strict: whether an unreadable picture is an error. If not, it is left out and
+            listed in the result.
+    """
+
+    cache_dir: Path | None = None
+    workers: int | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class _Samples:
+    train: Samples
+    val: Samples | None
+    pictures: int
+    views: int
+    key: str
+    failed: Mapping[int, str]
+    folder: Path | None
+
+
+def train_branch(
+    dual: DualBranch,
+    data: ImageList,
+    settings: TrainSettings | None = None,
+    *,
+    geometry: Geometry,
+    augmentation: Augmentation | None = None,
+    reading: Reading | None = None,
+    class_names: Sequence[str] = (),
+    run_dir: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    head: HeadName = "sigmoid",
+    on_epoch: EpochCallback | None = None,
+) -> TrainResult:
+    """Trains the sigmoid branch in place; nothing else of `dual` changes.
+
+    Under torchrun every process calls this with the same arguments; the result is the
+    same in all of them. Ctrl-C lets the step in work finish, saves, and raises.
+
+    Args:
+        dual: is moved to the device of the settings and stays there.
+        data: the training set.
+        settings: optimiser and its numbers; `TrainSettings()` when None.
+        geometry: of the network's input, as it will be deployed.
+        augmentation: which views; `Augmentation()` when None. Training on the fly draws
+            one random view per picture and epoch and doesn't use `views`.
+        reading: threads, cache folder, strictness; `Reading()` when None.
+        class_names: the model's C names, to match the data's by; empty if unknown.
+        run_dir: gets checkpoint.pt and metrics.csv, replacing those of an earlier run;
+            None writes neither.
+        resume: whether to go on from the checkpoint in `run_dir`. On the CPU the result
+            is that of an uninterrupted run, bit for bit. More epochs than before may be
+            asked for where the schedule is constant.
+        progress: whether progress bars are shown on standard error.
+        head: "softmax" trains the softmax head by cross-entropy instead (a linear probe
+            after `replace_classes`; not part of the paper).
+        on_epoch: called with the metrics after each epoch is saved, in every process.
+
+    Raises:
+        UsageError: a geometry of another size than `dual`'s; L-BFGS for a head that isn't
+            linear or under torchrun; `resume` without `run_dir`.
+        DataError: pictures or classes that can't be used.
+        ModelError: features that aren't finite.
+        TrainingError: a loss that isn't finite; a checkpoint that is missing or of
+            another run.
+        StorageError: cache or run folder can't be written.
+        BackendUnavailableError: CUDA was asked for and isn't there.
+        KeyboardInterrupt: Ctrl-C; the checkpoint is saved.
+    """
+    settings = settings or TrainSettings()
+    if (geometry.height, geometry.width) != dual.input_size:
+        raise UsageError(
+            f"the geometry must have the input size {list(dual.input_size)} that the model was "
+            f"split at, got {[geometry.height, geometry.width]}"
+        )
+    if resume and run_dir is None:
+        raise UsageError("resume needs run_dir, the folder with the checkpoint")
+    matched = match_classes(data, dual.num_classes, class_names)
+    with join_world(settings.device) as world:
+        dual.to(world.device)
+        chosen = head_of(dual, head)
+        samples = _samples(
+            dual, matched, settings, geometry, augmentation or Augmentation(),
+            reading or Reading(), world, head, progress,
+        )  # fmt: skip
+        fit = Fit(
+            body=chosen.body,
+            loss=_loss(settings, head),
+            train=samples.train,
+            val=samples.val,
+            settings=settings,
+            world=world,
+            run=_identity(settings, samples, matched, head),
+            folder=run_dir,
+            progress=progress,
+            on_epoch=on_epoch,
+            state=State(),
+        )
+        with _trainable(chosen):
+            norm = _fit(fit, chosen, resume)
+    weight = settings.positive_weight or default_positive_weight(dual.num_classes)
+    failed = samples.train.failed if isinstance(samples.train, LiveSamples) else samples.failed
+    return TrainResult(
+        history=tuple(fit.state.history),
+        pictures=samples.pictures,
+        views=samples.views,
+        positive_weight=weight if head == "sigmoid" else None,
+        gradient_norm=norm,
+        failed=dict(failed),
+        cache_folder=samples.folder,
+    )
+
+
+def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
+    if fit.settings.optimizer == "lbfgs":
+        return fit_lbfgs(fit, head.stem_shape, resume)
+    fit_adam(fit, resume)
+    return None
+
+
+def _loss(settings: TrainSettings, head: HeadName) -> Loss:
+    if head == "softmax":
+        return F.cross_entropy
+    return partial(evidence_loss, positive_weight=settings.positive_weight)
+
+
+@contextmanager
+def _trainable(head: Head) -> Iterator[None]:
+    """Lets the head's body take gradients, and restores what was frozen."""
+    before = {name: p.requires_grad for name, p in head.body.named_parameters()}
+    head.body.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for name, parameter in head.body.named_parameters():
+            parameter.requires_grad_(before[name])
+            parameter.grad = None
+
+
+def _identity(
+    settings: TrainSettings, samples: _Samples, data: ImageList, head: HeadName
+) -> dict[str, Any]:
+    """What a resumed run must agree on, as plain JSON values."""
+    asked = {k: v for k, v in asdict(settings).items() if k != "device"}
+    if settings.schedule == "constant":
+        del asked["epochs"]
+    labels = hashlib.sha256(np.array(data.class_ids, np.int64).tobytes()).hexdigest()
+    return {**asked, "head": head, "features": samples.key, "labels": labels}
+
+
+def _samples(
+    dual: DualBranch,
+    data: ImageList,
+    settings: TrainSettings,
+    geometry: Geometry,
+    augmentation: Augmentation,
+    reading: Reading,
+    world: World,
+    head: HeadName,
+    progress: bool,
+) -> _Samples:
+    if not settings.cached:
+        return _live(dual, data, settings, geometry, augmentation, reading, world, head)
+    cache = build_cache(
+        dual,
+        data,
+        geometry,
+        augmentation,
+        world,
+        head=head,
+        cache_dir=reading.cache_dir,
+        dtype=settings.cache_dtype,
+        workers=reading.workers,
+        strict=reading.strict,
+        progress=progress,
+    )
+    usable = np.setdiff1d(np.arange(len(data)), np.array(list(cache.failed), np.int64))
+    train, held = _split(usable, settings)
+    return _Samples(
+        CachedSamples(cache, data, train, augmentation.views, world.device),
+        CachedSamples(cache, data, held, 1, world.device) if len(held) else None,
+        len(train),
+        augmentation.views,
+        cache.key,
+        cache.failed,
+        cache.folder,
+    )
+
+
+def _live(
+    dual: DualBranch,
+    data: ImageList,
+    settings: TrainSettings,
+    geometry: Geometry,
+    augmentation: Augmentation,
+    reading: Reading,
+    world: World,
+    head: HeadName,
+) -> _Samples:
+    train, held = _split(np.arange(len(data)), settings)
+    make = partial(
+        LiveSamples,
+        data,
+        geometry,
+        augmentation,
+        run=StemRunner(dual, geometry, world.device, head),
+        workers=reading.workers,
+        strict=reading.strict,
+        stem_shape=head_of(dual, head).stem_shape,
+    )
+    key = key_of(describe(dual, data, geometry, replace(augmentation, views=1), head))
+    val = make(pictures=held, random=False) if len(held) else None
+    return _Samples(make(pictures=train), val, len(train), 0, key, {}, None)
+
+
+def _split(usable: Indices, settings: TrainSettings) -> tuple[Indices, Indices]:
+    train, held = split_pictures(usable, settings.val_fraction, settings.seed)
+    if not len(train) or (settings.val_fraction and not len(held)):
+        raise DataError(
+            f"a validation share of {settings.val_fraction} leaves {len(train)} of "
+            f"{len(usable)} pictures to train on and {len(held)} to validate; change it"
+        )
+    return train, held

@@ -1,0 +1,159 @@
+"""What a training run is asked to do, and what it gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sigcam.runtime.errors import UsageError
+from sigcam.train.cache import CacheType
+
+Optimizer = Literal["adam", "lbfgs"]
+Schedule = Literal["constant", "cosine"]
+
+_DEFAULTS: dict[str, tuple[float, int, int]] = {
+    # learning rate, epochs, batch size
+    "adam": (0.003, 3, 32),
+    "lbfgs": (1.0, 20, 4096),
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a head is trained.
+
+    The values for Adam (learning rate 0.003, weight decay 5e-4, 3 epochs, batches of 32)
+    are those that "Beyond Softmax" gives for ImageNet. There they belong to SGD with
+    Nesterov momentum; Adam is this project's departure, and takes the step size as its
+    own. On a small data set more epochs are needed.
+
+    Attributes:
+        optimizer: "adam", or "lbfgs": the whole set per step with a strong Wolfe line
+            search; for a body that is one linear layer, where the problem is convex.
+            Dropout is off there, or the objective would change from step to step.
+        learning_rate: None: 0.003 for Adam, 1 for L-BFGS (the line search scales it).
+        weight_decay: factor d of the L2 term d/2 |theta|^2 added to the loss, biases
+            included, for either optimiser (not decoupled as in AdamW).
+        epochs: None: 3 for Adam, 20 for L-BFGS. One of L-BFGS is up to 10 iterations; it
+            ends early when the gradient is all but zero.
+        batch_size: samples per step over all processes; None: 32 for Adam. For L-BFGS the
+            rows worked on at once (4096), which changes memory, not the result.
+        positive_weight: of the loss; None: C - 1.
+        schedule: "constant", or "cosine": the learning rate falls to 0 over the run.
+        seed: of order, dropout and validation split.
+        cached: whether features of a fixed number of views are computed once. If not,
+            every epoch crops and flips anew and runs the backbone.
+        cache_dtype: of the features on disk, "float16" or "float32".
+        val_fraction: share of the pictures held out for validation, 0 <= share < 1.
+        device: "auto", "cpu", "cuda" or "cuda:<n>".
+    """
+
+    optimizer: Optimizer = "adam"
+    learning_rate: float | None = None
+    weight_decay: float = 5e-4
+    epochs: int | None = None
+    batch_size: int | None = None
+    positive_weight: float | None = None
+    schedule: Schedule = "constant"
+    seed: int = 0
+    cached: bool = True
+    cache_dtype: CacheType = "float16"
+    val_fraction: float = 0.0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _choice("optimizer", self.optimizer, get_args(Optimizer))
+        _choice("schedule", self.schedule, get_args(Schedule))
+        _choice("cache_dtype", self.cache_dtype, get_args(CacheType))
+        rate, epochs, batch = _DEFAULTS[self.optimizer]
+        for name, value in (("learning_rate", rate), ("epochs", epochs), ("batch_size", batch)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+        self._check_numbers()
+        if self.optimizer == "lbfgs" and self.schedule != "constant":
+            raise UsageError("L-BFGS finds its own step sizes; use the schedule 'constant'")
+        if self.optimizer == "lbfgs" and not self.cached:
+            raise UsageError("L-BFGS needs the same samples at every step; use cached features")
+
+    def _check_numbers(self) -> None:
+        for name in ("learning_rate", "positive_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be finite and above 0, got {value!r}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(
+                f"weight_decay must be finite and at least 0, got {self.weight_decay!r}"
+            )
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"val_fraction must be in [0, 1), got {self.val_fraction!r}")
+        if self.seed < 0:
+            raise UsageError(f"seed must be at least 0, got {self.seed!r}")
+
+    @property
+    def steps(self) -> tuple[float, int, int]:
+        """Learning rate, epochs and batch size with the defaults filled in."""
+        if self.learning_rate is None or self.epochs is None or self.batch_size is None:
+            raise UsageError("settings must be made by TrainSettings(...)")
+        return self.learning_rate, self.epochs, self.batch_size
+
+
+def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One line of metrics.csv.
+
+    Attributes:
+        epoch: 1, 2, ...
+        loss: mean over the epoch's samples, as they were met, without weight decay.
+        top1: share of the samples whose class has the head's largest logit.
+        seconds: that the epoch took, validation included.
+        samples_per_s: training samples over `seconds`.
+        val_loss, val_top1: of the plain view of the held-out pictures after the epoch;
+            None without a validation split.
+    """
+
+    epoch: int
+    loss: float
+    top1: float
+    seconds: float
+    samples_per_s: float
+    val_loss: float | None = None
+    val_top1: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave; the trained tensors are in the `DualBranch` itself.
+
+    Attributes:
+        history: one entry per epoch, those before a resumption included.
+        pictures: how many were trained on, validation and unreadable ones not counted.
+        views: per picture; 0 when every epoch drew its own.
+        positive_weight: the one used; None for the softmax head.
+        gradient_norm: largest absolute entry of the objective's gradient at the end;
+            L-BFGS only.
+        failed: index of an unreadable picture to the reason.
+        cache_folder: of the features; None without a cache.
+    """
+
+    history: tuple[EpochMetrics, ...]
+    pictures: int
+    views: int
+    positive_weight: float | None
+    gradient_norm: float | None
+    failed: Mapping[int, str]
+    cache_folder: Path | None
+
+
+EpochCallback = Callable[[EpochMetrics], Any]
