@@ -22,6 +22,7 @@ from sigcam.runtime.spec import Geometry
 from sigcam.train.augment import Augmentation, Picture
 from sigcam.train.data import ImageList
 from sigcam.train.dual_branch import DualBranch
+from sigcam.train.fold import fold_batch_norms
 from sigcam.train.head import Head
 
 HeadName = Literal["sigmoid", "softmax"]
@@ -115,7 +116,8 @@ class StemRunner:
         device: torch.device,
         head: HeadName = "sigmoid",
     ) -> None:
-        self.features, self.stem, self.device = dual.features, head_of(dual, head).stem, device
+        self.features = fold_batch_norms(dual.features)
+        self.stem, self.device = head_of(dual, head).stem, device
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(geometry.mean, device=device).reshape(shape) * 255
         self._scale = 1 / (torch.tensor(geometry.std, device=device).reshape(shape) * 255)

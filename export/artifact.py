@@ -1,0 +1,189 @@
+"""Exports an artifact, or the bare classifier that it is compared with."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigcam.export import parity
+from sigcam.export.graph import ArtifactGraph, Classifier, GraphOptions
+from sigcam.export.writer import check_opset, to_onnx, with_spec
+from sigcam.runtime.errors import ExportError, UsageError
+from sigcam.runtime.files import write_bytes
+from sigcam.runtime.spec import Branch, ClassSelection, Geometry, Profile, Source, Spec
+from sigcam.train.dual_branch import DualBranch
+
+DEFAULT_OPSET = 18
+
+
+def export_artifact(
+    dual: DualBranch,
+    path: str | Path,
+    *,
+    method: str = "cam",
+    branch: Branch = "sigmoid",
+    nwc: bool = True,
+    profile: Profile = "fused",
+    classes: ClassSelection | None = None,
+    geometry: Geometry | None = None,
+    class_names: Sequence[str] = (),
+    trained_on: str | None = None,
+    has_sigmoid: bool = True,
+    sigmoid_logits: bool = False,
+    tolerance: float = 1e-4,
+    opset: int = DEFAULT_OPSET,
+) -> Spec:
+    """Writes one ONNX file that gives the prediction and the evidence map.
+
+    Args:
+        dual: the classifier with its trained sigmoid branch; it isn't changed.
+        path: of the file; written whole or not at all.
+        method: a name in `METHODS`.
+        branch: which branch the CAM weights come from; "softmax" is the classic CAM.
+        nwc: whether negative weights are clamped to 0 before the weighted sum.
+        profile: "fused": grids out; "split": features and signed CAM weights out.
+        classes: which classes get a map; the predicted one when None.
+        geometry: how a picture becomes the input; ImageNet's when None.
+        class_names: C names, or none.
+        trained_on: what the sigmoid branch was trained on, in words.
+        has_sigmoid: whether `dual` holds a trained sigmoid branch to give evidence.
+        sigmoid_logits: whether all C logits of the sigmoid branch are an output too.
+        tolerance: largest error, relative to an output's largest value, to accept.
+        opset: of the ONNX standard, 18 to 20.
+
+    Returns:
+        The spec that the file carries, with the parity certificate.
+
+    Raises:
+        UsageError: options that contradict each other or the model.
+        ModelError: weights that aren't finite.
+        ExportError: the graph can't be built from this model.
+        ParityError: the graph doesn't compute what PyTorch computes; nothing is written.
+        StorageError: the file can't be written.
+    """
+    check_opset(opset)
+    if not 0 < tolerance < 1:
+        raise UsageError(f"tolerance must be between 0 and 1, got {tolerance}")
+    options = GraphOptions(
+        method, branch, nwc, profile, classes or ClassSelection(), has_sigmoid, sigmoid_logits
+    )
+    geometry = _fitting(dual, geometry)
+    parity.check_finite(dual, has_sigmoid)
+    spec = Spec(
+        method=method,
+        branch=branch,
+        nwc=nwc,
+        target_layers=(dual.target_layer,),
+        profile=profile,
+        classes=options.classes,
+        geometry=geometry,
+        num_classes=dual.num_classes,
+        feature_shape=dual.feature_shape,
+        source=_source(dual, trained_on, has_sigmoid),
+        class_names=tuple(class_names),
+    )
+    frozen = _on_cpu(dual)
+    inputs, dynamic = _inputs(geometry, options)
+    model = to_onnx(
+        ArtifactGraph(frozen, options, geometry), inputs, dynamic, options.output_names, opset
+    )
+    certificate = parity.certify(frozen, model.SerializeToString(), options, geometry, tolerance)
+    spec = dataclasses.replace(spec, parity=certificate)
+    write_bytes(path, with_spec(model, spec))
+    return spec
+
+
+def export_classifier(
+    dual: DualBranch,
+    path: str | Path,
+    geometry: Geometry | None = None,
+    *,
+    tolerance: float = 1e-4,
+    opset: int = DEFAULT_OPSET,
+) -> None:
+    """Writes the network alone, `image` to `logits`, without a spec.
+
+    The baseline of the benchmarks: the same network with the same input handling.
+
+    Args:
+        dual: its backbone and softmax branch are exported; it isn't changed.
+        path: of the file; written whole or not at all.
+        geometry: how a picture becomes the input; ImageNet's when None.
+        tolerance: largest relative error to accept.
+        opset: of the ONNX standard, 18 to 20.
+
+    Raises:
+        As `export_artifact`.
+    """
+    check_opset(opset)
+    geometry = _fitting(dual, geometry)
+    parity.check_finite(dual, has_sigmoid=False)
+    frozen = _on_cpu(dual)
+    inputs, dynamic = _inputs(geometry, GraphOptions())
+    model = to_onnx(Classifier(frozen, geometry), inputs, dynamic, ["logits"], opset)
+    data = model.SerializeToString()
+    parity.certify_logits(frozen, data, geometry, tolerance)
+    write_bytes(path, data)
+
+
+def _fitting(dual: DualBranch, geometry: Geometry | None) -> Geometry:
+    height, width = dual.input_size
+    geometry = geometry or Geometry(height, width)
+    if (geometry.height, geometry.width) != (height, width):
+        raise ExportError(
+            f"the geometry must have the size that the model was split for, {height}x{width}, "
+            f"got {geometry.height}x{geometry.width}; make the DualBranch with "
+            f"input_size=({geometry.height}, {geometry.width})"
+        )
+    return geometry
+
+
+def _on_cpu(dual: DualBranch) -> DualBranch:
+    """In evaluation mode on the CPU, leaving the caller's as it is."""
+    parameter = next(dual.parameters(), None)
+    if parameter is None or parameter.device.type == "cpu":
+        return dual if not dual.training else copy.deepcopy(dual).eval()
+    return copy.deepcopy(dual).cpu().eval()
+
+
+def _inputs(
+    geometry: Geometry, options: GraphOptions
+) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    """Examples and names of dynamic sizes."""
+    H, W = geometry.height, geometry.width
+    image = (
+        torch.zeros(2, H, W, 3, dtype=torch.uint8)
+        if geometry.layout == "uint8_nhwc"
+        else torch.zeros(2, 3, H, W)
+    )
+    inputs, dynamic = {"image": image}, {"image": {0: "batch"}}
+    if options.classes.mode == "input":
+        # Three columns: a size of 1, or one that equals another, would be taken as fixed.
+        inputs["class_ids"] = torch.zeros(2, 3, dtype=torch.int64)
+        dynamic["class_ids"] = {0: "batch", 1: "classes"}
+    return inputs, dynamic
+
+
+def _source(dual: DualBranch, trained_on: str | None, has_sigmoid: bool) -> Source:
+    packages = ("sigcam", "torch", "onnx", "onnxscript", "onnxruntime")
+    return Source(
+        architecture=dual.architecture,
+        weights_sha256=dual.weights_sha256(),
+        branch_sha256=dual.branch_sha256() if has_sigmoid else None,
+        trained_on=trained_on if has_sigmoid else None,
+        versions={"numpy": np.__version__, **{n: v for n in packages if (v := _version(n))}},
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
