@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from sigcam.runtime.errors import BranchMismatchError, ModelError, SchemaError, UsageError
-from sigcam.runtime.files import atomic_path
+from sigcam.runtime.files import write_bytes
 from sigcam.runtime.spec import Geometry
 from sigcam.train.dual_branch import DualBranch
 from sigcam.train.fingerprint import tensors_sha256
@@ -112,11 +112,8 @@ def save_branch(
             raise ModelError(f"{name} has values that are not finite as {dtype}; nothing written")
         tensors[name] = stored
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(info)}, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={METADATA_KEY: text})
-        except SafetensorError as exc:  # its own wrapping of a full disk
-            raise OSError(str(exc)) from exc
+    # Through bytes: safetensors' own writer makes a file that only its owner may read.
+    write_bytes(path, save(tensors, metadata={METADATA_KEY: text}))
     return info
 
 
