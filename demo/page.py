@@ -43,11 +43,11 @@ class ShiftRow:
     """Every picture explained after a shift of the softmax weights.
 
     Attributes:
-        deviations: size of the shift in standard deviations of the weights; 0 for none.
+        text: what was done to the weights.
         softmax, sigmoid: one explanation per picture.
     """
 
-    deviations: float
+    text: str
     softmax: Sequence[Explanation]
     sigmoid: Sequence[Explanation]
 
@@ -68,7 +68,7 @@ def write_page(
         trained_on=escape(trained_on),
         threshold=f"{BOX_THRESHOLD:g}",
         panels="\n".join(_panel(panel) for panel in panels),
-        shifts=_shift_table(panels, shifts),
+        shifts=_shift_blocks(panels, shifts),
         rounds=len(timing.seconds["classification"]),
         machine=escape(f"{os.cpu_count()} cores, {platform.machine()}"),
         timing=_timing_rows(timing),
@@ -98,26 +98,21 @@ def _remark(explanation: Explanation) -> str:
     return "" if explanation.valid else "no positive evidence: the map is empty"
 
 
-def _shift_table(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
-    parts = ['<table class="shift">']
-    parts.append("<tr><th>Softmax weights</th><th>softmax CAM</th><th>sigmoid map</th></tr>")
-    base = shifts[0]
+def _shift_blocks(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
+    """Per picture two rows, softmax and sigmoid, with a column for each shift."""
+    parts = []
     for index, panel in enumerate(panels):
-        for row in shifts:
-            softmax, sigmoid = row.softmax[index], row.sigmoid[index]
-            name = (
-                "as trained" if row.deviations == 0 else f"{row.deviations:+g} standard deviations"
-            )
-            text = (
-                f"<b>{escape(softmax.label)}</b><br>{name}<br>probability {softmax.probability:.6f}"
-            )
-            parts.append(
-                f"<tr><td>{escape(panel.name)}<br>{text}</td>"
-                f"<td>{_figure(softmax.overlay(), '', _drift(softmax, base.softmax[index]))}</td>"
-                f"<td>{_figure(sigmoid.overlay(), '', _drift(sigmoid, base.sigmoid[index]))}</td>"
-                "</tr>"
-            )
-    parts.append("</table>")
+        parts.append(f"<h3>{escape(panel.sigmoid.label)} ({escape(panel.name)})</h3>")
+        figures = []
+        for branch in ("softmax CAM", "sigmoid map"):
+            for row in shifts:
+                chosen = row.softmax if branch == "softmax CAM" else row.sigmoid
+                base = shifts[0].softmax if branch == "softmax CAM" else shifts[0].sigmoid
+                found = chosen[index]
+                text = f"{row.text}; {found.label} {found.probability:.5f}"
+                drift = _drift(found, base[index])
+                figures.append(_figure(found.overlay(), branch, text + drift))
+        parts.append(f'<div class="row">{"".join(figures)}</div>')
     return "\n".join(parts)
 
 
@@ -126,9 +121,9 @@ def _drift(explanation: Explanation, base: Explanation) -> str:
     if explanation is base:
         return ""
     if not explanation.valid:
-        return "no positive evidence left: the map is empty"
+        return "; no positive evidence left, the map is empty"
     difference = float(np.abs(explanation.map - base.map).max())
-    return f"largest change of the map: {difference:.6f}"
+    return f"; largest change of the map {difference:.3f}"
 
 
 def _timing_rows(timing: Timing) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sigcam.demo.network import load_network
 from sigcam.demo.page import Panel, ShiftRow, write_page
-from sigcam.demo.shift import shift_softmax
+from sigcam.demo.shift import SHIFTS, Shift, shift_softmax
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import export_artifact, export_classifier
 from sigcam.runtime.backends import backend_class
@@ -22,10 +22,6 @@ from sigcam.runtime.session import Session, load
 if TYPE_CHECKING:
     from sigcam.train.assemble import Assembled
 
-# How far the softmax weights are shifted, in standard deviations of these weights: one
-# of either sign, as in the paper's Figure 1 (a) and (b).
-SHIFTS = (2.0, -2.0)
-
 
 @dataclass(frozen=True)
 class Artifacts:
@@ -34,7 +30,7 @@ class Artifacts:
     sigmoid: Path
     softmax: Path
     classifier: Path
-    shifted: tuple[tuple[float, Path, Path], ...]  # deviations, softmax file, sigmoid file
+    shifted: tuple[tuple[Shift, Path, Path], ...]  # softmax file, sigmoid file
 
 
 def run_demo(
@@ -95,24 +91,24 @@ def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Art
     export(dual, softmax, branch="softmax", nwc=False)
     export_classifier(dual, classifier, geometry)
     shifted = []
-    for deviations in SHIFTS:
-        say(f"exporting both again, softmax weights shifted by {deviations:+g} deviations")
-        moved = shift_softmax(dual, deviations)
-        files = [out / f"shift{deviations:+g}-{branch}.onnx" for branch in ("softmax", "sigmoid")]
+    for shift in SHIFTS:
+        say(f"exporting both again, the softmax branch shifted: {shift.text}")
+        moved = shift_softmax(dual, shift)
+        files = [out / f"shift-{shift.name}-{branch}.onnx" for branch in ("softmax", "sigmoid")]
         export(moved, files[0], branch="softmax", nwc=False)
         export(moved, files[1])
-        shifted.append((deviations, files[0], files[1]))
+        shifted.append((shift, files[0], files[1]))
     return Artifacts(sigmoid, softmax, classifier, tuple(shifted))
 
 
 def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftRow]:
     """Explains every picture with every shifted model."""
-    rows = [ShiftRow(0.0, [p.softmax for p in panels], [p.sigmoid for p in panels])]
-    for deviations, softmax_file, sigmoid_file in artifacts.shifted:
+    rows = [ShiftRow("as trained", [p.softmax for p in panels], [p.sigmoid for p in panels])]
+    for shift, softmax_file, sigmoid_file in artifacts.shifted:
         with load(softmax_file) as softmax, load(sigmoid_file) as sigmoid:
             rows.append(
                 ShiftRow(
-                    deviations,
+                    shift.text,
                     [softmax.explain(p.softmax.image)[0] for p in panels],
                     [sigmoid.explain(p.sigmoid.image)[0] for p in panels],
                 )

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from sigcam.runtime.errors import UsageError
 from sigcam.runtime.files import atomic_path, write_bytes, write_text
-from sigcam.runtime.geometry import Placement, to_map
+from sigcam.runtime.geometry import Placement
+from sigcam.runtime.maps import to_map
 from sigcam.runtime.overlay import draw
 
 Array = npt.NDArray[Any]

@@ -1,5 +1,4 @@
 import math
-from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -8,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import Axis, place, prepare, spread, to_map
+from sigcam.runtime.geometry import Axis, place, prepare
+from sigcam.runtime.maps import spread, to_map
 from sigcam.runtime.spec import Geometry
 
 RULES = ("crop", "stretch", "letterbox")
@@ -30,30 +30,20 @@ def kernel(distance, interpolation):
     return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
 
 
-def window_by_fractions(axis):
-    """The picture pixels that the input overlaps, from exact fractions."""
-    scale = Fraction(axis.used, axis.resized)
-    first = max(axis.offset, 0)
-    end = min(axis.offset + axis.length, axis.resized)
-    low = 0 if first == 0 else math.floor(axis.start + first * scale)
-    high = axis.size if end == axis.resized else math.ceil(axis.start + end * scale)
-    return low, high
-
-
 def slow_spread(grid, placement, interpolation):
     """Pixel by pixel: picture pixel to input pixel to grid coordinate, then the kernel."""
     h, w = grid.shape
     out = np.zeros((placement.height, placement.width))
-    windows = [window_by_fractions(axis) for axis in (placement.rows, placement.columns)]
+    x0, y0, x1, y1 = placement.window
 
     def taps(pixel, axis, cells):
-        resized = (pixel + 0.5 - axis.start) * axis.resized / axis.used
-        at = (resized - axis.offset) * cells / axis.length - 0.5
+        shown = (pixel + 0.5 - axis.start) * axis.shown / axis.used
+        at = (shown + axis.first) * cells / axis.length - 0.5
         for cell in range(math.floor(at) - 1, math.floor(at) + 3):
             yield min(max(cell, 0), cells - 1), kernel(at - cell, interpolation)
 
-    for y in range(*windows[0]):
-        for x in range(*windows[1]):
+    for y in range(y0, y1):
+        for x in range(x0, x1):
             for i, wy in taps(y, placement.rows, h):
                 for j, wx in taps(x, placement.columns, w):
                     out[y, x] += wy * wx * grid[i, j]
@@ -97,20 +87,21 @@ def test_every_shape_gives_an_input_and_a_window(height, width, rule):
     image[:] = (10, 20, 30)
     tensor, placement = prepare(image, geometry)
     assert tensor.shape == (56, 48, 3)
-    (top, bottom), (left, right) = placement.rows.filled, placement.columns.filled
-    assert (tensor[top:bottom, left:right] == (10, 20, 30)).all()
+    rows, columns = placement.rows, placement.columns
+    assert (tensor[rows.filled, columns.filled] == (10, 20, 30)).all()
     x0, y0, x1, y1 = placement.window
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
     if rule != "crop":
         assert (x0, y0, x1, y1) == (0, 0, width, height)
     else:
-        assert bottom - top == 56
-        assert right - left == 48
+        assert (rows.shown, columns.shown) == (56, 48)
     full, valid = to_map(np.random.default_rng(0).random((7, 6)).astype(np.float32), placement)
     assert full.shape == (height, width)
     assert np.isfinite(full).all()
-    assert valid == bool(full.max() == 1)
+    assert valid == bool(full.max() >= 1 - 1e-6)
+    assert full.min() >= 0
+    assert full.max() <= 1
 
 
 @given(height=SIZES, width=SIZES, rule=st.sampled_from(RULES), at=st.floats(-5, 800))
@@ -118,25 +109,31 @@ def test_the_way_there_and_back_is_the_same(height, width, rule, at):
     placement = place(geometry_of(rule), height, width)
     for axis in (placement.rows, placement.columns):
         assert axis.to_input(axis.to_picture(at)) == pytest.approx(at, rel=1e-9, abs=1e-6)
-        assert axis.window == window_by_fractions(axis)
+        assert axis.low <= axis.start < axis.start + axis.used <= axis.high
+        assert axis.high - axis.low - axis.used < axis.factor
 
 
 @given(height=st.integers(30, 900), width=st.integers(30, 900))
-def test_crop_rounds_as_torchvision(height, width):
+def test_crop_sees_what_torchvision_leaves(height, width):
     # torchvision.transforms.v2: Resize(64) then CenterCrop((56, 48)).
     placement = place(geometry_of("crop"), height, width)
     short, long = min(height, width), max(height, width)
     sizes = (64, int(64 * long / short)) if height <= width else (int(64 * long / short), 64)
-    assert (placement.rows.resized, placement.columns.resized) == sizes
-    assert placement.rows.offset == round((sizes[0] - 56) / 2.0)
-    assert placement.columns.offset == round((sizes[1] - 48) / 2.0)
+    for axis, resized, cropped in zip(
+        (placement.rows, placement.columns), sizes, (56, 48), strict=True
+    ):
+        low = round((resized - cropped) / 2.0)
+        pixel = axis.size / resized  # of the resized picture, in pixels of the picture
+        # One rounding here, and up to half a resized pixel in each of torchvision's two.
+        assert abs(axis.low - low * pixel) <= 1 + pixel
+        assert abs(axis.high - (low + cropped) * pixel) <= 1 + pixel
 
 
 def test_a_known_crop():
     placement = place(Geometry(224, 224, "crop", 256), 480, 640)
-    assert placement.rows == Axis(480, 1, 0, 256, 16, 224)
-    assert placement.columns == Axis(640, 1, 0, 341, 58, 224)
-    assert placement.window == (108, 30, 530, 450)
+    assert placement.rows == Axis(480, 30, 450, 1, 0, 224, 224)
+    assert placement.columns == Axis(640, 110, 530, 1, 0, 224, 224)
+    assert placement.window == (110, 30, 530, 450)
 
 
 def test_a_whole_factor_is_a_box_average():
@@ -155,10 +152,11 @@ def bilinear_by_loops(image, geometry):
     out = np.zeros((geometry.height, geometry.width, 3))
     for i in range(geometry.height):
         for j in range(geometry.width):
-            y = min(max(placement.rows.to_picture(i), 0), image.shape[0] - 1)
-            x = min(max(placement.columns.to_picture(j), 0), image.shape[1] - 1)
+            left, top, right, bottom = placement.window
+            y = min(max(placement.rows.to_picture(i), top), bottom - 1)
+            x = min(max(placement.columns.to_picture(j), left), right - 1)
             y0, x0 = int(y), int(x)
-            y1, x1 = min(y0 + 1, image.shape[0] - 1), min(x0 + 1, image.shape[1] - 1)
+            y1, x1 = min(y0 + 1, bottom - 1), min(x0 + 1, right - 1)
             upper = image[y0, x0] * (1 - x + x0) + image[y0, x1] * (x - x0)
             lower = image[y1, x0] * (1 - x + x0) + image[y1, x1] * (x - x0)
             out[i, j] = upper * (1 - y + y0) + lower * (y - y0)
@@ -167,7 +165,6 @@ def bilinear_by_loops(image, geometry):
 
 @pytest.mark.parametrize("size", [(70, 100), (20, 30), (1, 900), (900, 1), (40, 2000), (2000, 7)])
 def test_the_input_follows_the_definition(size):
-    # The long strips go another way than the others; both must come to the same.
     image = np.random.default_rng(4).integers(0, 256, (*size, 3), dtype=np.uint8)
     tensor, placement = prepare(image, geometry_of("crop"))
     assert placement.rows.factor == placement.columns.factor == 1
@@ -177,7 +174,7 @@ def test_the_input_follows_the_definition(size):
 def test_letterbox_fills_with_the_mean_colour():
     image = np.full((30, 90, 3), 255, np.uint8)
     tensor, placement = prepare(image, geometry_of("letterbox"))
-    assert placement.rows.filled == (20, 36)
+    assert placement.rows.filled == slice(20, 36)
     assert (tensor[20:36] == 255).all()
     assert (tensor[:20] == (124, 116, 104)).all()
     assert (tensor[36:] == (124, 116, 104)).all()
@@ -214,8 +211,9 @@ def test_the_map_is_normalised_in_the_window_and_zero_outside():
         full, valid = to_map(grid, placement, interpolation)
         assert valid
         inside = full[y0:y1, x0:x1]
-        assert inside.min() == 0
-        assert inside.max() == 1
+        assert inside.min() == pytest.approx(0, abs=1e-6)
+        assert inside.max() == pytest.approx(1, abs=1e-6)
+        assert 0 <= inside.min() < inside.max() <= 1
         outside = full.copy()
         outside[y0:y1, x0:x1] = 0
         assert not outside.any()

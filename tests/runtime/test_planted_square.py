@@ -40,9 +40,9 @@ def sessions(make_artifact):
 
 def plant(axis, share):
     """Where to put a square about as long as a grid cell: first, end, cell length."""
-    cell = axis.length / 7 * axis.used / axis.resized
+    cell = axis.length / 7 * axis.used / axis.shown
     side = max(1, round(cell))
-    low, high = axis.window
+    low, high = axis.low, axis.high
     assume(high - low >= side)
     first = low + round(share * (high - low - side))
     return first, first + side, cell

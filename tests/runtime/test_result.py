@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import place, to_map
+from sigcam.runtime.geometry import place
+from sigcam.runtime.maps import to_map
 from sigcam.runtime.result import Box, Explanation
 from sigcam.runtime.spec import Geometry
 
