@@ -1,0 +1,95 @@
+"""The demo's parts: timing, shifts, and the page from real explanations of a toy model."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sigcam.demo.network import BRANCH_FILE
+from sigcam.demo.page import Panel, ShiftRow, write_page
+from sigcam.demo.pictures import shipped_pictures
+from sigcam.demo.shift import SHIFTS, shift_softmax
+from sigcam.demo.timing import Timing, alternate
+from sigcam.export import export_artifact
+from sigcam.runtime.session import load
+from sigcam.runtime.spec import Geometry
+from sigcam.train.branch_file import read_branch_info
+from sigcam.train.dual_branch import DualBranch
+
+
+@pytest.fixture(scope="module")
+def dual():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return DualBranch(nn.Sequential(*layers, nn.Linear(16, 5)), input_size=32)
+
+
+def test_alternate_times_every_call_once_a_round():
+    counts = {"quick": 0, "slow": 0}
+
+    def slow():
+        counts["slow"] += 1
+        time.sleep(0.002)
+
+    def quick():
+        counts["quick"] += 1
+
+    timing = alternate({"quick": quick, "slow": slow}, rounds=7, warmup=2)
+    assert counts == {"quick": 9, "slow": 9}
+    assert [len(values) for values in timing.seconds.values()] == [7, 7]
+    assert timing.median_ms("slow") >= 2
+    assert timing.ratio("slow", "quick") > 1
+
+
+def test_a_ratio_is_taken_within_each_round():
+    timing = Timing({"a": (2.0, 20.0, 4.0), "b": (1.0, 10.0, 2.0)})
+    assert timing.ratio("a", "b") == 2
+    assert timing.median_ms("a") == 4000
+
+
+@pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift.name)
+def test_a_shift_changes_the_softmax_weights_and_no_probability(dual, shift):
+    images = torch.randn(4, 3, 32, 32)
+    moved = shift_softmax(dual, shift)
+    with torch.no_grad():
+        before, after = dual(images), moved(images)
+    torch.testing.assert_close(before.logits.softmax(1), after.logits.softmax(1))
+    torch.testing.assert_close(before.sigmoid_logits, after.sigmoid_logits, rtol=0, atol=0)
+    change = moved.softmax_head.linear_weights()[0] - dual.softmax_head.linear_weights()[0]
+    assert change.abs().max() > 0.1 * dual.softmax_head.linear_weights()[0].std()
+    torch.testing.assert_close(change, change[:1].expand_as(change))
+
+
+def test_the_page_holds_its_pictures_and_escapes_names(dual, tmp_path):
+    path = tmp_path / "toy.onnx"
+    geometry = Geometry(32, 32, "stretch")
+    export_artifact(dual, path, geometry=geometry, class_names=["<b>", "b", "c", "d", "e"])
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    with load(path) as session:
+        found = session.explain(image)[0]
+    timing = Timing(dict.fromkeys(("classification", "with_map", "explain"), (0.1, 0.2)))
+    rows = [ShiftRow("as trained", [found], [found]), ShiftRow("moved", [found], [found])]
+    page = write_page(tmp_path / "index.html", [Panel("<p>.png", found, found)], rows, timing, "x")
+    text = page.read_text()
+    assert text.count("data:image/jpeg;base64,") == 3 + 2 * 2
+    assert "&lt;p&gt;.png" in text
+    assert not re.search(r"<(p|b)>\.png", text)
+    assert not re.search(r'(src|href)="(?!data:)', text)  # nothing is loaded from elsewhere
+    assert "$" not in text
+
+
+def test_the_shipped_branch_says_what_it_was_trained_on():
+    info = read_branch_info(BRANCH_FILE)
+    assert info.architecture == "efficientnet_lite0"
+    assert len(info.class_names) == info.num_classes == 1000
+    assert "1,000 ImageNet pictures" in info.trained_on
+    assert BRANCH_FILE.stat().st_size < 3_000_000
+
+
+def test_scikit_image_ships_the_photographs():
+    assert len(shipped_pictures()) == 5
