@@ -50,6 +50,7 @@ SOURCES := pyproject.toml $(shell find api runtime kernels train export demo -na
 $(DEMO_ENV)/.installed: $(SOURCES)
 	@echo "== making $(DEMO_ENV) (downloads PyTorch on the first run)"
 	test -x $(DEMO_ENV)/bin/python || $(PYTHON) -m venv $(DEMO_ENV)
+	rm -rf build/lib build/bdist.*  # a module that was removed would come along
 	$(DEMO_ENV)/bin/python -m pip install --quiet --upgrade ".[demo]"
 	@touch $@
 

@@ -25,11 +25,12 @@ import numpy as np
 
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import export_artifact, export_classifier
+from sigcam.runtime.artifact import read_spec
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import Backend, BackendOptions
 from sigcam.runtime.files import write_text
 from sigcam.runtime.geometry import prepare
-from sigcam.runtime.session import Session, load
+from sigcam.runtime.session import Session
 from sigcam.train.dual_branch import DualBranch
 from sigcam.train.models import load_model
 
@@ -85,12 +86,15 @@ def build(arch: str, folder: Path, threads: int | None) -> Bench:
         export_artifact(dual, files[profile], profile=profile, geometry=geometry)
     options = BackendOptions(threads=threads)
     engine = backend_class("ort")
+    fused = engine.open(files["fused"], options)
     picture = np.random.default_rng(0).integers(0, 256, (*PICTURE_SIZE, 3), dtype=np.uint8)
     prepared, _ = prepare(picture, geometry)
     return Bench(
-        session=load(files["fused"], "ort", threads=threads),
+        # On the very engine that it is compared with: the idle threads of another one
+        # would spin beside it.
+        session=Session(read_spec(files["fused"]), fused),
         classifier=engine.open(files["classifier"], options),
-        fused=engine.open(files["fused"], options),
+        fused=fused,
         split=engine.open(files["split"], options),
         picture=picture,
         feeds={"image": prepared[None]},

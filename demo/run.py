@@ -131,6 +131,9 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
     feeds = {"image": prepared[None]}
     plain = engine.open(artifacts.classifier, options)
     fused = engine.open(artifacts.sigmoid, options)
+    # On the very engine that it is compared with: the idle threads of another one would
+    # spin beside it.
+    session = Session(session.spec, fused)
     try:
         return alternate(
             {

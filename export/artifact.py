@@ -16,7 +16,7 @@ from sigcam.export import parity
 from sigcam.export.graph import ArtifactGraph, Classifier, GraphOptions
 from sigcam.export.writer import check_opset, to_onnx, with_spec
 from sigcam.runtime.errors import ExportError, UsageError
-from sigcam.runtime.files import write_bytes
+from sigcam.runtime.files import check_writable, write_bytes
 from sigcam.runtime.spec import Branch, ClassSelection, Geometry, Profile, Source, Spec
 from sigcam.train.dual_branch import DualBranch
 
@@ -75,7 +75,8 @@ def export_artifact(
         method, branch, nwc, profile, classes or ClassSelection(), has_sigmoid, sigmoid_logits
     )
     geometry = _fitting(dual, geometry)
-    parity.check_finite(dual, has_sigmoid)
+    check_writable(path)
+    dual.check_finite(sigmoid=has_sigmoid)
     spec = Spec(
         method=method,
         branch=branch,
@@ -124,7 +125,8 @@ def export_classifier(
     """
     check_opset(opset)
     geometry = _fitting(dual, geometry)
-    parity.check_finite(dual, has_sigmoid=False)
+    check_writable(path)
+    dual.check_finite(sigmoid=False)
     frozen = _on_cpu(dual)
     inputs, dynamic = _inputs(geometry, GraphOptions())
     model = to_onnx(Classifier(frozen, geometry), inputs, dynamic, ["logits"], opset)

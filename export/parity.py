@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from sigcam.export.graph import GraphOptions
 from sigcam.export.methods import method_class
-from sigcam.runtime.errors import ExportError, ModelError, ParityError
+from sigcam.runtime.errors import ExportError, ParityError
 from sigcam.runtime.spec import Geometry, OutputError, Parity
 from sigcam.train.dual_branch import DualBranch, DualOutput
 
@@ -33,24 +33,6 @@ _FLOOR = 1e-6
 """Outputs that are smaller than this everywhere are compared absolutely."""
 
 Array = npt.NDArray[Any]
-
-
-def check_finite(dual: DualBranch, has_sigmoid: bool) -> None:
-    """Refuses weights with NaN or infinity.
-
-    Raises:
-        ModelError: names the tensors.
-    """
-    parts = {"the classifier": dual.classifier_tensors()}
-    if has_sigmoid:
-        parts["the sigmoid branch"] = dual.sigmoid_head.named_tensors()
-    for part, tensors in parts.items():
-        bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-        if bad:
-            raise ModelError(
-                f"the weights of {part} are not finite: {', '.join(bad[:4])}; "
-                f"use weights from before the training diverged"
-            )
 
 
 def certify(

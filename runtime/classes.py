@@ -79,7 +79,8 @@ def _suggestion(folded: str, spec: Spec) -> str:
     near = difflib.get_close_matches(folded, names, n=5, cutoff=0.6)
     shown = [repr(names[key]) for key in dict.fromkeys([*near, *inside])]
     if not shown:
-        return f"see the names with `sigcam info`, or give an id from 0 to {spec.num_classes - 1}"
+        last = spec.num_classes - 1
+        return f"see the names with `sigcam info --json`, or give an id from 0 to {last}"
     return f"near names: {', '.join(shown)}"
 
 

@@ -19,17 +19,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     any exception, KeyboardInterrupt included, it is removed and `path` stays as it was.
 
     Raises:
-        StorageError: the folder can't be written, or the disk is full.
+        StorageError: `path` is a folder, its folder can't be written, or the disk is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Made here, exclusively and with the usual mode, so that a folder that can't be
-        # written is found before the caller works on the content.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as exc:
-        raise _storage_error(target, exc) from exc
+    temporary = _temporary(target)
     try:
         yield temporary
         temporary.replace(target)
@@ -39,7 +32,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
+def check_writable(path: str | Path) -> None:
+    """Refuses a place where no file can be made, before the work whose result goes there.
+
+    `path` stays as it was; the folders above it are made.
+
+    Raises:
+        StorageError: `path` is a folder, or its folder can't be written.
+    """
+    _temporary(Path(path)).unlink()
+
+
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Writes `data` to `path` whole or not at all.
 
     Raises:
@@ -55,7 +59,24 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         StorageError: the folder can't be written, or the disk is full.
     """
-    write_bytes(path, text.encode("utf-8"))
+    # File names may hold bytes that aren't UTF-8 (as lone surrogates); in JSON, the escape
+    # that takes their place stands for the very same characters.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def _temporary(target: Path) -> Path:
+    """An empty file beside `target`, made exclusively and with the usual mode."""
+    if target.is_dir():
+        raise StorageError(f"cannot write {target}: it is a folder; name a file in it")
+    # A part of the name: beside one that is as long as allowed, a longer one has no room.
+    name = f".{target.stem[:24]}-{secrets.token_hex(4)}{target.suffix}"
+    temporary = target.with_name(name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as exc:
+        raise _storage_error(target, exc) from exc
+    return temporary
 
 
 def _storage_error(target: Path, exc: OSError) -> StorageError:

@@ -24,6 +24,8 @@ DEFAULT_MAX_PIXELS = 178_956_970
 """The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+"""How the names of such files end; what counts as a picture in a folder."""
 
 
 def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Array:

@@ -18,6 +18,12 @@ _FLAT = 1e-5
 """A map whose range is below this part of its largest value is constant: float32
 products of a constant grid differ by some 1e-7 from pixel to pixel."""
 
+_MARGIN = 2.0**-20
+_NEAR = 4.0
+"""Cells of at most `_NEAR` are enlarged with an error below `_MARGIN`, so a map that is
+scaled to that distance from 0 and 1 stays between them. Cutting every pixel off there
+takes longer than enlarging the grid."""
+
 
 def spread(grid: Array, placement: Placement, interpolation: Interpolation = "bilinear") -> Array:
     """Enlarges a grid to the original picture, in one step.
@@ -88,7 +94,7 @@ def to_map(
 
     Returns:
         The map, float32 [H, W] in a new array: 0 to 1 inside the window (minimum and
-        maximum are taken there; they come out as 0 and 1 up to rounding), 0 outside. And
+        maximum are taken there; they come out as 0 and 1 within 2e-6), 0 outside. And
         whether it is valid: a grid that is constant or not finite gives a map of zeros
         and False.
     """
@@ -100,8 +106,12 @@ def to_map(
     flat = max(_FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
     if not flat < extent < np.finfo(np.float32).max:
         return np.zeros(shape, np.float32), False
-    scaled = ((grid - low) / extent).astype(np.float32)
-    return _enlarged(scaled, placement, interpolation, (0, 1)), True
+    scaled = (grid - low) / extent
+    # Cells may lie outside 0 to 1 where no pixel does: far outside in a picture of a few
+    # pixels, whose rounding errors then have to be cut off.
+    bounds = (0.0, 1.0) if np.abs(scaled).max() > _NEAR else None
+    inner = (_MARGIN + scaled * (1 - 2 * _MARGIN)).astype(np.float32)
+    return _enlarged(inner, placement, interpolation, bounds), True
 
 
 def _extremes(

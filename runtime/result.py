@@ -95,7 +95,8 @@ class Explanation:
             raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
         if not self.valid:
             return []
-        mask = (self.map >= threshold).astype(np.uint8)
+        # Of the maximum itself, which is 1 only up to rounding.
+        mask = (self.map >= threshold * self.map.max()).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         found = []
         for outline in outlines:

@@ -11,7 +11,7 @@ from sigcam.runtime.errors import BranchMismatchError, UsageError
 from sigcam.runtime.spec import Geometry
 from sigcam.train.branch_file import BranchInfo, load_branch, read_branch_info
 from sigcam.train.dual_branch import DualBranch
-from sigcam.train.models import load_model
+from sigcam.train.models import load_model, takes_num_classes
 from sigcam.train.transfer import replace_classes
 
 
@@ -109,8 +109,11 @@ def _with_branch(
                 f"{branch_file} was trained {what} {own}, not {given}; leave that option out, or "
                 "give the branch file of that model"
             )
-    # A re-made last layer comes out of the branch file; the weights fit the model before.
-    own_classes = None if info.replaced_classes or info.weights else info.num_classes
+    if info.replaced_classes:
+        # A re-made last layer comes out of the branch file; the weights fit the model before.
+        own_classes = None
+    else:
+        own_classes = info.num_classes if takes_num_classes(info.architecture) else None
     loaded = load_model(info.architecture, weights or info.weights, own_classes)
     model, names = loaded.model, loaded.class_names
     if info.replaced_classes:

@@ -159,7 +159,7 @@ def build_cache(
     if world.any(not builder.complete.is_file()):
         with ViewReader(data, geometry, augmentation, workers) as reader:
             builder.build(about, reader, StemRunner(dual, geometry, world.device, head), progress)
-    failed = {int(i): str(why) for i, why in json.loads(builder.complete.read_text()).items()}
+    failed = builder.failed()
     check_failed(data, failed, strict)
     return FeatureCache(builder.folder, key, builder.open(), failed)
 

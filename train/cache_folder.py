@@ -83,6 +83,14 @@ class CacheFolder:
             )
         return cast("npt.NDArray[Any]", features)
 
+    def failed(self) -> dict[int, str]:
+        """Index of an unreadable picture to the reason, of the complete cache.
+
+        Raises:
+            StorageError: the file that lists them is damaged.
+        """
+        return self._read_failed(self.complete)
+
     def _lock(self) -> FileLock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +113,7 @@ class CacheFolder:
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise StorageError(
-                f"the features need {size / 1e9:.1f} GB, {self.folder} has {free / 1e9:.1f} GB "
+                f"the features need {size / 1e6:,.1f} MB, {self.folder} has {free / 1e6:,.1f} MB "
                 "left; choose another cache folder, fewer views, or training without a cache"
             )
         shutil.rmtree(self.folder / "done", ignore_errors=True)
@@ -186,7 +194,13 @@ class CacheFolder:
         write_text(self._marker(chunk), json.dumps(failed))
 
     def _finish(self) -> None:
-        failed: dict[str, str] = {}
+        failed: dict[int, str] = {}
         for chunk in range(-(-self.shape[0] // CHUNK)):
-            failed.update(json.loads(self._marker(chunk).read_text()))
+            failed.update(self._read_failed(self._marker(chunk)))
         write_text(self.complete, json.dumps(failed))
+
+    def _read_failed(self, file: Path) -> dict[int, str]:
+        try:
+            return {int(i): str(why) for i, why in json.loads(file.read_text()).items()}
+        except (OSError, ValueError, AttributeError) as exc:
+            raise StorageError(f"{file} is damaged; delete {self.folder}") from exc

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sigcam.runtime.errors import TrainingError
-from sigcam.runtime.files import atomic_path, write_text
+from sigcam.runtime.files import write_bytes, write_text
 from sigcam.train.settings import EpochMetrics
 
 FORMAT = 1
@@ -71,8 +71,10 @@ def save_checkpoint(
         "body": dict(body),
         "optimizer": dict(optimizer),
     }
-    with atomic_path(folder / CHECKPOINT) as temporary:
-        torch.save(content, temporary)
+    # Through memory: torch's own writer turns a full disk into a RuntimeError.
+    made = io.BytesIO()
+    torch.save(content, made)
+    write_bytes(folder / CHECKPOINT, made.getbuffer())
     write_metrics(folder, state.history)
 
 

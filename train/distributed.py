@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,6 +45,13 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process."""
         return bool(self._reduce([float(flag)], dist.ReduceOp.MAX)[0]) if self.size > 1 else flag
+
+    def merged(self, part: Mapping[int, str]) -> dict[int, str]:
+        """The entries of all processes."""
+        parts: list[Mapping[int, str]] = [part] * self.size
+        if self.size > 1:
+            dist.all_gather_object(parts, part)
+        return {key: value for one in parts for key, value in one.items()}
 
     def _reduce(self, values: list[float], how: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sigcam.runtime.errors import UsageError
+from sigcam.runtime.errors import ModelError, UsageError
 from sigcam.train.fingerprint import tensors_sha256
 from sigcam.train.head import Head
 from sigcam.train.split import split
@@ -113,6 +113,26 @@ class DualBranch(nn.Module):
         """What the classifier computes with, by the original model's names."""
         found = {name: value.detach() for name, value in self.features.state_dict().items()}
         return {**found, **self.softmax_head.named_tensors()}
+
+    def check_finite(self, *, sigmoid: bool) -> None:
+        """Refuses weights with NaN or infinity.
+
+        Args:
+            sigmoid: whether the sigmoid branch is looked at too.
+
+        Raises:
+            ModelError: names the tensors.
+        """
+        parts = {"the classifier": self.classifier_tensors()}
+        if sigmoid:
+            parts["the sigmoid branch"] = self.sigmoid_head.named_tensors()
+        for part, tensors in parts.items():
+            bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+            if bad:
+                raise ModelError(
+                    f"the weights of {part} are not finite: {', '.join(bad[:4])}; "
+                    f"use weights from before the training diverged"
+                )
 
     def weights_sha256(self) -> str:
         """Hash of `classifier_tensors`: which classifier a branch belongs to."""

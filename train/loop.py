@@ -14,12 +14,13 @@ import numpy as np
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
 from sigcam.runtime.errors import DataError, UsageError
+from sigcam.runtime.files import check_writable
 from sigcam.runtime.spec import Geometry
 from sigcam.train.adam import fit_adam
 from sigcam.train.augment import Augmentation
 from sigcam.train.batches import CachedSamples, Indices, LiveSamples, Samples, split_pictures
 from sigcam.train.cache import build_cache, describe, key_of
-from sigcam.train.checkpoint import State
+from sigcam.train.checkpoint import CHECKPOINT, State
 from sigcam.train.data import ImageList, match_classes
 from sigcam.train.distributed import World, join_world
 from sigcam.train.dual_branch import DualBranch
@@ -103,7 +104,7 @@ def train_branch(
         UsageError: a geometry of another size than `dual`'s; L-BFGS for a head that isn't
             linear or under torchrun; `resume` without `run_dir`.
         DataError: pictures or classes that can't be used.
-        ModelError: features that aren't finite.
+        ModelError: weights or features that aren't finite.
         TrainingError: a loss that isn't finite; a checkpoint that is missing or of
             another run.
         StorageError: cache or run folder can't be written.
@@ -119,7 +120,10 @@ def train_branch(
     if resume and run_dir is None:
         raise UsageError("resume needs run_dir, the folder with the checkpoint")
     matched = match_classes(data, dual.num_classes, class_names)
+    dual.check_finite(sigmoid=False)
     with join_world(settings.device) as world:
+        if run_dir is not None and world.is_main:
+            check_writable(run_dir / CHECKPOINT)
         dual.to(world.device)
         chosen = head_of(dual, head)
         samples = _samples(
@@ -141,15 +145,15 @@ def train_branch(
         )
         with _trainable(chosen):
             norm = _fit(fit, chosen, resume)
+        unread = [_unread(part, world) for part in (samples.train, samples.val)]
     weight = settings.positive_weight or default_positive_weight(dual.num_classes)
-    failed = samples.train.failed if isinstance(samples.train, LiveSamples) else samples.failed
     return TrainResult(
         history=tuple(fit.state.history),
-        pictures=samples.pictures,
+        pictures=samples.pictures - len(unread[0]),
         views=samples.views,
         positive_weight=weight if head == "sigmoid" else None,
         gradient_norm=norm,
-        failed=dict(failed),
+        failed={**samples.failed, **unread[0], **unread[1]},
         cache_folder=samples.folder,
     )
 
@@ -159,6 +163,11 @@ def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
         return fit_lbfgs(fit, head.stem_shape, resume)
     fit_adam(fit, resume)
     return None
+
+
+def _unread(samples: Samples | None, world: World) -> dict[int, str]:
+    """What the processes together found unreadable while training on the fly."""
+    return world.merged(samples.failed if isinstance(samples, LiveSamples) else {})
 
 
 def _loss(settings: TrainSettings, head: HeadName) -> Loss:

@@ -87,6 +87,17 @@ def load_model(
     return loaded
 
 
+def takes_num_classes(arch: str) -> bool:
+    """Whether `load_model` can be told the number of classes of this architecture.
+
+    A callable of the user's own need not have the parameter.
+
+    Raises:
+        UsageError, ModelError: the callable can't be had.
+    """
+    return ":" not in arch or _misfit(_callable(arch), {"num_classes": 1}) is None
+
+
 def _weights_file(weights: str | Path | None) -> Path | None:
     if weights is None:
         return None
@@ -159,24 +170,35 @@ def _efficientnet_lite0(name: str | None, num_classes: int | None) -> LoadedMode
 def _from_callable(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     if name is not None:
         raise UsageError(f"weights for {arch} must be a file ({', '.join(_FILES)}), got {name!r}")
-    where, _, attribute = arch.rpartition(":")
-    function = getattr(_module(where), attribute, None)
-    if not callable(function):
-        raise UsageError(f"{where} has no callable {attribute!r}")
-    model = _call(arch, function, num_classes)
+    model = _call(arch, _callable(arch), num_classes)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{arch} must return a torch.nn.Module, got {type(model).__name__}")
     return LoadedModel(model, arch, _USUAL_GEOMETRY, ())
 
 
-def _call(arch: str, function: Callable[..., Any], num_classes: int | None) -> Any:
-    options = {} if num_classes is None else {"num_classes": num_classes}
+def _callable(arch: str) -> Callable[..., Any]:
+    where, _, attribute = arch.rpartition(":")
+    function: Callable[..., Any] | None = getattr(_module(where), attribute, None)
+    if not callable(function):
+        raise UsageError(f"{where} has no callable {attribute!r}")
+    return function
+
+
+def _misfit(function: Callable[..., Any], options: dict[str, int]) -> str | None:
+    """Why the function can't be called with these options; None if it can."""
     try:
         inspect.signature(function).bind(**options)
     except (TypeError, ValueError) as exc:
-        raise UsageError(
-            f"{arch} must be callable with {'num_classes=...' if options else 'no argument'}: {exc}"
-        ) from exc
+        return str(exc)
+    return None
+
+
+def _call(arch: str, function: Callable[..., Any], num_classes: int | None) -> Any:
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    misfit = _misfit(function, options)
+    if misfit is not None:
+        wanted = "num_classes=..." if options else "no argument"
+        raise UsageError(f"{arch} must be callable with {wanted}: {misfit}")
     try:
         return function(**options)
     except Exception as exc:  # whatever the user's code raises

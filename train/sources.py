@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sigcam.runtime.errors import DataError
+from sigcam.runtime.image import SUFFIXES
 from sigcam.train.data import ImageList, missing_pictures
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
-"""File name endings that count as pictures in a folder of class folders."""
 
 IMAGE_COLUMNS = ("image", "path", "file")
 ID_COLUMNS = ("class_index", "class_id")
@@ -107,9 +105,19 @@ def _class_id(text: str, file: Path, line: int) -> int:
     return value
 
 
-def _from_csv(file: Path, root: Path | None) -> ImageList:
+def _table(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV file with their line numbers."""
     reader = csv.reader(_lines(file))
-    header = [cell.strip().lower() for cell in next(reader, [])]
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as exc:
+        raise DataError(f"{file}, line {reader.line_num}: not CSV: {exc}") from exc
+
+
+def _from_csv(file: Path, root: Path | None) -> ImageList:
+    reader = _table(file)
+    header = [cell.strip().lower() for cell in next(reader, (1, []))[1]]
     image, ids, names = (_column(header, c) for c in (IMAGE_COLUMNS, ID_COLUMNS, CLASS_COLUMNS))
     if image is None or (ids is None and names is None):
         raise DataError(
@@ -117,8 +125,7 @@ def _from_csv(file: Path, root: Path | None) -> ImageList:
             f"{', '.join(ID_COLUMNS + CLASS_COLUMNS)}; got {', '.join(header) or 'nothing'}"
         )
     rows: list[tuple[int, str, str, str]] = []
-    for cells in reader:
-        line = reader.line_num
+    for line, cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != len(header):

@@ -33,7 +33,7 @@ def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Mod
 
     Raises:
         UsageError: fewer than 2 classes.
-        ModelError: there is no such layer.
+        ModelError: there is no such layer, or no memory for so many classes.
     """
     if num_classes < 2:
         raise UsageError(f"num_classes must be at least 2, got {num_classes}")
@@ -41,7 +41,13 @@ def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Mod
     name, layer = _last_layer(twin)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = _remade(layer, num_classes)
+        try:
+            new = _remade(layer, num_classes)
+        except (RuntimeError, TypeError) as exc:  # torch's words for too large a tensor
+            raise ModelError(
+                f"a last layer for {num_classes} classes can't be made: too large; look at the "
+                "class ids of the data"
+            ) from exc
     new.train(layer.training)
     if name:
         parent, _, attribute = name.rpartition(".")

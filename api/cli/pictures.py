@@ -7,17 +7,15 @@ from pathlib import Path
 
 from sigcam.runtime.errors import UsageError
 
-PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
-)
-
 
 def find_pictures(arguments: tuple[str, ...]) -> Iterator[Path]:
     """Files as they are, the pictures of folders (recursively) and of globs, sorted."""
+    from sigcam.runtime.image import SUFFIXES
+
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = [p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES]
+            found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
         elif not path.exists() and any(c in argument for c in "*?["):
             anchor = Path(path.anchor or ".")
             pattern = str(path.relative_to(path.anchor)) if path.anchor else argument

@@ -156,11 +156,15 @@ def test_a_model_over_two_gigabytes(tmp_path, dual, geometry, monkeypatch):
     assert nothing_in(tmp_path)
 
 
-def test_a_target_under_a_file(tmp_path, dual, geometry):
+def test_a_target_that_cannot_be_written(tmp_path, dual, geometry, monkeypatch):
     # Not a read-only folder: root may write into those.
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="choose a folder that is writable"):
-        export_artifact(dual, tmp_path / "file" / "m.onnx", geometry=geometry)
+    monkeypatch.setattr(artifact, "to_onnx", lambda *_: pytest.fail("found after the work"))
+    for export in (export_artifact, export_classifier):
+        with pytest.raises(StorageError, match="choose a folder that is writable"):
+            export(dual, tmp_path / "file" / "m.onnx", geometry=geometry)
+        with pytest.raises(StorageError, match="is a folder"):
+            export(dual, tmp_path, geometry=geometry)
 
 
 def test_a_full_disk(tmp_path, dual, geometry, monkeypatch):

@@ -42,7 +42,7 @@ def test_unknown_names_bring_near_ones(spec_of):
     for typo in ("tabby cap", "cat", "TABY CAT"):
         with pytest.raises(UnknownClassError, match="near names: 'tabby cat'"):
             resolve_class(typo, spec)
-    with pytest.raises(UnknownClassError, match="sigcam info"):
+    with pytest.raises(UnknownClassError, match="sigcam info --json"):
         resolve_class("zzzzzz", spec)
     with pytest.raises(UnknownClassError, match=r"no class names.*0 to 3"):
         resolve_class("tabby cat", spec_of(class_names=()))

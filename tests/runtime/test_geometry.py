@@ -99,7 +99,7 @@ def test_every_shape_gives_an_input_and_a_window(height, width, rule):
     full, valid = to_map(np.random.default_rng(0).random((7, 6)).astype(np.float32), placement)
     assert full.shape == (height, width)
     assert np.isfinite(full).all()
-    assert valid == bool(full.max() >= 1 - 1e-6)
+    assert valid == bool(full.max() >= 1 - 2e-6)
     assert full.min() >= 0
     assert full.max() <= 1
 
@@ -211,15 +211,15 @@ def test_the_map_is_normalised_in_the_window_and_zero_outside():
         full, valid = to_map(grid, placement, interpolation)
         assert valid
         inside = full[y0:y1, x0:x1]
-        assert inside.min() == pytest.approx(0, abs=1e-6)
-        assert inside.max() == pytest.approx(1, abs=1e-6)
+        assert inside.min() == pytest.approx(0, abs=2e-6)
+        assert inside.max() == pytest.approx(1, abs=2e-6)
         assert 0 <= inside.min() < inside.max() <= 1
         outside = full.copy()
         outside[y0:y1, x0:x1] = 0
         assert not outside.any()
         raw = spread(grid, placement, interpolation)[y0:y1, x0:x1]
         wanted = (raw - raw.min()) / (raw.max() - raw.min())
-        np.testing.assert_allclose(inside, wanted, atol=1e-6)
+        np.testing.assert_allclose(inside, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 0.3, 1.0, 1e6, 1e30, np.nan, np.inf])

@@ -47,6 +47,8 @@ def main(data: str, out: str, cached: str) -> None:
         "loss": [m.loss for m in result.history],
         "top1": [m.top1 for m in result.history],
         "val_loss": [m.val_loss for m in result.history],
+        "pictures": result.pictures,
+        "failed": sorted(result.failed),
     }
     assert not torch.distributed.is_initialized(), "the process group is left at the end"
     (Path(out) / f"result-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,10 +196,12 @@ def test_writing_fails_whole(toy, info, tmp_path, monkeypatch) -> None:
     with pytest.raises(StorageError):
         save_branch(tmp_path / "file" / "b.safetensors", toy, info)
 
-    def full(*args, **kwargs):
-        raise branch_file.SafetensorError("No space left on device")
+    def full(self, data):
+        with self.open("wb") as stream:
+            stream.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(branch_file, "save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
         save_branch(tmp_path / "b.safetensors", toy, info)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]

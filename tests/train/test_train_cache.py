@@ -213,6 +213,10 @@ def test_a_damaged_cache_is_named(toy, data, geometry, views, tmp_path) -> None:
     file.write_bytes(content[:100])
     with pytest.raises(StorageError, match="damaged; delete"):
         build(toy, data, geometry, views, tmp_path)
+    file.write_bytes(content)
+    (cache.folder / "complete.json").write_text("")  # as a power cut may leave it
+    with pytest.raises(StorageError, match="damaged; delete"):
+        build(toy, data, geometry, views, tmp_path)
 
 
 def test_no_room_is_said_before_the_work(toy, data, geometry, views, tmp_path, monkeypatch):

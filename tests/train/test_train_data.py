@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,13 @@ def wsol(folder: Path, ids: str, labels: str) -> Path:
     table(where, ids, "image_ids.txt")
     table(where, labels, "class_labels.txt")
     return where
+
+
+def test_a_cell_too_long_for_csv(folder: Path) -> None:
+    file = folder / "list.csv"
+    file.write_text("image,class\nclass0/0.png," + "x" * 200_000 + "\n")
+    with pytest.raises(DataError, match=r"list\.csv, line 2: not CSV: field larger"):
+        open_data(file)
 
 
 def test_wsol_text_files(folder: Path) -> None:
@@ -161,6 +170,15 @@ def test_given_ids_must_be_below_the_number_of_classes(folder: Path) -> None:
     with pytest.raises(DataError, match=r"class0/0\.png .* has class 9, .* 0\.\.3"):
         match_classes(data, 4)
     assert match_classes(data, 10) is data
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only here a name may be any bytes")
+def test_names_that_are_not_utf8_count_too(folder: Path) -> None:
+    inside = os.fsencode(folder / "class0") + b"/"
+    shutil.copy(folder / "class0" / "0.png", inside + b"\xff.png")
+    before = open_data(folder).fingerprint()
+    shutil.move(inside + b"\xff.png", inside + b"\xfe.png")
+    assert open_data(folder).fingerprint() != before
 
 
 def test_fingerprint_sees_changed_and_missing_pictures(data: ImageList) -> None:

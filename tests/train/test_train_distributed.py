@@ -37,6 +37,9 @@ def run(processes: int, folder: Path, out: Path, cached: str) -> list[dict]:
 def test_two_processes_equal_one_with_the_same_global_batch(
     folder: Path, tmp_path: Path, cached: str
 ) -> None:
+    bad = [2, 9, 15, 21, 28, 34]
+    for index in bad:
+        (folder / f"class{index // 10}" / f"{index % 10}.png").write_bytes(b"no picture")
     (alone,) = run(1, folder, tmp_path / "one", cached)
     first, second = run(2, folder, tmp_path / "two", cached)
     assert first == second
@@ -44,6 +47,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(
         np.testing.assert_allclose(first["head"][name], value, rtol=1e-3, atol=1e-4)
     for name in ("loss", "val_loss", "top1"):
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-3)
+    assert first["failed"] == alone["failed"] == bad
+    assert first["pictures"] == alone["pictures"]
     assert (tmp_path / "two" / "run" / "checkpoint.pt").is_file()
     lines = (tmp_path / "two" / "run" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 4

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from sigcam.runtime.errors import (
     BackendUnavailableError,
     DataError,
+    ModelError,
     StorageError,
     TrainingError,
     UsageError,
@@ -195,6 +199,7 @@ def test_unreadable_pictures_are_left_out_and_told(train, toy, data, tmp_path, c
     settings = replace(QUICK, cached=cached, epochs=1, batch_size=1)
     result = train(toy, settings)
     assert list(result.failed) == [7]
+    assert result.pictures == 39
     with pytest.raises(DataError, match="1 of 40"):
         train(toy, settings, reading=Reading(cache_dir=tmp_path, strict=True))
 
@@ -206,6 +211,34 @@ def test_a_cache_too_large_for_memory_gives_the_same(train, make_dual, monkeypat
     train(b)
     for name, value in head(a).items():
         torch.testing.assert_close(value, head(b)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_that_is_not_finite_is_refused_at_once(train, toy, tmp_path) -> None:
+    with torch.no_grad():
+        next(toy.softmax_head.parameters()).fill_(float("nan"))
+    with pytest.raises(ModelError, match="weights of the classifier are not finite"):
+        train(toy, run_dir=tmp_path / "run")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_found_before_the_work(train, toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write .*checkpoint\.pt"):
+        train(toy, run_dir=tmp_path / "file" / "run")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_at_a_checkpoint(train, toy, tmp_path, monkeypatch) -> None:
+    def full(self, data):
+        with self.open("wb") as stream:
+            stream.write(data[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    train(toy, replace(QUICK, epochs=1))  # makes the cache
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match=r"checkpoint\.pt: No space left"):
+        train(toy, run_dir=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(train, toy, tmp_path) -> None:

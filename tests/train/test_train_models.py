@@ -197,6 +197,8 @@ def test_replace_classes_of_a_convolution_and_of_a_bare_layer() -> None:
         replace_classes(nn.Conv2d(3, 4, 3), 2)
     with pytest.raises(UsageError, match="at least 2"):
         replace_classes(model, 1)
+    with pytest.raises(ModelError, match="too large; look at the class ids"):
+        replace_classes(model, 10**15)
 
 
 def test_other_classes_end_to_end(make_model, data, geometry, views, tmp_path) -> None:
