@@ -111,7 +111,7 @@ def _with_branch(
             )
     if info.replaced_classes:
         # A re-made last layer comes out of the branch file; the weights fit the model before.
-        own_classes = None
+        own_classes = info.loaded_classes
     else:
         own_classes = info.num_classes if takes_num_classes(info.architecture) else None
     loaded = load_model(info.architecture, weights or info.weights, own_classes)

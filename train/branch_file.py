@@ -46,6 +46,7 @@ class BranchInfo:
             `save_branch` fills it in.
         positive_weight: of the loss; None if unknown.
         weights: the classifier's weights, as `load_model` was given them; None: random.
+        loaded_classes: the `num_classes` that `load_model` was given; None: none.
         class_names: C names, or empty if unknown.
         replaced_classes: whether the softmax head was re-made and is in the file.
         settings: of the training, plain JSON values.
@@ -60,6 +61,7 @@ class BranchInfo:
     backbone_sha256: str = ""
     positive_weight: float | None = None
     weights: str | None = None
+    loaded_classes: int | None = None
     class_names: tuple[str, ...] = ()
     replaced_classes: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)

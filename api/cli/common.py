@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -29,6 +31,8 @@ def reports_errors(function: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            fail("stopped by Ctrl-C", EXIT_FAILED)
         except UsageError as exc:
             fail(str(exc), EXIT_USAGE)
         except SigcamError as exc:
@@ -56,14 +60,38 @@ _EXTRAS = {
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Prints the message to standard error and exits."""
+    """Prints the message to standard error and exits; every process of torchrun does."""
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
 
 def say(message: str) -> None:
-    """Tells the user what is being done; standard output stays for results."""
-    click.echo(message, err=True)
+    """Tells the user what is being done; standard output stays for results.
+
+    Of several processes under torchrun, the first one speaks.
+    """
+    if is_first_process():
+        click.echo(message, err=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the one of rank 0 that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def result(text: str) -> None:
+    """Prints a line of results to standard output.
+
+    File names may hold bytes that aren't UTF-8; escapes take their place.
+    """
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def import_from_here() -> None:
+    """Lets `--arch module:callable` find modules in the working folder."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sigcam.cli.common import EXIT_FAILED, EXIT_USAGE, fail, reports_errors, say
+from sigcam.cli.common import result as echo
 from sigcam.cli.pictures import find_pictures, output_names
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def command(
     is 1.
     """
     from sigcam.runtime.errors import ImageError
+    from sigcam.runtime.files import check_writable
     from sigcam.runtime.image import DEFAULT_MAX_PIXELS
     from sigcam.runtime.session import load
 
@@ -66,6 +68,8 @@ def command(
         fail("--class and --topk exclude each other; name the classes or count them", EXIT_USAGE)
     paths = list(find_pictures(pictures))
     names = output_names(paths, pictures) if out is not None else []
+    if out is not None:
+        check_writable(out / f"map.{suffix}")
     failed = 0
     with load(
         model,
@@ -74,7 +78,7 @@ def command(
         batch_size=batch_size,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     ) as session:
-        wanted = [_class(text) for text in classes] or None
+        wanted = list(classes) or None
         results = session.stream(paths, classes=wanted, top_k=topk, on_error="return")
         for index, result in enumerate(_progress(results, len(paths))):
             if isinstance(result, ImageError):
@@ -90,10 +94,6 @@ def command(
         fail(f"{failed} of {len(paths)} pictures could not be explained", EXIT_FAILED)
 
 
-def _class(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
 def _progress(
     results: Iterator[list[Explanation] | ImageError], total: int
 ) -> Iterator[list[Explanation] | ImageError]:
@@ -107,7 +107,7 @@ def _progress(
 def _print(path: Path, explanations: list[Explanation], as_json: bool) -> None:
     if as_json:
         record = {"picture": str(path), "explanations": [e.to_dict() for e in explanations]}
-        click.echo(json.dumps(record, ensure_ascii=False))
+        echo(json.dumps(record, ensure_ascii=False))
         return
     for explanation in explanations:
         parts = [str(path), explanation.label, f"probability {explanation.probability:.3f}"]
@@ -119,4 +119,4 @@ def _print(path: Path, explanations: list[Explanation], as_json: bool) -> None:
             parts.append(f"box {box.x0},{box.y0},{box.x1},{box.y1}")
         if not explanation.valid:
             parts.append("no evidence in the picture (the map is empty)")
-        click.echo("\t".join(parts))
+        echo("\t".join(parts))

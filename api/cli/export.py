@@ -11,11 +11,13 @@ import click
 from sigcam.cli.common import (
     changed_geometry,
     geometry_options,
+    import_from_here,
     model_options,
     reports_errors,
     say,
 )
 from sigcam.runtime.errors import UsageError
+from sigcam.runtime.files import check_writable
 from sigcam.runtime.spec import ClassSelection
 
 LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
@@ -99,6 +101,8 @@ def command(
             "--branch softmax exports the classic CAM without one"
         )
     names = read_class_names(class_names) if class_names else None
+    check_writable(out)
+    import_from_here()
 
     from sigcam.export import export_artifact
     from sigcam.train.assemble import assemble

@@ -13,19 +13,28 @@ def find_pictures(arguments: tuple[str, ...]) -> Iterator[Path]:
     from sigcam.runtime.image import SUFFIXES
 
     for argument in arguments:
+        if not argument:
+            raise UsageError("a picture's name is empty; name files, folders or globs")
         path = Path(argument)
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
         elif not path.exists() and any(c in argument for c in "*?["):
-            anchor = Path(path.anchor or ".")
-            pattern = str(path.relative_to(path.anchor)) if path.anchor else argument
-            found = [p for p in anchor.glob(pattern) if p.is_file()]
+            found = _matches(path)
         else:
             yield path
             continue
         if not found:
             raise UsageError(f"{argument} has no pictures; name files, folders or globs that have")
         yield from sorted(found)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    start = Path(pattern.anchor or ".")
+    try:
+        found = start.glob(str(pattern.relative_to(pattern.anchor)))
+        return [path for path in found if path.is_file()]
+    except (ValueError, NotImplementedError) as exc:
+        raise UsageError(f"{pattern} is no usable glob: {exc}") from exc
 
 
 def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ import click
 from sigcam.cli.common import (
     changed_geometry,
     geometry_options,
+    import_from_here,
+    is_first_process,
     model_options,
     options,
     reports_errors,
@@ -70,6 +71,13 @@ fit_options = options(
         type=click.Choice(["constant", "cosine"]),
         default="constant",
         show_default=True,
+    ),
+    click.option(
+        "--cache-dtype",
+        type=click.Choice(["float16", "float32"]),
+        default="float16",
+        show_default=True,
+        help="Of the features on disk.",
     ),
     click.option("--seed", default=0, show_default=True),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:0 ..."),
@@ -138,6 +146,7 @@ def command(
     The classifier itself stays as it is. The branch is written to --out, whose path is
     printed. Several GPUs: torchrun --nproc-per-node N -m sigcam train ...
     """
+    from sigcam.runtime.files import check_writable
     from sigcam.train.assemble import assemble
     from sigcam.train.augment import Augmentation
     from sigcam.train.branch_file import BranchInfo, save_branch
@@ -147,6 +156,8 @@ def command(
     from sigcam.train.sources import open_data
     from sigcam.train.transfer import train_classifier
 
+    check_writable(out)
+    import_from_here()
     settings = TrainSettings(**fit)
     pictures = open_data(data, data_root)
     say("loading the model")
@@ -173,7 +184,7 @@ def command(
         train_classifier(built.dual, pictures, probe, run_dir=probe_dir, resume=resume, **common)
         # Stopped in the first stage, a run has no checkpoint of the second yet.
         resume = resume and (run_dir / CHECKPOINT).exists()
-    say("training the sigmoid branch")
+    say("training the sigmoid branch (Ctrl-C keeps a checkpoint, --resume goes on from it)")
     result = train_branch(built.dual, pictures, settings, run_dir=run_dir, resume=resume, **common)
     info = BranchInfo(
         architecture=built.architecture,
@@ -183,12 +194,13 @@ def command(
         trained_on=trained_on or f"{pictures.name}: {_counts(result)}",
         positive_weight=result.positive_weight,
         weights=weights,
+        loaded_classes=num_classes,
         class_names=built.class_names or _names(pictures, built.dual.num_classes),
         replaced_classes=new_classes,
         settings={**asdict(settings), "views": views, "crop_scale": crop_scale, "flip": flip},
     )
     # Under torchrun all processes hold the same branch; one writes it.
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         save_branch(out, built.dual, info, dtype)  # type: ignore[arg-type]  # click has checked
         report(result)
         click.echo(str(out))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+
+from sigcam.train.models import load_model
 
 BRANCH = ["export", "--sigmoid-branch", "{branch}"]
 
@@ -86,6 +89,12 @@ def test_one_bad_picture_is_reported_and_the_others_are_done(work, cli, tmp_path
         (["explain", "{top1}", "{empty}"], 2, "no pictures"),
         (["explain", "{top1}", "{picture}", "--backend", "magic"], 2, "ort"),
         (["explain", "{top1}"], 2, "Usage"),
+        (["explain", "{top1}", ""], 2, "empty"),
+        (["explain", "{top1}", "{empty}/**.png"], 2, "glob"),
+        (["explain", "{named}", "{picture}", "--class", "9" * 5000], 2, "class"),
+        (["explain", "{top1}", "{picture}", "--out", "{picture}"], 1, "cannot write"),
+        ([*BRANCH, "--out", "{empty}"], 1, "folder"),
+        (["train", "--arch", "resnet18", "--data", "{picture}", "--out", "{empty}"], 1, "folder"),
         (["export", "--arch", "resnet18", "--out", "{new}"], 2, "--sigmoid-branch"),
         (
             ["export", "--sigmoid-branch", "{branch}", "--classes", "best", "--out", "{new}"],
@@ -144,3 +153,36 @@ def test_new_classes_trains_both_heads(work, cli, tmp_path):
     right = [line.split("\t")[1] in line.split("\t")[0] for line in lines(found.stdout)]
     assert len(right) == 8
     assert all(right)  # green and red pictures are told apart by their colour
+
+
+def test_new_classes_of_weights_with_another_number_of_classes(work, cli, tmp_path):
+    weights, branch, model = (tmp_path / n for n in ("five.pth", "two.safetensors", "two.onnx"))
+    torch.save(load_model(work.arch, None, 5).model.state_dict(), weights)
+    trained = cli(
+        "train", "--arch", work.arch, "--weights", weights, "--num-classes", 5, "--new-classes",
+        "--data", work.data, "--cache-dir", work.cache, "--size", 32, "--views", 2, "--out", branch,
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.stderr
+    exported = cli("export", "--sigmoid-branch", branch, "--out", model)
+    assert exported.exit_code == 0, exported.stderr
+    assert json.loads(cli("info", model, "--json").stdout)["num_classes"] == 2
+
+
+def test_ctrl_c_is_no_traceback_and_training_goes_on(work, cli, tmp_path, monkeypatch):
+    out = tmp_path / "late.safetensors"
+    arguments = [
+        "train", "--arch", work.arch, "--num-classes", 2, "--data", work.data,
+        "--cache-dir", work.cache, "--size", 32, "--views", 2, "--epochs", 3, "--out", out,
+    ]  # fmt: skip
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sigcam.train.branch_file.write_bytes", interrupted)
+        stopped = cli(*arguments)
+    assert stopped.exit_code == 1
+    assert "Ctrl-C" in stopped.stderr
+    assert not out.exists()
+    assert cli(*arguments, "--resume").exit_code == 0
+    assert out.is_file()
