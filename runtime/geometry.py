@@ -148,7 +148,7 @@ def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple
     rows, columns = placement.rows, placement.columns
     if (rows.shown, columns.shown) != (rows.length, columns.length):
         canvas[:] = [round(255 * min(max(value, 0.0), 1.0)) for value in geometry.mean]
-    canvas[rows.filled, columns.filled] = _shrunk(image, rows, columns)
+    _shrink(image, rows, columns, canvas[rows.filled, columns.filled])
     if as_bytes:
         return canvas, placement
     scale = np.array([1 / (255 * std) for std in geometry.std], np.float32)
@@ -161,13 +161,14 @@ def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple
     return planes, placement
 
 
-def _shrunk(image: Array, rows: Axis, columns: Axis) -> Array:
-    """The window at the size that the input shows it in, uint8 [shown, shown, 3]."""
+def _shrink(image: Array, rows: Axis, columns: Axis, out: Array) -> None:
+    """Writes the window into `out`, uint8 [shown, shown, 3], at that size."""
     part = image[rows.start : rows.start + rows.used, columns.start : columns.start + columns.used]
     if rows.factor > 1 or columns.factor > 1:
         size = (columns.used // columns.factor, rows.used // rows.factor)
         part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
     if part.shape[:2] != (rows.shown, columns.shown):
         size = (columns.shown, rows.shown)
-        part = cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)
-    return part
+        cv2.resize(part, size, dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        out[:] = part

@@ -110,6 +110,8 @@ def _decode(data: bytes, kind: str, name: str) -> Array:
 
 
 def _from_array(array: Array) -> Array:
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+        return np.ascontiguousarray(array)  # the usual one, without the texts below
     wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
     got = f"{array.dtype} {list(array.shape)}"
     if array.ndim == 4:
