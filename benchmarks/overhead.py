@@ -4,8 +4,10 @@
 
 Prints two tables. "Engine only" times the graph on a prepared input; "end to end" times
 `Session.explain` on a decoded 640x480 picture, the map in the picture's own size
-included. All calls of a table alternate in one run; a ratio is the median over the
-rounds of the ratio within each round. The outputs are checked before anything is timed.
+included. The engines wait without spinning, as several of them share the process. All
+calls of a table alternate in one run; a ratio is the median over the rounds of the ratio
+within each round. "control" is the classification graph loaded a second time: how far it
+is from 1 is the noise. The outputs are checked before anything is timed.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Bench:
 
     session: Session
     classifier: Backend
+    control: Backend
     fused: Backend
     split: Backend
     picture: Any
@@ -60,9 +63,10 @@ class Bench:
             raise SystemExit("explain() gave no valid map; nothing was timed")
 
     def engine_calls(self) -> dict[str, Callable[[], object]]:
-        """Engine only: the classifier, and the artifact in both profiles."""
+        """Engine only: the classifier, twice, and the artifact in both profiles."""
         return {
             "classification": lambda: self.classifier.infer(self.feeds),
+            "control": lambda: self.control.infer(self.feeds),
             "fused": lambda: self.fused.infer(self.feeds),
             "split": lambda: self.split.infer(self.feeds),
         }
@@ -84,16 +88,16 @@ def build(arch: str, folder: Path, threads: int | None) -> Bench:
     export_classifier(dual, files["classifier"], geometry)
     for profile in ("fused", "split"):
         export_artifact(dual, files[profile], profile=profile, geometry=geometry)
-    options = BackendOptions(threads=threads)
+    # Several engines in one process would spin against each other.
+    options = BackendOptions(threads=threads, spinning=False)
     engine = backend_class("ort")
     fused = engine.open(files["fused"], options)
     picture = np.random.default_rng(0).integers(0, 256, (*PICTURE_SIZE, 3), dtype=np.uint8)
     prepared, _ = prepare(picture, geometry)
     return Bench(
-        # On the very engine that it is compared with: the idle threads of another one
-        # would spin beside it.
         session=Session(read_spec(files["fused"]), fused),
         classifier=engine.open(files["classifier"], options),
+        control=engine.open(files["classifier"], options),
         fused=fused,
         split=engine.open(files["split"], options),
         picture=picture,

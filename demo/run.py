@@ -124,15 +124,13 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
     """
     from sigcam.runtime.geometry import prepare
 
-    options = BackendOptions()
+    options = BackendOptions(spinning=False)  # two engines would spin against each other
     engine = backend_class(session.backend_name)
     image = panel.sigmoid.image
     prepared, _ = prepare(image, session.spec.geometry)
     feeds = {"image": prepared[None]}
     plain = engine.open(artifacts.classifier, options)
     fused = engine.open(artifacts.sigmoid, options)
-    # On the very engine that it is compared with: the idle threads of another one would
-    # spin beside it.
     session = Session(session.spec, fused)
     try:
         return alternate(

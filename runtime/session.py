@@ -32,6 +32,7 @@ def load(
     backend: str = "auto",
     *,
     threads: int | None = None,
+    spinning: bool = True,
     batch_size: int = 8,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
 ) -> Session:
@@ -41,6 +42,8 @@ def load(
         path: the .onnx file that `sigcam export` wrote.
         backend: the engine's name, or "auto" for the first that is installed.
         threads: threads that one inference may use; None leaves it to the engine.
+        spinning: whether the engine's idle threads wait by spinning: a little faster for a
+            process that runs one model all the time, wasteful in one that does more.
         batch_size: most pictures in one run of the engine.
         max_pixels: largest picture file that is decoded; None for no limit.
 
@@ -50,7 +53,7 @@ def load(
         UsageError: an unknown engine or a number out of range.
     """
     spec = read_spec(path)
-    options = BackendOptions(threads=threads)
+    options = BackendOptions(threads=threads, spinning=spinning)
     opened = _open_backend(Path(path), backend, options)
     return Session(spec, opened, batch_size=batch_size, max_pixels=max_pixels)
 

@@ -47,9 +47,13 @@ class BackendOptions:
 
     Attributes:
         threads: threads that one inference may use; None leaves it to the engine.
+        spinning: whether the engine's idle threads wait by spinning. That makes calls that
+            follow each other a little faster, and takes cores from everything else in the
+            process meanwhile, other models first of all.
     """
 
     threads: int | None = None
+    spinning: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

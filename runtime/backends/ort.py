@@ -48,6 +48,9 @@ class OrtBackend(Backend):
         settings.log_severity_level = _FATAL_ONLY
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
+        settings.add_session_config_entry(
+            "session.intra_op.allow_spinning", "1" if options.spinning else "0"
+        )
         try:
             session = ort.InferenceSession(
                 str(path), sess_options=settings, providers=["CPUExecutionProvider"]

@@ -137,3 +137,12 @@ def test_a_graph_that_does_not_fit_its_spec(make_artifact, spec_of):
     text = spec_of(profile="split").to_json()
     with pytest.raises(ArtifactError, match="'features', 'cam_weights'"):
         load(make_artifact(spec_text=text))
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_onnx_runtime_spins_only_if_asked_to(make_artifact, spinning):
+    pytest.importorskip("onnxruntime")
+    with load(make_artifact(), "ort", spinning=spinning) as session:
+        options = session._backend._session.get_session_options()
+        entry = options.get_session_config_entry("session.intra_op.allow_spinning")
+        assert entry == str(int(spinning))
