@@ -130,17 +130,19 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
     prepared, _ = prepare(image, session.spec.geometry)
     feeds = {"image": prepared[None]}
     plain = engine.open(artifacts.classifier, options)
+    control = engine.open(artifacts.classifier, options)
     fused = engine.open(artifacts.sigmoid, options)
     session = Session(session.spec, fused)
     try:
         return alternate(
             {
                 "classification": lambda: plain.infer(feeds),
+                "control": lambda: control.infer(feeds),
                 "with_map": lambda: fused.infer(feeds),
                 "explain": lambda: session.explain(image)[0].map,
             },
             rounds,
         )
     finally:
-        plain.close()
-        fused.close()
+        for backend in (plain, control, fused):
+            backend.close()

@@ -72,7 +72,7 @@ def test_the_page_holds_its_pictures_and_escapes_names(dual, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     with load(path) as session:
         found = session.explain(image)[0]
-    timing = Timing(dict.fromkeys(("classification", "with_map", "explain"), (0.1, 0.2)))
+    timing = Timing(dict.fromkeys(("classification", "control", "with_map", "explain"), (0.1, 0.2)))
     rows = [ShiftRow("as trained", [found], [found]), ShiftRow("moved", [found], [found])]
     page = write_page(tmp_path / "index.html", [Panel("<p>.png", found, found)], rows, timing, "x")
     text = page.read_text()
