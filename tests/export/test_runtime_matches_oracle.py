@@ -1,0 +1,57 @@
+"""From a picture to the finished map: the Session against the NumPy oracle.
+
+The pictures have the input's own size, so that no resize stands between the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from sigcam.export import METHODS, export_artifact
+from sigcam.export.parity import sample_pictures
+from sigcam.runtime.backends import BACKENDS
+from sigcam.runtime.session import load
+from sigcam.runtime.spec import ClassSelection
+
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("profile", ["fused", "split"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile, backend):
+    path = tmp_path / "model.onnx"
+    export_artifact(
+        dual, path, method=method, profile=profile, classes=ClassSelection("topk", 2),
+        geometry=geometry,
+    )  # fmt: skip
+    pictures = sample_pictures(geometry)[:3]
+    with load(path, backend, batch_size=2) as session:
+        found = session.explain(list(pictures), top_k=2)
+
+    pixels = (pictures / 255 - geometry.mean) / geometry.std
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float()
+    with torch.no_grad():
+        F = dual.features(images).numpy()
+    softmax, sigmoid = (h.named_tensors() for h in (dual.softmax_head, dual.sigmoid_head))
+    W, b = sigmoid["fc.weight"].numpy(), sigmoid["fc.bias"].numpy()
+    logits = reference.linear(
+        reference.global_average_pool(F), softmax["fc.weight"].numpy(), softmax["fc.bias"].numpy()
+    )
+    ids = reference.top_k(logits, 2)
+    grids = reference.grids(F, reference.cam_weights(W, ids))
+    evidence = reference.evidence(F, W, b, ids)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for i, explanations in enumerate(found):
+        for k, one in enumerate(explanations):
+            assert one.class_id == ids[i, k]
+            assert one.probability == pytest.approx(probabilities[i, ids[i, k]], rel=TOLERANCE)
+            assert one.evidence == pytest.approx(evidence[i, k], rel=TOLERANCE)
+            assert np.abs(one.grid - grids[i, k]).max() <= TOLERANCE * grids[i, k].max()
+            full = reference.upsample(grids[i, k], geometry.height, geometry.width)
+            wanted, valid = reference.min_max(full)
+            assert one.valid == valid
+            assert np.abs(one.map - wanted).max() <= TOLERANCE
