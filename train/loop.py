@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
-from sigcam.runtime.errors import DataError, UsageError
+from sigcam.runtime.errors import UsageError
 from sigcam.runtime.files import check_writable
 from sigcam.runtime.spec import Geometry
 from sigcam.train.adam import fit_adam
 from sigcam.train.augment import Augmentation
-from sigcam.train.batches import CachedSamples, Indices, LiveSamples, Samples, split_pictures
-from sigcam.train.cache import build_cache, describe, key_of
+from sigcam.train.batches import LiveSamples, Samples
 from sigcam.train.checkpoint import CHECKPOINT, State
 from sigcam.train.data import ImageList, match_classes
 from sigcam.train.distributed import World, join_world
@@ -28,37 +27,11 @@ from sigcam.train.fit import Fit, Loss
 from sigcam.train.head import Head
 from sigcam.train.lbfgs import fit_lbfgs
 from sigcam.train.loss import default_positive_weight, evidence_loss
-from sigcam.train.settings import EpochCallback, TrainResult, TrainSettings
-from sigcam.train.views import HeadName, StemRunner, head_of
+from sigcam.train.samples import SampleSet, SampleSource
+from sigcam.train.settings import EpochCallback, Reading, TrainResult, TrainSettings
+from sigcam.train.views import HeadName, head_of
 
 __all__ = ["Reading", "TrainSettings", "train_branch"]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How pictures are read and where features are kept.
-
-    Attributes:
-        cache_dir: folder of all feature caches; the user's cache folder when None.
-        workers: decoding threads; the cores, at most 8, when None.
-        strict: whether an unreadable picture is an error. If not, it is left out and
-            listed in the result.
-    """
-
-    cache_dir: Path | None = None
-    workers: int | None = None
-    strict: bool = False
-
-
-@dataclass(frozen=True)
-class _Samples:
-    train: Samples
-    val: Samples | None
-    pictures: int
-    views: int
-    key: str
-    failed: Mapping[int, str]
-    folder: Path | None
 
 
 def train_branch(
@@ -126,10 +99,17 @@ def train_branch(
             check_writable(run_dir / CHECKPOINT)
         dual.to(world.device)
         chosen = head_of(dual, head)
-        samples = _samples(
-            dual, matched, settings, geometry, augmentation or Augmentation(),
-            reading or Reading(), world, head, progress,
-        )  # fmt: skip
+        samples = SampleSource(
+            dual=dual,
+            data=matched,
+            settings=settings,
+            geometry=geometry,
+            augmentation=augmentation or Augmentation(),
+            reading=reading or Reading(),
+            world=world,
+            head=head,
+            progress=progress,
+        ).make()
         fit = Fit(
             body=chosen.body,
             loss=_loss(settings, head),
@@ -190,7 +170,7 @@ def _trainable(head: Head) -> Iterator[None]:
 
 
 def _identity(
-    settings: TrainSettings, samples: _Samples, data: ImageList, head: HeadName
+    settings: TrainSettings, samples: SampleSet, data: ImageList, head: HeadName
 ) -> dict[str, Any]:
     """What a resumed run must agree on, as plain JSON values."""
     asked = {k: v for k, v in asdict(settings).items() if k != "device"}
@@ -198,78 +178,3 @@ def _identity(
         del asked["epochs"]
     labels = hashlib.sha256(np.array(data.class_ids, np.int64).tobytes()).hexdigest()
     return {**asked, "head": head, "features": samples.key, "labels": labels}
-
-
-def _samples(
-    dual: DualBranch,
-    data: ImageList,
-    settings: TrainSettings,
-    geometry: Geometry,
-    augmentation: Augmentation,
-    reading: Reading,
-    world: World,
-    head: HeadName,
-    progress: bool,
-) -> _Samples:
-    if not settings.cached:
-        return _live(dual, data, settings, geometry, augmentation, reading, world, head)
-    cache = build_cache(
-        dual,
-        data,
-        geometry,
-        augmentation,
-        world,
-        head=head,
-        cache_dir=reading.cache_dir,
-        dtype=settings.cache_dtype,
-        workers=reading.workers,
-        strict=reading.strict,
-        progress=progress,
-    )
-    usable = np.setdiff1d(np.arange(len(data)), np.array(list(cache.failed), np.int64))
-    train, held = _split(usable, settings)
-    return _Samples(
-        CachedSamples(cache, data, train, augmentation.views, world.device),
-        CachedSamples(cache, data, held, 1, world.device) if len(held) else None,
-        len(train),
-        augmentation.views,
-        cache.key,
-        cache.failed,
-        cache.folder,
-    )
-
-
-def _live(
-    dual: DualBranch,
-    data: ImageList,
-    settings: TrainSettings,
-    geometry: Geometry,
-    augmentation: Augmentation,
-    reading: Reading,
-    world: World,
-    head: HeadName,
-) -> _Samples:
-    train, held = _split(np.arange(len(data)), settings)
-    make = partial(
-        LiveSamples,
-        data,
-        geometry,
-        augmentation,
-        run=StemRunner(dual, geometry, world.device, head),
-        workers=reading.workers,
-        strict=reading.strict,
-        stem_shape=head_of(dual, head).stem_shape,
-    )
-    key = key_of(describe(dual, data, geometry, replace(augmentation, views=1), head))
-    val = make(pictures=held, random=False) if len(held) else None
-    return _Samples(make(pictures=train), val, len(train), 0, key, {}, None)
-
-
-def _split(usable: Indices, settings: TrainSettings) -> tuple[Indices, Indices]:
-    train, held = split_pictures(usable, settings.val_fraction, settings.seed)
-    if not len(train) or (settings.val_fraction and not len(held)):
-        raise DataError(
-            f"a validation share of {settings.val_fraction} leaves {len(train)} of "
-            f"{len(usable)} pictures to train on and {len(held)} to validate; change it"
-        )
-    return train, held

@@ -110,6 +110,22 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How pictures are read and where features are kept.
+
+    Attributes:
+        cache_dir: folder of all feature caches; the user's cache folder when None.
+        workers: decoding threads; the cores, at most 8, when None.
+        strict: whether an unreadable picture is an error. If not, it is left out and
+            listed in the result.
+    """
+
+    cache_dir: Path | None = None
+    workers: int | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
 class EpochMetrics:
     """One line of metrics.csv.
 
