@@ -6,7 +6,7 @@ The tests run over `METHODS`, so a new entry inherits the whole parity suite.
 from __future__ import annotations
 
 import abc
-import importlib
+import pkgutil
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -97,6 +97,5 @@ def method_class(name: str) -> type[Method]:
     """
     if name not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    found: type[Method] = pkgutil.resolve_name(METHODS[name])
     return found

@@ -79,7 +79,7 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def result(text: str) -> None:
+def echo(text: str) -> None:
     """Prints a line of results to standard output.
 
     File names may hold bytes that aren't UTF-8; escapes take their place.

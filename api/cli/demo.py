@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sigcam.cli.common import reports_errors, say
+from sigcam.cli.common import echo, reports_errors, say
 
 
 @click.command(name="demo")
@@ -30,4 +30,4 @@ def command(pictures: tuple[str, ...], out: Path) -> None:
     from sigcam.demo.run import run_demo
 
     found = list(find_pictures(pictures)) or shipped_pictures()
-    click.echo(str(run_demo(found, out, say)))
+    echo(str(run_demo(found, out, say)))

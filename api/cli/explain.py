@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sigcam.cli.common import EXIT_FAILED, EXIT_USAGE, fail, reports_errors, say
-from sigcam.cli.common import result as echo
+from sigcam.cli.common import EXIT_FAILED, EXIT_USAGE, echo, fail, reports_errors, say
 from sigcam.cli.pictures import find_pictures, output_names
 
 if TYPE_CHECKING:

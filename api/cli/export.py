@@ -10,6 +10,7 @@ import click
 
 from sigcam.cli.common import (
     changed_geometry,
+    echo,
     geometry_options,
     import_from_here,
     model_options,
@@ -130,7 +131,7 @@ def command(
         has_sigmoid=branch_file is not None,
         **graph,
     )
-    click.echo(str(out))
+    echo(str(out))
 
 
 def parse_selection(text: str) -> ClassSelection:

@@ -10,6 +10,7 @@ import click
 
 from sigcam.cli.common import (
     changed_geometry,
+    echo,
     geometry_options,
     import_from_here,
     is_first_process,
@@ -203,7 +204,7 @@ def command(
     if is_first_process():
         save_branch(out, built.dual, info, dtype)  # type: ignore[arg-type]  # click has checked
         report(result)
-        click.echo(str(out))
+        echo(str(out))
 
 
 def report(result: TrainResult) -> None:

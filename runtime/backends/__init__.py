@@ -5,7 +5,7 @@ The values are "module:class" strings, so that listing the engines imports none.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 
 from sigcam.runtime.backends.base import Backend
 from sigcam.runtime.errors import UsageError
@@ -26,6 +26,5 @@ def backend_class(name: str) -> type[Backend]:
     """
     if name not in BACKENDS:
         raise UsageError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
-    module, _, attribute = BACKENDS[name].partition(":")
-    found: type[Backend] = getattr(importlib.import_module(module), attribute)
+    found: type[Backend] = pkgutil.resolve_name(BACKENDS[name])
     return found

@@ -14,6 +14,17 @@ GRID = 7
 # Classes look at red, green, blue; the fourth likes red and dislikes blue.
 WEIGHTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1]], np.float32)
 NAMES = ("red", "green", "blue", "Warm")
+# What to do to an upright picture so that a viewer who honours the tag turns it upright.
+STORE = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
 
 
 def tiny_spec(**changes):
@@ -212,3 +223,9 @@ def jpeg():
         return data[:2] + segment + data[2:]
 
     return encode
+
+
+@pytest.fixture(scope="session")
+def stored():
+    """Turns an upright picture as a file of this EXIF orientation stores it."""
+    return lambda picture, orientation: np.ascontiguousarray(STORE[orientation](picture))

@@ -9,17 +9,6 @@ from sigcam.runtime.geometry import place
 from sigcam.runtime.session import load
 from sigcam.runtime.spec import Geometry
 
-# What to do to an upright picture so that a viewer who honours the tag turns it upright.
-STORE = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, -1),
-}
 GEOMETRIES = {
     "crop": Geometry(56, 56, "crop", 64),
     "stretch": Geometry(56, 56, "stretch"),
@@ -59,13 +48,13 @@ def plant(axis, share):
 @example(height=16, width=1500, rule="crop", orientation=6, shares=(0.0, 1.0))
 @example(height=1500, width=16, rule="crop", orientation=5, shares=(1.0, 0.0))
 @example(height=480, width=640, rule="crop", orientation=8, shares=(0.0, 0.0))
-def test_the_square_comes_back(sessions, jpeg, height, width, rule, orientation, shares):
+def test_the_square_comes_back(sessions, jpeg, stored, height, width, rule, orientation, shares):
     placement = place(GEOMETRIES[rule], height, width)
     y0, y1, cell_y = plant(placement.rows, shares[0])
     x0, x1, cell_x = plant(placement.columns, shares[1])
     picture = np.zeros((height, width, 3), np.uint8)
     picture[y0:y1, x0:x1] = 255
-    data = jpeg(np.ascontiguousarray(STORE[orientation](picture)), orientation)
+    data = jpeg(stored(picture, orientation), orientation)
 
     [found] = sessions[rule].explain(data, classes="red")
     assert found.image.shape == picture.shape
