@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from sigcam.runtime.errors import BranchMismatchError, UsageError
 from sigcam.runtime.spec import Geometry
@@ -20,11 +21,13 @@ class Assembled:
     """A model ready for export.
 
     Attributes:
-        dual: the model; its sigmoid branch is trained if `info` is there, else fresh.
+        dual: the model; its sigmoid branch is trained if `has_sigmoid`, else fresh.
         architecture: the name that it was loaded by.
         geometry: how a picture becomes its input.
         class_names: C names, or empty if unknown.
         info: what the branch file says; None without one.
+        checkpoint: name of the file of weights that the sigmoid branch came with; None if
+            it has none, or there is a branch file.
     """
 
     dual: DualBranch
@@ -32,10 +35,18 @@ class Assembled:
     geometry: Geometry
     class_names: tuple[str, ...]
     info: BranchInfo | None = None
+    checkpoint: str | None = None
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """Whether the sigmoid branch is a trained one: out of a branch file, or the weights'."""
+        return self.info is not None or self.checkpoint is not None
 
     @property
     def trained_on(self) -> str | None:
         """What the sigmoid branch was trained on, in words; None without one."""
+        if self.checkpoint is not None:
+            return f"with the classifier (checkpoint file {self.checkpoint})"
         return self.info.trained_on if self.info else None
 
 
@@ -45,19 +56,25 @@ def assemble(
     arch: str | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
-    target_layer: str | None = None,
+    branch_layer: str | None = None,
+    target_layers: Sequence[str] = (),
     size: int | None = None,
     new_classes: int | None = None,
 ) -> Assembled:
     """Loads a classifier and, if there is one, its trained sigmoid branch.
 
+    The branch comes out of the branch file; without one, out of the file of weights, if that
+    holds one (a checkpoint of the paper's own code). The latter is left out if the head is
+    another than the branch was trained for: after a lower `branch_layer`, or re-made.
+
     Args:
         branch_file: what `sigcam train` wrote; it names the architecture, the weights and
-            the target layer, so that they need not be given again.
+            the branch layer, so that they need not be given again.
         arch: see `load_model`; needed without a branch file.
         weights: see `load_model`.
         num_classes: see `load_model`.
-        target_layer: name of the target layer; found by itself when None.
+        branch_layer: name of the branch layer; found by itself when None.
+        target_layers: which maps are made of; found by itself when empty.
         size: side of the square input in pixels; the model's own when None.
         new_classes: re-makes the last layer for as many classes (`replace_classes`); for
             training only, as a branch file says this itself.
@@ -68,7 +85,9 @@ def assemble(
         ModelError: the model can't be loaded or split.
     """
     if branch_file is not None:
-        return _with_branch(Path(branch_file), arch, weights, num_classes, target_layer, size)
+        return _with_branch(
+            Path(branch_file), arch, weights, num_classes, branch_layer, target_layers, size
+        )
     if arch is None:
         raise UsageError("name an architecture (--arch) or a branch file (--sigmoid-branch)")
     loaded = load_model(arch, weights, num_classes)
@@ -76,8 +95,11 @@ def assemble(
     if new_classes is not None:
         model, names = replace_classes(model, new_classes), ()
     geometry = resized(loaded.geometry, size)
-    dual = _dual(model, target_layer, geometry, loaded.architecture)
-    return Assembled(dual, loaded.architecture, geometry, names)
+    dual = _dual(model, branch_layer, target_layers, geometry, loaded.architecture)
+    checkpoint = None
+    if new_classes is None and _load_sigmoid(dual, loaded.sigmoid_tensors):
+        checkpoint = Path(str(weights)).name
+    return Assembled(dual, loaded.architecture, geometry, names, checkpoint=checkpoint)
 
 
 def resized(geometry: Geometry, size: int | None) -> Geometry:
@@ -95,13 +117,14 @@ def _with_branch(
     arch: str | None,
     weights: str | None,
     num_classes: int | None,
-    target_layer: str | None,
+    branch_layer: str | None,
+    target_layers: Sequence[str],
     size: int | None,
 ) -> Assembled:
     info = read_branch_info(branch_file)
     for what, given, own in (
         ("for the architecture", arch, info.architecture),
-        ("at the layer", target_layer, info.target_layer),
+        ("at the layer", branch_layer, info.branch_layer),
         ("for the number of classes", num_classes, info.num_classes),
     ):
         if given is not None and given != own:
@@ -119,13 +142,30 @@ def _with_branch(
     if info.replaced_classes:
         model, names = replace_classes(model, info.num_classes), ()
     geometry = resized(info.geometry, size)
-    dual = _dual(model, info.target_layer, geometry, info.architecture)
+    dual = _dual(model, info.branch_layer, target_layers, geometry, info.architecture)
     load_branch(branch_file, dual)
     return Assembled(dual, info.architecture, geometry, info.class_names or names, info)
 
 
+def _load_sigmoid(dual: DualBranch, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Loads the branch that came with the weights, if it is a clone of this very head."""
+    if tensors is None or tensors.keys() != dual.sigmoid_head.named_tensors().keys():
+        return False
+    dual.sigmoid_head.load_tensors(tensors)
+    return True
+
+
 def _dual(
-    model: nn.Module, target_layer: str | None, geometry: Geometry, architecture: str
+    model: nn.Module,
+    branch_layer: str | None,
+    target_layers: Sequence[str],
+    geometry: Geometry,
+    architecture: str,
 ) -> DualBranch:
-    size = (geometry.height, geometry.width)
-    return DualBranch(model, target_layer, input_size=size, architecture=architecture)
+    return DualBranch(
+        model,
+        branch_layer,
+        input_size=(geometry.height, geometry.width),
+        target_layers=target_layers,
+        architecture=architecture,
+    )

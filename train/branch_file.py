@@ -38,7 +38,7 @@ class BranchInfo:
 
     Attributes:
         architecture: the name that `load_model` knows the classifier by.
-        target_layer: whose output is F.
+        branch_layer: whose output is F.
         num_classes: C.
         geometry: of the input that the branch was trained on.
         trained_on: data set, number of pictures and of views, in words.
@@ -54,7 +54,7 @@ class BranchInfo:
     """
 
     architecture: str
-    target_layer: str
+    branch_layer: str
     num_classes: int
     geometry: Geometry
     trained_on: str
@@ -89,14 +89,14 @@ def save_branch(
         The info as written.
 
     Raises:
-        UsageError: `info` is of another target layer or number of classes.
+        UsageError: `info` is of another branch layer or number of classes.
         ModelError: a value isn't finite, or not in float16.
         StorageError: the file can't be written.
     """
-    if (info.target_layer, info.num_classes) != (dual.target_layer, dual.num_classes):
+    if (info.branch_layer, info.num_classes) != (dual.branch_layer, dual.num_classes):
         raise UsageError(
-            f"the info is of {info.num_classes} classes at {info.target_layer!r}, the model has "
-            f"{dual.num_classes} at {dual.target_layer!r}"
+            f"the info is of {info.num_classes} classes at {info.branch_layer!r}, the model has "
+            f"{dual.num_classes} at {dual.branch_layer!r}"
         )
     info = replace(
         info,
@@ -135,7 +135,7 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
     Nothing of `dual` changes if the file is refused.
 
     Raises:
-        BranchMismatchError: trained for another backbone, target layer, head or number
+        BranchMismatchError: trained for another backbone, branch layer, head or number
             of classes; says for which.
         ModelError: missing or damaged, or a value that isn't finite.
         SchemaError: malformed metadata, or written by a newer sigcam.
@@ -143,12 +143,12 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
     info, tensors = _read(Path(path), tensors=True)
     wanted = (
         f"{path} was trained for {info.architecture} with {info.num_classes} classes at "
-        f"{info.target_layer!r}"
+        f"{info.branch_layer!r}"
     )
-    if (info.target_layer, info.num_classes) != (dual.target_layer, dual.num_classes):
+    if (info.branch_layer, info.num_classes) != (dual.branch_layer, dual.num_classes):
         raise BranchMismatchError(
             f"{wanted}; this model ({dual.architecture}) has {dual.num_classes} classes at "
-            f"{dual.target_layer!r}"
+            f"{dual.branch_layer!r}"
         )
     own = _own_tensors(dual, info.replaced_classes)
     if own.keys() != tensors.keys():
@@ -242,7 +242,7 @@ def _info(text: str, path: Path) -> BranchInfo:
 
 
 def _check_types(info: BranchInfo) -> None:
-    for name in ("architecture", "target_layer", "trained_on", "backbone_sha256"):
+    for name in ("architecture", "branch_layer", "trained_on", "backbone_sha256"):
         if not isinstance(getattr(info, name), str):
             raise TypeError(f"{name} must be text")
     if isinstance(info.num_classes, bool) or not isinstance(info.num_classes, int):

@@ -85,7 +85,7 @@ def describe(
         "format": FORMAT,
         "backbone": tensors_sha256(dual.features.state_dict()),
         "program": _program(dual, head),
-        "target_layer": dual.target_layer,
+        "branch_layer": dual.branch_layer,
         "data": data.fingerprint(),
         "pictures": len(data),
         "geometry": shape,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,14 +11,37 @@ from torch import Tensor, fx, nn
 _sym_size = torch.ops.aten.sym_size.int
 
 
-def is_grid(node: fx.Node, batch: fx.Node) -> bool:
-    """Whether the value is [B, N, h, w] with the batch size of `batch` and h * w > 1."""
+def outputs_of(graph: fx.Graph) -> list[fx.Node]:
+    """The values that a graph returns."""
+    found = graph.output_node().args[0]
+    return [found] if isinstance(found, fx.Node) else list(cast("tuple[fx.Node, ...]", found))
+
+
+def argument(node: fx.Node, index: int = 0) -> fx.Node:
+    """An argument that is known to be a node."""
+    return cast("fx.Node", node.args[index])
+
+
+def tensor_of(module: nn.Module) -> Callable[[str], Tensor]:
+    """Looks up parameters, buffers and other tensors of `module` by their dotted names."""
+
+    def tensor(name: str) -> Tensor:
+        path, _, attribute = name.rpartition(".")
+        value: Tensor = getattr(module.get_submodule(path), attribute)
+        return value
+
+    return tensor
+
+
+def attribute(node: fx.Node) -> str | None:
+    """The name of the tensor that a node fetches; None for other nodes."""
+    return str(node.target) if node.op == "get_attr" else None
+
+
+def has_batch(node: fx.Node, batch: fx.Node) -> bool:
+    """Whether the value's first size is the batch size of `batch`."""
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
-        return False
-    sizes = value.shape[1:]
-    static = all(isinstance(size, int) for size in sizes)
-    return static and sizes[1] * sizes[2] > 1 and _same_size(value.shape[0], batch)
+    return isinstance(value, Tensor) and value.ndim > 0 and _same_size(value.shape[0], batch)
 
 
 def _same_size(size: object, batch: fx.Node) -> bool:
@@ -60,8 +84,11 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
 
 
 def _input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
+    """What doesn't depend on the pictures, but for their number."""
     bound = {image}
     for node in graph.nodes:
+        if is_batch_size(node, image):
+            continue
         if any(source in bound for source in node.all_input_nodes):
             bound.add(node)
     return set(graph.nodes) - bound
@@ -69,7 +96,7 @@ def _input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
 
 def extract(
     start: fx.Node,
-    end: fx.Node,
+    end: fx.Node | Sequence[fx.Node],
     batch: fx.Node,
     lifted: Callable[[fx.Node], str | None],
     input_name: str,
@@ -78,14 +105,15 @@ def extract(
 
     Args:
         start: becomes the placeholder `input_name`.
-        end: becomes the output.
+        end: becomes the output; several become a tuple of outputs.
         batch: a value whose first size is the batch; sizes read off other values are
             read off the placeholder instead.
         lifted: original name of the tensor behind a placeholder, None for others.
         input_name: name of the new placeholder.
     """
     sizes = [n for n in start.graph.nodes if is_batch_size(n, batch)]
-    needed = ancestors(end, stop=[start, *sizes])
+    ends = [end] if isinstance(end, fx.Node) else list(end)
+    needed = set[fx.Node]().union(*(ancestors(n, stop=[start, *sizes]) for n in ends))
     new = fx.Graph()
     placeholder = new.placeholder(input_name)
     placeholder.meta = dict(start.meta)
@@ -105,7 +133,7 @@ def extract(
             made[node] = size
         else:
             made[node] = new.node_copy(node, lambda n: made[n])
-    new.output(made[end])
+    new.output(made[end] if isinstance(end, fx.Node) else tuple(made[n] for n in ends))
     return new
 
 

@@ -6,6 +6,7 @@ are; a clone of the head with fresh parameters is trained beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ class DualOutput(NamedTuple):
     Attributes:
         logits: float32 [B, C], softmax branch, before softmax.
         sigmoid_logits: float32 [B, C], sigmoid branch, before the sigmoid.
-        features: float32 [B, N, h, w], F at the target layer.
+        features: float32, the value of the branch layer: F [B, N, h, w], or as the
+            model keeps it ([B, h, w, N], or tokens [B, T, N]).
     """
 
     logits: Tensor
@@ -39,10 +41,10 @@ class DualBranch(nn.Module):
     `train()` says. Only the parameters of `sigmoid_head` require gradients.
 
     Attributes:
-        features: images to F.
-        softmax_head, sigmoid_head: F to logits.
-        target_layer: name of the layer whose output F is; naming it gives the same cut.
-        feature_shape: (N, h, w).
+        features: images to the value of the branch layer.
+        softmax_head, sigmoid_head: from that value to logits.
+        branch: the branch layer: its name, and where the grid is in its value.
+        targets: the same of the target layers, which maps are made of.
         num_classes: C.
         input_size: (H, W) of the images; the graphs hold for this size.
         architecture: name of the model.
@@ -51,10 +53,11 @@ class DualBranch(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        target_layer: str | None = None,
+        branch_layer: str | None = None,
         example: Tensor | None = None,
         *,
         input_size: int | tuple[int, int] = 224,
+        target_layers: Sequence[str] = (),
         seed: int = 0,
         architecture: str | None = None,
     ) -> None:
@@ -62,9 +65,12 @@ class DualBranch(nn.Module):
 
         Args:
             model: images float32 [B, 3, H, W] to logits [B, C].
-            target_layer: see `sigcam.train.split.split`; None finds it.
+            branch_layer: after which the sigmoid branch begins; None finds it. See
+                `sigcam.train.split.split`.
             example: float32 [B, 3, H, W]; only its shape matters. Instead of input_size.
             input_size: side of the square input, or (H, W), in pixels.
+            target_layers: which maps are made of; the branch layer by default, or the last
+                layer before it that the logits depend on everywhere.
             seed: of the sigmoid branch's fresh parameters.
             architecture: name to record; the model's class name when None.
 
@@ -80,18 +86,22 @@ class DualBranch(nn.Module):
             raise UsageError(
                 f"example must be float32 [B, 3, H, W], got {example.dtype} {list(example.shape)}"
             )
-        parts = split(model, example, target_layer)
+        parts = split(model, example, branch_layer, target_layers)
         self.features = parts.features
         self.softmax_head = Head(parts, live_dropout=False)
         self.sigmoid_head = self.softmax_head.fresh_copy(seed)
-        self.target_layer = parts.target_layer
-        self.feature_shape = parts.feature_shape
+        self.branch, self.targets = parts.branch, parts.targets
         self.num_classes = parts.num_classes
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
         self.architecture = architecture or type(model).__name__
         self.features.requires_grad_(False)
         self.softmax_head.requires_grad_(False)
         self.train(False)
+
+    @property
+    def branch_layer(self) -> str:
+        """Name of the branch layer; naming it gives the same cut."""
+        return self.branch.layer
 
     def forward(self, images: Tensor) -> DualOutput:
         """Both branches.

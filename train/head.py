@@ -1,4 +1,4 @@
-"""A head: the part of a classifier from the features to the logits."""
+"""A head: the part of a classifier from the branch layer to the logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from sigcam.runtime.errors import BranchMismatchError, ModelError
-from sigcam.train.cut import crossings, extract, module_of
+from sigcam.train.cut import crossings, extract, has_batch, module_of
+from sigcam.train.layout import Layout
 from sigcam.train.split import Split, unmarked
 from sigcam.train.trace import MARK
 
@@ -40,7 +41,7 @@ class LiveDropout(nn.Module):
 
 
 class Head(nn.Module):
-    """From F [B, N, h, w] to logits [B, C].
+    """From the value of the branch layer (F [B, N, h, w], for most networks) to logits [B, C].
 
     Attributes:
         stem: F to the stem's output; has neither parameters nor dropout, so its output
@@ -69,7 +70,7 @@ class Head(nn.Module):
         self._linear: tuple[str, str | None] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Float features [B, N, h, w] to logits [B, C]."""
+        """The branch layer's value, float, to logits [B, C]."""
         logits: Tensor = self.body(self.stem(features))
         return logits
 
@@ -114,11 +115,10 @@ class Head(nn.Module):
         """The same graph with fresh parameters and live dropout.
 
         Each parameter is drawn by `reset_parameters` of a copy of the layer that owns
-        it, as torch initialises that layer (Kaiming or Xavier); buffers keep their
-        values. The global random state is left as it was.
-
-        Raises:
-            ModelError: a parameter belongs to a layer without `reset_parameters`.
+        it, as torch initialises that layer (Kaiming or Xavier). Where that layer has no
+        such method, from the normal distribution with the mean and deviation that the
+        original's values have. Buffers keep their values. The global random state is
+        left as it was.
         """
         new = Head(self._split, live_dropout=True)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
@@ -137,10 +137,11 @@ class Head(nn.Module):
     def linear_weights(self) -> tuple[Tensor, Tensor]:
         """W [C, N] and b [C] of a head that is global average pooling and a linear layer.
 
-        That is decided by what the head computes: `W mean(F) + b` must equal the head
-        on random features and random weights in float64, at batches of 1 and 3. A 1x1
-        convolution before the pooling qualifies too. The tensors are views of the head's
-        own, detached; zeros for a missing bias.
+        The average goes over the positions of the branch layer's grid. That is decided by
+        what the head computes: `W mean(F) + b` must equal the head on random features and
+        random weights in float64, at batches of 1 and 3. A 1x1 convolution before the
+        pooling qualifies too. The tensors are views of the head's own, detached; zeros for
+        a missing bias.
 
         Raises:
             ModelError: the head computes something else; names what it contains.
@@ -171,8 +172,9 @@ def _stem_output(graph: fx.Graph) -> fx.Node:
         if not all(argument in plain for argument in node.all_input_nodes):
             continue
         plain.add(node)
-        is_tensor = isinstance(node.meta.get("val"), Tensor)
-        if is_tensor and node is not end and not crossings(node, end, source):
+        # With a row per picture: what is cached, and where the batch size is read later.
+        whole = isinstance(node.meta.get("val"), Tensor) and has_batch(node, source)
+        if whole and node is not end and not crossings(node, end, source):
             border = node
     return border
 
@@ -202,14 +204,12 @@ def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
 def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
     layer = copy.deepcopy(model.get_submodule(owner)).cpu()
     reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-    if not callable(reset):
-        names = ", ".join(name for name, _ in layer.named_parameters(recurse=False))
-        raise ModelError(
-            f"the head's layer {owner or 'model'!r} ({type(layer).__name__}) has parameters "
-            f"({names}) but no reset_parameters(), so the sigmoid branch can't start fresh; "
-            f"give the layer a reset_parameters method, or a later target layer"
-        )
-    reset()
+    if callable(reset):
+        reset()
+    else:
+        # Parameters that a module holds bare: layer scales, query tokens.
+        for value in layer.parameters(recurse=False):
+            value.normal_(float(value.mean()), float(value.std(correction=0)))
     return {
         f"{owner}.{name}" if owner else name: value
         for name, value in layer.named_parameters(recurse=False)
@@ -218,12 +218,13 @@ def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
 
 def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
     names = {name: value.shape for name, value in head.named_tensors().items()}
-    N, C = split.feature_shape[0], split.num_classes
+    layout, C = split.branch.layout, split.num_classes
+    N = layout.shape[0]
     weights = [n for n, s in names.items() if s in ((C, N), (C, N, 1, 1))]
     biases = [n for n, s in names.items() if s == (C,)]
     if len(weights) == 1 and len(biases) == len(names) - 1 <= 1:
         weight, bias = weights[0], biases[0] if biases else None
-        if _computes_linear(head, split.feature_shape, weight, bias):
+        if _computes_linear(head, layout, weight, bias):
             return weight, bias
     operators = [
         str(n.target).removesuffix(".default")
@@ -233,13 +234,11 @@ def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
     raise ModelError(
         f"the head must be global average pooling and one linear layer; it contains "
         f"{', '.join(operators)} with the tensors {', '.join(names) or 'none'}; "
-        f"name a later target layer, or use a method other than cam"
+        f"use a method other than cam"
     )
 
 
-def _computes_linear(
-    head: Head, shape: tuple[int, int, int], weight: str, bias: str | None
-) -> bool:
+def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) -> bool:
     """Random weights too, so that neither zeros nor NaN in the real ones mislead."""
     tensors = head.named_tensors()
     generator = torch.Generator().manual_seed(0)
@@ -256,10 +255,10 @@ def _computes_linear(
     try:
         with torch.no_grad():
             for batch in (1, 3):
-                features = torch.randn((batch, *shape), generator=generator, dtype=torch.float64)
-                features = features.to(device)
-                got = functional_call(head, random, (features,))
-                want = features.mean((2, 3)) @ matrix.T
+                shape = (batch, *layout.value_shape)
+                value = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+                got = functional_call(head, random, (value,))
+                want = layout.to_grid(value).mean((2, 3)) @ matrix.T
                 want = want if bias is None else want + random[f"body.{bias}"]
                 if not torch.allclose(got, want, rtol=1e-9, atol=1e-9):
                     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.export.graph_signature import InputKind
 
 from sigcam.runtime.errors import ModelError
 
-TARGET = "target"
+LAYER = "layer:"
+"""How the kind of a mark begins that names a layer."""
 
 
 def _clone(x: Tensor, kind: str, amount: float) -> Tensor:
@@ -30,8 +32,8 @@ def _like(x: Tensor, kind: str, amount: float) -> Tensor:
     return torch.empty_like(x)
 
 
-# An identity that survives export and functionalisation: it marks the output of the
-# target layer, and the places of the dropouts that inference mode would drop.
+# An identity that survives export and functionalisation: it marks the outputs of
+# named layers, and the places of the dropouts that inference mode would drop.
 _mark = torch.library.custom_op(
     "sigcam::mark",
     _clone,
@@ -60,8 +62,8 @@ class Traced:
 
     Attributes:
         model: the copy that was traced; it owns the tensors.
-        graph: images and lifted tensors in, logits out; dropouts and the target layer
-            are `sigcam::mark` nodes.
+        graph: images and lifted tensors in, logits out; dropouts and the outputs of the
+            named layers are `sigcam::mark` nodes.
         image: the placeholder of the images.
         logits: the node that gives the logits, [B, C].
         names: placeholder name to the original name of its parameter or buffer.
@@ -84,21 +86,21 @@ class Traced:
         return found
 
 
-def trace(model: nn.Module, example: Tensor, target_layer: str | None) -> Traced:
+def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Traced:
     """Traces a copy of `model` in inference mode with a dynamic batch.
 
     Args:
         model: returns logits [B, C] for images [B, 3, H, W]; it isn't changed.
         example: float32 [B, 3, H, W]; only its shape and type matter.
-        target_layer: the module whose output is marked, if one is named.
+        layers: names of modules whose outputs are marked.
 
     Raises:
         ModelError: the model can't be copied or exported, or doesn't return logits.
     """
     twin = _frozen_copy(model)
-    if target_layer is not None:
+    for layer in sorted(set(layers)):
         # On the copy, which is dropped after the trace.
-        twin.get_submodule(target_layer).register_forward_hook(_mark_output(target_layer))
+        twin.get_submodule(layer).register_forward_hook(_mark_output(layer))
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
     program = _functional(_export(twin, images))
@@ -138,10 +140,10 @@ def _mark_output(name: str) -> Any:
         del module, inputs
         if not isinstance(output, Tensor):
             raise ModelError(
-                f"the target layer {name!r} must return one tensor [B, N, h, w], it returns "
+                f"the layer {name!r} must return one tensor with a grid, it returns "
                 f"{type(output).__name__}; name a layer inside it"
             )
-        marked: Tensor = MARK(output, TARGET, 0.0)
+        marked: Tensor = MARK(output, LAYER + name, 0.0)
         return marked
 
     return hook

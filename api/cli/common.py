@@ -108,8 +108,9 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 model_options = options(
     click.option(
         "--arch",
-        help="Architecture: a torchvision classifier's name, efficientnet_lite0, or your own "
-        "as package.module:callable or file.py:callable.",
+        help="Architecture: a torchvision classifier's name, timm/NAME, wsol-resnet50, "
+        "wsol-vgg16 or wsol-inceptionv3 (the paper's), efficientnet_lite0 to 2, or your own as "
+        "package.module:callable or file.py:callable.",
     ),
     click.option(
         "--weights",
@@ -117,10 +118,6 @@ model_options = options(
         "torchvision, or from its package), or random (seeded).",
     ),
     click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the model."),
-    click.option(
-        "--target-layer",
-        help="Layer whose output the map is made of; found by itself when left out.",
-    ),
 )
 
 geometry_options = options(

@@ -88,6 +88,10 @@ fit_options = options(
 @click.command(name="train")
 @model_options
 @click.option(
+    "--branch-layer",
+    help="Layer after which the sigmoid branch begins; found by itself when left out.",
+)
+@click.option(
     "--new-classes",
     is_flag=True,
     help="The data has other classes than the model: re-make the last layer and train it "
@@ -120,7 +124,7 @@ def command(
     arch: str | None,
     weights: str | None,
     num_classes: int | None,
-    target_layer: str | None,
+    branch_layer: str | None,
     new_classes: bool,
     data: Path,
     data_root: Path | None,
@@ -166,10 +170,12 @@ def command(
         arch=arch,
         weights=weights,
         num_classes=num_classes,
-        target_layer=target_layer,
+        branch_layer=branch_layer,
         size=size,
         new_classes=_class_count(pictures) if new_classes else None,
     )
+    if built.checkpoint is not None:
+        say(f"training goes on from the sigmoid branch in {built.checkpoint}")
     geometry = changed_geometry(built.geometry, rule=rule, resize=resize, mean=mean, std=std)
     run_dir = run_dir or out.with_suffix(".run")
     common: dict[str, Any] = {
@@ -189,7 +195,7 @@ def command(
     result = train_branch(built.dual, pictures, settings, run_dir=run_dir, resume=resume, **common)
     info = BranchInfo(
         architecture=built.architecture,
-        target_layer=built.dual.target_layer,
+        branch_layer=built.dual.branch_layer,
         num_classes=built.dual.num_classes,
         geometry=geometry,
         trained_on=trained_on or f"{pictures.name}: {_counts(result)}",

@@ -47,8 +47,8 @@ def test_outputs(model, dual, images):
     logits, sigmoid_logits, features = dual(images)
     torch.testing.assert_close(logits, model.eval()(images))
     assert sigmoid_logits.shape == (4, 5)
-    assert features.shape == (4, *dual.feature_shape) == (4, 6, 7, 7)
-    assert (dual.target_layer, dual.num_classes, dual.architecture) == ("relu", 5, "Net")
+    assert features.shape == (4, *dual.branch.layout.shape) == (4, 6, 7, 7)
+    assert (dual.branch_layer, dual.num_classes, dual.architecture) == ("relu", 5, "Net")
     assert dual.input_size == (16, 16)
 
 
@@ -147,14 +147,19 @@ def test_a_layer_without_reset_parameters():
         def __init__(self):
             super().__init__()
             self.gain = nn.Parameter(torch.ones(6))
+            self.shift = nn.Parameter(torch.linspace(-1, 3, 6))
 
         def forward(self, x):
-            return x * self.gain
+            return x * self.gain + self.shift
 
     model = Net()
     model.fc = nn.Sequential(Scale(), nn.Linear(6, 5))
-    with pytest.raises(ModelError, match=r"'fc\.0' \(Scale\) has parameters \(gain\) but no reset"):
-        DualBranch(model, input_size=16)
+    tensors = DualBranch(model, input_size=16).sigmoid_head.named_tensors()
+    assert torch.equal(tensors["fc.0.gain"], torch.ones(6))  # no deviation to draw with
+    shift = tensors["fc.0.shift"]
+    assert not torch.equal(shift, model.fc[0].shift)
+    assert shift.std() > 0.3
+    assert -3 < shift.mean() < 5
 
 
 def test_load_tensors(dual, images):

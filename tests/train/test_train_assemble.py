@@ -28,7 +28,7 @@ def without():
 def saved(built: Assembled, file: Path, weights: str | None) -> None:
     info = BranchInfo(
         architecture=built.architecture,
-        target_layer=built.dual.target_layer,
+        branch_layer=built.dual.branch_layer,
         num_classes=built.dual.num_classes,
         geometry=built.geometry,
         trained_on="nothing",

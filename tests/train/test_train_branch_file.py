@@ -26,7 +26,7 @@ from sigcam.train.dual_branch import DualBranch
 def info(toy, geometry) -> BranchInfo:
     return BranchInfo(
         architecture="toy",
-        target_layer=toy.target_layer,
+        branch_layer=toy.branch_layer,
         num_classes=4,
         geometry=geometry,
         trained_on="40 pictures, 3 views each",
@@ -172,7 +172,7 @@ def test_other_files(tmp_path, toy) -> None:
     [
         (lambda m: m.update(schema_version=2), "schema version 2, this sigcam reads up to 1"),
         (lambda m: m.pop("schema_version"), "'schema_version'"),
-        (lambda m: m.pop("target_layer"), "missing or wrong field"),
+        (lambda m: m.pop("branch_layer"), "missing or wrong field"),
         (lambda m: m.update(num_classes="4"), "missing or wrong field"),
         (lambda m: m["geometry"].update(height=-1), "missing or wrong field"),
         (lambda m: m.update(geometry=None), "missing or wrong field"),

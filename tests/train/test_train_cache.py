@@ -252,7 +252,7 @@ def test_two_runs_at_once_share_the_work(toy, data, geometry, views, tmp_path, m
 def test_about_says_what_the_key_stands_for(toy, data, geometry, views, tmp_path) -> None:
     cache = build(toy, data, geometry, views, tmp_path)
     about = json.loads((cache.folder / "about.json").read_text())
-    assert about["target_layer"] == toy.target_layer
+    assert about["branch_layer"] == toy.branch_layer
     assert cache.folder.name == key_of(about)[:32]
 
 

