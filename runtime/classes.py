@@ -1,17 +1,68 @@
-"""From what a caller writes for a class to its id."""
+"""From what a caller writes for classes to their ids, and to what the graph is asked for."""
 
 from __future__ import annotations
 
 import difflib
 import operator
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 from sigcam.runtime.errors import UnknownClassError, UsageError
-from sigcam.runtime.spec import Spec
+from sigcam.runtime.spec import MAX_RANKS, Spec
+
+Classes: TypeAlias = "int | str | Sequence[int | str]"
 
 
-def resolve_classes(classes: int | str | Sequence[int | str], spec: Spec) -> list[int]:
+@dataclass(frozen=True)
+class Request:
+    """What one call asks for.
+
+    Attributes:
+        ids: to feed as `class_ids`, ranks as negative numbers; None where the graph chooses.
+        count: how many of the graph's K classes to return, the first ones.
+    """
+
+    ids: tuple[int, ...] | None
+    count: int
+
+
+def request_for(classes: Classes | None, top_k: int, spec: Spec) -> Request:
+    """What to ask an artifact for.
+
+    Args:
+        classes: the classes that the caller names; None for the most probable ones.
+        top_k: how many of these.
+        spec: of the artifact.
+
+    Raises:
+        UnknownClassError: a class that the model doesn't have.
+        UsageError: classes or a top_k that this artifact can't give.
+    """
+    if top_k < 1:
+        raise UsageError(f"top_k must be at least 1, got {top_k}")
+    selection = spec.classes
+    if classes is not None:
+        if selection.mode != "input":
+            raise UsageError(
+                f"this artifact chooses its classes itself ({selection.mode}); to name "
+                "them, export it with `sigcam export --classes input`"
+            )
+        if top_k != 1:
+            raise UsageError(f"give classes or top_k, not both (got top_k={top_k})")
+        ids = tuple(resolve_classes(classes, spec))
+        return Request(ids, len(ids))
+    if selection.mode == "input":
+        most, advice = min(spec.num_classes, MAX_RANKS), "name other classes by `classes`"
+    else:
+        most, advice = selection.k, "for more, export it with `sigcam export --classes input`"
+    if top_k > most:
+        raise UsageError(f"top_k must be at most {most} for this artifact, got {top_k}; {advice}")
+    ranks = tuple(range(-1, -top_k - 1, -1)) if selection.mode == "input" else None
+    return Request(ranks, top_k)
+
+
+def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
     """The ids of one class or of several, in the order given.
 
     Raises:

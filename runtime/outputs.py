@@ -1,8 +1,8 @@
-"""From the outputs of one run of the graph to Explanations."""
+"""From the outputs of one run of the graph to what is said of each class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends.base import Backend
 from sigcam.runtime.errors import ArtifactError, BackendError
 from sigcam.runtime.geometry import Placement
-from sigcam.runtime.result import Explanation
+from sigcam.runtime.result import ClassResult
 from sigcam.runtime.spec import Spec
 
 Array = npt.NDArray[Any]
@@ -36,8 +36,16 @@ class Picture:
     source: str | None
 
 
-def outputs_to_read(spec: Spec, backend: Backend) -> list[str]:
+def outputs_to_read(
+    spec: Spec, backend: Backend, *, features_only: bool = False, head_input: str | None = None
+) -> list[str]:
     """The outputs that a Session needs.
+
+    Args:
+        spec: of the artifact.
+        backend: that has it loaded.
+        features_only: for a method that makes its own maps of the features.
+        head_input: what the head graph takes, if the session has one.
 
     Raises:
         ArtifactError: the graph doesn't have the inputs and outputs that its spec means.
@@ -45,7 +53,12 @@ def outputs_to_read(spec: Spec, backend: Backend) -> list[str]:
     inputs = {info.name for info in backend.inputs}
     outputs = {info.name for info in backend.outputs}
     wanted = ["logits", "class_ids_out"]
-    wanted += ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    if features_only:
+        wanted += ["features"]
+    else:
+        wanted += ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    if head_input is not None and head_input not in wanted:
+        wanted.append(head_input)
     needed = {"image", "class_ids"} if spec.classes.mode == "input" else {"image"}
     if inputs != needed or not outputs.issuperset(wanted):
         raise ArtifactError(
@@ -55,60 +68,58 @@ def outputs_to_read(spec: Spec, backend: Backend) -> list[str]:
     return [*wanted, "evidence_logits"] if "evidence_logits" in outputs else wanted
 
 
-def explanations(
-    pictures: Sequence[Picture], outputs: Mapping[str, Array], spec: Spec, count: int
-) -> list[list[Explanation]]:
-    """The results of one batch.
-
-    Args:
-        pictures: B pictures, in the order of the batch.
-        outputs: of the graph, by name, as `outputs_to_read` lists them.
-        spec: of the artifact.
-        count: how many of the K classes to return for each picture; the first ones.
+def own_grids(outputs: Mapping[str, Array], spec: Spec) -> Array:
+    """The grids of the artifact's own method, float32 [B, K, h, w].
 
     Raises:
-        BackendError: logits that are not finite, evidence that is not a number.
+        ArtifactError: features and CAM weights that don't belong together.
     """
     if spec.profile == "fused":
-        grids = outputs["grids"]
-    else:
-        grids = clamp_combine(outputs["features"], outputs["cam_weights"], clamp=spec.nwc)
-    return [
-        _of_picture(picture, {name: array[row] for name, array in outputs.items()}, grid, spec)
-        for row, (picture, grid) in enumerate(zip(pictures, grids[:, :count], strict=True))
-    ]
+        return outputs["grids"]
+    try:
+        return clamp_combine(outputs["features"], outputs["cam_weights"], clamp=spec.nwc)
+    except ValueError as exc:
+        raise ArtifactError(
+            f"the graph's outputs don't belong together: {exc}; export the model again"
+        ) from exc
 
 
-def _of_picture(
-    picture: Picture, outputs: Mapping[str, Array], grids: Array, spec: Spec
-) -> list[Explanation]:
-    """The results of one picture, for as many classes as there are grids [k, h, w]."""
-    probabilities = _softmax(outputs["logits"])
-    evidence: list[float | None] = [None] * len(grids)
-    if "evidence_logits" in outputs:
-        evidence = [_sigmoid(float(value)) for value in outputs["evidence_logits"][: len(grids)]]
+def class_results(
+    probabilities: Array,
+    class_ids: Array,
+    evidence_logits: Array | None,
+    grids: Array,
+    spec: Spec,
+) -> list[ClassResult]:
+    """What is to be said of each of K classes of one picture.
+
+    Args:
+        probabilities: [C].
+        class_ids: int64 [K].
+        evidence_logits: float32 [K] or more; None without a sigmoid branch.
+        grids: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
+        spec: of the artifact.
+
+    Raises:
+        BackendError: evidence that is not a number.
+    """
     results = []
     for rank, grid in enumerate(grids):
-        class_id = int(outputs["class_ids_out"][rank])
-        own = grid.copy()  # a view would keep the whole batch's grids alive
+        class_id = int(class_ids[rank])
+        own = grid.copy()
         own.setflags(write=False)
-        results.append(
-            Explanation(
-                class_id=class_id,
-                label=spec.label(class_id),
-                probability=float(probabilities[class_id]),
-                evidence=evidence[rank],
-                grid=own,
-                placement=picture.placement,
-                image=picture.image,
-                source=picture.source,
-            )
-        )
+        evidence = None if evidence_logits is None else _sigmoid(float(evidence_logits[rank]))
+        probability = float(probabilities[class_id])
+        results.append(ClassResult(class_id, spec.label(class_id), probability, evidence, own))
     return results
 
 
-def _softmax(logits: Array) -> Array:
-    """Softmax of float32 [C] in float64, shifted so that no exponential overflows."""
+def softmax(logits: Array) -> Array:
+    """Softmax of float32 [C] in float64, shifted so that no exponential overflows.
+
+    Raises:
+        BackendError: logits that are not finite.
+    """
     if not np.isfinite(logits).all():
         raise BackendError(
             "the logits are not finite, so the model's weights are not finite or overflow; "

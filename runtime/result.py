@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,12 +15,27 @@ import numpy.typing as npt
 from sigcam.runtime.errors import UsageError
 from sigcam.runtime.files import atomic_path, write_bytes, write_text
 from sigcam.runtime.geometry import Placement
+from sigcam.runtime.head import HOW_TO_EXPORT
 from sigcam.runtime.maps import to_map
 from sigcam.runtime.overlay import draw
+
+if TYPE_CHECKING:
+    from sigcam.runtime.classes import Classes
+    from sigcam.runtime.further import Further
 
 Array = npt.NDArray[Any]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class ClassResult(NamedTuple):
+    """What an Explanation says of a class; its fields of the same names."""
+
+    class_id: int
+    label: str
+    probability: float
+    evidence: float | None
+    grid: Array
 
 
 class Box(NamedTuple):
@@ -43,10 +58,14 @@ class Explanation:
         evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
             the artifact has no sigmoid branch.
         grid: float32 [h, w], the map at feature resolution, not normalised. Read-only.
+        method: the CAM method that made the map.
         placement: where the network's input lies in the picture.
         image: uint8 [H, W, 3] RGB, the picture, upright. An array given to the Session
             is held here itself: change it, and the overlay changes.
         source: the path that was given; None for bytes and arrays.
+        passes: runs of this picture through the network and through the head graph, added,
+            that the maps of one call took; 1 for the artifact's own method.
+        further: what `for_classes` works with; None where the session has no head graph.
     """
 
     class_id: int
@@ -54,9 +73,40 @@ class Explanation:
     probability: float
     evidence: float | None
     grid: Array = field(repr=False)
+    method: str
     placement: Placement = field(repr=False)
     image: Array = field(repr=False)
     source: str | None = None
+    passes: int = 1
+    further: Further | None = field(default=None, repr=False)
+
+    def for_classes(self, classes: Classes) -> list[Explanation]:
+        """Maps of further classes of this picture, without running the backbone again.
+
+        From what the network said of the picture, which is kept where the session has a head
+        graph. The maps are of this explanation's method: ablationcam runs its passes over the
+        head again; eigencam's map is the same for every class.
+
+        Args:
+            classes: a class or several, by id or name.
+
+        Returns:
+            One Explanation for each class, in the order given. `passes` counts those of this
+            call.
+
+        Raises:
+            UnknownClassError: a class that the model doesn't have.
+            UsageError: the session has no head graph or is closed; or the method is scorecam,
+                which runs the whole network for every channel.
+            BackendError: the engine failed.
+        """
+        if self.further is None:
+            raise UsageError(
+                "maps of further classes need the head graph, which this session doesn't have; "
+                f"{HOW_TO_EXPORT} and load the model again"
+            )
+        results, passes = self.further.results(classes)
+        return [replace(self, passes=passes, **result._asdict()) for result in results]
 
     @cached_property
     def _map(self) -> tuple[Array, bool]:
@@ -140,6 +190,8 @@ class Explanation:
             "probability": self.probability,
             "evidence": self.evidence,
             "valid": self.valid,
+            "method": self.method,
+            "passes": self.passes,
             "width": self.placement.width,
             "height": self.placement.height,
             "window": list(self.placement.window),

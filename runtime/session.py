@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -13,17 +12,21 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 
 from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.backends import AUTO_ORDER, backend_class
+from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions
-from sigcam.runtime.classes import resolve_classes
-from sigcam.runtime.errors import BackendUnavailableError, ImageError, UsageError
+from sigcam.runtime.classes import Classes, request_for
+from sigcam.runtime.errors import ArtifactError, ImageError, UsageError
 from sigcam.runtime.geometry import prepare
+from sigcam.runtime.head import Head, find_head
 from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike, read_image
-from sigcam.runtime.outputs import Picture, explanations, outputs_to_read
+from sigcam.runtime.multipass import multipass_method
+from sigcam.runtime.multipass.base import Tools
+from sigcam.runtime.outputs import Picture, outputs_to_read
+from sigcam.runtime.progress import Report, reporter
 from sigcam.runtime.result import Explanation
-from sigcam.runtime.spec import MAX_RANKS, Spec
+from sigcam.runtime.spec import Spec
+from sigcam.runtime.work import Work, explain_batch
 
-Classes = int | str | Sequence[int | str]
 P = TypeVar("P", bound=PictureLike)
 
 
@@ -31,6 +34,7 @@ def load(
     path: str | Path,
     backend: str = "auto",
     *,
+    head: str | Path | None = None,
     threads: int | None = None,
     spinning: bool = True,
     batch_size: int = 8,
@@ -41,6 +45,9 @@ def load(
     Args:
         path: the .onnx file that `sigcam export` wrote.
         backend: the engine's name, or "auto" for the first that is installed.
+        head: the head graph's file; None for the one beside `path` that has its name
+            (`model.head.onnx` for `model.onnx`), if it exists. It is opened when it is first
+            needed, and makes `Explanation.for_classes` and ablationcam possible.
         threads: threads that one inference may use; None leaves it to the engine.
         spinning: whether the engine's idle threads wait by spinning: a little faster for a
             process that runs one model all the time, wasteful in one that does more.
@@ -48,36 +55,26 @@ def load(
         max_pixels: largest picture file that is decoded; None for no limit.
 
     Raises:
-        ArtifactError: the file isn't a usable sigcam artifact.
+        ArtifactError: the file isn't a usable sigcam artifact, or the head graph belongs to
+            another one.
         BackendUnavailableError: the engine isn't installed.
-        UsageError: an unknown engine or a number out of range.
+        UsageError: an unknown engine, a number out of range, or a head graph for an artifact
+            that was exported without one.
     """
+    path = Path(path)
     spec = read_spec(path)
+    if spec.kind != "artifact":
+        raise ArtifactError(
+            f"{path} is a head graph; load the artifact that it belongs to, and pass it as `head`"
+        )
     options = BackendOptions(threads=threads, spinning=spinning)
-    opened = _open_backend(Path(path), backend, options)
-    return Session(spec, opened, batch_size=batch_size, max_pixels=max_pixels)
-
-
-def _open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
-    if name != "auto":
-        return backend_class(name).open(path, options)
-    missing = []
-    for candidate in AUTO_ORDER:
-        try:
-            return backend_class(candidate).open(path, options)
-        except BackendUnavailableError as exc:  # noqa: PERF203 (there are few engines)
-            missing.append(exc)
-    raise BackendUnavailableError(
-        "no engine is installed: " + "; ".join(map(str, missing))
-    ) from missing[0]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What one call asks for: ids to feed (None where the graph chooses), maps to return."""
-
-    ids: tuple[int, ...] | None
-    count: int
+    opened = open_backend(path, backend, options)
+    try:
+        found = find_head(path, head, spec, lambda file: open_backend(file, opened.name, options))
+        return Session(spec, opened, head=found, batch_size=batch_size, max_pixels=max_pixels)
+    except BaseException:
+        opened.close()
+        raise
 
 
 class Session:
@@ -92,6 +89,7 @@ class Session:
         spec: Spec,
         backend: Backend,
         *,
+        head: Head | None = None,
         batch_size: int = 8,
         max_pixels: int | None = DEFAULT_MAX_PIXELS,
     ) -> None:
@@ -102,7 +100,9 @@ class Session:
         self._backend = backend
         self._batch_size = batch_size
         self._max_pixels = max_pixels
-        self._wanted = outputs_to_read(spec, backend)
+        self._head = head
+        self._tools = Tools(spec, backend, head, batch_size)
+        self._wanted = self._outputs(features_only=False)
         self._closed = False
 
     @property
@@ -115,14 +115,35 @@ class Session:
         """Name of the engine that runs it."""
         return self._backend.name
 
+    def passes(self, method: str | None = None) -> int:
+        """Most runs of one picture through network and head that a method takes; 1 for the own.
+
+        Raises:
+            UsageError: a method that this artifact can't give.
+        """
+        found = multipass_method(method, self._tools)
+        return 1 if found is None else found.most_passes
+
     @overload
     def explain(
-        self, images: PictureLike, classes: Classes | None = None, top_k: int = 1
+        self,
+        images: PictureLike,
+        classes: Classes | None = None,
+        top_k: int = 1,
+        *,
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> list[Explanation]: ...
 
     @overload
     def explain(
-        self, images: list[P] | tuple[P, ...], classes: Classes | None = None, top_k: int = 1
+        self,
+        images: list[P] | tuple[P, ...],
+        classes: Classes | None = None,
+        top_k: int = 1,
+        *,
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> list[list[Explanation]]: ...
 
     def explain(
@@ -130,6 +151,9 @@ class Session:
         images: PictureLike | list[P] | tuple[P, ...],
         classes: Classes | None = None,
         top_k: int = 1,
+        *,
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> list[Explanation] | list[list[Explanation]]:
         """Predictions with their evidence maps.
 
@@ -139,6 +163,11 @@ class Session:
             classes: a class or several, by id or name; only for artifacts exported with
                 `--classes input`. None stands for the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.
+            method: None for the artifact's own; "scorecam", "ablationcam" or "eigencam" (see
+                `sigcam.runtime.multipass`), which take `passes(method)` runs for a picture.
+            progress: True shows a bar with the time left on standard error for each picture
+                of several passes; or a callable, which is called with the passes done and
+                the passes in all for the picture at hand.
 
         Returns:
             One Explanation for each class, in the order of `classes` or the most probable
@@ -147,13 +176,13 @@ class Session:
         Raises:
             ImageError: a picture that can't be read; use `stream` to go on with the others.
             UnknownClassError: a class that the model doesn't have.
-            UsageError: classes or a top_k that this artifact can't give.
+            UsageError: classes, a top_k or a method that this artifact can't give.
             BackendError: the engine failed, or the model's weights aren't finite.
         """
-        request = self._request(classes, top_k)
+        work = self._work(classes, top_k, method, progress)
         if isinstance(images, (list, tuple)):
-            return list(self._results(images, request))
-        return next(self._results([images], request))
+            return list(self._results(images, work))
+        return next(self._results([images], work))
 
     @overload
     def stream(
@@ -162,6 +191,9 @@ class Session:
         classes: Classes | None = None,
         top_k: int = 1,
         on_error: Literal["raise"] = "raise",
+        *,
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> Iterator[list[Explanation]]: ...
 
     @overload
@@ -172,6 +204,8 @@ class Session:
         top_k: int = 1,
         *,
         on_error: Literal["return"],
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> Iterator[list[Explanation] | ImageError]: ...
 
     def stream(
@@ -180,16 +214,22 @@ class Session:
         classes: Classes | None = None,
         top_k: int = 1,
         on_error: Literal["raise", "return"] = "raise",
+        *,
+        method: str | None = None,
+        progress: bool | Report = False,
     ) -> Iterator[list[Explanation]] | Iterator[list[Explanation] | ImageError]:
         """Explains any number of pictures, one batch in memory at a time.
 
         Args:
-            images: pictures, taken `batch_size` at a time.
+            images: pictures, taken `batch_size` at a time; one at a time for a method of
+                several passes.
             classes: as for `explain`.
             top_k: as for `explain`.
             on_error: "raise": a bad picture ends the stream with its ImageError, after
                 the results of those before it. "return": its ImageError comes in its
                 place, and the others are done.
+            method: as for `explain`.
+            progress: as for `explain`.
 
         Returns:
             An iterator over the pictures, in their order, of what `explain` returns for one.
@@ -198,19 +238,21 @@ class Session:
             UsageError, UnknownClassError: as for `explain`, at once.
             ImageError, BackendError: as for `explain`, while iterating.
         """
-        request = self._request(classes, top_k)
+        work = self._work(classes, top_k, method, progress)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several pictures; pass one to explain, or put it in []")
         if on_error == "raise":
-            return self._results(images, request)
+            return self._results(images, work)
         if on_error != "return":
             raise UsageError(f"on_error must be 'raise' or 'return', got {on_error!r}")
-        return self._slots(images, request, stop_at_error=False)
+        return self._slots(images, work, stop_at_error=False)
 
     def close(self) -> None:
         """Frees the engine. The Session can't be used afterwards; its results can."""
         self._closed = True
         self._backend.close()
+        if self._head is not None:
+            self._head.close()
 
     def __enter__(self) -> Session:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
@@ -223,46 +265,37 @@ class Session:
     ) -> None:
         self.close()
 
-    def _request(self, classes: Classes | None, top_k: int) -> _Request:
+    def _outputs(self, *, features_only: bool) -> list[str]:
+        head_input = None if self._head is None else self._head.head_input
+        return outputs_to_read(
+            self._spec, self._backend, features_only=features_only, head_input=head_input
+        )
+
+    def _work(
+        self, classes: Classes | None, top_k: int, method: str | None, progress: bool | Report
+    ) -> Work:
         if self._closed:
             raise UsageError("the session is closed; load the model again")
-        if top_k < 1:
-            raise UsageError(f"top_k must be at least 1, got {top_k}")
-        selection = self._spec.classes
-        if classes is not None:
-            if selection.mode != "input":
-                raise UsageError(
-                    f"this artifact chooses its classes itself ({selection.mode}); to name "
-                    "them, export it with `sigcam export --classes input`"
-                )
-            if top_k != 1:
-                raise UsageError(f"give classes or top_k, not both (got top_k={top_k})")
-            ids = tuple(resolve_classes(classes, self._spec))
-            return _Request(ids, len(ids))
-        if selection.mode == "input":
-            most, advice = min(self._spec.num_classes, MAX_RANKS), "name other classes by `classes`"
-        else:
-            most, advice = selection.k, "for more, export it with `sigcam export --classes input`"
-        if top_k > most:
-            raise UsageError(
-                f"top_k must be at most {most} for this artifact, got {top_k}; {advice}"
-            )
-        ranks = tuple(range(-1, -top_k - 1, -1)) if selection.mode == "input" else None
-        return _Request(ranks, top_k)
+        request = request_for(classes, top_k, self._spec)
+        found = multipass_method(method, self._tools)
+        report = reporter(progress, method or self._spec.method)
+        if found is None:
+            return Work(request, None, self._wanted, self._batch_size, report)
+        # One picture at a time where each takes long: the first result needn't wait.
+        size = self._batch_size if found.most_passes == 1 else 1
+        return Work(request, found, self._outputs(features_only=True), size, report)
 
-    def _results(
-        self, images: Iterable[PictureLike], request: _Request
-    ) -> Iterator[list[Explanation]]:
-        for slot in self._slots(images, request, stop_at_error=True):
+    def _results(self, images: Iterable[PictureLike], work: Work) -> Iterator[list[Explanation]]:
+        for slot in self._slots(images, work, stop_at_error=True):
             if isinstance(slot, ImageError):
                 raise slot
             yield slot
 
     def _slots(
-        self, images: Iterable[PictureLike], request: _Request, *, stop_at_error: bool
+        self, images: Iterable[PictureLike], work: Work, *, stop_at_error: bool
     ) -> Iterator[list[Explanation] | ImageError]:
         pending = iter(images)
-        while chunk := list(islice(pending, self._batch_size)):
+        while chunk := list(islice(pending, work.batch_size)):
             read: list[Picture | ImageError] = []
             for source in chunk:
                 one = self._read(source)
@@ -272,7 +305,7 @@ class Session:
                         break
                     one.with_traceback(None)  # it would keep the picture's bytes alive
             pictures = [one for one in read if isinstance(one, Picture)]
-            found = iter(self._run(pictures, request) if pictures else ())
+            found = iter(explain_batch(pictures, work, self._tools) if pictures else ())
             slots = [one if isinstance(one, ImageError) else next(found) for one in read]
             # Nothing of this batch may live on in here once the caller has its results.
             del chunk, read, one, source, pictures, found
@@ -287,13 +320,3 @@ class Session:
         tensor, placement = prepare(image, self._spec.geometry)
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         return Picture(image, tensor, placement, name)
-
-    def _run(self, pictures: list[Picture], request: _Request) -> list[list[Explanation]]:
-        """Runs one batch and makes its results."""
-        first = pictures[0].tensor
-        batch = first[None] if len(pictures) == 1 else np.stack([p.tensor for p in pictures])
-        feeds = {"image": batch}
-        if request.ids is not None:
-            feeds["class_ids"] = np.tile(np.array(request.ids, np.int64), (len(pictures), 1))
-        outputs = self._backend.infer(feeds, self._wanted)
-        return explanations(pictures, outputs, self._spec, request.count)

@@ -22,6 +22,7 @@ MAX_RANKS = 1000
 
 Branch = Literal["sigmoid", "softmax"]
 Profile = Literal["fused", "split"]
+Kind = Literal["artifact", "head"]
 ResizeRule = Literal["crop", "stretch", "letterbox"]
 InputLayout = Literal["uint8_nhwc", "float32_nchw"]
 SelectionMode = Literal["top1", "topk", "input"]
@@ -153,6 +154,8 @@ class Parity:
         batch_sizes: the batch sizes that were tried.
         inputs: the test inputs, in words.
         outputs: output name to its error.
+        left_out: pictures that don't count, because the gradient itself jumps there by more
+            than the tolerance within rounding (a ReLU's input at zero).
     """
 
     reference: str
@@ -161,6 +164,7 @@ class Parity:
     batch_sizes: tuple[int, ...]
     inputs: str
     outputs: Mapping[str, OutputError]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -176,10 +180,15 @@ class Spec:
         classes: which classes get a map.
         geometry: how a picture becomes the input.
         num_classes: C.
-        feature_shape: (N, h, w) of the features.
+        feature_shapes: (N, h, w) of the features of each target layer.
         class_names: C names, or empty if unknown.
         source: where the artifact comes from.
         parity: the parity certificate; None only while a file is being made.
+        kind: "artifact": picture in, prediction and map out; "head": the second file, which
+            makes maps of further classes from what the artifact emitted.
+        method_options: numbers that the method was built with, by name.
+        head_input: the output of the artifact that its head graph takes: "features", or
+            "head_input" where the head needs more than the features. None without one.
     """
 
     method: str
@@ -190,19 +199,29 @@ class Spec:
     classes: ClassSelection
     geometry: Geometry
     num_classes: int
-    feature_shape: tuple[int, int, int]
+    feature_shapes: tuple[tuple[int, int, int], ...]
     source: Source
     class_names: tuple[str, ...] = ()
     parity: Parity | None = None
+    kind: Kind = "artifact"
+    method_options: Mapping[str, float] = field(default_factory=dict)
+    head_input: str | None = None
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))
         _choice("profile", self.profile, get_args(Profile))
         _positive("num_classes", self.num_classes)
-        for size in self.feature_shape:
-            _positive("feature_shape", size)
-        if len(self.feature_shape) != 3:
-            raise UsageError(f"feature_shape must be (N, h, w), got {self.feature_shape}")
+        _choice("kind", self.kind, get_args(Kind))
+        if len(self.feature_shapes) != len(self.target_layers) or not self.target_layers:
+            raise UsageError(
+                f"feature_shapes must have one (N, h, w) per target layer, got "
+                f"{self.feature_shapes} for {self.target_layers}"
+            )
+        for shape in self.feature_shapes:
+            if len(shape) != 3:
+                raise UsageError(f"a feature shape must be (N, h, w), got {shape}")
+            for size in shape:
+                _positive("feature_shapes", size)
         if self.class_names and len(self.class_names) != self.num_classes:
             raise UsageError(
                 f"class_names must have {self.num_classes} entries, got {len(self.class_names)}"
@@ -211,6 +230,12 @@ class Spec:
             raise UsageError(
                 f"k must be at most the number of classes {self.num_classes}, got {self.classes.k}"
             )
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(h, w) of the grids: the largest of the target layers' (they are fused there)."""
+        h, w = max((shape[1:] for shape in self.feature_shapes), key=lambda size: size[0] * size[1])
+        return h, w
 
     def label(self, class_id: int) -> str:
         """The name of a class, or its id as text where names are unknown."""
@@ -254,7 +279,7 @@ def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
     fields = _known(Spec, data)
     fields["target_layers"] = tuple(fields["target_layers"])
-    fields["feature_shape"] = tuple(fields["feature_shape"])
+    fields["feature_shapes"] = tuple(tuple(shape) for shape in fields["feature_shapes"])
     fields["class_names"] = tuple(fields.get("class_names", ()))
     fields["classes"] = ClassSelection(**_known(ClassSelection, fields["classes"]))
     fields["geometry"] = Geometry(**_known(Geometry, fields["geometry"]))

@@ -50,15 +50,72 @@ def cam_weights(W, class_ids):
     return W.astype(np.float64)[class_ids]
 
 
+def pooled_linear_gradient(W, class_ids, height, width):
+    """dL/dF of L = W[c] . mean(F): the row over the number of positions, [B, K, N, h, w]."""
+    rows = W.astype(np.float64)[class_ids] / (height * width)
+    return np.broadcast_to(rows[..., None, None], (*rows.shape, height, width)).copy()
+
+
+def pooled_mlp_gradient(F, W1, b1, W2, class_ids):
+    """dL/dF of L = W2[c] . max(0, W1 mean(F) + b1), [B, K, N, h, w]: the chain rule."""
+    B, N, h, w = F.shape
+    hidden = linear(global_average_pool(F), W1, b1)
+    g = np.zeros((B, class_ids.shape[1], N, h, w))
+    for b in range(B):
+        for k, c in enumerate(class_ids[b]):
+            back = np.where(hidden[b] > 0, W2[c].astype(np.float64), 0)
+            g[b, k] = (back @ W1.astype(np.float64) / (h * w))[:, None, None]
+    return g
+
+
+def similar_classes(logits, class_ids, count):
+    """The `count` classes whose logits are nearest to the class's own, [B, K, count]."""
+    out = np.zeros((*class_ids.shape, count), np.int64)
+    for b, k in np.ndindex(*class_ids.shape):
+        c = class_ids[b, k]
+        others = [d for d in range(logits.shape[1]) if d != c]
+        out[b, k] = sorted(others, key=lambda d: abs(logits[b, d] - logits[b, c]))[:count]
+    return out
+
+
+def method_weights(method, F, g):
+    """CAM weights by the methods' definitions: [B, K, N], or [B, K, N, h, w].
+
+    Args:
+        method: name.
+        F: features, [B, N, h, w].
+        g: gradient of each class's logit, [B, K, N, h, w].
+    """
+    if method == "layercam":
+        return np.maximum(g, 0)
+    if method == "hirescam":
+        return g
+    out = np.zeros(g.shape[:3])
+    for b, k, n in np.ndindex(*g.shape[:3]):
+        one, features = g[b, k, n], F[b, n].astype(np.float64)
+        total = features.sum()
+        if method in ("gradcam", "finercam"):
+            out[b, k, n] = one.mean()
+        elif method == "xgradcam":
+            out[b, k, n] = (one * features).sum() / (total + 1e-7)
+        elif method == "gradcam++":
+            for value in one.flat:
+                share = value**2 / (2 * value**2 + total * value**3 + 1e-6)
+                out[b, k, n] += share * max(0.0, value)
+        else:
+            raise ValueError(method)
+    return out
+
+
 def grids(F, w, nwc=True):
-    """max(0, sum_n max(0, w_n) F_n): [B, K, h, w]."""
+    """max(0, sum_n max(0, w_n) F_n): [B, K, h, w]. Weights per position aren't clamped."""
     B, N, height, width = F.shape
     K = w.shape[1]
     out = np.zeros((B, K, height, width))
     for b in range(B):
         for k in range(K):
             for n in range(N):
-                weight = max(0.0, w[b, k, n]) if nwc else w[b, k, n]
+                weight = np.maximum(0.0, w[b, k, n]) if nwc and w.ndim == 3 else w[b, k, n]
                 out[b, k] += weight * F[b, n].astype(np.float64)
     return np.maximum(out, 0)
 
@@ -121,6 +178,59 @@ def upsample(grid, height, width, kind="bilinear"):
             x = (j + 0.5) * w / width - 0.5
             out[i, j] = sample(grid, y, x, kind)
     return out
+
+
+def scorecam_weights(x, F, score, centre=0.0):
+    """Wang et al. (2020), Algorithm 1, for one picture: [K, N].
+
+    Args:
+        x: the input, [3, H, W].
+        F: features, [N, h, w].
+        score: from an input to its scores, [K].
+        centre: the value of an input of which nothing is seen.
+    """
+    _, height, width = x.shape
+    scores = {}
+    for n in range(len(F)):
+        mask, valid = min_max(upsample(F[n], height, width))
+        if valid:
+            scores[n] = score(centre + (x - centre) * mask)
+    w = np.zeros((len(score(x)), len(F)))
+    for k in range(len(w)):
+        total = sum(math.exp(s[k]) for s in scores.values())
+        for n, s in scores.items():
+            w[k, n] = math.exp(s[k]) / total
+    return w
+
+
+def ablation_weights(F, score):
+    """Desai and Ramaswamy (2020), Eq. 2, for one picture: [K, N]; |s| divides.
+
+    Args:
+        F: features, [N, h, w].
+        score: from features to their scores, [K].
+    """
+    s = score(F)
+    w = np.zeros((len(s), len(F)))
+    for n in range(len(F)):
+        without = F.copy()
+        without[n] = 0
+        w[:, n] = (s - score(without)) / np.abs(s)
+    return w
+
+
+def eigencam(F):
+    """Muhammad and Yeasin (2020) for one picture, after ReLU: [h, w].
+
+    The projection of the features, a row for each position, onto their first right singular
+    vector; with the sign that agrees with the features' mean over the channels.
+    """
+    A = F.reshape(len(F), -1).T.astype(np.float64)
+    _, _, V = np.linalg.svd(A, full_matrices=False)
+    projection = A @ V[0]
+    if (projection * A.mean(axis=1)).sum() < 0:
+        projection = -projection
+    return np.maximum(projection, 0).reshape(F.shape[1:])
 
 
 def loss(sigmoid_logits, labels, positive_weight=None):

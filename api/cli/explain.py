@@ -33,6 +33,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="What --out gets: overlays (png, jpg, webp) or numbers (npz, json).",
 )
+@click.option(
+    "--method",
+    help="scorecam, ablationcam or eigencam instead of the artifact's own CAM method; the first "
+    "two take many passes.",
+)
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    help="Head graph, where it isn't MODEL's name with .head.onnx.",
+)
 @click.option("--backend", default="auto", show_default=True, help="Engine that runs the model.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one inference.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
@@ -48,6 +58,8 @@ def command(
     classes: tuple[str, ...],
     out: Path | None,
     suffix: str,
+    method: str | None,
+    head: Path | None,
     backend: str,
     threads: int | None,
     batch_size: int,
@@ -73,13 +85,21 @@ def command(
     with load(
         model,
         backend,
+        head=head,
         threads=threads,
         batch_size=batch_size,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     ) as session:
-        wanted = list(classes) or None
-        results = session.stream(paths, classes=wanted, top_k=topk, on_error="return")
-        for index, result in enumerate(_progress(results, len(paths))):
+        meter = _Meter(len(paths), session.passes(method))
+        results = session.stream(
+            paths,
+            classes=list(classes) or None,
+            top_k=topk,
+            on_error="return",
+            method=method,
+            progress=meter.report,
+        )
+        for index, result in enumerate(meter.count(results)):
             if isinstance(result, ImageError):
                 failed += 1
                 say(f"error: {result}")
@@ -93,14 +113,37 @@ def command(
         fail(f"{failed} of {len(paths)} pictures could not be explained", EXIT_FAILED)
 
 
-def _progress(
-    results: Iterator[list[Explanation] | ImageError], total: int
-) -> Iterator[list[Explanation] | ImageError]:
-    from tqdm import tqdm
+class _Meter:
+    """A bar over all pictures, which counts passes where a picture takes several."""
 
-    # Only for a person who waits: never in a log file, never for a single picture.
-    hidden = total < 2 or not sys.stderr.isatty()
-    yield from tqdm(results, total=total, unit="picture", disable=hidden, file=sys.stderr)
+    def __init__(self, pictures: int, passes: int) -> None:
+        from tqdm import tqdm
+
+        self._passes = passes
+        self._done = 0
+        total = pictures * passes
+        # Only for a person who waits: never in a log file, never for a single step.
+        hidden = total < 2 or not sys.stderr.isatty()
+        unit = "picture" if passes == 1 else "pass"
+        self._bar = tqdm(total=total, unit=unit, disable=hidden, file=sys.stderr)
+
+    def report(self, done: int, total: int) -> None:
+        """Called after each run of the engine, with the passes of the picture at hand."""
+        if total > 1:
+            self._show(self._done * self._passes + done)
+
+    def count(
+        self, results: Iterator[list[Explanation] | ImageError]
+    ) -> Iterator[list[Explanation] | ImageError]:
+        """The results as they come, each a picture done."""
+        with self._bar:
+            for result in results:
+                self._done += 1
+                self._show(self._done * self._passes)
+                yield result
+
+    def _show(self, steps: int) -> None:
+        self._bar.update(steps - self._bar.n)
 
 
 def _print(path: Path, explanations: list[Explanation], as_json: bool) -> None:

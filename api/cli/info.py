@@ -36,7 +36,12 @@ def _rows(spec: object) -> list[tuple[str, str]]:
 
     assert isinstance(spec, Spec)  # noqa: S101 (narrows the type for the reader and mypy)
     geometry, classes, source = spec.geometry, spec.classes, spec.source
-    channels, height, width = spec.feature_shape
+    features = [
+        f"{channels} channels, {height}x{width}, from {layer}"
+        for layer, (channels, height, width) in zip(
+            spec.target_layers, spec.feature_shapes, strict=True
+        )
+    ]
     selection = {
         "top1": "the predicted class",
         "topk": f"the {classes.k} most probable classes",
@@ -51,10 +56,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         ("maps for", selection),
         ("classes", f"{spec.num_classes}" + ("" if spec.class_names else " (no names)")),
         ("input", f"{geometry.layout} {geometry.height}x{geometry.width}, {fitted}"),
-        (
-            "features",
-            f"{channels} channels, {height}x{width}, from {', '.join(spec.target_layers)}",
-        ),
+        ("features", "; ".join(features)),
         ("weights", source.weights_sha256[:16]),
     ]
     if source.branch_sha256 is not None:

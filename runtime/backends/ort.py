@@ -66,6 +66,8 @@ class OrtBackend(Backend):
         session = self._session
         if session is None:
             raise BackendError("the backend is closed; load the model again")
+        # The whole graph runs whatever is wanted: RunOptions.only_execute_path_to_fetches
+        # works in training builds only (microsoft/onnxruntime issue 16013; seen in 1.31).
         try:
             values = session.run(list(wanted), dict(feeds))
         except Exception as exc:  # as above

@@ -1,19 +1,14 @@
 """Tiny artifacts whose maps are known without running them, and a fake engine."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
+from tiny import GRID, WEIGHTS, artifact_graph, head_graph, tiny_spec, write
 
 from sigcam.runtime.backends.base import Backend, TensorInfo
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection, Geometry, Source, Spec
+from sigcam.runtime.spec import ClassSelection
 
-GRID = 7
-# Classes look at red, green, blue; the fourth likes red and dislikes blue.
-WEIGHTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1]], np.float32)
-NAMES = ("red", "green", "blue", "Warm")
 # What to do to an upright picture so that a viewer who honours the tag turns it upright.
 STORE = {
     1: lambda a: a,
@@ -27,125 +22,33 @@ STORE = {
 }
 
 
-def tiny_spec(**changes):
-    spec = Spec(
-        method="cam",
-        branch="sigmoid",
-        nwc=True,
-        target_layers=("pool",),
-        profile="fused",
-        classes=ClassSelection("input"),
-        geometry=Geometry(height=56, width=56, resize=64),
-        num_classes=4,
-        feature_shape=(3, GRID, GRID),
-        source=Source(architecture="tiny", weights_sha256="0" * 64),
-        class_names=NAMES,
-    )
-    return replace(spec, **changes)
-
-
-def _chosen(helper, spec):
-    """Nodes from `logits` (and `class_ids`) to `class_ids_out`."""
-    node = helper.make_node
-    if spec.classes.mode == "top1":
-        return [node("ArgMax", ["logits"], ["class_ids_out"], axis=1, keepdims=1)]
-    if spec.classes.mode == "topk":
-        return [node("TopK", ["logits", "k"], ["top", "class_ids_out"], axis=1)]
-    return [
-        node("TopK", ["logits", "c"], ["top", "order"], axis=1),
-        node("Neg", ["class_ids"], ["negative"]),
-        node("Sub", ["negative", "one"], ["rank"]),
-        node("Max", ["rank", "zero"], ["rank0"]),
-        node("GatherElements", ["order", "rank0"], ["ranked"], axis=1),
-        node("Less", ["class_ids", "zero"], ["by_rank"]),
-        node("Where", ["by_rank", "ranked", "class_ids"], ["class_ids_out"]),
-    ]
-
-
-def _graph(spec, weights):
-    """The picture averaged to 7 x 7 colours in 0..1; logits are weighted means of these."""
-    from onnx import TensorProto as T
-    from onnx import helper, numpy_helper
-
-    node = helper.make_node
-    size = spec.geometry.height
-    cell = size // GRID
-    if spec.geometry.layout == "uint8_nhwc":
-        image = helper.make_tensor_value_info("image", T.UINT8, ["B", size, size, 3])
-        begin = [
-            node("Cast", ["image"], ["raw"], to=T.FLOAT),
-            node("Transpose", ["raw"], ["planes"], perm=[0, 3, 1, 2]),
-            node("Div", ["planes", "full"], ["pixels"]),
-        ]
-    else:
-        image = helper.make_tensor_value_info("image", T.FLOAT, ["B", 3, size, size])
-        begin = [node("Identity", ["image"], ["pixels"])]
-    nodes = [
-        *begin,
-        node("AveragePool", ["pixels"], ["features"], kernel_shape=[cell] * 2, strides=[cell] * 2),
-        node("ReduceMean", ["features", "space"], ["pooled"], keepdims=0),
-        node("MatMul", ["pooled", "columns"], ["logits"]),
-        *_chosen(helper, spec),
-        node("Gather", ["rows", "class_ids_out"], ["cam_weights"], axis=0),
-        node("GatherElements", ["logits", "class_ids_out"], ["evidence_logits"], axis=1),
-    ]
-    outputs = [
-        helper.make_tensor_value_info("logits", T.FLOAT, ["B", 4]),
-        helper.make_tensor_value_info("class_ids_out", T.INT64, ["B", "K"]),
-        helper.make_tensor_value_info("evidence_logits", T.FLOAT, ["B", "K"]),
-    ]
-    if spec.profile == "fused":
-        nodes += [
-            node("Relu", ["cam_weights"], ["clamped"]),
-            node("Reshape", ["features", "flat"], ["F"]),
-            node("MatMul", ["clamped", "F"], ["flat_grids"]),
-            node("Reshape", ["flat_grids", "square"], ["grids"]),
-        ]
-        outputs.append(helper.make_tensor_value_info("grids", T.FLOAT, ["B", "K", GRID, GRID]))
-    else:
-        outputs += [
-            helper.make_tensor_value_info("features", T.FLOAT, ["B", 3, GRID, GRID]),
-            helper.make_tensor_value_info("cam_weights", T.FLOAT, ["B", "K", 3]),
-        ]
-    constants = {
-        "full": np.float32(255),
-        "space": np.array([2, 3]),
-        "rows": weights,
-        "columns": np.ascontiguousarray(weights.T),
-        "k": np.array([spec.classes.k]),
-        "c": np.array([4]),
-        "one": np.array(1),
-        "zero": np.array(0),
-        "flat": np.array([0, 3, GRID * GRID]),
-        "square": np.array([0, -1, GRID, GRID]),
-    }
-    used = {name for one in nodes for name in one.input}
-    inputs = [image]
-    if spec.classes.mode == "input":
-        inputs.append(helper.make_tensor_value_info("class_ids", T.INT64, ["B", "K"]))
-    stored = [
-        numpy_helper.from_array(np.asarray(value), name)
-        for name, value in constants.items()
-        if name in used
-    ]
-    return helper.make_graph(nodes, "tiny", inputs, outputs, stored)
-
-
 @pytest.fixture(scope="session")
 def make_artifact(tmp_path_factory):
-    """make_artifact(spec_text=None, weights=..., **spec changes) -> path of an .onnx file."""
+    """make_artifact(spec_text=None, weights=..., **spec changes) -> path of an .onnx file.
+
+    See `tiny.artifact_graph` for head, emit and per_position. With `head_input`, the head
+    graph is written beside it.
+    """
     import onnx
 
-    def make(spec_text=None, weights=WEIGHTS, metadata=True, **changes):
+    def make(
+        spec_text=None,
+        weights=WEIGHTS,
+        metadata=True,
+        head="linear",
+        emit=(),
+        per_position=False,
+        **changes,
+    ):
         spec = tiny_spec(**changes)
-        opsets = [onnx.helper.make_opsetid("", 18)]
-        model = onnx.helper.make_model(_graph(spec, weights), opset_imports=opsets, ir_version=9)
-        onnx.checker.check_model(model, full_check=True)
-        entries = {"other": "x", "sigcam": spec_text or spec.to_json()} if metadata else {}
-        onnx.helper.set_model_props(model, entries)
         path = tmp_path_factory.mktemp("artifact") / "model.onnx"
-        path.write_bytes(model.SerializeToString())
-        return path
+        if spec.head_input is not None:
+            emit = {*emit, spec.head_input}
+            second = tiny_spec(**changes, kind="head")
+            graph = head_graph(onnx, second, weights, head)
+            write(onnx, graph, path.with_name("model.head.onnx"), second.to_json())
+        graph = artifact_graph(onnx, spec, weights, head, emit, per_position)
+        return write(onnx, graph, path, (spec_text or spec.to_json()) if metadata else None)
 
     return make
 
@@ -198,6 +101,34 @@ def fake_session():
     def make(answer, **options):
         spec = tiny_spec(classes=ClassSelection("top1"))
         return Session(spec, FakeBackend(spec, answer), **options)
+
+    return make
+
+
+class SplitBackend(FakeBackend):
+    """Gives the same features and CAM weights for every batch."""
+
+    def __init__(self, spec, features, weights):
+        super().__init__(spec, None)
+        given = {"features": features, "cam_weights": weights}
+        self.values = {
+            "logits": np.zeros((1, spec.num_classes), np.float32),
+            "class_ids_out": np.zeros((1, 1), np.int64),
+            **given,
+        }
+        self.outputs = tuple(TensorInfo(n, a.dtype, a.shape) for n, a in self.values.items())
+
+    def _infer(self, feeds, wanted):
+        return {name: self.values[name] for name in wanted}
+
+
+@pytest.fixture
+def fake_split_session():
+    """fake_split_session(features, cam_weights) -> Session of the profile "split", top1."""
+
+    def make(features, weights):
+        spec = tiny_spec(classes=ClassSelection("top1"), profile="split")
+        return Session(spec, SplitBackend(spec, features, weights))
 
     return make
 

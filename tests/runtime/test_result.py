@@ -18,6 +18,7 @@ def explanation_of(grid, size=(56, 56), geometry=EXACT, **changes):
     fields = {
         "class_id": 3,
         "label": "tabby cat",
+        "method": "cam",
         "probability": 0.75,
         "evidence": 0.5,
         "grid": np.asarray(grid, np.float32),

@@ -102,7 +102,7 @@ def test_what_an_artifact_cannot_give(make_artifact, mode):
 def test_more_classes_than_can_be_ranked(session, monkeypatch):
     with pytest.raises(UsageError, match="top_k must be at most 4"):
         session.explain(PICTURES[0], top_k=5)
-    monkeypatch.setattr("sigcam.runtime.session.MAX_RANKS", 2)
+    monkeypatch.setattr("sigcam.runtime.classes.MAX_RANKS", 2)
     assert len(session.explain(PICTURES[0], top_k=2)) == 2
     with pytest.raises(UsageError, match="top_k must be at most 2"):
         session.explain(PICTURES[0], top_k=3)

@@ -1,0 +1,43 @@
+"""CAM methods of several passes or without gradient, by name, on any artifact and engine.
+
+| method | passes over the network | passes over the head |
+|---|---|---|
+| scorecam | N + 1 at most | 0 |
+| ablationcam | 1 | N + 1 at most |
+| eigencam | 1 | 0 |
+
+N is the number of channels of the features. The values are "module:class" strings, so
+that listing the methods imports none.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.multipass.base import MultiPass, Tools
+
+MULTIPASS: dict[str, str] = {
+    "scorecam": "sigcam.runtime.multipass.scorecam:ScoreCam",
+    "ablationcam": "sigcam.runtime.multipass.ablationcam:AblationCam",
+    "eigencam": "sigcam.runtime.multipass.eigencam:EigenCam",
+}
+
+
+def multipass_method(name: str | None, tools: Tools) -> MultiPass | None:
+    """The method of that name, ready for use; None for the artifact's own method.
+
+    Raises:
+        UsageError: another name, or an artifact that lacks what the method needs.
+    """
+    own = tools.spec.method
+    if name is None or name == own:
+        return None
+    if name not in MULTIPASS:
+        raise UsageError(
+            f"this artifact has the method {own}; beside it, method may be one of "
+            f"{', '.join(MULTIPASS)}, got {name!r}; a method in the graph is chosen by "
+            "`sigcam export --method`"
+        )
+    found: type[MultiPass] = pkgutil.resolve_name(MULTIPASS[name])
+    return found(tools)

@@ -1,0 +1,159 @@
+"""Score-CAM: a channel weighs as much as what it shows of the picture scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.geometry import Axis, Placement
+from sigcam.runtime.maps import to_map
+from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+from sigcam.runtime.progress import Report
+from sigcam.runtime.spec import Geometry
+
+Array = npt.NDArray[Any]
+
+
+class ScoreCam(MultiPass):
+    """Score-CAM of Wang et al. (2020), Algorithm 1; Beyond Softmax, Eq. 7.
+
+    For every channel F_n: M_n = min-max(upsample(F_n)), at the input's size (bilinear,
+    half-pixel centres); s_n = score(x * M_n); w = softmax over n of s_n. Then
+    grid = max(0, sum_n w_n F_n), as for the other methods.
+
+    - The score is the class's logit in the branch that the artifact's CAM weights come from:
+      the pre-sigmoid logit of the sigmoid branch, or the logit before softmax. The increase
+      of confidence over a baseline picture, s_n - s(baseline), has the same softmax, so no
+      baseline is run.
+    - x * M_n is taken in normalised space, where 0 is the mean colour. An artifact that takes
+      bytes gets mean + (pixel - mean) * M_n instead, rounded to a byte: an error of at most
+      0.5 / (255 std) of the normalised value. A mean outside 0 to 255 counts as 0 or 255.
+    - A channel whose mask is constant shows nothing of the picture. It isn't run, takes no
+      part in the softmax, and gets the weight 0, as in the authors' code (which weighs by the
+      probabilities of single masked pictures instead, unlike their Algorithm 1). The package
+      grad-cam runs it with a black mask, and upsamples with aligned corners.
+    - Softmax weights are positive, so clamping (NWC) changes nothing.
+
+    Passes: one over the network, and one for each channel that isn't constant: N + 1 at
+    most. The masked runs serve all K classes at once.
+    """
+
+    name: ClassVar[str] = "scorecam"
+    from_features: ClassVar[bool] = False
+
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._score = self._score_output()
+
+    @property
+    def most_passes(self) -> int:
+        """N + 1."""
+        return self.channels + 1
+
+    def _score_output(self) -> str:
+        """The output that holds the score of a class that stays the same in every run."""
+        spec = self.tools.spec
+        if spec.branch == "softmax":
+            return "logits"
+        if spec.classes.mode == "input" and "evidence_logits" in self.outputs:
+            return "evidence_logits"
+        if "sigmoid_logits" in self.outputs:
+            return "sigmoid_logits"
+        raise UsageError(
+            "scorecam needs the sigmoid branch's score of one class in every masked picture, "
+            f"but this artifact chooses its classes itself ({spec.classes.mode}); export it "
+            "with `sigcam export --classes input` or `--sigmoid-logits`"
+        )
+
+    def grids(self, subject: Subject, report: Report) -> tuple[Array, int]:
+        """See `MultiPass.grids`."""
+        features, total = subject.features, self.most_passes
+        if subject.tensor is None:
+            raise UsageError("scorecam runs the whole network, so it needs the picture itself")
+        masked = _Masked(subject.tensor, self.tools.spec.geometry)
+        kept: list[int] = []
+        scores: list[Array] = []
+        done = 1
+        report(done, total)
+        for channels, masks in self._batches(features):
+            scores.append(self._scores(masked(masks), subject.class_ids))
+            kept += channels
+            done = channels[-1] + 2  # the constant ones between need no run
+            report(done, total)
+        if done < total:
+            report(total, total)
+        weights = np.zeros((len(subject.class_ids), len(features)))
+        if kept:
+            weights[:, kept] = _softmax(self.finite(np.concatenate(scores)).T)
+        return self.combined(weights, features), 1 + len(kept)
+
+    def _batches(self, features: Array) -> Iterator[tuple[list[int], list[Array]]]:
+        """Channels that aren't constant with their masks [H, W], `batch_size` at a time."""
+        whole = _whole(self.tools.spec.geometry)
+        channels: list[int] = []
+        masks: list[Array] = []
+        for channel, values in enumerate(features):
+            mask, valid = to_map(values, whole)
+            if valid:
+                channels.append(channel)
+                masks.append(mask)
+            if len(masks) == self.tools.batch_size:
+                yield channels, masks
+                channels, masks = [], []
+        if masks:
+            yield channels, masks
+
+    def _scores(self, batch: Array, class_ids: Array) -> Array:
+        """Scores of the classes, float32 [B, K]."""
+        feeds = {"image": batch}
+        if self.tools.spec.classes.mode == "input":
+            feeds["class_ids"] = np.tile(class_ids, (len(batch), 1))
+        values = self.tools.network.infer(feeds, [self._score])[self._score]
+        return values if self._score == "evidence_logits" else values[:, class_ids]
+
+
+class _Masked:
+    """The network's input seen through masks."""
+
+    def __init__(self, tensor: Array, geometry: Geometry) -> None:
+        self._pixels = tensor
+        self._half_up: Array | None = None
+        if geometry.layout == "uint8_nhwc":
+            mean = [255 * min(max(value, 0.0), 1.0) for value in geometry.mean]
+            centre = np.array(mean, np.float32)
+            self._pixels = tensor.astype(np.float32) - centre
+            self._half_up = np.empty_like(self._pixels)
+            self._half_up[:] = centre + np.float32(0.5)  # cut off, this rounds
+
+    def __call__(self, masks: list[Array]) -> Array:
+        """A batch of inputs in the artifact's layout, one for each mask [H, W]."""
+        if self._half_up is None:
+            return np.asarray(self._pixels * np.stack(masks)[:, None])
+        out = np.empty((len(masks), *self._pixels.shape), np.uint8)
+        product = np.empty_like(self._pixels)
+        for row, mask in zip(out, masks, strict=True):
+            # A mask for each colour: NumPy takes three times as long to repeat one over the
+            # innermost axis, and eight times as long to interleave three planes.
+            np.multiply(self._pixels, cv2.merge([mask, mask, mask]), out=product)
+            product += self._half_up
+            np.copyto(row, product, casting="unsafe")
+        return out
+
+
+def _whole(geometry: Geometry) -> Placement:
+    """A picture that is the input itself, so that maps come at the input's size."""
+    rows, columns = (
+        Axis(size, 0, size, 1, 0, size, size) for size in (geometry.height, geometry.width)
+    )
+    return Placement(rows, columns)
+
+
+def _softmax(scores: Array) -> Array:
+    """Over the last axis, shifted so that no exponential overflows."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

@@ -1,0 +1,90 @@
+"""One call's work: what it asks for, and how a batch of pictures is done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.classes import Request
+from sigcam.runtime.further import Further
+from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+from sigcam.runtime.outputs import Picture, class_results, own_grids, softmax
+from sigcam.runtime.progress import Report
+from sigcam.runtime.result import Explanation
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call asks for.
+
+    Attributes:
+        request: the classes.
+        method: None for the artifact's own.
+        wanted: the outputs to read.
+        batch_size: most pictures in the first run.
+        report: how to tell the progress.
+    """
+
+    request: Request
+    method: MultiPass | None
+    wanted: list[str]
+    batch_size: int
+    report: Report
+
+
+def explain_batch(pictures: list[Picture], work: Work, tools: Tools) -> list[list[Explanation]]:
+    """Runs one batch and makes its results.
+
+    Raises:
+        BackendError: the engine failed, or what it gave isn't finite.
+        ArtifactError: the graph's outputs don't belong together.
+    """
+    first = pictures[0].tensor
+    batch = first[None] if len(pictures) == 1 else np.stack([p.tensor for p in pictures])
+    feeds = {"image": batch}
+    if work.request.ids is not None:
+        feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(pictures), 1))
+    outputs = tools.network.infer(feeds, work.wanted)
+    if work.method is None:
+        outputs["grids"] = own_grids(outputs, tools.spec)
+    return [
+        _explain(picture, {name: array[row] for name, array in outputs.items()}, work, tools)
+        for row, picture in enumerate(pictures)
+    ]
+
+
+def _explain(
+    picture: Picture, row: Mapping[str, Array], work: Work, tools: Tools
+) -> list[Explanation]:
+    """The results of one picture, from its row of the first run's outputs."""
+    spec, method, head = tools.spec, work.method, tools.head
+    probabilities = softmax(row["logits"])  # first: it refuses what isn't worth more passes
+    ids = row["class_ids_out"][: work.request.count]
+    if method is None:
+        grids, passes = row["grids"][: len(ids)], 1
+        work.report(1, 1)
+    else:
+        grids, passes = method.grids(Subject(row["features"], ids, picture.tensor), work.report)
+    results = class_results(probabilities, ids, row.get("evidence_logits"), grids, spec)
+    further = None
+    if head is not None:
+        shared = results[0].grid
+        further = Further(spec, head, method, probabilities, row[head.head_input], shared)
+    return [
+        Explanation(
+            **result._asdict(),
+            method=spec.method if method is None else method.name,
+            placement=picture.placement,
+            image=picture.image,
+            source=picture.source,
+            passes=passes,
+            further=further,
+        )
+        for result in results
+    ]

@@ -1,0 +1,89 @@
+"""`sigcam explain --method`: methods of several passes from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from sigcam.cli import main
+
+
+@pytest.fixture(scope="module")
+def split(work, tmp_path_factory):
+    """The toy model with features, its classes named at run time."""
+    path = tmp_path_factory.mktemp("split") / "split.onnx"
+    options = ["--classes", "input", "--profile", "split", "--out", str(path)]
+    made = CliRunner().invoke(main, ["export", "--sigmoid-branch", str(work.branch), *options])
+    assert made.exit_code == 0, made.stderr
+    return path
+
+
+@pytest.mark.parametrize(("method", "most"), [("scorecam", 9), ("eigencam", 1)])
+def test_another_method(work, cli, split, method, most):
+    arguments = ("explain", split, work.data, "--json", "--method", method, "--class", "red")
+    found = cli(*arguments, "--class", "green")
+    assert found.exit_code == 0, found.stderr
+    assert found.stderr == ""  # no bar where nobody watches
+    records = [json.loads(line) for line in found.stdout.splitlines()]
+    assert len(records) == 8
+    for record in records:
+        for one, label in zip(record["explanations"], ("red", "green"), strict=True):
+            assert (one["label"], one["method"]) == (label, method)
+            assert 1 <= one["passes"] <= most
+
+
+@pytest.mark.parametrize(
+    ("artifact", "method", "says"),
+    [
+        ("named", "scorecam", "--features"),
+        ("split", "ablationcam", "head graph"),
+        ("split", "gradcam", "scorecam, ablationcam, eigencam"),
+    ],
+)
+def test_what_the_artifact_cannot_give(work, cli, split, artifact, method, says):
+    path = split if artifact == "split" else work.named
+    found = cli("explain", path, work.data, "--method", method)
+    assert found.exit_code == 2
+    assert says in found.stderr
+    assert found.stdout == ""
+
+
+def test_a_head_graph_that_is_missing(work, cli, split, tmp_path):
+    found = cli("explain", split, work.data, "--head", tmp_path / "absent.onnx")
+    assert found.exit_code == 2
+    assert "without a head graph" in found.stderr
+
+
+def test_the_meter_counts_passes_of_all_pictures():
+    from sigcam.cli.explain import _Meter
+
+    class Bar:
+        def __init__(self):
+            self.n = 0
+            self.seen = []
+
+        def update(self, steps):
+            self.n += steps
+            self.seen.append(self.n)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.closed = True
+
+    meter = _Meter(2, 4)
+    meter._bar = bar = Bar()
+
+    def results():
+        meter.report(1, 4)
+        meter.report(3, 4)
+        yield "first"  # its last pass wasn't needed
+        meter.report(2, 4)
+        yield "second"
+
+    assert list(meter.count(results())) == ["first", "second"]
+    assert bar.seen == [1, 3, 4, 6, 8]
+    assert bar.closed
