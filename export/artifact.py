@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from sigcam.export import parity
-from sigcam.export.graph import ArtifactGraph, Classifier, GraphOptions
-from sigcam.export.writer import check_opset, to_onnx, with_spec
+from sigcam.export.drafts import Drafts
+from sigcam.export.graph import ArtifactGraph, Classifier, GraphOptions, HeadGraph, MapGraph
+from sigcam.export.writer import check_opset
 from sigcam.runtime.errors import ExportError, UsageError
-from sigcam.runtime.files import check_writable, write_bytes
+from sigcam.runtime.files import check_writable
+from sigcam.runtime.head import head_path
 from sigcam.runtime.spec import Branch, ClassSelection, Geometry, Profile, Source, Spec
 from sigcam.train.dual_branch import DualBranch
 
@@ -29,7 +31,7 @@ def export_artifact(
     *,
     method: str = "cam",
     branch: Branch = "sigmoid",
-    nwc: bool = True,
+    nwc: bool | None = None,
     profile: Profile = "fused",
     classes: ClassSelection | None = None,
     geometry: Geometry | None = None,
@@ -37,6 +39,10 @@ def export_artifact(
     trained_on: str | None = None,
     has_sigmoid: bool = True,
     sigmoid_logits: bool = False,
+    features: bool = False,
+    head_graph: bool = False,
+    method_options: Mapping[str, float] | None = None,
+    external_data: bool = False,
     tolerance: float = 1e-4,
     opset: int = DEFAULT_OPSET,
 ) -> Spec:
@@ -46,8 +52,9 @@ def export_artifact(
         dual: the classifier with its trained sigmoid branch; it isn't changed.
         path: of the file; written whole or not at all.
         method: a name in `METHODS`.
-        branch: which branch the CAM weights come from; "softmax" is the classic CAM.
-        nwc: whether negative weights are clamped to 0 before the weighted sum.
+        branch: which branch the CAM weights come from; "softmax" gives the classic CAM.
+        nwc: whether negative weights are clamped to 0 before the weighted sum; None for
+            the method's own way (yes, but for those with a weight per position).
         profile: "fused": grids out; "split": features and signed CAM weights out.
         classes: which classes get a map; the predicted one when None.
         geometry: how a picture becomes the input; ImageNet's when None.
@@ -55,6 +62,13 @@ def export_artifact(
         trained_on: what the sigmoid branch was trained on, in words.
         has_sigmoid: whether `dual` holds a trained sigmoid branch to give evidence.
         sigmoid_logits: whether all C logits of the sigmoid branch are an output too.
+        features: whether the features are an output in the profile "fused" too; methods of
+            several passes need them at run time.
+        head_graph: whether a second file is written (model.head.onnx beside model.onnx)
+            that gives maps of further classes without the backbone; implies `features`.
+        method_options: numbers of the method: gamma (0.6) and similar (3) for finercam.
+        external_data: whether the weights go to a file of their own, "<name>.data" beside
+            `path`; those over 2 GiB always do.
         tolerance: largest error, relative to an output's largest value, to accept.
         opset: of the ONNX standard, 18 to 20.
 
@@ -66,38 +80,64 @@ def export_artifact(
         ModelError: weights that aren't finite.
         ExportError: the graph can't be built from this model.
         ParityError: the graph doesn't compute what PyTorch computes; nothing is written.
-        StorageError: the file can't be written.
+        StorageError: a file can't be written.
     """
     check_opset(opset)
     if not 0 < tolerance < 1:
         raise UsageError(f"tolerance must be between 0 and 1, got {tolerance}")
     options = GraphOptions(
-        method, branch, nwc, profile, classes or ClassSelection(), has_sigmoid, sigmoid_logits
-    )
-    geometry = _fitting(dual, geometry)
-    check_writable(path)
-    dual.check_finite(sigmoid=has_sigmoid)
-    spec = Spec(
         method=method,
         branch=branch,
         nwc=nwc,
-        target_layers=(dual.target_layer,),
+        profile=profile,
+        classes=classes or ClassSelection(),
+        has_sigmoid=has_sigmoid,
+        sigmoid_logits=sigmoid_logits,
+        features=features or head_graph,
+        method_options=method_options or {},
+    )
+    geometry = _fitting(dual, geometry)
+    path = Path(path)
+    check_writable(path)
+    dual.check_finite(sigmoid=has_sigmoid)
+    frozen = _on_cpu(dual)
+    maps = MapGraph(frozen, options)
+    graph = ArtifactGraph(maps, geometry)
+    spec = Spec(
+        method=method,
+        branch=branch,
+        nwc=bool(options.nwc),
+        target_layers=tuple(target.layer for target in dual.targets),
         profile=profile,
         classes=options.classes,
         geometry=geometry,
         num_classes=dual.num_classes,
-        feature_shape=dual.feature_shape,
+        feature_shapes=tuple(target.layout.shape for target in dual.targets),
         source=_source(dual, trained_on, has_sigmoid),
         class_names=tuple(class_names),
+        method_options=options.method_options,
+        head_input=graph.head_input if head_graph else None,
     )
-    frozen = _on_cpu(dual)
-    inputs, dynamic = _inputs(geometry, options)
-    model = to_onnx(
-        ArtifactGraph(frozen, options, geometry), inputs, dynamic, options.output_names, opset
-    )
-    certificate = parity.certify(frozen, model.SerializeToString(), options, geometry, tolerance)
-    spec = dataclasses.replace(spec, parity=certificate)
-    write_bytes(path, with_spec(model, spec))
+    with Drafts(path) as drafts:
+        inputs, dynamic = _inputs(geometry, options)
+        main = drafts.export(path, graph, inputs, dynamic, graph.output_names, opset, external_data)
+        certificate = parity.certify(
+            frozen, main.runnable, graph.output_names, options, geometry, tolerance
+        )
+        spec = dataclasses.replace(spec, parity=certificate)
+        main.spec = spec
+        if head_graph:
+            head = HeadGraph(maps)
+            inputs, dynamic = _head_inputs(maps, graph.head_input)
+            second = drafts.export(
+                head_path(path), head, inputs, dynamic, head.output_names, opset, external_data
+            )
+            certificate = parity.certify_head(
+                frozen, main.runnable, second.runnable, head.output_names, graph.head_input,
+                options, geometry, tolerance,
+            )  # fmt: skip
+            second.spec = dataclasses.replace(spec, kind="head", parity=certificate)
+        drafts.publish()
     return spec
 
 
@@ -125,14 +165,16 @@ def export_classifier(
     """
     check_opset(opset)
     geometry = _fitting(dual, geometry)
+    path = Path(path)
     check_writable(path)
     dual.check_finite(sigmoid=False)
     frozen = _on_cpu(dual)
     inputs, dynamic = _inputs(geometry, GraphOptions())
-    model = to_onnx(Classifier(frozen, geometry), inputs, dynamic, ["logits"], opset)
-    data = model.SerializeToString()
-    parity.certify_logits(frozen, data, geometry, tolerance)
-    write_bytes(path, data)
+    with Drafts(path) as drafts:
+        graph = Classifier(frozen, geometry)
+        draft = drafts.export(path, graph, inputs, dynamic, ["logits"], opset, False)
+        parity.certify_logits(frozen, draft.runnable, geometry, tolerance)
+        drafts.publish()
 
 
 def _fitting(dual: DualBranch, geometry: Geometry | None) -> Geometry:
@@ -171,6 +213,14 @@ def _inputs(
         inputs["class_ids"] = torch.zeros(2, 3, dtype=torch.int64)
         dynamic["class_ids"] = {0: "batch", 1: "classes"}
     return inputs, dynamic
+
+
+def _head_inputs(maps: MapGraph, name: str) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+    inputs = {
+        name: torch.zeros(2, *maps.cut.shape),
+        "class_ids": torch.zeros(2, 3, dtype=torch.int64),
+    }
+    return inputs, {name: {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}}
 
 
 def _source(dual: DualBranch, trained_on: str | None, has_sigmoid: bool) -> Source:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from sigcam.export.methods import MethodOptions, method_class
+from sigcam.export.evidence import FINER_OPTIONS, Evidence, State, combine, contrast, fuse
+from sigcam.export.methods import method_of
+from sigcam.export.score_head import ScoreHead
+from sigcam.export.tail import cut_tail
 from sigcam.runtime.errors import ExportError, UsageError
 from sigcam.runtime.spec import (
     MAX_RANKS,
@@ -31,28 +35,43 @@ class GraphOptions:
 
     method: str = "cam"
     branch: Branch = "sigmoid"
-    nwc: bool = True
+    nwc: bool | None = None
     profile: Profile = "fused"
     classes: ClassSelection = field(default_factory=ClassSelection)
     has_sigmoid: bool = True
     sigmoid_logits: bool = False
+    features: bool = False
+    method_options: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        method_class(self.method)
+        method = method_of(self.method)
+        if self.nwc and not method.clamps:
+            raise UsageError(
+                f"{self.method} has a weight for each position and isn't clamped (clamping "
+                f"would make hirescam layercam); leave nwc out, or choose another method"
+            )
+        if self.nwc is None:
+            object.__setattr__(self, "nwc", method.clamps)
         if not self.has_sigmoid and (self.branch == "sigmoid" or self.sigmoid_logits):
             wanted = "branch='sigmoid'" if self.branch == "sigmoid" else "sigmoid_logits=True"
             raise UsageError(
                 f"{wanted} needs a trained sigmoid branch, but has_sigmoid is False; load one, "
                 f"or export with branch='softmax' and without sigmoid_logits"
             )
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the graph's outputs, in order."""
-        names = ["logits", "class_ids_out"]
-        names += ["evidence_logits"] if self.has_sigmoid else []
-        names += ["sigmoid_logits"] if self.sigmoid_logits else []
-        return names + (["grids"] if self.profile == "fused" else ["features", "cam_weights"])
+        known = FINER_OPTIONS if method.contrasts else {}
+        unknown = sorted(self.method_options.keys() - known.keys())
+        if unknown:
+            raise UsageError(
+                f"{self.method} has the options {sorted(known) or 'none'}, not {unknown}"
+            )
+        object.__setattr__(self, "method_options", {**known, **self.method_options})
+        if method.contrasts:
+            gamma, similar = self.method_options["gamma"], self.method_options["similar"]
+            if not 0 <= gamma <= 10 or similar < 1 or similar != int(similar):
+                raise UsageError(
+                    f"finercam takes gamma from 0 to 10 and a whole number of similar classes "
+                    f"of at least 1, got gamma={gamma} and similar={similar}"
+                )
 
 
 class Normalise(nn.Module):
@@ -92,24 +111,122 @@ class Classifier(nn.Module):
         return logits
 
 
-class ArtifactGraph(nn.Module):
-    """The artifact's graph: outputs as `GraphOptions.output_names` lists them."""
+class MapGraph(nn.Module):
+    """What artifact and head graph share: from the entry to scores, weights and grids."""
 
-    def __init__(self, dual: DualBranch, options: GraphOptions, geometry: Geometry) -> None:
+    def __init__(self, dual: DualBranch, options: GraphOptions) -> None:
         """Takes the parts of `dual`, without changing it.
 
         Raises:
-            ExportError: the method can't express this head.
-            UsageError: k is above the number of classes.
+            ExportError: the method can't express this head, or the way back from the
+                logits can't be traced.
+            UsageError: options that don't fit the model.
         """
         super().__init__()
         self.options = options
+        method = method_of(options.method)
+        if options.profile == "split" and len(dual.targets) > 1:
+            raise UsageError(
+                f"the profile split has the features of one target layer, got "
+                f"{len(dual.targets)}; name one, or use the profile fused"
+            )
+        if method.contrasts and options.method_options["similar"] > dual.num_classes - 1:
+            raise UsageError(
+                f"finercam compares with {options.method_options['similar']:g} classes, the "
+                f"model has {dual.num_classes}; set similar to at most {dual.num_classes - 1}"
+            )
+        self.cut = cut_tail(dual.features, dual.branch, dual.targets)
+        layout, C = dual.branch.layout, dual.num_classes
+        self.softmax = ScoreHead(dual.softmax_head, layout, C)
+        self.sigmoid = ScoreHead(dual.sigmoid_head, layout, C) if options.has_sigmoid else None
+        head = self.softmax if options.branch == "softmax" else self.sigmoid
+        if head is None:  # the options were checked
+            raise UsageError("there is no sigmoid branch")
+        self.evidence = Evidence(head, self.cut, dual.branch, dual.targets, method)
+
+    def softmax_logits(self, state: State) -> Tensor:
+        """Of all classes, [B, C]."""
+        z = state.z
+        if self.options.branch != "softmax":
+            z = self.softmax.trunk(state.value)
+        return self.softmax.logits(z)
+
+    def explain(
+        self, state: State, class_ids: Tensor, logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Every output that depends on the classes, by name.
+
+        Args:
+            state: of the forward pass.
+            class_ids: int64 [B, K], ids 0 to C - 1.
+            logits: of the softmax branch, where they are known.
+        """
+        head = self.evidence.head
+        rows = head.rows(class_ids)
+        scores = head.scores(state.z, class_ids, rows)
+        found = {"scores": scores}
+        if self.sigmoid is not None:
+            found |= self._sigmoid(state, class_ids, scores)
+        if self.evidence.method.contrasts:
+            logits = self.softmax_logits(state) if logits is None else logits
+            gamma, similar = (self.options.method_options[n] for n in ("gamma", "similar"))
+            rows = contrast(head, logits, class_ids, rows, gamma, int(similar))
+        weights = self.evidence.weights(state, rows)
+        nwc = bool(self.options.nwc)
+        grids = [combine(w, F, nwc) for w, F in zip(weights, state.features, strict=True)]
+        found["grids"] = grids[0] if len(grids) == 1 else fuse(grids)
+        if len(weights) == 1:
+            found["cam_weights"] = self._for_positions(weights[0], state.features[0])
+        return found
+
+    def _sigmoid(self, state: State, class_ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
+        assert self.sigmoid is not None  # noqa: S101 (the caller looked)
+        own = self.options.branch == "sigmoid"
+        z = state.z if own else self.sigmoid.trunk(state.value)
+        if self.options.sigmoid_logits:
+            logits = self.sigmoid.logits(z)
+            return {"evidence_logits": logits.gather(1, class_ids), "sigmoid_logits": logits}
+        return {"evidence_logits": scores if own else self.sigmoid.scores(z, class_ids)}
+
+    def _for_positions(self, weights: Tensor, features: Tensor) -> Tensor:
+        if self.evidence.method.per_position and weights.ndim == 3:
+            return weights[..., None, None].expand(-1, -1, -1, *features.shape[2:])
+        return weights
+
+
+class ArtifactGraph(nn.Module):
+    """The artifact's graph: outputs as `output_names` lists them."""
+
+    def __init__(self, maps: MapGraph, geometry: Geometry) -> None:
+        """Takes a `MapGraph` and puts the picture and the prediction before it.
+
+        Raises:
+            UsageError: k is above the number of classes.
+        """
+        super().__init__()
+        self.maps = maps
         self.normalise = Normalise(geometry)
-        self.features = dual.features
-        self.select = Select(options.classes, dual.num_classes)
-        self.method = method_class(options.method)(
-            dual, MethodOptions(options.branch, options.has_sigmoid, options.sigmoid_logits)
-        )
+        self.front = maps.cut.front
+        self.select = Select(maps.options.classes, maps.softmax.num_classes)
+
+    @property
+    def head_input(self) -> str:
+        """Name of the output that the head graph takes."""
+        return "features" if self.maps.cut.is_target else "head_input"
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs, in order."""
+        options = self.maps.options
+        names = ["logits", "class_ids_out"]
+        names += ["evidence_logits"] if options.has_sigmoid else []
+        names += ["sigmoid_logits"] if options.sigmoid_logits else []
+        names += ["grids"] if options.profile == "fused" else ["features", "cam_weights"]
+        if options.features and options.profile == "fused" and len(self.maps.evidence.layouts) == 1:
+            names.append("features")
+        if options.features and self.head_input not in names:
+            names.append(self.head_input)
+        return names
 
     def forward(self, image: Tensor, class_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """One pass.
@@ -118,17 +235,39 @@ class ArtifactGraph(nn.Module):
             image: uint8 [B, H, W, 3] RGB or float32 [B, 3, H, W], by the geometry.
             class_ids: int64 [B, K], for the class selection "input".
         """
-        features = self.features(self.normalise(image))
-        pooled = self.method.pool(features)
-        logits = self.method.logits(pooled)
+        entry = self.front(self.normalise(image))
+        state = self.maps.evidence.run(entry)
+        logits = self.maps.softmax_logits(state)
         ids = self.select(logits, class_ids)
-        found = self.method.explain(features, pooled, ids)
-        outputs = [logits, ids, found.evidence_logits, found.sigmoid_logits]
-        if self.options.profile == "fused":
-            outputs += [combine(found.weights, features, self.options.nwc)]
-        else:
-            outputs += [features, found.weights]
-        return tuple(output for output in outputs if output is not None)
+        outputs = self.maps.explain(state, ids, logits)
+        outputs |= {"logits": logits, "class_ids_out": ids, "head_input": entry}
+        outputs["features"] = state.features[0]
+        return tuple(outputs[name] for name in self.output_names)
+
+
+class HeadGraph(nn.Module):
+    """Maps of further classes from what the artifact emitted, without the backbone."""
+
+    def __init__(self, maps: MapGraph) -> None:
+        super().__init__()
+        self.maps = maps
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs, in order."""
+        names = ["scores"] + (["evidence_logits"] if self.maps.options.has_sigmoid else [])
+        single = len(self.maps.evidence.layouts) == 1
+        return [*names, *(["cam_weights"] if single else []), "grids"]
+
+    def forward(self, entry: Tensor, class_ids: Tensor) -> tuple[Tensor, ...]:
+        """One pass.
+
+        Args:
+            entry: float32 [B, ...], the output of the artifact that `head_input` names.
+            class_ids: int64 [B, K], ids 0 to C - 1.
+        """
+        outputs = self.maps.explain(self.maps.evidence.run(entry), class_ids)
+        return tuple(outputs[name] for name in self.output_names)
 
 
 class Select(nn.Module):
@@ -156,25 +295,3 @@ class Select(nn.Module):
         ranked = logits.topk(self.ranks, 1).indices
         rank = (-class_ids - 1).clamp(0, self.ranks - 1)
         return torch.where(class_ids < 0, ranked.gather(1, rank), class_ids)
-
-
-def combine(weights: Tensor, features: Tensor, nwc: bool) -> Tensor:
-    """The grids: max(0, sum_n w_n F_n), with w clamped at 0 first under NWC.
-
-    Beyond Softmax, Eq. 4 with negative-weight clamping.
-
-    Args:
-        weights: [B, K, N], signed.
-        features: [B, N, h, w].
-        nwc: whether negative weights are clamped.
-
-    Returns:
-        [B, K, h, w], >= 0.
-    """
-    _, N, h, w = features.shape
-    used = weights.relu() if nwc else weights
-    grids = (used @ features.reshape(-1, N, h * w)).relu()
-    K = weights.shape[1]
-    # -1 for the batch keeps the reshape a constant where K is one.
-    batch = -1 if isinstance(K, int) else weights.shape[0]
-    return grids.reshape(batch, K, h, w)

@@ -1,101 +1,150 @@
-"""The CAM methods by name. A new method is one file and one line here.
+"""The CAM methods in the graph, by name. A new method is one function and one line here.
+
+All of them are a weight for every channel, or for every channel and position, from the
+features F and the gradient g = dL/dF of a class's logit L (before sigmoid or softmax):
+grid = max(0, sum_n w_n F_n). docs/methods.md has formulas, sources and costs.
 
 The tests run over `METHODS`, so a new entry inherits the whole parity suite.
 """
 
 from __future__ import annotations
 
-import abc
-import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sigcam.runtime.errors import UsageError
-from sigcam.runtime.spec import Branch
-from sigcam.train.dual_branch import DualBranch
 
-METHODS: dict[str, str] = {
-    "cam": "sigcam.export.cam:Cam",
+Need = Literal["rows", "mean", "full"]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of each chosen class's logit with respect to the features.
+
+    Attributes:
+        value: [B, K, N, h, w]; or [B, K, N, 1, 1] where it is the same at every position,
+            as behind global average pooling, or where only its mean is wanted.
+        positions: h * w.
+    """
+
+    value: Tensor
+    positions: int
+
+    @property
+    def mean(self) -> Tensor:
+        """Over the positions, [B, K, N]."""
+        if self._is_one:
+            return self.value.flatten(2)
+        return self.value.mean((3, 4))
+
+    def sum_of(self, terms: Tensor) -> Tensor:
+        """Over the positions, [B, K, N], of terms in the shape of `value`."""
+        if self._is_one:
+            return terms.flatten(2) * self.positions
+        return terms.sum((3, 4))
+
+    @property
+    def _is_one(self) -> bool:
+        return tuple(self.value.shape[3:]) == (1, 1) and self.positions != 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method in the graph.
+
+    Attributes:
+        weights: features [B, N, h, w] and gradient to CAM weights, signed: [B, K, N], or
+            [B, K, N, h, w] ([B, K, N, 1, 1] where equal at all positions) for a method
+            with weights per position.
+        need: "rows": the rows of the linear layer stand in for the gradient; "mean": only
+            the mean of the gradient is used; "full": all of it.
+        per_position: whether there is a weight for each position.
+        clamps: whether negative-weight clamping applies. Not to methods with a weight per
+            position: layercam rectifies the gradient itself ("Beyond Softmax" leaves it as
+            it is), and clamped hirescam would be layercam.
+        contrasts: whether the logit is contrasted with those of similar classes (finercam).
+    """
+
+    weights: Callable[[Tensor, Gradient], Tensor]
+    need: Need = "full"
+    per_position: bool = False
+    contrasts: bool = False
+
+    @property
+    def clamps(self) -> bool:
+        """Whether negative-weight clamping applies."""
+        return not self.per_position
+
+
+def mean(features: Tensor, gradient: Gradient) -> Tensor:
+    """Grad-CAM: w_n = mean over positions of g_n. Selvaraju et al. 2017, Eq. 1."""
+    del features
+    return gradient.mean
+
+
+def rows(features: Tensor, gradient: Gradient) -> Tensor:
+    """CAM: w_n = W[c, n]. Zhou et al. 2016, Section 2.
+
+    The gradient behind global average pooling is W[c, n] / (h w); this takes it back.
+    """
+    del features
+    return gradient.value.flatten(2)
+
+
+def plus_plus(features: Tensor, gradient: Gradient) -> Tensor:
+    """Grad-CAM++: w_n = sum of a_n max(0, g_n). Chattopadhay et al. 2018, Eqs. 13 and 19.
+
+    a_n = g_n^2 / (2 g_n^2 + sum(F_n) g_n^3 + 1e-6), which is 0 where g_n is. As in their
+    code, for a score that is the exponential of L, whose second and third derivatives are
+    powers of g.
+    """
+    g = gradient.value
+    squared = g * g
+    total = features.sum((2, 3)).unsqueeze(1)[..., None, None]
+    share = squared / (2 * squared + total * squared * g + 1e-6)
+    return gradient.sum_of(share * g.relu())
+
+
+def axiomatic(features: Tensor, gradient: Gradient) -> Tensor:
+    """XGrad-CAM: w_n = sum of g_n F_n / (sum(F_n) + 1e-7). Fu et al. 2020, Eq. 8."""
+    total = features.sum((2, 3)).unsqueeze(1) + 1e-7
+    if gradient.value.shape[3:] == features.shape[2:]:
+        return (gradient.value * features.unsqueeze(1)).sum((3, 4)) / total
+    return gradient.value.flatten(2) * (total - 1e-7) / total
+
+
+def positive(features: Tensor, gradient: Gradient) -> Tensor:
+    """Layer-CAM: w_n = max(0, g_n) at each position. Jiang et al. 2021, Eq. 4."""
+    del features
+    return gradient.value.relu()
+
+
+def plain(features: Tensor, gradient: Gradient) -> Tensor:
+    """HiResCAM: w_n = g_n at each position. Draelos and Carin 2020, Section 3."""
+    del features
+    return gradient.value
+
+
+METHODS: dict[str, Method] = {
+    "cam": Method(rows, need="rows"),
+    "gradcam": Method(mean, need="mean"),
+    "gradcam++": Method(plus_plus),
+    "xgradcam": Method(axiomatic),
+    "layercam": Method(positive, per_position=True),
+    "hirescam": Method(plain, per_position=True),
+    "finercam": Method(mean, need="mean", contrasts=True),
 }
 
 
-@dataclass(frozen=True)
-class MethodOptions:
-    """What a method is built for.
-
-    Attributes:
-        branch: which branch the CAM weights come from.
-        has_sigmoid: whether there is a sigmoid branch to take the evidence from.
-        sigmoid_logits: whether all logits of the sigmoid branch are wanted.
-    """
-
-    branch: Branch
-    has_sigmoid: bool
-    sigmoid_logits: bool
-
-
-@dataclass(frozen=True)
-class Explained:
-    """What a method says about the chosen classes.
-
-    Attributes:
-        weights: float32 [B, K, N], signed CAM weights.
-        evidence_logits: float32 [B, K]; None without a sigmoid branch.
-        sigmoid_logits: float32 [B, C]; None unless wanted.
-    """
-
-    weights: Tensor
-    evidence_logits: Tensor | None
-    sigmoid_logits: Tensor | None
-
-
-class Method(nn.Module, abc.ABC):
-    """A CAM method as part of the exported graph: forward operators only."""
-
-    @abc.abstractmethod
-    def __init__(self, dual: DualBranch, options: MethodOptions) -> None:
-        """Takes what it needs of `dual`, without changing it.
-
-        Raises:
-            ExportError: the method can't express this head.
-        """
-        super().__init__()
-
-    @abc.abstractmethod
-    def pool(self, features: Tensor) -> Tensor:
-        """What both heads are computed from, once per picture."""
-
-    @abc.abstractmethod
-    def logits(self, pooled: Tensor) -> Tensor:
-        """Logits [B, C] of the softmax branch."""
-
-    @abc.abstractmethod
-    def explain(self, features: Tensor, pooled: Tensor, class_ids: Tensor) -> Explained:
-        """CAM weights and evidence of the classes `class_ids` [B, K], ids 0 to C - 1."""
-
-    @staticmethod
-    @abc.abstractmethod
-    def reference_weights(
-        dual: DualBranch, branch: Branch, features: Tensor, class_ids: Tensor
-    ) -> Tensor:
-        """CAM weights [B, K, N] by the definition, to compare the graph with.
-
-        Args:
-            dual: in float64.
-            branch: which branch the weights come from.
-            features: float64 [B, N, h, w].
-            class_ids: int64 [B, K].
-        """
-
-
-def method_class(name: str) -> type[Method]:
-    """The class of a method.
+def method_of(name: str) -> Method:
+    """The method of that name.
 
     Raises:
-        UsageError: no method of that name.
+        UsageError: there is none.
     """
     if name not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    found: type[Method] = pkgutil.resolve_name(METHODS[name])
-    return found
+    return METHODS[name]

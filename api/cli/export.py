@@ -19,9 +19,15 @@ from sigcam.cli.common import (
 )
 from sigcam.runtime.errors import UsageError
 from sigcam.runtime.files import check_writable
+from sigcam.runtime.head import head_path
 from sigcam.runtime.spec import ClassSelection
 
 LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
+
+_NO_BRANCH = (
+    "the sigmoid branch needs --sigmoid-branch FILE (from `sigcam train`), or --weights with a "
+    "checkpoint that holds one; --branch softmax exports the classic CAM without one"
+)
 
 
 @click.command(name="export")
@@ -39,8 +45,26 @@ LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
     show_default=True,
     help="Branch that the CAM weights come from; softmax is the classic CAM.",
 )
-@click.option("--method", default="cam", show_default=True, help="CAM method.")
-@click.option("--nwc/--no-nwc", default=True, show_default=True, help="Clamp negative weights.")
+@click.option(
+    "--target-layer",
+    "target_layers",
+    multiple=True,
+    help="Layer that the map is made of; found by itself when left out. Repeat it to fuse the "
+    "maps of several layers.",
+)
+@click.option(
+    "--method",
+    default="cam",
+    show_default=True,
+    help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam or finercam.",
+)
+@click.option(
+    "--nwc/--no-nwc",
+    default=None,
+    help="Clamp negative weights: yes by default, but for layercam and hirescam.",
+)
+@click.option("--gamma", type=float, help="Strength of finercam's contrast; 0.6 by default.")
+@click.option("--similar", type=int, help="Classes that finercam compares with; 3 by default.")
 @click.option(
     "--profile",
     type=click.Choice(["fused", "split"]),
@@ -70,6 +94,19 @@ LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
     help="Text file with one class name per line, in the order of the class ids.",
 )
 @click.option("--sigmoid-logits", is_flag=True, help="Also emit the branch's logits of all C.")
+@click.option(
+    "--features", is_flag=True, help="Also emit the features, for methods of several passes."
+)
+@click.option(
+    "--head-graph",
+    is_flag=True,
+    help="Also write NAME.head.onnx, for maps of further classes without the backbone.",
+)
+@click.option(
+    "--external-data",
+    is_flag=True,
+    help="Weights in a file of their own beside the graph, as those over 2 GiB always are.",
+)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True, help="For the parity.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
 @reports_errors
@@ -77,12 +114,14 @@ def command(
     arch: str | None,
     weights: str | None,
     num_classes: int | None,
-    target_layer: str | None,
+    target_layers: tuple[str, ...],
     branch_file: Path | None,
     classes: str,
     layout: str,
     class_names: Path | None,
     out: Path,
+    gamma: float | None,
+    similar: int | None,
     size: int | None,
     rule: str | None,
     resize: int | None,
@@ -96,11 +135,9 @@ def command(
     is written. The path is printed.
     """
     selection = parse_selection(classes)
-    if branch_file is None and (graph["branch"] == "sigmoid" or graph["sigmoid_logits"]):
-        raise UsageError(
-            "the sigmoid branch needs --sigmoid-branch FILE (from `sigcam train`); "
-            "--branch softmax exports the classic CAM without one"
-        )
+    needs_sigmoid = graph["branch"] == "sigmoid" or graph["sigmoid_logits"]
+    if needs_sigmoid and branch_file is None and not (weights and Path(weights).is_file()):
+        raise UsageError(_NO_BRANCH)
     names = read_class_names(class_names) if class_names else None
     check_writable(out)
     import_from_here()
@@ -114,9 +151,13 @@ def command(
         arch=arch,
         weights=weights,
         num_classes=num_classes,
-        target_layer=target_layer,
+        target_layers=target_layers,
         size=size,
     )
+    if needs_sigmoid and not built.has_sigmoid:
+        raise UsageError(f"{weights} holds no sigmoid branch for this model; {_NO_BRANCH}")
+    if built.checkpoint is not None:
+        say(f"the sigmoid branch is the one in {built.checkpoint}")
     geometry = changed_geometry(
         built.geometry, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
     )
@@ -128,10 +169,17 @@ def command(
         geometry=geometry,
         class_names=built.class_names if names is None else names,
         trained_on=built.trained_on,
-        has_sigmoid=branch_file is not None,
+        has_sigmoid=built.has_sigmoid,
+        method_options={
+            name: value
+            for name, value in (("gamma", gamma), ("similar", similar))
+            if value is not None
+        },
         **graph,
     )
     echo(str(out))
+    if graph["head_graph"]:
+        echo(str(head_path(out)))
 
 
 def parse_selection(text: str) -> ClassSelection:

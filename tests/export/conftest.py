@@ -51,13 +51,13 @@ class MlpHead(ToyNet):
 SIZE = (24, 32)
 
 
-def make_dual(net=ToyNet, target_layer=None):
+def make_dual(net=ToyNet, branch_layer=None):
     torch.manual_seed(3)
     model = net()
     with torch.no_grad():
         model.conv1.weight *= 3  # so that features and logits differ between pictures
         model.conv2.weight *= 3
-    return DualBranch(model, target_layer, input_size=SIZE, architecture="toy")
+    return DualBranch(model, branch_layer, input_size=SIZE, architecture="toy")
 
 
 @pytest.fixture(scope="session")

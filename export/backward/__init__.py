@@ -1,0 +1,1 @@
+"""The way back from logits to features, written with forward operators."""

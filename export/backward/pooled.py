@@ -1,0 +1,158 @@
+"""Cheaper ways to the gradient's mean, found in the traced backward part.
+
+Grad-CAM needs only the mean of the gradient over the positions.
+
+Behind a pooling the gradient is one value per channel, expanded over the grid; the
+expansion is left out. Behind flatten and a linear layer (VGG, AlexNet) the last step back
+is a product with that layer's matrix, [4096, 25088] for VGG: the mean is taken of the
+matrix instead, once, at export: [4096, 512].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from sigcam.train.cut import ancestors, argument, outputs_of
+from sigcam.train.layout import Layout
+
+_aten = torch.ops.aten
+_SCALINGS = {
+    _aten.div.Scalar,
+    _aten.mul.Scalar,
+    _aten.div.Tensor,
+    _aten.mul.Tensor,
+    _aten.neg.default,
+}
+_PRODUCTS = {_aten.mm.default, _aten.linear.default}
+
+
+def unexpanded(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | None:
+    """The backward part with one gradient [M, N, 1, 1] instead of [M, N, h, w].
+
+    Args:
+        backward: with a single gradient as its output; it isn't changed.
+        layout: of the target layer.
+
+    Returns:
+        None where the gradient isn't the same at all positions by construction.
+    """
+    if layout.kind != "nchw":
+        return None
+    twin = fx.GraphModule(backward, _copied(backward.graph))
+    (node,) = outputs_of(twin.graph)
+    while node.target in _SCALINGS and len(node.all_input_nodes) == 1:
+        node = argument(node)
+    if node.target is not _aten.expand.default:
+        return None
+    base = argument(node)
+    sizes = base.meta["val"].shape
+    if len(sizes) != 4 or tuple(sizes[1:]) != (layout.shape[0], 1, 1):
+        return None
+    node.replace_all_uses_with(base)
+    return _finished(twin)
+
+
+def pooled(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | None:
+    """The backward part with the mean [M, N] of one gradient as its output.
+
+    Args:
+        backward: with a single gradient as its output; it isn't changed.
+        layout: of the target layer.
+
+    Returns:
+        None where the last product on the way back isn't one with a constant matrix that
+        only linear operators without other inputs follow.
+    """
+    twin = fx.GraphModule(backward, _copied(backward.graph))
+    (gradient,) = outputs_of(twin.graph)
+    product = _last_product(gradient)
+    if product is None:
+        return None
+    matrix = _matrix(twin, product)
+    rest = _after(twin, product, gradient)
+    if not _is_linear(rest, matrix[:2]):
+        return None
+    with torch.no_grad():
+        mean = layout.to_grid(rest(matrix)).mean((2, 3))
+    twin.register_parameter("pooled_weight", nn.Parameter(mean.contiguous(), requires_grad=False))
+    with twin.graph.inserting_before(twin.graph.output_node()):
+        weight = twin.graph.get_attr("pooled_weight")
+        found = twin.graph.call_function(_aten.mm.default, (product.args[0], weight))
+    twin.graph.output_node().args = ((found,),)
+    return _finished(twin)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    new.output(new.graph_copy(graph, val_map={}))
+    return new
+
+
+def _finished(module: fx.GraphModule) -> fx.GraphModule:
+    # The saved values keep their placeholders, whether they are still read or not.
+    module.graph.eliminate_dead_code()
+    # A new one takes the tensors that the graph still reads, and no others.
+    return fx.GraphModule(module, module.graph, class_name="Backward")
+
+
+def _last_product(gradient: fx.Node) -> fx.Node | None:
+    """The last product with a constant matrix that the gradient is a function of alone."""
+    behind = ancestors(gradient)
+    *_, cotangent = gradient.graph.find_nodes(op="placeholder")
+    rows = str(cotangent.meta["val"].shape[0])
+    node: fx.Node
+    for node in reversed(gradient.graph.nodes):
+        if node not in behind or node.target not in _PRODUCTS or len(node.args) != 2:
+            continue
+        if str(node.meta["val"].shape[0]) != rows:
+            continue
+        after = ancestors(gradient, stop=[node])
+        inputs = {n for n in after if n.op == "placeholder"}
+        if not inputs and _is_constant(node.args[1]):
+            return node
+    return None
+
+
+def _is_constant(node: object) -> bool:
+    return isinstance(node, fx.Node) and all(n.op != "placeholder" for n in ancestors(node))
+
+
+def _matrix(module: fx.GraphModule, product: fx.Node) -> Tensor:
+    """[D, P] of x @ matrix."""
+    source = argument(product, 1)
+    new = fx.Graph()
+    new.output(new.graph_copy(_upto(source), val_map={}))
+    with torch.no_grad():
+        value: Tensor = fx.GraphModule(module, new)()
+    return value.t() if product.target is _aten.linear.default else value
+
+
+def _upto(node: fx.Node) -> fx.Graph:
+    needed = ancestors(node)
+    new, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    for other in node.graph.nodes:
+        if other in needed:
+            made[other] = new.node_copy(other, lambda n: made[n])
+    new.output(made[node])
+    return new
+
+
+def _after(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule:
+    needed = ancestors(end, stop=[start])
+    new, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    made[start] = new.placeholder("product")
+    for other in start.graph.nodes:
+        if other in needed and other not in made:
+            made[other] = new.node_copy(other, lambda n: made[n])
+    new.output(made[end])
+    return fx.GraphModule(module, new)
+
+
+def _is_linear(rest: fx.GraphModule, example: Tensor) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(example.shape, generator=generator, dtype=example.dtype)
+    other = torch.randn(example.shape, generator=generator, dtype=example.dtype)
+    with torch.no_grad():
+        want = 2 * rest(one) - 3 * rest(other)
+        return torch.allclose(rest(2 * one - 3 * other), want, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,167 @@
+"""Records what autograd does on the way back from the logits to the target layers.
+
+ONNX has no gradients. But for a fixed network the way back is itself a computation of
+fixed operators: autograd runs once under `make_fx`, which records it, and the record is
+cut in two (`partition`). Both parts are plain graphs, exported like any other.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sigcam.export.backward.partition import Partition, partition
+from sigcam.export.decompositions import DECOMPOSITIONS, untranslatable
+from sigcam.export.simplify import simplify
+from sigcam.runtime.errors import ExportError
+from sigcam.train.targets import Probe
+
+_BATCH = 23
+"""An example that no other size equals: a comparison that held would fix the batch size."""
+
+
+def trace_gradient(
+    tail: fx.GraphModule, trunk: nn.Module, targets: Sequence[str], entry_shape: Sequence[int]
+) -> Partition:
+    """Traces z = trunk(tail(x)) and its gradients with respect to values inside the tail.
+
+    Everything is in inference mode. Only the batch size is symbolic.
+
+    Args:
+        tail: from the entry x to the value of the branch layer.
+        trunk: from there to z [B, D], of which the logits are linear functions.
+        targets: names of nodes in the tail's graph; of each the gradient is wanted.
+        entry_shape: of x without the batch.
+
+    Raises:
+        ExportError: an operator's way back can't be traced or has no translation.
+    """
+    joint = _Joint(tail, trunk, targets).eval()
+    tensors = {**dict(joint.named_parameters()), **dict(joint.named_buffers())}
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    static = {name: _fake(mode, value) for name, value in tensors.items()}
+    x = _fake(mode, torch.empty(_BATCH, *entry_shape), dynamic=True)
+    try:
+        # Attention as matrix products and a softmax: the fused kernels have a way back of
+        # their own, which no other engine has.
+        # Operators' shapes by PyTorch's Python code, which takes a symbolic batch size.
+        with (
+            mode,
+            enable_python_dispatcher(),
+            sdpa_kernel(SDPBackend.MATH),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # autograd's notes don't concern the user
+            z = functional_call(joint, static, (x,))[0]
+            cotangent = torch.empty(z.shape)
+            traced = make_fx(
+                lambda p, x, c: functional_call(joint, p, (x, c)),
+                tracing_mode="real",
+                decomposition_table=DECOMPOSITIONS,
+                _allow_non_fake_inputs=True,
+            )(static, x, cotangent)
+    except Exception as exc:  # whatever an arbitrary head raises
+        reason = str(exc).strip().split("\n")[0]
+        raise ExportError(
+            f"the way back from the logits to the target layer can't be traced: "
+            f"{type(exc).__name__}: {reason}; name a later target layer, or use a method "
+            f"without gradients"
+        ) from exc
+    module = _with_tensors(traced, tensors)
+    simplify(module)
+    _merge_transposes(module.graph)
+    left = untranslatable(module.graph)
+    if left:
+        raise ExportError(
+            f"these operators between the target layer and the logits have no translation to "
+            f"ONNX: {', '.join(left)}; name a later target layer, or use a method without "
+            f"gradients"
+        )
+    return partition(module, len(targets))
+
+
+class _Joint(nn.Module):
+    """z, the branch layer's value, the targets' values, and the gradients of z . c."""
+
+    def __init__(self, tail: fx.GraphModule, trunk: nn.Module, targets: Sequence[str]) -> None:
+        super().__init__()
+        self.tail, self.trunk, self.targets = tail, trunk, list(targets)
+
+    def forward(self, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, ...]:
+        probe = Probe(self.tail, set(self.targets))
+        with torch.enable_grad():
+            value: Any = probe.run(x)
+            z = _run(self.trunk, value)
+            found = [probe.values[name] for name in self.targets]
+            if cotangent is None:
+                return (z,)
+            gradients = torch.autograd.grad(z, found, cotangent)
+        return (z, value, *found, *gradients)
+
+
+def _run(module: nn.Module, x: Any) -> Any:
+    """The module, with its graphs interpreted as `Probe` does."""
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            x = _run(part, x)
+        return x
+    return Probe(module, set()).run(x) if isinstance(module, fx.GraphModule) else module(x)
+
+
+def _fake(mode: FakeTensorMode, value: Tensor, *, dynamic: bool = False) -> Tensor:
+    sizes = [DimDynamic.STATIC] * value.ndim
+    if dynamic:
+        sizes[0] = DimDynamic.DYNAMIC
+    context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
+    fake: Tensor = mode.from_tensor(value.detach(), symbolic_context=context)
+    return fake
+
+
+def _with_tensors(traced: fx.GraphModule, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The placeholders of parameters and buffers become attributes; x and c stay."""
+    graph = traced.graph
+    root: dict[str, Any] = {
+        str(n.target): getattr(traced, str(n.target)) for n in graph.find_nodes(op="get_attr")
+    }
+    for node, (name, value) in zip(
+        graph.find_nodes(op="placeholder"), tensors.items(), strict=False
+    ):
+        flat = name.replace(".", "_")
+        while flat in root:
+            flat += "_"
+        # The graph's owner must have it before the graph may name it.
+        if isinstance(value, nn.Parameter):
+            traced.register_parameter(flat, value)
+        else:
+            traced.register_buffer(flat, value)
+        with graph.inserting_before(node):
+            new = graph.get_attr(flat)
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        root[flat] = value
+    return fx.GraphModule(root, graph, class_name="Joint")
+
+
+def _merge_transposes(graph: fx.Graph) -> None:
+    """Writes x @ t(W) as linear(x, W): one Gemm with W as it is stored, no transposed copy."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is aten.t.default and node.args[0].target is aten.t.default:
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif node.target in (aten.addmm.default, aten.mm.default) and not node.kwargs:
+            *bias, x, weight = node.args
+            if isinstance(weight, fx.Node) and weight.target is aten.t.default:
+                node.target = aten.linear.default
+                node.args = (x, weight.args[0], *bias)
+    graph.eliminate_dead_code()

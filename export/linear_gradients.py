@@ -1,0 +1,288 @@
+"""Gradients of pooling, resizing, padding and unfolding as products with constant matrices.
+
+Each function takes the arguments of the aten operator that it stands for. Sizes are
+static but for the batch. No scatter: TensorRT's and others' are slow or missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigcam.export import matrices
+from sigcam.export.matrices import Indices, Matrix
+
+
+def _sizes(x: Tensor, like: Sequence[Any]) -> list[int]:
+    """The sizes of the last axes, as many as `like` has."""
+    return [int(size) for size in x.shape[-len(like) :]]
+
+
+def _split_axis(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
+    """`unflatten`, which is untyped."""
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
+
+
+def _transposed(grad: Tensor, held: Sequence[Matrix]) -> Tensor:
+    """A^T g along each of the last axes; one matrix [out, in] for each."""
+    for axis, matrix in enumerate(held, -len(held)):
+        grad = along(grad, matrix, axis)
+    return grad
+
+
+def along(grad: Tensor, matrix: Matrix, axis: int) -> Tensor:
+    """A^T g along one axis.
+
+    Args:
+        grad: [..., out, ...].
+        matrix: A, [out, in].
+        axis: of `out`, counted from the end (negative).
+
+    Returns:
+        [..., in, ...].
+    """
+    out, length = matrix.shape
+    if out == length and bool((matrix == np.eye(out)).all()):
+        return grad.clone()  # an operator may not return its own argument
+    A = torch.tensor(matrix.tolist(), dtype=grad.dtype, device=grad.device)
+    if axis == -1:
+        return grad @ A
+    if axis == -2:
+        return A.T @ grad
+    return (grad.movedim(axis, -1) @ A).movedim(-1, axis)
+
+
+def avg_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """A^T g per axis, A the means of the windows; with a divisor the sums, divided by it."""
+    del ceil_mode  # it shows in the gradient's size
+    stride = stride or kernel
+    spans = zip(_sizes(x, kernel), _sizes(grad, kernel), kernel, stride, padding, strict=True)
+    held = [matrices.mean(*span, count_include_pad) for span in spans]
+    if divisor is not None:
+        held = [(axis > 0).astype(axis.dtype) for axis in held]
+        held[0] /= divisor
+    return _transposed(grad, held)
+
+
+def adaptive_avg_pool(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """A x per axis: the exporter's own translation gathers every cell of every window."""
+    pairs = zip(_sizes(x, sizes), sizes, strict=True)
+    return _transposed(x, [matrices.adaptive_mean(i, o).T for i, o in pairs])
+
+
+def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """A^T g per axis, A the means of the adaptive windows."""
+    sizes = zip(x.shape[2 - x.ndim % 2 :], grad.shape[2 - x.ndim % 2 :], strict=True)
+    return _transposed(grad, [matrices.adaptive_mean(i, o) for i, o in sizes])
+
+
+def max_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """The gradient goes to the first maximum of each window, as in PyTorch."""
+    del ceil_mode, indices
+    stride = stride or kernel
+    sizes = zip(_sizes(x, kernel), _sizes(grad, kernel), strict=True)
+    spans = zip(sizes, kernel, stride, padding, dilation, strict=True)
+    cells = [
+        matrices.inside(matrices.windows(out, k, s, p, d), length, d)
+        for (length, out), k, s, p, d in spans
+    ]
+    return _MaxPool(x, cells).backward(grad)
+
+
+def adaptive_max_pool(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Maxima of the adaptive windows and their flat positions."""
+    pool = _MaxPool(x, _adaptive_cells(x, sizes))
+    return pool.values, pool.positions()
+
+
+def adaptive_max_pool_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """The gradient goes to the first maximum of each adaptive window."""
+    spatial = indices.shape[2 - x.ndim % 2 :]
+    return _MaxPool(x, _adaptive_cells(x, spatial)).backward(grad)
+
+
+class _MaxPool:
+    """Max-pooling as one pass per axis, the last first, without scattering.
+
+    The first maximum of a window in row-major order lies in the first row whose maximum
+    is the window's, at the first maximum of that row; so the passes keep the tie rule.
+    `cells` lists, for each of the last axes, the cells [out, k] of each window.
+    """
+
+    def __init__(self, x: Tensor, cells: Sequence[Indices]) -> None:
+        self.lengths = _sizes(x, cells)
+        self.passes: list[tuple[int, Indices, Tensor, Tensor]] = []
+        for axis in range(-1, -len(cells) - 1, -1):
+            index = cells[axis]
+            seen = _gather(x, index, axis)
+            x = seen.amax(axis)
+            self.passes.append((axis, index, seen, _first_maximum(seen, axis)))
+        self.values = x
+
+    def backward(self, grad: Tensor) -> Tensor:
+        for axis, index, _, first in reversed(self.passes):
+            spread = torch.where(first, grad.unsqueeze(axis), 0.0).flatten(axis - 1, axis)
+            cells, length = index.ravel(), self.lengths[axis]
+            grad = along(spread, matrices.one_hot(cells, length), axis)
+        return grad
+
+    def positions(self) -> Tensor:
+        found: Tensor | None = None
+        weight = 1
+        for axis, index, seen, first in self.passes:
+            own = torch.tensor((index * weight).tolist(), device=seen.device)
+            own = own.view(*index.shape, *[1] * (-axis - 1))
+            total = own if found is None else own + _gather(found, index, axis)
+            found = torch.where(first, total, 0).sum(axis)
+            weight *= self.lengths[axis]
+        assert found is not None  # noqa: S101 - there is at least one axis
+        return found
+
+
+def _adaptive_cells(x: Tensor, sizes: Sequence[int]) -> list[Indices]:
+    pairs = zip(_sizes(x, sizes), sizes, strict=True)
+    return [matrices.adaptive_windows(length, out) for length, out in pairs]
+
+
+def _gather(x: Tensor, index: Indices, axis: int) -> Tensor:
+    """Windows of one axis: [..., length, ...] to [..., out, k, ...]."""
+    flat = index.ravel().tolist()
+    if not matrices.is_whole(flat, x.shape[axis]):
+        x = x.index_select(axis, torch.tensor(flat, device=x.device))
+    return _split_axis(x, axis, index.shape)
+
+
+def _first_maximum(seen: Tensor, axis: int) -> Tensor:
+    """Marks the first maximum along an axis: the maxima get falling ranks, the top one wins."""
+    ranks = torch.arange(seen.shape[axis], 0, -1, dtype=seen.dtype, device=seen.device)
+    ranks = ranks.view(-1, *[1] * (-axis - 1))
+    score = torch.where(seen >= seen.amax(axis, keepdim=True), ranks, 0.0)
+    return score >= score.amax(axis, keepdim=True)
+
+
+def resize(make: Callable[..., Matrix]) -> Callable[..., Tensor]:
+    """A x per axis, A the interpolation of `make`: the exporter's translation gathers."""
+
+    def forward(x: Tensor, output_size: Sequence[int], align: bool, *scales: Any) -> Tensor:
+        held = _interpolations(make, _sizes(x, output_size), output_size, scales, align)
+        return _transposed(x, [matrix.T for matrix in held])
+
+    return forward
+
+
+def resize_backward(make: Callable[..., Matrix], *, corners: bool) -> Callable[..., Tensor]:
+    """A^T g per axis, A the interpolation of `make`, which may have aligned corners."""
+
+    def backward(
+        grad: Tensor, output_size: Sequence[int], input_size: Sequence[int], *rest: Any
+    ) -> Tensor:
+        align, scales = (rest[:1], rest[1:]) if corners else ((), rest)
+        return _transposed(grad, _interpolations(make, input_size[2:], output_size, scales, *align))
+
+    return backward
+
+
+def _interpolations(
+    make: Callable[..., Matrix],
+    lengths: Sequence[int],
+    outs: Sequence[int],
+    scales: Sequence[float | None],
+    *align: bool,
+) -> list[Matrix]:
+    spans = zip(lengths, outs, scales or [None] * len(outs), strict=True)
+    return [make(length, out, *align, scale) for length, out, scale in spans]
+
+
+def pad_backward(mode: Callable[[Indices, int], Indices]) -> Callable[..., Tensor]:
+    """A^T g per axis, A copying the cells that `mode` pads with."""
+
+    def backward(grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
+        pairs = list(zip(padding[::2], padding[1::2], strict=True))[::-1]
+        spans = zip(_sizes(x, pairs), pairs, strict=True)
+        return _transposed(grad, [matrices.padded(i, *pair, mode) for i, pair in spans])
+
+    return backward
+
+
+def unfold_backward(
+    grad: Tensor, input_sizes: Sequence[int], axis: int, size: int, step: int
+) -> Tensor:
+    """Windows added back to where they were cut: one-hot A^T g."""
+    axis %= len(input_sizes)
+    index = matrices.windows(grad.shape[axis], size, step, 0).ravel()
+    laid = grad.movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return along(laid, matrices.one_hot(index, input_sizes[axis]), axis - laid.ndim)
+
+
+def im2col(
+    x: Tensor,
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """`unfold`: the cells of all windows, one-hot A x; padding has no cell and reads 0."""
+    size = _sizes(x, kernel)
+    spans, outs = _window_spans(size, kernel, dilation, padding, stride)
+    held = _window_cells(spans, outs)
+    laid = _transposed(x, [matrix.T for matrix in held])
+    wide = _split_axis(_split_axis(laid, -1, (kernel[1], outs[1])), -3, (kernel[0], outs[0]))
+    # From [.., kh, oh, kw, ow].
+    return wide.transpose(-3, -2).flatten(-5, -3).flatten(-2)
+
+
+def col2im(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """`fold`, the gradient of `unfold`: the cells of all windows added up, one-hot A^T x."""
+    spans, outs = _window_spans(size, kernel, dilation, padding, stride)
+    wide = _split_axis(_split_axis(x, -1, outs), -3, (-1, *kernel))
+    laid = wide.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    return _transposed(laid, _window_cells(spans, outs))
+
+
+def _window_spans(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> tuple[list[tuple[int, ...]], list[int]]:
+    spans: list[tuple[int, ...]] = list(zip(size, kernel, stride, padding, dilation, strict=True))
+    return spans, [(i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in spans]
+
+
+def _window_cells(spans: Sequence[tuple[int, ...]], outs: Sequence[int]) -> list[Matrix]:
+    """One-hot rows, by the cell's place in its window and then by the window: [k o, in]."""
+    return [
+        matrices.one_hot(matrices.windows(o, k, s, p, d).T.ravel(), i)
+        for o, (i, k, s, p, d) in zip(outs, spans, strict=True)
+    ]

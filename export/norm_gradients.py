@@ -1,0 +1,176 @@
+"""Normalisations and their gradients in plain arithmetic.
+
+The forward operators are here too: the backward pass needs the mean and the deviation,
+which engines' LayerNormalization doesn't give out. With x^ = (x - mean) rstd over the
+normalised cells, dL/dx = rstd (g - mean(g) - x^ mean(g x^)), where g is the gradient of x^.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sigcam.runtime.errors import ExportError
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`native_layer_norm`: the output, the mean and 1 / deviation over the last axes."""
+    scaled, mean, rstd = _normalised(x, _last(shape), eps)
+    return _affine(scaled, weight, bias), mean, rstd
+
+
+def layer_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    """The input's gradient of layer normalisation."""
+    del bias
+    only_input(output_mask, "layer normalisation")
+    grad = grad if weight is None else grad * weight
+    return _backward(grad, (x - mean) * rstd, rstd, _last(shape)), None, None
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    cells: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`native_group_norm`: the output, and the mean and 1 / deviation of each group [B, G]."""
+    del cells
+    scaled, mean, rstd = _normalised(x.reshape(batch, groups, -1), [-1], eps)
+    wide = [channels] + [1] * (x.ndim - 2)
+    affine = [None if p is None else p.reshape(wide) for p in (weight, bias)]
+    return _affine(scaled.reshape(x.shape), *affine), mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    batch: int,
+    channels: int,
+    cells: int,
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    """The input's gradient of group normalisation."""
+    del cells
+    only_input(output_mask, "group normalisation")
+    if weight is not None:
+        grad = grad * weight.reshape([channels] + [1] * (x.ndim - 2))
+    rstd = rstd.unsqueeze(-1)
+    scaled = (x.reshape(batch, groups, -1) - mean.unsqueeze(-1)) * rstd
+    found = _backward(grad.reshape(batch, groups, -1), scaled, rstd, [-1])
+    return found.reshape(x.shape), None, None
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    train: bool,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    """The input's gradient of batch normalisation in inference form: g weight / deviation.
+
+    Raises:
+        ExportError: batch statistics are used; the prediction would depend on the batch.
+    """
+    del running_mean, mean, rstd
+    only_input(output_mask, "batch normalisation")
+    if train or running_var is None:
+        raise ExportError(
+            "the head has a batch normalisation that uses the batch's own statistics; "
+            "it needs running statistics, and the model in inference mode (.eval())"
+        )
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    return grad * scale.reshape([-1] + [1] * (x.ndim - 2)), None, None
+
+
+def var_mean(
+    x: Tensor,
+    axes: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Variance sum((x - mean)^2) / (n - correction), and the mean."""
+    axes = list(axes) if axes else list(range(x.ndim))
+    mean = x.mean(axes, keepdim=True)
+    count: Any = 1
+    for axis in axes:
+        count = count * x.shape[axis]
+    off = x - mean
+    var = (off * off).sum(axes, keepdim=keepdim) / (
+        count - (1 if correction is None else correction)
+    )
+    return var, mean if keepdim else mean.sum(axes)
+
+
+def std_mean(
+    x: Tensor,
+    axes: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The root of `var_mean`'s variance, and the mean."""
+    var, mean = var_mean(x, axes, correction=correction, keepdim=keepdim)
+    return var.sqrt(), mean
+
+
+def only_input(output_mask: Sequence[bool], what: str) -> None:
+    """Refuses gradients of parameters.
+
+    Raises:
+        ExportError: one is wanted.
+    """
+    if any(output_mask[1:]):
+        raise ExportError(
+            f"a parameter of a {what} needs a gradient; only the features may: "
+            f"detach the parameters before tracing"
+        )
+
+
+def _last(shape: Sequence[int]) -> list[int]:
+    return list(range(-len(shape), 0))
+
+
+def _normalised(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.mean(axes, keepdim=True)
+    off = x - mean
+    rstd = ((off * off).mean(axes, keepdim=True) + eps).rsqrt()
+    return off * rstd, mean, rstd
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _backward(grad: Tensor, scaled: Tensor, rstd: Tensor, axes: list[int]) -> Tensor:
+    centred = grad - grad.mean(axes, keepdim=True)
+    return rstd * (centred - scaled * (grad * scaled).mean(axes, keepdim=True))

@@ -1,0 +1,163 @@
+"""A head in the form that the exported graph needs: up to z, then a linear last layer.
+
+Most classifiers end in a linear layer. Its rows are all that a chosen class needs: the
+class's logit is its row times z, and the row is the gradient of the logit with respect to
+z. Reading K rows costs next to nothing; reading the whole second matrix would cost 3 to
+4% of a small network's run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from sigcam.runtime.errors import ModelError
+from sigcam.train.cut import argument, attribute, extract, module_of, outputs_of, tensor_of
+from sigcam.train.head import Head
+from sigcam.train.layout import Layout
+
+_aten = torch.ops.aten
+_FLATTENS = {
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten.flatten.using_ints,
+    _aten.squeeze.dims,
+    _aten._unsafe_view.default,
+}
+
+
+class Pool(nn.Module):
+    """Mean over the grid: the value of the branch layer to [B, N]."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, value: Tensor) -> Tensor:
+        """[B, N]."""
+        grid = self.layout.to_grid(value)
+        return functional.adaptive_avg_pool2d(grid, 1).flatten(1)
+
+
+class ScoreHead(nn.Module):
+    """Logits of all classes or of a few, from z [B, D].
+
+    Attributes:
+        trunk: the branch layer's value to z.
+        pooled: whether the head is global average pooling and one linear layer, so that
+            the gradient of a logit is its row divided by the number of positions.
+        width: D.
+        weight: [C, D]; None where the head doesn't end in a linear layer. Then z are the
+            logits themselves.
+        bias: [C].
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, head: Head, layout: Layout, num_classes: int) -> None:
+        """Shares the head's tensors.
+
+        Args:
+            head: isn't changed.
+            layout: of the branch layer.
+            num_classes: C.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.weight = self.bias = None
+        try:
+            weight, bias = head.linear_weights()
+        except ModelError:
+            self.pooled = False
+            self.trunk, found = _before_last_layer(head)
+            if found is not None:
+                names = head.named_tensors()
+                self._own(names[found[0]].flatten(1), names[found[1]] if found[1] else None)
+        else:
+            self.pooled = True
+            self.trunk = Pool(layout)
+            self._own(weight, bias)
+        self.width = num_classes if self.weight is None else int(self.weight.shape[1])
+
+    def _own(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Of all classes, [B, C]."""
+        return z if self.weight is None else functional.linear(z, self.weight, self.bias)
+
+    def rows(self, class_ids: Tensor) -> Tensor:
+        """Gradients of the classes' logits with respect to z: [B, K, D] for ids [B, K]."""
+        if self.weight is None:
+            # By comparison: the gradient of a gather would be a scatter, which TensorRT's
+            # parser refuses.
+            classes = torch.arange(self.num_classes, device=class_ids.device)
+            return (class_ids.unsqueeze(-1) == classes).to(torch.get_default_dtype())
+        # embedding becomes one Gather of rows for ids of any shape.
+        return functional.embedding(class_ids, self.weight)
+
+    def scores(self, z: Tensor, class_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits of some classes, [B, K].
+
+        Args:
+            z: [B, D].
+            class_ids: int64 [B, K].
+            rows: of these classes, if they are there already.
+        """
+        if self.weight is None or self.bias is None:
+            return z.gather(1, class_ids)
+        rows = self.rows(class_ids) if rows is None else rows
+        # One column, so that rows of it are gathered as those of the matrix are.
+        bias = functional.embedding(class_ids, self.bias.unsqueeze(1))
+        return (rows @ z.unsqueeze(2) + bias).squeeze(2)
+
+
+def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | None]:
+    """What comes before the last layer, and the names of that layer's weight and bias."""
+    graph = head.body.graph
+    start, (layer,) = next(iter(graph.nodes)), outputs_of(graph)
+    while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
+        layer = argument(layer)
+    z = _input_of_linear(layer)
+    if z is None:
+        return nn.Sequential(head.stem, head.body), None
+    names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
+    body = module_of(
+        extract(start, z, start, attribute, "stem"),
+        tensor_of(head.body),
+        "Trunk",
+        dict(head.body.named_children()),
+    )
+    return nn.Sequential(head.stem, body, nn.Flatten(1)), (str(names[0]), names[1])
+
+
+def _input_of_linear(layer: fx.Node) -> fx.Node | None:
+    """What a linear layer [B, D] or a 1x1 convolution [B, D, 1, 1] at the end takes."""
+    if layer.target not in (_aten.linear.default, _aten.conv2d.default, _aten.convolution.default):
+        return None
+    x, weight = layer.args[0], layer.args[1]
+    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    D = weight.meta["val"].shape[1:].numel()
+    return x if _count(x) == D and weight.meta["val"].shape[1] == D else None
+
+
+def _count(node: fx.Node) -> int:
+    """Entries of a value per picture; 0 where that isn't a fixed number."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return 0
+    batch, *sizes = list[object](value.shape)
+    if isinstance(batch, int):
+        return 0
+    return (
+        math.prod(s for s in sizes if isinstance(s, int))
+        if all(isinstance(s, int) for s in sizes)
+        else 0
+    )

@@ -1,0 +1,174 @@
+"""The traced way back: its cut, its two batch sizes, and its shortcuts."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from sigcam.export import export_artifact
+from sigcam.export.backward.partition import Saved
+from sigcam.export.evidence import Evidence, combine, fuse
+from sigcam.export.methods import METHODS, Gradient
+from sigcam.export.score_head import ScoreHead
+from sigcam.export.tail import cut_tail
+from sigcam.runtime.spec import Geometry
+from sigcam.train.dual_branch import DualBranch
+
+
+class Flattened(nn.Module):
+    """A small VGG: flatten, then an MLP with one hidden layer."""
+
+    def __init__(self, pool=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(pool)
+        self.mlp = nn.Sequential(
+            nn.Linear(5 * pool * pool, 11), nn.ReLU(True), nn.Dropout(), nn.Linear(11, 6)
+        )
+
+    def forward(self, x):
+        return self.mlp(self.pool(self.conv(x).relu()).flatten(1))
+
+
+class Windows(nn.Module):
+    """Batch and windows share an axis, as in window attention; no linear layer at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, stride=2)
+        self.norm = nn.LayerNorm(4)
+        self.out = nn.Conv2d(4, 6, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        B, N, h, w = x.shape
+        x = x.reshape(B, N, 2, h // 2, 2, w // 2).permute(0, 2, 4, 3, 5, 1)
+        x = x.reshape(B * 4, h * w // 4, N)
+        x = (self.norm(x) @ self.norm(x).transpose(1, 2)).softmax(2) @ x
+        x = x.reshape(B, 4, h * w // 4, N).permute(0, 3, 1, 2)
+        return self.out(x.tanh()).relu().mean((2, 3))
+
+
+def evidence_of(net, size, method, target=None):
+    torch.manual_seed(2)
+    dual = DualBranch(net, target, input_size=size)
+    head = ScoreHead(dual.softmax_head, dual.branch.layout, dual.num_classes)
+    cut = cut_tail(dual.features, dual.branch, dual.targets)
+    return dual, cut, Evidence(head, cut, dual.branch, dual.targets, METHODS[method])
+
+
+def autograd(dual, images, ids):
+    """Features [B, N, h, w] and gradients [B, K, N, h, w]."""
+    F = dual.features(images).detach().requires_grad_()
+    logits = dual.softmax_head(F)
+    columns = [
+        torch.autograd.grad(logits.gather(1, ids[:, k : k + 1]).sum(), F, retain_graph=True)[0]
+        for k in range(ids.shape[1])
+    ]
+    return F.detach(), torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("make", [Flattened, lambda: Flattened(2), Windows])
+@pytest.mark.parametrize("method", ["gradcam", "hirescam", "gradcam++"])
+@pytest.mark.parametrize("K", [1, 3])
+def test_the_traced_gradient_is_autograd_s(make, method, K):
+    dual, cut, evidence = evidence_of(make(), 12, method, "conv" if make is Windows else None)
+    images = torch.randn(5, 3, 12, 12)
+    ids = torch.stack([torch.randperm(6)[:K] for _ in range(5)])
+    F, g = autograd(dual, images, ids)
+    with torch.no_grad():
+        state = evidence.run(cut.front(images))
+        got = evidence.weights(state, evidence.head.rows(ids))[0]
+        want = METHODS[method].weights(F, Gradient(g, g.shape[3] * g.shape[4]))
+        torch.testing.assert_close(state.features[0], F)
+        logits = evidence.head.logits(state.z)
+        torch.testing.assert_close(logits, dual.softmax_head(F))
+        torch.testing.assert_close(evidence.head.scores(state.z, ids), logits.gather(1, ids))
+    want = want.flatten(2) if got.ndim == 3 else want
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [6, 3])
+def test_the_weight_behind_flatten_is_pooled_at_export(pool):
+    # 12 / 2 = 6: the pooling is the identity, or averages pairs of cells.
+    _, _, evidence = evidence_of(Flattened(pool), 12, "gradcam")
+    shapes = {tuple(p.shape) for p in evidence.backward_part.parameters()}
+    assert (11, 5) in shapes
+    assert (11, 5 * pool * pool) not in shapes
+    _, _, evidence = evidence_of(Flattened(pool), 12, "layercam")
+    shapes = {tuple(p.shape) for p in evidence.backward_part.parameters()}
+    assert (11, 5 * pool * pool) in shapes
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam"])
+def test_the_file_holds_two_heads_not_three(tmp_path, method):
+    torch.manual_seed(2)
+    dual = DualBranch(Flattened(6), input_size=12)
+    path = tmp_path / "m.onnx"
+    export_artifact(dual, path, method=method, geometry=Geometry(12, 12, "stretch"))
+    sizes = [tuple(i.dims) for i in onnx.load(path).graph.initializer]
+    assert sizes.count((11, 180)) == 2
+    assert (180, 11) not in sizes
+    assert sizes.count((11, 5)) == (1 if method == "gradcam" else 0)
+
+
+def test_saved_values_repeat_the_rows_of_each_picture_together():
+    value = torch.arange(12.0).reshape(1, 6, 2)  # 3 pictures of 2 rows, on the second axis
+    got = Saved(1, 2).repeat(value, 2)
+    want = torch.cat([value[:, 2 * b : 2 * b + 2] for b in (0, 0, 1, 1, 2, 2)], 1)
+    assert torch.equal(got, want)
+    assert Saved(None, 1).repeat(value, 2) is value
+
+
+def test_a_weight_for_each_position_and_one_for_all_give_the_same_grid():
+    F = torch.randn(2, 3, 4, 5)
+    w = torch.randn(2, 2, 3)
+    full = w[..., None, None].expand(2, 2, 3, 4, 5)
+    for nwc in (True, False):
+        torch.testing.assert_close(combine(w, F, nwc), combine(full, F, nwc))
+
+
+def test_fusing_grids():
+    flat = torch.full((1, 1, 2, 2), 3.0)
+    ramp = torch.arange(16.0).reshape(1, 1, 4, 4)
+    got = fuse([flat, ramp])
+    # A constant grid counts as zeros, never as NaN.
+    torch.testing.assert_close(got, ramp / 15 / 2)
+    assert torch.equal(fuse([ramp]), ramp / 15)
+
+
+def test_weights_in_a_file_of_their_own(tmp_path):
+    from sigcam.runtime.session import load
+
+    torch.manual_seed(2)
+    dual = DualBranch(Flattened(6), input_size=12)
+    geometry = Geometry(12, 12, "stretch")
+    options = {"method": "layercam", "geometry": geometry, "head_graph": True}
+    export_artifact(dual, tmp_path / "in.onnx", **options)
+    export_artifact(dual, tmp_path / "out.onnx", external_data=True, **options)
+    names = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out"))
+    assert names == ["out.head.onnx", "out.head.onnx.data", "out.onnx", "out.onnx.data"]
+    assert len(list(tmp_path.iterdir())) == 6  # and no folder is left behind
+    assert (tmp_path / "out.onnx").stat().st_size < (tmp_path / "in.onnx").stat().st_size
+    picture = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    with load(tmp_path / "in.onnx") as one, load(tmp_path / "out.onnx") as other:
+        first, second = one.explain(picture)[0], other.explain(picture)[0]
+        np.testing.assert_array_equal(first.grid, second.grid)
+        third = second.for_classes([second.class_id])[0]
+        np.testing.assert_allclose(third.grid, second.grid, rtol=1e-5, atol=1e-7)
+
+
+def test_weights_over_the_limit_get_a_file_of_their_own(tmp_path, monkeypatch):
+    from sigcam.export import writer
+
+    monkeypatch.setattr(writer, "LIMIT", 1000)
+    torch.manual_seed(2)
+    dual = DualBranch(Flattened(6), input_size=12)
+    export_artifact(
+        dual, tmp_path / "m.onnx", method="gradcam", geometry=Geometry(12, 12, "stretch")
+    )
+    assert (tmp_path / "m.onnx.data").is_file()

@@ -1,0 +1,41 @@
+"""The coverage benchmark's check on one small network for each kind of head."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("timm")
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+coverage_check = _load("coverage_check")
+
+NETWORKS = {
+    "timm/resnet10t@96": "pool + linear",
+    "squeezenet1_1@96": "conv + act + pool",
+    "alexnet@96": "pool + MLP",
+    "timm/test_vit": "class token + linear",
+}
+
+
+@pytest.mark.parametrize(("entry", "head"), NETWORKS.items(), ids=list(NETWORKS))
+def test_grids_agree_with_autograd(entry: str, head: str) -> None:
+    name, _, size = entry.partition("@")
+    outcome = coverage_check.check(name, int(size) if size else None, backbone=False)
+    assert (outcome.status, outcome.reason) == ("agrees", "")
+    assert outcome.head == head
+    assert outcome.grids == 8
