@@ -7,7 +7,6 @@ the classes that the graph chose.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from sigcam.export.graph import GraphOptions
 from sigcam.export.pictures import INPUTS, as_images, feed, normalised, sample_pictures
 from sigcam.runtime.errors import ExportError, ParityError
 from sigcam.runtime.spec import Geometry, OutputError, Parity
+from sigcam.train.double import in_double
 from sigcam.train.dual_branch import DualBranch
 
 BATCHES = ([0], [2, 3, 4], [4, 1, 0, 2, 1, 3, 0, 2])
@@ -63,7 +63,7 @@ def certify(
         ExportError: ONNX Runtime refuses the graph.
     """
     session = _open(data)
-    twin = copy.deepcopy(dual).double().eval()
+    twin = in_double(dual).eval()
     pictures = sample_pictures(geometry)
     # Once per picture, not once per batch: float64 convolutions are slow.
     known = [Definition(twin, images, options) for images in as_images(pictures, geometry)]
@@ -141,7 +141,7 @@ def certify_head(
         ExportError: ONNX Runtime refuses a graph.
     """
     first, second = _open(artifact), _open(head)
-    twin = copy.deepcopy(dual).double().eval()
+    twin = in_double(dual).eval()
     pictures = sample_pictures(geometry)
     worst = {name: OutputError(0.0, 0.0) for name in names}
     left_out = 0
@@ -188,7 +188,7 @@ def certify_logits(dual: DualBranch, data: Model, geometry: Geometry, tolerance:
     """
     pictures = sample_pictures(geometry)
     got = _run(_open(data), {"image": feed(pictures, geometry)}, ["logits"])["logits"]
-    twin = copy.deepcopy(dual).double().eval()
+    twin = in_double(dual).eval()
     with torch.no_grad():
         features = twin.features(torch.from_numpy(normalised(pictures, geometry)))
         want = twin.softmax_head(features).numpy()

@@ -15,8 +15,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigcam.export.decompositions import DECOMPOSITIONS
-from sigcam.export.simplify import simplify
+from sigcam.export.backward.decompositions import DECOMPOSITIONS
+from sigcam.export.backward.simplify import simplify
 from sigcam.export.writer import to_onnx
 
 

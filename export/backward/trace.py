@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sigcam.export.backward.decompositions import DECOMPOSITIONS, untranslatable
 from sigcam.export.backward.partition import Partition, partition
-from sigcam.export.decompositions import DECOMPOSITIONS, untranslatable
-from sigcam.export.simplify import simplify
+from sigcam.export.backward.simplify import prepare, simplify
 from sigcam.runtime.errors import ExportError
 from sigcam.train.targets import Probe
 
@@ -46,7 +45,7 @@ def trace_gradient(
     Raises:
         ExportError: an operator's way back can't be traced or has no translation.
     """
-    joint = _Joint(tail, trunk, targets).eval()
+    joint = _Joint(_prepared(tail), _prepared(trunk), targets).eval()
     tensors = {**dict(joint.named_parameters()), **dict(joint.named_buffers())}
     mode = FakeTensorMode(shape_env=ShapeEnv())
     static = {name: _fake(mode, value) for name, value in tensors.items()}
@@ -54,13 +53,7 @@ def trace_gradient(
     try:
         # Attention as matrix products and a softmax: the fused kernels have a way back of
         # their own, which no other engine has.
-        # Operators' shapes by PyTorch's Python code, which takes a symbolic batch size.
-        with (
-            mode,
-            enable_python_dispatcher(),
-            sdpa_kernel(SDPBackend.MATH),
-            warnings.catch_warnings(),
-        ):
+        with mode, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # autograd's notes don't concern the user
             z = functional_call(joint, static, (x,))[0]
             cotangent = torch.empty(z.shape)
@@ -77,6 +70,11 @@ def trace_gradient(
             f"{type(exc).__name__}: {reason}; name a later target layer, or use a method "
             f"without gradients"
         ) from exc
+    if not isinstance(x.shape[0], torch.SymInt) or x.shape[0].node.maybe_as_int() is not None:
+        raise ExportError(
+            "an operator between the target layer and the logits only takes one batch size; name a "
+            "later target layer, or use a method without gradients"
+        )
     module = _with_tensors(traced, tensors)
     simplify(module)
     _merge_transposes(module.graph)
@@ -101,7 +99,7 @@ class _Joint(nn.Module):
         probe = Probe(self.tail, set(self.targets))
         with torch.enable_grad():
             value: Any = probe.run(x)
-            z = _run(self.trunk, value)
+            z = self.trunk(value)
             found = [probe.values[name] for name in self.targets]
             if cotangent is None:
                 return (z,)
@@ -109,13 +107,16 @@ class _Joint(nn.Module):
         return (z, value, *found, *gradients)
 
 
-def _run(module: nn.Module, x: Any) -> Any:
-    """The module, with its graphs interpreted as `Probe` does."""
+def _prepared(module: Any) -> Any:
+    """A copy, with the same tensors, whose graphs don't depend on strides."""
     if isinstance(module, nn.Sequential):
-        for part in module:
-            x = _run(part, x)
-        return x
-    return Probe(module, set()).run(x) if isinstance(module, fx.GraphModule) else module(x)
+        return nn.Sequential(*(_prepared(part) for part in module))
+    if not isinstance(module, fx.GraphModule):
+        return module
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, val_map={}))
+    prepare(graph)
+    return fx.GraphModule(module, graph)
 
 
 def _fake(mode: FakeTensorMode, value: Tensor, *, dynamic: bool = False) -> Tensor:

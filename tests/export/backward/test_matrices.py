@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from sigcam.export import matrices
+from sigcam.export.backward import matrices
 
 LENGTHS = (1, 5, 7, 8)
 

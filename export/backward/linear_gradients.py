@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigcam.export import matrices
-from sigcam.export.matrices import Indices, Matrix
+from sigcam.export.backward import matrices
+from sigcam.export.backward.matrices import Indices, Matrix
 
 
 def _sizes(x: Tensor, like: Sequence[Any]) -> list[int]:

@@ -8,7 +8,7 @@ from gradients import trace
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from sigcam.export.simplify import prepare
+from sigcam.export.backward.simplify import prepare
 
 aten = torch.ops.aten
 

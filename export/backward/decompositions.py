@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import decomposition_table, get_decompositions
 
-from sigcam.export import linear_gradients as linear
-from sigcam.export import matrices
-from sigcam.export import move_gradients as moves
-from sigcam.export import norm_gradients as norm
+from sigcam.export.backward import linear_gradients as linear
+from sigcam.export.backward import matrices
+from sigcam.export.backward import move_gradients as moves
+from sigcam.export.backward import norm_gradients as norm
 
 _aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from gradients import export, gradient, onnx_errors, trace
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from sigcam.export.decompositions import untranslatable
-from sigcam.export.simplify import prepare
+from sigcam.export.backward.decompositions import untranslatable
+from sigcam.export.backward.simplify import prepare
 
 
 class Tail(nn.Module):
