@@ -48,9 +48,12 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         "input": "named at run time",
     }[classes.mode]
     fitted = f"{geometry.rule} {geometry.resize}" if geometry.resize else geometry.rule
+    numbers = ", ".join(f"{name} {value:g}" for name, value in spec.method_options.items())
+    numbers = f" ({numbers})" if numbers else ""
     rows = [
         ("architecture", source.architecture),
-        ("method", f"{spec.method}, from the {spec.branch} branch"),
+        ("kind", "artifact" if spec.kind == "artifact" else f"head graph, takes {spec.head_input}"),
+        ("method", f"{spec.method}{numbers}, from the {spec.branch} branch"),
         ("clamping", "negative weights clamped" if spec.nwc else "off"),
         ("profile", spec.profile),
         ("maps for", selection),
@@ -69,4 +72,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         sizes = ", ".join(str(size) for size in parity.batch_sizes)
         rows.append(("tried on", f"{parity.inputs}; batches {sizes}"))
         rows.append(("tolerance", f"{parity.tolerance:g}"))
+        if parity.left_out:
+            why = "their gradients jump within rounding"
+            rows.append(("left out", f"{parity.left_out} of these pictures: {why}"))
     return rows
