@@ -169,23 +169,26 @@ def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
 def channel_axis(node: fx.Node) -> int | None:
     """Which axis of a value holds its channels, by the operators that it came through.
 
-    None where that can't be told. Follows the first tensor that an operator takes.
+    None where that can't be told.
     """
-    moves: list[fx.Node] = []
-    current: fx.Node | None = node
-    while current is not None and _AXIS not in current.meta:
-        moves.append(current)
-        own = _own_axis(current)
-        if own is not None:
-            current.meta[_AXIS] = own
-            break
-        current = _source(current)
-    axis = None if current is None else current.meta[_AXIS]
-    for move in reversed(moves):
-        if _AXIS not in move.meta:
-            axis = None if axis is None else _moved(move, axis)
-            move.meta[_AXIS] = axis
+    if _AXIS not in node.meta:
+        for other in node.graph.nodes:  # in topological order
+            if _AXIS not in other.meta:
+                other.meta[_AXIS] = _axis(other)
+    axis: int | None = node.meta[_AXIS]
     return axis
+
+
+def _axis(node: fx.Node) -> int | None:
+    own = _own_axis(node)
+    if own is not None:
+        return own
+    for source in _sources(node):
+        before = source.meta[_AXIS]
+        found = None if before is None else _moved(node, source, before)
+        if found is not None:
+            return found
+    return None
 
 
 def operator_name(node: fx.Node) -> str:
@@ -206,24 +209,22 @@ def _own_axis(node: fx.Node) -> int | None:
     return None
 
 
-def _source(node: fx.Node) -> fx.Node | None:
-    """The argument that is computed from the images: some size of it is dynamic.
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The arguments that are computed from the images: some size of them is dynamic.
 
-    Of several the first that has the result's shape: a gate may come before what it scales.
+    Those of the result's shape come first: a gate may stand before what it scales.
     """
+    shape = [str(s) for s in _shape(node) or ()]
     found = [n for n in node.all_input_nodes if _is_dynamic(n)]
-    shape = _shape(node)
-    same = [n for n in found if [str(s) for s in _shape(n) or ()] == [str(s) for s in shape or ()]]
-    return next(iter([*same, *found]), None)
+    return sorted(found, key=lambda n: [str(s) for s in _shape(n) or ()] != shape)
 
 
 def _is_dynamic(node: fx.Node) -> bool:
     return any(not isinstance(size, int) for size in _shape(node) or ())
 
 
-def _moved(node: fx.Node, axis: int) -> int | None:
-    """Where `node` moves the axis of its source."""
-    source = _source(node)
+def _moved(node: fx.Node, source: fx.Node, axis: int) -> int | None:
+    """Where `node` moves the axis of `source`."""
     before, after = _shape(source), _shape(node)
     if before is None or after is None:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
@@ -12,7 +10,6 @@ from sigcam.runtime.errors import ModelError
 from sigcam.train.layers import name_of
 from sigcam.train.layout import Layout, Value, layout_of, operator_name
 
-_COPYING = {torch.ops.aten.view.default: torch.ops.aten.reshape.default}
 _NORMS = {"layer_norm", "rms_norm", "batch_norm"}
 
 
@@ -67,13 +64,6 @@ class Probe(fx.Interpreter):
         super().__init__(features)
         self.names, self.values = names, dict[str, Tensor]()
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Calls an operator; a view may copy, as strides may differ from the traced ones.
-
-        (Attention has several kernels, and their results have different strides.)
-        """
-        return super().call_function(_COPYING.get(target, target), args, kwargs)
-
     def run_node(self, node: fx.Node) -> object:
         """Computes a node; a wanted one without a gradient becomes the start of one."""
         value = super().run_node(node)
@@ -90,9 +80,10 @@ def _reach(
     generator = torch.Generator().manual_seed(0)
     device = next((p.device for p in features.parameters()), torch.device("cpu"))
     images = torch.randn((1, *example.shape[1:]), generator=generator).to(device)
-    # Random, as a fresh head may be all zeros.
+    # Random, as a fresh head may be all zeros; scaled, or attention saturates and its
+    # gradients round to zero.
     tensors = {
-        name: torch.randn(value.shape, generator=generator).to(device)
+        name: (torch.randn(value.shape, generator=generator) / _fan_in(value) ** 0.5).to(device)
         for name, value in head.named_parameters()
     }
     probe = Probe(features, names)
@@ -103,3 +94,7 @@ def _reach(
             (logits * weights).sum(), list(probe.values.values()), allow_unused=True
         )
     return dict(zip(probe.values, found, strict=True))
+
+
+def _fan_in(value: Tensor) -> int:
+    return value[0].numel() if value.ndim > 1 else 1

@@ -70,7 +70,8 @@ def trace_gradient(
             f"{type(exc).__name__}: {reason}; name a later target layer, or use a method "
             f"without gradients"
         ) from exc
-    if not isinstance(x.shape[0], torch.SymInt) or x.shape[0].node.maybe_as_int() is not None:
+    batch: object = x.shape[0]
+    if not isinstance(batch, torch.SymInt) or batch.node.maybe_as_int() is not None:
         raise ExportError(
             "an operator between the target layer and the logits only takes one batch size; name a "
             "later target layer, or use a method without gradients"

@@ -25,10 +25,18 @@ def _load(name: str) -> ModuleType:
 coverage_check = _load("coverage_check")
 
 NETWORKS = {
-    "timm/resnet10t@96": "pool + linear",
-    "squeezenet1_1@96": "conv + act + pool",
-    "alexnet@96": "pool + MLP",
-    "timm/test_vit": "class token + linear",
+    "timm/resnet10t@64": "pool + linear",
+    "squeezenet1_1@64": "conv + act + pool",
+    "alexnet@64": "pool + MLP",
+    "timm/dla46_c@64": "pool + conv",
+    "timm/lcnet_035@64": "pool + conv + act + linear",
+    "timm/test_convnext@64": "pool + norm + linear",
+    "timm/efficientvit_b0@64": "pool + linear + norm + act + linear",
+    "timm/test_nfnet@64": "pool + linear",
+    "timm/test_vit@64": "class token + linear",
+    "timm/test_vit2@64": "pool + norm + linear",
+    "timm/test_vit3": "attention + linear",
+    "timm/test_maxvit@160": "pool + norm + MLP",
 }
 
 
