@@ -41,7 +41,7 @@ _CHANNELS_FIRST = {
     "_adaptive_avg_pool2d",
     "adaptive_avg_pool2d",
 }
-# ... and the last one of these.
+# ... and the last one of these, where it isn't known from what they take.
 _CHANNELS_LAST = {
     "layer_norm",
     "native_layer_norm",
@@ -180,33 +180,22 @@ def channel_axis(node: fx.Node) -> int | None:
 
 
 def _axis(node: fx.Node) -> int | None:
-    own = _own_axis(node)
-    if own is not None:
-        return own
+    name = operator_name(node)
+    if name in _CHANNELS_FIRST or (node.op == "placeholder" and _ndim(node) == 4):
+        return 1
     for source in _sources(node):
         before = source.meta[_AXIS]
         found = None if before is None else _moved(node, source, before)
         if found is not None:
             return found
-    return None
+    # With four axes it may as well be a normalisation of attention's [B, heads, T, d].
+    shape = _shape(node) or ()
+    return len(shape) - 1 if name in _CHANNELS_LAST and len(shape) <= 3 else None
 
 
 def operator_name(node: fx.Node) -> str:
     """Name of the operator without its overload: "conv2d"."""
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-
-
-def _own_axis(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    if node.op != "call_function":
-        return 1 if node.op == "placeholder" and _ndim(node) == 4 else None
-    name = operator_name(node)
-    if name in _CHANNELS_FIRST:
-        return 1
-    if name in _CHANNELS_LAST:
-        shape = value[0] if isinstance(value, (tuple, list)) else value
-        return shape.ndim - 1 if isinstance(shape, Tensor) else None
-    return None
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

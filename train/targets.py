@@ -31,7 +31,7 @@ def default_target(
         example: float32 [B, 3, H, W]; only its shape matters.
 
     Raises:
-        ModelError: there is no such layer.
+        ModelError: there is no such layer, or the head has no gradient.
     """
     if branch.layout.kind == "nchw":
         return branch
@@ -87,12 +87,17 @@ def _reach(
         for name, value in head.named_parameters()
     }
     probe = Probe(features, names)
-    with torch.enable_grad():
-        logits = functional_call(head, tensors, (probe.run(images),))
-        weights = torch.randn(logits.shape, generator=generator).to(device)
-        found = torch.autograd.grad(
-            (logits * weights).sum(), list(probe.values.values()), allow_unused=True
-        )
+    try:
+        with torch.enable_grad():
+            logits = functional_call(head, tensors, (probe.run(images),))
+            weights = torch.randn(logits.shape, generator=generator).to(device)
+            found = torch.autograd.grad(
+                (logits * weights).sum(), list(probe.values.values()), allow_unused=True
+            )
+    except RuntimeError as exc:  # an operator without a derivative
+        raise ModelError(
+            f"the gradient of the logits can't be taken: {exc}; name a target layer"
+        ) from exc
     return dict(zip(probe.values, found, strict=True))
 
 

@@ -181,12 +181,30 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result: torch.export.ExportedProgram = program.run_decompositions({})
-    for node in result.graph.find_nodes(op="call_function", target=_aten.view.default):
-        # A view is right only for the strides that it was recorded with; operators'
-        # kernels (attention's, for one) differ in those by device and type.
-        node.target = _aten.reshape.default
+    for node in list(result.graph.nodes):
+        if node.target is _aten.view.default:
+            # A view is right only for the strides that it was recorded with; operators'
+            # kernels (attention's, for one) differ in those by device and type.
+            node.target = _aten.reshape.default
+        elif node.target is _aten.copy.default:
+            _plain_copy(node)
     result.graph_module.recompile()
     return result
+
+
+def _plain_copy(node: fx.Node) -> None:
+    """`x[...] = y` leaves `copy(x[...], y)`, which has no derivative: y in the form of x."""
+    _, source = node.args[:2]
+    graph, value = node.graph, node.meta["val"]
+    sizes = [int(s) if isinstance(s, int) else -1 for s in value.shape]
+    known = source.meta["val"] if isinstance(source, fx.Node) else None
+    if known is None or known.dtype != value.dtype:
+        return
+    if [str(s) for s in known.shape] == [str(s) for s in value.shape]:
+        node.replace_all_uses_with(source)
+        graph.erase_node(node)
+    elif isinstance(known.shape[0] if known.ndim == value.ndim else None, torch.SymInt):
+        node.target, node.args = _aten.expand.default, (source, sizes)
 
 
 def _logits(graph: fx.Graph, outputs: Any) -> fx.Node:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -55,7 +56,9 @@ def trace_gradient(
         # their own, which no other engine has.
         with mode, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # autograd's notes don't concern the user
-            z = functional_call(joint, static, (x,))[0]
+            # With Python's kernels: padding in C++, for one, fixes a symbolic batch.
+            with enable_python_dispatcher():
+                z = functional_call(joint, static, (x,))[0]
             cotangent = torch.empty(z.shape)
             traced = make_fx(
                 lambda p, x, c: functional_call(joint, p, (x, c)),
