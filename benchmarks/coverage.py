@@ -137,7 +137,8 @@ def main(
     wanted = only or [n for n in entries if n not in done or done[n]["status"] in redo]
     run_all([entries[name] for name in wanted], results, jobs, limit, backbone)
     done = read(results)
-    coverage_report.write(report, [done[name] for name in entries if name in done])
+    missing = [name for name in entries if name not in done]
+    coverage_report.write(report, [done[name] for name in entries if name in done], missing)
     click.echo(f"{report} written")
 
 

@@ -23,12 +23,18 @@ def line(result: Result) -> str:
     return f"{text}  {result['reason'] or result['head']}"
 
 
-def write(path: Path, results: Sequence[Result]) -> None:
-    """Writes the page, whole or not at all."""
-    write_text(path, _page(results))
+def write(path: Path, results: Sequence[Result], missing: Sequence[str] = ()) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+        path: of the page.
+        results: one for each network that was run.
+        missing: names of the list that weren't run.
+    """
+    write_text(path, _page(results, missing))
 
 
-def _page(results: Sequence[Result]) -> str:
+def _page(results: Sequence[Result], missing: Sequence[str]) -> str:
     bad = [r for r in results if r["status"] != "agrees"]
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     made = f"Python {platform.python_version()}; {packages}"
@@ -44,6 +50,10 @@ Made with `python benchmarks/coverage.py` on {made}.
 ## Not explained
 
 {_refusals(bad)}
+
+## Not run yet
+
+{", ".join(missing) or "None."}
 
 ## All networks
 
@@ -75,8 +85,9 @@ def _how_much(results: Sequence[Result]) -> str:
     whole = sum(r["backbone"] for r in results)
     if whole == len(results):
         return "The whole network is in that graph."
+    some = f"The whole network is in that graph for {whole} of them. For the others it"
     return (
-        f"The whole network is in that graph for {whole} of them. For the others it begins at\n"
+        f"{some if whole else 'The graph (`--no-backbone`)'} begins at\n"
         "the target layer, or where the target layers' values part: the way back and the head\n"
         "are all there, and PyTorch computes the rest in float32."
     )
