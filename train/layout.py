@@ -129,15 +129,24 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
         first, second, third = (int(size) for size in sizes)
         if axis == 1:
             layout = Layout("nchw", (first, second, third))
-        elif axis == 3:
+        elif axis == 3 and _like_picture(first, second, image):
             layout = Layout("nhwc", (third, first, second))
         else:
-            # Attention's [B, heads, T, d], for one, has four axes too.
+            # Attention's [B, heads, T, d] has four axes too.
             return None
         return layout if layout.shape[1] * layout.shape[2] > 1 else None
     if len(sizes) == 2 and axis == 2:
         return _tokens(node, int(sizes[0]), int(sizes[1]))
     return None
+
+
+def _like_picture(h: int, w: int, image: fx.Node) -> bool:
+    """Whether a grid has the picture's proportions, give or take two cells each way.
+
+    What has its channels last may be attention's [B, heads, T, d] rather than a grid.
+    """
+    H, W = (int(size) for size in image.meta["val"].shape[2:])
+    return H * max(w - 2, 0) <= W * (h + 2) and W * max(h - 2, 0) <= H * (w + 2)
 
 
 def _tokens(node: fx.Node, count: int, channels: int) -> Layout | None:

@@ -198,7 +198,7 @@ def _plain_copy(node: fx.Node) -> None:
     graph, value = node.graph, node.meta["val"]
     sizes = [int(s) if isinstance(s, int) else -1 for s in value.shape]
     known = source.meta["val"] if isinstance(source, fx.Node) else None
-    if known is None or known.dtype != value.dtype:
+    if not isinstance(source, fx.Node) or known is None or known.dtype != value.dtype:
         return
     if [str(s) for s in known.shape] == [str(s) for s in value.shape]:
         node.replace_all_uses_with(source)

@@ -93,6 +93,65 @@ def test_the_grid_behind_a_class_token_is_found():
     )
 
 
+class NormalisedHeads(nn.Module):
+    """Attention whose values get their positions mixed and are normalised head by head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 2, stride=2)
+        self.mix = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.LayerNorm(4)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        grid = self.conv(x)
+        v = self.mix(grid.reshape(-1, 4, 8, 8)).reshape(-1, 2, 4, 64).transpose(2, 3)
+        v = self.norm(v)
+        found = functional.scaled_dot_product_attention(v, v, v)
+        return self.fc(found.transpose(1, 2).reshape(-1, 64, 8).mean(1))
+
+
+def test_values_by_heads_are_no_grid_with_the_channels_last():
+    traced = trace(NormalisedHeads(), IMAGES)
+    heads = [
+        n
+        for n in traced.graph.nodes
+        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].shape[1:] == (2, 64, 4)
+    ]
+    assert len(heads) > 1
+    assert all(layout_of(n, traced.image) is None for n in heads)
+
+
+class Written(nn.Module):
+    """Adds to a part of its tokens in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, stride=4)
+        self.mlp = nn.Linear(6, 6)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        tokens = self.mlp(self.conv(x).flatten(2).transpose(1, 2))
+        mixed = self.mlp(tokens)
+        mixed[:, 1:] += tokens[:, 1:]
+        mixed[:, :1] = tokens[:, :1]
+        return self.fc(mixed.mean(1))
+
+
+def test_writing_into_a_part_has_a_gradient():
+    torch.manual_seed(0)
+    model = Written()
+    dual = DualBranch(model, "conv", input_size=16)
+    images = torch.randn(2, 3, 16, 16)
+    features = dual.features(images).requires_grad_()
+    (got,) = torch.autograd.grad(dual.softmax_head(features).sum(), features)
+    features = model.conv(images).detach().requires_grad_()
+    model.conv = nn.Identity()
+    (want,) = torch.autograd.grad(model(features).sum(), features)
+    torch.testing.assert_close(got, want)
+
+
 class Constants(nn.Module):
     """Makes a table of positions in float32 when it runs, and casts to it."""
 
