@@ -51,7 +51,8 @@ class Definition:
         """Outputs by name, for the classes that the graph chose; made once for each choice.
 
         Beside them "grid_size": the largest sum_n |w_n F_n|, which the rounding of a grid
-        goes by, as positive and negative terms may cancel.
+        goes by, as positive and negative terms may cancel; and "all_scores": the logits of
+        all classes in the branch that the weights come from.
 
         Args:
             class_ids: int64 [B, K].
@@ -86,6 +87,7 @@ class Definition:
             "logits": softmax,
             "class_ids_out": class_ids,
             "scores": branch.gather(1, class_ids),
+            "all_scores": branch,
             "evidence_logits": sigmoid.gather(1, class_ids),
             "sigmoid_logits": sigmoid,
             "features": features[0],

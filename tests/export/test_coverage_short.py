@@ -27,7 +27,7 @@ coverage_check = _load("coverage_check")
 NETWORKS = {
     "timm/resnet10t@64": "pool + linear",
     "squeezenet1_1@64": "conv + act + pool",
-    "alexnet@64": "pool + MLP",
+    "alexnet@64": "max pool + pool + MLP",
     "timm/dla46_c@64": "pool + conv",
     "timm/lcnet_035@64": "pool + conv + act + linear",
     "timm/test_convnext@64": "pool + norm + linear",
@@ -36,7 +36,7 @@ NETWORKS = {
     "timm/test_vit@64": "class token + linear",
     "timm/test_vit2@64": "pool + norm + linear",
     "timm/test_vit3": "attention + linear",
-    "timm/test_maxvit@160": "pool + norm + MLP",
+    "timm/test_maxvit@160": "pool + linear",
 }
 
 
