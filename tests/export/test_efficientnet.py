@@ -12,7 +12,7 @@ import reference
 import torch
 
 from sigcam.export import export_artifact
-from sigcam.export.parity import sample_pictures
+from sigcam.export.pictures import sample_pictures
 from sigcam.runtime.spec import Geometry
 from sigcam.train.dual_branch import DualBranch
 
@@ -27,7 +27,7 @@ def test_efficientnet_lite0(tmp_path):
         )
     dual = DualBranch(model)
     assert dual.branch_layer == "_swish"
-    assert dual.feature_shape == (1280, 7, 7)
+    assert dual.branch.layout.shape == (1280, 7, 7)
     geometry = Geometry(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     path = tmp_path / "lite0.onnx"
     spec = export_artifact(dual, path, geometry=geometry)
