@@ -2,7 +2,8 @@
 
 Both start from a decoded picture of the network's input size, uint8 RGB, and end with the
 map at that size in [0, 1]. grad-cam is used as its own manual does: one object, made once,
-called with the normalised tensor; the class is the predicted one.
+called with the normalised tensor; the class is the predicted one. The artifact has no
+sigmoid branch here, as grad-cam has none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def compare(network: Any, rounds: int) -> dict[str, Any]:
     found = {}
     for method, peer in METHODS.items():
         path = network.artifact(
-            method, branch="softmax", nwc=None if method == "layercam" else False
+            method,
+            branch="softmax",
+            nwc=None if method == "layercam" else False,
+            has_sigmoid=False,
         )
         with load(path, "ort", threads=THREADS, spinning=False) as session:
             geometry = session.spec.geometry

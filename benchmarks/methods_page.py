@@ -28,7 +28,9 @@ one process, {rounds} rounds; the figure is the median of the ratios within each
 "control" is the classification graph loaded a second time, over itself: how far it is from 1
 is the noise, the farthest of all rows is shown. The target is at most {target} and, on VGG-16
 with its MLP head, {mlp} for gradcam and finercam and {others} for the others: there the second
-head's weights, half a gigabyte, must be read. Figures above the target are **bold**.
+head's weights, half a gigabyte, must be read, by methods of the full gradient twice. Figures
+above the target are **bold**. wsol-inceptionv3 classifies every position and pools after it;
+the artifact pools first, which is the same and less work, so it lies below 1.
 """
 
 ERRORS = """
@@ -50,7 +52,8 @@ PEERS = """
 ## Against grad-cam in PyTorch
 
 From a decoded picture of the input's size to the map at that size, on the same {threads}
-threads: `Session.explain` against the package grad-cam, softmax branch, the predicted class.
+threads: `Session.explain` against the package grad-cam. Softmax branch, no sigmoid branch in
+the graph, the predicted class.
 The maps were compared before they were timed. The target is {target:g} times as fast.
 """
 

@@ -12,6 +12,7 @@ from sigcam.runtime.errors import ModelError
 from sigcam.train.cut import ancestors, crossings, extract, module_of
 from sigcam.train.layers import describe, modules_among, name_of, named_value, sizes
 from sigcam.train.layout import Value, layout_of
+from sigcam.train.order import check_order
 from sigcam.train.targets import default_target
 from sigcam.train.trace import MARK, Traced, trace
 
@@ -81,8 +82,9 @@ def split(
             in the same way. None named: see `default_target`.
 
     Raises:
-        ModelError: a layer doesn't exist or doesn't return a grid, the logits don't
-            depend on it, or not on the branch layer alone, or the model can't be exported.
+        ModelError: a layer doesn't exist or doesn't return a grid, or one whose positions
+            are in another order than the picture's; the logits don't depend on it, or not
+            on the branch layer alone; or the model can't be exported.
     """
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
@@ -110,6 +112,7 @@ def split(
         num_classes=int(traced.logits.meta["val"].shape[1]),
     )
     _check_against_model(result, example)
+    check_order(features, (branch, *targets), example)
     return result
 
 
