@@ -73,5 +73,9 @@ def _rank(value: Tensor, layout: Layout, cells: Tensor) -> float:
     grid = layout.to_grid(value.float().cpu())
     change = (grid[1:] - grid[:1]).square().sum(1).flatten(1)
     own = change.gather(1, cells[:, None])
-    others = change.shape[1] - 1
-    return float(((change < own).sum(1) / others).mean())
+    # An untrained network may ignore the picture, or where something is in it (LeViT's
+    # batch norms begin at zero, and so its attention at the same value everywhere).
+    seen = change.amax(1) > 1.01 * change.amin(1)
+    if not bool(seen.any()):
+        return 1.0
+    return float((change < own).sum(1)[seen].float().mean() / (change.shape[1] - 1))

@@ -46,3 +46,10 @@ def test_tokens_in_another_order_are_refused(order):
 def test_the_picture_s_order_passes_everywhere():
     plain = Tokens(torch.arange(36))
     assert DualBranch(plain, input_size=24, target_layers=["early"]).targets[0].layer == "early"
+
+
+def test_a_network_that_ignores_the_picture_passes():
+    silent = Tokens(windows(6, 3))
+    nn.init.zeros_(silent.patches.weight)
+    dual = DualBranch(silent, input_size=24, target_layers=["early"])
+    assert dual.targets[0].layer == "early"
