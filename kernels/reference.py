@@ -1,4 +1,4 @@
-"""The combination of features and CAM weights in plain NumPy."""
+"""What the CUDA kernels compute, in plain NumPy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sigcam.kernels.plan import Axis, Interpolation
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +42,72 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
     else:
         grids = np.einsum("bknhw,bnhw->bkhw", used, features)
     return np.maximum(grids, 0, out=grids)
+
+
+def normalised_maps(
+    grids: Array, rows: Axis, columns: Axis, interpolation: Interpolation = "bilinear"
+) -> tuple[Array, Array]:
+    """Enlarges grids and scales each to its range inside the window.
+
+    The definition, step by step in float64. The runtime's own maps on the CPU
+    (`sigcam.runtime.maps`) take a faster way to the same values.
+
+    Args:
+        grids: [B, K, h, w].
+        rows: how the maps lie over the grids along the height.
+        columns: the same along the width.
+        interpolation: "bilinear", or "bicubic" with a = -0.75 (Keys 1981, Eq. 4).
+
+    Returns:
+        Maps float64 [B, K, H, W], 0 to 1, 0 outside the window; and valid, bool [B, K]:
+        False where a grid is constant (a range of at most 1e-5 of its largest value) or not
+        finite, and the map 0.
+    """
+    valid = np.logical_and.reduce(np.isfinite(grids), axis=(2, 3))
+    large = enlarged(np.where(valid[..., None, None], grids, 0), rows, columns, interpolation)
+    window = large[..., rows.low : rows.high, columns.low : columns.high]
+    low, high = window.min((2, 3)), window.max((2, 3))
+    extent = high - low
+    flat = np.maximum(1e-5 * np.maximum(abs(low), abs(high)), np.finfo(np.float32).tiny)
+    valid &= (extent > flat) & (extent < np.finfo(np.float32).max)
+    maps = np.zeros(large.shape)
+    inside = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
+    scale = np.where(valid, extent, 1)[..., None, None]
+    scaled = (window - low[..., None, None]) / scale
+    maps[inside] = np.where(valid[..., None, None], scaled, 0)
+    return maps, valid
+
+
+def enlarged(grids: Array, rows: Axis, columns: Axis, interpolation: Interpolation) -> Array:
+    """Grids [..., h, w] at the maps' size, float64 [..., H, W]; edge cells repeated outwards."""
+    down, across = _weights(rows, interpolation), _weights(columns, interpolation)
+    large: Array = down @ grids.astype(np.float64) @ across.T
+    return large
+
+
+def to_bytes(maps: Array) -> Array:
+    """Maps as uint8: 255 times the value, rounded half up."""
+    return np.floor(maps * 255 + 0.5).astype(np.uint8)
+
+
+def _weights(axis: Axis, interpolation: Interpolation) -> Array:
+    """The cells' weights for every pixel, float64 [size, cells]."""
+    at = np.arange(axis.size) * float(axis.scale) + float(axis.offset)
+    taps = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
+    matrix = np.zeros((axis.size, axis.cells))
+    for tap in taps:
+        cell = np.floor(at) + tap
+        distance = np.abs(at - cell)
+        if interpolation == "bilinear":
+            weight = 1 - distance
+        else:
+            a = -0.75
+            near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+            far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+            weight = np.where(distance <= 1, near, far)
+        index = cell.clip(0, axis.cells - 1).astype(np.int64)
+        np.add.at(matrix, (np.arange(axis.size), index), weight)
+    return matrix
 
 
 def _check(features: Array, weights: Array) -> None:

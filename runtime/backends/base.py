@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from sigcam.runtime.errors import UsageError
+from sigcam.runtime.errors import BackendError, UsageError
+from sigcam.runtime.geometry import Placement
 
 Array = npt.NDArray[Any]
 
@@ -60,6 +61,34 @@ class BackendOptions:
             raise UsageError(f"threads must be at least 1, got {self.threads}")
 
 
+@dataclass(frozen=True)
+class MapRequest:
+    """The maps that are wanted of a batch whose features and CAM weights stay on a device.
+
+    Attributes:
+        placements: where each picture's input lies in it, in the order of the batch.
+        clamp: NWC: negative weights count as 0.
+    """
+
+    placements: tuple[Placement, ...]
+    clamp: bool
+
+
+@dataclass(frozen=True, eq=False)
+class MadeMaps:
+    """Maps that a device made.
+
+    Attributes:
+        grids: float32 [B, K, h, w].
+        maps: for each picture, float32 [K, H, W] in [0, 1] at its own size.
+        valid: bool [B, K]; a map that isn't valid is 0 everywhere.
+    """
+
+    grids: Array
+    maps: tuple[Array, ...]
+    valid: Array
+
+
 class Backend(abc.ABC):
     """An engine with one artifact loaded.
 
@@ -68,6 +97,8 @@ class Backend(abc.ABC):
     """
 
     name: ClassVar[str]
+    makes_maps: ClassVar[bool] = False
+    """Whether `infer_maps` works: features and CAM weights then never leave the device."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
@@ -94,6 +125,32 @@ class Backend(abc.ABC):
             UsageError: a missing or unknown name, a wrong dtype or shape.
             BackendError: the engine failed.
         """
+        return self._infer(feeds, self._checked(feeds, wanted))
+
+    def infer_maps(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: MapRequest
+    ) -> tuple[dict[str, Array], MadeMaps]:
+        """Runs a graph of the profile "split" once and makes the maps where its outputs are.
+
+        Args:
+            feeds: as for `infer`.
+            wanted: outputs to return beside the maps.
+            request: the maps.
+
+        Raises:
+            UsageError: as for `infer`.
+            BackendError: the engine or a kernel failed, or this engine makes no maps.
+        """
+        chosen = self._checked(feeds, wanted)
+        if len(request.placements) != len(feeds["image"]):
+            raise UsageError(
+                f"there must be a placement for each of {len(feeds['image'])} pictures, got "
+                f"{len(request.placements)}"
+            )
+        return self._infer_maps(feeds, chosen, request)
+
+    def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
+        """The outputs to return, once everything fits."""
         expected = {info.name: info for info in self.inputs}
         if feeds.keys() != expected.keys():
             raise UsageError(f"the model takes the inputs {sorted(expected)}, got {sorted(feeds)}")
@@ -107,11 +164,20 @@ class Backend(abc.ABC):
         unknown = sorted(set(chosen) - set(names))
         if unknown:
             raise UsageError(f"the model has the outputs {names}, not {unknown}")
-        return self._infer(feeds, chosen)
+        return chosen
 
     @abc.abstractmethod
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Runs the engine on checked feeds."""
+
+    def _infer_maps(
+        self,
+        feeds: Mapping[str, Array],  # noqa: ARG002 (for the engines that can)
+        wanted: Sequence[str],  # noqa: ARG002
+        request: MapRequest,  # noqa: ARG002
+    ) -> tuple[dict[str, Array], MadeMaps]:
+        """Runs the engine and the map kernels on checked feeds."""
+        raise BackendError(f"the backend {self.name!r} makes no maps on a device")
 
     def close(self) -> None:  # noqa: B027 (most engines free themselves)
         """Frees what the engine holds; the backend can't be used afterwards."""

@@ -1,0 +1,339 @@
+// Runs launches of clamp_combine.cu on the CPU; see host_cuda.h. Compiled with
+// -DSIGCAM_SOURCE="path" and, for fibers, -DSIGCAM_FIBERS.
+//
+// As a library: `run`. As a program: reads a case from the file that is its argument (see
+// host_cuda.py) and writes the buffers back to it.
+
+#include "host_cuda.h"
+
+#include SIGCAM_SOURCE
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <ucontext.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 32;
+
+struct Launch {
+    void* function;
+    bool combines;
+    const void* argument;
+    host::Index blocks;
+    unsigned threads, shared_bytes;
+
+    void call() const {
+        if (combines)
+            reinterpret_cast<void (*)(CombineArguments)>(function)(
+                *static_cast<const CombineArguments*>(argument));
+        else
+            reinterpret_cast<void (*)(MapArguments)>(function)(
+                *static_cast<const MapArguments*>(argument));
+    }
+};
+
+[[noreturn]] void fail(const char* text) {
+    std::fprintf(stderr, "host_cuda: %s\n", text);
+    std::abort();
+}
+
+}  // namespace
+
+#ifdef SIGCAM_FIBERS
+
+namespace {
+
+constexpr size_t STACK = 64 * 1024;
+enum class Stop { Running, Barrier, Exchange, Done };
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    host::Place place;
+    Stop stop;
+    unsigned exchanges;
+};
+
+struct Block {
+    const Launch* launch;
+    std::vector<Fiber> fibers;
+    std::vector<float> memory;
+    std::vector<uint32_t> slots[2];
+    ucontext_t scheduler;
+    Fiber* running;
+};
+
+Block block;
+
+void stop_at(Stop stop) {
+    block.running->stop = stop;
+    swapcontext(&block.running->context, &block.scheduler);
+}
+
+void body() {
+    block.launch->call();
+    block.running->stop = Stop::Done;
+    swapcontext(&block.running->context, &block.scheduler);
+}
+
+void run_block(const Launch& launch, host::Index index) {
+    block.launch = &launch;
+    // What a block finds in shared memory is undefined: not a number.
+    block.memory.assign(launch.shared_bytes / 4 + 1, std::nanf(""));
+    block.fibers.resize(launch.threads);
+    for (auto& slots : block.slots) slots.assign(launch.threads, 0);
+    for (unsigned i = 0; i < launch.threads; ++i) {
+        Fiber& fiber = block.fibers[i];
+        if (!fiber.stack) fiber.stack.reset(new char[STACK]);
+        fiber.place = {{i, 0, 0}, index, launch.blocks, launch.threads};
+        fiber.stop = Stop::Running;
+        fiber.exchanges = 0;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = STACK;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, body, 0);
+    }
+    for (;;) {
+        for (Fiber& fiber : block.fibers) {
+            if (fiber.stop == Stop::Done) continue;
+            block.running = &fiber;
+            swapcontext(&block.scheduler, &fiber.context);
+        }
+        for (const Fiber& fiber : block.fibers)
+            if (fiber.stop != block.fibers[0].stop)
+                fail("threads of a block wait at different barriers");
+        if (block.fibers[0].stop == Stop::Done) return;
+    }
+}
+
+}  // namespace
+
+namespace host {
+
+const Place& place() { return block.running->place; }
+float* shared() { return block.memory.data(); }
+void barrier() { stop_at(Stop::Barrier); }
+void fence() {}
+
+uint32_t exchange(uint32_t value, int mask) {
+    Fiber& fiber = *block.running;
+    const unsigned thread = fiber.place.thread.x;
+    // Two sets: a thread may be one exchange ahead of those that come after it.
+    std::vector<uint32_t>& slots = block.slots[fiber.exchanges++ % 2];
+    slots[thread] = value;
+    stop_at(Stop::Exchange);
+    return slots[thread ^ static_cast<unsigned>(mask)];
+}
+
+}  // namespace host
+
+namespace {
+
+void run_blocks(const Launch& launch) {
+    for (unsigned z = 0; z < launch.blocks.z; ++z)
+        for (unsigned y = 0; y < launch.blocks.y; ++y)
+            for (unsigned x = 0; x < launch.blocks.x; ++x) run_block(launch, {x, y, z});
+}
+
+}  // namespace
+
+#else  // threads
+
+namespace {
+
+constexpr unsigned AT_A_TIME = 3;  // blocks
+
+struct Block {
+    std::vector<float> memory;
+    std::vector<uint32_t> slots;
+    pthread_barrier_t all;
+    std::vector<pthread_barrier_t> warps;
+};
+
+struct Thread {
+    const Launch* launch;
+    Block* block;
+    host::Place place;
+};
+
+thread_local const Thread* current = nullptr;
+std::atomic<unsigned> fences{0};
+
+void* body(void* data) {
+    current = static_cast<const Thread*>(data);
+    current->launch->call();
+    return nullptr;
+}
+
+}  // namespace
+
+namespace host {
+
+const Place& place() { return current->place; }
+float* shared() { return current->block->memory.data(); }
+void barrier() { pthread_barrier_wait(&current->block->all); }
+// ThreadSanitizer doesn't understand fences; this one orders what it should: all that came
+// before it with all that comes after a later one.
+void fence() { fences.fetch_add(1, std::memory_order_acq_rel); }
+
+uint32_t exchange(uint32_t value, int mask) {
+    const unsigned thread = current->place.thread.x;
+    pthread_barrier_t* warp = &current->block->warps[thread / LANES];
+    current->block->slots[thread] = value;
+    pthread_barrier_wait(warp);
+    const uint32_t found = current->block->slots[thread ^ static_cast<unsigned>(mask)];
+    pthread_barrier_wait(warp);
+    return found;
+}
+
+}  // namespace host
+
+namespace {
+
+void run_some(const Launch& launch, unsigned first, unsigned last) {
+    const host::Index& n = launch.blocks;
+    std::vector<Block> blocks(last - first);
+    std::vector<Thread> threads;
+    threads.reserve(blocks.size() * launch.threads);
+    for (unsigned i = first; i < last; ++i) {
+        Block& block = blocks[i - first];
+        block.memory.assign(launch.shared_bytes / 4, std::nanf(""));
+        block.slots.resize(launch.threads);
+        block.warps.resize(launch.threads / LANES);
+        pthread_barrier_init(&block.all, nullptr, launch.threads);
+        for (auto& warp : block.warps) pthread_barrier_init(&warp, nullptr, LANES);
+        const host::Index index{i % n.x, i / n.x % n.y, i / n.x / n.y};
+        for (unsigned t = 0; t < launch.threads; ++t)
+            threads.push_back({&launch, &block, {{t, 0, 0}, index, n, launch.threads}});
+    }
+    std::vector<pthread_t> handles(threads.size());
+    for (size_t i = 0; i < threads.size(); ++i)
+        if (pthread_create(&handles[i], nullptr, body, &threads[i])) fail("no more threads");
+    for (pthread_t handle : handles) pthread_join(handle, nullptr);
+}
+
+void run_blocks(const Launch& launch) {
+    const unsigned count = launch.blocks.x * launch.blocks.y * launch.blocks.z;
+    for (unsigned first = 0; first < count; first += AT_A_TIME)
+        run_some(launch, first, first + AT_A_TIME < count ? first + AT_A_TIME : count);
+}
+
+}  // namespace
+
+#endif
+
+extern "C" void run(const char* kernel, const void* argument, const unsigned* grid,
+                    unsigned threads, unsigned shared_bytes) {
+#ifdef SIGCAM_FIBERS
+    // This library's own, as the tests load several.
+    Dl_info info;
+    dladdr(reinterpret_cast<void*>(&run), &info);
+    static void* const self = dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+#else
+    static void* const self = dlopen(nullptr, RTLD_NOW);
+#endif
+    void* function = dlsym(self, kernel);
+    if (!function) fail("no such kernel");
+    const bool combines = std::string(kernel).rfind("combine", 0) == 0;
+    run_blocks({function, combines, argument, {grid[0], grid[1], grid[2]}, threads, shared_bytes});
+}
+
+// Offsets of the structures' fields, and at the end their sizes: compared with plan.py.
+extern "C" const int* layout_combine() {
+#define AT(field) static_cast<int>(offsetof(CombineArguments, field))
+    static const int found[] = {
+        AT(features), AT(weights), AT(partial), AT(grids), AT(bounds), AT(valid), AT(arrived),
+        AT(channels), AT(positions), AT(classes), AT(group), AT(units), AT(tile_units), AT(lanes),
+        AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp), AT(bilinear), AT(rows), AT(columns),
+        static_cast<int>(sizeof(CombineArguments))};
+#undef AT
+    return found;
+}
+
+extern "C" const int* layout_map() {
+#define AT(field) static_cast<int>(offsetof(MapArguments, field))
+    static const int found[] = {
+        AT(grids), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(maps), AT(count),
+        AT(vectors), AT(rows), AT(columns), static_cast<int>(sizeof(MapArguments))};
+#undef AT
+    return found;
+}
+
+extern "C" const int* layout_axis() {
+#define AT(field) static_cast<int>(offsetof(Axis, field))
+    static const int found[] = {AT(size), AT(low), AT(high), AT(cells), AT(scale), AT(offset),
+                                static_cast<int>(sizeof(Axis))};
+#undef AT
+    return found;
+}
+
+// ---- the program -----------------------------------------------------------------------
+
+namespace {
+
+template <typename T>
+T next(std::FILE* file) {
+    T value;
+    if (std::fread(&value, sizeof(T), 1, file) != 1) fail("the case file is too short");
+    return value;
+}
+
+}  // namespace
+
+// All numbers are int64: the buffers (count; size, bytes each), then the launches (count;
+// length of the name, name, grid, threads, shared bytes, size of the argument, argument,
+// number of pointers, for each its place in the argument, its buffer and the offset there).
+int main(int, char** arguments) {
+    std::FILE* file = std::fopen(arguments[1], "r+b");
+    if (!file) fail("no case file");
+    struct Buffer {
+        char* data;
+        int64_t size;
+        long at;
+    };
+    std::vector<Buffer> buffers(static_cast<size_t>(next<int64_t>(file)));
+    for (Buffer& buffer : buffers) {
+        buffer.size = next<int64_t>(file);
+        buffer.at = std::ftell(file);
+        // Each its own allocation of the exact size: AddressSanitizer watches its ends.
+        buffer.data = static_cast<char*>(std::malloc(static_cast<size_t>(buffer.size)));
+        if (buffer.size && std::fread(buffer.data, static_cast<size_t>(buffer.size), 1, file) != 1)
+            fail("the case file is too short");
+    }
+    const int64_t launches = next<int64_t>(file);
+    for (int64_t i = 0; i < launches; ++i) {
+        std::string name(static_cast<size_t>(next<int64_t>(file)), ' ');
+        if (std::fread(name.data(), name.size(), 1, file) != 1) fail("the case file is too short");
+        unsigned grid[3];
+        for (unsigned& size : grid) size = static_cast<unsigned>(next<int64_t>(file));
+        const auto threads = static_cast<unsigned>(next<int64_t>(file));
+        const auto shared = static_cast<unsigned>(next<int64_t>(file));
+        std::vector<char> argument(static_cast<size_t>(next<int64_t>(file)));
+        if (std::fread(argument.data(), argument.size(), 1, file) != 1) fail("the case file is too short");
+        const int64_t pointers = next<int64_t>(file);
+        for (int64_t k = 0; k < pointers; ++k) {
+            const int64_t at = next<int64_t>(file);
+            const int64_t index = next<int64_t>(file);
+            char* pointer = buffers[static_cast<size_t>(index)].data + next<int64_t>(file);
+            std::memcpy(argument.data() + at, &pointer, sizeof(pointer));
+        }
+        run(name.c_str(), argument.data(), grid, threads, shared);
+    }
+    for (const Buffer& buffer : buffers) {
+        std::fseek(file, buffer.at, SEEK_SET);
+        std::fwrite(buffer.data, 1, static_cast<size_t>(buffer.size), file);
+        std::free(buffer.data);
+    }
+    std::fclose(file);
+    return 0;
+}

@@ -1,0 +1,179 @@
+"""Launch planning: pure arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sigcam.kernels.plan import (
+    ALIGNMENT,
+    CHUNK_CHANNELS,
+    CLASS_TILE,
+    THREADS,
+    WARP,
+    Axis,
+    Inputs,
+    Maps,
+    plan,
+    whole,
+)
+
+SHARED_LIMIT = 48 * 1024  # bytes that a block gets without asking
+
+
+def maps_for(inputs, height=224, width=224, **options):
+    return Maps(whole(height, inputs.height), whole(width, inputs.width), **options)
+
+
+inputs_of_any_shape = st.builds(
+    Inputs,
+    batch=st.integers(1, 64),
+    channels=st.integers(1, 4096),
+    height=st.integers(1, 128),
+    width=st.integers(1, 128),
+    classes=st.integers(1, 1000),
+    half=st.booleans(),
+    per_position=st.booleans(),
+    clamp=st.booleans(),
+    alignment=st.sampled_from([2, 4, 8, 16]),
+)
+
+
+@given(
+    inputs_of_any_shape,
+    st.integers(1, 200),
+    st.sampled_from([32, 64, 256, 512]),
+    st.sampled_from(["bilinear", "bicubic"]),
+    st.booleans(),
+)
+def test_every_element_has_one_owner(inputs, processors, threads, interpolation, bytes_):
+    maps = maps_for(inputs, 60, 97, interpolation=interpolation, bytes_=bytes_)
+    planned = plan(inputs, maps, processors=processors, threads=threads)
+    f, launch = planned.fields, planned.combine
+    vector, classes = (int(part[1:]) for part in launch.kernel.rsplit("_", 2)[1:])
+    # A group is whole vectors, and its tiles cover it.
+    assert f["group"] * inputs.positions == f["units"] * vector
+    assert f["tiles"] * f["tile_units"] >= f["units"] > (f["tiles"] - 1) * f["tile_units"]
+    assert f["group"] == 1 or f["tiles"] == 1
+    # The chunks cover the channels; none is empty.
+    channels = f["chunk_groups"] * f["group"]
+    assert f["chunks"] * channels >= inputs.channels > (f["chunks"] - 1) * channels
+    assert channels <= CHUNK_CHANNELS
+    # The block has a thread for each vector of each lane.
+    assert 1 <= f["lanes"] * f["tile_units"] <= threads == launch.block
+    assert launch.grid == (f["chunks"] * f["tiles"], -(-inputs.classes // classes), inputs.batch)
+    assert launch.shared <= SHARED_LIMIT
+    # Reads of whole vectors are aligned in every picture and class.
+    if vector > 1:
+        assert inputs.alignment == 16
+        several = inputs.batch > 1 or (inputs.per_position and inputs.classes > 1)
+        assert not several or inputs.channels * inputs.positions % vector == 0
+    # Maps: every pixel has a thread.
+    columns, rows, count = planned.enlarge.grid
+    assert columns * 128 >= 97
+    assert rows * (threads // WARP) >= 60
+    assert count == min(inputs.batch * inputs.classes, 65535)
+    assert (planned.extremes is None) == (interpolation == "bilinear")
+
+
+@given(inputs_of_any_shape, st.sampled_from(["bilinear", "bicubic"]))
+def test_parts_of_the_workspace_do_not_overlap(inputs, interpolation):
+    planned = plan(inputs, maps_for(inputs, interpolation=interpolation), processors=84)
+    w, count = planned.workspace, inputs.batch * inputs.classes
+    assert w.arrived == 0
+    assert all(at % ALIGNMENT == 0 for at in (w.arrived, w.grids, w.bounds, w.partial, w.size))
+    needed = 4 * planned.combine.grid[1] * inputs.batch
+    if planned.extremes is not None:
+        assert planned.extremes.grid[0] == count
+        needed = max(needed, 4 * count)
+        assert w.size - w.partial >= 8 * count * planned.extremes.grid[1]
+    assert w.counters >= needed
+    assert w.grids >= w.arrived + w.counters
+    assert w.bounds >= w.grids + 4 * count * inputs.positions
+    assert w.partial >= w.bounds + 8 * count
+    assert w.size >= w.partial + 4 * count * planned.fields["chunks"] * inputs.positions
+
+
+def test_kernels_by_type_and_shape():
+    def kernel(**changes):
+        inputs = dataclasses.replace(Inputs(1, 2048, 7, 7, 1), **changes)
+        return plan(inputs, maps_for(inputs), processors=84).combine.kernel
+
+    assert kernel() == "combine_f32_v4_k1"
+    assert kernel(half=True, classes=3) == "combine_f16_v8_k4"
+    assert kernel(per_position=True) == "combine_positions_f32_v4_k1"
+    assert kernel(alignment=8) == "combine_f32_v1_k1"
+    # The second picture would begin between two vectors.
+    assert kernel(channels=2047) == "combine_f32_v4_k1"
+    assert kernel(channels=2047, batch=2) == "combine_f32_v1_k1"
+    assert kernel(channels=2047, classes=2, per_position=True) == "combine_positions_f32_v1_k4"
+    # An odd grid of more vectors than threads can't be read in groups.
+    assert kernel(height=17, width=17) == "combine_f32_v1_k1"
+    assert kernel(height=56, width=56) == "combine_f32_v4_k1"
+
+
+def test_pixels_are_stored_together_where_rows_allow_it():
+    inputs = Inputs(1, 8, 7, 7, 1)
+
+    def vectors(width, **options):
+        return plan(inputs, maps_for(inputs, 10, width, **options), processors=1).vectors
+
+    assert vectors(224)
+    assert not vectors(225)
+    assert not vectors(224, alignment=8)
+    assert vectors(224, alignment=4, bytes_=True)
+
+
+def test_a_small_gpu_gets_fewer_blocks_with_more_work():
+    inputs = Inputs(1, 2048, 14, 14, 1)
+    few, many = (plan(inputs, maps_for(inputs), processors=n).fields for n in (4, 132))
+    assert few["chunks"] < many["chunks"]
+    assert few["chunk_groups"] > many["chunk_groups"]
+
+
+def test_arguments():
+    inputs = Inputs(2, 30, 5, 4, 3, clamp=False)
+    planned = plan(inputs, maps_for(inputs, 20, 31, bytes_=True), processors=2)
+    w = planned.workspace
+    combine, maps = planned.arguments(
+        features=1000, weights=2000, maps=3000, valid=4000, workspace=1 << 20
+    )
+    assert (combine.features, combine.weights, combine.valid) == (1000, 2000, 4000)
+    assert (maps.maps, maps.valid, maps.count, maps.vectors) == (3000, 4000, 6, 0)
+    assert combine.grids == maps.grids == (1 << 20) + w.grids
+    assert combine.bounds == maps.bounds == (1 << 20) + w.bounds
+    assert combine.partial == (1 << 20) + w.partial
+    assert (combine.channels, combine.positions, combine.classes) == (30, 20, 3)
+    assert (combine.clamp, combine.bilinear) == (0, 1)
+    assert (maps.rows.size, maps.columns.size) == (20, 31)
+    assert (combine.rows.cells, combine.columns.cells) == (5, 4)
+    assert CLASS_TILE >= 3
+    assert combine.tile_units * combine.lanes <= THREADS
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Inputs(0, 1, 1, 1, 1), "batch must be at least 1"),
+        (lambda: Inputs(70000, 1, 1, 1, 1), "split the batch"),
+        (lambda: Maps(Axis(5, 3, 3, 2, 1, 0), whole(5, 2)), "the rows must have"),
+        (lambda: Maps(whole(5, 2), Axis(5, 0, 6, 2, 1, 0)), "the columns must have"),
+        (lambda: Maps(whole(5, 2), Axis(5, 0, 5, 2, 0, 0)), "a scale above 0"),
+        (
+            lambda: plan(Inputs(1, 1, 2, 3, 1), Maps(whole(5, 2), whole(5, 2)), processors=1),
+            "for a grid of 2 x 2, the features have 2 x 3",
+        ),
+        (
+            lambda: plan(
+                Inputs(1, 1, 2, 2, 1), Maps(whole(5, 2), whole(5, 2)), processors=1, threads=48
+            ),
+            "a multiple of 32",
+        ),
+    ],
+)
+def test_what_cannot_be_planned(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
