@@ -236,14 +236,39 @@ __device__ bool is_last(unsigned* counter, unsigned blocks, float* scratch) {
 
 // ---- combine -------------------------------------------------------------------------
 
-// Adds up the chunks, in order, and finds the extremes. One block for one map.
+// Every `step`-th chunk's sum for one position, from `first` on.
+__device__ __forceinline__ float chunks_of(
+    const CombineArguments& a, const float* partial, int position, int first, int step) {
+    float sum = 0.f;
+#pragma unroll 4
+    for (int chunk = first; chunk < a.chunks; chunk += step)
+        sum += partial[chunk * a.positions + position];
+    return sum;
+}
+
+// Adds up the chunks, in a fixed order, and finds the extremes. One block for one map.
 __device__ void finish(const CombineArguments& a, long long map, float* scratch) {
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const float* partial = a.partial + map * a.chunks * a.positions;
     float* grid = a.grids + map * a.positions;
+    // A small grid leaves threads over: they share the chunks, which are read one after the
+    // other otherwise.
+    const int lanes = min(threads / a.positions, a.chunks);
+    if (lanes > 1) {
+        __syncthreads();  // the scratch may still be read
+        const int lane = thread / a.positions, position = thread % a.positions;
+        if (lane < lanes)
+            scratch[thread] = chunks_of(a, partial, position, lane, lanes);
+        __syncthreads();
+    }
     Extremes mine;
-    for (int p = static_cast<int>(threadIdx.x); p < a.positions; p += static_cast<int>(blockDim.x)) {
+    for (int p = thread; p < a.positions; p += threads) {
         float sum = 0.f;
-        for (int chunk = 0; chunk < a.chunks; ++chunk) sum += partial[chunk * a.positions + p];
+        if (lanes > 1) {
+            for (int lane = 0; lane < lanes; ++lane) sum += scratch[lane * a.positions + p];
+        } else {
+            sum = chunks_of(a, partial, p, 0, 1);
+        }
         const float value = not_negative(sum);
         grid[p] = value;
         mine.finite &= fabsf(value) <= LARGEST ? 1 : 0;
@@ -252,7 +277,7 @@ __device__ void finish(const CombineArguments& a, long long map, float* scratch)
     if (a.bilinear) {
         const int across = candidates(a.columns);
         const int count = candidates(a.rows) * across;
-        for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+        for (int i = thread; i < count; i += threads) {
             const Taps<false> row(a.rows, candidate(a.rows, i / across));
             const Taps<false> column(a.columns, candidate(a.columns, i % across));
             mine.add(sample<false>(grid, a.columns.cells, row, column));
