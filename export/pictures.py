@@ -20,14 +20,24 @@ INPUTS = "2 smooth random pictures, noise, black, white (seed 0)"
 def sample_pictures(geometry: Geometry) -> npt.NDArray[np.uint8]:
     """Five pictures uint8 [5, H, W, 3], always the same."""
     random = np.random.default_rng(0)
-    size = (geometry.height, geometry.width)
-    coarse = torch.from_numpy(random.random((2, 3, 5, 5)))
-    smooth = functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
-    pictures = np.zeros((5, *size, 3), np.uint8)
-    pictures[:2] = np.clip(smooth.permute(0, 2, 3, 1).numpy() * 255, 0, 255)
-    pictures[2] = random.integers(0, 256, (*size, 3), np.uint8)
+    pictures = np.zeros((5, geometry.height, geometry.width, 3), np.uint8)
+    pictures[:2] = _smooth(random, geometry, 2)
+    pictures[2] = random.integers(0, 256, pictures.shape[1:], np.uint8)
     pictures[4] = 255
     return pictures
+
+
+def further_pictures(geometry: Geometry, count: int) -> npt.NDArray[np.uint8]:
+    """More smooth random pictures, uint8 [count, H, W, 3], always the same."""
+    return _smooth(np.random.default_rng(1), geometry, count)
+
+
+def _smooth(random: np.random.Generator, geometry: Geometry, count: int) -> npt.NDArray[np.uint8]:
+    coarse = torch.from_numpy(random.random((count, 3, 5, 5)))
+    size = (geometry.height, geometry.width)
+    smooth = functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)
+    pixels: npt.NDArray[np.float64] = smooth.permute(0, 2, 3, 1).numpy() * 255
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 def normalised(pictures: Array, geometry: Geometry) -> Array:
