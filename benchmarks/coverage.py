@@ -56,7 +56,7 @@ def run_one(entry: str, threads: int, limit: float, backbone: bool) -> dict[str,
     process = _CONTEXT.Process(target=_child, args=(entry, threads, backbone, there))
     process.start()
     there.close()
-    found = coverage_check.Outcome(entry.partition("@")[0], "failed")
+    found = coverage_check.Outcome(entry.partition("@")[0], "failed", backbone=backbone)
     result = found.to_dict()
     try:
         if here.poll(limit):

@@ -38,12 +38,13 @@ def _page(results: Sequence[Result], missing: Sequence[str]) -> str:
     bad = [r for r in results if r["status"] != "agrees"]
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     made = f"Python {platform.python_version()}; {packages}"
-    return f"""# Which networks work
+    whole = all(r["backbone"] for r in results)
+    return f"""# Which {"networks" if whole else "heads and last layers"} work
 
 {_INTRO}
 {_how_much(results)}
 
-Made with `python benchmarks/coverage.py` on {made}.
+Made with `python benchmarks/coverage.py{"" if whole else " --no-backbone"}` on {made}.
 
 {_summary(results)}
 
@@ -87,9 +88,10 @@ def _how_much(results: Sequence[Result]) -> str:
         return "The whole network is in that graph."
     some = f"The whole network is in that graph for {whole} of them. For the others it"
     return (
-        f"{some if whole else 'The graph (`--no-backbone`)'} begins at\n"
-        "the target layer, or where the target layers' values part: the way back and the head\n"
-        "are all there, and PyTorch computes the rest in float32."
+        f"{some if whole else '**That graph**'} begins at\n"
+        "the target layer (or, if that lies inside a block, at the block's entry): the way back\n"
+        "and the head are all there. PyTorch computes what comes before in float32, which an\n"
+        "ordinary ONNX export would translate."
     )
 
 

@@ -1,7 +1,7 @@
 """What every method costs on the paper's backbones: docs/overhead.md.
 
     python benchmarks/methods.py [--network NAME] [--method NAME] [--rounds N]
-        [--folder FOLDER] [--out FILE.json] [--page docs/overhead.md]
+        [--no-grad-cam] [--folder FOLDER] [--out FILE.json] [--page docs/overhead.md]
 
 For each network and method: the artifact (sigmoid branch, top1, profile fused, random
 seeded weights) against the same network without a map (`export_classifier`), in ONNX

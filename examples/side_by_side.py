@@ -34,7 +34,7 @@ from sigcam.demo.network import BRANCH_FILE
 from sigcam.demo.pictures import shipped_pictures
 from sigcam.export import export_artifact
 from sigcam.export.methods import METHODS, method_of
-from sigcam.runtime.errors import ExportError
+from sigcam.runtime.errors import ExportError, ParityError
 from sigcam.runtime.files import check_writable, write_bytes
 from sigcam.runtime.image import read_image
 from sigcam.runtime.multipass import MULTIPASS
@@ -66,8 +66,9 @@ def explanations(
                     classes=ClassSelection("input"), geometry=network.geometry,
                     class_names=network.class_names, head_graph=last,
                 )  # fmt: skip
-            except ExportError:
-                if method_of(method).need != "rows":  # only cam has layers that it can't do
+            except ExportError as exc:
+                # Only cam has layers that it can't do.
+                if method_of(method).need != "rows" or isinstance(exc, ParityError):
                     raise
                 yield None
                 continue

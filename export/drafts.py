@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -87,24 +88,43 @@ class Drafts:
         return draft
 
     def publish(self) -> None:
-        """Moves every draft to its place: data files first, the artifact last.
+        """Moves every draft to its place: all of them or none.
+
+        Everything is written beside its place first, so that a full disk changes nothing.
+        Files that were there are kept until all new ones are in place, and come back if one
+        can't be moved: a graph beside the weights of another would run without a word.
 
         Raises:
-            StorageError: a file can't be written.
+            StorageError: a file can't be written or moved.
         """
+        ready = []
         for draft in reversed(self._drafts):
             if draft.data is not None:
-                try:
-                    draft.data.replace(draft.path.with_name(draft.data.name))
-                except OSError as exc:
-                    raise StorageError(f"cannot write {draft.path}.data: {exc}") from exc
-            content = draft.model
-            write_bytes(
-                draft.path,
-                content.SerializeToString()
-                if draft.spec is None
-                else with_spec(content, draft.spec),
+                ready.append((draft.data, draft.path.with_name(draft.data.name)))
+            model = draft.model
+            content = (
+                model.SerializeToString() if draft.spec is None else with_spec(model, draft.spec)
             )
+            written = self._made_folder() / draft.path.name
+            write_bytes(written, content)
+            ready.append((written, draft.path))
+        previous: list[tuple[Path, Path | None]] = []
+        try:
+            for number, (source, place) in enumerate(ready):
+                previous.append((place, self._put_aside(place, number)))
+                source.replace(place)
+        except OSError as exc:
+            for place, kept in reversed(previous):
+                _put_back(place, kept)
+            raise StorageError(f"cannot write {place}: {exc}; nothing was changed") from exc
+
+    def _put_aside(self, place: Path, number: int) -> Path | None:
+        """Where a file that was there is kept; None where there was none."""
+        if not place.exists():
+            return None
+        kept = self._made_folder() / f"previous-{number}"
+        place.replace(kept)
+        return kept
 
     def _made_folder(self) -> Path:
         if self._folder is None:
@@ -127,3 +147,11 @@ class Drafts:
     ) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _put_back(place: Path, kept: Path | None) -> None:
+    with contextlib.suppress(OSError):  # the first error is the one to tell
+        if kept is None:
+            place.unlink(missing_ok=True)
+        else:
+            kept.replace(place)

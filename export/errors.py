@@ -30,6 +30,8 @@ _FLOOR = 1e-6
 _TINY = 1e-30
 _CANCELLED = 1e-3
 """Grids that are smaller than this share of their terms are compared with that share."""
+_PLAIN = ("logits", "features", "all_scores")
+_JUMPING = ("grids", "cam_weights")
 _NOISE = 2.0**-22
 _TRIALS = 8
 
@@ -84,7 +86,7 @@ def is_unstable(
     operations may do, eight times; the outputs without gradients must stay.
     """
     (images,) = as_images(pictures, geometry)
-    want = Definition(twin, images, options).outputs(ids)
+    known = Definition(twin, images, options)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_TRIALS):
         moved = copy.deepcopy(twin)
@@ -93,10 +95,10 @@ def is_unstable(
                 value.mul_(1 + _NOISE * _random(value.shape, generator))
         nudged = images * (1 + _NOISE * _random(images.shape, generator))
         got = Definition(moved, nudged, options).outputs(ids)
-        numbers = {name: value.numpy() for name, value in got.items()}
-        errors = {n: compare(numbers[n], want[n].numpy(), 0.0).max_rel for n in want}
-        plain = max(errors[name] for name in ("logits", "features", "all_scores"))
-        if plain <= tolerance < max(errors["grids"], errors["cam_weights"]):
+        numbers = {name: got[name].numpy() for name in (*_PLAIN, *_JUMPING)}
+        errors = errors_of(numbers, known, ids.numpy())
+        plain = max(errors[name].max_rel for name in _PLAIN)
+        if plain <= tolerance < max(errors[name].max_rel for name in _JUMPING):
             return True
     return False
 

@@ -18,6 +18,9 @@ from sigcam.export.tail import Cut
 from sigcam.runtime.errors import ExportError
 from sigcam.train.layout import Value
 
+_FLAT = 1e-5
+_TINY = 1e-37  # its inverse is a float32
+
 FINER_OPTIONS: Mapping[str, float] = {"gamma": 0.6, "similar": 3}
 
 
@@ -192,7 +195,8 @@ def fuse(grids: list[Tensor]) -> Tensor:
     """The mean of the grids of several target layers, each scaled to [0, 1] before.
 
     Smaller grids are enlarged to the largest, bilinearly, pixel centres at halves. A
-    constant grid counts as zeros.
+    constant grid counts as zeros: one whose range is at most 1e-5 of its largest value, as
+    everywhere.
 
     Args:
         grids: of each target layer, [B, K, h, w].
@@ -204,7 +208,9 @@ def fuse(grids: list[Tensor]) -> Tensor:
     scaled = []
     for grid in grids:
         low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
-        one = (grid - low) / (high - low).clamp(min=1e-12)
+        span = high - low
+        scale = torch.where(span > _FLAT * high, 1 / span.clamp(min=_TINY), 0.0)
+        one = (grid - low) * scale
         if tuple(grid.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)

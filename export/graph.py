@@ -62,12 +62,16 @@ class GraphOptions:
         unknown = sorted(self.method_options.keys() - known.keys())
         if unknown:
             raise UsageError(
-                f"{self.method} has the options {sorted(known) or 'none'}, not {unknown}"
+                f"{' and '.join(unknown)} is no option of {self.method}"
+                + (f", which has {' and '.join(sorted(known))}" if known else "")
+                + "; leave it out"
             )
         object.__setattr__(self, "method_options", {**known, **self.method_options})
         if method.contrasts:
             gamma, similar = self.method_options["gamma"], self.method_options["similar"]
-            if not 0 <= gamma <= 10 or similar < 1 or similar != int(similar):
+            numbers = all(isinstance(value, (int, float)) for value in (gamma, similar))
+            # NaN and infinity fail these comparisons.
+            if not numbers or not 0 <= gamma <= 10 or not 1 <= similar <= 1000 or similar % 1:
                 raise UsageError(
                     f"finercam takes gamma from 0 to 10 and a whole number of similar classes "
                     f"of at least 1, got gamma={gamma} and similar={similar}"
@@ -129,6 +133,13 @@ class MapGraph(nn.Module):
             raise UsageError(
                 f"the profile split has the features of one target layer, got "
                 f"{len(dual.targets)}; name one, or use the profile fused"
+            )
+        if method.contrasts and dual.num_classes < 2:
+            raise UsageError(f"{options.method} compares classes, the model has only one")
+        if options.classes.k > dual.num_classes:
+            raise UsageError(
+                f"maps of the {options.classes.k} most probable classes were asked for, the model "
+                f"has {dual.num_classes}; ask for at most that many (top{dual.num_classes})"
             )
         if method.contrasts and options.method_options["similar"] > dual.num_classes - 1:
             raise UsageError(

@@ -190,7 +190,7 @@ def _run(
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as exc:  # ONNX Runtime's own exceptions share no base
-        batch = len(feeds["image"])
+        batch = len(next(iter(feeds.values())))
         raise ExportError(f"ONNX Runtime fails on a batch of {batch}: {exc}") from exc
 
 

@@ -24,6 +24,9 @@ LEAST = 3
 FURTHER = 15
 """Most further pictures that are tried where too many don't count."""
 
+JUMPING = {"grids", "cam_weights"}
+"""Outputs that hang on gradients; the others count on every picture."""
+
 Array = npt.NDArray[Any]
 
 
@@ -40,6 +43,7 @@ class Trial:
         self._known: dict[int, Definition] = {}
         self._unstable: dict[int, bool] = {}
         self._seen: set[int] = set()
+        self._empty: set[int] = set()
         self._first = len(self.pictures)
 
     def known(self, index: int) -> Definition:
@@ -52,15 +56,19 @@ class Trial:
     def judge(self, index: int, got: Mapping[str, Array], ids: Array) -> None:
         """Takes in the outputs of one picture for the classes `ids` [1, K]."""
         self._seen.add(index)
-        errors = errors_of(got, self.known(index), ids)
-        if any(error.max_rel > self.tolerance for error in errors.values()):
+        known = self.known(index)
+        if not bool(known.outputs(torch.from_numpy(ids))["grids"].any()):
+            self._empty.add(index)
+        errors = errors_of(got, known, ids)
+        # NaN is larger than nothing, so it never counts as a jump.
+        if any(errors[name].max_rel > self.tolerance for name in JUMPING & errors.keys()):
             if index not in self._unstable:
                 at, classes = self.pictures[index : index + 1], torch.from_numpy(ids)
                 self._unstable[index] = is_unstable(
                     self.twin, at, self.geometry, self.options, classes, self.tolerance
                 )
             if self._unstable[index]:
-                return
+                errors = {name: error for name, error in errors.items() if name not in JUMPING}
         for name, error in errors.items():
             self.worst[name] = worse(self.worst.get(name, error), error)
 
@@ -84,6 +92,7 @@ class Trial:
             inputs=INPUTS + (f"; {added} further smooth random ones" if added else ""),
             outputs=dict(self.worst),
             left_out=sum(self._unstable.values()),
+            empty=len(self._empty),
         )
 
     def check_count(self, what: str) -> None:

@@ -53,7 +53,9 @@ def request_for(classes: Classes | None, top_k: int, spec: Spec) -> Request:
         ids = tuple(resolve_classes(classes, spec))
         return Request(ids, len(ids))
     if selection.mode == "input":
-        most, advice = min(spec.num_classes, MAX_RANKS), "name other classes by `classes`"
+        most = min(spec.num_classes, MAX_RANKS)
+        more = most < spec.num_classes
+        advice = "name other classes by `classes`" if more else "the model has no more classes"
     else:
         most, advice = selection.k, "for more, export it with `sigcam export --classes input`"
     if top_k > most:

@@ -155,7 +155,9 @@ class Parity:
         inputs: the test inputs, in words.
         outputs: output name to its error.
         left_out: pictures that don't count, because the gradient itself jumps there by more
-            than the tolerance within rounding (a ReLU's input at zero).
+            than the tolerance within rounding (a ReLU's input at zero); their grids and CAM
+            weights weren't compared.
+        empty: pictures whose grids were zero everywhere, on which the comparison says little.
     """
 
     reference: str
@@ -165,6 +167,7 @@ class Parity:
     inputs: str
     outputs: Mapping[str, OutputError]
     left_out: int = 0
+    empty: int = 0
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Te
             if rank < LEAST_RANK:
                 raise ModelError(
                     f"the positions of the layer {layer!r} must lie as the picture's do, row by "
-                    f"row; they are in another order (windows, perhaps), so a map of them would "
-                    f"be scrambled; name another layer"
+                    f"row, but they don't change most where the picture does: they are in "
+                    f"another order (windows, perhaps) or mixed, so a map of them would be "
+                    f"scrambled; name another layer"
                 )
 
 

@@ -13,7 +13,7 @@ from sigcam.train.cut import ancestors, crossings, extract, module_of
 from sigcam.train.layers import describe, modules_among, name_of, named_value, sizes
 from sigcam.train.layout import Value, layout_of
 from sigcam.train.order import check_order
-from sigcam.train.targets import default_target
+from sigcam.train.targets import check_reach, default_target
 from sigcam.train.trace import MARK, Traced, trace
 
 _aten = torch.ops.aten
@@ -100,8 +100,10 @@ def split(
     branch = _tagged(features, "branch", branch_layer)
     head = extract(node, traced.logits, traced.image, _lifted(traced), "features")
     targets = tuple(_tagged(features, f"target {i}", n) for i, n in enumerate(target_layers))
-    if not targets:
-        module = module_of(unmarked(head), traced.tensor, "Head")
+    module = module_of(unmarked(head), traced.tensor, "Head")
+    if targets:
+        check_reach(features, targets, module, example)
+    else:
         targets = (default_target(features, branch, module, example),)
     result = Split(
         features=features,
@@ -112,7 +114,7 @@ def split(
         num_classes=int(traced.logits.meta["val"].shape[1]),
     )
     _check_against_model(result, example)
-    check_order(features, (branch, *targets), example)
+    check_order(features, targets, example)
     return result
 
 
@@ -195,20 +197,22 @@ def _with_grid(traced: Traced, layer: str) -> fx.Node:
 
 def _last_grid(traced: Traced) -> fx.Node:
     on_path = ancestors(traced.logits)
+    passed = ""
     node: fx.Node
     for node in reversed(traced.graph.nodes):
         if node not in on_path or node.op != "call_function" or node.target in _HEAD_LIKE:
             continue
-        if (
-            layout_of(node, traced.image) is not None
-            and not crossings(node, traced.logits, traced.image)
-            and not _is_pooled(node, traced.image)
-            and _trainable_after(traced, node)
-        ):
+        if layout_of(node, traced.image) is None or not _trainable_after(traced, node):
+            continue
+        others = crossings(node, traced.logits, traced.image)
+        if others:
+            listed = ", ".join(describe(other) for other in others[:3])
+            passed = passed or f" (beside {describe(node)}, they need {listed})"
+        elif not _is_pooled(node, traced.image):
             return node
     raise ModelError(
-        "no value [B, N, h, w] with h * w > 1, followed by layers with parameters, leads alone "
-        "to the logits; the model has no spatial features to explain, or its input is too small"
+        f"no grid [B, N, h, w], [B, h, w, N] or [B, T, N] with h * w > 1, followed by layers with "
+        f"parameters, leads alone to the logits{passed}; name a branch layer, or a larger input"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
@@ -41,15 +43,44 @@ def default_target(
         layout = layout_of(node, image)
         if layout is not None and (operator_name(node) in _NORMS or node.name == branch.node):
             candidates[node.name] = node, layout
-    reach = _reach(features, set(candidates), head, example)
+    gradients = _gradients(features, set(candidates), head, example)
     for name, (node, layout) in reversed(candidates.items()):
-        gradient = reach.get(name)
+        gradient = gradients.get(name)
         if gradient is not None and bool((layout.to_grid(gradient).abs().sum(1) > 0).all()):
             layer = branch.layer if name == branch.node else name_of(features.graph, node)
             return Value(layer, layout, name)
     raise ModelError(
         "the logits depend on no layer at every position of its grid; name a target layer"
     )
+
+
+def check_reach(
+    features: fx.GraphModule, targets: Sequence[Value], head: nn.Module, example: Tensor
+) -> None:
+    """Refuses target layers that the logits don't depend on: their maps would be empty.
+
+    The tokens of a vision transformer's last block are such a layer, if a class token alone
+    is classified; or what a detach or a rounding cuts off.
+
+    Args:
+        features: images to the branch layer's value.
+        targets: values in there.
+        head: from the branch layer's value to the logits.
+        example: float32 [B, 3, H, W]; only its shape matters.
+
+    Raises:
+        ModelError: names the layer.
+    """
+    gradients = _gradients(features, {target.node for target in targets}, head, example)
+    for target in targets:
+        gradient = gradients.get(target.node)
+        if gradient is None or not bool(target.layout.to_grid(gradient).any()):
+            raise ModelError(
+                f"the logits must depend on the grid of the target layer {target.layer!r}, but "
+                f"their gradient there is zero at every position (a class token alone is "
+                f"classified, or a detach or a rounding follows); leave the target layer out, or "
+                f"name an earlier one"
+            )
 
 
 class Probe(fx.Interpreter):
@@ -73,7 +104,7 @@ class Probe(fx.Interpreter):
         return value
 
 
-def _reach(
+def _gradients(
     features: fx.GraphModule, names: set[str], head: nn.Module, example: Tensor
 ) -> dict[str, Tensor | None]:
     """Gradients of a random sum of the logits with respect to the candidates."""
@@ -91,9 +122,10 @@ def _reach(
         with torch.enable_grad():
             logits = functional_call(head, tensors, (probe.run(images),))
             weights = torch.randn(logits.shape, generator=generator).to(device)
-            found = torch.autograd.grad(
-                (logits * weights).sum(), list(probe.values.values()), allow_unused=True
-            )
+            total = (logits * weights).sum()
+            if not total.requires_grad:
+                return dict.fromkeys(probe.values)
+            found = torch.autograd.grad(total, list(probe.values.values()), allow_unused=True)
     except RuntimeError as exc:  # an operator without a derivative
         raise ModelError(
             f"the gradient of the logits can't be taken: {exc}; name a target layer"

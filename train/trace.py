@@ -6,14 +6,18 @@ the model can't reach across a later cut, and no hook stays anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
 
 from sigcam.runtime.errors import ModelError
@@ -42,6 +46,8 @@ _mark = torch.library.custom_op(
 )
 _mark.register_fake(_like)
 MARK = torch.ops.sigcam.mark.default
+
+_CONTROL_FLOW = {"cond", "while_loop", "map", "map_impl", "scan", "associative_scan"}
 
 _aten = torch.ops.aten
 DROPOUTS = {
@@ -103,7 +109,9 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
         twin.get_submodule(layer).register_forward_hook(_mark_output(layer))
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
-    program = _functional(_export(twin, images))
+    program = _export(twin, images)
+    _refuse_control_flow(program)
+    program = _functional(program)
     signature = program.graph_signature
     graph = program.graph_module.graph
     names, constants, image = {}, {}, None
@@ -121,7 +129,24 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
     return Traced(twin, graph, image, _logits(graph, signature.user_outputs), names, constants)
 
 
+def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
+    found = sorted(
+        {str(n.target) for n in program.graph.nodes if isinstance(n.target, HigherOrderOperator)}
+        & _CONTROL_FLOW
+    )
+    if found:
+        raise ModelError(
+            f"the model must be one fixed computation, it has control flow "
+            f"({', '.join(found)}); export a model without it"
+        )
+
+
 def _frozen_copy(model: nn.Module) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "the model must be a plain nn.Module, it is a TorchScript module; give the module "
+            "that it was scripted from"
+        )
     wrong = [n for n, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ModelError(
@@ -151,8 +176,7 @@ def _mark_output(name: str) -> Any:
 
 def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a model's own deprecations don't concern the user
+        with torch.no_grad(), _quiet():
             program: torch.export.ExportedProgram = torch.export.export(
                 model,
                 (images,),
@@ -166,9 +190,26 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
         reason = str(exc).strip().split("\n")[0]
         raise ModelError(
             f"the model can't be exported for images {list(images.shape)} with any batch size: "
-            f"{type(exc).__name__}: {reason}; forward must not choose its way by tensor values "
-            f"or by the batch size, and the image size must fit the model"
+            f"forward must not choose its way by tensor values or by the batch size, and the "
+            f"image size must fit the model ({type(exc).__name__}: {reason})"
         ) from exc
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps off the terminal what torch.export prints of a model that it refuses.
+
+    A model's own deprecations don't concern the user either.
+    """
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

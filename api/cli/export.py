@@ -141,10 +141,23 @@ def command(
     names = read_class_names(class_names) if class_names else None
     check_writable(out)
     import_from_here()
+    given = (("gamma", gamma), ("similar", similar))
+    options: dict[str, float] = {name: value for name, value in given if value is not None}
 
     from sigcam.export import export_artifact
+    from sigcam.export.graph import GraphOptions
     from sigcam.train.assemble import assemble
 
+    # What contradicts itself is told before the model is loaded.
+    GraphOptions(
+        method=graph["method"],
+        branch=graph["branch"],
+        nwc=graph["nwc"],
+        profile=graph["profile"],
+        classes=selection,
+        sigmoid_logits=graph["sigmoid_logits"],
+        method_options=options,
+    )
     say("loading the model")
     built = assemble(
         branch_file,
@@ -170,11 +183,7 @@ def command(
         class_names=built.class_names if names is None else names,
         trained_on=built.trained_on,
         has_sigmoid=built.has_sigmoid,
-        method_options={
-            name: value
-            for name, value in (("gamma", gamma), ("similar", similar))
-            if value is not None
-        },
+        method_options=options,
         **graph,
     )
     echo(str(out))

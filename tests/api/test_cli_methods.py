@@ -55,7 +55,7 @@ def test_the_help_names_every_method(cli):
     [
         (["--method", "gradcan"], "method must be one of cam, gradcam"),
         (["--method", "layercam", "--nwc"], "has a weight for each position"),
-        (["--gamma", "1"], "cam has the options none"),
+        (["--gamma", "1"], "gamma is no option of cam"),
         (["--method", "gradcam", "--target-layer", "con"], "the model has no layer 'con'"),
     ],
 )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from sigcam.export import export_artifact
+from sigcam.export.evidence import fuse
 from sigcam.export.pictures import as_images, sample_pictures
 from sigcam.runtime.errors import ExportError, ModelError, UsageError
 from sigcam.runtime.session import load
@@ -298,3 +299,12 @@ def test_uint8_pictures_reach_the_transformer(tmp_path):
     geometry = dataclasses.replace(GEOMETRY, layout="uint8_nhwc")
     spec = export_artifact(made(Averaged), tmp_path / "m.onnx", method="cam", geometry=geometry)
     assert spec.feature_shapes == ((16, 3, 4),)
+
+
+def test_fused_grids_by_hand():
+    """A constant layer, up to rounding, adds nothing; a small one counts as much as a large."""
+    ramp = torch.arange(6, dtype=torch.float32).reshape(1, 1, 2, 3)
+    noise = 5 + 1e-6 * torch.rand(ramp.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fuse([ramp * 1e-20, torch.full_like(ramp, 5)]), ramp / 5 / 2)
+    torch.testing.assert_close(fuse([ramp, noise]), ramp / 5 / 2)
+    torch.testing.assert_close(fuse([0 * ramp, ramp * 1e20]), ramp / 5 / 2)

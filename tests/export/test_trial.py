@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
 from sigcam.export import trial as module
+from sigcam.export.errors import is_unstable
 from sigcam.export.graph import GraphOptions
+from sigcam.export.pictures import normalised
 from sigcam.export.trial import FURTHER, LEAST, Trial
 from sigcam.runtime.errors import ParityError
+from sigcam.runtime.spec import Geometry
 from sigcam.train.double import in_double
+from sigcam.train.dual_branch import DualBranch
 
 IDS = np.array([[2, 0]])
 TOLERANCE = 1e-4
@@ -76,6 +81,69 @@ def test_too_few_that_count(trial, jumps):
     run_all(trial, jumps, set(range(LEAST - 1, 5 + FURTHER)))
     with pytest.raises(ParityError, match="on 18 of 20 pictures the gradient jumps"):
         trial.check_count("the graph")
+
+
+def test_what_hangs_on_no_gradient_counts_on_every_picture(trial, jumps):
+    jumps.add(trial.pictures[:1].tobytes())
+    want = trial.known(0).outputs(module.torch.from_numpy(IDS))
+    logits, grids = (want[name].numpy() for name in ("logits", "grids"))
+    trial.judge(0, {"logits": logits * 1.5, "grids": grids * 1.1}, IDS)
+    found = trial.certificate((1,))
+    assert found.left_out == 1
+    assert found.outputs["logits"].max_rel == pytest.approx(0.5)
+    assert "grids" not in found.outputs
+
+
+def test_a_grid_that_is_not_a_number_is_no_jump(trial, jumps):
+    jumps.add(trial.pictures[:1].tobytes())
+    want = trial.known(0).outputs(module.torch.from_numpy(IDS))
+    trial.judge(0, {"grids": want["grids"].numpy() * np.nan}, IDS)
+    found = trial.certificate((1,))
+    assert found.left_out == 0
+    assert np.isnan(found.outputs["grids"].max_rel)
+
+
+def test_empty_grids_are_counted(trial, jumps):
+    with module.torch.no_grad():
+        for value in trial.twin.sigmoid_head.parameters():
+            value.fill_(-1)
+    run_all(trial, jumps, ())
+    assert trial.certificate((1,)).empty == 5
+
+
+class Kink(nn.Module):
+    """A ReLU, or a smooth function, behind the target layer, at exactly zero for black."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.lift = nn.Conv2d(4, 4, 1)
+        self.activation = activation
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.activation(self.lift(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("activation", "jumps"), [(nn.ReLU(), True), (nn.Tanh(), False)])
+def test_is_unstable(activation, jumps):
+    module.torch.manual_seed(0)
+    net = Kink(activation)
+    geometry = Geometry(16, 16, mean=(0.2, 0.3, 0.4), std=(0.3, 0.3, 0.3))
+    picture = np.full((1, 16, 16, 3), 128, np.uint8)
+    dual = DualBranch(net, "conv", input_size=16)
+    with module.torch.no_grad():
+        features = dual.features(module.torch.from_numpy(normalised(picture, geometry)).float())
+        # One channel's input is zero up to rounding, at every position.
+        for head in (dual.softmax_head, dual.sigmoid_head):
+            tensors = dict(head.named_parameters())
+            weight = next(v for n, v in tensors.items() if "lift" in n and v.ndim == 4)
+            bias = next(v for n, v in tensors.items() if "lift" in n and v.ndim == 1)
+            bias[0] = -(weight[0, :, 0, 0] @ features[0, :, 0, 0])
+    twin = in_double(dual).eval()
+    options = GraphOptions(method="gradcam", nwc=False)
+    ids = module.torch.tensor([[0]])
+    assert is_unstable(twin, picture, geometry, options, ids, TOLERANCE) is jumps
 
 
 def test_an_error_on_a_picture_that_does_not_jump_counts(trial, jumps):

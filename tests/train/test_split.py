@@ -189,7 +189,7 @@ REFUSED = {
     "no grid at all": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5)),
         None,
-        "no spatial features",
+        "leads alone to the logits; name a branch layer",
     ),
     "half precision": (lambda: Net().half(), None, r"must be float32, first\.0\.weight"),
     "random": (
