@@ -445,22 +445,27 @@ __device__ __forceinline__ void enlarge(const MapArguments& a) {
         const bool drawn = inside && a.valid[map];
         const float low = a.bounds[2 * map];
         const float factor = drawn ? 1.f / (a.bounds[2 * map + 1] - low) : 0.f;
-        Four four;
-#pragma unroll
+        // Bicubic pixels are made one after the other: with four at a time the compiler takes so
+        // many registers for their taps that one block fills a multiprocessor.
+        const bool together = !CUBIC && a.vectors;
+        Four four = {};
+#pragma unroll(CUBIC ? 1 : 4)
         for (int i = 0; i < 4; ++i) {
             // Neighbouring threads store neighbouring pixels in both cases.
-            const int x = first + (a.vectors ? lane * 4 + i : lane + WARP * i);
+            const int x = first + (together ? lane * 4 + i : lane + WARP * i);
             float value = 0.f;
             if (drawn && x >= a.columns.low && x < a.columns.high) {
                 const Taps<CUBIC> column(a.columns, x);
                 value = (sample<CUBIC>(grid, a.columns.cells, row, column) - low) * factor;
                 value = fminf(fmaxf(value, 0.f), 1.f);
             }
-            to_pixel(value, four.values[i]);
-            if (!a.vectors && x < width) out[x] = four.values[i];
+            Pixel pixel;
+            to_pixel(value, pixel);
+            if constexpr (!CUBIC) four.values[i] = pixel;
+            if (!together && x < width) out[x] = pixel;
         }
         const int x = first + lane * 4;
-        if (a.vectors && x < width) *reinterpret_cast<Four*>(out + x) = four;
+        if (together && x < width) *reinterpret_cast<Four*>(out + x) = four;
     }
 }
 

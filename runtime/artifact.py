@@ -32,7 +32,7 @@ class _TruncatedError(Exception):
 
 
 def read_spec(path: str | Path) -> Spec:
-    """The spec of an exported model.
+    """The spec of an exported model, or of a TensorRT engine (`.engine`) from its sidecar.
 
     Raises:
         ArtifactError: the file is missing, a folder, empty, truncated, not ONNX, or an
@@ -40,6 +40,10 @@ def read_spec(path: str | Path) -> Spec:
         SchemaError: the spec is malformed, or from a newer sigcam.
     """
     path = Path(path)
+    if path.suffix == ".engine":
+        from sigcam.runtime.tensorrt.sidecar import read_sidecar
+
+        return read_sidecar(path).spec
     try:
         if path.is_dir():
             raise ArtifactError(f"{path} is a folder; pass the exported .onnx file in it")

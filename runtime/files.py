@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sigcam.kernels.cache import user_folder
 from sigcam.runtime.errors import StorageError
 
 
@@ -41,6 +42,11 @@ def check_writable(path: str | Path) -> None:
         StorageError: `path` is a folder, or its folder can't be written.
     """
     _temporary(Path(path)).unlink()
+
+
+def cache_folder(part: str) -> Path:
+    """$SIGCAM_CACHE_DIR, or the platform's folder for this user's caches; `part` in it."""
+    return user_folder(part)
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:

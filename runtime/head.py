@@ -95,8 +95,12 @@ def _checked(backend: Backend, head_input: str) -> Backend:
 
 
 def head_path(path: Path) -> Path:
-    """Where the head graph of an artifact lies: model.head.onnx beside model.onnx."""
-    return path.with_name(f"{path.stem}.head{path.suffix}")
+    """Where the head graph of an artifact lies: model.head.onnx beside model.onnx.
+
+    Also beside model.engine: head graphs stay ONNX files.
+    """
+    suffix = ".onnx" if path.suffix == ".engine" else path.suffix
+    return path.with_name(f"{path.stem}.head{suffix}")
 
 
 def find_head(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.kernels.reference import clamp_combine
-from sigcam.runtime.backends.base import Backend
+from sigcam.runtime.backends.base import Backend, MadeMaps, MapRequest
 from sigcam.runtime.errors import ArtifactError, BackendError
 from sigcam.runtime.geometry import Placement
 from sigcam.runtime.result import ClassResult
@@ -39,7 +39,7 @@ class Picture:
 def outputs_to_read(
     spec: Spec, backend: Backend, *, features_only: bool = False, head_input: str | None = None
 ) -> list[str]:
-    """The outputs that a Session needs.
+    """The outputs that a Session needs to see; not those that the engine makes maps of itself.
 
     Args:
         spec: of the artifact.
@@ -52,11 +52,8 @@ def outputs_to_read(
     """
     inputs = {info.name for info in backend.inputs}
     outputs = {info.name for info in backend.outputs}
-    wanted = ["logits", "class_ids_out"]
-    if features_only:
-        wanted += ["features"]
-    else:
-        wanted += ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    own = ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    wanted = ["logits", "class_ids_out", *(["features"] if features_only else own)]
     if head_input is not None and head_input not in wanted:
         wanted.append(head_input)
     needed = {"image", "class_ids"} if spec.classes.mode == "input" else {"image"}
@@ -65,7 +62,40 @@ def outputs_to_read(
             f"the graph doesn't fit its spec: it should take {sorted(needed)} and give {wanted}, "
             f"but takes {sorted(inputs)} and gives {sorted(outputs)}; export the model again"
         )
+    if not features_only and makes_maps(spec, backend):
+        wanted = [name for name in wanted if name not in own or name == head_input]
     return [*wanted, "evidence_logits"] if "evidence_logits" in outputs else wanted
+
+
+def makes_maps(spec: Spec, backend: Backend) -> bool:
+    """Whether the engine makes the maps of the artifact's own method, where its outputs are."""
+    return backend.makes_maps and spec.profile == "split"
+
+
+def made_maps(
+    spec: Spec,
+    backend: Backend,
+    feeds: Mapping[str, Array],
+    wanted: Sequence[str],
+    pictures: Sequence[Picture],
+) -> tuple[dict[str, Array], MadeMaps]:
+    """Runs the network on an engine that makes the maps itself.
+
+    Args:
+        spec: of the artifact.
+        backend: that `makes_maps`.
+        feeds: the graph's inputs.
+        wanted: outputs to return beside the maps.
+        pictures: those in the feeds.
+
+    Raises:
+        BackendError: the engine failed.
+        ArtifactError: the graph's outputs don't belong together.
+    """
+    request = MapRequest(tuple(picture.placement for picture in pictures), spec.nwc)
+    outputs, made = backend.infer_maps(feeds, wanted, request)
+    outputs["grids"] = made.grids
+    return outputs, made
 
 
 def own_grids(outputs: Mapping[str, Array], spec: Spec) -> Array:

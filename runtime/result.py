@@ -66,6 +66,9 @@ class Explanation:
         passes: runs of this picture through the network and through the head graph, added,
             that the maps of one call took; 1 for the artifact's own method.
         further: what `for_classes` works with; None where the session has no head graph.
+        made: the map, read-only, and whether it is valid, where the engine made them on its
+            device; None where they are made of `grid` on first use. The maps of a picture's
+            classes lie in one array.
     """
 
     class_id: int
@@ -79,6 +82,7 @@ class Explanation:
     source: str | None = None
     passes: int = 1
     further: Further | None = field(default=None, repr=False)
+    made: tuple[Array, bool] | None = field(default=None, repr=False)
 
     def for_classes(self, classes: Classes) -> list[Explanation]:
         """Maps of further classes of this picture, without running the backbone again.
@@ -106,10 +110,12 @@ class Explanation:
                 f"{HOW_TO_EXPORT} and load the model again"
             )
         results, passes = self.further.results(classes)
-        return [replace(self, passes=passes, **result._asdict()) for result in results]
+        return [replace(self, passes=passes, made=None, **result._asdict()) for result in results]
 
     @cached_property
     def _map(self) -> tuple[Array, bool]:
+        if self.made is not None:
+            return self.made
         array, valid = to_map(self.grid, self.placement)
         array.setflags(write=False)
         return array, valid

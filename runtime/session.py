@@ -12,7 +12,7 @@ from typing import Literal, TypeVar, overload
 import numpy as np
 
 from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.backends import open_backend
+from sigcam.runtime.backends import is_engine, open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions
 from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.errors import ArtifactError, ImageError, UsageError
@@ -37,29 +37,42 @@ def load(
     head: str | Path | None = None,
     threads: int | None = None,
     spinning: bool = True,
+    device: int = 0,
+    fp16: bool = False,
+    cache: str | Path | None = None,
     batch_size: int = 8,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
 ) -> Session:
     """Opens an exported model.
 
     Args:
-        path: the .onnx file that `sigcam export` wrote.
-        backend: the engine's name, or "auto" for the first that is installed.
+        path: the .onnx file that `sigcam export` wrote, or the .engine file that
+            `sigcam build-engine` made of it.
+        backend: the engine's name, or "auto" for the first that can be used here: ONNX
+            Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"). An engine that is
+            named is never replaced by another; `backend_name` tells which one runs. For an
+            .engine file it is TensorRT ("tensorrt").
         head: the head graph's file; None for the one beside `path` that has its name
             (`model.head.onnx` for `model.onnx`), if it exists. It is opened when it is first
             needed, and makes `Explanation.for_classes` and ablationcam possible.
         threads: threads that one inference may use; None leaves it to the engine.
         spinning: whether the engine's idle threads wait by spinning: a little faster for a
             process that runs one model all the time, wasteful in one that does more.
+        device: number of the GPU; engines on one only.
+        fp16: whether the engine may compute in half precision; "ort-tensorrt" only.
+        cache: folder for engines that are built at first use, None for the user's cache
+            folder; "ort-tensorrt" only.
         batch_size: most pictures in one run of the engine.
         max_pixels: largest picture file that is decoded; None for no limit.
 
     Raises:
         ArtifactError: the file isn't a usable sigcam artifact, or the head graph belongs to
             another one.
-        BackendUnavailableError: the engine isn't installed.
-        UsageError: an unknown engine, a number out of range, or a head graph for an artifact
-            that was exported without one.
+        BackendUnavailableError: the engine isn't installed, or a library, the driver or the
+            device that it needs is missing.
+        UsageError: an unknown engine, an option that it doesn't have, a number out of range,
+            or a head graph for an artifact that was exported without one.
+        BackendError: the engine would run a part of the network on another device.
     """
     path = Path(path)
     spec = read_spec(path)
@@ -67,10 +80,18 @@ def load(
         raise ArtifactError(
             f"{path} is a head graph; load the artifact that it belongs to, and pass it as `head`"
         )
-    options = BackendOptions(threads=threads, spinning=spinning)
+    options = BackendOptions(
+        threads=threads,
+        spinning=spinning,
+        device=device,
+        fp16=fp16,
+        cache=None if cache is None else Path(cache),
+    )
     opened = open_backend(path, backend, options)
+    # A TensorRT engine's head graph is an ONNX file, which another engine has to run.
+    name = "auto" if is_engine(path) else opened.name
     try:
-        found = find_head(path, head, spec, lambda file: open_backend(file, opened.name, options))
+        found = find_head(path, head, spec, lambda file: open_backend(file, name, options))
         return Session(spec, opened, head=found, batch_size=batch_size, max_pixels=max_pixels)
     except BaseException:
         opened.close()

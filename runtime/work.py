@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sigcam.runtime.backends.base import MadeMaps
 from sigcam.runtime.classes import Request
 from sigcam.runtime.further import Further
 from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
-from sigcam.runtime.outputs import Picture, class_results, own_grids, softmax
+from sigcam.runtime.outputs import (
+    Picture,
+    class_results,
+    made_maps,
+    makes_maps,
+    own_grids,
+    softmax,
+)
 from sigcam.runtime.progress import Report
 from sigcam.runtime.result import Explanation
 
@@ -50,19 +58,36 @@ def explain_batch(pictures: list[Picture], work: Work, tools: Tools) -> list[lis
     feeds = {"image": batch}
     if work.request.ids is not None:
         feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(pictures), 1))
-    outputs = tools.network.infer(feeds, work.wanted)
-    if work.method is None:
-        outputs["grids"] = own_grids(outputs, tools.spec)
-    return [
-        _explain(picture, {name: array[row] for name, array in outputs.items()}, work, tools)
-        for row, picture in enumerate(pictures)
-    ]
+    made: MadeMaps | None = None
+    if work.method is None and makes_maps(tools.spec, tools.network):
+        outputs, made = made_maps(tools.spec, tools.network, feeds, work.wanted, pictures)
+    else:
+        outputs = tools.network.infer(feeds, work.wanted)
+        if work.method is None:
+            outputs["grids"] = own_grids(outputs, tools.spec)
+    results = []
+    for row, picture in enumerate(pictures):
+        values = {name: array[row] for name, array in outputs.items()}
+        maps = None if made is None else _of_classes(made, row)
+        results.append(_explain(picture, values, maps, work, tools))
+    return results
+
+
+def _of_classes(made: MadeMaps, row: int) -> list[tuple[Array, bool]]:
+    """The map of each class of a picture, read-only, and whether it is valid."""
+    maps = made.maps[row]
+    maps.setflags(write=False)
+    return [(one, bool(valid)) for one, valid in zip(maps, made.valid[row], strict=True)]
 
 
 def _explain(
-    picture: Picture, row: Mapping[str, Array], work: Work, tools: Tools
+    picture: Picture,
+    row: Mapping[str, Array],
+    maps: list[tuple[Array, bool]] | None,
+    work: Work,
+    tools: Tools,
 ) -> list[Explanation]:
-    """The results of one picture, from its row of the first run's outputs."""
+    """The results of one picture, from its row of the first run's outputs and finished maps."""
     spec, method, head = tools.spec, work.method, tools.head
     probabilities = softmax(row["logits"])  # first: it refuses what isn't worth more passes
     ids = row["class_ids_out"][: work.request.count]
@@ -85,6 +110,7 @@ def _explain(
             source=picture.source,
             passes=passes,
             further=further,
+            made=None if maps is None else maps[rank],
         )
-        for result in results
+        for rank, result in enumerate(results)
     ]

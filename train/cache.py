@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.runtime.errors import DataError
+from sigcam.runtime.files import cache_folder
 from sigcam.runtime.spec import Geometry
 from sigcam.train.augment import Augmentation
 from sigcam.train.cache_folder import CacheFolder
@@ -39,14 +38,8 @@ CacheType = Literal["float16", "float32"]
 
 
 def default_cache_dir() -> Path:
-    """The platform's folder for caches of this user, with `sigcam` appended."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "sigcam" / "features"
+    """$SIGCAM_CACHE_DIR, or the platform's folder for this user's caches; `features` in it."""
+    return cache_folder("features")
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train the sigmoid branch of a classifier."),
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
+    "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
     "explain": ("explain", "Predict and explain pictures with an artifact."),
     "info": ("info", "Print the spec and parity certificate of an artifact."),
+    "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),
 }
 

@@ -43,8 +43,26 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
-@click.option("--backend", default="auto", show_default=True, help="Engine that runs the model.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="Engine that runs the model; auto takes an NVIDIA GPU through ONNX Runtime where that "
+    "works, and the CPU otherwise.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of one inference.")
+@click.option(
+    "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU, for engines on one."
+)
+@click.option(
+    "--fp16", is_flag=True, help="Let the engine compute in half precision (ort-tensorrt)."
+)
+@click.option(
+    "--engine-cache",
+    "cache",
+    type=click.Path(path_type=Path),
+    help="Folder for engines that are built at first use (ort-tensorrt).",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse pictures with more pixels than this."
@@ -62,6 +80,9 @@ def command(
     head: Path | None,
     backend: str,
     threads: int | None,
+    device: int,
+    fp16: bool,
+    cache: Path | None,
     batch_size: int,
     max_pixels: int | None,
 ) -> None:
@@ -87,6 +108,9 @@ def command(
         backend,
         head=head,
         threads=threads,
+        device=device,
+        fp16=fp16,
+        cache=cache,
         batch_size=batch_size,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
     ) as session:

@@ -14,14 +14,14 @@ from sigcam.cli.common import reports_errors
 @click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON.")
 @reports_errors
 def command(model: Path, as_json: bool) -> None:
-    """Print the spec and parity certificate of MODEL."""
+    """Print the spec and parity certificate of MODEL, or of a TensorRT engine's model."""
     from sigcam.runtime.artifact import read_spec
 
     spec = read_spec(model)
     if as_json:
         click.echo(spec.to_json())
         return
-    for name, value in _rows(spec):
+    for name, value in [*_engine_rows(model), *_rows(spec)]:
         click.echo(f"{name:<14} {value}")
     if spec.parity is not None:
         click.echo("\nlargest error of each output against PyTorch")
@@ -29,6 +29,26 @@ def command(model: Path, as_json: bool) -> None:
             click.echo(
                 f"  {output:<16} absolute {error.max_abs:.1e}   relative {error.max_rel:.1e}"
             )
+
+
+def _engine_rows(model: Path) -> list[tuple[str, str]]:
+    """What an engine's sidecar says beside the spec; nothing for an .onnx file."""
+    if model.suffix != ".engine":
+        return []
+    from sigcam.runtime.tensorrt.sidecar import read_sidecar
+
+    sidecar = read_sidecar(model)
+    ranges = [
+        f"{name} {list(low)} to {list(high)}" for name, (low, _, high) in sidecar.shapes.items()
+    ]
+    tf32 = ", products in TF32" if sidecar.tf32 else ""
+    return [
+        ("engine", f"{sidecar.package} {sidecar.version}, {sidecar.precision}{tf32}"),
+        ("built on", sidecar.platform),
+        ("capability", ", ".join(sidecar.capabilities) or "8.0 and later"),
+        ("sizes", "; ".join(ranges)),
+        ("built from", f"{sidecar.source}, {sidecar.source_sha256[:16]}"),
+    ]
 
 
 def _rows(spec: object) -> list[tuple[str, str]]:
@@ -74,5 +94,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         rows.append(("tolerance", f"{parity.tolerance:g}"))
         if parity.left_out:
             why = "their gradients jump within rounding"
-            rows.append(("left out", f"{parity.left_out} of these pictures: {why}"))
+            rows.append(("left out", f"maps of {parity.left_out} of these pictures: {why}"))
+        if parity.empty:
+            rows.append(("empty maps", f"{parity.empty} of these pictures"))
     return rows

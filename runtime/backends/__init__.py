@@ -13,10 +13,23 @@ from sigcam.runtime.errors import BackendUnavailableError, UsageError
 
 BACKENDS: dict[str, str] = {
     "ort": "sigcam.runtime.backends.ort:OrtBackend",
+    "ort-cuda": "sigcam.runtime.backends.ort_cuda:OrtCudaBackend",
+    "tensorrt": "sigcam.runtime.backends.tensorrt:TensorRtBackend",
+    "ort-tensorrt": "sigcam.runtime.backends.ort_tensorrt:OrtTensorrtBackend",
 }
 
-AUTO_ORDER: tuple[str, ...] = ("ort",)
-"""Which engines `backend="auto"` tries, the preferred one first."""
+AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort")
+"""Which engines `backend="auto"` tries, the preferred one first.
+
+The GPU first, where ONNX Runtime's build, the driver and a device are there; what was taken
+is `Session.backend_name`. Engines that compile the model first (minutes, at first use) are
+taken by name only.
+"""
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a model file is an engine of TensorRT, by its suffix; an ONNX file otherwise."""
+    return path.suffix == ".engine"
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -32,21 +45,50 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
-    """Opens a model file in the engine of that name; "auto" takes the first that is installed.
+    """Opens a model file in the engine of that name; "auto" takes the first that is there.
+
+    An engine that was asked for by name is never replaced by another. "auto" considers those
+    that understand all options that were given; for an `.engine` file it is "tensorrt".
 
     Raises:
-        UsageError: no engine of that name.
-        BackendUnavailableError: the engine isn't installed, or none is.
+        UsageError: no engine of that name, an option that it doesn't understand, or a file
+            that another one made.
+        BackendUnavailableError: the engine isn't installed or can't run here, or none can.
         ArtifactError: the engine refuses the file.
     """
+    if name == "auto" and is_engine(path):
+        name = "tensorrt"
     if name != "auto":
-        return backend_class(name).open(path, options)
+        kind = backend_class(name)
+        _refuse_unknown(kind, options)
+        if is_engine(path) and name != "tensorrt":
+            raise UsageError(
+                f"{path} is a TensorRT engine, which only the backend 'tensorrt' runs, not "
+                f"{name!r}; load the .onnx file that it was built from"
+            )
+        return kind.open(path, options)
+    given = options.given()
+    kinds = [kind for kind in map(backend_class, AUTO_ORDER) if kind.understands.issuperset(given)]
+    if not kinds:
+        raise UsageError(
+            f"no engine that 'auto' tries ({', '.join(AUTO_ORDER)}) has all of the options "
+            f"{', '.join(given)}; name one of {', '.join(BACKENDS)}"
+        )
     missing = []
-    for candidate in AUTO_ORDER:
+    for kind in kinds:
         try:
-            return backend_class(candidate).open(path, options)
+            return kind.open(path, options)
         except BackendUnavailableError as exc:  # noqa: PERF203 (there are few engines)
             missing.append(exc)
     raise BackendUnavailableError(
-        "no engine is installed: " + "; ".join(map(str, missing))
-    ) from missing[0]
+        "no engine can be used here: " + "; ".join(map(str, missing))
+    ) from missing[-1]
+
+
+def _refuse_unknown(kind: type[Backend], options: BackendOptions) -> None:
+    unknown = [name for name in options.given() if name not in kind.understands]
+    if unknown:
+        raise UsageError(
+            f"the backend {kind.name!r} has no option {' and no option '.join(unknown)}; "
+            f"its options are {', '.join(sorted(kind.understands))}"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,21 +44,34 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What every engine understands.
+    """What engines can be asked for. Each engine lists those that it understands.
 
     Attributes:
         threads: threads that one inference may use; None leaves it to the engine.
         spinning: whether the engine's idle threads wait by spinning. That makes calls that
             follow each other a little faster, and takes cores from everything else in the
             process meanwhile, other models first of all.
+        device: number of the GPU, as CUDA counts them.
+        fp16: whether the engine may compute in half precision where that is faster.
+        cache: folder for engines that are built at first use; None for the user's cache
+            folder.
     """
 
     threads: int | None = None
     spinning: bool = True
+    device: int = 0
+    fp16: bool = False
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be at least 1, got {self.threads}")
+        if self.device < 0:
+            raise UsageError(f"device must be at least 0, got {self.device}")
+
+    def given(self) -> list[str]:
+        """Names of the options that differ from their defaults."""
+        return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,8 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     makes_maps: ClassVar[bool] = False
     """Whether `infer_maps` works: features and CAM weights then never leave the device."""
+    understands: ClassVar[frozenset[str]] = frozenset({"threads", "spinning"})
+    """Names of the `BackendOptions` that mean something here; the others are refused."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 

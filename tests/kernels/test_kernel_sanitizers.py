@@ -88,7 +88,7 @@ FAULTS = {
         "    __syncthreads();\n    if (threadIdx.x == 0) {\n        const unsigned before",
     ),
     # The pixels after a row's end, in the last row after the maps' end.
-    ("address", "write"): ("if (!a.vectors && x < width) out[x]", "if (!a.vectors) out[x]"),
+    ("address", "write"): ("if (!together && x < width) out[x]", "if (!together) out[x]"),
     # A vector of features where only a part of one is left.
     ("address", "read"): ("if (count >= VECTOR) {", "if (count >= 1) {"),
 }

@@ -2,8 +2,9 @@ import builtins
 
 import numpy as np
 import pytest
+from device_doubles import CpuLane, bound_on_cpu
 
-from sigcam.runtime.backends import AUTO_ORDER, BACKENDS, backend_class
+from sigcam.runtime.backends import AUTO_ORDER, BACKENDS, backend_class, open_backend
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.errors import (
     ArtifactError,
@@ -18,9 +19,24 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8
 IDS = np.array([[-1, 2], [0, -4]])
 
 
-@pytest.fixture(params=list(BACKENDS))
-def opened(request, make_artifact):
-    backend = backend_class(request.param).open(make_artifact(), BackendOptions(threads=1))
+FROM_ONNX = [name for name in BACKENDS if name != "tensorrt"]  # which takes built engines
+
+
+def open_or_skip(name, path, options):
+    try:
+        return backend_class(name).open(path, options)
+    except BackendUnavailableError as exc:
+        if name == "ort":
+            raise
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(params=[*FROM_ONNX, "bound"])
+def opened(request, make_artifact, monkeypatch):
+    if request.param == "bound":
+        backend = bound_on_cpu(make_artifact(), CpuLane(monkeypatch))
+    else:
+        backend = open_or_skip(request.param, make_artifact(), BackendOptions(threads=1))
     yield backend
     backend.close()
 
@@ -88,12 +104,12 @@ def test_closed(opened):
         opened.infer({"image": IMAGE, "class_ids": IDS})
 
 
-@pytest.mark.parametrize("name", list(BACKENDS))
+@pytest.mark.parametrize("name", FROM_ONNX)
 def test_a_file_that_the_engine_refuses(name, tmp_path, capfd):
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"\x08\x09garbage")
     with pytest.raises(ArtifactError, match=r"refuses .*bad\.onnx") as caught:
-        backend_class(name).open(path, BackendOptions())
+        open_or_skip(name, path, BackendOptions())
     assert caught.value.__cause__ is not None
     assert capfd.readouterr().err == ""
 
@@ -117,17 +133,61 @@ def test_a_missing_engine_names_the_extra(make_artifact, without_engines):
 
 
 def test_unknown_engine_and_bad_options(make_artifact):
-    with pytest.raises(UsageError, match="'auto' or one of ort, got 'cuda'"):
+    with pytest.raises(UsageError, match=r"'auto' or one of ort, ort-cuda, .*, got 'cuda'"):
         load(make_artifact(), backend="cuda")
     for option in ({"threads": 0}, {"batch_size": 0}, {"max_pixels": 0}):
         with pytest.raises(UsageError, match="at least 1, got 0"):
             load(make_artifact(), **option)
 
 
-def test_auto_takes_the_first(make_artifact):
+def test_auto_takes_the_first_that_is_there(make_artifact, monkeypatch):
     assert set(AUTO_ORDER) <= set(BACKENDS)
+    kind = backend_class(AUTO_ORDER[0])
+    reason = BackendUnavailableError("no such thing")
+
+    def missing(path, options):
+        raise reason
+
+    monkeypatch.setattr(kind, "open", missing)
     with load(make_artifact()) as session:
-        assert session.backend_name == AUTO_ORDER[0]
+        assert session.backend_name == AUTO_ORDER[1]
+    with pytest.raises(BackendUnavailableError) as caught:
+        load(make_artifact(), AUTO_ORDER[0])
+    assert caught.value is reason
+
+
+def test_an_engine_file_is_tensorrts(tmp_path, monkeypatch):
+    path = tmp_path / "model.engine"
+    with pytest.raises(UsageError, match="only the backend 'tensorrt' runs, not 'ort'"):
+        open_backend(path, "ort", BackendOptions())
+    monkeypatch.setattr(backend_class("tensorrt"), "open", lambda *given: given)
+    assert open_backend(path, "auto", BackendOptions()) == (path, BackendOptions())
+
+
+def test_auto_does_not_go_on_after_another_error(make_artifact, monkeypatch):
+    def broken(path, options):
+        raise ArtifactError("a bad file")
+
+    monkeypatch.setattr(backend_class(AUTO_ORDER[0]), "open", broken)
+    with pytest.raises(ArtifactError, match="a bad file"):
+        load(make_artifact())
+
+
+def test_options_that_an_engine_does_not_have_are_refused_by_name(make_artifact, tmp_path):
+    model = make_artifact()
+    with pytest.raises(UsageError, match="'ort' has no option device and no option fp16; its"):
+        load(model, "ort", device=1, fp16=True)
+    with pytest.raises(UsageError, match="'ort-cuda' has no option cache"):
+        load(model, "ort-cuda", cache=tmp_path)
+    with pytest.raises(UsageError, match=r"no engine that 'auto' tries .* options fp16; name one"):
+        load(model, fp16=True)
+    with pytest.raises(UsageError, match="device must be at least 0, got -1"):
+        load(model, device=-1)
+    # Of those that "auto" tries, only the ones with the option count: no CPU for device=1.
+    backend_options = BackendOptions(device=10**6)
+    assert backend_options.given() == ["device"]
+    with pytest.raises(BackendUnavailableError, match=r"no engine can be used here: .*ort-cuda"):
+        load(model, device=10**6)
 
 
 def test_a_graph_that_does_not_fit_its_spec(make_artifact, spec_of):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from sigcam.runtime.errors import DataError, ModelError, StorageError, UsageErro
 from sigcam.runtime.geometry import prepare
 from sigcam.runtime.image import read_image
 from sigcam.runtime.spec import Geometry
-from sigcam.train import cache as cache_module
 from sigcam.train import cache_folder
 from sigcam.train.augment import Augmentation
 from sigcam.train.cache import build_cache, default_cache_dir, describe, key_of
@@ -257,12 +257,15 @@ def test_about_says_what_the_key_stands_for(toy, data, geometry, views, tmp_path
 
 
 def test_default_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_module.sys, "platform", "linux")
+    monkeypatch.delenv("SIGCAM_CACHE_DIR", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     assert default_cache_dir() == Path("/x/sigcam/features")
-    monkeypatch.setattr(cache_module.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", "/local")
     assert default_cache_dir() == Path("/local/sigcam/features")
+    monkeypatch.setenv("SIGCAM_CACHE_DIR", "/chosen")
+    assert default_cache_dir() == Path("/chosen/features")
 
 
 def test_reader_keeps_the_order_and_stops_early(data: ImageList, geometry, views) -> None:

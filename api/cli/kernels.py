@@ -1,0 +1,111 @@
+"""`sigcam kernels`: the CUDA kernels made ahead of time, and what there is to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from sigcam.cli.common import EXIT_FAILED, fail, reports_errors, say
+
+
+@click.group(name="kernels")
+def command() -> None:
+    """Compile the CUDA kernels ahead of time, or list what there is to run them."""
+
+
+@command.command(name="build")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("clamp_combine.fatbin"),
+    show_default=True,
+    help="The file to write.",
+)
+@click.option(
+    "--arch",
+    "architectures",
+    multiple=True,
+    help="A compute capability, e.g. 8.6; may be repeated. All that nvcc knows, from 7.5 on, "
+    "without it.",
+)
+@reports_errors
+def build(out: Path, architectures: tuple[str, ...]) -> None:
+    """Compile the kernels with nvcc to one file for many GPUs.
+
+    Set SIGCAM_KERNELS to the file, and nothing is compiled at first use.
+    """
+    from sigcam.kernels import fatbin
+    from sigcam.kernels.errors import KernelError
+    from sigcam.runtime.errors import UsageError
+    from sigcam.runtime.files import check_writable
+
+    numbers = [_number(text) for text in architectures] or None
+    check_writable(out)
+    say("compiling with nvcc; this takes some seconds for each architecture")
+    try:
+        made = fatbin.build(out, numbers)
+    except KernelError as exc:
+        fail(str(exc), EXIT_FAILED)
+    except ValueError as exc:
+        raise UsageError(str(exc)) from exc
+    except OSError as exc:
+        fail(f"cannot write {out}: {exc.strerror or exc}", EXIT_FAILED)
+    click.echo(f"{made.path}: {made.size / 1e6:.1f} MB, nvcc {made.version}")
+    click.echo(f"for {_listed(made.architectures)}, and PTX for newer ones")
+
+
+@command.command(name="info")
+def info() -> None:
+    """Print the cache's folder, NVRTC, nvcc and the GPUs, and what of them is missing."""
+    from sigcam.kernels import cache, driver, fatbin
+    from sigcam.kernels import compile as compiling
+
+    rows: dict[str, Callable[[], str]] = {
+        "cache": lambda: _cache(cache.cache_dir()),
+        "nvrtc": lambda: "{}.{}".format(*compiling.nvrtc_version()),
+        "compiles for": lambda: _listed(compiling.supported()),
+        "nvcc": fatbin.find_nvcc,
+        "driver": lambda: "CUDA {}.{}".format(*driver.driver_version()),
+        "GPUs": _gpus,
+    }
+    for name, value in rows.items():
+        click.echo(f"{name:<14} {_or_missing(value)}")
+
+
+def _or_missing(value: Callable[[], str]) -> str:
+    from sigcam.kernels.errors import KernelError
+
+    try:
+        return value()
+    except KernelError as exc:
+        return f"missing: {exc}"
+
+
+def _cache(folder: Path) -> str:
+    sizes = [path.stat().st_size for path in folder.glob("*.bin")]
+    return f"{folder} ({len(sizes)} entries, {sum(sizes) / 1e6:.1f} MB)"
+
+
+def _gpus() -> str:
+    from sigcam.kernels import driver
+
+    return "; ".join(
+        f"{gpu.ordinal}: {gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        for gpu in driver.devices()
+    )
+
+
+def _number(text: str) -> int:
+    """8.6 as 86."""
+    from sigcam.runtime.errors import UsageError
+
+    major, dot, minor = text.partition(".")
+    if not (dot and major.isdecimal() and minor.isdecimal() and len(minor) == 1):
+        raise UsageError(f"--arch must be a compute capability such as 8.6, got {text!r}")
+    return 10 * int(major) + int(minor)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

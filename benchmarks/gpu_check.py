@@ -1,0 +1,175 @@
+"""Checks and times the GPU path on a machine with an NVIDIA GPU.
+
+    python benchmarks/gpu_check.py [--out FILE.json] [--model FILE.onnx] [--network NAME]
+        [--rounds N]
+
+Compiles the map kernels; compares them with NumPy over shapes, types and interpolations, over
+repeated runs and several streams; runs them under compute-sanitizer where that is installed;
+compares every GPU backend that is installed with the CPU path, on networks that it exports
+and on artifacts of yours; then times them without and with maps. Each check has a process of
+its own, so that one that fails, hangs or crashes leaves the others as they are.
+
+The results go to a JSON file that can be sent in: it has the GPU's name, versions and
+figures, and no names of users, machines or folders.
+
+Exit codes: 0 all passed or were skipped, 1 a check failed, 3 there is no GPU to use. It needs
+`pip install "sigcam[export,gpu]"` (and `[tensorrt]` for that backend), and about 5 GB of disk
+for the exported networks in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import gpu_backends
+import gpu_kernels
+from gpu_report import (
+    CheckFailed,
+    CheckSkipped,
+    Report,
+    anonymous,
+    machine,
+    run_isolated,
+    versions,
+)
+
+from sigcam.kernels import driver
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+from sigcam.runtime.files import write_text
+
+EXIT_NO_GPU = 3
+TIMEOUT = 1800.0
+"""Seconds for a check; TensorRT takes minutes to build an engine."""
+
+Check = Callable[[], dict[str, Any]]
+
+
+def names(networks: Sequence[str], models: Sequence[Path]) -> Iterator[str]:
+    """The checks in their order."""
+    yield from ("compile", "values", "repeats", "streams")
+    yield from (f"sanitizer {tool}" for tool in gpu_kernels.TOOLS)
+    yield from (f"export {network}" for network in networks)
+    for backend in gpu_backends.BACKENDS:
+        yield from (f"compare {backend} {network}" for network in networks)
+        yield from (f"model {backend} {number}" for number in range(len(models)))
+    for backend in gpu_backends.BACKENDS:
+        yield from (f"latency {backend} {network}" for network in networks)
+
+
+def find(name: str, folder: Path, models: Sequence[Path], rounds: int) -> Check:
+    """The check of a name."""
+    kind, *rest = name.split()
+    if kind == "compile":
+        return gpu_kernels.check_compiling
+    if kind == "values":
+        return lambda: gpu_kernels.check_values(gpu_kernels.OnGpu())
+    if kind == "repeats":
+        return lambda: gpu_kernels.check_repeats(gpu_kernels.OnGpu())
+    if kind == "streams":
+        return lambda: gpu_kernels.OnGpu().check_streams()
+    if kind == "sanitizer":
+        return functools.partial(gpu_kernels.check_sanitizer, rest[0])
+    if kind == "export":
+        return functools.partial(gpu_backends.export_network, rest[0], folder / rest[0])
+    backend, what = rest
+    if kind == "model":
+        return functools.partial(gpu_backends.check_backend, backend, [models[int(what)]])
+    if kind == "latency":
+        return functools.partial(gpu_backends.check_latency, backend, folder / what, rounds)
+    paths = sorted((folder / what).glob("compare-*.onnx"))
+    return functools.partial(gpu_backends.check_backend, backend, paths)
+
+
+def outcome(check: Check) -> dict[str, Any]:
+    """Runs a check and tells how it ended, as `run_isolated` reads it."""
+    try:
+        figures = check()
+    except CheckSkipped as exc:
+        return {"status": "skipped", "detail": str(exc), "figures": {}}
+    except CheckFailed as exc:
+        return {"status": "failed", "detail": str(exc), "figures": exc.figures}
+    except Exception as exc:  # whatever it is, it is the check's result
+        return {"status": "failed", "detail": f"{type(exc).__name__}: {exc}", "figures": {}}
+    return {"status": "passed", "detail": "", "figures": figures}
+
+
+def no_gpu() -> str | None:
+    """Why no GPU can be used, in one line; None where one can."""
+    try:
+        driver.available()
+    except (CudaUnavailableError, KernelError) as exc:
+        return " ".join(anonymous(str(exc)).split())
+    return None
+
+
+def run_all(
+    report: Report, wanted: Sequence[str], command: Callable[[str, Path], list[str]], folder: Path
+) -> None:
+    """Runs the checks one after the other, each in a process of its own."""
+    for name in wanted:
+        file = folder / "result.json"
+        result = run_isolated(name, command(name, file), file, TIMEOUT)
+        report.results.append(result)
+        click.echo(str(result))
+
+
+@click.command()
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("gpu_check.json"),
+    show_default=True, help="The report.",
+)  # fmt: skip
+@click.option(
+    "--model", "models", multiple=True, help="Also compare this artifact; can be repeated.",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True),
+)  # fmt: skip
+@click.option(
+    "--network", "networks", multiple=True, type=click.Choice(list(gpu_backends.NETWORKS)),
+    help="Only these; can be repeated.  [default: all]",
+)  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=10), default=300, show_default=True)
+@click.option("--one", hidden=True)
+@click.option("--folder", hidden=True, type=click.Path(path_type=Path))
+def main(
+    out: Path,
+    models: tuple[Path, ...],
+    networks: tuple[str, ...],
+    rounds: int,
+    one: str | None,
+    folder: Path | None,
+) -> None:
+    """Checks and times the GPU path; see the top of this file."""
+    if one is not None and folder is not None:
+        write_text(out, json.dumps(outcome(find(one, folder, models, rounds))))
+        return
+    reason = no_gpu()
+    if reason is not None:
+        click.echo(f"no NVIDIA GPU can be used: {reason}")
+        sys.exit(EXIT_NO_GPU)
+    report = Report(machine(driver.devices(), driver.driver_version()), versions())
+    for title, facts in (("machine", report.machine), ("versions", report.versions)):
+        click.echo(f"{title}: {json.dumps(facts)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+
+        def command(name: str, file: Path) -> list[str]:
+            base = [sys.executable, __file__, "--one", name, "--folder", str(work)]
+            given = [part for model in models for part in ("--model", str(model))]
+            return [*base, *given, "--out", str(file), "--rounds", str(rounds)]
+
+        wanted = list(names(networks or tuple(gpu_backends.NETWORKS), models))
+        run_all(report, wanted, command, work)
+    report.write(out)
+    click.echo(report.table())
+    click.echo(f"{report.summary()}; the report is in {out}")
+    sys.exit(report.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What the map kernels must move and compute, from plan.py's shapes. Arithmetic, no measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from sigcam.kernels.plan import Inputs, Maps, Plan, plan, whole
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Bytes a second between its memory and its multiprocessors, and how many it has."""
+
+    name: str
+    bandwidth: float
+    multiprocessors: int
+
+
+GPUS = (
+    Gpu("RTX A6000", 768e9, 84),
+    Gpu("Jetson AGX Orin", 204.8e9, 16),
+    Gpu("H100 SXM", 3.35e12, 132),
+)
+
+# The paper's networks: ResNet-50, VGG-16 and InceptionV3 of its localisation experiments
+# with grids of 14 x 14, and VGG-16's plain last layer.
+FEATURES = (
+    ("ResNet-50", (2048, 14, 14)),
+    ("VGG-16, InceptionV3", (1024, 14, 14)),
+    ("VGG-16, plain", (512, 7, 7)),
+)
+CLASSES = (1, 5)
+SIZES = ((224, 224), (480, 640))
+
+# Floating-point operations of a bilinear pixel: six multiplications and additions over four
+# cells, two coordinates with their weights, and the normalisation with its limits.
+PIXEL_OPERATIONS = 6 * 2 + 2 * 4 + 4
+
+SINGLE = ("clamp", "matmul", "relu", "resize", "min", "max", "subtract", "divide")
+"""The same from a library's operators, one launch each."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Bytes between memory and chip, where every array is read or written once a launch."""
+
+    inputs: int
+    between: int
+    maps: int
+    operations: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.inputs + self.between + self.maps
+
+
+def planned(
+    shape: tuple[int, int, int], classes: int, half: bool, size: tuple[int, int], gpu: Gpu
+) -> Plan:
+    """The launches of a case: features [1, *shape], bilinear float32 maps of `size`."""
+    channels, height, width = shape
+    inputs = Inputs(1, channels, height, width, classes, half=half)
+    maps = Maps(whole(size[0], height), whole(size[1], width))
+    return plan(inputs, maps, processors=gpu.multiprocessors)
+
+
+def work(case: Plan) -> Work:
+    """What the kernels move: the features once for each tile of classes."""
+    i, m = case.inputs, case.maps
+    count, grid = i.batch * i.classes, i.positions
+    features = i.itemsize * i.batch * i.channels * grid
+    weights = i.itemsize * count * i.channels
+    partial = 4 * count * case.fields["chunks"] * grid
+    pixels = count * m.rows.size * m.columns.size
+    return Work(
+        inputs=features * case.combine.grid[1] + weights,
+        between=2 * partial + 2 * 4 * count * grid,
+        maps=pixels * (1 if m.bytes_ else 4),
+        operations=2 * count * i.channels * grid + pixels * PIXEL_OPERATIONS,
+    )
+
+
+def single_operators(case: Plan) -> int:
+    """Bytes that `SINGLE` moves: each reads its inputs and writes its result once."""
+    i, m = case.inputs, case.maps
+    count = i.batch * i.classes
+    features = i.itemsize * i.batch * i.channels * i.positions
+    weights = i.itemsize * count * i.channels
+    grids = 4 * count * i.positions
+    maps: int = 4 * count * m.rows.size * m.columns.size
+    small = 2 * weights + (features + weights + grids) + 2 * grids
+    # resize: grids in, maps out; min and max: maps in; subtract and divide: in and out.
+    return small + grids + maps + 2 * maps + 2 * 2 * maps
+
+
+def page() -> str:
+    """The two tables, as Markdown."""
+    head = ["features", "K", "type", "map", "in", "between", "out", "operations"]
+    rows = [[*head, *(gpu.name for gpu in GPUS)], ["---"] * (len(head) + len(GPUS))]
+    saved = [["features", "K", "map", "launches", "bytes"], ["---"] * 5]
+    for (name, shape), classes, half, size in product(FEATURES, CLASSES, (False, True), SIZES):
+        case = planned(shape, classes, half, size, GPUS[0])
+        moved = work(case)
+        label = f"{name} {'x'.join(map(str, shape))}"
+        large = f"{size[1]}x{size[0]}"
+        times = [
+            work(planned(shape, classes, half, size, gpu)).total / gpu.bandwidth * 1e6
+            for gpu in GPUS
+        ]
+        rows.append(
+            [label, str(classes), "fp16" if half else "fp32", large, _mb(moved.inputs),
+             _mb(moved.between), _mb(moved.maps), f"{moved.operations / 1e6:.1f} M",
+             *(f"{time:.1f}" for time in times)]
+        )  # fmt: skip
+        if not half:
+            ours, theirs = 2 if case.extremes is None else 3, single_operators(case)
+            saved.append(
+                [label, str(classes), large, f"{ours} for {len(SINGLE)}",
+                 f"{_mb(moved.total)} for {_mb(theirs)}"]
+            )  # fmt: skip
+    return _table(rows) + "\n" + SAVED + "\n" + _table(saved)
+
+
+SAVED = f"""The same with one operator after the other
+({", ".join(SINGLE)}), fp32, planned for the {GPUS[0].name}: launches, and
+megabytes moved.
+"""
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,0 +1,197 @@
+"""Calling the CUDA driver through cuda.bindings: what is there, and errors that say so."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+
+INSTALL = (
+    'pip install "cuda-bindings==13.*" for a driver of CUDA 13, "cuda-bindings==12.*" for one '
+    "of CUDA 12 (nvidia-smi shows which)"
+)
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A GPU.
+
+    Attributes:
+        ordinal: its number, as CUDA counts them.
+        name: as the driver calls it.
+        capability: compute capability, (major, minor).
+        multiprocessors: how many it has.
+        pools: whether memory can be allocated in the order of a stream.
+    """
+
+    ordinal: int
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    pools: bool = True
+
+
+class HasHandle(Protocol):
+    """A stream."""
+
+    handle: int
+
+
+def handle_of(stream: HasHandle | int) -> int:
+    """A stream's number."""
+    return stream if isinstance(stream, int) else stream.handle
+
+
+@functools.cache
+def bindings() -> ModuleType:
+    """The module cuda.bindings.driver.
+
+    Raises:
+        CudaUnavailableError: the package isn't installed.
+    """
+    try:
+        return importlib.import_module("cuda.bindings.driver")
+    except ImportError as exc:
+        raise CudaUnavailableError(
+            f"the package cuda-bindings is not installed; {INSTALL}"
+        ) from exc
+
+
+def check(result: tuple[Any, ...], name: str = "a CUDA call") -> Any:
+    """Unwraps what a function of cuda.bindings returns: (status, *values).
+
+    Args:
+        result: the tuple.
+        name: of the function, for the message.
+
+    Returns:
+        None, the value, or the tuple of values where there are several.
+
+    Raises:
+        KernelError: the status isn't success.
+    """
+    status, *values = result
+    if int(status) != 0:
+        raise KernelError(f"{name} failed: {_described(status)}")
+    if len(values) > 1:
+        return tuple(values)
+    return values[0] if values else None
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Calls a function of the driver by name and unwraps its result.
+
+    Raises:
+        KernelError: the call failed, or the installed driver doesn't have the function.
+        CudaUnavailableError: cuda-bindings or the driver's library is missing.
+    """
+    function = getattr(bindings(), name)
+    try:
+        result = function(*arguments)
+    except RuntimeError as exc:  # no library, or an older one without this function
+        available()
+        raise KernelError(f"{name} can't be called with the installed driver: {exc}") from exc
+    return check(result, name)
+
+
+def available() -> None:
+    """Returns if CUDA can be used here; initialises the driver, which is harmless to repeat.
+
+    Raises:
+        CudaUnavailableError: the package cuda-bindings, the driver's library or a device is
+            missing; says which.
+    """
+    cuda = bindings()
+    try:
+        status = cuda.cuInit(0)[0]
+    except RuntimeError as exc:
+        raise CudaUnavailableError(
+            "the driver's library libcuda (nvcuda.dll) was not found: install NVIDIA's driver, "
+            f"or give a container access to the GPU ({exc})"
+        ) from exc
+    if int(status) != 0:
+        raise CudaUnavailableError(
+            f"CUDA can't start: cuInit gave {_described(status)}; nvidia-smi should list a GPU "
+            "(in a container: start it with access to the GPU)"
+        )
+    if call("cuDeviceGetCount") == 0:
+        raise CudaUnavailableError(
+            "the driver sees no GPU; look at nvidia-smi and at CUDA_VISIBLE_DEVICES"
+        )
+
+
+def driver_version() -> tuple[int, int]:
+    """The newest CUDA version that the driver knows, e.g. (13, 0)."""
+    version = int(call("cuDriverGetVersion"))
+    return version // 1000, version % 1000 // 10
+
+
+def devices() -> list[DeviceInfo]:
+    """Every GPU that the driver shows."""
+    available()
+    return [device(ordinal) for ordinal in range(call("cuDeviceGetCount"))]
+
+
+def device(ordinal: int) -> DeviceInfo:
+    """A GPU by its number.
+
+    Raises:
+        CudaUnavailableError: there is no such GPU.
+    """
+    available()
+    count = call("cuDeviceGetCount")
+    if not 0 <= ordinal < count:
+        raise CudaUnavailableError(
+            f"there is no GPU {ordinal}; the driver shows {count}, numbered from 0"
+        )
+    return _info(ordinal)
+
+
+def current_device() -> DeviceInfo:
+    """The GPU of the context that is current in this thread.
+
+    Raises:
+        CudaUnavailableError: CUDA can't be used here.
+        KernelError: no context is current.
+    """
+    available()
+    if int(call("cuCtxGetCurrent")) == 0:
+        raise KernelError(
+            "no CUDA context is current in this thread; make one current (torch: any CUDA "
+            "tensor; PyCUDA: pycuda.autoprimaryctx; or driver.retain_primary_context)"
+        )
+    return _info(int(call("cuCtxGetDevice")))
+
+
+def _info(ordinal: int) -> DeviceInfo:
+    handle = call("cuDeviceGet", ordinal)
+    kinds = bindings().CUdevice_attribute
+    major, minor, multiprocessors, pools = (
+        int(call("cuDeviceGetAttribute", getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
+        for name in (
+            "COMPUTE_CAPABILITY_MAJOR",
+            "COMPUTE_CAPABILITY_MINOR",
+            "MULTIPROCESSOR_COUNT",
+            "MEMORY_POOLS_SUPPORTED",
+        )
+    )
+    name = call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode("utf-8", "replace")
+    return DeviceInfo(ordinal, name, (major, minor), multiprocessors, bool(pools))
+
+
+def _described(status: Any) -> str:
+    """CUDA's name and text of a status."""
+    cuda = bindings()
+    parts = []
+    for function in (cuda.cuGetErrorName, cuda.cuGetErrorString):
+        try:
+            failed, text = function(status)
+        except RuntimeError:  # the driver's library is gone
+            break
+        if int(failed) == 0 and text:
+            parts.append(text.decode("utf-8", "replace"))
+    return f"{parts[0]} ({parts[1]})" if len(parts) == 2 else str(status)

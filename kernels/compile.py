@@ -1,0 +1,231 @@
+"""NVRTC: from clamp_combine.cu to a cubin for one GPU, kept in the cache.
+
+Needs the packages cuda-bindings and NVRTC's wheel (or a CUDA toolkit), but no driver and no
+GPU: what is compiled for is an argument.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache as once
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sigcam.kernels import cache
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+
+SOURCE = Path(__file__).with_name("clamp_combine.cu")
+
+ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+"""Compute capabilities that the kernels are made for, times ten; the lowest is the limit."""
+
+OPTIONS = ("-std=c++17", "-lineinfo")
+"""Of NVRTC and of nvcc. No fast math: division and square root are rounded as in IEEE 754."""
+
+REPORT = ("--ptxas-options=-v",)
+"""Makes NVRTC's log list what each kernel uses."""
+
+INSTALL = (
+    "pip install nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12 (CUDA 12), of the same "
+    "major version as cuda-bindings"
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What NVRTC made.
+
+    Attributes:
+        cubin: for one architecture.
+        log: warnings, and the report where it was asked for.
+    """
+
+    cubin: bytes
+    log: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a thread or a block of a kernel uses.
+
+    Attributes:
+        registers: of a thread.
+        stack: bytes of local memory of a thread.
+        spills: bytes of spilled registers, stored and loaded.
+        shared: bytes of static shared memory of a block.
+    """
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """NVRTC's version, e.g. (13, 0).
+
+    Raises:
+        CudaUnavailableError: cuda-bindings or NVRTC's library is missing.
+    """
+    major, minor = _call("nvrtcVersion")
+    return int(major), int(minor)
+
+
+def supported() -> tuple[int, ...]:
+    """The architectures, of `ARCHITECTURES`, that the installed NVRTC compiles for.
+
+    Raises:
+        CudaUnavailableError: cuda-bindings or NVRTC's library is missing.
+    """
+    known = set(map(int, _call("nvrtcGetSupportedArchs")))
+    return tuple(number for number in ARCHITECTURES if number in known)
+
+
+def cubin_for(capability: tuple[int, int]) -> bytes:
+    """The kernels for a GPU, from the cache or compiled.
+
+    Args:
+        capability: compute capability, (major, minor).
+
+    Raises:
+        CudaUnavailableError: NVRTC is missing, or doesn't know this GPU.
+        KernelError: the source doesn't compile.
+    """
+    architecture = architecture_of(capability)
+    source = SOURCE.read_text(encoding="utf-8")
+    version = "{}.{}".format(*nvrtc_version())
+    key = cache.key_of(source, *OPTIONS, f"sm_{architecture}", f"NVRTC {version}")
+    kept = cache.read(key)
+    if kept is not None:
+        return kept
+    made = compile_source(source, architecture).cubin
+    cache.write(key, made)
+    return made
+
+
+def architecture_of(capability: tuple[int, int]) -> int:
+    """A compute capability as NVRTC counts it: (8, 6) is 86.
+
+    Raises:
+        CudaUnavailableError: too old for the kernels, or too new for the installed NVRTC.
+    """
+    number = 10 * capability[0] + capability[1]
+    name = f"{capability[0]}.{capability[1]}"
+    if number < ARCHITECTURES[0]:
+        raise CudaUnavailableError(
+            f"the GPU has compute capability {name}; the kernels need 7.5 (Turing) or newer"
+        )
+    known = tuple(map(int, _call("nvrtcGetSupportedArchs")))
+    if number not in known:
+        version = "{}.{}".format(*nvrtc_version())
+        raise CudaUnavailableError(
+            f"the GPU has compute capability {name}, which NVRTC {version} "
+            f"doesn't know (it knows {_listed(known)}); install a newer one: {INSTALL}"
+        )
+    return number
+
+
+def compile_source(
+    source: str, architecture: int, options: Sequence[str] = OPTIONS, *, report: bool = False
+) -> Compiled:
+    """Compiles for one architecture, e.g. 86.
+
+    Args:
+        source: of the whole translation unit; it can include nothing.
+        architecture: compute capability times ten.
+        options: of NVRTC.
+        report: whether the log shall list what each kernel uses; see `resources`.
+
+    Raises:
+        KernelError: it doesn't compile; carries the log.
+        CudaUnavailableError: NVRTC is missing.
+    """
+    nvrtc = _nvrtc()
+    program = _call("nvrtcCreateProgram", source.encode(), SOURCE.name.encode(), 0, [], [])
+    try:
+        flags = [f"-arch=sm_{architecture}", *options, *(REPORT if report else ())]
+        status = nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])[0]
+        log = _text(program, "nvrtcGetProgramLog")
+        if int(status) != 0:
+            raise KernelError(
+                f"NVRTC couldn't compile {SOURCE.name} for sm_{architecture} "
+                f"({_described(status)}):\n{log}"
+            )
+        cubin = bytearray(_call("nvrtcGetCUBINSize", program))
+        _call("nvrtcGetCUBIN", program, cubin)
+        return Compiled(bytes(cubin), log)
+    finally:
+        _call("nvrtcDestroyProgram", program)
+
+
+def resources(log: str) -> dict[str, Resources]:
+    """What each kernel uses, from the log of a compilation with `report`.
+
+    Raises:
+        KernelError: the log has no report.
+    """
+    found = {}
+    for part in re.split(r"Compiling entry function '", log)[1:]:
+        name = part.partition("'")[0]
+        # Functions that weren't inlined have lines of their own: their stacks count too.
+        stacks = [int(n) for n in re.findall(r"(\d+) bytes stack frame", part)]
+        spills = [int(n) for n in re.findall(r"(\d+) bytes spill", part)]
+        registers = re.search(r"Used (\d+) registers", part)
+        shared = re.search(r"(\d+) bytes smem", part)
+        if registers is None or not stacks:
+            raise KernelError(f"NVRTC's report of {name} can't be read:\n{part}")
+        found[name] = Resources(
+            registers=int(registers[1]),
+            stack=sum(stacks),
+            spills=sum(spills),
+            shared=int(shared[1]) if shared else 0,
+        )
+    if not found:
+        raise KernelError(f"NVRTC's log has no report of kernels:\n{log}")
+    return found
+
+
+@once
+def _nvrtc() -> ModuleType:
+    try:
+        return importlib.import_module("cuda.bindings.nvrtc")
+    except ImportError as exc:
+        raise CudaUnavailableError(
+            "the package cuda-bindings is not installed, which calls NVRTC; pip install "
+            f'"cuda-bindings==13.*" (or 12.*, as the driver), and {INSTALL}'
+        ) from exc
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    try:
+        status, *values = getattr(_nvrtc(), name)(*arguments)
+    except RuntimeError as exc:  # also what cuda-pathfinder raises for a missing library
+        if isinstance(exc, CudaUnavailableError):
+            raise
+        raise CudaUnavailableError(
+            f"NVRTC's library, which compiles the kernels, was not found; {INSTALL} ({exc})"
+        ) from exc
+    if int(status) != 0:
+        raise KernelError(f"{name} failed: {_described(status)}")
+    if len(values) > 1:
+        return tuple(values)
+    return values[0] if values else None
+
+
+def _text(program: Any, name: str) -> str:
+    text = bytearray(_call(f"{name}Size", program))
+    _call(name, program, text)
+    return bytes(text).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _described(status: Any) -> str:
+    text = _nvrtc().nvrtcGetErrorString(status)[1]
+    return text.decode() if isinstance(text, bytes) else str(status)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

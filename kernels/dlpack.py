@@ -1,0 +1,255 @@
+"""DLPack capsules, read and written: the C structures of DLPack 1.0 and of those before it.
+
+A capsule named "dltensor" holds a `DLManagedTensor`, one named "dltensor_versioned" a
+`DLManagedTensorVersioned`. Whoever takes the tensor over renames the capsule ("used_...")
+and calls the deleter once; a capsule that nobody took calls it itself when it is collected.
+https://dmlc.github.io/dlpack/latest/c_api.html and .../python_spec.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CPU, CUDA = 1, 2
+"""Device types of DLPack that are known here."""
+
+VERSION = (1, 0)
+_READ_ONLY = 1
+# Type codes of DLPack, by NumPy's kinds.
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_KINDS = {code: kind for kind, code in _CODES.items()}
+
+
+class _Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class _Type(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _Type),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Managed(ctypes.Structure):
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+class _Versioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", _Deleter),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    )
+
+
+_LEGACY, _VERSIONED = b"dltensor", b"dltensor_versioned"
+_STRUCTURES: dict[bytes, type[_Managed | _Versioned]] = {
+    _LEGACY: _Managed,
+    _VERSIONED: _Versioned,
+}
+_USED = {name: b"used_" + name for name in _STRUCTURES}
+
+# `PyCapsule_Destructor`. It gets the capsule while that is being collected, so as a plain
+# address: ctypes must not count references to it.
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _python(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    # A function of its own, so that the argument types aren't changed for others.
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+_new = _python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_is_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+_rename = _python("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
+_dying_is_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_dying_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A tensor that was taken over from a capsule.
+
+    Attributes:
+        address: of the first element.
+        shape: of the array, which is C-contiguous.
+        dtype: of its elements.
+        device: (type, number).
+        read_only: whether it must not be written.
+        release: gives it back; to be called once.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: tuple[int, int]
+    read_only: bool
+    release: Callable[[], None]
+
+
+def take(capsule: object) -> Taken:
+    """Takes the tensor of a capsule over.
+
+    Raises:
+        TypeError: it isn't a DLPack capsule, or was taken before.
+        ValueError: a version, type or layout that isn't supported; the capsule keeps the
+            tensor.
+    """
+    name = next((name for name in _STRUCTURES if _is_valid(capsule, name)), None)
+    if name is None:
+        raise TypeError(
+            f"a DLPack capsule that nobody has taken yet is wanted, got {capsule!r}; call "
+            "__dlpack__ again for another one"
+        )
+    address = _pointer(capsule, name)
+    managed = _STRUCTURES[name].from_address(address)
+    read_only = False
+    if isinstance(managed, _Versioned):
+        if managed.major != VERSION[0]:
+            raise ValueError(
+                f"DLPack {VERSION[0]}.x is supported, got a capsule of "
+                f"{managed.major}.{managed.minor}"
+            )
+        read_only = bool(managed.flags & _READ_ONLY)
+    tensor = managed.tensor
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    dtype = _dtype(tensor.dtype)
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
+    check_contiguous(shape, strides)
+    _rename(capsule, _USED[name])
+
+    def release() -> None:
+        if managed.deleter:
+            managed.deleter(address)
+
+    return Taken(
+        address=(tensor.data or 0) + tensor.byte_offset,
+        shape=shape,
+        dtype=dtype,
+        device=(tensor.device.type, tensor.device.id),
+        read_only=read_only,
+        release=release,
+    )
+
+
+def give(
+    address: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    device: tuple[int, int],
+    owner: object,
+    *,
+    versioned: bool,
+) -> object:
+    """A capsule of a C-contiguous array.
+
+    Args:
+        address: of the first element.
+        shape: of the array.
+        dtype: of its elements.
+        device: (type, number).
+        owner: kept until the taker calls the deleter, or the capsule is collected untaken.
+        versioned: whether as of DLPack 1.0; as before it otherwise.
+    """
+    structure: type[_Managed | _Versioned] = _Versioned if versioned else _Managed
+    managed = structure()
+    # NULL strides mean C-contiguous, but some older takers don't know it.
+    sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
+    steps = (ctypes.c_int64 * max(len(shape), 1))(*_strides(shape))
+    tensor = managed.tensor
+    tensor.data, tensor.ndim = address, len(shape)
+    tensor.device = _Device(*device)
+    tensor.dtype = _Type(_CODES[dtype.kind], 8 * dtype.itemsize, 1)
+    tensor.shape = ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
+    tensor.strides = ctypes.cast(steps, ctypes.POINTER(ctypes.c_int64))
+    managed.deleter = _DELETER
+    if isinstance(managed, _Versioned):
+        managed.major, managed.minor = VERSION
+    place = ctypes.addressof(managed)
+    _given[place] = (managed, sizes, steps, owner)
+    # The capsule keeps the name's address only: the names are constants of this module.
+    capsule: object = _new(place, _VERSIONED if versioned else _LEGACY, _DESTRUCTOR)
+    return capsule
+
+
+_given: dict[int, tuple[object, ...]] = {}
+"""What was given away and isn't back yet, by the structure's address."""
+
+
+# Both may be called while the interpreter shuts down and this module's names are gone: what
+# they need are their own defaults, and they are never collected themselves.
+def _delete(address: int, given: dict[int, Any] = _given) -> None:
+    given.pop(address, None)
+
+
+def _destroy(
+    capsule: int,
+    given: dict[int, Any] = _given,
+    names: tuple[bytes, ...] = tuple(_STRUCTURES),
+    is_valid: Callable[..., Any] = _dying_is_valid,
+    pointer: Callable[..., Any] = _dying_pointer,
+) -> None:
+    for name in names:
+        if is_valid(capsule, name):  # nobody took it
+            given.pop(pointer(capsule, name), None)
+
+
+_DELETER, _DESTRUCTOR = _Deleter(_delete), _Destructor(_destroy)
+for _callback in (_DELETER, _DESTRUCTOR):
+    _python("Py_IncRef", None, ctypes.py_object)(_callback)
+
+
+def check_contiguous(shape: tuple[int, ...], strides: tuple[float, ...] | None) -> None:
+    """Refuses an array with gaps or in another order; `strides` count elements.
+
+    Raises:
+        ValueError: it isn't C-contiguous.
+    """
+    if strides is None or 0 in shape:
+        return
+    wanted = _strides(shape)
+    if any(
+        size > 1 and step != want for size, step, want in zip(shape, strides, wanted, strict=True)
+    ):
+        raise ValueError(
+            f"the array must be C-contiguous: shape {list(shape)} with strides {list(wanted)} "
+            f"elements, got {list(strides)}; make a contiguous copy"
+        )
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    steps = [1]
+    for size in reversed(shape[1:]):
+        steps.append(steps[-1] * size)
+    return tuple(reversed(steps))[: len(shape)] if shape else ()
+
+
+def _dtype(kind: _Type) -> np.dtype[Any]:
+    if kind.lanes != 1 or kind.bits % 8 or kind.code not in _KINDS:
+        raise ValueError(
+            "the elements must be integers, floats or booleans of whole bytes, got DLPack type "
+            f"code {kind.code}, {kind.bits} bits, {kind.lanes} lanes"
+        )
+    return np.dtype(f"{_KINDS[kind.code]}{kind.bits // 8}")

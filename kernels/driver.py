@@ -1,0 +1,300 @@
+"""The little of the CUDA driver that sigcam needs, in whatever context is current.
+
+Nothing here makes a context but `retain_primary_context`, which shares the one of torch,
+CuPy and the CUDA runtime. What owns a handle closes it once: by `close`, or when it is
+collected, in the context it was made in. Streams are given as `Stream` or as the handle's
+number; 0 is the legacy default stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy.typing as npt
+
+from sigcam.kernels.calls import (
+    DeviceInfo,
+    available,
+    bindings,
+    call,
+    check,
+    current_device,
+    device,
+    devices,
+    driver_version,
+    handle_of,
+)
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+from sigcam.kernels.memory import DeviceBuffer, Owned, PinnedBuffer, StreamBuffer
+
+__all__ = [
+    "Context", "CudaUnavailableError", "DeviceBuffer", "DeviceInfo", "Event", "Graph",
+    "KernelError", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "available", "check",
+    "copy_to_device", "copy_to_host", "current_device", "device", "devices", "driver_version",
+    "handle_of", "is_capturing", "launch", "memset", "pointer_device", "retain_primary_context",
+    "synchronize", "wait_for",
+]  # fmt: skip
+
+
+class Context:
+    """A device's primary context: `with` makes it current in this thread, as often as needed.
+
+    `close` gives it back; nothing made in it may be used afterwards.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        self.device = device(ordinal)
+        self._ordinal = call("cuDeviceGet", ordinal)
+        self._handle = call("cuDevicePrimaryCtxRetain", self._ordinal)
+        self._closed = False
+
+    def __enter__(self) -> Context:  # noqa: PYI034 (Self needs Python 3.11)
+        call("cuCtxPushCurrent", self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        call("cuCtxPopCurrent")
+
+    def close(self) -> None:
+        """Releases the primary context; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            call("cuDevicePrimaryCtxRelease", self._ordinal)
+
+
+def retain_primary_context(ordinal: int = 0) -> Context:
+    """The primary context of a device, which lives until it is closed.
+
+    Raises:
+        CudaUnavailableError: CUDA can't be used here, or there is no such device.
+    """
+    return Context(ordinal)
+
+
+class Stream(Owned):
+    """A stream of its own, which doesn't wait for the legacy default stream.
+
+    Attributes:
+        handle: its number.
+    """
+
+    def __init__(self) -> None:
+        flags = int(bindings().CUstream_flags.CU_STREAM_NON_BLOCKING)
+        self.handle = int(call("cuStreamCreate", flags))
+        super().__init__("cuStreamDestroy", self.handle)
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """NVIDIA's protocol for streams: (version, handle)."""
+        return 0, self.handle
+
+    def synchronize(self) -> None:
+        """Waits until all work on the stream is done."""
+        synchronize(self)
+
+
+class Event(Owned):
+    """A point in a stream's work.
+
+    Args:
+        timing: whether `milliseconds_since` works; events without are cheaper.
+    """
+
+    def __init__(self, *, timing: bool = False) -> None:
+        flags = bindings().CUevent_flags
+        kind = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
+        self.handle = int(call("cuEventCreate", int(kind)))
+        super().__init__("cuEventDestroy", self.handle)
+
+    def record(self, stream: Stream | int) -> None:
+        """Sets the point after all work that is on the stream now."""
+        call("cuEventRecord", self.handle, handle_of(stream))
+
+    def hold_back(self, stream: Stream | int) -> None:
+        """Lets later work on `stream` begin only after the point."""
+        call("cuStreamWaitEvent", handle_of(stream), self.handle, 0)
+
+    def synchronize(self) -> None:
+        """Waits for the point."""
+        call("cuEventSynchronize", self.handle)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Time between two points that were both reached; both events with `timing`."""
+        return float(call("cuEventElapsedTime", earlier.handle, self.handle))
+
+
+class Module(Owned):
+    """Compiled kernels, loaded into the current context.
+
+    Args:
+        image: a cubin, a fat binary, or PTX that ends in a zero byte.
+    """
+
+    def __init__(self, image: bytes) -> None:
+        self.handle = int(call("cuModuleLoadData", image))
+        super().__init__("cuModuleUnload", self.handle)
+
+    def function(self, name: str) -> int:
+        """The handle of a kernel by its name."""
+        return int(call("cuModuleGetFunction", self.handle, name.encode()))
+
+
+class Graph:
+    """Work that was captured from a stream, to be launched as one.
+
+    with Graph.capture(stream) as graph:
+        ...  # enqueue on the stream; nothing runs
+    graph.launch(stream)
+
+    Only one launch of a graph runs at a time; a second one on any stream waits.
+    """
+
+    def __init__(self) -> None:
+        self._executable: Owned | None = None
+        self._handle = 0
+
+    @classmethod
+    @contextmanager
+    def capture(cls, stream: Stream | int) -> Iterator[Graph]:
+        """Captures what is enqueued on `stream` meanwhile, from this thread.
+
+        Raises:
+            KernelError: something was called that can't be captured.
+        """
+        graph, handle = cls(), handle_of(stream)
+        # Other threads may allocate and synchronise meanwhile: it's no business of theirs.
+        mode = bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        call("cuStreamBeginCapture", handle, mode)
+        try:
+            yield graph
+        except BaseException:
+            with suppress(KernelError):  # the first error is the one to tell
+                _discard(call("cuStreamEndCapture", handle))
+            raise
+        captured = call("cuStreamEndCapture", handle)
+        try:
+            graph._instantiate(captured)
+        finally:
+            _discard(captured)
+
+    def _instantiate(self, captured: Any) -> None:
+        self._handle = int(call("cuGraphInstantiate", captured, 0))
+        self._executable = Owned("cuGraphExecDestroy", self._handle)
+
+    def launch(self, stream: Stream | int) -> None:
+        """Enqueues the captured work.
+
+        Raises:
+            KernelError: the graph isn't captured yet, or was closed, or the launch failed.
+        """
+        if self._executable is None:
+            raise KernelError("the graph holds no work: it is still captured, or was closed")
+        call("cuGraphLaunch", self._handle, handle_of(stream))
+
+    def close(self) -> None:
+        """Destroys it; a second call does nothing."""
+        if self._executable is not None:
+            self._executable.close()
+            self._executable = None
+
+
+def _discard(captured: Any) -> None:
+    if int(captured) != 0:  # a capture that was broken off gives none
+        call("cuGraphDestroy", captured)
+
+
+def copy_to_device(
+    address: int, source: npt.NDArray[Any] | int, size: int, stream: Stream | int
+) -> None:
+    """Enqueues a copy from the host, whose memory must stay until it is done.
+
+    From memory that isn't page-locked the driver may copy before this returns.
+
+    Args:
+        address: on the device.
+        source: a C-contiguous array, or an address.
+        size: in bytes.
+        stream: which work it follows.
+    """
+    call("cuMemcpyHtoDAsync", address, _host_address(source, size), size, handle_of(stream))
+
+
+def copy_to_host(
+    target: npt.NDArray[Any] | int, address: int, size: int, stream: Stream | int
+) -> None:
+    """Enqueues a copy to the host: `target` is a C-contiguous array, or an address.
+
+    What it copies is there once the stream has been synchronised.
+    """
+    call("cuMemcpyDtoHAsync", _host_address(target, size), address, size, handle_of(stream))
+
+
+def memset(address: int, value: int, size: int, stream: Stream | int) -> None:
+    """Enqueues the setting of `size` bytes to `value`, 0 to 255."""
+    call("cuMemsetD8Async", address, value, size, handle_of(stream))
+
+
+def launch(
+    function: int,
+    grid: tuple[int, int, int],
+    block: int,
+    shared: int,
+    stream: Stream | int,
+    argument: ctypes.Structure,
+) -> None:
+    """Enqueues a kernel of one argument, which is copied before this returns.
+
+    Args:
+        function: of `Module.function`.
+        grid: blocks along x, y, z.
+        block: threads.
+        shared: bytes of dynamic shared memory.
+        stream: which work it follows.
+        argument: the structure.
+    """
+    pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+    call(
+        "cuLaunchKernel", function, *grid, block, 1, 1, shared, handle_of(stream),
+        ctypes.addressof(pointers), 0,
+    )  # fmt: skip
+
+
+def wait_for(stream: Stream | int, other: Stream | int) -> None:
+    """Lets later work on `stream` begin after the work that is on `other` now."""
+    event = Event()
+    event.record(other)
+    event.hold_back(stream)
+    event.close()  # the driver keeps it until it is reached
+
+
+def synchronize(stream: Stream | int) -> None:
+    """Waits until all work on a stream is done."""
+    call("cuStreamSynchronize", handle_of(stream))
+
+
+def is_capturing(stream: Stream | int) -> bool:
+    """Whether the stream's work is being captured into a graph."""
+    return int(call("cuStreamIsCapturing", handle_of(stream))) != 0
+
+
+def pointer_device(address: int) -> int:
+    """The number of the device that an address belongs to.
+
+    Raises:
+        KernelError: it isn't an address that CUDA knows.
+    """
+    kind = bindings().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(call("cuPointerGetAttribute", kind, address))
+
+
+def _host_address(memory: npt.NDArray[Any] | int, size: int) -> int:
+    if isinstance(memory, int):
+        return memory
+    if not memory.flags.c_contiguous or memory.nbytes < size:
+        raise ValueError(
+            f"the array must be C-contiguous and hold {size} bytes, got {memory.nbytes} bytes, "
+            f"{'contiguous' if memory.flags.c_contiguous else 'with gaps'}"
+        )
+    return int(memory.ctypes.data)

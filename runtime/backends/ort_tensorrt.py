@@ -1,0 +1,74 @@
+"""ONNX Runtime on an NVIDIA GPU, with its TensorRT provider."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.backends.ort_base import Provider
+from sigcam.runtime.backends.ort_cuda import OrtCudaBackend, cuda_provider
+from sigcam.runtime.errors import ArtifactError, StorageError
+from sigcam.runtime.files import cache_folder
+
+_BLOCK = 1 << 20
+
+
+class OrtTensorrtBackend(OrtCudaBackend):
+    """ONNX Runtime with its TensorRT provider.
+
+    What TensorRT doesn't take, the CUDA provider does: that is how ONNX Runtime divides a
+    graph, and `nodes` tells how it did. Engines are built at the first run with a shape,
+    which takes minutes, and kept in the cache folder.
+    """
+
+    name = "ort-tensorrt"
+    understands = frozenset({"threads", "spinning", "device", "fp16", "cache"})
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+
+    @classmethod
+    def _providers(
+        cls, ort: Any, path: Path, options: BackendOptions, stream: int
+    ) -> list[Provider]:
+        base = options.cache or cache_folder("ort-tensorrt")
+        folder = base / engine_key(path, ort.__version__, fp16=options.fp16)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StorageError(
+                f"cannot make the engine cache {folder}: {exc.strerror or exc}; choose another "
+                "folder with `cache`"
+            ) from exc
+        settings = {
+            "device_id": str(options.device),
+            "user_compute_stream": str(stream),
+            "trt_fp16_enable": "1" if options.fp16 else "0",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(base),
+        }
+        return [(cls.provider, settings), cuda_provider(options, stream)]
+
+
+def engine_key(path: Path, version: str, *, fp16: bool) -> str:
+    """Name of the folder with the engines of a model file.
+
+    ONNX Runtime puts TensorRT's version and the GPU's architecture into the names of the
+    engines, but knows a model by its name and nodes, not by its weights. So the folder's name
+    has the hash of the file and of its weights beside it, and ONNX Runtime's version.
+
+    Raises:
+        ArtifactError: the file can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for part in (path, path.with_name(path.name + ".data")):
+            if part == path or part.is_file():
+                with part.open("rb") as stream:
+                    while block := stream.read(_BLOCK):
+                        digest.update(block)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    return f"{digest.hexdigest()[:32]}-ort{version}-{'fp16' if fp16 else 'fp32'}"

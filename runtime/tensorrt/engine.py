@@ -1,0 +1,219 @@
+"""Opening an engine: every check that can be made before TensorRT sees it, then the rest."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigcam.runtime.backends.base import Array
+from sigcam.runtime.errors import ArtifactError, BackendError, UsageError
+from sigcam.runtime.tensorrt.seam import Seam, choose
+from sigcam.runtime.tensorrt.sidecar import (
+    Sidecar,
+    check_file,
+    check_fit,
+    check_source,
+    read_sidecar,
+)
+
+_LOG = logging.getLogger(__name__)
+
+_PROFILE = 0  # an engine of ours has one
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine.
+
+    Attributes:
+        name: of the artifact's tensor.
+        dtype: of the engine's memory.
+        shape: None for a dynamic size.
+        is_input: whether it is one.
+        low, high: smallest and largest shape of an input; the shape itself of an output.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    is_input: bool
+    low: tuple[int, ...] = ()
+    high: tuple[int, ...] = ()
+
+
+class Engine:
+    """A deserialised engine and what its sidecar says; serves any number of contexts.
+
+    Attributes:
+        sidecar: what it is.
+        seam: the TensorRT that runs it.
+        tensors: inputs and outputs, in the engine's order.
+    """
+
+    def __init__(self, sidecar: Sidecar, seam: Seam, log: Any, runtime: Any, native: Any) -> None:
+        self.sidecar, self.seam = sidecar, seam
+        self._log, self._runtime, self._native = log, runtime, native
+        self.tensors = tuple(self._tensor(i) for i in range(native.num_io_tensors))
+        self._lock = threading.Lock()
+        self._no_capture: str | None = None
+
+    @classmethod
+    def open(cls, path: Path, capability: tuple[int, int]) -> Engine:
+        """Checks an engine against its sidecar and this machine, and loads it.
+
+        Args:
+            path: of the .engine file.
+            capability: compute capability of the GPU whose context is current.
+
+        Raises:
+            ArtifactError: a file is missing or isn't the one that was written; or the engine
+                was built for another TensorRT, platform or GPU; or from another model.
+            BackendUnavailableError: its TensorRT package isn't installed.
+            BackendError: TensorRT can't load it.
+        """
+        sidecar = read_sidecar(path)
+        seam = choose(sidecar.package)
+        check_fit(path, sidecar, package=seam.name, version=seam.version, capability=capability)
+        check_source(path, sidecar)
+        check_file(path, sidecar)
+        log = seam.logger()
+        runtime = seam.module.Runtime(log)
+        data = path.read_bytes()
+        _check_header(path, seam, runtime, data, sidecar, log)
+        native = runtime.deserialize_cuda_engine(data)
+        if native is None:
+            raise BackendError(
+                f"{seam.name} {seam.version} can't load {path}: {log.told()}; build it again "
+                f"here with `{sidecar.command}`"
+            )
+        engine = cls(sidecar, seam, log, runtime, native)
+        engine._check_shapes(path)
+        return engine
+
+    @property
+    def no_capture(self) -> str | None:
+        """Why runs can't be captured into CUDA graphs, as TensorRT said; None if they can."""
+        return self._no_capture
+
+    def refuse_capture(self, reason: str) -> None:
+        """Remembers, and logs once, that TensorRT can't be captured with this engine."""
+        with self._lock:
+            if self._no_capture is None:
+                self._no_capture = reason
+                _LOG.warning("the engine runs without CUDA graphs: %s", reason)
+
+    def context(self, *, settled: bool) -> Any:
+        """A new execution context, for one thread at a time.
+
+        Args:
+            settled: its shapes won't change. TensorRT-RTX then compiles the kernels for them
+                at once; otherwise it begins with general ones and replaces them later,
+                which a captured graph would never see.
+
+        Raises:
+            BackendError: TensorRT can't make one, for lack of memory for example.
+        """
+        if self.seam.is_rtx:
+            config = self._native.create_runtime_config()
+            if settled:
+                strategies = self.seam.module.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            made = self._native.create_execution_context(runtime_config=config)
+        else:
+            made = self._native.create_execution_context()
+        if made is None:
+            raise BackendError(f"TensorRT can't make an execution context: {self.told()}")
+        return made
+
+    def close(self) -> None:
+        """Lets TensorRT free the engine; all contexts must be gone before."""
+        self._native = self._runtime = None
+
+    def told(self) -> str:
+        """What TensorRT logged as errors since the last call."""
+        return str(self._log.told())
+
+    def check_sizes(self, feeds: Mapping[str, Array]) -> None:
+        """Refuses shapes outside of what the engine was built for.
+
+        Raises:
+            UsageError: names the range, and how to get a larger one.
+        """
+        for tensor in self.tensors:
+            if not tensor.is_input:
+                continue
+            shape = feeds[tensor.name].shape
+            for axis, (low, size, high) in enumerate(
+                zip(tensor.low, shape, tensor.high, strict=True)
+            ):
+                if not low <= size <= high:
+                    raise UsageError(_outside(tensor.name, axis, low, size, high))
+
+    def _tensor(self, index: int) -> Tensor:
+        native, modes = self._native, self.seam.module.TensorIOMode
+        name = native.get_tensor_name(index)
+        kind = self.seam.type_of(native.get_tensor_dtype(name))
+        if kind is None:
+            raise ArtifactError(
+                f"the engine's {name} is {native.get_tensor_dtype(name)}, which NumPy lacks; "
+                "export the model again"
+            )
+        shape = tuple(int(size) for size in native.get_tensor_shape(name))
+        dynamic = tuple(None if size < 0 else size for size in shape)
+        if native.get_tensor_mode(name) != modes.INPUT:
+            return Tensor(name, np.dtype(kind), dynamic, False)
+        low, _, high = (
+            tuple(int(size) for size in one)
+            for one in native.get_tensor_profile_shape(name, _PROFILE)
+        )
+        return Tensor(name, np.dtype(kind), dynamic, True, low, high)
+
+    def _check_shapes(self, path: Path) -> None:
+        found = {t.name: (t.low, t.high) for t in self.tensors if t.is_input}
+        wanted = {name: (three[0], three[2]) for name, three in self.sidecar.shapes.items()}
+        if found != wanted:
+            raise ArtifactError(
+                f"{path} takes {found}, its sidecar says {wanted}; build it again with "
+                f"`{self.sidecar.command}`"
+            )
+
+
+def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
+    if name == "class_ids" and axis == 1:
+        return (
+            f"this engine makes maps of {low} to {high} classes for each picture, got {size}; ask "
+            "for as many, or build it again with another --classes"
+        )
+    if axis == 0:
+        way = (
+            f"pass batch_size={high} at most when loading it, or build it again with --max-batch "
+            f"{size}"
+            if size > high
+            else f"build it again with --min-batch {size}"
+        )
+        return f"this engine takes {low} to {high} pictures in one run, got {size}; {way}"
+    return f"{name} must have {low} to {high} along axis {axis}, got {size}"
+
+
+def _check_header(
+    path: Path, seam: Seam, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
+) -> None:
+    """Asks TensorRT-RTX whether an engine can run here; TensorRT has no such question."""
+    if not seam.is_rtx:
+        return
+    module = seam.module
+    validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity != module.EngineValidity.INVALID:
+        return
+    members = module.EngineInvalidityDiagnostics.__members__
+    named = [name for name, value in members.items() if int(reasons) & int(value)]
+    raise ArtifactError(
+        f"{seam.name} {seam.version} says that {path} can't run here "
+        f"({', '.join(named) or log.told()}); build it again here with `{sidecar.command}`"
+    )

@@ -1,0 +1,160 @@
+"""NVRTC compiles every kernel for every architecture, without spills; and what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import pytest
+
+from sigcam.kernels import calls, driver
+from sigcam.kernels import compile as compiling
+from sigcam.kernels.clamp_combine import KERNELS
+from sigcam.kernels.compile import ARCHITECTURES, compile_source, resources
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+from sigcam.kernels.plan import THREADS
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    try:
+        return compiling.nvrtc_version()
+    except CudaUnavailableError as exc:
+        pytest.skip(str(exc))
+
+
+@pytest.fixture(scope="module")
+def compiled(nvrtc):
+    """For every architecture; in two processes, as NVRTC takes one compilation at a time."""
+    source = compiling.SOURCE.read_text()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        yield {
+            number: pool.submit(compile_source, source, number, report=True)
+            for number in compiling.supported()
+        }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_without_spills(nvrtc, compiled, architecture):
+    if architecture not in compiled:
+        pytest.skip(f"NVRTC {nvrtc} doesn't know sm_{architecture}")
+    made = compiled[architecture].result()
+    assert made.cubin.startswith(b"\x7fELF")
+    found = resources(made.log)
+    assert set(found) == set(KERNELS)
+    assert {name: used for name, used in found.items() if used.spills or used.stack} == {}
+    # A block must fit a multiprocessor: 65,536 registers, and 48 KiB of static memory.
+    assert max(used.registers for used in found.values()) * THREADS <= 65536
+    assert max(used.shared for used in found.values()) <= 48 * 1024
+
+
+def test_the_report_sees_spills_and_local_memory(nvrtc):
+    """Kernels that have them, so that their absence means something."""
+    source = """
+    extern "C" __global__ void __launch_bounds__(1024, 2) many(const float* in, float* out) {
+        float values[128];
+        #pragma unroll
+        for (int i = 0; i < 128; ++i) values[i] = in[i * 7 + threadIdx.x];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 128; ++i) out[i * 3 + threadIdx.x] = values[i] * values[127 - i];
+    }
+    extern "C" __global__ void indexed(const int* in, float* out) {
+        __shared__ float common[64];
+        float values[64];
+        for (int i = 0; i < 64; ++i) values[in[i]] = common[i] = in[i + 64];
+        __syncthreads();
+        out[threadIdx.x] = values[in[threadIdx.x]] + common[63 - threadIdx.x];
+    }
+    """
+    found = resources(compile_source(source, compiling.supported()[0], report=True).log)
+    assert found["many"].spills > 0
+    assert found["indexed"].stack >= 256
+    assert found["indexed"].shared >= 256
+
+
+def test_a_report_that_cannot_be_read():
+    with pytest.raises(KernelError, match="no report"):
+        resources("")
+    with pytest.raises(KernelError, match="report of x"):
+        resources("ptxas info : Compiling entry function 'x' for 'sm_86'\n")
+
+
+def test_errors_carry_the_log(nvrtc):
+    with pytest.raises(KernelError, match=r"(?s)for sm_\d+ \(NVRTC_ERROR_COMPILATION\).*nonsense"):
+        compile_source("__global__ void f() { nonsense; }", compiling.supported()[0])
+    with pytest.raises(KernelError, match="INVALID_OPTION"):
+        compile_source("", compiling.supported()[0], ("--no-such-option",))
+
+
+def test_architectures(nvrtc):
+    assert compiling.architecture_of((8, 6)) == 86
+    with pytest.raises(CudaUnavailableError, match=r"capability 7\.0; the kernels need 7\.5"):
+        compiling.architecture_of((7, 0))
+    with pytest.raises(CudaUnavailableError, match=r"99\.0, which NVRTC .* install a newer one"):
+        compiling.architecture_of((99, 0))
+
+
+def _fails(*arguments):
+    raise RuntimeError("Failure finding libnvrtc.so")
+
+
+@pytest.fixture
+def forgetful():
+    """What was found before is looked for again, now and afterwards."""
+    for once in (compiling._nvrtc, calls.bindings):
+        once.cache_clear()
+    yield
+    for once in (compiling._nvrtc, calls.bindings):
+        once.cache_clear()
+
+
+def test_nvrtc_is_missing(monkeypatch, forgetful):
+    found = SimpleNamespace(nvrtcVersion=_fails, nvrtcGetSupportedArchs=_fails)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", found)
+    for call in (compiling.nvrtc_version, lambda: compiling.cubin_for((8, 6))):
+        with pytest.raises(CudaUnavailableError, match="pip install nvidia-cuda-nvrtc"):
+            call()
+
+
+def test_cuda_bindings_is_missing(monkeypatch, forgetful):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    for call in (compiling.nvrtc_version, driver.available, driver.current_device):
+        with pytest.raises(CudaUnavailableError, match="cuda-bindings is not installed"):
+            call()
+
+
+def test_the_driver_is_missing(monkeypatch, forgetful):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", SimpleNamespace(cuInit=_fails))
+    for call in (driver.available, driver.devices, lambda: driver.retain_primary_context(0)):
+        with pytest.raises(CudaUnavailableError, match="libcuda"):
+            call()
+
+
+def test_a_function_that_the_driver_is_too_old_for(monkeypatch, forgetful):
+    found = SimpleNamespace(
+        cuInit=lambda flags: (0,), cuDeviceGetCount=lambda: (0, 1), cuNew=_fails
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", found)
+    with pytest.raises(KernelError, match="cuNew can't be called with the installed driver"):
+        calls.call("cuNew")
+
+
+def test_statuses_are_unwrapped():
+    assert driver.check((0,)) is None
+    assert driver.check((0, 5)) == 5
+    assert driver.check((0, 5, 6)) == (5, 6)
+
+
+def test_nothing_is_imported_before_use():
+    """Importing the modules needs no CUDA package: asked in a process that refuses them."""
+    code = (
+        "import sys; sys.modules['cuda'] = None\n"
+        "import sigcam.kernels.clamp_combine, sigcam.kernels.fatbin\n"
+        "assert not any(name.startswith('cuda.') for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,49 @@
+"""The examples of embedding: without a GPU they compile, and say what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import py_compile
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NAMES = ("pycuda_embed", "torch_embed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiles(name, tmp_path):
+    py_compile.compile(str(EXAMPLES / f"{name}.py"), cfile=str(tmp_path / "out.pyc"), doraise=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_gpu(name):
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "this example needs an NVIDIA GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_its_judgement(monkeypatch):
+    """The comparison fails on wrong maps and wrong flags."""
+    spec = importlib.util.spec_from_file_location("embedded", EXAMPLES / "pycuda_embed.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "SHAPE", (1, 4, 3, 3))
+    monkeypatch.setattr(example, "SIZE", (6, 6))
+    features = np.random.default_rng(0).random((1, 4, 3, 3), np.float32)
+    weights = np.ones((1, 2, 4), np.float32)
+    axes = example.whole(6, 3), example.whole(6, 3)
+    maps, valid = example.normalised_maps(example.clamp_combine(features, weights), *axes)
+    assert example.judge(features, weights, maps, valid.astype(np.uint8)) == 0
+    assert example.judge(features, weights, maps + 0.01, valid.astype(np.uint8)) == 1
+    assert example.judge(features, weights, maps, 1 - valid.astype(np.uint8)) == 1

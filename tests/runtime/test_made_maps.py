@@ -1,0 +1,130 @@
+"""A Session whose engine makes the maps: the same answers as from the CPU's."""
+
+import copy
+
+import numpy as np
+import pytest
+from device_doubles import CpuLane, bound_on_cpu
+
+from sigcam.runtime.session import Session, load
+from sigcam.runtime.spec import ClassSelection
+
+PICTURES = [
+    np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
+    for i, size in enumerate([(70, 90, 3), (70, 90, 3), (41, 56, 3), (300, 200, 3), (5, 9, 3)])
+]
+
+
+@pytest.fixture
+def lane(monkeypatch):
+    return CpuLane(monkeypatch)
+
+
+@pytest.fixture
+def both(lane, make_artifact):
+    """both(**spec changes) -> a session with made maps, and a plain one."""
+    opened = []
+
+    def make(emit=(), **changes):
+        from sigcam.runtime.artifact import read_spec
+        from sigcam.runtime.backends import open_backend
+        from sigcam.runtime.backends.base import BackendOptions
+        from sigcam.runtime.head import find_head
+
+        path = make_artifact(profile="split", emit=emit, **changes)
+        spec = read_spec(path)
+        head = find_head(path, None, spec, lambda p: open_backend(p, "ort", BackendOptions()))
+        pair = (Session(spec, bound_on_cpu(path, lane), head=head), load(path, "ort"))
+        opened.extend(pair)
+        return pair
+
+    yield make
+    for session in opened:
+        session.close()
+
+
+def same(got, want):
+    assert got.made is not None
+    assert want.made is None
+    for name in ("class_id", "label", "probability", "evidence", "method", "passes", "valid"):
+        assert getattr(got, name) == getattr(want, name)
+    np.testing.assert_allclose(got.grid, want.grid, atol=1e-6)
+    assert got.map.dtype == np.float32
+    np.testing.assert_allclose(got.map, want.map, atol=3e-5)
+    for array in (got.map, got.grid):
+        assert not array.flags.writeable
+    np.testing.assert_allclose(got.boxes(0.5), want.boxes(0.5), atol=1)
+
+
+@pytest.mark.parametrize("request_", [{}, {"top_k": 3}, {"classes": ["blue", 0, 3]}])
+def test_the_same_answers(both, lane, request_):
+    session, plain = both()
+    made, want = session.explain(PICTURES, **request_), plain.explain(PICTURES, **request_)
+    for got, exact in zip(made, want, strict=True):
+        for one, other in zip(got, exact, strict=True):
+            same(one, other)
+    assert "maps" in lane.done
+
+
+def test_without_clamping(both):
+    session, plain = both(nwc=False)
+    same(session.explain(PICTURES[0], "Warm")[0], plain.explain(PICTURES[0], "Warm")[0])
+
+
+def test_fewer_classes_than_the_artifact_gives(both):
+    session, plain = both(classes=ClassSelection("topk", 3))
+    got, want = session.explain(PICTURES[0], top_k=2), plain.explain(PICTURES[0], top_k=2)
+    assert len(got) == 2
+    for one, other in zip(got, want, strict=True):
+        same(one, other)
+
+
+def test_features_and_weights_stay_on_the_device(both, lane):
+    session, _ = both()
+    assert not {"features", "cam_weights", "grids"} & set(session._wanted)
+
+
+def test_a_map_that_is_none(both):
+    session, plain = both()
+    grey = np.full((40, 50, 3), 128, np.uint8)
+    [got], [want] = session.explain(grey), plain.explain(grey)
+    same(got, want)
+    assert not got.valid
+    assert not got.map.any()
+
+
+@pytest.mark.parametrize("head_input", ["features", "head_input"])
+def test_further_classes_are_made_of_their_own_grids(both, head_input):
+    session, plain = both(head_input=head_input)
+    assert (head_input in session._wanted) and "cam_weights" not in session._wanted
+    first, other = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+    same(first, other)
+    for got, want in zip(first.for_classes([1, 2]), other.for_classes([1, 2]), strict=True):
+        assert got.made is None
+        np.testing.assert_allclose(got.map, want.map, atol=1e-5)
+
+
+def test_methods_of_several_passes_make_their_own(both, lane):
+    session, plain = both()
+    got = session.explain(PICTURES[0], method="scorecam")[0]
+    want = plain.explain(PICTURES[0], method="scorecam")[0]
+    assert got.made is None
+    assert "maps" not in lane.done
+    np.testing.assert_allclose(got.map, want.map, atol=1e-5)
+
+
+def test_results_can_be_saved_and_copied(both, tmp_path):
+    session, plain = both()
+    got, want = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+    got.save(tmp_path / "got.npz")
+    with np.load(tmp_path / "got.npz") as file:
+        np.testing.assert_allclose(file["map"], want.map, atol=3e-5)
+    for one in (copy.copy(got), copy.deepcopy(got)):
+        np.testing.assert_array_equal(one.map, got.map)
+    np.testing.assert_allclose(got.overlay(), want.overlay(), atol=2)
+
+
+def test_one_picture_does_not_keep_another_one_alive(both):
+    session, _ = both()
+    first, second = session.explain(PICTURES[:2], top_k=2)
+    assert first[0].map.base is first[1].map.base is not second[0].map.base

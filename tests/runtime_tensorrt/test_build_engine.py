@@ -1,0 +1,278 @@
+"""Engines built by TensorRT-RTX on the CPU, and what is refused before and while building."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from fake_tensorrt import FakeCuda
+from tiny import artifact_graph, head_graph, tiny_spec, write
+
+from sigcam.runtime.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    StorageError,
+    UsageError,
+)
+from sigcam.runtime.spec import ClassSelection
+from sigcam.runtime.tensorrt.build import build_engine
+from sigcam.runtime.tensorrt.options import BuildOptions, Range
+from sigcam.runtime.tensorrt.seam import choose, parse_capability
+from sigcam.runtime.tensorrt.sidecar import check_file, read_sidecar
+from sigcam.runtime.tensorrt.timing_cache import TimingCache
+
+trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+RTX = "tensorrt_rtx"
+
+
+def rtx(**changes):
+    return BuildOptions(package=RTX, **changes)
+
+
+def tiny(folder, head="mlp", **changes):
+    spec = tiny_spec(**changes)
+    return write(onnx, artifact_graph(onnx, spec, head=head), folder / "model.onnx", spec.to_json())
+
+
+@pytest.fixture
+def model(tmp_path):
+    return tiny(tmp_path, profile="split")
+
+
+def quantised(path):
+    """The same artifact with its picture's features quantised to int8 and back."""
+    loaded = onnx.load(str(path))
+    graph, node = loaded.graph, onnx.helper.make_node
+    for one in graph.node:
+        one.input[:] = ["deq" if name == "pooled" else name for name in one.input]
+    graph.initializer.extend(
+        [
+            onnx.numpy_helper.from_array(np.float32(1 / 127), "step"),
+            onnx.numpy_helper.from_array(np.int8(0), "middle"),
+        ]
+    )
+    at = next(i for i, one in enumerate(graph.node) if "pooled" in one.output) + 1
+    graph.node.insert(at, node("QuantizeLinear", ["pooled", "step", "middle"], ["q"]))
+    graph.node.insert(at + 1, node("DequantizeLinear", ["q", "step", "middle"], ["deq"]))
+    made = path.with_name("quantised.onnx")
+    onnx.save(loaded, str(made))
+    return made
+
+
+def test_an_engine_and_its_sidecar(model):
+    made = build_engine(model, options=rtx(batches=Range(1, 2, 4), classes=Range(1, 1, 3)))
+    assert made == model.with_name("model.rtx.engine")
+    found = read_sidecar(made)
+    check_file(made, found)
+    assert found.spec == tiny_spec(profile="split")
+    assert (found.package, found.version) == (RTX, trt.__version__)
+    assert (found.precision, found.tf32, found.capabilities) == ("float32", False, ())
+    assert found.shapes["image"] == ((1, 56, 56, 3), (2, 56, 56, 3), (4, 56, 56, 3))
+    assert found.shapes["class_ids"] == ((1, 1), (2, 1), (4, 3))
+    command = f"sigcam build-engine model.onnx --package {RTX} --opt-batch 2 --max-batch 4"
+    assert found.command == f"{command} --classes 1/1/3"
+
+
+@pytest.mark.parametrize("capability", [*choose(RTX).capabilities])
+def test_every_capability(model, capability):
+    made = build_engine(model, options=rtx(precision="float16", capabilities=(capability,)))
+    assert read_sidecar(made).capabilities == (capability,)
+
+
+def test_float32_products_on_turing_are_refused_with_advice(model):
+    with pytest.raises(BackendError, match=r"FP32 GEMM is not supported.*add --fp16"):
+        build_engine(model, options=rtx(capabilities=("7.5",)))
+    assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
+
+
+def test_options_reach_the_builder(model, monkeypatch):
+    seen = {}
+    original = trt.Builder.build_serialized_network
+
+    def build(self, network, config):
+        flags = trt.BuilderFlag
+        seen["tf32"] = config.get_flag(flags.TF32)
+        seen["own memory"] = config.get_flag(flags.REQUIRE_USER_ALLOCATION)
+        seen["workspace"] = config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)
+        seen["capabilities"] = [
+            config.get_compute_capability(i).name for i in range(config.num_compute_capabilities)
+        ]
+        return original(self, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+    build_engine(model, options=rtx(workspace=1 << 26, capabilities=("8.6", "12.0")))
+    assert seen == {
+        "tf32": False, "own memory": True, "workspace": 1 << 26, "capabilities": ["SM86", "SM120"],
+    }  # fmt: skip
+    made = build_engine(model, options=rtx(tf32=True))
+    assert seen["tf32"]
+    assert read_sidecar(made).command.endswith("--tf32 --classes 1/1/10")
+    with pytest.raises(BackendError, match="within workspace limit"):
+        build_engine(model, options=rtx(workspace=1))
+
+
+def test_float16_is_smaller(model):
+    assert read_sidecar(build_engine(model, options=rtx(precision="float16"))).precision == (
+        "float16"
+    )
+    assert {"onnx", "onnxruntime"} <= read_sidecar(
+        model.with_name("model.rtx.engine")
+    ).versions.keys()
+
+
+def test_a_quantised_graph(model):
+    other = quantised(model)
+    made = build_engine(other, options=rtx(precision="int8"))
+    assert read_sidecar(made).precision == "int8"
+    with pytest.raises(UsageError, match="say that this is meant with --int8"):
+        build_engine(other, options=rtx())
+    with pytest.raises(UsageError, match=r"no QuantizeLinear nodes.*quantize_static"):
+        build_engine(model, options=rtx(precision="int8"))
+
+
+def test_what_is_refused(model, tmp_path):
+    for options, message in [
+        (rtx(capabilities=("9.0",)), r"builds for the compute capabilities 7\.5, .*not for 9\.0"),
+        (rtx(timing_cache=tmp_path / "t"), "no effect with the package 'tensorrt_rtx'"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            build_engine(model, options=options)
+    with pytest.raises(UsageError, match=r"must end in \.engine, got model\.trt"):
+        build_engine(model, tmp_path / "model.trt", rtx())
+    with pytest.raises(UsageError, match="an engine already"):
+        build_engine(tmp_path / "model.engine", options=rtx())
+    with pytest.raises(StorageError, match="is a folder"):
+        (tmp_path / "a.engine").mkdir()
+        build_engine(model, tmp_path / "a.engine", rtx())
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_classes_without_class_ids(tmp_path):
+    path = tiny(tmp_path, classes=ClassSelection("topk", 2))
+    with pytest.raises(UsageError, match="without `--classes input`"):
+        build_engine(path, options=rtx(classes=Range(1, 1, 2)))
+    assert read_sidecar(build_engine(path, options=rtx())).shapes.keys() == {"image"}
+
+
+def test_a_head_graph_is_no_network(tmp_path):
+    spec = tiny_spec(kind="head", head_input="features")
+    path = tmp_path / "model.head.onnx"
+    write(onnx, head_graph(onnx, spec), path, spec.to_json())
+    with pytest.raises(UsageError, match="is a head graph"):
+        build_engine(path, options=rtx())
+
+
+def test_the_parsers_reasons_name_the_node(model):
+    loaded = onnx.load(str(model))
+    [pool] = [node for node in loaded.graph.node if "features" in node.output]
+    pool.op_type, pool.name = "NoSuchPool", "the pool"
+    del pool.attribute[:]
+    onnx.save(loaded, str(model))
+    with pytest.raises(ArtifactError, match=r"can't parse .*node the pool \(NoSuchPool\)"):
+        build_engine(model, options=rtx())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 1, 1), "1 <= min <= opt <= max"), ((2, 1, 4), "1 <= min <= opt <= max"),
+        ((1, 5, 4), "got 1, 5, 4"),
+    ],
+)  # fmt: skip
+def test_ranges(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        Range(*arguments)
+
+
+def test_option_values():
+    assert Range.parse("1/2/8") == Range(1, 2, 8)
+    for text in ("1/2", "1/2/x", "", "1//2", "-1/1/1"):
+        with pytest.raises(UsageError, match="min/opt/max"):
+            Range.parse(text)
+    assert parse_capability("12.0") == (12, 0)
+    for text in ("86", "8.", "8.6a", ""):
+        with pytest.raises(UsageError, match=r"like 8\.6"):
+            parse_capability(text)
+    for wrong in ({"precision": "half"}, {"package": "trt"}, {"workspace": 0}):
+        with pytest.raises(UsageError):
+            BuildOptions(**wrong)
+    with pytest.raises(UsageError, match="given twice"):
+        BuildOptions(capabilities=("8.6", "8.6"))
+
+
+def test_which_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert choose().name == RTX
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3.9"))
+    assert choose().name == "tensorrt"
+    assert choose(RTX).name == RTX
+    for name in ("tensorrt", RTX):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailableError, match=r"tensorrt \(.*; tensorrt_rtx \("):
+        choose()
+    with pytest.raises(UsageError, match="package must be one of"):
+        choose("trt")
+
+
+class Classic(SimpleNamespace):
+    """TensorRT-RTX's builder under the other package's name: what the seam does differs."""
+
+    def __init__(self, version):
+        super().__init__(**{n: getattr(trt, n) for n in dir(trt) if not n.startswith("_")})
+        self.__version__ = version
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.13.3.9", 1), ("11.4.0.10", 0)])
+def test_the_other_package_builds_for_the_gpu_at_hand(model, monkeypatch, version, flags):
+    monkeypatch.setitem(sys.modules, "tensorrt", Classic(version))
+    assert choose("tensorrt").network_flags == flags << int(
+        trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    )
+    cuda = FakeCuda()
+    for name in ("available", "retain_primary_context"):
+        monkeypatch.setattr(f"sigcam.kernels.driver.{name}", getattr(cuda, name))
+    if version.startswith("11"):
+        made = build_engine(model, options=BuildOptions(package="tensorrt"))
+        assert made.name == "model.engine"
+        assert read_sidecar(made).capabilities == ("8.6",)
+        assert cuda.contexts == 0
+    with pytest.raises(UsageError, match="builds for the GPU of this machine"):
+        build_engine(model, options=BuildOptions(package="tensorrt", capabilities=("8.6",)))
+    cuda.missing = "there is no libcuda"
+    with pytest.raises(BackendUnavailableError, match=r"no libcuda.*--package tensorrt_rtx"):
+        build_engine(model, options=BuildOptions(package="tensorrt"))
+
+
+class FakeConfig:
+    """A configuration whose timing caches are b"mine" and more of it."""
+
+    def create_timing_cache(self, data):
+        return data if data in (b"", b"mine", b"other") else None
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        assert not ignore_mismatch
+        self.cache = cache
+        return cache != b"other"
+
+    def get_timing_cache(self):
+        return SimpleNamespace(serialize=lambda: b"mine")
+
+
+def test_a_timing_cache_is_read_and_kept(tmp_path):
+    seam, path, config = SimpleNamespace(is_rtx=False, version="10"), tmp_path / "t", FakeConfig()
+    TimingCache(path, seam, config).save()
+    assert path.read_bytes() == b"mine"
+    again = FakeConfig()
+    TimingCache(path, seam, again)
+    assert again.cache == b"mine"
+    for foreign in (b"other", b"rubbish"):
+        path.write_bytes(foreign)
+        with pytest.warns(UserWarning, match="is not a timing cache of this TensorRT"):
+            cache = TimingCache(path, seam, config)
+        assert config.cache == b""
+        cache.save()
+        assert path.read_bytes() == b"mine"
+    with pytest.raises(ArtifactError, match="cannot read"):
+        TimingCache(tmp_path, seam, config)

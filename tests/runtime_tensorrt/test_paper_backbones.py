@@ -1,0 +1,51 @@
+"""TensorRT-RTX's builder takes each method on each of the paper's backbones.
+
+Each pair in one of the two profiles, by turns, so that every method and every backbone comes
+in both; benchmarks/tensorrt_matrix.py builds all. Pictures are small: the graph is the same.
+"""
+
+import dataclasses
+
+import pytest
+
+from sigcam.export import METHODS, export_artifact, parity
+from sigcam.runtime.spec import ClassSelection
+from sigcam.runtime.tensorrt.build import build_engine
+from sigcam.runtime.tensorrt.options import BuildOptions
+from sigcam.runtime.tensorrt.sidecar import read_sidecar
+from sigcam.train.dual_branch import DualBranch
+from sigcam.train.models import load_model
+
+pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
+
+SIZES = {"wsol-resnet50": 64, "wsol-vgg16": 64, "wsol-inceptionv3": 80}
+LATER = ("8.0", "8.6", "8.9", "12.0", "12.1")
+PROFILES = ("fused", "split")
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def backbone(request):
+    size = SIZES[request.param]
+    loaded = load_model(request.param, num_classes=20)
+    dual = DualBranch(loaded.model, None, input_size=(size, size), architecture=request.param)
+    geometry = dataclasses.replace(loaded.geometry, height=size, width=size)
+    return list(SIZES).index(request.param), dual, geometry
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_on_a_backbone(backbone, method, tmp_path, monkeypatch):
+    # What the graph computes is tested elsewhere; certifying it would double the time.
+    monkeypatch.setattr(parity, "certify", lambda *rest: None)
+    number, dual, geometry = backbone
+    profile = PROFILES[(number + list(METHODS).index(method)) % 2]
+    path = tmp_path / "model.onnx"
+    classes = ClassSelection("input")
+    export_artifact(dual, path, method=method, profile=profile, classes=classes, geometry=geometry)
+    for precision, capabilities in (("float32", LATER), ("float16", ("7.5", *LATER))):
+        options = BuildOptions(
+            package="tensorrt_rtx", precision=precision, capabilities=capabilities
+        )
+        found = read_sidecar(build_engine(path, options=options))
+        assert found.spec.method == method
+        assert found.capabilities == capabilities
+        assert found.size > 10e6
