@@ -7,6 +7,7 @@ PYTHON ?= python3
 TEST_ENV := .venv-test
 DEMO_ENV := .venv-demo
 OUT ?= out/demo
+WORKERS ?= 2
 
 .PHONY: demo test check lint types unit budget format bench clean
 
@@ -29,9 +30,11 @@ types:
 	@echo "== types: mypy, strict, across all parts"
 	$(TEST_ENV)/bin/mypy -p sigcam
 
+# A file's tests share what they export, so they stay in one process. One thread each for
+# PyTorch: the processes share the cores.
 unit:
 	@echo "== tests: pytest"
-	$(TEST_ENV)/bin/python -m pytest -q
+	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 budget:
 	@echo "== budget guard: what a map may cost"
