@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 TEST_ENV := .venv-test
+# Has the files of onnxruntime under the same names, so it lies beside the environment.
+ORT_GPU := $(TEST_ENV)/onnxruntime-gpu
 DEMO_ENV := .venv-demo
 OUT ?= out/demo
 WORKERS ?= 2
@@ -34,7 +36,7 @@ types:
 # PyTorch: the processes share the cores.
 unit:
 	@echo "== tests: pytest"
-	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 budget:
 	@echo "== budget guard: what a map may cost"
@@ -65,6 +67,8 @@ $(TEST_ENV)/.installed: pyproject.toml $(FOLDERS)
 	@echo "== making $(TEST_ENV) (downloads PyTorch on the first run)"
 	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python -m pip install --quiet --upgrade --editable ".[dev]" --config-settings editable_mode=strict
+	rm -rf $(ORT_GPU)  # pip leaves what is in a folder
+	$(TEST_ENV)/bin/python -m pip install --quiet --no-deps --target $(ORT_GPU) "onnxruntime-gpu>=1.31"
 	@touch $@
 
 clean:
