@@ -19,7 +19,7 @@ from sigcam.runtime.errors import ExportError
 from sigcam.train.layout import Value
 
 _FLAT = 1e-5
-_TINY = 1e-37  # its inverse is a float32
+_TINY = 1e-37
 
 FINER_OPTIONS: Mapping[str, float] = {"gamma": 0.6, "similar": 3}
 
@@ -209,8 +209,7 @@ def fuse(grids: list[Tensor]) -> Tensor:
     for grid in grids:
         low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
         span = high - low
-        scale = torch.where(span > _FLAT * high, 1 / span.clamp(min=_TINY), 0.0)
-        one = (grid - low) * scale
+        one = torch.where(span > _FLAT * high, (grid - low) / span.clamp(min=_TINY), 0.0)
         if tuple(grid.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)

@@ -13,24 +13,31 @@ import torch
 from sigcam.export import METHODS, export_artifact
 from sigcam.export.pictures import sample_pictures
 from sigcam.runtime.backends import BACKENDS
+from sigcam.runtime.errors import BackendUnavailableError
 from sigcam.runtime.session import load
 from sigcam.runtime.spec import ClassSelection
 
 TOLERANCE = 1e-4
+# The others take an engine that was built before, or compute in TF32.
+FROM_ONNX = [name for name in sorted(BACKENDS) if "tensorrt" not in name]
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
 @pytest.mark.parametrize("profile", ["fused", "split"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile, backend):
+def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile):
     path = tmp_path / "model.onnx"
     export_artifact(
         dual, path, method=method, profile=profile, classes=ClassSelection("topk", 2),
         geometry=geometry,
     )  # fmt: skip
     pictures = sample_pictures(geometry)[:3]
-    with load(path, backend, batch_size=2) as session:
-        found = session.explain(list(pictures), top_k=2)
+    answers = {}
+    for backend in FROM_ONNX:
+        try:
+            with load(path, backend, batch_size=2) as session:
+                answers[backend] = session.explain(list(pictures), top_k=2)
+        except BackendUnavailableError:  # noqa: PERF203 (there are few engines)
+            assert backend != "ort"
 
     pixels = (pictures / 255 - geometry.mean) / geometry.std
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float()
@@ -55,13 +62,14 @@ def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile, b
     grids = reference.grids(F, weights)
     evidence = reference.evidence(F, W, b, ids)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    for i, explanations in enumerate(found):
-        for k, one in enumerate(explanations):
-            assert one.class_id == ids[i, k]
-            assert one.probability == pytest.approx(probabilities[i, ids[i, k]], rel=TOLERANCE)
-            assert one.evidence == pytest.approx(evidence[i, k], rel=TOLERANCE)
-            assert np.abs(one.grid - grids[i, k]).max() <= TOLERANCE * grids[i, k].max()
-            full = reference.upsample(grids[i, k], geometry.height, geometry.width)
-            wanted, valid = reference.min_max(full)
-            assert one.valid == valid
-            assert np.abs(one.map - wanted).max() <= TOLERANCE
+    for found in answers.values():
+        for i, explanations in enumerate(found):
+            for k, one in enumerate(explanations):
+                assert one.class_id == ids[i, k]
+                assert one.probability == pytest.approx(probabilities[i, ids[i, k]], rel=TOLERANCE)
+                assert one.evidence == pytest.approx(evidence[i, k], rel=TOLERANCE)
+                assert np.abs(one.grid - grids[i, k]).max() <= TOLERANCE * grids[i, k].max()
+                full = reference.upsample(grids[i, k], geometry.height, geometry.width)
+                wanted, valid = reference.min_max(full)
+                assert one.valid == valid
+                assert np.abs(one.map - wanted).max() <= TOLERANCE
