@@ -173,7 +173,9 @@ class DeviceArray:
             raise ValueError("stream 0 is ambiguous in DLPack: 1 is the default stream's number")
         taker = LEGACY if stream is None else stream
         if taker != -1 and taker != (self.stream or LEGACY):
-            driver.wait_for(taker, self.stream)
+            # A taker needn't have made this array's context current.
+            with driver.within(self._buffer.context):
+                driver.wait_for(taker, self.stream)
         versioned = max_version is not None and max_version[0] >= dlpack.VERSION[0]
         return dlpack.give(
             self.address, self.shape, self.dtype, own, self._buffer, versioned=versioned
@@ -182,8 +184,9 @@ class DeviceArray:
     def to_host(self) -> npt.NDArray[Any]:
         """A copy in host memory; waits for `stream`."""
         host = np.empty(self.shape, self.dtype)
-        driver.copy_to_host(host, self.address, self.nbytes, self.stream)
-        driver.synchronize(self.stream)
+        with driver.within(self._buffer.context):
+            driver.copy_to_host(host, self.address, self.nbytes, self.stream)
+            driver.synchronize(self.stream)
         return host
 
 

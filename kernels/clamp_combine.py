@@ -212,6 +212,9 @@ class ClampCombine:
                     valid=flags.address, workspace=workspace.address, stream=handle,
                 )  # fmt: skip
             finally:
+                if not self.device.pools:
+                    # Freed without the stream's order: that this waits isn't promised.
+                    driver.synchronize(handle)
                 workspace.close()
         return out, valid_out
 

@@ -3,6 +3,7 @@
 A capsule named "dltensor" holds a `DLManagedTensor`, one named "dltensor_versioned" a
 `DLManagedTensorVersioned`. Whoever takes the tensor over renames the capsule ("used_...")
 and calls the deleter once; a capsule that nobody took calls it itself when it is collected.
+Capsules that are given away are made by NumPy.
 https://dmlc.github.io/dlpack/latest/c_api.html and .../python_spec.html
 """
 
@@ -20,9 +21,8 @@ CPU, CUDA = 1, 2
 
 VERSION = (1, 0)
 _READ_ONLY = 1
-# Type codes of DLPack, by NumPy's kinds.
-_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-_KINDS = {code: kind for kind, code in _CODES.items()}
+# NumPy's kinds, by DLPack's type codes.
+_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
 
 
 class _Device(ctypes.Structure):
@@ -70,22 +70,15 @@ _STRUCTURES: dict[bytes, type[_Managed | _Versioned]] = {
 }
 _USED = {name: b"used_" + name for name in _STRUCTURES}
 
-# `PyCapsule_Destructor`. It gets the capsule while that is being collected, so as a plain
-# address: ctypes must not count references to it.
-_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
 
 def _python(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
     # A function of its own, so that the argument types aren't changed for others.
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
-_new = _python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)
 _is_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
 _pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
 _rename = _python("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)
-_dying_is_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
-_dying_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
 
 
 @dataclass(frozen=True)
@@ -173,52 +166,32 @@ def give(
         owner: kept until the taker calls the deleter, or the capsule is collected untaken.
         versioned: whether as of DLPack 1.0; as before it otherwise.
     """
-    structure: type[_Managed | _Versioned] = _Versioned if versioned else _Managed
-    managed = structure()
-    # NULL strides mean C-contiguous, but some older takers don't know it.
-    sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
-    steps = (ctypes.c_int64 * max(len(shape), 1))(*_strides(shape))
-    tensor = managed.tensor
-    tensor.data, tensor.ndim = address, len(shape)
-    tensor.device = _Device(*device)
-    tensor.dtype = _Type(_CODES[dtype.kind], 8 * dtype.itemsize, 1)
-    tensor.shape = ctypes.cast(sizes, ctypes.POINTER(ctypes.c_int64))
-    tensor.strides = ctypes.cast(steps, ctypes.POINTER(ctypes.c_int64))
-    managed.deleter = _DELETER
-    if isinstance(managed, _Versioned):
-        managed.major, managed.minor = VERSION
-    place = ctypes.addressof(managed)
-    _given[place] = (managed, sizes, steps, owner)
-    # The capsule keeps the name's address only: the names are constants of this module.
-    capsule: object = _new(place, _VERSIONED if versioned else _LEGACY, _DESTRUCTOR)
+    # NumPy makes the capsule and owns it, in C: a destructor in Python would be called while
+    # the exception of a taker that refuses the capsule is set, and lose it. NumPy looks at
+    # the address no more than we do; only the device has to be put right.
+    array = np.asarray(_Lent(address, shape, dtype, owner))
+    try:
+        capsule = array.__dlpack__(max_version=VERSION) if versioned else array.__dlpack__()
+    except TypeError:  # NumPy 2.0 has no versioned capsules; the taker asked for one at most
+        capsule, versioned = array.__dlpack__(), False
+    name = _VERSIONED if versioned else _LEGACY
+    _STRUCTURES[name].from_address(_pointer(capsule, name)).tensor.device = _Device(*device)
     return capsule
 
 
-_given: dict[int, tuple[object, ...]] = {}
-"""What was given away and isn't back yet, by the structure's address."""
+class _Lent:
+    """Memory in the form that `numpy.asarray` takes without a copy."""
 
-
-# Both may be called while the interpreter shuts down and this module's names are gone: what
-# they need are their own defaults, and they are never collected themselves.
-def _delete(address: int, given: dict[int, Any] = _given) -> None:
-    given.pop(address, None)
-
-
-def _destroy(
-    capsule: int,
-    given: dict[int, Any] = _given,
-    names: tuple[bytes, ...] = tuple(_STRUCTURES),
-    is_valid: Callable[..., Any] = _dying_is_valid,
-    pointer: Callable[..., Any] = _dying_pointer,
-) -> None:
-    for name in names:
-        if is_valid(capsule, name):  # nobody took it
-            given.pop(pointer(capsule, name), None)
-
-
-_DELETER, _DESTRUCTOR = _Deleter(_delete), _Destructor(_destroy)
-for _callback in (_DELETER, _DESTRUCTOR):
-    _python("Py_IncRef", None, ctypes.py_object)(_callback)
+    def __init__(
+        self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object
+    ) -> None:
+        self._owner = owner
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
 
 
 def check_contiguous(shape: tuple[int, ...], strides: tuple[float, ...] | None) -> None:

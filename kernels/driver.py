@@ -9,6 +9,8 @@ number; 0 is the legacy default stream.
 from __future__ import annotations
 
 import ctypes
+import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -72,6 +74,16 @@ def retain_primary_context(ordinal: int = 0) -> Context:
         CudaUnavailableError: CUDA can't be used here, or there is no such device.
     """
     return Context(ordinal)
+
+
+@contextmanager
+def within(context: Any) -> Iterator[None]:
+    """Makes a context, as `cuCtxGetCurrent` gives it, current in this thread for a while."""
+    call("cuCtxPushCurrent", context)
+    try:
+        yield
+    finally:
+        call("cuCtxPopCurrent")
 
 
 class Stream(Owned):
@@ -141,6 +153,33 @@ class Module(Owned):
         return int(call("cuModuleGetFunction", self.handle, name.encode()))
 
 
+_capturing = 0
+_collects = False
+_capturing_lock = threading.Lock()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the cyclic garbage collector from running in any thread.
+
+    Run in the thread that captures, it could free device memory or unload modules that
+    others left behind, and such a call breaks the capture off.
+    """
+    global _capturing, _collects
+    with _capturing_lock:
+        if _capturing == 0:
+            _collects = gc.isenabled()
+            gc.disable()
+        _capturing += 1
+    try:
+        yield
+    finally:
+        with _capturing_lock:
+            _capturing -= 1
+            if _capturing == 0 and _collects:
+                gc.enable()
+
+
 class Graph:
     """Work that was captured from a stream, to be launched as one.
 
@@ -160,20 +199,23 @@ class Graph:
     def capture(cls, stream: Stream | int) -> Iterator[Graph]:
         """Captures what is enqueued on `stream` meanwhile, from this thread.
 
+        Meanwhile, Python doesn't look for cyclic garbage.
+
         Raises:
             KernelError: something was called that can't be captured.
         """
         graph, handle = cls(), handle_of(stream)
         # Other threads may allocate and synchronise meanwhile: it's no business of theirs.
         mode = bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        call("cuStreamBeginCapture", handle, mode)
-        try:
-            yield graph
-        except BaseException:
-            with suppress(KernelError):  # the first error is the one to tell
-                _discard(call("cuStreamEndCapture", handle))
-            raise
-        captured = call("cuStreamEndCapture", handle)
+        with _no_collection():
+            call("cuStreamBeginCapture", handle, mode)
+            try:
+                yield graph
+            except BaseException:
+                with suppress(KernelError):  # the first error is the one to tell
+                    _discard(call("cuStreamEndCapture", handle))
+                raise
+            captured = call("cuStreamEndCapture", handle)
         try:
             graph._instantiate(captured)
         finally:

@@ -24,6 +24,7 @@ class Owned:
 
     def __init__(self, destroy: str, *handle: Any, keep: object = None) -> None:
         context = call("cuCtxGetCurrent")
+        self.context = context
         self._destroy = (context, destroy, handle)
         self._collected = weakref.finalize(self, _destroy_quietly, *self._destroy, keep)
         # At exit, the context may be gone before this; the driver frees everything then.
@@ -31,8 +32,10 @@ class Owned:
 
     def close(self) -> None:
         """Destroys it; a second call does nothing."""
-        if self._collected.detach() is not None:
+        kept = self._collected.detach()  # what must live until the handle is gone
+        if kept is not None:
             _destroy(*self._destroy)
+        del kept
 
 
 def _destroy(context: Any, name: str, handle: tuple[Any, ...]) -> None:

@@ -36,6 +36,7 @@ ALIGNMENT = 256
 """Bytes to which the parts of the workspace are aligned."""
 
 _MAX_GRID = 65535  # of a launch's y and z
+_MAX_INT = 2**31 - 1  # the kernels count a block's elements in int
 
 
 class Axis(ctypes.Structure):
@@ -136,6 +137,11 @@ class Inputs:
         for name in ("batch", "channels", "height", "width", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.positions * CHUNK_CHANNELS > _MAX_INT:
+            raise ValueError(
+                f"a grid may have at most {_MAX_INT // CHUNK_CHANNELS} positions, got "
+                f"{self.height} x {self.width}"
+            )
         if self.batch > _MAX_GRID or -(-self.classes // CLASS_TILE) > _MAX_GRID:
             raise ValueError(
                 f"at most {_MAX_GRID} pictures and {_MAX_GRID * CLASS_TILE} classes fit one "
@@ -236,7 +242,21 @@ class Plan:
     def arguments(
         self, *, features: int, weights: int, maps: int, valid: int, workspace: int
     ) -> tuple[CombineArguments, MapArguments]:
-        """The arguments of the launches, from device addresses."""
+        """The arguments of the launches, from device addresses.
+
+        Raises:
+            ValueError: an address that isn't aligned as the plan takes it to be.
+        """
+        for name, address, alignment in (
+            ("features", features, self.inputs.alignment),
+            ("weights", weights, self.inputs.alignment),
+            ("maps", maps, self.maps.alignment),
+        ):
+            if address % alignment:
+                raise ValueError(
+                    f"{name} was planned for addresses that are multiples of {alignment}, got "
+                    f"{address:#x}; plan with the alignment that it has"
+                )
         parts = self.workspace
         combine = CombineArguments(
             features=features,
@@ -289,6 +309,12 @@ def plan(inputs: Inputs, maps: Maps, *, processors: int, threads: int = THREADS)
             f"features have {inputs.height} x {inputs.width}"
         )
     count = inputs.batch * inputs.classes
+    rows = -(-maps.rows.size // (threads // WARP))
+    if count > _MAX_INT or rows > _MAX_GRID:
+        raise ValueError(
+            f"at most {_MAX_INT} maps of {_MAX_GRID * (threads // WARP)} rows fit one launch, got "
+            f"{count} of {maps.rows.size}; split the batch"
+        )
     vector = _vector(inputs, threads)
     classes = 1 if inputs.classes == 1 else CLASS_TILE
     class_tiles = -(-inputs.classes // classes)
@@ -312,7 +338,7 @@ def plan(inputs: Inputs, maps: Maps, *, processors: int, threads: int = THREADS)
         kernel=f"enlarge_{maps.interpolation}_{'u8' if maps.bytes_ else 'f32'}",
         grid=(
             -(-maps.columns.size // TILE_COLUMNS),
-            -(-maps.rows.size // (threads // WARP)),
+            rows,
             min(count, _MAX_GRID),
         ),
         block=threads,

@@ -199,7 +199,8 @@ class DeviceMaps:
         """Memory for plans with this layout: its counters are 0 and stay so between launches."""
         if plan.workspace not in self._workspaces:
             if len(self._workspaces) >= _MAX_KEPT:
-                # Freeing device memory waits for the work that uses it.
+                # They may be in use; that freeing waits for it is nothing to rely on.
+                driver.synchronize(stream)
                 for old in self._workspaces.values():
                     old.close()
                 self._workspaces.clear()

@@ -56,7 +56,8 @@ class FakeDriver:
             slice(None), at(address, np.uint8, (size,))
         ))  # fmt: skip
 
-    def synchronize(self):
+    def synchronize(self, stream=STREAM):
+        assert stream == STREAM
         while self.queue:
             self.queue.pop(0)()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -40,8 +40,12 @@ class CudaLane:
         with kernel_errors():
             driver.available()
             self._context = driver.retain_primary_context(ordinal)
-            with self._context:
-                self._stream = driver.Stream()
+            try:
+                with self._context:
+                    self._stream = driver.Stream()
+            except BaseException:
+                self._context.close()
+                raise
         self.handle = self._stream.handle
 
     def load_kernels(self) -> None:
@@ -98,17 +102,18 @@ class CudaLane:
 
     def close(self) -> None:
         """Frees stream and memory; what the engine has on the stream must be gone before."""
-        with self.current():
-            if self._maps is not None:
-                self._maps.close()
-                self._maps = None  # the kernels are unloaded while there is a context
-            for pair in self._inputs.values():
-                for buffer in pair:
-                    buffer.close()
-            self._inputs.clear()
-            self._stream.close()
-        with kernel_errors():
-            self._context.close()
+        # One that fails doesn't keep the others; the last in is the first out.
+        with kernel_errors(), ExitStack() as last:
+            last.callback(self._context.close)
+            with self._context, ExitStack() as rest:
+                rest.callback(self._stream.close)
+                for pair in self._inputs.values():
+                    for buffer in pair:
+                        rest.callback(buffer.close)
+                self._inputs = {}
+                if self._maps is not None:
+                    rest.callback(self._maps.close)
+                    self._maps = None  # the kernels are unloaded while there is a context
 
     def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer]:
         kept = self._inputs.get(name)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
 
+from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import Array, MadeMaps, MapRequest
 from sigcam.runtime.backends.ort_base import OrtBase, dtype_of, own, run_error
 from sigcam.runtime.device_maps import DeviceTensor
+from sigcam.runtime.errors import BackendError
 
 ON_DEVICE = ("features", "cam_weights")
 """The outputs that maps are made of; they stay on the device."""
@@ -122,8 +124,10 @@ class BoundBackend(OrtBase):
                 try:
                     yield
                 except BaseException:
-                    # Copies that are still under way write to memory that is freed now.
-                    self._lane.synchronize()
+                    # Copies that are still under way write to memory that is freed now. After
+                    # an error of CUDA's this fails too; the first one is to be told.
+                    with suppress(BackendError, KernelError):
+                        self._lane.synchronize()
                     raise
 
     def _run(
@@ -131,10 +135,15 @@ class BoundBackend(OrtBase):
     ) -> dict[str, Any]:
         """Enqueues a run; its outputs, which are there once the lane is synchronised."""
         session, lane = self._opened(), self._lane
-        addresses = lane.stage(feeds)
+        # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
+        # them to the CPU too, and would copy them back without waiting for our stream.
+        staged = {name: array for name, array in feeds.items() if array.dtype != np.int64}
+        addresses = lane.stage(staged)
         try:
             binding = session.io_binding()
-            for name, array in feeds.items():
+            for name in feeds.keys() - staged.keys():
+                binding.bind_cpu_input(name, feeds[name])
+            for name, array in staged.items():
                 place = (lane.device, lane.ordinal)
                 binding.bind_input(name, *place, array.dtype, array.shape, addresses[name])
             for name in to_host:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,8 +77,11 @@ class OrtCudaBackend(BoundBackend):
             lane = CudaLane(options.device)
             try:
                 return cls._open_on(lane, ort, path, options)
-            except BaseException:
-                lane.close()
+            except BaseException as exc:
+                # The frames hold the session, which must be gone before its stream.
+                traceback.clear_frames(exc.__traceback__)
+                with contextlib.suppress(BackendError):  # the first error is to be told
+                    lane.close()
                 raise
         except BackendUnavailableError as exc:
             raise BackendUnavailableError(

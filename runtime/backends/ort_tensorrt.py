@@ -21,6 +21,10 @@ class OrtTensorrtBackend(OrtCudaBackend):
     What TensorRT doesn't take, the CUDA provider does: that is how ONNX Runtime divides a
     graph, and `nodes` tells how it did. Engines are built at the first run with a shape,
     which takes minutes, and kept in the cache folder.
+
+    Products of float32 are rounded to TF32 on compute capability 8.0 and newer: TensorRT's
+    default, for which ONNX Runtime has no option (microsoft/onnxruntime issue 26029). The
+    environment variable NVIDIA_TF32_OVERRIDE=0, set before the process starts, turns it off.
     """
 
     name = "ort-tensorrt"

@@ -210,3 +210,25 @@ def test_layouts_of_the_specification():
     assert offsets == {
         "major": 0, "minor": 4, "context": 8, "deleter": 16, "flags": 24, "tensor": 32,
     }  # fmt: skip
+
+
+def test_a_taker_that_refuses_keeps_its_error_and_the_memory_is_freed():
+    class OnGpu(Ours):
+        def __dlpack_device__(self):
+            return CUDA, 0
+
+        def __dlpack__(self, **options):
+            versioned = options.get("max_version") is not None
+            array = self.owner.array
+            return dlpack.give(
+                array.ctypes.data, array.shape, array.dtype, (CUDA, 0), self.owner,
+                versioned=versioned,
+            )  # fmt: skip
+
+    ours = OnGpu(np.zeros(3, np.float32))
+    end = weakref.ref(ours.owner)
+    with pytest.raises((RuntimeError, BufferError), match=r"[Uu]nsupported device"):
+        np.from_dlpack(ours)
+    del ours
+    gc.collect()
+    assert end() is None

@@ -139,10 +139,10 @@ def test_arguments():
     planned = plan(inputs, maps_for(inputs, 20, 31, bytes_=True), processors=2)
     w = planned.workspace
     combine, maps = planned.arguments(
-        features=1000, weights=2000, maps=3000, valid=4000, workspace=1 << 20
+        features=1600, weights=3200, maps=4800, valid=4001, workspace=1 << 20
     )
-    assert (combine.features, combine.weights, combine.valid) == (1000, 2000, 4000)
-    assert (maps.maps, maps.valid, maps.count, maps.vectors) == (3000, 4000, 6, 0)
+    assert (combine.features, combine.weights, combine.valid) == (1600, 3200, 4001)
+    assert (maps.maps, maps.valid, maps.count, maps.vectors) == (4800, 4001, 6, 0)
     assert combine.grids == maps.grids == (1 << 20) + w.grids
     assert combine.bounds == maps.bounds == (1 << 20) + w.bounds
     assert combine.partial == (1 << 20) + w.partial
@@ -159,6 +159,17 @@ def test_arguments():
     [
         (lambda: Inputs(0, 1, 1, 1, 1), "batch must be at least 1"),
         (lambda: Inputs(70000, 1, 1, 1, 1), "split the batch"),
+        (lambda: Inputs(1, 1, 5000, 5000, 1), "at most 4194303 positions"),
+        (
+            lambda: plan(Inputs(1, 1, 2, 2, 1), Maps(whole(600_000, 2), whole(5, 2)), processors=1),
+            "of 524280 rows fit one launch, got 1 of 600000",
+        ),
+        (
+            lambda: plan(
+                Inputs(1, 1, 2, 2, 1), Maps(whole(5, 2), whole(5, 2)), processors=1
+            ).arguments(features=256, weights=264, maps=0, valid=0, workspace=0),
+            "weights was planned for addresses that are multiples of 16, got 0x108",
+        ),
         (lambda: Maps(Axis(5, 3, 3, 2, 1, 0), whole(5, 2)), "the rows must have"),
         (lambda: Maps(whole(5, 2), Axis(5, 0, 6, 2, 1, 0)), "the columns must have"),
         (lambda: Maps(whole(5, 2), Axis(5, 0, 5, 2, 0, 0)), "a scale above 0"),
