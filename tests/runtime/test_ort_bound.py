@@ -47,6 +47,8 @@ def test_maps_are_those_of_the_cpu(lane, make_artifact, spec_of, per_position, c
     request = request_for(spec, clamp)
     got, made = backend.infer_maps(FEEDS, ["logits", "class_ids_out"], request)
     assert list(got) == ["logits", "class_ids_out"]
+    # What reads the ids may run on the CPU, which doesn't wait for our stream.
+    assert list(lane._staged) == ["image"]
     for name, array in got.items():
         np.testing.assert_array_equal(array, want[name])
     grids = own_grids(want, spec)
