@@ -12,7 +12,8 @@ its own, so that one that fails, hangs or crashes leaves the others as they are.
 The results go to a JSON file that can be sent in: it has the GPU's name, versions and
 figures, and no names of users, machines or folders.
 
-Exit codes: 0 all passed or were skipped, 1 a check failed, 3 there is no GPU to use. It needs
+Exit codes: 0 all passed or were skipped because a backend isn't installed, 1 a check failed or
+the kernels' values were never compared, 3 there is no GPU to use. It needs
 `pip install "sigcam[export,gpu]"` (and `[tensorrt]` for that backend), and about 5 GB of disk
 for the exported networks in a temporary folder.
 """
@@ -30,6 +31,7 @@ from typing import Any
 import click
 import gpu_backends
 import gpu_kernels
+import gpu_sanitizer
 from gpu_report import (
     CheckFailed,
     CheckSkipped,
@@ -54,10 +56,12 @@ Check = Callable[[], dict[str, Any]]
 def names(networks: Sequence[str], models: Sequence[Path]) -> Iterator[str]:
     """The checks in their order."""
     yield from ("compile", "values", "repeats", "streams")
-    yield from (f"sanitizer {tool}" for tool in gpu_kernels.TOOLS)
+    yield from (f"sanitizer {tool}" for tool in gpu_sanitizer.TOOLS)
     yield from (f"export {network}" for network in networks)
     for backend in gpu_backends.BACKENDS:
-        yield from (f"compare {backend} {network}" for network in networks)
+        # Each file for itself: TensorRT takes minutes for the engine of one.
+        for network in networks:
+            yield from (f"compare {backend} {network} {n}" for n in gpu_backends.compared(network))
         yield from (f"model {backend} {number}" for number in range(len(models)))
     for backend in gpu_backends.BACKENDS:
         yield from (f"latency {backend} {network}" for network in networks)
@@ -75,16 +79,19 @@ def find(name: str, folder: Path, models: Sequence[Path], rounds: int) -> Check:
     if kind == "streams":
         return lambda: gpu_kernels.OnGpu().check_streams()
     if kind == "sanitizer":
-        return functools.partial(gpu_kernels.check_sanitizer, rest[0])
+        return functools.partial(gpu_sanitizer.check_sanitizer, rest[0])
     if kind == "export":
         return functools.partial(gpu_backends.export_network, rest[0], folder / rest[0])
-    backend, what = rest
+    backend, what, *more = rest
     if kind == "model":
-        return functools.partial(gpu_backends.check_backend, backend, [models[int(what)]])
+        path, title = models[int(what)], f"model {what}"
+        engines = folder / "models"
+        engines.mkdir(exist_ok=True)
+        return functools.partial(gpu_backends.check_backend, backend, path, engines, title)
     if kind == "latency":
         return functools.partial(gpu_backends.check_latency, backend, folder / what, rounds)
-    paths = sorted((folder / what).glob("compare-*.onnx"))
-    return functools.partial(gpu_backends.check_backend, backend, paths)
+    path = folder / what / f"{more[0]}.onnx"
+    return functools.partial(gpu_backends.check_backend, backend, path, folder / what, more[0])
 
 
 def outcome(check: Check) -> dict[str, Any]:
@@ -110,12 +117,16 @@ def no_gpu() -> str | None:
 
 
 def run_all(
-    report: Report, wanted: Sequence[str], command: Callable[[str, Path], list[str]], folder: Path
+    report: Report,
+    wanted: Sequence[str],
+    command: Callable[[str, Path], list[str]],
+    folder: Path,
+    hidden: Sequence[Path],
 ) -> None:
     """Runs the checks one after the other, each in a process of its own."""
     for name in wanted:
         file = folder / "result.json"
-        result = run_isolated(name, command(name, file), file, TIMEOUT)
+        result = run_isolated(name, command(name, file), file, TIMEOUT, hidden)
         report.results.append(result)
         click.echo(str(result))
 
@@ -133,7 +144,7 @@ def run_all(
     "--network", "networks", multiple=True, type=click.Choice(list(gpu_backends.NETWORKS)),
     help="Only these; can be repeated.  [default: all]",
 )  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=10), default=300, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=100), default=300, show_default=True)
 @click.option("--one", hidden=True)
 @click.option("--folder", hidden=True, type=click.Path(path_type=Path))
 def main(
@@ -164,7 +175,8 @@ def main(
             return [*base, *given, "--out", str(file), "--rounds", str(rounds)]
 
         wanted = list(names(networks or tuple(gpu_backends.NETWORKS), models))
-        run_all(report, wanted, command, work)
+        hidden = [*models, *(model.parent for model in models)]
+        run_all(report, wanted, command, work, hidden)
     report.write(out)
     click.echo(report.table())
     click.echo(f"{report.summary()}; the report is in {out}")

@@ -1,4 +1,4 @@
-"""Times of calls that alternate: by the wall's clock, and on the device by CUDA events."""
+"""Times of calls that alternate: by the wall's clock, and between CUDA events around them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 
 class Clock:
-    """Time on the device between two points of a stream, by CUDA events."""
+    """Time between two points of a stream, by CUDA events.
+
+    Around a call that waits for its result, the stream is idle while the host prepares and
+    copies: that is in the time too.
+    """
 
     def __init__(self, handle: int) -> None:
         from sigcam.kernels import driver
@@ -57,13 +61,14 @@ def measure(
         warmup: rounds before those.
 
     Returns:
-        For each call `wall_ms` and `device_ms` (p50, p95, p99), and `ratio`: the median over
-        the rounds of its wall time over its baseline's within the round.
+        For each call `wall_ms` and `between_events_ms` (p50, p95, p99; None without a clock), and
+        `ratio`: the median over the rounds of its wall time over its baseline's within the
+        round; None without a baseline.
     """
     names = list(calls)
     order = random.Random(0)
     wall: dict[str, list[float]] = {name: [] for name in names}
-    device: dict[str, list[float]] = {name: [] for name in clocks}
+    between: dict[str, list[float]] = {name: [] for name in clocks}
     for step in range(warmup + rounds):
         order.shuffle(names)
         for name in names:
@@ -73,16 +78,16 @@ def measure(
             start = time.perf_counter()
             calls[name]()
             elapsed = time.perf_counter() - start
-            on_device = clock.stop() if clock is not None else 0.0
+            passed = clock.stop() if clock is not None else 0.0
             if step >= warmup:
                 wall[name].append(elapsed)
                 if clock is not None:
-                    device[name].append(on_device)
+                    between[name].append(passed)
     timing = Timing({name: tuple(values) for name, values in wall.items()})
     return {
         name: {
             "wall_ms": percentiles([1e3 * value for value in wall[name]]),
-            "device_ms": percentiles(device[name]) if name in device else None,
+            "between_events_ms": percentiles(between[name]) if name in between else None,
             "ratio": timing.ratio(name, baselines[name]) if name in baselines else None,
         }
         for name in calls
