@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import threading
+import weakref
 from contextlib import contextmanager
 from enum import Enum
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sha256_of, write_pair
 
 VERSION = "10.13.3.9"
-CAPABILITY = (8, 6)
+GPU = DeviceInfo(0, "Fake GPU", (8, 6), 5)
 SHAPES = {
     "image": ((1, 56, 56, 3), (1, 56, 56, 3), (4, 56, 56, 3)),
     "class_ids": ((1, 1), (1, 1), (4, 3)),
@@ -39,7 +40,8 @@ def write_engine(folder, package="tensorrt", capabilities=("8.6",), **changes):
     sidecar = Sidecar(
         spec=spec, sha256=hashlib.sha256(data).hexdigest(), size=len(data), package=package,
         version=VERSION, platform=here(), capabilities=capabilities, shapes=SHAPES,
-        precision="float32", tf32=False, source=model.name, source_sha256=sha256_of(model),
+        gpu=GPU.name if package == "tensorrt" else None, precision="float32", tf32=False,
+        source=model.name, source_sha256=sha256_of(model),
     )  # fmt: skip
     write_pair(engine, memoryview(data), sidecar)
     return engine
@@ -55,6 +57,8 @@ class FakeCuda:
         self.streams = {}
         self.launched = self.captured = self.contexts = 0
         self.missing = None
+        self.capture_fails = None  # "begin" or "end"
+        self.engines = weakref.WeakSet()
         cuda = self
 
         class Stream:
@@ -82,9 +86,11 @@ class FakeCuda:
             @contextmanager
             def capture(cls, stream):
                 assert not stream.queue
+                cuda.fail_at("begin")
                 graph, stream.capturing = cls(), []
                 try:
                     yield graph
+                    cuda.fail_at("end")
                     graph.work = stream.capturing
                     cuda.captured += 1
                 finally:
@@ -99,6 +105,10 @@ class FakeCuda:
 
         self.Stream, self.Graph = Stream, Graph
 
+    def fail_at(self, point):
+        if self.capture_fails == point:
+            raise KernelError(f"the {point} of the capture failed: CUDA_ERROR_UNKNOWN")
+
     def available(self):
         if self.missing:
             raise CudaUnavailableError(self.missing)
@@ -107,7 +117,7 @@ class FakeCuda:
         cuda = self
 
         class Context:
-            device = DeviceInfo(ordinal, "Fake GPU", CAPABILITY, 5)
+            device = GPU
             depth = threading.local()
 
             def __init__(self):
@@ -122,6 +132,8 @@ class FakeCuda:
 
             def close(self):
                 cuda.contexts -= 1
+                if cuda.contexts == 0:
+                    assert not cuda.engines, "to be freed in a context that is gone"
 
         return Context()
 
@@ -176,11 +188,16 @@ class FakeContext:
     def __init__(self, engine, settled):
         self.engine, self.settled = engine, settled
         self.shapes, self.addresses = {}, {}
+        self.up_to_date = None  # with these shapes, since a run that wasn't captured
         self.busy = threading.Lock()
 
     def set_input_shape(self, name, shape):
+        low, _, high = self.engine.module.shapes[name]
+        if not all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True)):
+            self.engine.module.logger.log(Logger.ERROR, f"{name} is out of range")
+            return False
         self.shapes[name] = tuple(shape)
-        return name in self.engine.inputs
+        return True
 
     def infer_shapes(self):
         return sorted(self.engine.inputs.keys() - self.shapes.keys())
@@ -189,6 +206,8 @@ class FakeContext:
         sizes = {"B": self.shapes["image"][0], "K": 1}
         if "class_ids" in self.shapes:
             sizes["K"] = self.shapes["class_ids"][1]
+        if name in self.engine.module.depends_on_data:
+            sizes["B"] = -1
         return [sizes.get(n, n) for n in self.engine.values[name].shape]
 
     def set_tensor_address(self, name, address):
@@ -207,24 +226,28 @@ class FakeContext:
         if module.fails or (stream.capturing is not None and not module.can_capture):
             module.logger.log(Logger.ERROR, "not permitted")
             return False
+        if stream.capturing is None:
+            self.up_to_date = dict(self.shapes)
+        assert self.up_to_date == self.shapes, "a graph can't hold the update for new shapes"
         module.executed += 1
         shapes = {name: self.get_tensor_shape(name) for name in self.engine.values}
         shapes.update(self.shapes)
-        stream.add(lambda: self.run(shapes))
+        addresses = dict(self.addresses)  # those of now, whatever is set before it runs
+        stream.add(lambda: self.run(shapes, addresses))
         return True
 
-    def run(self, shapes):
+    def run(self, shapes, addresses):
         assert self.busy.acquire(blocking=False), "two threads use one context"
         try:
             feeds = {
-                name: at(self.addresses[name], self.engine.dtype(name), shapes[name])
+                name: at(addresses[name], self.engine.dtype(name), shapes[name])
                 for name in self.engine.inputs
             }
             found = self.engine.session.run(None, feeds)
             for value, array in zip(self.engine.session.get_outputs(), found, strict=True):
                 kind = self.engine.dtype(value.name)
                 assert list(array.shape) == list(shapes[value.name])
-                at(self.addresses[value.name], kind, array.shape)[...] = array
+                at(addresses[value.name], kind, array.shape)[...] = array
         finally:
             self.busy.release()
 
@@ -236,6 +259,7 @@ class FakeEngine:
         import onnxruntime as ort
 
         self.module = module
+        module.cuda.engines.add(self)
         self.session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.values = {**self.inputs, **{v.name: v for v in self.session.get_outputs()}}
@@ -247,6 +271,8 @@ class FakeEngine:
     def get_tensor_dtype(self, name):
         if name in self.module.half:
             return DataType.HALF
+        if name in self.module.lacks:
+            return DataType.BF16
         return DataType[_KINDS[self.values[name].type]]
 
     def dtype(self, name):
@@ -269,8 +295,12 @@ class FakeEngine:
     def create_execution_context(self, runtime_config=None):
         assert (runtime_config is not None) == self.module.is_rtx
         strategy = getattr(runtime_config, "dynamic_shapes_kernel_specialization_strategy", None)
-        self.module.contexts.append(FakeContext(self, strategy == "eager"))
-        return None if self.module.no_memory else self.module.contexts[-1]
+        if self.module.no_memory:
+            return None
+        self.module.settled.append(strategy == "eager")
+        made = FakeContext(self, strategy == "eager")
+        self.module.contexts.add(made)
+        return made
 
 
 def fake_module(cuda, shapes, is_rtx=False):
@@ -280,12 +310,15 @@ def fake_module(cuda, shapes, is_rtx=False):
         engine_header_size = 64
 
         def __init__(self, logger):
-            module.logger = logger
+            module.logger = module.logger or logger  # the first one is used by all
+            cuda.engines.add(self)
 
         def deserialize_cuda_engine(self, data):
             if module.refuses:
                 module.logger.log(Logger.ERROR, "a broken engine")
                 return None
+            if module.warns:
+                module.logger.log(Logger.WARNING, module.warns)
             return FakeEngine(module, data)
 
         def get_engine_validity(self, header):
@@ -293,13 +326,13 @@ def fake_module(cuda, shapes, is_rtx=False):
             return module.validity
 
     class Diagnostics(Enum):
-        VERSION_MISMATCH, UNSUPPORTED_CC, OLD_CUDA_DRIVER = 1, 2, 4
+        VERSION_MISMATCH, UNSUPPORTED_CC, OLD_CUDA_DRIVER, INSUFFICIENT_GPU_MEMORY = 1, 2, 4, 16
 
         def __int__(self):
             return self.value
 
     class Validity(Enum):
-        VALID, INVALID = 0, 2
+        VALID, SUBOPTIMAL, INVALID = 0, 1, 2
 
     module = SimpleNamespace(
         __version__=VERSION, ILogger=Logger, Runtime=Runtime, cuda=cuda, shapes=shapes,
@@ -307,7 +340,8 @@ def fake_module(cuda, shapes, is_rtx=False):
         EngineInvalidityDiagnostics=Diagnostics, validity=(Validity.VALID, 0),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         half=set(), is_rtx=is_rtx, can_capture=True, fails=False, refuses=False, no_memory=False,
-        executed=0, contexts=[],
+        executed=0, settled=[], contexts=weakref.WeakSet(), logger=None, depends_on_data=set(),
+        lacks=set(), warns=None,
     )  # fmt: skip
     return module
 

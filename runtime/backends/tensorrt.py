@@ -77,7 +77,7 @@ class TensorRtBackend(Backend):
             ) from exc
         try:
             with kernel_errors(), context:
-                engine = Engine.open(path, context.device.capability)
+                engine = Engine.open(path, context.device)
                 try:
                     return cls(engine, context, _kernel(engine))
                 except BaseException:

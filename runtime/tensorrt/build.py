@@ -8,6 +8,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.artifact import read_spec
 from sigcam.runtime.errors import ArtifactError, BackendError, BackendUnavailableError, UsageError
@@ -15,7 +16,7 @@ from sigcam.runtime.files import check_writable
 from sigcam.runtime.tensorrt.half import to_half
 from sigcam.runtime.tensorrt.monitor import make_monitor, run_stoppable
 from sigcam.runtime.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
-from sigcam.runtime.tensorrt.seam import Seam, choose
+from sigcam.runtime.tensorrt.seam import Seam, choose, dotted
 from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sha256_of, sidecar_path, write_pair
 from sigcam.runtime.tensorrt.timing_cache import TimingCache
 
@@ -65,7 +66,9 @@ def build_engine(
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     check_writable(target)
     check_writable(sidecar_path(target))
-    capabilities = options.capabilities or _capabilities_here(seam)
+    if options.timing_cache is not None:
+        check_writable(options.timing_cache)
+    gpu = None if seam.is_rtx or options.capabilities else _gpu_here(seam)
     source_sha256 = sha256_of(model)
     build = Build(seam, model, options)
     with memoryview(build.run(progress=progress)) as data:
@@ -76,7 +79,8 @@ def build_engine(
             package=seam.name,
             version=seam.version,
             platform=here(),
-            capabilities=capabilities,
+            capabilities=options.capabilities if gpu is None else (dotted(gpu.capability),),
+            gpu=None if gpu is None else gpu.name,
             shapes=build.shapes,
             precision=options.precision,
             tf32=options.tf32,
@@ -104,6 +108,7 @@ class Build:
     def __init__(self, seam: Seam, model: Path, options: BuildOptions) -> None:
         self._seam, self._model, self._options = seam, model, options
         self._log = seam.logger()
+        self._log.told()  # what is left of earlier work isn't about this build
         self._builder = seam.module.Builder(self._log)
         self._network = self._builder.create_network(seam.network_flags)
         self._config = self._builder.create_builder_config()
@@ -192,7 +197,11 @@ class Build:
                 f"classes belongs to artifacts that take class_ids; {self._model} was exported "
                 "without `--classes input`"
             )
-        self._config.add_optimization_profile(profile)
+        if self._config.add_optimization_profile(profile) < 0:
+            raise BackendError(
+                f"{self._seam.name} {self._seam.version} refuses the sizes {shapes}: "
+                f"{self._log.told()}"
+            )
         return shapes
 
     def _configure(self) -> None:
@@ -208,6 +217,12 @@ class Build:
         if self._options.workspace is not None:
             pool = self._seam.module.MemoryPoolType.WORKSPACE
             config.set_memory_pool_limit(pool, self._options.workspace)
+            kept = config.get_memory_pool_limit(pool)
+            if kept != self._options.workspace:
+                raise UsageError(
+                    f"{self._seam.name} doesn't take a workspace of {self._options.workspace} "
+                    f"bytes and stays with {kept}: {self._log.told()}"
+                )
 
     def _advice(self) -> str:
         turing = self._seam.is_rtx and _TURING in self._options.capabilities
@@ -243,10 +258,8 @@ def _described(error: Any) -> str:
     return f"{node}: {error.desc()}"
 
 
-def _capabilities_here(seam: Seam) -> tuple[str, ...]:
-    """The GPU's compute capability where the package builds for that; none otherwise."""
-    if seam.is_rtx:
-        return ()
+def _gpu_here(seam: Seam) -> DeviceInfo:
+    """The GPU that the package builds on, and for."""
     from sigcam.kernels import driver
 
     try:
@@ -257,9 +270,8 @@ def _capabilities_here(seam: Seam) -> tuple[str, ...]:
             f"{seam.name} builds an engine on the GPU that it is for: {exc}; build it on such a "
             "machine, or with `--package tensorrt_rtx`, which needs none to build"
         ) from exc
-    major, minor = context.device.capability
     context.close()
-    return (f"{major}.{minor}",)
+    return context.device
 
 
 def _versions(options: BuildOptions) -> dict[str, str]:

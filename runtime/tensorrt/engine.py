@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from sigcam.kernels.calls import DeviceInfo
 from sigcam.runtime.backends.base import Array
 from sigcam.runtime.errors import ArtifactError, BackendError, UsageError
+from sigcam.runtime.tensorrt.fit import check_fit, check_source, read_engine
 from sigcam.runtime.tensorrt.seam import Seam, choose
-from sigcam.runtime.tensorrt.sidecar import (
-    Sidecar,
-    check_file,
-    check_fit,
-    check_source,
-    read_sidecar,
-)
+from sigcam.runtime.tensorrt.sidecar import Sidecar, read_sidecar
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,17 +56,18 @@ class Engine:
     def __init__(self, sidecar: Sidecar, seam: Seam, log: Any, runtime: Any, native: Any) -> None:
         self.sidecar, self.seam = sidecar, seam
         self._log, self._runtime, self._native = log, runtime, native
-        self.tensors = tuple(self._tensor(i) for i in range(native.num_io_tensors))
+        # No generator: its closure would outlive the clearing of frames in `open`.
+        self.tensors = tuple(map(self._tensor, range(native.num_io_tensors)))
         self._lock = threading.Lock()
         self._no_capture: str | None = None
 
     @classmethod
-    def open(cls, path: Path, capability: tuple[int, int]) -> Engine:
+    def open(cls, path: Path, gpu: DeviceInfo) -> Engine:
         """Checks an engine against its sidecar and this machine, and loads it.
 
         Args:
             path: of the .engine file.
-            capability: compute capability of the GPU whose context is current.
+            gpu: the GPU whose context is current.
 
         Raises:
             ArtifactError: a file is missing or isn't the one that was written; or the engine
@@ -79,22 +77,30 @@ class Engine:
         """
         sidecar = read_sidecar(path)
         seam = choose(sidecar.package)
-        check_fit(path, sidecar, package=seam.name, version=seam.version, capability=capability)
+        check_fit(path, sidecar, package=seam.name, version=seam.version, gpu=gpu)
         check_source(path, sidecar)
-        check_file(path, sidecar)
+        data = read_engine(path, sidecar)
         log = seam.logger()
-        runtime = seam.module.Runtime(log)
-        data = path.read_bytes()
-        _check_header(path, seam, runtime, data, sidecar, log)
-        native = runtime.deserialize_cuda_engine(data)
-        if native is None:
-            raise BackendError(
-                f"{seam.name} {seam.version} can't load {path}: {log.told()}; build it again "
-                f"here with `{sidecar.command}`"
-            )
-        engine = cls(sidecar, seam, log, runtime, native)
-        engine._check_shapes(path)
-        return engine
+        log.told()  # what is left of earlier work isn't about this engine
+        runtime = native = engine = None
+        try:
+            with log.warnings():
+                runtime = seam.module.Runtime(log)
+                _check_header(path, seam, runtime, data, sidecar, log)
+                native = runtime.deserialize_cuda_engine(data)
+            if native is None:
+                raise BackendError(
+                    f"{seam.name} {seam.version} can't load {path}: {log.told()}; build it again "
+                    f"here with `{sidecar.command(path)}`"
+                )
+            engine = cls(sidecar, seam, log, runtime, native)
+            engine._check_shapes(path)
+            return engine
+        except BaseException as exc:
+            # The traceback's frames would keep them until the context that they belong to is gone.
+            engine = native = runtime = None
+            traceback.clear_frames(exc.__traceback__)
+            raise
 
     @property
     def no_capture(self) -> str | None:
@@ -180,7 +186,7 @@ class Engine:
         if found != wanted:
             raise ArtifactError(
                 f"{path} takes {found}, its sidecar says {wanted}; build it again with "
-                f"`{self.sidecar.command}`"
+                f"`{self.sidecar.command(path)}`"
             )
 
 
@@ -201,6 +207,15 @@ def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
     return f"{name} must have {low} to {high} along axis {axis}, got {size}"
 
 
+_ADVICE = {
+    "OLD_CUDA_DRIVER": "update NVIDIA's driver",
+    "OLD_CUDA_RUNTIME": "update CUDA's runtime library",
+    "INSUFFICIENT_GPU_MEMORY": "free memory of the GPU, or build it with a smaller --max-batch",
+    "CUDA_ERROR": "look at what nvidia-smi says of the GPU",
+}
+"""What helps where the engine isn't to blame; otherwise another engine does."""
+
+
 def _check_header(
     path: Path, seam: Seam, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
 ) -> None:
@@ -209,11 +224,18 @@ def _check_header(
         return
     module = seam.module
     validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity == module.EngineValidity.SUBOPTIMAL:
+        _LOG.warning(
+            "%s says that %s may be slower here than where it was meant for", seam.name, path
+        )
     if validity != module.EngineValidity.INVALID:
         return
     members = module.EngineInvalidityDiagnostics.__members__
     named = [name for name, value in members.items() if int(reasons) & int(value)]
-    raise ArtifactError(
+    again = f"build it again here with `{sidecar.command(path)}`"
+    advice = dict.fromkeys(_ADVICE.get(name, again) for name in named) or [again]
+    elsewhere = bool(named) and _ADVICE.keys() >= set(named)
+    raise (BackendError if elsewhere else ArtifactError)(
         f"{seam.name} {seam.version} says that {path} can't run here "
-        f"({', '.join(named) or log.told()}); build it again here with `{sidecar.command}`"
+        f"({', '.join(named) or log.told()}); {'; '.join(advice)}"
     )

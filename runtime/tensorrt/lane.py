@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
 Results = tuple[dict[str, Array], MadeMaps | None]
+
+_BROKEN_BEFORE = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+"""What every call says once an earlier one has broken the capture off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +77,10 @@ class _Room:
         return self.host
 
     def close(self) -> None:
-        for buffer in (self.device, self.host):
-            if buffer is not None:
-                buffer.close()
+        with ExitStack() as stack:
+            for buffer in (self.device, self.host):
+                if buffer is not None:
+                    stack.callback(buffer.close)
 
 
 class Lane:
@@ -128,27 +132,33 @@ class Lane:
         the first one, which a graph can't hold.
 
         Returns:
-            None, or why TensorRT says that it can't be captured; the lane must then be
-            closed.
+            None, or why TensorRT or CUDA can't capture it; the lane must then be closed.
 
         Raises:
-            KernelError: something else failed.
+            BackendError, KernelError: our own part of the work failed, which no network can
+                be the reason of.
         """
         if self._engine.seam.is_rtx and not self._context.is_stream_capturable(self._stream.handle):
             return "TensorRT-RTX says that its work can't be captured for these shapes"
         generation = 0 if self._maps is None else self._maps.generation
-        refused = False
+        refused, ours = False, False
         try:
             with driver.Graph.capture(self._stream) as graph:
                 self._enqueue_copies_in(call)
                 refused = not self._execute()
                 if refused:
                     raise KernelError("the engine was not captured")
+                ours = True
                 self._pending = self._enqueue_rest(call)
-        except KernelError:
-            if not refused:
+                ours = False
+        except (BackendError, KernelError) as exc:
+            if refused:
+                return f"TensorRT can't be captured: {self._engine.told()}"
+            # TensorRT may do what breaks a capture off and still return True; our kernels
+            # are then the first to be told, and not to blame.
+            if ours and _BROKEN_BEFORE not in str(exc):
                 raise
-            return f"TensorRT can't be captured: {self._engine.told()}"
+            return f"CUDA can't capture it: {exc}"
         if self._maps is not None and self._maps.generation != generation:
             graph.close()
             raise BackendError("memory moved while a CUDA graph was captured")
@@ -171,16 +181,20 @@ class Lane:
 
     def close(self) -> None:
         """Frees everything, once the work on the stream that uses it is done."""
-        with suppress(KernelError):  # after a failed call, which is the error to tell
-            self._stream.synchronize()
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
+        with ExitStack() as stack:  # all of it, even if one fails; in the reverse order
+            for room in self._rooms.values():
+                stack.callback(room.close)
+            if self._maps is not None:
+                stack.callback(self._maps.close)
+            stack.callback(self._drop_context)
+            if self._graph is not None:
+                stack.callback(self._graph.close)
+                self._graph = None
+            with suppress(KernelError):  # after a failed call, which is the error to tell
+                self._stream.synchronize()
+
+    def _drop_context(self) -> None:
         self._context = None  # TensorRT frees it with its last reference
-        if self._maps is not None:
-            self._maps.close()
-        for room in self._rooms.values():
-            room.close()
 
     def _bind(self, call: Call) -> None:
         """Sets shapes and addresses of all tensors, if they aren't those of the last call."""
@@ -198,12 +212,22 @@ class Lane:
             raise BackendError(f"TensorRT wants more to be said of {', '.join(missing)}")
         for name, tensor in self._tensors.items():
             if not tensor.is_input:
-                self._sizes[name] = tuple(int(n) for n in self._context.get_tensor_shape(name))
+                self._sizes[name] = self._output_shape(name)
             address = self._rooms[name].on_device(self._bytes(tensor))
             self._accepted(
                 self._context.set_tensor_address(name, address), f"the address of {name}"
             )
         self._bound = call.shapes
+
+    def _output_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise BackendError(
+                f"TensorRT can't tell the size of {name} before it runs, only {list(shape)}: it "
+                "depends on the picture's content, and no memory can be set aside for it; export "
+                "the model again with `sigcam export`"
+            )
+        return shape
 
     def _accepted(self, accepted: bool, what: str) -> None:
         if not accepted:

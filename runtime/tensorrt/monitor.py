@@ -117,10 +117,13 @@ def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
     thread = threading.Thread(target=run, name="sigcam build-engine")
     thread.start()
     interrupted: KeyboardInterrupt | None = None
-    while thread.is_alive():
+    ended = False
+    while not ended:
         try:
-            thread.join(0.1)
-        except KeyboardInterrupt as exc:  # noqa: PERF203 (waiting is what this loop is for)
+            while thread.is_alive():  # within: it may be raised between two waits
+                thread.join(0.1)
+            ended = True
+        except KeyboardInterrupt as exc:  # noqa: PERF203 (once for each Ctrl-C)
             interrupted = exc
             stop()
     if interrupted is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sigcam.kernels import driver
@@ -21,10 +21,11 @@ MAX_WORKERS = 4
 """Calls at once; further ones wait. Each has the engine's working memory several times."""
 
 MAX_GRAPHS = 2
-"""CUDA graphs that a worker keeps, those used last."""
+"""CUDA graphs that a worker keeps; each has an execution context and memory of its own."""
 
 _REMEMBERED = 32
-"""Calls that a worker remembers, to see one come again."""
+"""Kinds of calls that a worker remembers, to see one come again; and calls after which a graph
+that none of them used may be given up for another one."""
 
 
 class Worker:
@@ -32,14 +33,22 @@ class Worker:
 
     The first call of its kind (shapes, outputs, where the pictures lie) runs as it is. The
     second one runs in a lane of its own and is then captured there; from the third on, the
-    graph is launched.
+    graph is launched. Where all graphs are in use, further kinds stay without one: making a
+    lane costs far more than a graph saves, so kinds that take turns must not push each other
+    out.
     """
 
     def __init__(self, engine: Engine, kernel: ClampCombine | None) -> None:
         self._engine, self._kernel = engine, kernel
         self._stream = driver.Stream()
-        self._plain = Lane(engine, self._stream, kernel)
-        self._captured: OrderedDict[Any, Lane] = OrderedDict()
+        try:
+            self._plain = Lane(engine, self._stream, kernel)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._captured: OrderedDict[Any, Lane] = OrderedDict()  # used last: at the end
+        self._used: dict[Any, int] = {}
+        self._calls = 0
         self._seen: OrderedDict[Any, None] = OrderedDict()
 
     def run(self, call: Call) -> Results:
@@ -50,10 +59,12 @@ class Worker:
             KernelError: a CUDA call failed.
         """
         key = call.key
+        self._calls += 1
         if key in self._captured:
             self._captured.move_to_end(key)
+            self._used[key] = self._calls
             return self._captured[key].replay(call)
-        if key in self._seen and self._engine.no_capture is None:
+        if key in self._seen and self._engine.no_capture is None and self._has_room():
             return self._run_and_capture(call)
         self._seen[key] = None
         self._seen.move_to_end(key)
@@ -63,14 +74,23 @@ class Worker:
 
     def close(self) -> None:
         """Frees stream and memory."""
-        for lane in (self._plain, *self._captured.values()):
-            lane.close()
-        self._captured.clear()
-        self._stream.close()
+        with ExitStack() as stack:  # all of it, even if one fails; the stream is the last
+            stack.callback(self._stream.close)
+            for lane in (self._plain, *self._captured.values()):
+                stack.callback(lane.close)
+            self._captured.clear()
+
+    def _has_room(self) -> bool:
+        """Whether there is room for a graph, or one that hasn't been used for long."""
+        if len(self._captured) < MAX_GRAPHS:
+            return True
+        oldest = next(iter(self._captured))
+        return self._calls - self._used[oldest] > _REMEMBERED
 
     def _run_and_capture(self, call: Call) -> Results:
         if len(self._captured) >= MAX_GRAPHS:
-            _, oldest = self._captured.popitem(last=False)
+            key, oldest = self._captured.popitem(last=False)
+            del self._used[key]
             oldest.close()
         lane = Lane(self._engine, self._stream, self._kernel, settled=True)
         try:
@@ -81,6 +101,7 @@ class Worker:
             raise
         if refusal is None:
             self._captured[call.key] = lane
+            self._used[call.key] = self._calls
         else:
             self._engine.refuse_capture(refusal)
             lane.close()

@@ -16,11 +16,11 @@ TensorRT 10.x to 11.x"), and so no builder flags for float16 and int8 either.
 from __future__ import annotations
 
 import importlib
-from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sigcam.runtime.errors import BackendUnavailableError, UsageError
+from sigcam.runtime.errors import BackendError, BackendUnavailableError, UsageError
+from sigcam.runtime.tensorrt.log import logger_of
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -32,7 +32,17 @@ INSTALL: dict[Package, str] = {
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13 (or tensorrt-rtx-cu12 for a driver of CUDA 12)",
 }
 
-_KEPT_ERRORS = 8
+DISTRIBUTIONS: dict[Package, str] = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+}
+"""What to ask pip for; modules are named otherwise."""
+
+SUFFIXES: dict[Package, str] = {"tensorrt": ".engine", "tensorrt_rtx": ".rtx.engine"}
+"""What the names of engines end in."""
+
+_OLDEST = (10, 13)
+"""Of the package tensorrt; what the extra `tensorrt` asks for."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Seam:
     @property
     def suffix(self) -> str:
         """What the names of its engines end in."""
-        return ".rtx.engine" if self.is_rtx else ".engine"
+        return SUFFIXES[self.name]
 
     @property
     def capabilities(self) -> dict[str, Any]:
@@ -77,8 +87,8 @@ class Seam:
         return 1 << int(flags.STRONGLY_TYPED)
 
     def logger(self) -> Any:
-        """A new logger of the package that keeps the last errors, in `errors`."""
-        return _logger(self.module)
+        """The package's logger, which keeps the last errors; see `logger_of`."""
+        return logger_of(self.module)
 
     def type_of(self, data_type: Any) -> str | None:
         """The NumPy name of a data type of the package; None for one that NumPy lacks."""
@@ -90,6 +100,7 @@ class Seam:
         Raises:
             UsageError: one that this package doesn't build for, or any with a package that
                 always builds for the GPU at hand.
+            BackendError: the package refuses one that it names itself.
         """
         if not wanted:
             return
@@ -108,7 +119,11 @@ class Seam:
             )
         config.num_compute_capabilities = len(wanted)
         for index, one in enumerate(wanted):
-            config.set_compute_capability(known[one], index)
+            if not config.set_compute_capability(known[one], index):
+                raise BackendError(
+                    f"{self.name} {self.version} refuses the compute capability {one}: "
+                    f"{self.logger().told()}; build for others, or with another version"
+                )
 
 
 _TYPES = {
@@ -126,26 +141,39 @@ def choose(package: str | None = None) -> Seam:
 
     Raises:
         UsageError: no such package is known.
-        BackendUnavailableError: it, or both, aren't installed or can't be loaded.
+        BackendUnavailableError: it, or both, aren't installed or can't be loaded; or the
+            first one that is installed is too old.
     """
     if package is not None and package not in PACKAGES:
         raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {package!r}")
     candidates = PACKAGES if package is None else (package,)
     problems: list[str] = []
-    cause: ImportError | None = None
+    cause: ImportError | OSError | None = None
     for name in candidates:
         try:
             module = importlib.import_module(name)
-        except ImportError as exc:  # noqa: PERF203 (there are two)
-            # A package that is there without its libraries fails with ImportError as well.
+        except (ImportError, OSError) as exc:  # noqa: PERF203 (there are two)
+            # A package that is there without its libraries fails with either.
             problems.append(f"{name} ({exc})")
             cause = cause or exc
         else:
-            return Seam(name, module, str(module.__version__))
+            found = Seam(name, module, str(module.__version__))
+            _check_version(found)
+            return found
     how = "; or ".join(f"{INSTALL[name]}" for name in candidates)
     raise BackendUnavailableError(
         f"TensorRT can't be imported: {'; '.join(problems)}; install it with {how}"
     ) from cause
+
+
+def _check_version(seam: Seam) -> None:
+    parts = tuple(int(part) for part in seam.version.split(".")[:2] if part.isdecimal())
+    if not seam.is_rtx and parts < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise BackendUnavailableError(
+            f"the package tensorrt must be {oldest} or later, installed is {seam.version}; "
+            f'upgrade it: pip install "{DISTRIBUTIONS[seam.name]}>={oldest}"'
+        )
 
 
 def parse_capability(text: str) -> tuple[int, int]:
@@ -160,29 +188,12 @@ def parse_capability(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def dotted(capability: tuple[int, int]) -> str:
+    """From (8, 6) to "8.6"."""
+    return f"{capability[0]}.{capability[1]}"
+
+
 def _dotted(name: str) -> str:
     """From "SM120" to "12.0"."""
     digits = name.removeprefix("SM")
     return f"{digits[:-1]}.{digits[-1]}"
-
-
-def _logger(module: Any) -> Any:
-    grave = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
-
-    class Log(module.ILogger):  # type: ignore[misc]
-        """Keeps the last errors; warnings are the builder's own business."""
-
-        def __init__(self) -> None:
-            module.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in grave:
-                self.errors.append(message.strip())
-
-        def told(self) -> str:
-            """The errors since the last call of this, as one line."""
-            errors, self.errors = list(self.errors), deque(maxlen=_KEPT_ERRORS)
-            return "; ".join(dict.fromkeys(errors)) or "TensorRT gave no reason"
-
-    return Log()

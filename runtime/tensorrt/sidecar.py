@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,13 +22,15 @@ from sigcam.runtime.errors import ArtifactError, SchemaError, UsageError
 from sigcam.runtime.files import atomic_path
 from sigcam.runtime.spec import Spec
 from sigcam.runtime.tensorrt.options import Precision
-from sigcam.runtime.tensorrt.seam import PACKAGES
+from sigcam.runtime.tensorrt.seam import (
+    PACKAGES,
+    SUFFIXES,
+    Package,
+    parse_capability,
+)
 
 SIDECAR_VERSION = 1
 _CHUNK = 1 << 22
-_BY_DEFAULT = (8, 0)
-"""TensorRT-RTX builds for this compute capability and later ones if none is named
-(NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Sidecar:
         platform: operating system and processor that it was built on, "Linux x86_64".
         capabilities: compute capabilities that it is for, as "8.6"; empty for TensorRT-RTX's
             own choice, 8.0 and later.
+        gpu: the name of the GPU that it was built on; None for TensorRT-RTX, which builds for
+            all GPUs of a compute capability.
         shapes: for each input, the smallest, the usual and the largest shape.
         precision: "float32", "float16" or "int8".
         tf32: whether float32 products may be rounded.
@@ -51,10 +56,11 @@ class Sidecar:
     spec: Spec
     sha256: str
     size: int
-    package: str
+    package: Package
     version: str
     platform: str
     capabilities: tuple[str, ...]
+    gpu: str | None
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
     precision: str
     tf32: bool
@@ -69,6 +75,13 @@ class Sidecar:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}")
         if "image" not in self.shapes:
             raise UsageError("shapes must name the input image")
+        for one in self.capabilities:
+            parse_capability(one)
+        built_here = self.package == "tensorrt"
+        if built_here and len(self.capabilities) != 1:
+            raise UsageError("capabilities must name that of the GPU that tensorrt built on")
+        if built_here == (self.gpu is None):
+            raise UsageError(f"gpu must {'' if built_here else 'not '}be named for {self.package}")
 
     def to_json(self) -> str:
         """One JSON object with `schema_version`; `spec` is what an artifact carries."""
@@ -80,10 +93,13 @@ class Sidecar:
             indent=1,
         )
 
-    @property
-    def command(self) -> str:
-        """The command that builds such an engine again."""
-        parts = [f"sigcam build-engine {self.source} --package {self.package}"]
+    def command(self, engine: str | Path) -> str:
+        """The command that builds such an engine again, in the folder of the model.
+
+        Args:
+            engine: its file, whose name the new one gets.
+        """
+        parts = [f"sigcam build-engine {shlex.quote(self.source)} --package {self.package}"]
         parts += {"float16": ["--fp16"], "int8": ["--int8"]}.get(self.precision, [])
         parts += ["--tf32"] if self.tf32 else []
         batches = [shape[0] for shape in self.shapes["image"]]
@@ -92,6 +108,11 @@ class Sidecar:
         if "class_ids" in self.shapes:
             sizes = [str(shape[1]) for shape in self.shapes["class_ids"]]
             parts += [f"--classes {'/'.join(sizes)}"]
+        if self.package == "tensorrt_rtx":
+            parts += [f"--capability {one}" for one in self.capabilities]
+        name = Path(engine).name
+        if name != Path(self.source).with_suffix(SUFFIXES[self.package]).name:
+            parts += [f"--out {shlex.quote(name)}"]
         return " ".join(parts)
 
 
@@ -107,11 +128,18 @@ def here() -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        ArtifactError: it can't be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
     return digest.hexdigest()
 
 
@@ -127,7 +155,9 @@ def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
         # Left in the reverse order: the engine is renamed first.
         described = stack.enter_context(atomic_path(sidecar_path(engine)))
         built = stack.enter_context(atomic_path(engine))
-        described.write_text(sidecar.to_json(), encoding="utf-8")
+        # The model's name may hold bytes that aren't UTF-8, as lone surrogates; in JSON, the
+        # escape that takes their place stands for the very same characters.
+        described.write_bytes(sidecar.to_json().encode("utf-8", "backslashreplace"))
         built.write_bytes(data)
 
 
@@ -184,6 +214,8 @@ def _from_dict(data: Mapping[str, Any]) -> Sidecar:
             raise TypeError(f"{name} must be text, got {fields[name]!r}")
     if not isinstance(fields["size"], int) or not isinstance(fields["tf32"], bool):
         raise TypeError("size must be a whole number and tf32 true or false")
+    if not isinstance(fields["gpu"], (str, type(None))):
+        raise TypeError(f"gpu must be text or null, got {fields['gpu']!r}")
     fields["spec"] = Spec.from_json(json.dumps(data["spec"]))
     fields["capabilities"] = tuple(str(one) for one in data["capabilities"])
     fields["shapes"] = {
@@ -194,73 +226,3 @@ def _from_dict(data: Mapping[str, Any]) -> Sidecar:
         raise ValueError("shapes must hold three for each input")
     fields["versions"] = dict(data["versions"])
     return Sidecar(**fields)
-
-
-def check_file(engine: Path, sidecar: Sidecar) -> None:
-    """Refuses an engine that isn't the one that the sidecar describes.
-
-    Raises:
-        ArtifactError: another size or hash.
-    """
-    size = engine.stat().st_size
-    again = f"copy both files again, or run `{sidecar.command}`"
-    if size != sidecar.size:
-        raise ArtifactError(
-            f"{engine} has {size} bytes, its sidecar is for one of {sidecar.size}; {again}"
-        )
-    if sha256_of(engine) != sidecar.sha256:
-        raise ArtifactError(f"{engine} is not the file that its sidecar is for; {again}")
-
-
-def check_source(engine: Path, sidecar: Sidecar) -> None:
-    """Refuses an engine whose model was exported anew beside it since; a missing one is fine.
-
-    Raises:
-        ArtifactError: the .onnx file beside it is another one.
-    """
-    model = engine.with_name(sidecar.source)
-    if model.is_file() and sha256_of(model) != sidecar.source_sha256:
-        raise ArtifactError(
-            f"{engine} was built from another {model.name} than the one beside it now; run "
-            f"`{sidecar.command}`, or move the engine elsewhere"
-        )
-
-
-def check_fit(
-    engine: Path, sidecar: Sidecar, *, package: str, version: str, capability: tuple[int, int]
-) -> None:
-    """Refuses an engine that can't run with this TensorRT on this GPU.
-
-    Engines are good for the version that built them, to the last number, as none is built
-    with TensorRT's flag for others.
-
-    Args:
-        engine: the file, for messages.
-        sidecar: of it.
-        package: the TensorRT at hand.
-        version: its version.
-        capability: compute capability of the GPU.
-
-    Raises:
-        ArtifactError: one of them isn't what the engine was built for.
-    """
-    again = f"build it again here with `{sidecar.command}`"
-    if (package, version) != (sidecar.package, sidecar.version):
-        raise ArtifactError(
-            f"{engine} was built by {sidecar.package} {sidecar.version}, and runs with no other "
-            f"version; installed is {package} {version}; install {sidecar.package}=="
-            f"{sidecar.version} or {again}"
-        )
-    if package == "tensorrt" and sidecar.platform != here():
-        raise ArtifactError(f"{engine} was built on {sidecar.platform}, this is {here()}; {again}")
-    mine = f"{capability[0]}.{capability[1]}"
-    if sidecar.capabilities:
-        fits, wanted = mine in sidecar.capabilities, ", ".join(sidecar.capabilities)
-    else:
-        fits, wanted = capability >= _BY_DEFAULT, "8.0 and later"
-    if not fits:
-        named = f" --capability {mine}" if package == "tensorrt_rtx" else ""
-        raise ArtifactError(
-            f"{engine} was built for compute capability {wanted}, this GPU has {mine}; run "
-            f"`{sidecar.command}{named}`" + ("" if named else " here")
-        )

@@ -1,6 +1,7 @@
 """Engines built by TensorRT-RTX on the CPU, and what is refused before and while building."""
 
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,10 +18,12 @@ from sigcam.runtime.errors import (
     UsageError,
 )
 from sigcam.runtime.spec import ClassSelection
+from sigcam.runtime.tensorrt import seam
 from sigcam.runtime.tensorrt.build import build_engine
+from sigcam.runtime.tensorrt.fit import read_engine
 from sigcam.runtime.tensorrt.options import BuildOptions, Range
 from sigcam.runtime.tensorrt.seam import choose, parse_capability
-from sigcam.runtime.tensorrt.sidecar import check_file, read_sidecar
+from sigcam.runtime.tensorrt.sidecar import read_sidecar
 from sigcam.runtime.tensorrt.timing_cache import TimingCache
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
@@ -65,20 +68,23 @@ def test_an_engine_and_its_sidecar(model):
     made = build_engine(model, options=rtx(batches=Range(1, 2, 4), classes=Range(1, 1, 3)))
     assert made == model.with_name("model.rtx.engine")
     found = read_sidecar(made)
-    check_file(made, found)
+    assert read_engine(made, found) == made.read_bytes()
     assert found.spec == tiny_spec(profile="split")
     assert (found.package, found.version) == (RTX, trt.__version__)
     assert (found.precision, found.tf32, found.capabilities) == ("float32", False, ())
     assert found.shapes["image"] == ((1, 56, 56, 3), (2, 56, 56, 3), (4, 56, 56, 3))
     assert found.shapes["class_ids"] == ((1, 1), (2, 1), (4, 3))
     command = f"sigcam build-engine model.onnx --package {RTX} --opt-batch 2 --max-batch 4"
-    assert found.command == f"{command} --classes 1/1/3"
+    assert found.command(made) == f"{command} --classes 1/1/3"
+    assert found.gpu is None
 
 
 @pytest.mark.parametrize("capability", [*choose(RTX).capabilities])
 def test_every_capability(model, capability):
     made = build_engine(model, options=rtx(precision="float16", capabilities=(capability,)))
-    assert read_sidecar(made).capabilities == (capability,)
+    found = read_sidecar(made)
+    assert found.capabilities == (capability,)
+    assert found.command(made).endswith(f"--classes 1/1/10 --capability {capability}")
 
 
 def test_float32_products_on_turing_are_refused_with_advice(model):
@@ -108,7 +114,7 @@ def test_options_reach_the_builder(model, monkeypatch):
     }  # fmt: skip
     made = build_engine(model, options=rtx(tf32=True))
     assert seen["tf32"]
-    assert read_sidecar(made).command.endswith("--tf32 --classes 1/1/10")
+    assert read_sidecar(made).command(made).endswith("--tf32 --classes 1/1/10")
     with pytest.raises(BackendError, match="within workspace limit"):
         build_engine(model, options=rtx(workspace=1))
 
@@ -216,6 +222,92 @@ def test_which_package(monkeypatch):
         choose("trt")
 
 
+def test_a_package_that_is_there_but_broken(monkeypatch):
+    """Its libraries are loaded by ctypes, whose error is another one."""
+
+    def broken(name):
+        raise OSError(f"lib{name}.so: cannot open shared object file")
+
+    monkeypatch.setattr(seam.importlib, "import_module", broken)
+    with pytest.raises(BackendUnavailableError, match=r"libtensorrt\.so.*libtensorrt_rtx\.so"):
+        choose()
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.9.0.34", "10.12"])
+def test_an_old_tensorrt_is_refused(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__=version))
+    with pytest.raises(BackendUnavailableError, match=rf"10\.13 or later, installed is {version}"):
+        choose()
+
+
+def refused(monkeypatch, method, result):
+    """The builder's configuration answers `result` without doing what it was asked for."""
+    monkeypatch.setattr(trt.IBuilderConfig, method, lambda *arguments: result)
+
+
+@pytest.mark.parametrize(
+    ("method", "result", "options", "error", "message"),
+    [
+        ("set_compute_capability", False, {"capabilities": ("8.6",)}, BackendError,
+         r"refuses the compute capability 8\.6"),
+        ("add_optimization_profile", -1, {}, BackendError, "refuses the sizes"),
+        ("set_memory_pool_limit", None, {"workspace": 12345}, UsageError,
+         "doesn't take a workspace of 12345 bytes and stays with"),
+    ],
+)  # fmt: skip
+def test_what_the_configuration_refuses(
+    model, monkeypatch, method, result, options, error, message
+):
+    refused(monkeypatch, method, result)
+    with pytest.raises(error, match=message):
+        build_engine(model, options=rtx(**options))
+    assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_timing_cache_that_cannot_be_written_is_refused_before_the_build(model, monkeypatch):
+    monkeypatch.setattr("sigcam.runtime.tensorrt.build.Build", None)  # isn't come to
+    with pytest.raises(StorageError, match="is a folder"):
+        build_engine(model, options=rtx(timing_cache=model.parent))
+
+
+def test_one_logger_tells_each_thread_its_own():
+    log = choose(RTX).logger()
+    assert choose(RTX).logger() is log
+    log.told()
+    grave = trt.ILogger.ERROR
+    said, asked = threading.Event(), threading.Event()
+    told = []
+
+    def other():
+        log.log(grave, "theirs")
+        said.set()
+        asked.wait(20)
+        told.append(log.told())
+        log.log(grave, "left behind")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert said.wait(20)
+    log.log(grave, "mine")
+    log.log(trt.ILogger.WARNING, "a warning")
+    assert log.told() == "mine"
+    assert log.told() == "TensorRT gave no reason"
+    asked.set()
+    thread.join()
+    assert told == ["theirs"]
+    assert log.told() == "left behind"
+
+
+def test_warnings_are_passed_on_where_they_are_wanted(caplog):
+    log = choose(RTX).logger()
+    for _ in range(2):
+        log.log(trt.ILogger.WARNING, "not asked for")
+        with log.warnings():
+            log.log(trt.ILogger.WARNING, "another model of device")
+            log.log(trt.ILogger.INFO, "nothing of note")
+    assert [r.getMessage() for r in caplog.records] == ["TensorRT: another model of device"] * 2
+
+
 class Classic(SimpleNamespace):
     """TensorRT-RTX's builder under the other package's name: what the seam does differs."""
 
@@ -236,7 +328,8 @@ def test_the_other_package_builds_for_the_gpu_at_hand(model, monkeypatch, versio
     if version.startswith("11"):
         made = build_engine(model, options=BuildOptions(package="tensorrt"))
         assert made.name == "model.engine"
-        assert read_sidecar(made).capabilities == ("8.6",)
+        found = read_sidecar(made)
+        assert (found.capabilities, found.gpu) == (("8.6",), "Fake GPU")
         assert cuda.contexts == 0
     with pytest.raises(UsageError, match="builds for the GPU of this machine"):
         build_engine(model, options=BuildOptions(package="tensorrt", capabilities=("8.6",)))
@@ -261,18 +354,22 @@ class FakeConfig:
 
 
 def test_a_timing_cache_is_read_and_kept(tmp_path):
-    seam, path, config = SimpleNamespace(is_rtx=False, version="10"), tmp_path / "t", FakeConfig()
-    TimingCache(path, seam, config).save()
+    package, path, config = (
+        SimpleNamespace(is_rtx=False, version="10"),
+        tmp_path / "t",
+        FakeConfig(),
+    )
+    TimingCache(path, package, config).save()
     assert path.read_bytes() == b"mine"
     again = FakeConfig()
-    TimingCache(path, seam, again)
+    TimingCache(path, package, again)
     assert again.cache == b"mine"
     for foreign in (b"other", b"rubbish"):
         path.write_bytes(foreign)
         with pytest.warns(UserWarning, match="is not a timing cache of this TensorRT"):
-            cache = TimingCache(path, seam, config)
+            cache = TimingCache(path, package, config)
         assert config.cache == b""
         cache.save()
         assert path.read_bytes() == b"mine"
     with pytest.raises(ArtifactError, match="cannot read"):
-        TimingCache(tmp_path, seam, config)
+        TimingCache(tmp_path, package, config)

@@ -1,15 +1,25 @@
 """An engine's sidecar: what it says, and every way in which it may not fit."""
 
-from dataclasses import fields
+import os
+import shlex
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
-from fake_tensorrt import VERSION, altered, write_engine
+from fake_tensorrt import GPU, VERSION, altered, write_engine
 from tiny import tiny_spec
 
 from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.errors import ArtifactError, BackendUnavailableError, SchemaError, StorageError
+from sigcam.runtime.errors import (
+    ArtifactError,
+    BackendUnavailableError,
+    SchemaError,
+    StorageError,
+    UsageError,
+)
 from sigcam.runtime.tensorrt import sidecar as module
-from sigcam.runtime.tensorrt.sidecar import Sidecar, check_fit, read_sidecar, sidecar_path
+from sigcam.runtime.tensorrt.fit import check_fit, check_source, read_engine
+from sigcam.runtime.tensorrt.sidecar import Sidecar, read_sidecar, sidecar_path
 
 REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
 
@@ -36,6 +46,7 @@ def test_it_says_what_the_engine_is(engine):
         ({"version": "10.13.3.8"}, rf"built by tensorrt 10\.13\.3\.8.*installed is .*{REBUILD}"),
         ({"platform": "Linux aarch64"}, rf"was built on Linux aarch64.*{REBUILD}"),
         ({"capabilities": ["8.7"]}, rf"capability 8\.7, this GPU has 8\.6; run `{REBUILD}`"),
+        ({"gpu": "Fake GPU Ti"}, rf"built on Fake GPU Ti, this GPU is Fake GPU, .*{REBUILD}"),
         ({"shapes": {"image": [[1, 9]] * 3, "class_ids": [[1, 1]] * 3}}, "its sidecar says"),
         ({"source_sha256": "1" * 64}, r"another model\.onnx than the one beside it"),
     ],
@@ -58,7 +69,9 @@ def test_a_field_that_is_missing(engine, name):
     ("name", "value"),
     [
         ("sha256", 3), ("size", "3"), ("package", "trt"), ("package", 1), ("version", 10),
-        ("platform", ["Linux"]), ("capabilities", 8.6), ("shapes", {"image": [[1]]}),
+        ("platform", ["Linux"]), ("capabilities", 8.6), ("capabilities", []),
+        ("capabilities", ["8.6`id`"]), ("capabilities", ["8.6", "8.9"]), ("gpu", 5),
+        ("shapes", {"image": [[1]]}),
         ("shapes", {}), ("shapes", [1]), ("precision", "float8"), ("tf32", "no"), ("source", 0),
         ("source_sha256", 5), ("versions", 5), ("spec", {}), ("spec", "x"),
         ("schema_version", "1"), ("schema_version", 2),
@@ -77,8 +90,8 @@ def test_text_that_is_no_sidecar(engine, text):
         read_sidecar(engine)
 
 
-def test_a_package_that_is_not_installed(machine, engine):
-    altered(sidecar_path(engine), package="tensorrt_rtx")
+def test_a_package_that_is_not_installed(machine, tmp_path):
+    engine = write_engine(tmp_path, "tensorrt_rtx")
     machine.uninstall("tensorrt_rtx")
     with pytest.raises(BackendUnavailableError, match="tensorrt-rtx-cu13"):
         machine.open(engine)
@@ -116,7 +129,11 @@ def test_the_model_may_be_elsewhere(machine, engine):
 def test_gpus_that_an_rtx_engine_is_for(tmp_path, built, gpu, fits):
     engine = write_engine(tmp_path, "tensorrt_rtx", built)
     sidecar = read_sidecar(engine)
-    here = {"package": "tensorrt_rtx", "version": VERSION, "capability": gpu}
+    here = {
+        "package": "tensorrt_rtx",
+        "version": VERSION,
+        "gpu": replace(GPU, name="Any", capability=gpu),
+    }
     if fits:
         check_fit(engine, sidecar, **here)
         return
@@ -137,3 +154,51 @@ def test_a_pair_is_written_whole_or_not_at_all(engine, monkeypatch):
     with pytest.raises(StorageError, match="No space left"):
         module.write_pair(engine, memoryview(b"x"), found)
     assert {path: path.read_bytes() for path in engine.parent.iterdir()} == before
+
+
+def test_the_command_names_what_is_not_by_default(tmp_path):
+    found = read_sidecar(write_engine(tmp_path, "tensorrt_rtx", ("8.6", "12.0")))
+    usual = "sigcam build-engine model.onnx --package tensorrt_rtx --max-batch 4 --classes 1/1/3"
+    usual += " --capability 8.6 --capability 12.0"
+    assert found.command(tmp_path / "model.rtx.engine") == usual
+    assert found.command(tmp_path / "model.engine") == f"{usual} --out model.engine"
+    odd = replace(found, source="my model; rm.onnx")
+    parts = shlex.split(odd.command("here/it's.engine"))
+    assert parts[2] == "my model; rm.onnx"
+    assert parts[-2:] == ["--out", "it's.engine"]
+
+
+def test_another_version_is_asked_for_by_what_pip_calls_it(tmp_path):
+    engine = write_engine(tmp_path, "tensorrt_rtx")
+    with pytest.raises(ArtifactError, match=rf"install tensorrt-rtx-cu13=={VERSION} or build"):
+        check_fit(engine, read_sidecar(engine), package="tensorrt_rtx", version="1.0", gpu=GPU)
+
+
+def test_a_gpu_belongs_to_tensorrt_alone(tmp_path):
+    for package, wrong in (("tensorrt", None), ("tensorrt_rtx", "Fake GPU")):
+        found = read_sidecar(write_engine(tmp_path, package))
+        with pytest.raises(UsageError, match="be named for"):
+            replace(found, gpu=wrong)
+
+
+def test_files_that_cannot_be_read(engine, monkeypatch):
+    found = read_sidecar(engine)
+
+    def broken(self, *arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: Input/output error"):
+        read_engine(engine, found)
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.onnx: Input/output error"):
+        check_source(engine, found)
+    engine.unlink()
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: No such file"):
+        read_engine(engine, found)
+
+
+def test_a_model_whose_name_is_not_utf8(engine):
+    found = replace(read_sidecar(engine), source=os.fsdecode(b"m\xff.onnx"))
+    module.write_pair(engine, memoryview(b"x"), found)
+    assert read_sidecar(engine) == found

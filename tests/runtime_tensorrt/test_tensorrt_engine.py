@@ -1,9 +1,11 @@
 """The way through an engine: what TensorRT and CUDA are asked for, and what comes back."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from device_doubles import Buffer
 from fake_tensorrt import write_engine
 from tiny import tiny_spec
 
+from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import BackendOptions, MapRequest
 from sigcam.runtime.backends.ort import OrtBackend
@@ -97,7 +100,7 @@ def test_repeated_calls_become_a_graph(machine, feeds, reference, package):
         assert machine.module.executed == (1, 3, 3, 3, 3)[turn]
         assert machine.cuda.captured == (0, 1, 1, 1, 1)[turn]
         assert machine.cuda.launched == max(0, turn - 1)
-    assert [c.settled for c in machine.module.contexts] == [False, package == "tensorrt_rtx"]
+    assert machine.module.settled == [False, package == "tensorrt_rtx"]
     assert backend.description.endswith("float32, on Fake GPU, with CUDA graphs")
 
 
@@ -112,8 +115,31 @@ def test_other_shapes_and_places_are_other_graphs(machine, feeds, reference):
             request = request_for(batch, sizes)
             got = backend.infer_maps(given, ["logits"], request)
             check(got, reference(given, request), request, ["logits"])
-    assert machine.cuda.captured > MAX_GRAPHS  # the oldest had to go
+    assert machine.cuda.captured == MAX_GRAPHS
     assert len(machine.cuda.streams) == 1
+
+
+def test_kinds_that_take_turns_do_not_push_each_other_out(machine, feeds):
+    backend = machine.open()
+    kinds = [(1 + n % 4, 1 + n // 4) for n in range(MAX_GRAPHS + 1)]
+    for _ in range(4):
+        for kind in kinds:
+            backend.infer(feeds(*kind))
+    # Of each kind with a graph: as it comes, captured, and launched twice.
+    assert machine.cuda.captured == MAX_GRAPHS
+    assert machine.cuda.launched == 2 * MAX_GRAPHS
+    assert len(machine.module.settled) == 1 + MAX_GRAPHS
+    # Calls of the one without, until the graphs are old enough for one to be given up.
+    for _ in range(2 * pool._REMEMBERED):
+        backend.infer(feeds(*kinds[-1]))
+    assert machine.cuda.captured == MAX_GRAPHS + 1
+    assert len(machine.module.contexts) == 1 + MAX_GRAPHS
+    captured = []
+    for _ in range(3):  # the other graphs are old as well, and may go; then all are in use
+        for kind in kinds:
+            backend.infer(feeds(*kind))
+        captured.append(machine.cuda.captured)
+    assert captured == [2 * MAX_GRAPHS] * 3
 
 
 def test_a_network_that_cannot_be_captured_runs_and_says_so(machine, feeds, reference, caplog):
@@ -133,19 +159,115 @@ def test_a_network_that_cannot_be_captured_runs_and_says_so(machine, feeds, refe
         assert reason in backend.description
 
 
-def test_a_kernel_that_fails_while_captured_is_an_error(machine, feeds, monkeypatch):
+@pytest.mark.parametrize("point", ["begin", "end"])
+def test_a_capture_that_cuda_breaks_off_is_done_without(machine, feeds, reference, caplog, point):
+    """The call that was to be captured has succeeded, and so do those after it."""
     backend = machine.open()
-    backend.infer_maps(feeds(), ["logits"], request_for(2))
+    machine.cuda.capture_fails = point
+    with caplog.at_level(logging.WARNING):
+        for turn in range(4):
+            given, request = feeds(2, seed=turn), request_for(2)
+            got = backend.infer_maps(given, ["logits"], request)
+            check(got, reference(given, request), request, ["logits"])
+    reason = f"CUDA can't capture it: the {point} of the capture failed"
+    assert [reason in record.getMessage() for record in caplog.records] == [True]
+    assert reason in backend.description
+    assert machine.cuda.launched == machine.cuda.captured == 0
+    assert len(machine.module.contexts) == 1  # that of the lane without a graph
+
+
+def launch_fails(machine, backend, monkeypatch, message):
+    """The backend's map kernels fail with `message` while they are captured."""
     original = backend._kernel.launch
 
     def broken(plan, *, stream, **addresses):
         if machine.cuda.streams[stream].capturing is not None:
-            raise KernelError("cuLaunchKernel failed")
+            raise KernelError(message)
         original(plan, stream=stream, **addresses)
 
     monkeypatch.setattr(backend._kernel, "launch", broken)
+
+
+def test_a_kernel_that_fails_while_captured_is_an_error(machine, feeds, monkeypatch):
+    backend = machine.open()
+    backend.infer_maps(feeds(), ["logits"], request_for(2))
+    launch_fails(machine, backend, monkeypatch, "cuLaunchKernel failed")
     with pytest.raises(BackendError, match="cuLaunchKernel failed"):
         backend.infer_maps(feeds(), ["logits"], request_for(2))
+
+
+def test_a_kernel_that_finds_the_capture_broken_is_not_to_blame(machine, feeds, monkeypatch):
+    backend = machine.open()
+    backend.infer_maps(feeds(), ["logits"], request_for(2))
+    broken = "cuLaunchKernel failed: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (broken off)"
+    launch_fails(machine, backend, monkeypatch, broken)
+    for _ in range(3):
+        backend.infer_maps(feeds(), ["logits"], request_for(2))
+    assert "CAPTURE_INVALIDATED" in backend.description
+
+
+def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
+    """A finalizer that frees device memory would break the capture off."""
+    begun = []
+
+    def call(name, *arguments):
+        begun.append((name, gc.isenabled()))
+        return 0
+
+    monkeypatch.setattr(driver, "call", call)
+    enums = SimpleNamespace(
+        CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    )
+    monkeypatch.setattr(driver, "bindings", lambda: enums)
+    monkeypatch.setattr(driver, "Owned", lambda *arguments: None)
+    with driver.Graph.capture(1):
+        with driver.Graph.capture(2):  # as by another thread
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert [on for name, on in begun if "Capture" in name] == [False] * 4
+    with pytest.raises(KeyError), driver.Graph.capture(1):
+        raise KeyError
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with driver.Graph.capture(1):
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_one_failing_close_keeps_nothing_alive(machine, feeds, monkeypatch):
+    backend = machine.open()
+    for _ in range(2):
+        backend.infer(feeds())
+    assert len(machine.module.contexts) == 2
+    closed = []
+
+    def breaks(kind):
+        original = kind.close
+
+        def broken(self):
+            closed.append(kind)
+            original(self)
+            raise KernelError("it can't be destroyed")
+
+        monkeypatch.setattr(kind, "close", broken)
+
+    breaks(machine.cuda.Graph)
+    breaks(Buffer)
+    backend.close()  # the machine's end looks for what stays
+    assert not machine.module.contexts
+    assert closed.count(machine.cuda.Graph) == 1
+    assert closed.count(Buffer) > 4
+
+
+def test_sizes_that_depend_on_the_picture_are_refused(machine, feeds):
+    backend = machine.open()
+    machine.module.depends_on_data = {"logits"}
+    with pytest.raises(BackendError, match=r"can't tell the size of logits .*\[-1, 4\]"):
+        backend.infer(feeds())
 
 
 def test_float16_tensors_reach_the_kernel_and_come_back_as_float32(machine, feeds, reference):
@@ -292,5 +414,35 @@ def test_what_tensorrt_refuses_to_load(machine):
         machine.open()
     machine.install("tensorrt_rtx")
     machine.module.validity = (machine.module.EngineValidity.INVALID, 6)
-    with pytest.raises(ArtifactError, match="UNSUPPORTED_CC, OLD_CUDA_DRIVER"):
-        machine.open(write_engine(machine.folder, "tensorrt_rtx"))
+    engine = write_engine(machine.folder, "tensorrt_rtx")
+    for flags, error, message in (
+        (6, ArtifactError, r"\(UNSUPPORTED_CC, OLD_CUDA_DRIVER\); build it again .*; update NVID"),
+        (4, BackendError, r"\(OLD_CUDA_DRIVER\); update NVIDIA's driver$"),
+        (16, BackendError, r"\(INSUFFICIENT_GPU_MEMORY\); free memory of the GPU, or"),
+        (0, ArtifactError, r"\(TensorRT gave no reason\); build it again here"),
+    ):
+        machine.module.validity = (machine.module.EngineValidity.INVALID, flags)
+        with pytest.raises(error, match=message):
+            machine.open(engine)
+
+
+def test_what_tensorrt_warns_of_while_loading_is_logged(machine, caplog):
+    machine.install("tensorrt_rtx")
+    machine.module.warns = "it was made on another model of device"
+    machine.module.validity = (machine.module.EngineValidity.SUBOPTIMAL, 0)
+    machine.open(write_engine(machine.folder, "tensorrt_rtx"))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "may be slower here" in told[0]
+    assert told[1] == "TensorRT: it was made on another model of device"
+
+
+def test_an_engine_that_is_refused_goes_before_its_context(machine):
+    """The machine's contexts look for engines that are kept, by tracebacks for example."""
+    engine = write_engine(machine.folder)
+    machine.module.shapes = {**machine.module.shapes, "class_ids": ((1, 1),) * 3}
+    with pytest.raises(ArtifactError, match="its sidecar says"):
+        machine.open(engine)
+    machine.module.lacks = {"logits"}
+    with pytest.raises(ArtifactError, match="which NumPy lacks"):
+        machine.open(engine)
