@@ -31,7 +31,8 @@ _TINY = 1e-30
 _CANCELLED = 1e-3
 """Grids that are smaller than this share of their terms are compared with that share."""
 _PLAIN = ("logits", "features", "all_scores")
-_JUMPING = ("grids", "cam_weights")
+JUMPING = ("grids", "cam_weights")
+"""Outputs that hang on gradients and may jump; the others count on every picture."""
 _NOISE = 2.0**-22
 _TRIALS = 8
 
@@ -50,9 +51,8 @@ def compare(got: Array, want: Array, floor: float = _FLOOR) -> OutputError:
     return OutputError(difference, difference / size)
 
 
-def errors_of(got: Mapping[str, Array], known: Definition, ids: Array) -> dict[str, OutputError]:
-    """The errors of each output of one picture, for the classes `ids` [1, K]."""
-    want = known.outputs(torch.from_numpy(ids))
+def errors_of(got: Mapping[str, Array], want: Mapping[str, Tensor]) -> dict[str, OutputError]:
+    """The errors of each output of one picture; `want` is what `Definition.outputs` gives."""
     # One class's logit may lie near zero by chance; the logits of all say how large they are.
     evidence, scores = (float(want[name].abs().max()) for name in ("sigmoid_logits", "all_scores"))
     floors = {
@@ -86,7 +86,7 @@ def is_unstable(
     operations may do, eight times; the outputs without gradients must stay.
     """
     (images,) = as_images(pictures, geometry)
-    known = Definition(twin, images, options)
+    want = Definition(twin, images, options).outputs(ids)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_TRIALS):
         moved = copy.deepcopy(twin)
@@ -95,10 +95,10 @@ def is_unstable(
                 value.mul_(1 + _NOISE * _random(value.shape, generator))
         nudged = images * (1 + _NOISE * _random(images.shape, generator))
         got = Definition(moved, nudged, options).outputs(ids)
-        numbers = {name: got[name].numpy() for name in (*_PLAIN, *_JUMPING)}
-        errors = errors_of(numbers, known, ids.numpy())
+        numbers = {name: got[name].numpy() for name in (*_PLAIN, *JUMPING)}
+        errors = errors_of(numbers, want)
         plain = max(errors[name].max_rel for name in _PLAIN)
-        if plain <= tolerance < max(errors[name].max_rel for name in _JUMPING):
+        if plain <= tolerance < max(errors[name].max_rel for name in JUMPING):
             return True
     return False
 

@@ -286,10 +286,6 @@ class Select(nn.Module):
 
     def __init__(self, classes: ClassSelection, num_classes: int) -> None:
         super().__init__()
-        if classes.k > num_classes:
-            raise UsageError(
-                f"k must be at most the number of classes {num_classes}, got {classes.k}"
-            )
         self.mode: SelectionMode = classes.mode
         self.k = classes.k
         self.ranks = min(num_classes, MAX_RANKS)

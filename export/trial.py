@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from sigcam.export.definition import Definition
-from sigcam.export.errors import errors_of, is_unstable, worse
+from sigcam.export.errors import JUMPING, errors_of, is_unstable, worse
 from sigcam.export.graph import GraphOptions
 from sigcam.export.pictures import INPUTS, as_images, further_pictures, sample_pictures
 from sigcam.runtime.errors import ParityError
@@ -23,9 +23,6 @@ LEAST = 3
 
 FURTHER = 15
 """Most further pictures that are tried where too many don't count."""
-
-JUMPING = {"grids", "cam_weights"}
-"""Outputs that hang on gradients; the others count on every picture."""
 
 Array = npt.NDArray[Any]
 
@@ -56,14 +53,15 @@ class Trial:
     def judge(self, index: int, got: Mapping[str, Array], ids: Array) -> None:
         """Takes in the outputs of one picture for the classes `ids` [1, K]."""
         self._seen.add(index)
-        known = self.known(index)
-        if not bool(known.outputs(torch.from_numpy(ids))["grids"].any()):
+        classes = torch.from_numpy(ids)
+        want = self.known(index).outputs(classes)  # once: it takes the gradients in float64
+        if not bool(want["grids"].any()):
             self._empty.add(index)
-        errors = errors_of(got, known, ids)
+        errors = errors_of(got, want)
         # NaN is larger than nothing, so it never counts as a jump.
-        if any(errors[name].max_rel > self.tolerance for name in JUMPING & errors.keys()):
+        if any(errors[name].max_rel > self.tolerance for name in errors.keys() & JUMPING):
             if index not in self._unstable:
-                at, classes = self.pictures[index : index + 1], torch.from_numpy(ids)
+                at = self.pictures[index : index + 1]
                 self._unstable[index] = is_unstable(
                     self.twin, at, self.geometry, self.options, classes, self.tolerance
                 )
