@@ -110,10 +110,10 @@ def trained():
     return Peer(net, [last], geometry=loaded.geometry)
 
 
-def make(name):
+def make(name, build=None):
     """A network with seeded random weights that keep its activations at a usual size."""
     torch.manual_seed(0)
-    peer = NETWORKS[name]()
+    peer = (build or NETWORKS[name])()
     with torch.no_grad():
         for parameter in peer.model.parameters():
             if parameter.ndim > 1 and not parameter.any():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_backend import TorchBackend
 
-from sigcam.runtime.backends.base import Backend, TensorInfo
 from sigcam.runtime.head import Head
 from sigcam.runtime.multipass.eigencam import _projection
 from sigcam.runtime.session import Session
@@ -42,26 +42,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x))
-
-
-class TorchBackend(Backend):
-    """A function from feeds to outputs as an engine."""
-
-    name = "torch"
-
-    def __init__(self, inputs, outputs, function):
-        self.inputs = tuple(TensorInfo(n, np.dtype(d), s) for n, (d, s) in inputs.items())
-        self.outputs = tuple(TensorInfo(n, np.dtype(d), s) for n, (d, s) in outputs.items())
-        self.function = function
-
-    @classmethod
-    def open(cls, path, options):
-        raise NotImplementedError
-
-    def _infer(self, feeds, wanted):
-        with torch.inference_mode():
-            values = self.function(**{n: torch.from_numpy(a.copy()) for n, a in feeds.items()})
-        return {name: values[name].numpy() for name in wanted}
 
 
 def session_of(net):

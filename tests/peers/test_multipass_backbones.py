@@ -1,0 +1,240 @@
+"""The methods of several passes against the package grad-cam on whole backbones.
+
+PyTorch runs the networks as an engine, so that only what the runtime does with them is
+compared. Where the definitions differ, the difference is taken out on one side and named:
+grad-cam's masks are enlarged with aligned corners (Score-CAM), its features are centred and
+their sign is left to chance (Eigen-CAM), and features that can be negative are ablated with
+a large negative number instead of 0 (Ablation-CAM).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+pytest.importorskip("pytorch_grad_cam")
+
+import peer_maps as peers
+from pytorch_grad_cam import AblationCAM, ScoreCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
+from torch_backend import TorchBackend
+
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.geometry import prepare
+from sigcam.runtime.head import Head
+from sigcam.runtime.image import read_image
+from sigcam.runtime.session import Session
+from sigcam.runtime.spec import ClassSelection, Geometry, Source, Spec
+from sigcam.train.dual_branch import DualBranch
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+PHOTOGRAPHS = ["pets/images/Abyssinian_1.jpg", "imagenet_samples/images/n01440764.jpg"]
+TOLERANCE = 1e-3
+SIDES = {"vit_tiny_patch16_224": 224}  # the others run at a small size: N passes each
+SIDE = 96
+SPREAD = 3.0
+
+
+def _with_last_relu(name, layer):
+    def build():
+        net = getattr(torchvision.models, name)()
+        return peers.Peer(net, [net.get_submodule(layer)])
+
+    return build
+
+
+# Ablation-CAM is one definition on features that a ReLU made.
+AFTER_RELU = {
+    **{name: peers.NETWORKS[name] for name in ("resnet18", "vgg11", "densenet121")},
+    "shufflenet_v2_x0_5": _with_last_relu("shufflenet_v2_x0_5", "conv5"),
+    "regnet_y_400mf": _with_last_relu("regnet_y_400mf", "trunk_output"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(capfd):
+    yield
+    capfd.readouterr()  # grad-cam shows a bar for each class
+
+
+class Network:
+    """A backbone as grad-cam sees it, and a Session whose engine is PyTorch."""
+
+    def __init__(self, name, build, centred=False):
+        self.side = SIDES.get(name, SIDE)
+        self.peer = peers.make(name, build)
+        self.centred = centred
+        self._spread_logits()
+        image = peers.smooth_pictures(1, self.side)
+        self.shape = tuple(self.features(image)[1].shape[1:])
+        self.classes = self.features(image)[0].shape[1]
+        self.geometry = Geometry(
+            self.side, self.side, "stretch", mean=peers.IMAGENET.mean, std=peers.IMAGENET.std,
+            layout="float32_nchw",
+        )  # fmt: skip
+
+    def _spread_logits(self):
+        """Random heads give all classes nearly one score, and so all channels one weight."""
+        last = [m for m in self.peer.model.modules() if isinstance(m, nn.Linear)][-1]
+        with torch.no_grad():
+            found = self.peer.model(peers.smooth_pictures(4, self.side))
+            last.weight.mul_(SPREAD / found.std())
+
+    @torch.no_grad()
+    def features(self, image):
+        """Logits [B, C] and the target layer's value as a grid [B, N, h, w]."""
+        kept = []
+        hook = self.peer.layers[0].register_forward_hook(lambda *call: kept.append(call[2]))
+        try:
+            logits = self.peer.model(image)
+        finally:
+            hook.remove()
+        value = kept[0] if self.peer.reshape is None else self.peer.reshape(kept[0])
+        if self.centred:
+            value = value - value.mean((2, 3), keepdim=True)
+        return logits, value.clone()
+
+    def session(self):
+        """Explains any class from the softmax branch."""
+        N, h, w = self.shape
+        ids, scores = ("int64", (None, None)), ("float32", (None, self.classes))
+        features = ("float32", (None, N, h, w))
+
+        def run(image, class_ids):
+            logits, value = self.features(image)
+            weights = torch.zeros(len(image), class_ids.shape[1], N)
+            return {
+                "logits": logits, "class_ids_out": class_ids, "features": value,
+                "cam_weights": weights,
+            }  # fmt: skip
+
+        artifact = TorchBackend(
+            {"image": ("float32", (None, 3, self.side, self.side)), "class_ids": ids},
+            {
+                "logits": scores, "class_ids_out": ids, "features": features,
+                "cam_weights": ("float32", (None, None, N)),
+            },
+            run,
+        )  # fmt: skip
+        head = Head("features", self._head) if self.peer.reshape is None else None
+        spec = Spec(
+            method="cam", branch="softmax", nwc=False, target_layers=("target",), profile="split",
+            classes=ClassSelection("input"), geometry=self.geometry, num_classes=self.classes,
+            feature_shapes=(self.shape,), source=Source("net", "0"),
+            head_input="features" if head else None,
+        )  # fmt: skip
+        return Session(spec, artifact, head=head, batch_size=16)
+
+    def _head(self):
+        N, h, w = self.shape
+        ids = ("int64", (None, None))
+        head = DualBranch(self.peer.model, input_size=self.side).softmax_head
+
+        def run(features, class_ids):
+            scores = head(features).gather(1, class_ids)
+            return {"scores": scores, "grids": torch.zeros(*class_ids.shape, h, w)}
+
+        return TorchBackend(
+            {"features": ("float32", (None, N, h, w)), "class_ids": ids},
+            {"scores": ("float32", (None, None)), "grids": ("float32", (None, None, h, w))},
+            run,
+        )
+
+    def pictures(self):
+        """uint8 [side, side, 3]: a made-up one, and a photograph where there are some."""
+        smooth = peers.smooth_pictures(1, self.side)[0].permute(1, 2, 0)
+        found = [(smooth * 60 + 120).clamp(0, 255).byte().contiguous().numpy()]
+        if DATA.is_dir():
+            whole = Geometry(self.side, self.side, "stretch")
+            found += [prepare(read_image(DATA / name), whole)[0] for name in PHOTOGRAPHS[:1]]
+        return found
+
+    def tensor(self, picture):
+        """As the engine gets it, [1, 3, H, W]."""
+        return torch.from_numpy(prepare(picture, self.geometry)[0])[None]
+
+    def theirs(self, kind, picture, class_id):
+        with kind(self.peer.model, self.peer.layers, self.peer.reshape) as cam:
+            cam.batch_size = 16
+            return cam(self.tensor(picture), [ClassifierOutputTarget(class_id)])[0]
+
+
+@pytest.mark.parametrize("name", peers.NETWORKS)
+def test_scorecam_agrees_but_for_how_masks_are_enlarged(name, monkeypatch):
+    network = Network(name, peers.NETWORKS[name])
+    halves = functools.partial(nn.Upsample, mode="bilinear", align_corners=False)
+    apart = []
+    with network.session() as session:
+        for picture in network.pictures():
+            logits = network.features(network.tensor(picture))[0][0]
+            class_id = int(logits.argmax())
+            [one] = session.explain(picture, classes=class_id, method="scorecam")
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.nn, "UpsamplingBilinear2d", halves)
+                theirs = network.theirs(ScoreCAM, picture, class_id)
+            assert one.valid
+            np.testing.assert_allclose(one.map, theirs, rtol=0, atol=TOLERANCE)
+            plain = peers.scaled(network.features(network.tensor(picture))[1][0].mean(0).numpy())
+            apart.append(np.abs(peers.scaled(one.grid) - plain).max())
+    assert max(apart) > 10 * TOLERANCE  # equal weights would agree with anything
+
+
+@pytest.mark.parametrize("name", AFTER_RELU)
+def test_ablationcam_agrees_after_a_relu(name):
+    network = Network(name, AFTER_RELU[name])
+    with network.session() as session:
+        for picture in network.pictures():
+            logits, features = network.features(network.tensor(picture))
+            class_id = int(logits[0].argmax())
+            assert logits[0, class_id] > 0.1  # grad-cam divides by s, we by |s|
+            assert features.min() == 0
+            [one] = session.explain(picture, classes=class_id, method="ablationcam")
+            theirs = network.theirs(AblationCAM, picture, class_id)
+            assert one.valid
+            np.testing.assert_allclose(one.map, theirs, rtol=0, atol=TOLERANCE)
+
+
+def test_ablationcam_differs_where_features_can_be_negative():
+    network = Network("mobilenet_v3_small", peers.NETWORKS["mobilenet_v3_small"])
+    [picture, *_] = network.pictures()
+    logits, features = network.features(network.tensor(picture))
+    assert features.min() < 0
+    class_id = int(logits[0].argmax())
+    with network.session() as session:
+        [one] = session.explain(picture, classes=class_id, method="ablationcam")
+    assert np.abs(one.map - network.theirs(AblationCAM, picture, class_id)).max() > 0.05
+
+
+def test_ablationcam_refuses_a_transformer_whose_head_takes_more_than_the_features():
+    network = Network("vit_tiny_patch16_224", peers.NETWORKS["vit_tiny_patch16_224"])
+    [picture, *_] = network.pictures()
+    with network.session() as session, pytest.raises(UsageError, match="head"):
+        session.explain(picture, classes=0, method="ablationcam")
+
+
+@pytest.mark.parametrize("name", peers.NETWORKS)
+def test_eigencam_agrees_on_centred_features_up_to_the_sign(name):
+    network = Network(name, peers.NETWORKS[name], centred=True)
+    with network.session() as session:
+        for picture in network.pictures():
+            [one] = session.explain(picture, classes=0, method="eigencam")
+            features = network.features(network.tensor(picture))[1].numpy()
+            [theirs] = get_2d_projection(features)
+            size = np.abs(theirs).max()
+            gaps = [np.abs(np.maximum(p, 0) - one.grid).max() for p in (theirs, -theirs)]
+            assert min(gaps) <= TOLERANCE * size < max(gaps)

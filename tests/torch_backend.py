@@ -1,0 +1,28 @@
+"""PyTorch as an engine, for tests of what the runtime does with a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sigcam.runtime.backends.base import Backend, TensorInfo
+
+
+class TorchBackend(Backend):
+    """A function from feeds to outputs as an engine."""
+
+    name = "torch"
+
+    def __init__(self, inputs, outputs, function):
+        self.inputs = tuple(TensorInfo(n, np.dtype(d), s) for n, (d, s) in inputs.items())
+        self.outputs = tuple(TensorInfo(n, np.dtype(d), s) for n, (d, s) in outputs.items())
+        self.function = function
+
+    @classmethod
+    def open(cls, path, options):
+        raise NotImplementedError
+
+    def _infer(self, feeds, wanted):
+        with torch.inference_mode():
+            values = self.function(**{n: torch.from_numpy(a.copy()) for n, a in feeds.items()})
+        return {name: values[name].numpy() for name in wanted}
