@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from gpu_report import CheckFailed
 
-from sigcam.kernels.plan import Axis, Inputs, Interpolation, Maps, Plan, whole
+from sigcam.kernels.arguments import Axis, whole
+from sigcam.kernels.plan import Inputs, Interpolation, Maps, Plan
 from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
 
 Array = npt.NDArray[Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from sigcam.kernels.plan import Inputs, Maps, Plan, plan, whole
+from sigcam.kernels.arguments import whole
+from sigcam.kernels.plan import Inputs, Maps, Plan, plan
 
 
 @dataclass(frozen=True)

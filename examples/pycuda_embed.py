@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sigcam.kernels.arguments import whole
 from sigcam.kernels.clamp_combine import ClampCombine
 from sigcam.kernels.errors import CudaUnavailableError
-from sigcam.kernels.plan import whole
 from sigcam.kernels.reference import clamp_combine, normalised_maps
 
 Array = npt.NDArray[Any]

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from sigcam.kernels.arguments import whole
 from sigcam.kernels.clamp_combine import ClampCombine
 from sigcam.kernels.errors import CudaUnavailableError
-from sigcam.kernels.plan import whole
 from sigcam.kernels.reference import clamp_combine, normalised_maps
 
 SHAPE = (2, 2048, 14, 14)  # ResNet-50's features for two pictures

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sigcam.kernels.arguments import Axis, whole
 from sigcam.kernels.arrays import View
-from sigcam.kernels.plan import Axis, Inputs, Interpolation, whole
+from sigcam.kernels.plan import Inputs, Interpolation
 
 
 def axes(

@@ -16,9 +16,10 @@ import numpy as np
 from sigcam.kernels import arrays, checks, driver
 from sigcam.kernels import compile as compiling
 from sigcam.kernels import plan as planning
+from sigcam.kernels.arguments import Axis
 from sigcam.kernels.arrays import DeviceArray, View
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Axis, Inputs, Interpolation, Maps, Plan
+from sigcam.kernels.plan import Inputs, Interpolation, Maps, Plan
 
 KERNELS = (
     *(

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sigcam.kernels.plan import Axis, Interpolation
+from sigcam.kernels.arguments import Axis
+from sigcam.kernels.plan import Interpolation
 
 Array = npt.NDArray[Any]
 

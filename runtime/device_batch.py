@@ -13,8 +13,8 @@ from itertools import groupby
 
 import numpy as np
 
+from sigcam.kernels.arguments import Axis as KernelAxis
 from sigcam.kernels.plan import ALIGNMENT, Plan
-from sigcam.kernels.plan import Axis as KernelAxis
 from sigcam.runtime.errors import ArtifactError
 from sigcam.runtime.geometry import Axis, Placement
 

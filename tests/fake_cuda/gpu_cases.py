@@ -12,12 +12,13 @@ import pytest
 
 from fake_cuda import calls, fake_pycuda, live, owners
 from sigcam.kernels import driver
+from sigcam.kernels.arguments import Axis, whole
 from sigcam.kernels.arrays import DeviceArray, stream_handle
 from sigcam.kernels.calls import call
 from sigcam.kernels.clamp_combine import KERNELS, ClampCombine
 from sigcam.kernels.compile import architecture_of
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Axis, Inputs, Maps, whole
+from sigcam.kernels.plan import Inputs, Maps
 from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
 
 

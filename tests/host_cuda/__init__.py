@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import sigcam.kernels
-from sigcam.kernels.plan import CombineArguments, Launch, MapArguments, Plan
+from sigcam.kernels.arguments import CombineArguments, MapArguments
+from sigcam.kernels.plan import Launch, Plan
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(sigcam.kernels.__file__).resolve().parent / "clamp_combine.cu"

@@ -11,15 +11,8 @@ from host_cuda import launches, library, run_in_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigcam.kernels.plan import (
-    Axis,
-    CombineArguments,
-    Inputs,
-    MapArguments,
-    Maps,
-    plan,
-    whole,
-)
+from sigcam.kernels.arguments import Axis, CombineArguments, MapArguments, whole
+from sigcam.kernels.plan import Inputs, Maps, plan
 from sigcam.kernels.reference import clamp_combine, enlarged, normalised_maps, to_bytes
 
 

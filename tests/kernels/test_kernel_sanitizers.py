@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from host_cuda import SOURCE, program, run_as_program
 
-from sigcam.kernels.plan import Axis, Inputs, Maps, plan, whole
+from sigcam.kernels.arguments import Axis, whole
+from sigcam.kernels.plan import Inputs, Maps, plan
 from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
 
 TOOLS = {"thread": "ThreadSanitizer", "address": "AddressSanitizer"}

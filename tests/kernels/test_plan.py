@@ -8,17 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sigcam.kernels.arguments import Axis, whole
 from sigcam.kernels.plan import (
     ALIGNMENT,
     CHUNK_CHANNELS,
     CLASS_TILE,
     THREADS,
     WARP,
-    Axis,
     Inputs,
     Maps,
     plan,
-    whole,
 )
 
 SHARED_LIMIT = 48 * 1024  # bytes that a block gets without asking

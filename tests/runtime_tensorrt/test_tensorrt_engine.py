@@ -13,7 +13,7 @@ from device_doubles import Buffer
 from fake_tensorrt import write_engine
 from tiny import tiny_spec
 
-from sigcam.kernels import driver
+from sigcam.kernels import graph
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import BackendOptions, MapRequest
 from sigcam.runtime.backends.ort import OrtBackend
@@ -214,24 +214,24 @@ def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
         begun.append((name, gc.isenabled()))
         return 0
 
-    monkeypatch.setattr(driver, "call", call)
+    monkeypatch.setattr(graph, "call", call)
     enums = SimpleNamespace(
         CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     )
-    monkeypatch.setattr(driver, "bindings", lambda: enums)
-    monkeypatch.setattr(driver, "Owned", lambda *arguments: None)
-    with driver.Graph.capture(1):
-        with driver.Graph.capture(2):  # as by another thread
+    monkeypatch.setattr(graph, "bindings", lambda: enums)
+    monkeypatch.setattr(graph, "Owned", lambda *arguments: None)
+    with graph.Graph.capture(1):
+        with graph.Graph.capture(2):  # as by another thread
             assert not gc.isenabled()
         assert not gc.isenabled()
     assert gc.isenabled()
     assert [on for name, on in begun if "Capture" in name] == [False] * 4
-    with pytest.raises(KeyError), driver.Graph.capture(1):
+    with pytest.raises(KeyError), graph.Graph.capture(1):
         raise KeyError
     assert gc.isenabled()
     gc.disable()
     try:
-        with driver.Graph.capture(1):
+        with graph.Graph.capture(1):
             pass
         assert not gc.isenabled()
     finally:

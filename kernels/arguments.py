@@ -1,0 +1,76 @@
+"""The kernels' arguments, laid out as the structures of the same names in clamp_combine.cu."""
+
+from __future__ import annotations
+
+import ctypes
+
+
+class Axis(ctypes.Structure):
+    """How one axis of the map lies over the grid.
+
+    Pixel i of the map is at `scale * i + offset` in the grid, where 0 is the centre of the
+    first cell; pixels outside [low, high) are outside the window, where the map is 0.
+    """
+
+    _fields_ = (
+        ("size", ctypes.c_int),
+        ("low", ctypes.c_int),
+        ("high", ctypes.c_int),
+        ("cells", ctypes.c_int),
+        ("scale", ctypes.c_float),
+        ("offset", ctypes.c_float),
+    )
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={getattr(self, name)}" for name, *_ in self._fields_)
+        return f"Axis({values})"
+
+
+def whole(size: int, cells: int) -> Axis:
+    """The axis of a map that shows the grid's whole extent, enlarged to `size` pixels."""
+    return Axis(size, 0, size, cells, cells / size, 0.5 * cells / size - 0.5)
+
+
+class CombineArguments(ctypes.Structure):
+    """Argument of the kernels `combine_*`; see the source for what the fields mean."""
+
+    _fields_ = (
+        ("features", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("partial", ctypes.c_void_p),
+        ("grids", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p),
+        ("valid", ctypes.c_void_p),
+        ("arrived", ctypes.c_void_p),
+        ("channels", ctypes.c_int),
+        ("positions", ctypes.c_int),
+        ("classes", ctypes.c_int),
+        ("group", ctypes.c_int),
+        ("units", ctypes.c_int),
+        ("tile_units", ctypes.c_int),
+        ("lanes", ctypes.c_int),
+        ("chunk_groups", ctypes.c_int),
+        ("chunks", ctypes.c_int),
+        ("tiles", ctypes.c_int),
+        ("clamp", ctypes.c_int),
+        ("bilinear", ctypes.c_int),
+        ("rows", Axis),
+        ("columns", Axis),
+    )
+
+
+class MapArguments(ctypes.Structure):
+    """Argument of the kernels `extremes_bicubic` and `enlarge_*`."""
+
+    _fields_ = (
+        ("grids", ctypes.c_void_p),
+        ("bounds", ctypes.c_void_p),
+        ("valid", ctypes.c_void_p),
+        ("partial", ctypes.c_void_p),
+        ("arrived", ctypes.c_void_p),
+        ("maps", ctypes.c_void_p),
+        ("count", ctypes.c_int),
+        ("vectors", ctypes.c_int),
+        ("rows", Axis),
+        ("columns", Axis),
+    )
