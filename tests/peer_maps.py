@@ -110,7 +110,7 @@ def trained():
     return Peer(net, [last], geometry=loaded.geometry)
 
 
-def make(name, build=None):
+def make(name, build=None, size=224):
     """A network with seeded random weights that keep its activations at a usual size."""
     torch.manual_seed(0)
     peer = (build or NETWORKS[name])()
@@ -122,7 +122,7 @@ def make(name, build=None):
         for module in peer.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-        peer.model.train()(smooth_pictures(8))
+        peer.model.train()(smooth_pictures(8, size))
     peer.model.eval()
     _freeze(peer.model)
     return peer
