@@ -175,12 +175,15 @@ def test_auto_does_not_go_on_after_another_error(make_artifact, monkeypatch):
 
 def test_options_that_an_engine_does_not_have_are_refused_by_name(make_artifact, tmp_path):
     model = make_artifact()
-    with pytest.raises(UsageError, match="'ort' has no option device and no option fp16; its"):
-        load(model, "ort", device=1, fp16=True)
+    with pytest.raises(UsageError, match="'ort' has no option device and no option precision; its"):
+        load(model, "ort", device=1, precision="fp16")
     with pytest.raises(UsageError, match="'ort-cuda' has no option cache"):
         load(model, "ort-cuda", cache=tmp_path)
-    with pytest.raises(UsageError, match=r"no engine that 'auto' tries .* options fp16; name one"):
-        load(model, fp16=True)
+    with pytest.raises(UsageError, match=r"no engine that 'auto' tries .* options device, mode"):
+        load(model, device=1, mode="throughput")
+    for option in ("precision", "mode"):
+        with pytest.raises(UsageError, match=rf"{option} must be one of .*, got 'half'"):
+            load(model, **{option: "half"})
     with pytest.raises(UsageError, match="device must be at least 0, got -1"):
         load(model, device=-1)
     # Of those that "auto" tries, only the ones with the option count: no CPU for device=1.
