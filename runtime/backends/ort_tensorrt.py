@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sigcam.runtime.backends.base import BackendOptions, Precision
+from sigcam.runtime.backends.model_digest import model_digest
 from sigcam.runtime.backends.ort_base import Provider
 from sigcam.runtime.backends.ort_cuda import OrtCudaBackend, cuda_provider
-from sigcam.runtime.errors import ArtifactError, StorageError
+from sigcam.runtime.errors import StorageError
 from sigcam.runtime.files import cache_folder
-
-_BLOCK = 1 << 20
 
 
 class OrtTensorrtBackend(OrtCudaBackend):
@@ -67,13 +65,4 @@ def engine_key(path: Path, version: str, precision: Precision) -> str:
     Raises:
         ArtifactError: the file can't be read.
     """
-    digest = hashlib.sha256()
-    try:
-        for part in (path, path.with_name(path.name + ".data")):
-            if part == path or part.is_file():
-                with part.open("rb") as stream:
-                    while block := stream.read(_BLOCK):
-                        digest.update(block)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return f"{digest.hexdigest()[:32]}-ort{version}-{precision}"
+    return f"{model_digest(path)[:32]}-ort{version}-{precision}"

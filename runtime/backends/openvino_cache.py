@@ -1,0 +1,89 @@
+"""Compiled models of OpenVINO in a folder of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sigcam.kernels.cache import key_of
+from sigcam.runtime.backends.model_digest import model_digest
+from sigcam.runtime.files import write_bytes
+
+_MAGIC = b"sigcam openvino 1 "
+
+
+class ModelCache:
+    """A folder of compiled models.
+
+    OpenVINO has a cache of its own (CACHE_DIR). It compares no sums: eight bytes changed in a
+    file that it had written changed maps, and nothing was said (seen in 2026.4). And it knows
+    a model by its path and time, not by the weights in a file beside it. So files are ours: a
+    line with the SHA-256 of the rest, and what OpenVINO exports.
+
+    Args:
+        folder: made when it is needed.
+        core: OpenVINO's.
+        version: OpenVINO's.
+    """
+
+    def __init__(self, folder: Path, core: Any, version: str) -> None:
+        self._folder = folder
+        self._core = core
+        self._version = version
+
+    def load(
+        self, path: Path, config: Mapping[str, str], compile_model: Callable[[], Any]
+    ) -> tuple[Any, bool]:
+        """The compiled model, and whether it was there.
+
+        An entry that is damaged, or that OpenVINO doesn't take, is told in a warning, made
+        again and replaced.
+
+        Args:
+            path: of the model.
+            config: what it is compiled with.
+            compile_model: compiles it.
+
+        Raises:
+            ArtifactError: the model can't be read.
+            StorageError: the folder can't be written.
+        """
+        entry = self._folder / f"{self._key(path, config)}.blob"
+        if entry.is_file():
+            try:
+                return self._core.import_model(_read(entry), "CPU", dict(config)), True
+            except Exception as exc:
+                reason = str(exc) or type(exc).__name__
+                warnings.warn(
+                    f"the compiled model {entry} can't be used ({reason}): the model is "
+                    "compiled again and the file replaced",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        compiled = compile_model()
+        blob = compiled.export_model().getvalue()
+        write_bytes(entry, _head(blob) + b"\n" + blob)
+        return compiled, False
+
+    def _key(self, path: Path, config: Mapping[str, str]) -> str:
+        device = [
+            str(self._core.get_property("CPU", name))
+            for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+        ]
+        settings = [f"{name}={value}" for name, value in sorted(config.items())]
+        return key_of(model_digest(path), self._version, platform.machine(), *device, *settings)
+
+
+def _read(entry: Path) -> bytes:
+    head, _, blob = entry.read_bytes().partition(b"\n")
+    if head != _head(blob):
+        raise ValueError("its contents don't match its checksum")
+    return blob
+
+
+def _head(blob: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(blob).hexdigest().encode()
