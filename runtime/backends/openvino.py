@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sigcam.runtime.backends.base import Array, Backend, BackendOptions, Precision, TensorInfo
-from sigcam.runtime.backends.openvino_cache import ModelCache
+from sigcam.runtime.backends.openvino_cache import ModelCache, one_line
 from sigcam.runtime.backends.openvino_requests import Requests
 from sigcam.runtime.errors import ArtifactError, BackendError, BackendUnavailableError
 
@@ -40,7 +40,7 @@ class OpenVinoBackend(Backend):
     def __init__(self, compiled: Any, *, from_cache: bool = False) -> None:
         self.from_cache = from_cache
         self.inputs = tuple(_info(port, port.node.get_friendly_name()) for port in compiled.inputs)
-        self.outputs = tuple(_info(port, _output_name(port)) for port in compiled.outputs)
+        self.outputs = tuple(_info(port, output_name(port)) for port in compiled.outputs)
         self._order = {info.name: index for index, info in enumerate(self.outputs)}
         self._requests: Requests | None = Requests(compiled)
 
@@ -70,8 +70,8 @@ class OpenVinoBackend(Backend):
                 return core.compile_model(read_onnx(path), "CPU", config)
             except Exception as exc:  # OpenVINO's errors share no narrower base
                 raise ArtifactError(
-                    f"OpenVINO {ov.__version__} refuses {path}: {exc}; export the model again "
-                    "or upgrade openvino"
+                    f"OpenVINO {ov.__version__} refuses {path}: {one_line(exc)}; export the "
+                    "model again or upgrade openvino"
                 ) from exc
 
         if options.cache is None:
@@ -90,7 +90,7 @@ class OpenVinoBackend(Backend):
         try:
             values = requests.run(arrays, [self._order[name] for name in wanted])
         except RuntimeError as exc:
-            raise BackendError(f"OpenVINO failed while running the model: {exc}") from exc
+            raise BackendError(f"OpenVINO failed while running the model: {one_line(exc)}") from exc
         return dict(zip(wanted, values, strict=True))
 
     def close(self) -> None:
@@ -118,8 +118,8 @@ def _import_openvino() -> tuple[Any, Any]:
         reader = FrontEndManager().load_by_framework("onnx")
     except RuntimeError as exc:
         raise BackendUnavailableError(
-            f"OpenVINO {openvino.__version__} can't read ONNX files here: {exc}; install the "
-            "package from the package index again"
+            f"OpenVINO {openvino.__version__} can't read ONNX files here: {one_line(exc)}; install "
+            "the package from the package index again"
         ) from exc
     return openvino, lambda path: reader.convert(reader.load(str(path)))
 
@@ -131,8 +131,8 @@ def _offered(core: Any) -> list[str]:
         found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except RuntimeError as exc:
         raise BackendUnavailableError(
-            f"OpenVINO can't use the processor: {exc}; install the package from the package "
-            "index again"
+            f"OpenVINO can't use the processor: {one_line(exc)}; install the package from the "
+            "package index again"
         ) from exc
     return [ours[name] for name in found if name in ours]
 
@@ -162,7 +162,7 @@ def _check_precision(compiled: Any, precision: Precision) -> None:
         )
 
 
-def _output_name(port: Any) -> str:
+def output_name(port: Any) -> str:
     """The output's name in the ONNX file.
 
     The port may have several names: a tensor keeps those of the operators that were optimised

@@ -57,9 +57,8 @@ class ModelCache:
             try:
                 return self._core.import_model(_read(entry), "CPU", dict(config)), True
             except Exception as exc:
-                reason = str(exc) or type(exc).__name__
                 warnings.warn(
-                    f"the compiled model {entry} can't be used ({reason}): the model is "
+                    f"the compiled model {entry} can't be used ({one_line(exc)}): the model is "
                     "compiled again and the file replaced",
                     RuntimeWarning,
                     stacklevel=4,
@@ -76,6 +75,11 @@ class ModelCache:
         ]
         settings = [f"{name}={value}" for name, value in sorted(config.items())]
         return key_of(model_digest(path), self._version, platform.machine(), *device, *settings)
+
+
+def one_line(exc: Exception) -> str:
+    """What an error of OpenVINO's says, which has a line for every function on the way."""
+    return " ".join(str(exc).split())
 
 
 def _read(entry: Path) -> bytes:

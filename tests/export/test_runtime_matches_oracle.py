@@ -34,8 +34,9 @@ def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile):
     answers = {}
     for backend in FROM_ONNX:
         try:
-            with load(path, backend, batch_size=2) as session:
-                answers[backend] = session.explain(list(pictures), top_k=2)
+            with load(path, backend, batch_size=3) as session:
+                answers[backend, 3] = session.explain(list(pictures), top_k=2)
+                answers[backend, 1] = [session.explain(one, top_k=2) for one in pictures]
         except BackendUnavailableError:  # noqa: PERF203 (there are few engines)
             assert backend not in ("ort", "openvino")
 
