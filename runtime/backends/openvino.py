@@ -149,6 +149,9 @@ def _config(options: BackendOptions, core: Any) -> dict[str, str]:
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
     if options.threads is not None:
         config["INFERENCE_NUM_THREADS"] = str(options.threads)
+        # Whoever gives a number divides the machine among several models or processes, each
+        # of which would bind its threads to the same first cores.
+        config["ENABLE_CPU_PINNING"] = "NO"
     return config
 
 

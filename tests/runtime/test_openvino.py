@@ -144,8 +144,16 @@ def test_many_threads_share_a_model(make_artifact, mode):
 def test_throughput_divides_the_threads(make_artifact):
     backend = OpenVinoBackend.open(make_artifact(), BackendOptions(mode="throughput"))
     compiled = backend._requests._compiled
-    assert compiled.get_property("PERFORMANCE_HINT") == "THROUGHPUT"
-    assert compiled.get_property("NUM_STREAMS") >= 1
+    streams = compiled.get_property("NUM_STREAMS")
+    assert streams == compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    assert 1 <= streams <= compiled.get_property("INFERENCE_NUM_THREADS")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_threads_are_counted_and_free_to_move(make_artifact, mode):
+    compiled = opened(make_artifact(), mode=mode)._requests._compiled
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
 @pytest.mark.parametrize("mode", MODES)
