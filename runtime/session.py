@@ -68,7 +68,8 @@ def load(
         cache: folder for engines that are built at first use ("ort-tensorrt", which takes the
             user's cache folder when None) or compiled models ("openvino", which keeps none
             when None).
-        batch_size: most pictures in one run of the engine.
+        batch_size: most pictures in one run of the engine. "openvino" compiles the model for
+            single pictures where it is 1, which saves up to a millisecond a run.
         max_pixels: largest picture file that is decoded; None for no limit.
 
     Raises:
@@ -93,6 +94,7 @@ def load(
         precision=precision,
         mode=mode,
         cache=None if cache is None else Path(cache),
+        batch_size=batch_size,
     )
     opened = open_backend(path, backend, options)
     # A TensorRT engine's head graph is an ONNX file, which another engine has to run.

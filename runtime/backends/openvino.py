@@ -64,10 +64,14 @@ class OpenVinoBackend(Backend):
                 f"{', '.join(offered)}. Load the model with precision='fp32'"
             )
         config = _config(options, core)
+        single = options.batch_size == 1
 
         def compile_model() -> Any:
             try:
-                return core.compile_model(read_onnx(path), "CPU", config)
+                model = read_onnx(path)
+                if single:
+                    _fix_batch(model)
+                return core.compile_model(model, "CPU", config)
             except Exception as exc:  # OpenVINO's errors share no narrower base
                 raise ArtifactError(
                     f"OpenVINO {ov.__version__} refuses {path}: {one_line(exc)}; export the "
@@ -78,7 +82,8 @@ class OpenVinoBackend(Backend):
             compiled, from_cache = compile_model(), False
         else:
             cache = ModelCache(options.cache, core, ov.__version__)
-            compiled, from_cache = cache.load(path, config, compile_model)
+            variant = "one picture" if single else "any batch"
+            compiled, from_cache = cache.load(path, config, variant, compile_model)
         _check_precision(compiled, options.precision)
         return cls(compiled, from_cache=from_cache)
 
@@ -153,6 +158,18 @@ def _config(options: BackendOptions, core: Any) -> dict[str, str]:
         # of which would bind its threads to the same first cores.
         config["ENABLE_CPU_PINNING"] = "NO"
     return config
+
+
+def _fix_batch(model: Any) -> None:
+    """Makes a network take one picture at a time; a head graph stays as it is.
+
+    Sizes that are known when the model is compiled needn't be worked out in every run: 0.8 ms
+    less of 12.9 for EfficientNet-Lite0. (A range of sizes, 1 to 8, saved nothing.)
+    """
+    names = [value.node.get_friendly_name() for value in model.inputs]
+    if "image" in names:
+        shapes = {value: [1, *list(value.partial_shape)[1:]] for value in model.inputs}
+        model.reshape(shapes)
 
 
 def _check_precision(compiled: Any, precision: Precision) -> None:

@@ -36,7 +36,11 @@ class ModelCache:
         self._version = version
 
     def load(
-        self, path: Path, config: Mapping[str, str], compile_model: Callable[[], Any]
+        self,
+        path: Path,
+        config: Mapping[str, str],
+        variant: str,
+        compile_model: Callable[[], Any],
     ) -> tuple[Any, bool]:
         """The compiled model, and whether it was there.
 
@@ -46,13 +50,14 @@ class ModelCache:
         Args:
             path: of the model.
             config: what it is compiled with.
+            variant: what is changed in the model before that.
             compile_model: compiles it.
 
         Raises:
             ArtifactError: the model can't be read.
             StorageError: the folder can't be written.
         """
-        entry = self._folder / f"{self._key(path, config)}.blob"
+        entry = self._folder / f"{self._key(path, config, variant)}.blob"
         if entry.is_file():
             try:
                 return self._core.import_model(_read(entry), "CPU", dict(config)), True
@@ -68,13 +73,14 @@ class ModelCache:
         write_bytes(entry, _head(blob) + b"\n" + blob)
         return compiled, False
 
-    def _key(self, path: Path, config: Mapping[str, str]) -> str:
+    def _key(self, path: Path, config: Mapping[str, str], variant: str) -> str:
         device = [
             str(self._core.get_property("CPU", name))
             for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
         ]
         settings = [f"{name}={value}" for name, value in sorted(config.items())]
-        return key_of(model_digest(path), self._version, platform.machine(), *device, *settings)
+        made_by = [self._version, platform.machine(), *device]
+        return key_of(model_digest(path), variant, *made_by, *settings)
 
 
 def one_line(exc: Exception) -> str:

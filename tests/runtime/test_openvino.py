@@ -20,6 +20,7 @@ from sigcam.runtime.errors import (
     BackendError,
     BackendUnavailableError,
     StorageError,
+    UsageError,
 )
 from sigcam.runtime.session import load
 from sigcam.runtime.spec import ClassSelection
@@ -63,6 +64,37 @@ def test_any_batch_and_any_number_of_classes(make_artifact, profile, mode):
     for batch, k in ((1, 1), (3, 2), (1, 4), (8, 1), (1, 1)):
         feeds = feeds_of(batch, k)
         same(backend.infer(feeds), of_onnx_runtime(path, feeds))
+
+
+def test_compiled_for_single_pictures(make_artifact, tmp_path):
+    path = make_artifact()
+    single = opened(path, batch_size=1, cache=tmp_path)
+    assert [str(info) for info in single.inputs] == ["uint8 [1, 56, 56, 3]", "int64 [1, ?]"]
+    for k in (1, 3):
+        feeds = feeds_of(1, k)
+        same(single.infer(feeds), of_onnx_runtime(path, feeds))
+    with pytest.raises(UsageError, match=r"image must be uint8 \[1, 56, 56, 3\]"):
+        single.infer(feeds_of(2, 1))
+    again = opened(path, batch_size=1, cache=tmp_path)
+    assert again.from_cache
+    assert again.inputs == single.inputs
+    assert not opened(path, batch_size=2, cache=tmp_path).from_cache
+
+
+def test_a_session_for_single_pictures(make_artifact):
+    path = make_artifact(head="mlp", head_input="features")
+    pictures = list(feeds_of(3, 1)["image"])
+    with load(path, "openvino", batch_size=1) as one, load(path, "ort", batch_size=1) as other:
+        for method in (None, "scorecam", "ablationcam", "eigencam"):
+            got, wanted = (
+                [found for [found] in session.explain(pictures, classes=2, method=method)]
+                for session in (one, other)
+            )
+            got += [found.for_classes(1)[0] for found in got if method != "scorecam"]
+            wanted += [found.for_classes(1)[0] for found in wanted if method != "scorecam"]
+            for a, b in zip(got, wanted, strict=True):
+                assert a.class_id == b.class_id
+                np.testing.assert_allclose(a.grid, b.grid, atol=1e-5)
 
 
 # Precision
