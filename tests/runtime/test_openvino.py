@@ -169,8 +169,7 @@ def test_many_threads_share_a_model(make_artifact, mode):
     for one, outputs in (pair for pairs in found for pair in pairs):
         same(outputs, alone[one])  # after all of them: none was overwritten
     requests = backend._requests
-    best = requests._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    assert 1 <= len(requests._idle) <= (best if mode == "throughput" else 8)
+    assert 1 <= len(requests._idle) <= 8 * requests._parts
 
 
 def test_throughput_divides_the_threads(make_artifact):
@@ -220,6 +219,7 @@ class FakeRequest:
     def __init__(self, failing):
         self.failing = failing
         self.waits = 0
+        self.asked = []
 
     def set_input_tensor(self, index, tensor):
         self.tensor = tensor
@@ -233,16 +233,20 @@ class FakeRequest:
             raise self.failing.pop()
 
     def get_output_tensor(self, index):
-        return self.tensor
+        self.asked.append(index)
+        return SimpleNamespace(data=self.tensor.data)
 
 
 class FakeCompiled:
-    def __init__(self, failing):
+    def __init__(self, failing=(), parts=1):
         self.made = []
-        self.failing = failing
+        self.failing = list(failing)
+        self.parts = parts
 
     def get_property(self, name):
-        return "LATENCY"
+        if name == "PERFORMANCE_HINT":
+            return "LATENCY" if self.parts == 1 else "THROUGHPUT"
+        return self.parts
 
     def create_infer_request(self):
         self.made.append(FakeRequest(self.failing))
@@ -260,6 +264,29 @@ def test_a_request_that_failed_is_waited_for_and_not_used_again(error):
         [got] = requests.run([np.ones(3)], [0])
         np.testing.assert_array_equal(got, np.ones(3))
     assert len(compiled.made) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_throughput_divides_a_batch(rows):
+    compiled = FakeCompiled(parts=3)
+    requests = Requests(compiled)
+    array = np.arange(2.0 * rows).reshape(rows, 2)
+    for _ in range(2):
+        [got] = requests.run([array], [5])
+        np.testing.assert_array_equal(got, array)
+        assert not np.shares_memory(got, array)
+    assert len(compiled.made) == min(3, rows)
+    assert all(one.asked == [5, 5] for one in compiled.made)  # no output that isn't wanted
+    sizes = [len(one.tensor.data) for one in compiled.made]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inputs_of_different_batches_are_an_error(make_artifact, mode):
+    backend = OpenVinoBackend.open(make_artifact(), BackendOptions(mode=mode))
+    feeds = {"image": feeds_of(4, 2)["image"], "class_ids": feeds_of(3, 2)["class_ids"]}
+    with pytest.raises(BackendError, match="failed while running"):
+        backend.infer(feeds)
 
 
 # Inputs
