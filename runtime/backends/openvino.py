@@ -37,12 +37,12 @@ class OpenVinoBackend(Backend):
     name = "openvino"
     understands = frozenset({"threads", "precision", "mode", "cache"})
 
-    def __init__(self, compiled: Any, *, from_cache: bool = False) -> None:
-        self.from_cache = from_cache
+    def __init__(self, compiled: Any, memory: Array | None = None) -> None:
+        self.from_cache = memory is not None
         self.inputs = tuple(_info(port, port.node.get_friendly_name()) for port in compiled.inputs)
         self.outputs = tuple(_info(port, output_name(port)) for port in compiled.outputs)
         self._order = {info.name: index for index, info in enumerate(self.outputs)}
-        self._requests: Requests | None = Requests(compiled)
+        self._requests: Requests | None = Requests(compiled, memory)
 
     @classmethod
     def open(cls, path: Path, options: BackendOptions) -> OpenVinoBackend:
@@ -79,13 +79,13 @@ class OpenVinoBackend(Backend):
                 ) from exc
 
         if options.cache is None:
-            compiled, from_cache = compile_model(), False
+            compiled, memory = compile_model(), None
         else:
             cache = ModelCache(options.cache, core, ov.__version__)
             variant = "one picture" if single else "any batch"
-            compiled, from_cache = cache.load(path, config, variant, compile_model)
+            compiled, memory = cache.load(path, config, variant, compile_model)
         _check_precision(compiled, options.precision)
-        return cls(compiled, from_cache=from_cache)
+        return cls(compiled, memory)
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         requests = self._requests

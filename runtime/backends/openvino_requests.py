@@ -24,9 +24,11 @@ class Requests:
     divided among as many requests as OpenVINO finds best: a single caller has all cores, too.
     """
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, memory: Array | None = None) -> None:
+        """Takes the model, and the memory that has to be kept as long as it is."""
         import openvino
 
+        self._memory = memory
         self._tensor = openvino.Tensor
         self._compiled = compiled
         self._idle: list[_Request] = []

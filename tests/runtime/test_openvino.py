@@ -414,24 +414,34 @@ def test_the_second_load_comes_from_the_cache(make_artifact, tmp_path):
 
 def damaged(entry, how):
     good = entry.read_bytes()
-    head, _, blob = good.partition(b"\n")
+    blob, magic, checksum = good[:-83], good[-83:-64], good[-64:]
+    assert magic.startswith(b"\nsigcam")
+    assert checksum == hashlib.sha256(blob).hexdigest().encode()
     if how == "checksum of garbage":
         garbage = b"garbage" * 100
-        magic = head[: head.rindex(b" ") + 1]
-        return magic + hashlib.sha256(garbage).hexdigest().encode() + b"\n" + garbage
-    middle = len(good) - len(blob) // 3
+        return garbage + magic + hashlib.sha256(garbage).hexdigest().encode()
+    middle = len(good) * 2 // 3
     return {
         "empty": b"",
         "truncated": good[: len(good) // 2],
         "one bit": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
         "zeros": bytes(len(good)),
+        "one byte": b"x",
         "openvino's own format": blob,
     }[how]
 
 
 @pytest.mark.parametrize(
     "how",
-    ["empty", "truncated", "one bit", "zeros", "openvino's own format", "checksum of garbage"],
+    [
+        "empty",
+        "one byte",
+        "truncated",
+        "one bit",
+        "zeros",
+        "openvino's own format",
+        "checksum of garbage",
+    ],
 )
 def test_a_damaged_entry_is_told_and_made_again(make_artifact, tmp_path, how):
     path = make_artifact()
