@@ -1,25 +1,19 @@
-"""OpenVINO: precisions, modes, callers at once, and the cache of compiled models."""
+"""OpenVINO: shapes, precisions, inputs, the head graph."""
 
 import builtins
-import hashlib
-import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from openvino_cases import computes_in, feeds_of, opened, same
 
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.backends.openvino import OpenVinoBackend, output_name
-from sigcam.runtime.backends.openvino_requests import Requests
+from sigcam.runtime.backends.openvino import output_name
 from sigcam.runtime.errors import (
     ArtifactError,
     BackendError,
     BackendUnavailableError,
-    StorageError,
     UsageError,
 )
 from sigcam.runtime.session import load
@@ -27,28 +21,12 @@ from sigcam.runtime.spec import ClassSelection
 
 openvino = pytest.importorskip("openvino")
 
-RNG = np.random.default_rng(3)
 MODES = ["latency", "throughput"]
 OFFERED = [
     name
     for name in ("fp16", "bf16")
     if name.upper() in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 ]
-
-
-def opened(path, **options):
-    return OpenVinoBackend.open(path, BackendOptions(threads=1, **options))
-
-
-def feeds_of(batch, k):
-    image = RNG.integers(0, 256, (batch, 56, 56, 3), dtype=np.uint8)
-    return {"image": image, "class_ids": RNG.integers(-4, 4, (batch, k))}
-
-
-def same(got, wanted):
-    assert got.keys() == wanted.keys()
-    for name, array in got.items():
-        np.testing.assert_allclose(array, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 def of_onnx_runtime(path, feeds):
@@ -100,11 +78,6 @@ def test_a_session_for_single_pictures(make_artifact):
 # Precision
 
 
-def computes_in(backend):
-    hint = backend._requests._compiled.get_property("INFERENCE_PRECISION_HINT")
-    return hint.get_type_name()
-
-
 def test_fp32_is_set_not_left_to_openvino(make_artifact, monkeypatch):
     asked = []
     compile_model = openvino.Core.compile_model
@@ -147,146 +120,6 @@ def test_a_precision_that_openvino_does_not_keep_is_an_error(make_artifact, monk
     monkeypatch.setattr(openvino.Core, "get_property", boasting)
     with pytest.raises(BackendError, match=f"asked to compute in {missing[0]} and computes in f32"):
         opened(make_artifact(), precision=missing[0])
-
-
-# Callers at once
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_many_threads_share_a_model(make_artifact, mode):
-    backend = opened(make_artifact(), mode=mode)
-    calls = [feeds_of(batch, k) for batch in (1, 2, 5) for k in (1, 3)]
-    alone = [backend.infer(feeds) for feeds in calls]
-    gate = threading.Barrier(8)
-
-    def work(thread):
-        gate.wait()
-        which = [(thread + i) % len(calls) for i in range(40)]
-        return [(one, backend.infer(calls[one])) for one in which]
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(work, range(8)))
-    for one, outputs in (pair for pairs in found for pair in pairs):
-        same(outputs, alone[one])  # after all of them: none was overwritten
-    requests = backend._requests
-    assert 1 <= len(requests._idle) <= 8 * requests._parts
-
-
-def test_throughput_divides_the_threads(make_artifact):
-    backend = OpenVinoBackend.open(make_artifact(), BackendOptions(mode="throughput"))
-    compiled = backend._requests._compiled
-    streams = compiled.get_property("NUM_STREAMS")
-    assert streams == compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    assert 1 <= streams <= compiled.get_property("INFERENCE_NUM_THREADS")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_threads_are_counted_and_free_to_move(make_artifact, mode):
-    compiled = opened(make_artifact(), mode=mode)._requests._compiled
-    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
-    assert compiled.get_property("ENABLE_CPU_PINNING") is False
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_closed_while_it_is_used(make_artifact, mode):
-    backend = opened(make_artifact(), mode=mode)
-    feeds = feeds_of(2, 2)
-    wanted = backend.infer(feeds)
-    started = threading.Barrier(5)
-
-    def work(_):
-        started.wait()
-        done = 0
-        with pytest.raises(BackendError, match="closed; load"):
-            while True:
-                same(backend.infer(feeds), wanted)
-                done += 1
-        return done
-
-    with ThreadPoolExecutor(4) as pool:
-        found = pool.map(work, range(4))
-        started.wait()
-        while not backend._requests._idle:
-            pass
-        backend.close()
-        backend.close()
-        assert all(done >= 0 for done in found)
-
-
-class FakeRequest:
-    """Stands for an infer request whose run can be made to fail or be interrupted."""
-
-    def __init__(self, failing):
-        self.failing = failing
-        self.waits = 0
-        self.asked = []
-
-    def set_input_tensor(self, index, tensor):
-        self.tensor = tensor
-
-    def start_async(self):
-        pass
-
-    def wait(self):
-        self.waits += 1
-        if self.waits == 1 and self.failing:
-            raise self.failing.pop()
-
-    def get_output_tensor(self, index):
-        self.asked.append(index)
-        return SimpleNamespace(data=self.tensor.data)
-
-
-class FakeCompiled:
-    def __init__(self, failing=(), parts=1):
-        self.made = []
-        self.failing = list(failing)
-        self.parts = parts
-
-    def get_property(self, name):
-        if name == "PERFORMANCE_HINT":
-            return "LATENCY" if self.parts == 1 else "THROUGHPUT"
-        return self.parts
-
-    def create_infer_request(self):
-        self.made.append(FakeRequest(self.failing))
-        return self.made[-1]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_request_that_failed_is_waited_for_and_not_used_again(error):
-    compiled = FakeCompiled([error()])
-    requests = Requests(compiled)
-    with pytest.raises(error):
-        requests.run([np.zeros(3)], [0])
-    assert compiled.made[0].waits == 2
-    for _ in range(2):
-        [got] = requests.run([np.ones(3)], [0])
-        np.testing.assert_array_equal(got, np.ones(3))
-    assert len(compiled.made) == 2
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_throughput_divides_a_batch(rows):
-    compiled = FakeCompiled(parts=3)
-    requests = Requests(compiled)
-    array = np.arange(2.0 * rows).reshape(rows, 2)
-    for _ in range(2):
-        [got] = requests.run([array], [5])
-        np.testing.assert_array_equal(got, array)
-        assert not np.shares_memory(got, array)
-    assert len(compiled.made) == min(3, rows)
-    assert all(one.asked == [5, 5] for one in compiled.made)  # no output that isn't wanted
-    sizes = [len(one.tensor.data) for one in compiled.made]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_inputs_of_different_batches_are_an_error(make_artifact, mode):
-    backend = OpenVinoBackend.open(make_artifact(), BackendOptions(mode=mode))
-    feeds = {"image": feeds_of(4, 2)["image"], "class_ids": feeds_of(3, 2)["class_ids"]}
-    with pytest.raises(BackendError, match="failed while running"):
-        backend.infer(feeds)
 
 
 # Inputs
@@ -382,94 +215,3 @@ def test_auto_takes_it_where_it_is_alone_or_asked_for_what_only_it_has(
     with load(path) as session:
         assert session.backend_name == "openvino"
         assert session.explain(np.full((70, 90, 3), (9, 200, 9), np.uint8))[0].label == "green"
-
-
-# The cache
-
-
-def test_nothing_is_cached_unless_a_folder_is_named(make_artifact, monkeypatch, tmp_path):
-    monkeypatch.setenv("SIGCAM_CACHE_DIR", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    assert not opened(make_artifact()).from_cache
-    assert not list(tmp_path.rglob("*"))
-
-
-def test_the_second_load_comes_from_the_cache(make_artifact, tmp_path):
-    path, folder = make_artifact(emit={"sigmoid_logits", "head_input"}), tmp_path / "a" / "b"
-    feeds = feeds_of(2, 3)
-    first = opened(path, cache=folder)
-    second = opened(path, cache=folder)
-    assert (first.from_cache, second.from_cache) == (False, True)
-    assert first.inputs == second.inputs
-    assert first.outputs == second.outputs
-    assert computes_in(second) == "f32"
-    same(second.infer(feeds), first.infer(feeds))
-    moved = tmp_path / "moved.onnx"  # known by its contents, not by its place
-    shutil.copy(path, moved)
-    assert opened(moved, cache=folder).from_cache
-    assert not opened(path, cache=folder, mode="throughput").from_cache
-    assert not opened(make_artifact(nwc=False), cache=folder).from_cache
-    assert len(list(folder.iterdir())) == 3
-
-
-def damaged(entry, how):
-    good = entry.read_bytes()
-    blob, magic, checksum = good[:-83], good[-83:-64], good[-64:]
-    assert magic.startswith(b"\nsigcam")
-    assert checksum == hashlib.sha256(blob).hexdigest().encode()
-    if how == "checksum of garbage":
-        garbage = b"garbage" * 100
-        return garbage + magic + hashlib.sha256(garbage).hexdigest().encode()
-    middle = len(good) * 2 // 3
-    return {
-        "empty": b"",
-        "truncated": good[: len(good) // 2],
-        "one bit": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
-        "zeros": bytes(len(good)),
-        "one byte": b"x",
-        "openvino's own format": blob,
-    }[how]
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "empty",
-        "one byte",
-        "truncated",
-        "one bit",
-        "zeros",
-        "openvino's own format",
-        "checksum of garbage",
-    ],
-)
-def test_a_damaged_entry_is_told_and_made_again(make_artifact, tmp_path, how):
-    path = make_artifact()
-    feeds = feeds_of(2, 2)
-    wanted = opened(path, cache=tmp_path).infer(feeds)
-    [entry] = tmp_path.iterdir()
-    good = entry.read_bytes()
-    entry.write_bytes(damaged(entry, how))
-    with pytest.warns(RuntimeWarning, match=r"\.blob can't be used .*compiled again"):
-        again = opened(path, cache=tmp_path)
-    assert not again.from_cache
-    same(again.infer(feeds), wanted)
-    assert len(entry.read_bytes()) == len(good)
-    assert opened(path, cache=tmp_path).from_cache  # without a warning
-
-
-def test_a_folder_that_cannot_be_written(make_artifact, tmp_path):
-    place = tmp_path / "file"
-    place.write_text("not a folder")
-    with pytest.raises(StorageError, match="cannot write"):
-        opened(make_artifact(), cache=place)
-
-
-def test_a_model_that_is_refused_leaves_nothing_in_the_cache(tmp_path):
-    path = tmp_path / "bad.onnx"
-    path.write_bytes(b"\x08\x09garbage")
-    with pytest.raises(ArtifactError, match=r"refuses .*bad\.onnx"):
-        opened(path, cache=tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-    with pytest.raises(ArtifactError, match="cannot read"):
-        opened(Path("absent.onnx"), cache=tmp_path / "cache")
