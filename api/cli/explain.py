@@ -6,11 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sigcam.cli.common import EXIT_FAILED, EXIT_USAGE, echo, fail, reports_errors, say
+from sigcam.cli.common import (
+    EXIT_FAILED,
+    EXIT_USAGE,
+    echo,
+    engine_options,
+    fail,
+    reports_errors,
+    say,
+)
 from sigcam.cli.pictures import find_pictures, output_names
 
 if TYPE_CHECKING:
@@ -43,26 +51,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
-@click.option(
-    "--backend",
-    default="auto",
-    show_default=True,
-    help="Engine that runs the model; auto takes an NVIDIA GPU through ONNX Runtime where that "
-    "works, and the CPU otherwise.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of one inference.")
-@click.option(
-    "--device", type=click.IntRange(min=0), default=0, help="Number of the GPU, for engines on one."
-)
-@click.option(
-    "--fp16", is_flag=True, help="Let the engine compute in half precision (ort-tensorrt)."
-)
-@click.option(
-    "--engine-cache",
-    "cache",
-    type=click.Path(path_type=Path),
-    help="Folder for engines that are built at first use (ort-tensorrt).",
-)
+@engine_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse pictures with more pixels than this."
@@ -78,11 +67,7 @@ def command(
     suffix: str,
     method: str | None,
     head: Path | None,
-    backend: str,
-    threads: int | None,
-    device: int,
-    fp16: bool,
-    cache: Path | None,
+    engine: dict[str, Any],
     batch_size: int,
     max_pixels: int | None,
 ) -> None:
@@ -105,14 +90,10 @@ def command(
     failed = 0
     with load(
         model,
-        backend,
         head=head,
-        threads=threads,
-        device=device,
-        fp16=fp16,
-        cache=cache,
         batch_size=batch_size,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        **engine,
     ) as session:
         meter = _Meter(len(paths), session.passes(method))
         results = session.stream(

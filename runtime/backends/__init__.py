@@ -13,16 +13,18 @@ from sigcam.runtime.errors import BackendUnavailableError, UsageError
 
 BACKENDS: dict[str, str] = {
     "ort": "sigcam.runtime.backends.ort:OrtBackend",
+    "openvino": "sigcam.runtime.backends.openvino:OpenVinoBackend",
     "ort-cuda": "sigcam.runtime.backends.ort_cuda:OrtCudaBackend",
     "tensorrt": "sigcam.runtime.backends.tensorrt:TensorRtBackend",
     "ort-tensorrt": "sigcam.runtime.backends.ort_tensorrt:OrtTensorrtBackend",
 }
 
-AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort")
+AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort", "openvino")
 """Which engines `backend="auto"` tries, the preferred one first.
 
 The GPU first, where ONNX Runtime's build, the driver and a device are there; what was taken
-is `Session.backend_name`. Engines that compile the model first (minutes, at first use) are
+is `Session.backend_name`. OpenVINO comes last: it is for installs that have only that, and for
+options that only it has. Engines that compile the model first (minutes, at first use) are
 taken by name only.
 """
 

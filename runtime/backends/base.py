@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from sigcam.runtime.errors import BackendError, UsageError
 from sigcam.runtime.geometry import Placement
 
 Array = npt.NDArray[Any]
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Mode = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +55,41 @@ class BackendOptions:
             follow each other a little faster, and takes cores from everything else in the
             process meanwhile, other models first of all.
         device: number of the GPU, as CUDA counts them.
-        fp16: whether the engine may compute in half precision where that is faster.
-        cache: folder for engines that are built at first use; None for the user's cache
-            folder.
+        precision: what products may be computed in. "fp32" is never less than that where the
+            engine lets us say so; "fp16" and "bf16" let it take that type where it is faster.
+        mode: "latency" gives one call all threads; "throughput" serves several calls at once,
+            each on fewer threads, so that more of them are done in a second.
+        cache: folder for engines that are built, or models that are compiled, at first use;
+            None for what the engine does by itself.
+        batch_size: most pictures in one run; None for any number. A hint, which no engine
+            refuses: one that compiles for shapes may compile for this one.
     """
 
     threads: int | None = None
     spinning: bool = True
     device: int = 0
-    fp16: bool = False
+    precision: Precision = "fp32"
+    mode: Mode = "latency"
     cache: Path | None = None
+    batch_size: int | None = field(default=None, metadata={"hint": True})
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, got {self.threads}")
+        for name, count in (("threads", self.threads), ("batch_size", self.batch_size)):
+            if count is not None and count < 1:
+                raise UsageError(f"{name} must be at least 1, got {count}")
         if self.device < 0:
             raise UsageError(f"device must be at least 0, got {self.device}")
+        for name, value, choices in (
+            ("precision", self.precision, get_args(Precision)),
+            ("mode", self.mode, get_args(Mode)),
+        ):
+            if value not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     def given(self) -> list[str]:
-        """Names of the options that differ from their defaults."""
-        return [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        """Names of the options, hints aside, that differ from their defaults."""
+        wishes = [one for one in fields(self) if not one.metadata.get("hint")]
+        return [one.name for one in wishes if getattr(self, one.name) != one.default]
 
 
 @dataclass(frozen=True)

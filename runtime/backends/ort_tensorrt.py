@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.backends.base import BackendOptions, Precision
+from sigcam.runtime.backends.model_digest import model_digest
 from sigcam.runtime.backends.ort_base import Provider
 from sigcam.runtime.backends.ort_cuda import OrtCudaBackend, cuda_provider
-from sigcam.runtime.errors import ArtifactError, StorageError
+from sigcam.runtime.errors import StorageError
 from sigcam.runtime.files import cache_folder
-
-_BLOCK = 1 << 20
 
 
 class OrtTensorrtBackend(OrtCudaBackend):
@@ -28,7 +26,7 @@ class OrtTensorrtBackend(OrtCudaBackend):
     """
 
     name = "ort-tensorrt"
-    understands = frozenset({"threads", "spinning", "device", "fp16", "cache"})
+    understands = frozenset({"threads", "spinning", "device", "precision", "cache"})
     provider: ClassVar[str] = "TensorrtExecutionProvider"
 
     @classmethod
@@ -36,7 +34,7 @@ class OrtTensorrtBackend(OrtCudaBackend):
         cls, ort: Any, path: Path, options: BackendOptions, stream: int
     ) -> list[Provider]:
         base = options.cache or cache_folder("ort-tensorrt")
-        folder = base / engine_key(path, ort.__version__, fp16=options.fp16)
+        folder = base / engine_key(path, ort.__version__, options.precision)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -47,7 +45,8 @@ class OrtTensorrtBackend(OrtCudaBackend):
         settings = {
             "device_id": str(options.device),
             "user_compute_stream": str(stream),
-            "trt_fp16_enable": "1" if options.fp16 else "0",
+            "trt_fp16_enable": "1" if options.precision == "fp16" else "0",
+            "trt_bf16_enable": "1" if options.precision == "bf16" else "0",
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",
@@ -56,7 +55,7 @@ class OrtTensorrtBackend(OrtCudaBackend):
         return [(cls.provider, settings), cuda_provider(options, stream)]
 
 
-def engine_key(path: Path, version: str, *, fp16: bool) -> str:
+def engine_key(path: Path, version: str, precision: Precision) -> str:
     """Name of the folder with the engines of a model file.
 
     ONNX Runtime puts TensorRT's version and the GPU's architecture into the names of the
@@ -66,13 +65,4 @@ def engine_key(path: Path, version: str, *, fp16: bool) -> str:
     Raises:
         ArtifactError: the file can't be read.
     """
-    digest = hashlib.sha256()
-    try:
-        for part in (path, path.with_name(path.name + ".data")):
-            if part == path or part.is_file():
-                with part.open("rb") as stream:
-                    while block := stream.read(_BLOCK):
-                        digest.update(block)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return f"{digest.hexdigest()[:32]}-ort{version}-{'fp16' if fp16 else 'fp32'}"
+    return f"{model_digest(path)[:32]}-ort{version}-{precision}"

@@ -64,6 +64,20 @@ def test_explain_takes_globs_and_classes_by_name_and_id(work, cli):
     assert first >= second
 
 
+def test_explain_passes_on_what_the_engine_is_asked_for(work, cli, tmp_path):
+    pytest.importorskip("openvino")
+    picture, cache = work.data / "red" / "0.png", tmp_path / "cache"
+    engine = ["--backend", "openvino", "--mode", "throughput", "--threads", 1]
+    found = cli("explain", work.top1, picture, *engine, "--engine-cache", cache)
+    assert found.exit_code == 0, found.stderr
+    assert len(list(cache.iterdir())) == 1
+    by_default = cli("explain", work.top1, picture)
+    assert found.stdout.split("\t")[:3] == by_default.stdout.split("\t")[:3]
+    refused = cli("explain", work.top1, picture, "--backend", "ort", "--precision", "bf16")
+    assert refused.exit_code == 2
+    assert "no option precision" in refused.stderr
+
+
 def test_one_bad_picture_is_reported_and_the_others_are_done(work, cli, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not a picture")

@@ -34,10 +34,11 @@ def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile):
     answers = {}
     for backend in FROM_ONNX:
         try:
-            with load(path, backend, batch_size=2) as session:
-                answers[backend] = session.explain(list(pictures), top_k=2)
+            with load(path, backend, batch_size=3) as session:
+                answers[backend, 3] = session.explain(list(pictures), top_k=2)
+                answers[backend, 1] = [session.explain(one, top_k=2) for one in pictures]
         except BackendUnavailableError:  # noqa: PERF203 (there are few engines)
-            assert backend != "ort"
+            assert backend not in ("ort", "openvino")
 
     pixels = (pictures / 255 - geometry.mean) / geometry.std
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float()
@@ -73,3 +74,25 @@ def test_session_matches_the_oracle(dual, geometry, tmp_path, method, profile):
                 wanted, valid = reference.min_max(full)
                 assert one.valid == valid
                 assert np.abs(one.map - wanted).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["cam", "layercam"])
+def test_openvino_runs_data_files_and_the_head_graph(make, nets, geometry, tmp_path, method):
+    pytest.importorskip("openvino")
+    path = tmp_path / "model.onnx"
+    export_artifact(
+        make(nets["toy" if method == "cam" else "mlp"]), path, method=method,
+        classes=ClassSelection("input"), geometry=geometry, external_data=True, head_graph=True,
+    )  # fmt: skip
+    assert (tmp_path / "model.onnx.data").is_file()
+    pictures = list(sample_pictures(geometry)[:3])
+    found = {}
+    for backend in ("ort", "openvino"):
+        with load(path, backend, batch_size=3) as session:
+            found[backend] = session.explain(pictures, classes=[4, 1])
+            found[backend] += [one[0].for_classes([0, 6, 2]) for one in found[backend]]
+    for got, wanted in zip(found["openvino"], found["ort"], strict=True):
+        for a, b in zip(got, wanted, strict=True):
+            assert a.class_id == b.class_id
+            assert a.evidence == pytest.approx(b.evidence, rel=TOLERANCE)
+            np.testing.assert_allclose(a.grid, b.grid, atol=TOLERANCE * max(b.grid.max(), 1e-6))

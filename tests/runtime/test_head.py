@@ -19,6 +19,12 @@ RNG = np.random.default_rng(5)
 EXACT = Geometry(56, 56, "stretch")
 PICTURES = [RNG.integers(0, 256, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
 
+CPU_ENGINES = {"ort": "onnxruntime", "openvino": "openvino"}
+
+
+def skip_without(backend):
+    pytest.importorskip(CPU_ENGINES[backend])
+
 
 def same(got, wanted):
     assert [one.class_id for one in got] == [one.class_id for one in wanted]
@@ -34,10 +40,12 @@ def same(got, wanted):
 @pytest.mark.parametrize("head_input", ["features", "head_input"])
 @pytest.mark.parametrize("profile", ["fused", "split"])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_as_if_asked_for_at_once(make_artifact, head_input, profile, head):
+@pytest.mark.parametrize("backend", CPU_ENGINES)
+def test_as_if_asked_for_at_once(make_artifact, head_input, profile, head, backend):
+    skip_without(backend)
     path = make_artifact(profile=profile, head=head, head_input=head_input)
     order = ["blue", 0, "Warm", 0]
-    with load(path, threads=1, batch_size=3) as session:
+    with load(path, backend, threads=1, batch_size=3) as session:
         for [first], picture in zip(session.explain(PICTURES), PICTURES, strict=True):
             later = first.for_classes(order)
             same(later, session.explain(picture, classes=order))
@@ -175,8 +183,10 @@ def test_closed_before_it_was_opened(make_artifact):
         first.for_classes(1)
 
 
-def test_threads(make_artifact):
-    with load(make_artifact(head="mlp", head_input="features"), threads=1) as session:
+@pytest.mark.parametrize("backend", CPU_ENGINES)
+def test_threads(make_artifact, backend):
+    skip_without(backend)
+    with load(make_artifact(head="mlp", head_input="features"), backend, threads=1) as session:
         firsts = [session.explain(one)[0] for one in PICTURES]
         wanted = [session.explain(one, classes=[0, 3]) for one in PICTURES]
         assert session._head._backend is None

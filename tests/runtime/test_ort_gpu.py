@@ -185,17 +185,18 @@ def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
     module = gpu()
     on_gpu(module, {"TensorrtExecutionProvider": ["Conv"], "CUDAExecutionProvider": ["Where"]})
     path = make_artifact()
-    with load(path, "ort-tensorrt", fp16=True, cache=tmp_path):
+    with load(path, "ort-tensorrt", precision="fp16", cache=tmp_path):
         (first, options), (second, _), last = module.asked
     assert [first, second, last] == [
         "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
     ]  # fmt: skip
-    folder = tmp_path / engine_key(path, "9.9", fp16=True)
+    folder = tmp_path / engine_key(path, "9.9", "fp16")
     assert folder.is_dir()
     assert options == {
         "device_id": "0",
         "user_compute_stream": "7",
         "trt_fp16_enable": "1",
+        "trt_bf16_enable": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
@@ -219,15 +220,15 @@ def test_the_engine_cache_is_the_users_by_default(make_artifact, gpu, tmp_path, 
 def test_engines_of_other_weights_lie_elsewhere(tmp_path):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"graph")
-    alone = engine_key(model, "1.24", fp16=False)
-    assert engine_key(model, "1.25", fp16=False) != alone != engine_key(model, "1.24", fp16=True)
+    alone = engine_key(model, "1.24", "fp32")
+    assert engine_key(model, "1.25", "fp32") != alone != engine_key(model, "1.24", "fp16")
     beside = tmp_path / "model.onnx.data"
     beside.write_bytes(b"weights")
-    first = engine_key(model, "1.24", fp16=False)
+    first = engine_key(model, "1.24", "fp32")
     beside.write_bytes(b"others!")
-    assert len({alone, first, engine_key(model, "1.24", fp16=False)}) == 3
+    assert len({alone, first, engine_key(model, "1.24", "fp32")}) == 3
     with pytest.raises(ArtifactError, match="cannot read"):
-        engine_key(tmp_path / "none.onnx", "1.24", fp16=False)
+        engine_key(tmp_path / "none.onnx", "1.24", "fp32")
 
 
 def test_an_engine_cache_that_cannot_be_made(make_artifact, gpu, tmp_path):

@@ -26,8 +26,19 @@ def fingerprint(results):
     ]
 
 
-@pytest.mark.parametrize("profile", ["fused", "split"])
-def test_threads_get_what_one_would_get_and_memory_stays_flat(make_artifact, jpeg, profile):
+@pytest.mark.parametrize(
+    ("backend", "profile", "options"),
+    [
+        ("ort", "fused", {}),
+        ("ort", "split", {}),
+        ("openvino", "fused", {}),
+        ("openvino", "split", {"mode": "throughput"}),
+    ],
+)
+def test_threads_get_what_one_would_get_and_memory_stays_flat(
+    make_artifact, jpeg, backend, profile, options
+):
+    pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
     rng = np.random.default_rng(0)
     pictures = [
         rng.integers(0, 256, (60 + 7 * i, 120 - 5 * i, 3), dtype=np.uint8) for i in range(10)
@@ -36,7 +47,7 @@ def test_threads_get_what_one_would_get_and_memory_stays_flat(make_artifact, jpe
     requests = [{"images": one, "top_k": k} for one in pictures for k in (1, 3)]
     requests += [{"images": one, "classes": ["blue", 0]} for one in pictures]
 
-    with load(make_artifact(profile=profile), threads=1) as session:
+    with load(make_artifact(profile=profile), backend, threads=1, **options) as session:
         alone = [fingerprint(session.explain(**request)) for request in requests]
         sizes = []
 
