@@ -1,0 +1,1 @@
+"""Artifacts in fewer bits than float32."""
