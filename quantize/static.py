@@ -18,7 +18,6 @@ processor and engine:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import onnx
@@ -82,6 +81,7 @@ def to_int8(
             },
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
         done: onnx.ModelProto = quantizer.model.model
         _read_unrounded(done.graph, selection)
         _strip(done)
@@ -167,7 +167,7 @@ def _strip(model: onnx.ModelProto) -> None:
 
 
 def _drop_unused(graph: Any) -> None:
-    used: Iterable[str] = {name for node in graph.node for name in node.input}
+    used: set[str] = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
