@@ -14,10 +14,13 @@ from sigcam.quantize.source import read_source
 from sigcam.quantize.static import to_int8
 from sigcam.runtime.errors import UsageError
 
+TRACED = ("gradcam++", "layercam", "finercam")
+"""One each of the methods' kinds of way back: the others differ in their sums only."""
+
 CASES = [
     {"method": "cam"},
     {"method": "cam", "branch": "softmax", "profile": "split", "selection": "topk"},
-    *({"method": method, "mlp": True} for method in METHODS if method != "cam"),
+    *({"method": method, "mlp": True} for method in METHODS if method in TRACED),
     {"method": "gradcam", "mlp": True, "branch": "softmax", "selection": "top1"},
 ]
 
@@ -61,7 +64,8 @@ def test_only_the_way_to_the_logits_is_rounded(artifacts, pictures, case):
         for now, before in zip(node.input, was[node.name].input, strict=True):
             if before in stored:
                 assert now == before
-                assert kept[now] == stored[before]
+                values, exported = map(onnx.numpy_helper.to_array, (kept[now], stored[before]))
+                np.testing.assert_array_equal(values, exported)
             elif now != before:  # only features come rounded: what a convolution made
                 assert made_by[now].op_type == "DequantizeLinear"
                 rounding = made_by[made_by[now].input[0]]
