@@ -1,14 +1,17 @@
 """Which layers hurt: how far each one's own rounding moves its output.
 
 One graph computes all of them in one pass. It holds the float32 way to the logits, and beside
-each layer the same layer with its input and weights rounded as in the converted graph, on the
-float32 input: so errors don't add up along the network, and a layer is blamed for its own.
+each layer the same layer twice on the float32 input: with that input rounded as in the converted
+graph, and with the weights rounded. So errors don't add up along the network, a layer is blamed
+for its own, and it shows whether keeping the layer in float32 is enough: a rounded input comes
+from the convolution before it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,29 @@ from sigcam.runtime.progress import Report
 
 Array = npt.NDArray[Any]
 
-_KEPT, _MOVED = "kept:", "moved:"
+_KEPT, _BY_INPUT, _BY_WEIGHT = "kept:", "input:", "weight:"
+
+
+@dataclass(frozen=True)
+class Blame:
+    """What rounding does to one layer's output.
+
+    Attributes:
+        layer: its name.
+        by_input, by_weight: the error from rounding one of the two: ||rounded - float32|| /
+            ||float32|| of the output over all pictures and positions, for each output channel,
+            then their mean. A channel that is large beside the others neither hides their
+            errors nor makes up for them.
+    """
+
+    layer: str
+    by_input: float
+    by_weight: float
+
+    @property
+    def error(self) -> float:
+        """Of both, as if they were independent."""
+        return float(np.hypot(self.by_input, self.by_weight))
 
 
 def rank_layers(
@@ -37,12 +62,8 @@ def rank_layers(
     *,
     threads: int | None,
     report: Report,
-) -> list[tuple[str, float]]:
-    """The layers, the worst first, each with its error.
-
-    The error is ||rounded - float32|| / ||float32|| of the output over all pictures and
-    positions, for each output channel, then their mean: a channel that is large beside the
-    others neither hides their errors nor makes up for them.
+) -> list[Blame]:
+    """The layers, the worst first.
 
     Args:
         source: the float32 artifact.
@@ -77,10 +98,15 @@ def rank_layers(
             report(done, count)
     except Exception as exc:  # ONNX Runtime's errors share no narrower base
         raise BackendError(f"ONNX Runtime failed while looking for layers: {exc}") from exc
-    errors = {
-        layer: _error(sums[_KEPT + layer], sums[_MOVED + layer]) for layer in selection.layers
-    }
-    return sorted(errors.items(), key=lambda item: item[1], reverse=True)
+    found = [
+        Blame(
+            layer,
+            by_input=_error(sums[_KEPT + layer], sums[_BY_INPUT + layer]),
+            by_weight=_error(sums[_KEPT + layer], sums[_BY_WEIGHT + layer]),
+        )
+        for layer in selection.layers
+    ]
+    return sorted(found, key=lambda one: one.error, reverse=True)
 
 
 def _error(kept: Array, moved: Array) -> float:
@@ -102,7 +128,7 @@ def _side_by_side(source: Source, converted: onnx.ModelProto, chosen: Selection)
         nodes += _rounded_layer(layer, rounded[name], made_by)
         shape = stored[layer.input[1]].dims
         nodes += _norms(layer, shape, stored)
-        outputs += [_KEPT + name, _MOVED + name]
+        outputs += [side + name for side in (_KEPT, _BY_INPUT, _BY_WEIGHT)]
     read = {name for node in nodes for name in node.input}
     every = {**weights, **stored}
     merged = helper.make_graph(
@@ -120,48 +146,45 @@ def _side_by_side(source: Source, converted: onnx.ModelProto, chosen: Selection)
 def _rounded_layer(
     layer: onnx.NodeProto, rounded: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]
 ) -> list[onnx.NodeProto]:
-    """The layer on its float32 input, which is rounded first, with rounded weights."""
+    """The layer with its float32 input rounded, and with its weights rounded."""
     name = layer.name
     back = copy.deepcopy(made_by[rounded.input[0]])
     there = copy.deepcopy(made_by[back.input[0]])
     weight = copy.deepcopy(made_by[rounded.input[1]])
     there.input[0], there.output[0] = layer.input[0], f"{name}/8bit"
-    back.input[0], back.output[0] = f"{name}/8bit", f"{name}/input"
-    weight.output[0] = f"{name}/weight"
-    again = copy.deepcopy(layer)
-    again.input[0], again.input[1] = f"{name}/input", f"{name}/weight"
-    again.output[0] = f"{name}/output"
-    for node, role in ((there, "q"), (back, "dq"), (weight, "w"), (again, "again")):
-        node.name = f"{name}/{role}"
-    return [there, back, weight, again]
+    back.input[0], back.output[0] = f"{name}/8bit", f"{name}/x"
+    weight.output[0] = f"{name}/w"
+    by_input, by_weight = copy.deepcopy(layer), copy.deepcopy(layer)
+    by_input.input[0], by_input.output[0] = f"{name}/x", f"{name}/by input"
+    by_weight.input[1], by_weight.output[0] = f"{name}/w", f"{name}/by weight"
+    nodes = [there, back, weight, by_input, by_weight]
+    for index, node in enumerate(nodes):
+        node.name = f"{name}/{index}"
+    return nodes
 
 
 def _norms(
     layer: onnx.NodeProto, weight_shape: Any, stored: dict[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    """Sums of squares for each output channel, of the output and of its error."""
+    """Sums of squares for each output channel, of the output and of its two errors."""
     name, y = layer.name, layer.output[0]
-    nodes = [helper.make_node("Sub", [f"{name}/output", y], [f"{name}/error"])]
-    axes = f"{name}/axes"
-    if layer.op_type == "Conv":
-        sides = {_KEPT: y, _MOVED: f"{name}/error"}
-        reduced = [axis for axis in range(len(weight_shape)) if axis != 1]
-    else:
+    sides = {_KEPT: y, _BY_INPUT: f"{name}/input error", _BY_WEIGHT: f"{name}/weight error"}
+    nodes = [
+        helper.make_node("Sub", [f"{name}/by input", y], [sides[_BY_INPUT]]),
+        helper.make_node("Sub", [f"{name}/by weight", y], [sides[_BY_WEIGHT]]),
+    ]
+    reduced = [axis for axis in range(len(weight_shape)) if axis != 1]
+    if layer.op_type != "Conv":
         shape = f"{name}/shape"
         transposed = any(a.name == "transB" and a.i for a in layer.attribute)
         channels = weight_shape[0] if transposed else weight_shape[-1]
         stored[shape] = numpy_helper.from_array(np.array([-1, channels], np.int64), shape)
-        sides = {_KEPT: f"{name}/kept", _MOVED: f"{name}/moved"}
-        nodes += [
-            helper.make_node("Reshape", [y, shape], [sides[_KEPT]]),
-            helper.make_node("Reshape", [f"{name}/error", shape], [sides[_MOVED]]),
-        ]
+        for side, value in sides.items():
+            sides[side] = f"{name}/rows of {side}"
+            nodes.append(helper.make_node("Reshape", [value, shape], [sides[side]]))
         reduced = [0]
+    axes = f"{name}/axes"
     stored[axes] = numpy_helper.from_array(np.array(reduced, np.int64), axes)
-    return [
-        *nodes,
-        *(
-            helper.make_node("ReduceSumSquare", [value, axes], [side + name], keepdims=0)
-            for side, value in sides.items()
-        ),
-    ]
+    for side, value in sides.items():
+        nodes.append(helper.make_node("ReduceSumSquare", [value, axes], [side + name], keepdims=0))
+    return nodes

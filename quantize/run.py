@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx
 
-from sigcam.quantize.blame import rank_layers
+from sigcam.quantize.blame import Blame, rank_layers
 from sigcam.quantize.calibrate import Method, calibrate
 from sigcam.quantize.gate import Gate, Measured
 from sigcam.quantize.pictures import Chosen, choose, feeds
-from sigcam.quantize.selection import select
+from sigcam.quantize.selection import maker_of, select
 from sigcam.quantize.source import Source, read_source
 from sigcam.quantize.static import Activations, to_int8
 from sigcam.quantize.storage import to_half_storage
@@ -220,7 +220,7 @@ class _Work:
             method=options.method, threads=options.threads,
             report=reporter(self._progress, "calibrate"),
         )  # fmt: skip
-        ranking: list[tuple[str, float]] = []
+        ranking: list[Blame] = []
         for round_number in range(options.rounds + 1):
             selection = select(self._source, kept)
             model = to_int8(
@@ -233,13 +233,13 @@ class _Work:
             if not ranking:
                 self._say("below the limits: looking for the layers that hurt")
                 ranking = self._ranked(model, kept)
-            left = [layer for layer, _ in ranking if layer not in kept]
-            more = left[: math.ceil(len(every.layers) / 10)]
-            if round_number == options.rounds or len(more) == len(left):
+            left = [one for one in ranking if one.layer not in kept]
+            more = self._to_keep(left[: math.ceil(len(every.layers) / 10)], kept)
+            if round_number == options.rounds or len(kept) + len(more) == len(every.layers):
                 break
             kept += more
             self._say(f"round {round_number + 1}: keeping {', '.join(more)} in float32 too")
-        worst = ", ".join(f"{layer} ({error:.1%})" for layer, error in ranking[:_NAMED])
+        worst = ", ".join(f"{one.layer} ({one.error:.1%})" for one in ranking[:_NAMED])
         advice = (
             f"the layers that hurt most are {worst}, with the error of each one's own output; try "
             "--calibration-method percentile, keep further layers with --keep-float, allow more "
@@ -247,7 +247,16 @@ class _Work:
         )
         raise FidelityError(self._refusal(fidelity, advice))
 
-    def _ranked(self, model: onnx.ModelProto, kept: Sequence[str]) -> list[tuple[str, float]]:
+    def _to_keep(self, worst: Sequence[Blame], kept: Sequence[str]) -> list[str]:
+        """These layers, and those that round their inputs where that is what hurts."""
+        names = [one.layer for one in worst]
+        for one in worst:
+            maker = maker_of(self._source, one.layer) if one.by_input > one.by_weight else None
+            if maker is not None and maker not in (*names, *kept):
+                names.append(maker)
+        return names
+
+    def _ranked(self, model: onnx.ModelProto, kept: Sequence[str]) -> list[Blame]:
         count = min(_RANKED_ON, self._options.calibration)
         return rank_layers(
             self._source, model, select(self._source, kept), self._feeds(count), count,

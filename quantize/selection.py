@@ -114,3 +114,17 @@ def _followers(
         else:
             del found[name]
     return [node.name for node in graph.node if node.name in found]
+
+
+def maker_of(source: Source, layer: str) -> str | None:
+    """The convolution whose output a layer reads, be it through activations and pools.
+
+    In 8 bits, it would round the input of a layer that is kept in float32. None where the
+    input is something else, a sum for one, or comes from a product.
+    """
+    made_by = {name: node for node in source.model.graph.node for name in node.output}
+    node = next(node for node in source.model.graph.node if node.name == layer)
+    before = made_by.get(node.input[0])
+    while before is not None and before.op_type in FOLLOWERS - {"Add", "Concat"}:
+        before = made_by.get(before.input[0])
+    return before.name if before is not None and before.op_type == "Conv" else None
