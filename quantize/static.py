@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal, get_args
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
@@ -84,6 +85,7 @@ def to_int8(
         quantizer.model.topological_sort()
         done: onnx.ModelProto = quantizer.model.model
         _read_unrounded(done.graph, selection)
+        _guard_float_layers(done.graph, selection)
         _strip(done)
         onnx.checker.check_model(done, full_check=True)
     except Exception as exc:  # the quantizer lets through errors of many kinds
@@ -152,6 +154,37 @@ def _read_unrounded(graph: Any, selection: Selection) -> None:
     for node in graph.node:
         if node.name not in selection.nodes and node.op_type != "QuantizeLinear":
             _rename(node.input, unrounded)
+
+
+def _guard_float_layers(graph: Any, selection: Selection) -> None:
+    """Puts an operator that changes nothing between rounded values and layers in float32.
+
+    A layer with a rounded input and a rounded output looks unfinished to ONNX Runtime, which
+    then rounds its weights while loading (WeightBiasQuantization, seen in 1.32), and with one
+    scale for all of them: worse than before. The maximum with the smallest float32 is none that
+    an optimiser takes out.
+    """
+    rounded = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    low = "smallest float32"
+    nodes = []
+    for node in graph.node:
+        if (
+            node.op_type in LAYERS
+            and node.name not in selection.layers
+            and node.input[0] in rounded
+            and node.input[1] not in rounded
+        ):
+            guarded = f"{node.name}/input"
+            nodes.append(
+                onnx.helper.make_node("Max", [node.input[0], low], [guarded], name=guarded)
+            )
+            node.input[0] = guarded
+        nodes.append(copy.deepcopy(node))
+    if len(nodes) > len(graph.node):
+        smallest = np.array(np.finfo(np.float32).min, np.float32)
+        graph.initializer.append(onnx.numpy_helper.from_array(smallest, low))
+        del graph.node[:]
+        graph.node.extend(nodes)
 
 
 def _rename(names: Any, instead: dict[str, str]) -> None:
