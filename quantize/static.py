@@ -169,7 +169,7 @@ def _guard_float_layers(graph: Any, selection: Selection) -> None:
     nodes = []
     for node in graph.node:
         if (
-            node.op_type in LAYERS
+            node.op_type in LAYERS | {"ConvTranspose"}
             and node.name not in selection.layers
             and node.input[0] in rounded
             and node.input[1] not in rounded
