@@ -8,6 +8,8 @@ memory till then.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,11 +82,13 @@ def calibrate(
         calibrator.infer_session = _session(augmented, threads)
         for done, inputs in enumerate(feeds, 1):
             try:
-                calibrator.collect_data(_Once({"image": inputs["image"]}))
+                with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
+                    calibrator.collect_data(_Once({"image": inputs["image"]}))
             except Exception as exc:  # ONNX Runtime's errors share no narrower base
                 raise BackendError(f"ONNX Runtime failed while calibrating: {exc}") from exc
             report(done, count)
-        ranges = calibrator.compute_data()
+        with contextlib.redirect_stdout(io.StringIO()):
+            ranges = calibrator.compute_data()
         calibrator.infer_session = None  # which holds its file open
     _check(source, selection, ranges)
     return ranges

@@ -35,6 +35,17 @@ def test_the_file_and_what_is_said(artifacts, pictures, tmp_path):
     assert "fidelity" not in run("info", artifacts(method="cam")).stdout
 
 
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_ways_to_calibrate(artifacts, pictures, tmp_path, method):
+    out = tmp_path / "model.int8.onnx"
+    done = run(
+        "quantize", artifacts(method="cam"), "--data", pictures, "--out", out, *SMALL,
+        "--min-agreement", 0, "--min-correlation", 0.95, "--calibration-method", method,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.split() == [str(out)]
+
+
 def test_a_refusal_writes_nothing(artifacts, pictures, tmp_path):
     out = tmp_path / "model.int8.onnx"
     done = run(
