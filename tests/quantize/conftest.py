@@ -51,14 +51,16 @@ def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("pictures") / "all", 40)
 
 
-def export(path, *, mlp=False, selection="input", **options):
+def export(path, *, mlp=False, selection="input", target_layers=(), **options):
     torch.manual_seed(11)
     net = Net(mlp)
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.weight *= 2.5  # so that logits differ between pictures
-    dual = DualBranch(net, None, input_size=(SIZE, SIZE), architecture="toy")
+    dual = DualBranch(
+        net, None, input_size=(SIZE, SIZE), target_layers=target_layers, architecture="toy"
+    )
     torch.manual_seed(12)
     with torch.no_grad():
         for parameter in dual.sigmoid_head.parameters():

@@ -23,6 +23,7 @@ CASES = [
     {"method": "cam", "branch": "softmax", "profile": "split", "selection": "topk"},
     *({"method": method, "mlp": True} for method in METHODS if method in TRACED),
     {"method": "gradcam", "mlp": True, "branch": "softmax", "selection": "top1"},
+    {"method": "gradcam", "target_layers": ("stem",)},  # the way back goes through the block
 ]
 
 
