@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from sigcam.runtime.errors import ArtifactError, ExportError
-from sigcam.runtime.spec import METADATA_KEY, Spec
+from sigcam.runtime.errors import ExportError
+from sigcam.runtime.spec import Branch
 
 SMALLEST = 1 << 20
 """Entries of a matrix below which reading it takes no time that counts (4 MB in float32)."""
@@ -37,7 +36,9 @@ _CHOICES = ("ArgMax", "TopK")
 _EVIDENCE = {"evidence_logits", "sigmoid_logits"}
 
 
-def quantize_sigmoid_head(model: onnx.ModelProto, *, smallest: int = SMALLEST) -> onnx.ModelProto:
+def quantize_sigmoid_head(
+    model: onnx.ModelProto, branch: Branch = "sigmoid", *, smallest: int = SMALLEST
+) -> onnx.ModelProto:
     """Stores the sigmoid branch's large matrices in 8 bits.
 
     Converted are matrices [K, N] or [N, K] that a Gemm or a MatMul multiplies by from the
@@ -50,20 +51,17 @@ def quantize_sigmoid_head(model: onnx.ModelProto, *, smallest: int = SMALLEST) -
     output channel. How far that moves the maps depends on the weights and isn't measured here.
 
     Args:
-        model: an artifact or a head graph with its weights in it; it isn't changed.
+        model: an artifact with its weights in it; it isn't changed.
+        branch: the branch that its maps are of.
         smallest: number of entries below which a matrix stays in float32.
 
     Returns:
-        The converted model. Its spec has no parity certificate, because the one it had is of
-        the float32 graph.
+        The converted model, with the spec that the model had.
 
     Raises:
-        ArtifactError: the model has no sigcam spec.
-        SchemaError: the spec can't be read.
         ExportError: no matrix is worth converting, or one isn't finite.
     """
-    spec = _spec(model)
-    uses = _uses(model.graph, spec, smallest)
+    uses = _uses(model.graph, branch, smallest)
     if not uses:
         raise ExportError(
             f"the sigmoid branch must have a matrix of at least {smallest:,} entries to gain "
@@ -72,25 +70,12 @@ def quantize_sigmoid_head(model: onnx.ModelProto, *, smallest: int = SMALLEST) -
         )
     converted = copy.deepcopy(model)
     _convert(converted.graph, uses)
-    for entry in converted.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = replace(spec, parity=None).to_json()
     return converted
 
 
-def _spec(model: onnx.ModelProto) -> Spec:
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            return Spec.from_json(entry.value)
-    raise ArtifactError(
-        "the model has no sigcam spec, so something else exported it; pass what `sigcam export` "
-        "wrote"
-    )
-
-
-def _uses(graph: onnx.GraphProto, spec: Spec, smallest: int) -> dict[int, tuple[str, bool]]:
+def _uses(graph: onnx.GraphProto, branch: Branch, smallest: int) -> dict[int, tuple[str, bool]]:
     """Products to convert: index of the node to its matrix and whether that is transposed."""
-    exact = _before(graph, _exact(graph, spec))
+    exact = _before(graph, _exact(graph, branch))
     kept = {name for index in exact for name in graph.node[index].input}
     large = {
         tensor.name
@@ -107,12 +92,11 @@ def _uses(graph: onnx.GraphProto, spec: Spec, smallest: int) -> dict[int, tuple[
     return found
 
 
-def _exact(graph: onnx.GraphProto, spec: Spec) -> set[str]:
+def _exact(graph: onnx.GraphProto, branch: Branch) -> set[str]:
     """Values that must stay bit-equal."""
     outputs = {value.name for value in graph.output}
-    exact = outputs - _EVIDENCE if spec.branch == "softmax" else outputs & {"logits"}
-    # finercam chooses classes by the softmax logits, in a head graph too, where no output
-    # shows them.
+    exact = outputs - _EVIDENCE if branch == "softmax" else outputs & {"logits"}
+    # finercam chooses its similar classes by the softmax logits.
     return exact.union(*(node.input for node in graph.node if node.op_type in _CHOICES))
 
 

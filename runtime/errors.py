@@ -13,7 +13,8 @@
     ├── DataError                  a training or evaluation data set that can't be used
     ├── TrainingError              training can't go on (a loss that is not finite, ...)
     ├── ExportError                a graph that can't be built
-    │   └── ParityError            the graph doesn't compute what PyTorch computes
+    │   ├── ParityError            the graph doesn't compute what PyTorch computes
+    │   └── FidelityError          another precision costs more than its limits
     └── StorageError               a file can't be written (full disk, read-only, ...)
 
 Messages say what was wanted, what came, and what to do. Errors of the libraries
@@ -77,6 +78,10 @@ class ExportError(SigcamError):
 
 class ParityError(ExportError):
     """The exported graph differs from PyTorch by more than the tolerance."""
+
+
+class FidelityError(ExportError):
+    """An artifact of another precision differs from float32 by more than the limits."""
 
 
 class StorageError(SigcamError):

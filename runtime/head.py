@@ -126,11 +126,17 @@ def find_head(
     file = head_path(path) if given is None else Path(given)
     if given is None and not file.is_file():
         return None
-    _check_belongs(read_spec(file), spec, file)
+    check_belongs(file, spec)
     return Head(spec.head_input, lambda: opener(file))
 
 
-def _check_belongs(head: Spec, artifact: Spec, file: Path) -> None:
+def check_belongs(file: Path, artifact: Spec) -> None:
+    """Refuses a file that isn't the head graph of an artifact with this spec.
+
+    Raises:
+        ArtifactError: it isn't.
+    """
+    head = read_spec(file)
     if head.kind != "head":
         raise ArtifactError(f"{file} is not a head graph; {HOW_TO_EXPORT}, or move it away")
     pairs = {name: (getattr(head, name), getattr(artifact, name)) for name in _SHARED}

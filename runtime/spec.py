@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from sigcam.runtime.errors import SchemaError, UsageError
+from sigcam.runtime.fidelity import Fidelity
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "sigcam"
@@ -192,6 +193,7 @@ class Spec:
         method_options: numbers that the method was built with, by name.
         head_input: the output of the artifact that its head graph takes: "features", or
             "head_input" where the head needs more than the features. None without one.
+        fidelity: what the precision of `sigcam quantize` costs; None for float32.
     """
 
     method: str
@@ -209,6 +211,7 @@ class Spec:
     kind: Kind = "artifact"
     method_options: Mapping[str, float] = field(default_factory=dict)
     head_input: str | None = None
+    fidelity: Fidelity | None = None
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))
@@ -295,4 +298,6 @@ def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
             for name, error in parity["outputs"].items()
         }
         fields["parity"] = Parity(**parity)
+    if fields.get("fidelity") is not None:
+        fields["fidelity"] = Fidelity.from_dict(fields["fidelity"])
     return Spec(**fields)

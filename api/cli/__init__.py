@@ -10,6 +10,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train the sigmoid branch of a classifier."),
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
+    "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
     "explain": ("explain", "Predict and explain pictures with an artifact."),
     "info": ("info", "Print the spec and parity certificate of an artifact."),

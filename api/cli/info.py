@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sigcam.cli.common import reports_errors
+
+if TYPE_CHECKING:
+    from sigcam.runtime.fidelity import Fidelity
 
 
 @click.command(name="info")
@@ -97,4 +101,24 @@ def _rows(spec: object) -> list[tuple[str, str]]:
             rows.append(("left out", f"maps of {parity.left_out} of these pictures: {why}"))
         if parity.empty:
             rows.append(("empty maps", f"{parity.empty} of these pictures"))
+    if spec.fidelity is not None:
+        rows += _fidelity_rows(spec.fidelity)
+    return rows
+
+
+def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str]]:
+    from sigcam.runtime.fidelity import described
+
+    rows = [
+        ("precision", fidelity.precision),
+        ("fidelity", f"{described(fidelity)}; against float32, by {fidelity.engine}"),
+        (
+            "limits",
+            f"agreement {fidelity.min_agreement:g}, mean correlation {fidelity.min_correlation:g}",
+        ),
+    ]
+    if fidelity.calibration:
+        rows.append(("calibrated on", f"{fidelity.calibration} other pictures"))
+    if fidelity.kept_float:
+        rows.append(("in float32", ", ".join(fidelity.kept_float)))
     return rows

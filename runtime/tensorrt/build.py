@@ -176,8 +176,8 @@ class Build:
         if not quantised and self._options.precision == "int8":
             raise UsageError(
                 f"{self._model} holds no QuantizeLinear nodes, and TensorRT takes int8 from "
-                "these alone; quantise the artifact first, for example with onnxruntime's "
-                "quantize_static in the format QDQ, or use --fp16"
+                "these alone; quantise the artifact first with `sigcam quantize --activations "
+                "int8`, or use --fp16"
             )
 
     def _add_profile(self) -> Shapes:

@@ -9,11 +9,11 @@ smallest numbers of float16, and gradcam++ takes their cubes.
 from __future__ import annotations
 
 import copy
-import itertools
 from pathlib import Path
 from typing import Any
 
 from sigcam.runtime.errors import ArtifactError, BackendUnavailableError, UsageError
+from sigcam.runtime.graph_nodes import leading_to_logits, name_nodes
 
 _FLOAT, _FLOAT16 = 1, 10  # TensorProto.DataType
 _PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
@@ -45,7 +45,7 @@ def to_half(path: Path, *, all_products: bool = False) -> bytes:
         ) from exc
     try:
         model = onnx.load(str(path))
-        own = _name_nodes(model.graph)
+        own = name_nodes(model.graph)
         kept = _after_the_logits(model.graph, path, all_products)
         converted = float16.convert_float_to_float16(
             model, keep_io_types=True, node_block_list=kept
@@ -65,29 +65,9 @@ def to_half(path: Path, *, all_products: bool = False) -> bytes:
         ) from exc
 
 
-def _name_nodes(graph: Any) -> set[str]:
-    """Gives every node a name of its own: the converter tells them apart by it. The names."""
-    taken: set[str] = set()
-    for node in graph.node:
-        if not node.name or node.name in taken:
-            names = (f"{node.op_type}_{number}" for number in itertools.count())
-            node.name = next(name for name in names if name not in taken)
-        taken.add(node.name)
-    return taken
-
-
 def _after_the_logits(graph: Any, path: Path, all_products: bool) -> list[str]:
     """Names of the nodes that the logits don't depend on."""
-    made_by = {name: node for node in graph.node for name in node.output}
-    if "logits" not in made_by:
-        raise ArtifactError(f"{path} has no output `logits`, so it is no artifact of sigcam")
-    before: set[str] = set()
-    pending = ["logits"]
-    while pending:
-        node = made_by.get(pending.pop())
-        if node is not None and node.name not in before:
-            before.add(node.name)
-            pending += node.input
+    before = leading_to_logits(graph, path)
     return [
         node.name
         for node in graph.node

@@ -134,7 +134,7 @@ def test_a_quantised_graph(model):
     assert read_sidecar(made).precision == "int8"
     with pytest.raises(UsageError, match="say that this is meant with --int8"):
         build_engine(other, options=rtx())
-    with pytest.raises(UsageError, match=r"no QuantizeLinear nodes.*quantize_static"):
+    with pytest.raises(UsageError, match=r"no QuantizeLinear nodes.*sigcam quantize"):
         build_engine(model, options=rtx(precision="int8"))
 
 
