@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, overload
@@ -22,10 +22,12 @@ from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike, read_image
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import Tools
 from sigcam.runtime.outputs import Picture, outputs_to_read
+from sigcam.runtime.pipeline import Stopwatch
 from sigcam.runtime.progress import Report, reporter
 from sigcam.runtime.result import Explanation
 from sigcam.runtime.spec import Spec
-from sigcam.runtime.work import Work, explain_batch
+from sigcam.runtime.stream import Slot, slots
+from sigcam.runtime.work import Work
 
 P = TypeVar("P", bound=PictureLike)
 
@@ -215,6 +217,8 @@ class Session:
         *,
         method: str | None = None,
         progress: bool | Report = False,
+        readers: int = 0,
+        engine: Stopwatch | None = None,
     ) -> Iterator[list[Explanation]]: ...
 
     @overload
@@ -227,6 +231,8 @@ class Session:
         on_error: Literal["return"],
         method: str | None = None,
         progress: bool | Report = False,
+        readers: int = 0,
+        engine: Stopwatch | None = None,
     ) -> Iterator[list[Explanation] | ImageError]: ...
 
     def stream(
@@ -238,8 +244,10 @@ class Session:
         *,
         method: str | None = None,
         progress: bool | Report = False,
+        readers: int = 0,
+        engine: Stopwatch | None = None,
     ) -> Iterator[list[Explanation]] | Iterator[list[Explanation] | ImageError]:
-        """Explains any number of pictures, one batch in memory at a time.
+        """Explains any number of pictures, with a few batches in memory at most.
 
         Args:
             images: pictures, taken `batch_size` at a time; one at a time for a method of
@@ -251,6 +259,12 @@ class Session:
                 place, and the others are done.
             method: as for `explain`.
             progress: as for `explain`.
+            readers: threads that read pictures ahead of the engine, which then runs in a
+                thread of its own while the caller uses results: three batches are in memory
+                instead of one. `images` is iterated, and `progress` called, in such threads.
+                They end with the iterator: at its end, or when it is closed. 0: everything is
+                done in the caller's thread when a result is asked for, one batch at a time.
+            engine: adds up the seconds in which the engine ran.
 
         Returns:
             An iterator over the pictures, in their order, of what `explain` returns for one.
@@ -259,7 +273,10 @@ class Session:
             UsageError, UnknownClassError: as for `explain`, at once.
             ImageError, BackendError: as for `explain`, while iterating.
         """
+        if readers < 0:
+            raise UsageError(f"readers must be at least 0, got {readers}")
         work = self._work(classes, top_k, method, progress)
+        work = replace(work, readers=readers, engine=engine or work.engine)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several pictures; pass one to explain, or put it in []")
         if on_error == "raise":
@@ -307,31 +324,20 @@ class Session:
         return Work(request, found, self._outputs(features_only=True), size, report)
 
     def _results(self, images: Iterable[PictureLike], work: Work) -> Iterator[list[Explanation]]:
-        for slot in self._slots(images, work, stop_at_error=True):
-            if isinstance(slot, ImageError):
-                raise slot
-            yield slot
+        found = self._slots(images, work, stop_at_error=True)
+        try:
+            for slot in found:
+                if isinstance(slot, ImageError):
+                    raise slot
+                yield slot
+                del slot
+        finally:
+            found.close()
 
     def _slots(
         self, images: Iterable[PictureLike], work: Work, *, stop_at_error: bool
-    ) -> Iterator[list[Explanation] | ImageError]:
-        pending = iter(images)
-        while chunk := list(islice(pending, work.batch_size)):
-            read: list[Picture | ImageError] = []
-            for source in chunk:
-                one = self._read(source)
-                read.append(one)
-                if isinstance(one, ImageError):
-                    if stop_at_error:
-                        break
-                    one.with_traceback(None)  # it would keep the picture's bytes alive
-            pictures = [one for one in read if isinstance(one, Picture)]
-            found = iter(explain_batch(pictures, work, self._tools) if pictures else ())
-            slots = [one if isinstance(one, ImageError) else next(found) for one in read]
-            # Nothing of this batch may live on in here once the caller has its results.
-            del chunk, read, one, source, pictures, found
-            while slots:
-                yield slots.pop(0)
+    ) -> Generator[Slot, None, None]:
+        return slots(images, self._read, work, self._tools, stop_at_error=stop_at_error)
 
     def _read(self, source: PictureLike) -> Picture | ImageError:
         try:
