@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -219,7 +219,7 @@ class Session:
         progress: bool | Report = False,
         readers: int = 0,
         engine: Stopwatch | None = None,
-    ) -> Iterator[list[Explanation]]: ...
+    ) -> Generator[list[Explanation], None, None]: ...
 
     @overload
     def stream(
@@ -233,7 +233,7 @@ class Session:
         progress: bool | Report = False,
         readers: int = 0,
         engine: Stopwatch | None = None,
-    ) -> Iterator[list[Explanation] | ImageError]: ...
+    ) -> Generator[Slot, None, None]: ...
 
     def stream(
         self,
@@ -246,7 +246,7 @@ class Session:
         progress: bool | Report = False,
         readers: int = 0,
         engine: Stopwatch | None = None,
-    ) -> Iterator[list[Explanation]] | Iterator[list[Explanation] | ImageError]:
+    ) -> Generator[list[Explanation], None, None] | Generator[Slot, None, None]:
         """Explains any number of pictures, with a few batches in memory at most.
 
         Args:
@@ -323,7 +323,9 @@ class Session:
         size = self._batch_size if found.most_passes == 1 else 1
         return Work(request, found, self._outputs(features_only=True), size, report)
 
-    def _results(self, images: Iterable[PictureLike], work: Work) -> Iterator[list[Explanation]]:
+    def _results(
+        self, images: Iterable[PictureLike], work: Work
+    ) -> Generator[list[Explanation], None, None]:
         found = self._slots(images, work, stop_at_error=True)
         try:
             for slot in found:
