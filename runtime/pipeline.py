@@ -18,6 +18,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+WAITING = 8
+"""Results that may wait to be written: a usual batch, which comes all at once."""
+
 
 class Stopwatch:
     """Adds up how long something ran, in one thread. A context manager around each run."""
@@ -58,15 +61,17 @@ def ahead(items: Iterable[T], depth: int, name: str) -> Generator[T, None, None]
 
 
 def in_order(
-    function: Callable[[T], R], items: Iterable[T], workers: int, name: str
+    function: Callable[[T], R], items: Iterable[T], workers: int, name: str, depth: int = 0
 ) -> Generator[R, None, None]:
     """`function` of each item, in the order of the items, by several threads.
 
     Args:
         function: called in the threads; what it raises is raised here in its place.
-        items: iterated by whoever takes the results; `workers` of them are in work.
+        items: iterated by whoever takes the results; `workers` of them are in work at
+            most.
         workers: number of threads.
         name: of the threads.
+        depth: results that may wait beside those; 0: none.
     """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
@@ -83,7 +88,7 @@ def in_order(
                 break
             waiting.append(pool.submit(function, item))
             del item
-            if len(waiting) >= workers:
+            if len(waiting) >= workers + depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

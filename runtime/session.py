@@ -259,11 +259,10 @@ class Session:
                 place, and the others are done.
             method: as for `explain`.
             progress: as for `explain`.
-            readers: threads that read pictures ahead of the engine, which then runs in a
-                thread of its own while the caller uses results: three batches are in memory
-                instead of one. `images` is iterated, and `progress` called, in such threads.
-                They end with the iterator: at its end, or when it is closed. 0: everything is
-                done in the caller's thread when a result is asked for, one batch at a time.
+            readers: threads that read pictures while the engine works: two batches are in
+                memory instead of one, and `images` is iterated in such a thread. They end with
+                the iterator: at its end, or when it is closed. 0: all is done in the caller's
+                thread, when a result is asked for.
             engine: adds up the seconds in which the engine ran.
 
         Returns:

@@ -112,7 +112,7 @@ def _explain(
         further = Further(spec, head, method, probabilities, row[head.head_input], shared)
     return [
         Explanation(
-            **result._asdict(),
+            *result,
             method=spec.method if method is None else method.name,
             placement=picture.placement,
             image=picture.image,

@@ -77,7 +77,7 @@ _run_options = options(
     type=click.Path(path_type=Path),
     help="Folder for engines that are built at first use (ort-tensorrt).",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse pictures with more pixels than this."
 )

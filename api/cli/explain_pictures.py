@@ -10,6 +10,8 @@ from sigcam.cli.common import EXIT_FAILED, fail, say
 from sigcam.cli.results import Meter, Plan, Rate, print_results
 
 if TYPE_CHECKING:
+    from sigcam.runtime.errors import ImageError
+    from sigcam.runtime.result import Explanation
     from sigcam.runtime.session import Session
 
 
@@ -18,7 +20,7 @@ def explain_pictures(
 ) -> None:
     """Prints the results of every picture, and writes the maps.
 
-    Reading and the engine run ahead in threads; maps are made and written here.
+    Pictures are read in threads, and maps are made and written in one, while the engine runs.
 
     Args:
         session: that explains.
@@ -30,9 +32,8 @@ def explain_pictures(
         suffix: of the maps' files, without a dot.
     """
     from sigcam.runtime.errors import ImageError
-    from sigcam.runtime.pipeline import Stopwatch
+    from sigcam.runtime.pipeline import WAITING, Stopwatch, in_order
 
-    failed = 0
     passes = session.passes(plan.method)
     meter = Meter(len(paths), passes)
     engine = Stopwatch()
@@ -48,17 +49,22 @@ def explain_pictures(
         engine=engine,
     )
     rate = Rate(engine)
-    with closing(results):
-        for index, result in enumerate(meter.count(results)):
-            if isinstance(result, ImageError):
-                failed += 1
-                say(f"error: {result}")
-                continue
-            print_results(str(paths[index]), result, as_json=plan.as_json)
-            if out is not None:
-                for explanation in result:
-                    label = "" if len(result) == 1 else f"-{explanation.class_id}"
-                    explanation.save(out / f"{names[index]}{label}.{suffix}")
+
+    def write(numbered: tuple[int, list[Explanation] | ImageError]) -> bool:
+        index, result = numbered
+        if isinstance(result, ImageError):
+            say(f"error: {result}")
+            return False
+        print_results(str(paths[index]), result, as_json=plan.as_json)
+        if out is not None:
+            for explanation in result:
+                label = "" if len(result) == 1 else f"-{explanation.class_id}"
+                explanation.save(out / f"{names[index]}{label}.{suffix}")
+        return True
+
+    done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
+    with closing(results), closing(done):
+        failed = sum(not good for good in meter.count(done))
     if plan.verbose:
         say(rate.text(len(paths), "pictures"))
     if failed:

@@ -35,7 +35,7 @@ def explain_video(
         every: N.
         max_pixels: larger frames are refused.
     """
-    from sigcam.runtime.pipeline import Stopwatch
+    from sigcam.runtime.pipeline import WAITING, Stopwatch, in_order
     from sigcam.runtime.video import VideoReader
 
     engine = Stopwatch()
@@ -52,12 +52,18 @@ def explain_video(
             engine=engine,
         )
         stack.enter_context(closing(results))
-        for index, result in enumerate(_counted(results, video, every)):
+
+        def write(numbered: tuple[int, list[Explanation]]) -> None:
+            index, result = numbered
             frame = index * every
             more = {"frame": frame, "seconds": None if video.fps is None else frame / video.fps}
             print_results(f"{path}#{frame}", result, as_json=plan.as_json, **more)
             if overlays is not None:
                 overlays.add(result[0])
+
+        done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
+        stack.enter_context(closing(done))
+        _count(done, video, every)
     say(rate.text(video.read, "frames"))
     if overlays is not None:
         say(f"{out}: {overlays.written} frames of {_size(video)}, without sound")
@@ -107,16 +113,13 @@ def _overlays(stack: ExitStack, video: VideoReader, out: Path, every: int) -> _O
     return _Overlays(writer, between, every)
 
 
-def _counted(
-    results: Iterable[list[Explanation]], video: VideoReader, every: int
-) -> Iterator[list[Explanation]]:
-    """The results as they come, with a bar for a person who waits."""
+def _count(done: Iterable[None], video: VideoReader, every: int) -> None:
+    """Goes through the frames, with a bar and the rate for a person who waits."""
     from tqdm import tqdm
 
     hidden = not sys.stderr.isatty()
     with tqdm(total=video.promised, unit="frame", disable=hidden, file=sys.stderr) as bar:
-        for result in results:
-            yield result
+        for _ in done:
             bar.update(every)
 
 

@@ -6,16 +6,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sigcam.cli.common import echo
 
 if TYPE_CHECKING:
-    from sigcam.runtime.errors import ImageError
     from sigcam.runtime.pipeline import Stopwatch
     from sigcam.runtime.result import Explanation
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,7 @@ class Meter:
         if total > 1:
             self._show(self._done * self._passes + done)
 
-    def count(
-        self, results: Iterator[list[Explanation] | ImageError]
-    ) -> Iterator[list[Explanation] | ImageError]:
+    def count(self, results: Iterable[T]) -> Iterator[T]:
         """The results as they come, each a picture done."""
         with self._bar:
             for result in results:
