@@ -4,6 +4,7 @@
     ├── UsageError                 the call itself is wrong (also a ValueError)
     │   └── UnknownClassError      a class name or id that the model doesn't have
     ├── ImageError                 a picture that can't be read or is over the limit
+    ├── VideoError                 a video that can't be read to its end
     ├── ArtifactError              a model file that isn't a sigcam artifact or can't be used
     │   └── SchemaError            its spec is malformed or newer than this sigcam
     ├── BackendError               an engine failed
@@ -38,6 +39,10 @@ class UnknownClassError(UsageError):
 
 class ImageError(SigcamError):
     """A picture can't be read, isn't a picture, or is larger than the limit."""
+
+
+class VideoError(SigcamError):
+    """A video can't be read, has no frames, ends early or changes its size."""
 
 
 class ArtifactError(SigcamError):

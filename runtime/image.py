@@ -95,7 +95,7 @@ def _read(stream: BinaryIO, name: str, max_pixels: int | None) -> Array:
 
 def _decode(data: bytes, kind: str, name: str) -> Array:
     broken = f"{name} is a {kind} that can't be decoded: damaged or truncated; get it again"
-    with _quiet_opencv():
+    with quiet_opencv():
         try:
             # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the picture by its EXIF tag.
             image = cast(
@@ -198,10 +198,10 @@ _quiet_before = 0
 
 
 @contextmanager
-def _quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Iterator[None]:
     """Keeps OpenCV from writing about damaged files to standard error.
 
-    What it would say becomes an ImageError. The level belongs to the whole process, so
+    What it would say becomes an error of ours. The level belongs to the whole process, so
     the last of several threads to leave puts it back.
     """
     global _quiet_users, _quiet_before

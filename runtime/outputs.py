@@ -133,14 +133,15 @@ def class_results(
     Raises:
         BackendError: evidence that is not a number.
     """
+    ids = class_ids[: len(grids)].tolist()
+    chosen = probabilities[ids].tolist()
+    evidence = [None] * len(ids) if evidence_logits is None else _evidence(evidence_logits)
     results = []
     for rank, grid in enumerate(grids):
-        class_id = int(class_ids[rank])
         own = grid.copy()
         own.setflags(write=False)
-        evidence = None if evidence_logits is None else _sigmoid(float(evidence_logits[rank]))
-        probability = float(probabilities[class_id])
-        results.append(ClassResult(class_id, spec.label(class_id), probability, evidence, own))
+        label = spec.label(ids[rank])
+        results.append(ClassResult(ids[rank], label, chosen[rank], evidence[rank], own))
     return results
 
 
@@ -159,11 +160,13 @@ def softmax(logits: Array) -> Array:
     return np.asarray(powers / powers.sum())
 
 
-def _sigmoid(logit: float) -> float:
-    if np.isnan(logit):
+def _evidence(logits: Array) -> list[float | None]:
+    """Sigmoid of each logit."""
+    if np.isnan(logits).any():
         raise BackendError(
             "the evidence is not a number, so the sigmoid branch's weights are not finite; "
             "train the branch again"
         )
     # tanh doesn't overflow for large negative logits as exp(-x) does.
-    return float(0.5 * (1 + np.tanh(0.5 * logit)))
+    found: list[float | None] = (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).tolist()
+    return found

@@ -17,6 +17,9 @@ Array = npt.NDArray[Any]
 # colour-blind eyes, and half laid over a photograph it dims what has no evidence.
 _COLOURS = cv2.COLORMAP_INFERNO
 
+ALPHA = 0.5
+"""Weight of the colours unless the caller says otherwise."""
+
 
 def draw(
     image: Array,

@@ -17,7 +17,7 @@ from sigcam.runtime.files import atomic_path, write_bytes, write_text
 from sigcam.runtime.geometry import Placement
 from sigcam.runtime.head import HOW_TO_EXPORT
 from sigcam.runtime.maps import to_map
-from sigcam.runtime.overlay import draw
+from sigcam.runtime.overlay import ALPHA, draw
 
 if TYPE_CHECKING:
     from sigcam.runtime.classes import Classes
@@ -163,7 +163,7 @@ class Explanation:
         found.sort(key=lambda item: item[0], reverse=True)
         return [box for _, box in found]
 
-    def overlay(self, alpha: float = 0.5, box_threshold: float | None = None) -> Array:
+    def overlay(self, alpha: float = ALPHA, box_threshold: float | None = None) -> Array:
         """The picture with the map's colours over the window that the network saw.
 
         Args:

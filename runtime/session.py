@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeVar, overload
@@ -22,10 +22,12 @@ from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike, read_image
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import Tools
 from sigcam.runtime.outputs import Picture, outputs_to_read
+from sigcam.runtime.pipeline import Stopwatch
 from sigcam.runtime.progress import Report, reporter
 from sigcam.runtime.result import Explanation
 from sigcam.runtime.spec import Spec
-from sigcam.runtime.work import Work, explain_batch
+from sigcam.runtime.stream import Slot, slots
+from sigcam.runtime.work import Work
 
 P = TypeVar("P", bound=PictureLike)
 
@@ -224,7 +226,9 @@ class Session:
         *,
         method: str | None = None,
         progress: bool | Report = False,
-    ) -> Iterator[list[Explanation]]: ...
+        readers: int = 0,
+        engine: Stopwatch | None = None,
+    ) -> Generator[list[Explanation], None, None]: ...
 
     @overload
     def stream(
@@ -236,7 +240,9 @@ class Session:
         on_error: Literal["return"],
         method: str | None = None,
         progress: bool | Report = False,
-    ) -> Iterator[list[Explanation] | ImageError]: ...
+        readers: int = 0,
+        engine: Stopwatch | None = None,
+    ) -> Generator[Slot, None, None]: ...
 
     def stream(
         self,
@@ -247,8 +253,10 @@ class Session:
         *,
         method: str | None = None,
         progress: bool | Report = False,
-    ) -> Iterator[list[Explanation]] | Iterator[list[Explanation] | ImageError]:
-        """Explains any number of pictures, one batch in memory at a time.
+        readers: int = 0,
+        engine: Stopwatch | None = None,
+    ) -> Generator[list[Explanation], None, None] | Generator[Slot, None, None]:
+        """Explains any number of pictures, with a few batches in memory at most.
 
         Args:
             images: pictures, taken `batch_size` at a time; one at a time for a method of
@@ -260,6 +268,11 @@ class Session:
                 place, and the others are done.
             method: as for `explain`.
             progress: as for `explain`.
+            readers: threads that read pictures while the engine works: two batches are in
+                memory instead of one, and `images` is iterated in such a thread. They end with
+                the iterator: at its end, or when it is closed. 0: all is done in the caller's
+                thread, when a result is asked for.
+            engine: adds up the seconds in which the engine ran.
 
         Returns:
             An iterator over the pictures, in their order, of what `explain` returns for one.
@@ -268,7 +281,10 @@ class Session:
             UsageError, UnknownClassError: as for `explain`, at once.
             ImageError, BackendError: as for `explain`, while iterating.
         """
+        if readers < 0:
+            raise UsageError(f"readers must be at least 0, got {readers}")
         work = self._work(classes, top_k, method, progress)
+        work = replace(work, readers=readers, engine=engine or work.engine)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several pictures; pass one to explain, or put it in []")
         if on_error == "raise":
@@ -315,32 +331,23 @@ class Session:
         size = self._batch_size if found.most_passes == 1 else 1
         return Work(request, found, self._outputs(features_only=True), size, report)
 
-    def _results(self, images: Iterable[PictureLike], work: Work) -> Iterator[list[Explanation]]:
-        for slot in self._slots(images, work, stop_at_error=True):
-            if isinstance(slot, ImageError):
-                raise slot
-            yield slot
+    def _results(
+        self, images: Iterable[PictureLike], work: Work
+    ) -> Generator[list[Explanation], None, None]:
+        found = self._slots(images, work, stop_at_error=True)
+        try:
+            for slot in found:
+                if isinstance(slot, ImageError):
+                    raise slot
+                yield slot
+                del slot
+        finally:
+            found.close()
 
     def _slots(
         self, images: Iterable[PictureLike], work: Work, *, stop_at_error: bool
-    ) -> Iterator[list[Explanation] | ImageError]:
-        pending = iter(images)
-        while chunk := list(islice(pending, work.batch_size)):
-            read: list[Picture | ImageError] = []
-            for source in chunk:
-                one = self._read(source)
-                read.append(one)
-                if isinstance(one, ImageError):
-                    if stop_at_error:
-                        break
-                    one.with_traceback(None)  # it would keep the picture's bytes alive
-            pictures = [one for one in read if isinstance(one, Picture)]
-            found = iter(explain_batch(pictures, work, self._tools) if pictures else ())
-            slots = [one if isinstance(one, ImageError) else next(found) for one in read]
-            # Nothing of this batch may live on in here once the caller has its results.
-            del chunk, read, one, source, pictures, found
-            while slots:
-                yield slots.pop(0)
+    ) -> Generator[Slot, None, None]:
+        return slots(images, self._read, work, self._tools, stop_at_error=stop_at_error)
 
     def _read(self, source: PictureLike) -> Picture | ImageError:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from sigcam.runtime.outputs import (
     own_grids,
     softmax,
 )
+from sigcam.runtime.pipeline import Stopwatch
 from sigcam.runtime.progress import Report
 from sigcam.runtime.result import Explanation
 
@@ -37,6 +38,8 @@ class Work:
         wanted: the outputs to read.
         batch_size: most pictures in the first run.
         report: how to tell the progress.
+        readers: threads that read pictures ahead; 0: nothing runs ahead.
+        engine: runs while the engine does.
     """
 
     request: Request
@@ -44,6 +47,8 @@ class Work:
     wanted: list[str]
     batch_size: int
     report: Report
+    readers: int = 0
+    engine: Stopwatch = field(default_factory=Stopwatch)
 
 
 def explain_batch(pictures: list[Picture], work: Work, tools: Tools) -> list[list[Explanation]]:
@@ -60,9 +65,11 @@ def explain_batch(pictures: list[Picture], work: Work, tools: Tools) -> list[lis
         feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(pictures), 1))
     made: MadeMaps | None = None
     if work.method is None and makes_maps(tools.spec, tools.network):
-        outputs, made = made_maps(tools.spec, tools.network, feeds, work.wanted, pictures)
+        with work.engine:
+            outputs, made = made_maps(tools.spec, tools.network, feeds, work.wanted, pictures)
     else:
-        outputs = tools.network.infer(feeds, work.wanted)
+        with work.engine:
+            outputs = tools.network.infer(feeds, work.wanted)
         if work.method is None:
             outputs["grids"] = own_grids(outputs, tools.spec)
     results = []
@@ -95,7 +102,9 @@ def _explain(
         grids, passes = row["grids"][: len(ids)], 1
         work.report(1, 1)
     else:
-        grids, passes = method.grids(Subject(row["features"], ids, picture.tensor), work.report)
+        subject = Subject(row["features"], ids, picture.tensor)
+        with work.engine:
+            grids, passes = method.grids(subject, work.report)
     results = class_results(probabilities, ids, row.get("evidence_logits"), grids, spec)
     further = None
     if head is not None:
@@ -103,7 +112,7 @@ def _explain(
         further = Further(spec, head, method, probabilities, row[head.head_input], shared)
     return [
         Explanation(
-            **result._asdict(),
+            *result,
             method=spec.method if method is None else method.name,
             placement=picture.placement,
             image=picture.image,

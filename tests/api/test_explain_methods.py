@@ -57,7 +57,7 @@ def test_a_head_graph_that_is_missing(work, cli, split, tmp_path):
 
 
 def test_the_meter_counts_passes_of_all_pictures():
-    from sigcam.cli.explain import _Meter
+    from sigcam.cli.results import Meter
 
     class Bar:
         def __init__(self):
@@ -74,7 +74,7 @@ def test_the_meter_counts_passes_of_all_pictures():
         def __exit__(self, *_):
             self.closed = True
 
-    meter = _Meter(2, 4)
+    meter = Meter(2, 4)
     meter._bar = bar = Bar()
 
     def results():

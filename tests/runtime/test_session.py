@@ -179,7 +179,8 @@ def test_stream_holds_no_more_than_a_batch(fake_session):
 
     def pictures():
         for _ in range(12):
-            image = np.zeros((10, 10, 3), np.uint8).view(Watched)
+            image = Watched((10, 10, 3), np.uint8)  # owns its memory, so views of it count
+            image[:] = 0
             references.append(weakref.ref(image))
             count()
             yield image

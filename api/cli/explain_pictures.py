@@ -1,0 +1,71 @@
+"""`sigcam explain` on pictures: read, run and written at the same time."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigcam.cli.common import EXIT_FAILED, fail, say
+from sigcam.cli.results import Meter, Plan, Rate, print_results
+
+if TYPE_CHECKING:
+    from sigcam.runtime.errors import ImageError
+    from sigcam.runtime.result import Explanation
+    from sigcam.runtime.session import Session
+
+
+def explain_pictures(
+    session: Session, paths: list[Path], plan: Plan, out: Path | None, names: list[str], suffix: str
+) -> None:
+    """Prints the results of every picture, and writes the maps.
+
+    Pictures are read in threads, and maps are made and written in one, while the engine runs.
+
+    Args:
+        session: that explains.
+        paths: the pictures.
+        plan: what is asked of them.
+        out: folder for the maps; None writes none.
+        names: of the pictures in it, without suffix; those of a picture's several classes get
+            the class's id.
+        suffix: of the maps' files, without a dot.
+    """
+    from sigcam.runtime.errors import ImageError
+    from sigcam.runtime.pipeline import WAITING, Stopwatch, in_order
+
+    passes = session.passes(plan.method)
+    meter = Meter(len(paths), passes)
+    engine = Stopwatch()
+    results = session.stream(
+        paths,
+        classes=plan.classes,
+        top_k=plan.top_k,
+        on_error="return",
+        method=plan.method,
+        progress=meter.report,
+        # Where a picture takes many passes there is nothing to gain, and the bar counts them.
+        readers=plan.readers if passes == 1 else 0,
+        engine=engine,
+    )
+    rate = Rate(engine)
+
+    def write(numbered: tuple[int, list[Explanation] | ImageError]) -> bool:
+        index, result = numbered
+        if isinstance(result, ImageError):
+            say(f"error: {result}")
+            return False
+        print_results(str(paths[index]), result, as_json=plan.as_json)
+        if out is not None:
+            for explanation in result:
+                label = "" if len(result) == 1 else f"-{explanation.class_id}"
+                explanation.save(out / f"{names[index]}{label}.{suffix}")
+        return True
+
+    done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
+    with closing(results), closing(done):
+        failed = sum(not good for good in meter.count(done))
+    if plan.verbose:
+        say(rate.text(len(paths), "pictures"))
+    if failed:
+        fail(f"{failed} of {len(paths)} pictures could not be explained", EXIT_FAILED)

@@ -1,0 +1,168 @@
+"""Steps that overlap: each in threads of its own, in order, with bounded memory between them.
+
+An error in a step reaches whoever takes its results, after those before it. Closing the
+iterator stops the threads and waits for them; so does an exception of the consumer, Ctrl-C
+included, once the iterator is closed or given up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WAITING = 8
+"""Results that may wait to be written: a usual batch, which comes all at once."""
+
+
+class Stopwatch:
+    """Adds up how long something ran, in one thread. A context manager around each run."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+def ahead(items: Iterable[T], depth: int, name: str) -> Generator[T, None, None]:
+    """The items, made in a thread that runs up to `depth` items ahead of the consumer.
+
+    Args:
+        items: iterated in the thread, and closed there if it is a generator.
+        depth: most items that wait; one more is being made meanwhile.
+        name: of the thread.
+    """
+    line: _Line[T] = _Line(depth)
+    # A daemon: an iterator that is never closed must not keep the process from ending.
+    thread = threading.Thread(target=_fill, args=(line, items), name=name, daemon=True)
+    thread.start()
+    try:
+        yield from line
+    finally:
+        line.close()
+        thread.join()
+
+
+def in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int, name: str, depth: int = 0
+) -> Generator[R, None, None]:
+    """`function` of each item, in the order of the items, by several threads.
+
+    Args:
+        function: called in the threads; what it raises is raised here in its place.
+        items: iterated by whoever takes the results; `workers` of them are in work at
+            most.
+        workers: number of threads.
+        name: of the threads.
+        depth: results that may wait beside those; 0: none.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+    error: Exception | None = None
+    try:
+        pending = iter(items)
+        while True:
+            try:
+                item = next(pending)
+            except StopIteration:
+                break
+            except Exception as exc:  # raised below, after the results of the items before
+                error = exc
+                break
+            waiting.append(pool.submit(function, item))
+            del item
+            if len(waiting) >= workers + depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+        if error is not None:
+            raise error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        close(items)
+
+
+class _Line(Generic[T]):
+    """A bounded queue with one thread at each end, either of which may leave."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._closed = False
+        self._error: BaseException | None = None
+
+    def put(self, item: T) -> bool:
+        """Waits for room; False once nobody wants more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def end(self, error: BaseException | None) -> None:
+        """Nothing more will come; `error` says why, if it isn't the usual end."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._items)
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+            del item  # it is the consumer's alone, while this waits for the next
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def _fill(line: _Line[T], items: Iterable[T]) -> None:
+    """The thread of `ahead`."""
+    error: BaseException | None = None
+    try:
+        for item in items:
+            wanted = line.put(item)
+            del item  # the queue's alone, while the next one is made
+            if not wanted:
+                break
+        close(items)
+    except BaseException as exc:  # goes to the consumer, whatever it is
+        error = exc
+    line.end(error)
+
+
+def close(items: object) -> None:
+    """Closes a generator, and leaves other iterables as they are."""
+    if isinstance(items, Generator):
+        items.close()
