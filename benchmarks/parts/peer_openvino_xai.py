@@ -1,0 +1,3 @@
+"""stub"""
+def measure(context): return {"unavailable": "x"}
+def section(f): return ""
