@@ -1,3 +1,9 @@
 """stub"""
-def measure(context): return {"unavailable": "x"}
-def section(f): return ""
+
+
+def measure(context):
+    return {"unavailable": "x"}
+
+
+def section(f):
+    return ""

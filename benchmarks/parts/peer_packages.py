@@ -105,7 +105,6 @@ def grad_cam(model: Any, target: Target, method: str) -> Peer | None:
     kind = getattr(pytorch_grad_cam, GRAD_CAM[method])
     layer = model.get_submodule(target.layer)
 
-
     def run(batch: Tensor, frozen: bool) -> Any:  # noqa: ARG001 (the same call either way)
         # Hooks are there for this call only: they would cost the other packages time.
 

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import markdown, plots as drawing
+from harness import markdown
+from harness import plots as drawing
 from harness.context import Context
 from harness.engines import ENGINES, FP32, THREADS, Engine, UnavailableError, check, open_engine
-from harness.measure import Effort, measure as time_calls
+from harness.measure import Effort
+from harness.measure import measure as time_calls
 from harness.networks import Network, jpeg, picture
 from harness.quantize import quantized
+
 from parts import peer_openvino_xai
 from parts.peer_packages import METHODS, TARGETS, Maps, apart, freeze, packages
-
 from sigcam.runtime.artifact import read_spec
 from sigcam.runtime.image import read_image
 from sigcam.runtime.session import Session
@@ -182,7 +184,15 @@ def section(figures: Figures) -> str:
         "\n### End to end from a JPEG of the input's size: grad-cam as in its manual over our "
         "engines\n",
         markdown.table(
-            ["network", "method", "engine", "ours, ms", "times as fast", "target", "maps differ by"],
+            [
+                "network",
+                "method",
+                "engine",
+                "ours, ms",
+                "times as fast",
+                "target",
+                "maps differ by",
+            ],
             engines,
         ),
     ]
