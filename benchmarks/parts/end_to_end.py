@@ -13,6 +13,7 @@ from harness.measure import measure as time_calls
 from harness.networks import jpeg, picture
 
 from sigcam.runtime.artifact import read_spec
+from sigcam.runtime.backends.base import Backend
 from sigcam.runtime.geometry import prepare
 from sigcam.runtime.session import Session
 
@@ -40,26 +41,29 @@ def measure(context: Context) -> Figures:
     for name in context.chosen(NETWORKS, QUICK):
         path = context.network(name).artifact("cam")
         engine = open_engine(FP32, path)
-        session = Session(read_spec(path), engine)
-        found[name] = {}
-        for label, size in sizes.items():
-            image = picture(*size)
-            file = jpeg(image)
-            if session.explain(file)[0].map.shape != size:
-                raise SystemExit("explain() gave no map of the picture's size; nothing was timed")
-            feeds = {"image": prepare(image, session.spec.geometry)[0][None]}
-            found[name][label] = time_calls(
-                {
-                    "engine": lambda feeds=feeds: engine.infer(feeds),  # type: ignore[misc]
-                    "from a JPEG": lambda file=file: session.explain(file)[0].map,  # type: ignore[misc]
-                    "decoded": lambda image=image: session.explain(image)[0].map,  # type: ignore[misc]
-                },
-                {"from a JPEG": "engine", "decoded": "engine"},
-                context.effort,
-            )
-            context.say(f"  {name} {label}: {found[name][label]['ratios']['from a JPEG']['ratio']}")
-        session.close()
+        with Session(read_spec(path), engine) as session:
+            found[name] = {
+                label: _case(context, session, engine, size) for label, size in sizes.items()
+            }
+        context.say(f"  {name}: {found[name]['640x480']['ratios']['from a JPEG']['ratio']}")
     return {"networks": found}
+
+
+def _case(context: Context, session: Session, engine: Backend, size: tuple[int, int]) -> Figures:
+    image = picture(*size)
+    file = jpeg(image)
+    if session.explain(file)[0].map.shape != size:
+        raise SystemExit("explain() gave no map of the picture's size; nothing was timed")
+    feeds = {"image": prepare(image, session.spec.geometry)[0][None]}
+    return time_calls(
+        {
+            "engine": lambda: engine.infer(feeds),
+            "from a JPEG": lambda: session.explain(file)[0].map,
+            "decoded": lambda: session.explain(image)[0].map,
+        },
+        {"from a JPEG": "engine", "decoded": "engine"},
+        context.effort,
+    )
 
 
 def section(figures: Figures) -> str:
