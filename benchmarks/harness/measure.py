@@ -42,6 +42,7 @@ def measure(calls: Calls, over: Mapping[str, str], effort: Effort) -> Figures:
     Args:
         calls: name to function without arguments; each has been called once before.
         over: name of a call to the name of the call that it is compared with.
+        effort: how many rounds.
 
     Returns:
         {"rounds": n, "ms": {name: [median, low, high]}, "ratios": {name: {"over": base,

@@ -14,7 +14,7 @@ from matplotlib import pyplot as plt
 
 from sigcam.runtime.files import write_bytes
 
-SIZE = (7.0, 3.8)
+SIZE = (9.0, 3.8)
 DPI = 90
 
 
@@ -32,7 +32,8 @@ def bars(
 
     Args:
         path: of the PNG.
-        title, label: of the plot and of the vertical axis.
+        title: of the plot.
+        label: of the vertical axis.
         groups: names along the axis.
         series: name to [median, low, high] for each group; None where there is no figure.
         lines: name to a height at which a dashed line is drawn.
@@ -88,7 +89,7 @@ def curves(
 def _finish(figure: Any, axes: Any, path: Path, title: str, label: str) -> Path:
     axes.set_title(title, fontsize=10)
     axes.set_ylabel(label)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     data = io.BytesIO()
     # Without the version of matplotlib, so that equal figures give an equal file.

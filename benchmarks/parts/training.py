@@ -44,11 +44,11 @@ of a fixed number of views once, and trains on them; the time to fill the cache 
 of the cached way has as many steps as that number of epochs of the paper's.
 
 The loss is taken after each epoch on one more random view of each picture, which neither way
-trains on; taking it isn't timed. The paper's way was really run for as many epochs as
-the cache has views, which are the steps of one cached epoch: "loss after these" shows that the
-two are then equally far. What it would take to the loss at the end **is extrapolated**: the steps
-that the cached way needed, times the measured seconds for a step of the paper's way. The target
-is {TARGET:g} times less time to the same loss. Caching pays by the number of epochs: for a single
+trains on; taking it isn't timed. The paper's way was really run for as many epochs as the cache
+has views, which are the steps of one cached epoch: "loss after these" shows whether the two are
+then equally far. What it would take to the lowest loss of the cached way **is extrapolated**: as
+many steps as the cached way needed, times the measured seconds of a step. The target is
+{TARGET:g} times less time to the same loss. Caching pays by the number of epochs: for a single
 pass it saves nothing.
 """
 
@@ -67,7 +67,7 @@ def measure(context: Context) -> Figures:
         weights = "DEFAULT" if name.startswith("efficientnet_lite") else "random"
         network = context.network(name, weights=weights)
         found[name] = {"weights": weights, **_network(network, data, views, epochs)}
-        context.say(f"  {name}: {times(found[name]):.1f} times")
+        context.say(f"  {name}: {times(found[name], best_epoch(found[name])):.1f} times")
     return {"networks": found}
 
 
@@ -151,11 +151,15 @@ def live_epoch(row: Figures) -> float:
     return float(np.median(np.diff(ends)))
 
 
-def times(row: Figures, epoch: int = -1) -> float:
+def best_epoch(row: Figures) -> int:
+    """The cached epoch, from 1, after which the loss was lowest."""
+    return 1 + int(np.argmin([loss for _, loss in row["cached"]]))
+
+
+def times(row: Figures, epoch: int) -> float:
     """How many times as long the paper's way takes to the loss after a cached epoch."""
-    done = len(row["cached"]) if epoch == -1 else epoch
-    cached = row["filling"] + row["cached"][done - 1][0]
-    return done * row["views"] * live_epoch(row) / cached
+    cached = row["filling"] + row["cached"][epoch - 1][0]
+    return epoch * row["views"] * live_epoch(row) / cached
 
 
 def section(figures: Figures) -> str:
@@ -174,10 +178,11 @@ def section(figures: Figures) -> str:
                 f"{row['live'][-1][1]:.4g} / {row['cached'][0][1]:.4g}",
             ]
         )  # fmt: skip
-        for epoch in sorted({1, max(1, done // 6), done}):
+        best = best_epoch(row)
+        for epoch in sorted({1, max(1, best // 6), best}):
             ratio = times(row, epoch)
             told = f"{ratio:.1f}"
-            if epoch == done:
+            if epoch == best:
                 told = told if ratio >= TARGET else f"**{told}**"
             seconds = row["filling"] + row["cached"][epoch - 1][0]
             totals.append(
