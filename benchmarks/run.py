@@ -56,17 +56,22 @@ def effort_of(quick: bool, rounds: int | None) -> Effort:
     return Effort(chosen.seconds, chosen.least, chosen.most, rounds)
 
 
-def run_part(name: str, context: Context, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is told about a part's run, and its figures."""
+def run_part(
+    name: str, context: Context, command: str, load_before: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is told about a part's run, and its figures.
+
+    `load_before` is that before the first part: later ones would count the parts before them.
+    """
     about: dict[str, Any] = {
         "machine": machine(),
-        "load_before": load(),
+        "load_before": load_before,
         "effort": vars(context.effort),
         "quick": context.quick,
         "command": command,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
-    context.say(f"{name}: {PARTS[name]} (load {about['load_before']})")
+    context.say(f"{name}: {PARTS[name]}")
     start = time.perf_counter()
     figures = part(name).measure(context)
     about["seconds"] = round(time.perf_counter() - start)
@@ -110,15 +115,18 @@ def main(
         say=click.echo,
         networks=networks,
     )
-    records = results.read(out)
-    for name in () if only_page else names or PARTS:
-        about, figures = run_part(name, context, _command(name))
-        records = results.with_part(records, name, about, figures)
-        results.write(out, records)
     images = page_path.parent / "benchmarks"
     shown = out.resolve()
     shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else Path(shown.name)
-    write_page(page_path, shown, records, images)
+    records, load_before = results.read(out), load()
+    click.echo(f"load before the start: {load_before}")
+    for name in () if only_page else names or PARTS:
+        about, figures = run_part(name, context, _command(name), load_before)
+        records = results.with_part(records, name, about, figures)
+        results.write(out, records)
+        write_page(page_path, shown, records, images)
+    if only_page:
+        write_page(page_path, shown, records, images)
     click.echo(f"wrote {out} and {page_path}")
 
 

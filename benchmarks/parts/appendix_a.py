@@ -28,7 +28,7 @@ PAPER_PARAMETERS = {
     "wsol-resnet50": (25.56, 27.61),
     "wsol-inceptionv3": (26.51, 27.54),
 }
-"""Millions, without and with the sigmoid branch: "Beyond Softmax", Appendix A."""
+"""Millions, without and with the sigmoid branch, as "Beyond Softmax" has them."""
 
 PAPER_OVERHEAD = (14, 19)
 """Percent that the map adds to about 100 ms: "Beyond Softmax", Table 3."""
@@ -37,8 +37,7 @@ TEXT = f"""
 Classification alone, with the classic map of the softmax branch (no clamping, no second branch in
 the graph), and with ours (sigmoid branch): the same engine (ONNX Runtime, fp32), batch 1,
 {THREADS} threads that don't spin, alternating. The paper's own overhead for the map is
-{PAPER_OVERHEAD[0]} to {PAPER_OVERHEAD[1]}% on top of about 100 ms (its Table 3, in PyTorch on the
-authors' machine). That range is all we know: we have no figures of it for single networks or
+{PAPER_OVERHEAD[0]} to {PAPER_OVERHEAD[1]}% on top of about 100 ms (its Table 3). That range is all we know: we have no figures of it for single networks or
 methods.
 """
 

@@ -42,6 +42,9 @@ artifact pools first, which is the same and less work, so it may lie below 1.
 """
 
 
+REFUSED = "\n`-`: cam can't express an MLP head; gradcam is the method for it.\n"
+
+
 def measure(context: Context) -> Figures:
     """Ratios, certificates and sizes by network and method."""
     names = context.chosen(NETWORKS, QUICK)
@@ -114,7 +117,9 @@ def section(figures: Figures) -> str:
             "\n### Engine only: map over classification alone\n",
             TEXT,
             markdown.table(head, [*ratios, *_controls(found)]),
-            "\n`-`: cam can't express an MLP head; gradcam is the method for it.\n",
+            REFUSED
+            if any("refused" in r for o in found.values() for r in o["methods"].values())
+            else "",
             "\n### Error of the maps\n\nThe certificate in each file: the largest error of the "
             "grids against PyTorch's autograd in\nfloat64, relative to the grid's largest value. "
             '"(n)" are pictures left out because the\ndefinition itself jumps within rounding '

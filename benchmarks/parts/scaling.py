@@ -103,7 +103,8 @@ def _classes(context: Context, network: Network) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
     engine = open_engine(FP32, path)
     image = batch_of(engine.inputs[0].shape, 1)
-    counts = context.some(CLASSES, QUICK_CLASSES)
+    known = read_spec(path).num_classes
+    counts = [count for count in context.some(CLASSES, QUICK_CLASSES) if count <= known]
     calls = {
         str(count): partial(
             engine.infer, {"image": image, "class_ids": np.arange(count, dtype=np.int64)[None]}

@@ -5,5 +5,5 @@ from torch import nn
 
 def tiny():
     return nn.Sequential(
-        nn.Conv2d(3, 8, 8, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 8, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12)
     )
