@@ -37,8 +37,8 @@ TEXT = f"""
 Classification alone, with the classic map of the softmax branch (no clamping, no second branch in
 the graph), and with ours (sigmoid branch): the same engine (ONNX Runtime, fp32), batch 1,
 {THREADS} threads that don't spin, alternating. The paper's own overhead for the map is
-{PAPER_OVERHEAD[0]} to {PAPER_OVERHEAD[1]}% on top of about 100 ms (its Table 3). That range is all we know: we have no figures of it for single networks or
-methods.
+{PAPER_OVERHEAD[0]} to {PAPER_OVERHEAD[1]}% on top of about 100 ms (its Table 3). That range is all
+we know: we have no figures of it for single networks or methods.
 """
 
 
