@@ -16,6 +16,7 @@ from sigcam.runtime.files import write_bytes
 
 SIZE = (9.0, 3.8)
 DPI = 90
+MANY = 6  # names along an axis that fit beside each other
 
 
 def bars(
@@ -49,7 +50,8 @@ def bars(
         axes.bar(where, heights, width, yerr=errors, label=name, error_kw={"linewidth": 0.8})
     for index, (name, height) in enumerate((lines or {}).items()):
         axes.axhline(height, color=f"C{7 + index}", linestyle="--", linewidth=1, label=name)
-    axes.set_xticks(range(len(groups)), groups, fontsize=8)
+    slanted = {"rotation": 30, "ha": "right"} if len(groups) > MANY else {}
+    axes.set_xticks(range(len(groups)), groups, fontsize=8, **slanted)
     if log:
         axes.set_yscale("log")
     return _finish(figure, axes, path, title, label)
@@ -79,6 +81,10 @@ def curves(
         axes.fill_between(xs, [v[1] for _, v in points], [v[2] for _, v in points], alpha=0.2)
     if "x" in log:
         axes.set_xscale("log")
+        places = sorted({x for points in series.values() for x, _ in points})
+        if len(places) <= 2 * MANY:  # 1, 2, 4 rather than powers of ten
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.set_xticks([], minor=True)
     if "y" in log:
         axes.set_yscale("log")
     axes.set_xlabel(labels[0])
@@ -93,7 +99,7 @@ def _finish(figure: Any, axes: Any, path: Path, title: str, label: str) -> Path:
     figure.tight_layout()
     data = io.BytesIO()
     # Without the version of matplotlib, so that equal figures give an equal file.
-    figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(data, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data.getvalue())
