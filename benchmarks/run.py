@@ -33,6 +33,7 @@ from harness.page import write_page
 from parts import PARTS, part
 
 import sigcam.export
+import sigcam.quantize
 import sigcam.runtime
 import sigcam.train
 
@@ -44,7 +45,7 @@ QUICK = Effort(seconds=0.6, most=20)
 def fingerprint() -> str:
     """Of the sources that exported files come from."""
     digest = hashlib.sha256()
-    for package in (sigcam.runtime, sigcam.train, sigcam.export):
+    for package in (sigcam.runtime, sigcam.train, sigcam.export, sigcam.quantize):
         for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

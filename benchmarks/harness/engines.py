@@ -65,8 +65,16 @@ def check(engine: Engine) -> None:
         raise UnavailableError(f"this version of sigcam has no option {', '.join(sorted(unknown))}")
 
 
-def open_engine(engine: Engine, path: Path, threads: int = THREADS) -> Backend:
+def open_engine(
+    engine: Engine, path: Path, threads: int = THREADS, batch: int | None = None
+) -> Backend:
     """Loads a graph. Engines of one process wait without spinning, or they'd slow each other.
+
+    Args:
+        engine: that runs it.
+        path: of the graph.
+        threads: of one inference.
+        batch: most pictures in a run, as `load` has it; None for any number.
 
     Raises:
         UnavailableError: with the reason.
@@ -75,7 +83,8 @@ def open_engine(engine: Engine, path: Path, threads: int = THREADS) -> Backend:
     kind = backend_class(engine.backend)
     given = {"threads": threads, "spinning": False, **engine.options}
     try:
-        options = BackendOptions(**{k: v for k, v in given.items() if k in kind.understands})
+        known = {k: v for k, v in given.items() if k in kind.understands}
+        options = BackendOptions(**known, batch_size=batch)
         return kind.open(path, options)
     except BackendUnavailableError as exc:
         raise UnavailableError(str(exc)) from exc

@@ -36,17 +36,24 @@ class Effort:
         return max(self.least, min(self.most, int(self.seconds / max(one_round, 1e-9))))
 
 
-def measure(calls: Calls, over: Mapping[str, str], effort: Effort) -> Figures:
+def measure(
+    calls: Calls,
+    over: Mapping[str, str],
+    effort: Effort,
+    pairs: Mapping[str, tuple[str, str]] | None = None,
+) -> Figures:
     """Times the calls, alternating, and takes the ratios within each round.
 
     Args:
         calls: name to function without arguments; each has been called once before.
         over: name of a call to the name of the call that it is compared with.
         effort: how many rounds.
+        pairs: further ratios, of the first call to the second, by names of their own.
 
     Returns:
         {"rounds": n, "ms": {name: [median, low, high]}, "ratios": {name: {"over": base,
-        "ratio": [median, low, high]}}}; the intervals are those of 95%.
+        "ratio": [median, low, high]}}, "pairs": {name: [median, low, high]}}; the intervals
+        are those of 95%.
     """
     for call in calls.values():
         call()
@@ -54,25 +61,25 @@ def measure(calls: Calls, over: Mapping[str, str], effort: Effort) -> Figures:
     for call in calls.values():
         call()
     rounds = effort.rounds_for(time.perf_counter() - start)
-    return summary(alternate(calls, rounds, warmup=1), over)
+    return summary(alternate(calls, rounds, warmup=1), over, pairs)
 
 
-def summary(timing: Timing, over: Mapping[str, str]) -> Figures:
+def summary(
+    timing: Timing, over: Mapping[str, str], pairs: Mapping[str, tuple[str, str]] | None = None
+) -> Figures:
     """The figures of `measure` from the single durations."""
     seconds = timing.seconds
-    return {
+
+    def ratio(name: str, base: str) -> list[float]:
+        both = zip(seconds[name], seconds[base], strict=True)
+        return rounded(estimate([a / b for a, b in both]))
+
+    found: Figures = {
         "rounds": len(next(iter(seconds.values()))),
         "ms": {name: rounded(estimate([1e3 * s for s in v])) for name, v in seconds.items()},
-        "ratios": {
-            name: {
-                "over": base,
-                "ratio": rounded(
-                    estimate([a / b for a, b in zip(seconds[name], seconds[base], strict=True)])
-                ),
-            }
-            for name, base in over.items()
-        },
+        "ratios": {n: {"over": base, "ratio": ratio(n, base)} for n, base in over.items()},
     }
+    return {**found, "pairs": {n: ratio(*pair) for n, pair in pairs.items()}} if pairs else found
 
 
 def rounded(values: Estimate) -> list[float]:

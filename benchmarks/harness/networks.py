@@ -17,6 +17,7 @@ from sigcam.export import export_artifact, export_classifier
 from sigcam.runtime.artifact import read_spec
 from sigcam.runtime.files import write_text
 from sigcam.runtime.spec import ClassSelection
+from sigcam.train.branch_file import load_branch
 from sigcam.train.dual_branch import DualBranch
 from sigcam.train.models import LoadedModel, load_model
 
@@ -27,11 +28,17 @@ class Network:
     """A network with fresh weights: time doesn't depend on them.
 
     Its pictures are resized to the input ("stretch"), so that one of the input's size is
-    the input itself.
+    the input itself; a network with trained weights takes them as it was trained to.
     """
 
     def __init__(
-        self, name: str, folder: Path, *, size: int | None = None, weights: str = "random"
+        self,
+        name: str,
+        folder: Path,
+        *,
+        size: int | None = None,
+        weights: str = "random",
+        branch: Path | None = None,
     ) -> None:
         """Names the network.
 
@@ -40,11 +47,14 @@ class Network:
             folder: of the exported files; those that are there are used.
             size: side of the input instead of the network's own.
             weights: as `load_model` takes it.
+            branch: file of a trained sigmoid branch; None for a fresh one.
         """
+        self._branch = branch
         self.name, self.size, self.weights = name, size, weights
         # A user's own network has a path for a name.
         label = name.replace("/", "-") if ":" not in name else _digest(name)
         kind = "" if weights == "random" else f"-{weights}"
+        kind += "" if branch is None else "-branch"
         self._folder = folder / f"{label}{kind}{'' if size is None else f'-{size}'}"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._made: tuple[LoadedModel, DualBranch] | None = None
@@ -118,11 +128,15 @@ class Network:
     def _parts(self) -> tuple[LoadedModel, DualBranch]:
         if self._made is None:
             loaded = load_model(self.name, self.weights)
-            geometry = replace(loaded.geometry, rule="stretch", resize=None)
+            geometry = loaded.geometry
+            if self.weights == "random":
+                geometry = replace(geometry, rule="stretch", resize=None)
             if self.size is not None:
                 geometry = replace(geometry, height=self.size, width=self.size)
             size = (geometry.height, geometry.width)
             dual = DualBranch(loaded.model, input_size=size)
+            if self._branch is not None:
+                load_branch(self._branch, dual)
             self._made = replace(loaded, geometry=geometry), dual
         return self._made
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from parts import PARTS, part
 
+from harness import targets
 from harness.machine import busy
+from harness.targets import TARGETS, Reached
 from sigcam.runtime.files import write_text
 
 Figures = dict[str, Any]
@@ -23,6 +25,13 @@ for each round; a ratio is the median over the rounds of the ratio within each r
 brackets hold its 95% interval from order statistics. Titles say the scope: **engine only** is the
 graph on a prepared input; **end to end** starts from a picture, as the title says. Outputs are
 compared before anything is timed. Fresh weights unless a part says otherwise.
+"""
+
+TARGETS_TEXT = """
+## Targets
+
+Every target with the figure reached, its interval, and which of several cases it is. A figure
+is judged by its median. Times are compared as ratios within one run, on two threads.
 """
 
 
@@ -40,6 +49,7 @@ def write_page(path: Path, results: Path, records: Figures, images: Path) -> Non
     shared = machines[0] if machines and all(m == machines[0] for m in machines) else None
     if shared is not None:
         chunks.append(f"\nMachine: {machine_text(shared)}.\n")
+    chunks.append(targets_text(records))
     for name in PARTS:
         if name not in records:
             continue
@@ -51,6 +61,19 @@ def write_page(path: Path, results: Path, records: Figures, images: Path) -> Non
         chunks += [_image(file, path) for file in drawn]
     chunks.append(_missing([name for name in PARTS if name not in records]))
     write_text(path, "".join(chunks))
+
+
+def targets_text(records: Figures) -> str:
+    """The table of all targets, those without a figure too."""
+    found: dict[str, Reached | None] = {}
+    doubts = {}
+    for name, record in records.items():
+        found.update(part(name).reached(record["figures"]))
+        about = record["about"]
+        doubts[name] = ", quick run" if about["quick"] else ""
+        if busy(about["load_before"], about["machine"]["cores"]):
+            doubts[name] += ", busy machine"
+    return TARGETS_TEXT + targets.table(found, doubts, TARGETS)
 
 
 def about_text(name: str, about: Figures, with_machine: bool) -> str:

@@ -1,12 +1,15 @@
-"""Peak memory of a process that does nothing but load a model and run it.
+"""Peak memory of a process that does one thing: run a model, or explain a folder.
 
-    python benchmarks/harness/peak.py MODEL.onnx --backend ort --threads 2 --batch 1
+    python benchmarks/harness/peak.py graph MODEL.onnx --backend ort --threads 2 --batch 1
+    python benchmarks/harness/peak.py explain MODEL.onnx FOLDER ...
 
-Prints the peak in megabytes. `peak_memory` runs this in a process of its own.
+Prints the peak in megabytes as the last line. `peak_memory` and `explain_folder` run this in
+a process of its own.
 """
 
 from __future__ import annotations
 
+import re
 import resource
 import subprocess
 import sys
@@ -30,13 +33,48 @@ def peak_memory(
         batch: pictures in a run.
         classes: for artifacts that take class ids: how many per picture.
     """
-    command = [sys.executable, __file__, str(path)]
+    words = ["graph", str(path)]
     for name, value in (
         ("backend", backend), ("threads", threads), ("batch", batch), ("classes", classes),
     ):  # fmt: skip
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout)
+        words += [f"--{name}", str(value)]
+    return float(_last_lines(words)[-1])
+
+
+def explain_folder(path: Path, folder: Path, out: Path | None, *, threads: int) -> dict[str, float]:
+    """`sigcam explain MODEL FOLDER` in a fresh process, with ONNX Runtime on the CPU.
+
+    Args:
+        path: of the artifact.
+        folder: of the pictures.
+        out: folder that the maps are written to, as PNG files; None writes none.
+        threads: of the engine.
+
+    Returns:
+        "peak_mb", "per_second" (pictures) and "engine_busy", the share of the time that the
+        engine ran, 0 to 1.
+    """
+    words = ["explain", str(path), str(folder), "--verbose", "--backend", "ort"]
+    words += ["--threads", str(threads), *([] if out is None else ["--out", str(out)])]
+    *_, told, peak = _last_lines(words)
+    found = re.search(r"([\d.]+) a second; the engine ran (\d+)% of the time", told)
+    if found is None:
+        raise SystemExit(f"`sigcam explain --verbose` must tell its rate, said {told!r}")
+    return {
+        "peak_mb": float(peak),
+        "per_second": float(found[1]),
+        "engine_busy": int(found[2]) / 100,
+    }
+
+
+def _last_lines(words: list[str]) -> list[str]:
+    command = [sys.executable, __file__, *words]
+    done = subprocess.run(
+        command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
+    return done.stderr.splitlines()
 
 
 def own_peak() -> float:
@@ -54,14 +92,19 @@ def own_peak() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 1024)
 
 
-@click.command()
+@click.group()
+def main() -> None:
+    """Prints the peak, on standard error."""
+
+
+@main.command()
 @click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option("--backend", default="ort")
 @click.option("--threads", default=2)
 @click.option("--batch", default=1)
 @click.option("--classes", default=0)
-def main(path: Path, backend: str, threads: int, batch: int, classes: int) -> None:
-    """Prints the peak."""
+def graph(path: Path, backend: str, threads: int, batch: int, classes: int) -> None:
+    """Of a few runs of the bare engine."""
     from sigcam.runtime.backends import backend_class
     from sigcam.runtime.backends.base import BackendOptions
 
@@ -73,7 +116,17 @@ def main(path: Path, backend: str, threads: int, batch: int, classes: int) -> No
         feeds["class_ids"] = np.tile(np.arange(classes, dtype=np.int64), (batch, 1))
     for _ in range(RUNS):
         engine.infer(feeds)
-    click.echo(f"{own_peak():.0f}")
+    click.echo(f"{own_peak():.0f}", err=True)
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def explain(words: tuple[str, ...]) -> None:
+    """Of `sigcam explain` with these words."""
+    from sigcam.cli import main as sigcam
+
+    sigcam(["explain", *words], standalone_mode=False)
+    click.echo(f"{own_peak():.0f}", err=True)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,45 @@
-"""The int8 file of an artifact, made by `sigcam quantize`."""
+"""Files in other precisions, made by what `sigcam quantize` runs."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import hashlib
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from harness.engines import UnavailableError
 from harness.networks import Network
+from sigcam.quantize import QuantizeOptions, quantize_artifact
+from sigcam.runtime.errors import SigcamError
 
-OPTIONS: tuple[str, ...] = ()
-"""Further options of `sigcam quantize`."""
+LIMITS_OFF: dict[str, Any] = {"min_agreement": 0.0, "min_correlation": -1.0}
+"""The gate lets everything through, and still measures it."""
+
+ONLY_TIME: dict[str, Any] = {**LIMITS_OFF, "calibration": 16, "held_out": 8}
+"""For fresh weights, which no precision can be true to: time doesn't depend on them."""
 
 
-def quantized(network: Network, path: Path, pictures: Path) -> Path:
-    """The quantized form of the artifact at `path`, calibrated on a folder of pictures.
+def quantized(network: Network, path: Path, pictures: Path, **options: Any) -> Path:
+    """The artifact at `path` in another precision, its fidelity in its spec.
+
+    Args:
+        network: that the artifact is of.
+        path: of the float32 artifact.
+        pictures: folder; calibration and held-out ones are drawn from it, never the same.
+        options: of `QuantizeOptions`.
 
     Raises:
-        UnavailableError: there is no such command, no pictures, or it refuses.
+        UnavailableError: there are no pictures, or it refuses.
     """
-    if not _has_command():
-        raise UnavailableError("this version of sigcam has no command 'quantize'")
     if not pictures.is_dir():
         raise UnavailableError("needs the real pictures (--data)")
+    chosen = QuantizeOptions(**options)
 
     def make(target: Path) -> None:
-        command = [sys.executable, "-m", "sigcam", "quantize", str(path)]
-        command += ["--data", str(pictures), "--out", str(target), *OPTIONS]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UnavailableError(f"sigcam quantize refused: {last}")
+        try:
+            quantize_artifact(path, pictures, target, chosen)
+        except SigcamError as exc:
+            raise UnavailableError(f"sigcam quantize refused: {exc}") from exc
 
-    return network.made(f"{path.stem}-int8.onnx", make)
-
-
-def _has_command() -> bool:
-    from sigcam.cli import main
-
-    return "quantize" in main.commands
+    digest = hashlib.sha256(repr(sorted(asdict(chosen).items())).encode()).hexdigest()[:8]
+    return network.made(f"{path.stem}-{chosen.precision}-{digest}.onnx", make)

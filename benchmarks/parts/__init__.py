@@ -1,8 +1,9 @@
 """The parts of the benchmark, in the order of the page.
 
 Each is a module with `measure(context)` that returns figures as plain JSON values,
-`section(figures)` that returns their Markdown, and `plots(figures, folder)` that writes
-PNG files named after the part and returns their paths.
+`section(figures)` that returns their Markdown, `plots(figures, folder)` that writes PNG
+files named after the part and returns their paths, and `reached(figures)` that returns what
+was found for each of the part's targets (`harness/targets.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ PARTS: dict[str, str] = {
     "appendix_a": "the paper's Appendix A: softmax map and ours",
     "training": "the paper's way of training against cached features",
     "end_to_end": "explain() against the bare engine",
+    "memory": "explaining folders: peak memory, and how busy the engine is",
     "peers": "other packages",
     "scaling": "batch, threads, classes, sizes, memory",
     "floor": "the arithmetic of the network",

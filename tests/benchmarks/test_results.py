@@ -153,11 +153,14 @@ def test_page_names_each_machine_where_they_differ(page):
     assert "| vgg16 | 1.00 | 200 | 5.0 | 10.0 | 10.0 | 2.000 (1.900 to 2.100) |" in text
 
 
-def test_every_part_of_the_table_has_the_three_functions():
+FUNCTIONS = ("measure", "section", "reached", "plots")
+
+
+def test_every_part_of_the_table_has_its_functions():
     from parts import PARTS, part
 
     for name in PARTS:
         module = part(name)
-        assert all(callable(getattr(module, f)) for f in ("measure", "section", "plots"))
+        assert all(callable(getattr(module, f)) for f in FUNCTIONS)
     with pytest.raises(ValueError, match="one of methods"):
         part("nothing")

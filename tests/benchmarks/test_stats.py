@@ -76,6 +76,18 @@ def test_ratios_are_taken_within_the_rounds():
     assert found["ratios"]["b"] == {"over": "a", "ratio": [3.0, 3.0, 3.0]}
     assert found["ms"]["a"][1] == 1.0
     assert found["ms"]["a"][2] == 7.0
+    assert "pairs" not in found
+
+
+def test_pairs_are_ratios_within_the_rounds_too():
+    from harness.measure import summary
+
+    from sigcam.demo.timing import Timing
+
+    timing = Timing({"a": (1.0, 2.0, 9.0), "b": (2.0, 1.0, 3.0)})
+    found = summary(timing, {}, {"forth": ("a", "b"), "back": ("b", "a")})
+    assert found["pairs"]["forth"] == [2.0, 0.5, 3.0]  # not the ratio of the medians, 1
+    assert found["pairs"]["back"] == [0.5, 0.33333, 2.0]
 
 
 def test_rounds_follow_the_time_of_one():
