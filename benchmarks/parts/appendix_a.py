@@ -23,7 +23,7 @@ NETWORKS = (
     "wsol-vgg16", "wsol-resnet50", "wsol-inceptionv3", "vgg16", "resnet50", "inception_v3",
 )  # fmt: skip
 QUICK = ("resnet18",)
-METHODS = ("cam", "gradcam")
+METHODS, QUICK_METHODS = ("cam", "gradcam"), ("gradcam",)
 PAPER_PARAMETERS = {
     "wsol-vgg16": (20.46, 21.49),
     "wsol-resnet50": (25.56, 27.61),
@@ -53,7 +53,7 @@ def _network(context: Context, network: Network) -> Figures:
     base = open_engine(FP32, network.classifier())
     feeds = {"image": batch_of(base.inputs[0].shape, 1)}
     found: Figures = {"parameters": network.parameters(), "methods": {}}
-    for method in METHODS:
+    for method in context.some(METHODS, QUICK_METHODS):
         try:
             paths = network.softmax_artifact(method), network.artifact(method)
         except ExportError as exc:

@@ -22,7 +22,7 @@ from sigcam.runtime.spec import ClassSelection
 Figures = dict[str, Any]
 
 NETWORKS = ("resnet50", "wsol-resnet50", "efficientnet_lite0")
-QUICK = ("efficientnet_lite0",)
+QUICK = ("resnet18",)
 SIZES = {"640x480": (480, 640), "1920x1080": (1080, 1920), "4000x3000": (3000, 4000)}
 QUICK_SIZES = {"640x480": (480, 640)}
 LIMIT, CLASSES_LIMIT = TARGETS["explain"].limit, TARGETS["classes_maps"].limit

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 Figures = dict[str, Any]
 
 NETWORKS = ("wsol-resnet50", "wsol-vgg16", "wsol-inceptionv3", "resnet50", "efficientnet_lite0")
-QUICK = ("efficientnet_lite0",)
+QUICK = ("resnet18",)
 SIDE = 1536
 """Of the square matrices: three of them are 28 MB, and one product is 7 GFLOP."""
 

@@ -15,6 +15,7 @@ from harness.measure import measure as time_calls
 from harness.networks import Network, batch_of, megabytes
 from harness.targets import TARGETS
 
+from sigcam.quantize.gate import correlation
 from sigcam.quantize.sigmoid_head import quantize_sigmoid_head
 from sigcam.runtime.errors import ExportError
 
@@ -59,11 +60,10 @@ def measure(context: Context, network: Network) -> Figures:
         )
         fp32.close()
         int8.close()
-        grids = [one["grids"].ravel().astype(np.float64) for one in (wanted, got)]
         found[method] = {
             **timed,
             "mb": {"fp32": megabytes(path), "int8-head": megabytes(small)},
-            "correlation": float(f"{np.corrcoef(*grids)[0, 1]:.6g}"),
+            "correlation": float(f"{correlation(wanted['grids'], got['grids']):.6g}"),
         }
         context.say(f"  {network.name} {method} int8-head: {timed['ratios']['int8-head']['ratio']}")
     return found

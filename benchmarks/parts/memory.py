@@ -16,7 +16,7 @@ from harness.targets import TARGETS, Reached
 Figures = dict[str, Any]
 
 NETWORKS = ("resnet50",)
-QUICK = ("efficientnet_lite0",)
+QUICK = ("resnet18",)
 COUNTS, QUICK_COUNTS = (100, 1000), (10, 40)
 WAYS = ("results only", "maps written")
 LIMIT, FLAT, BUSY = (TARGETS[name].limit for name in ("memory", "memory_flat", "engine_busy"))

@@ -37,7 +37,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "int8": {"rounds": 0},
     "int8 --activations int8": {"rounds": 0, "activations": "int8"},
     "int8 --wide-weights": {"rounds": 0, "wide_weights": True},
-    "int8-head": {"precision": "int8-head"},
     "fp16": {"precision": "fp16"},
     "bf16": {"precision": "bf16"},
 }
@@ -55,7 +54,7 @@ shown for EfficientNet-Lite0, with its trained weights and the demo's trained si
 networks are fresh, so only their times mean something. The limits are off and no layer is kept in
 float32, so that every precision has a row: by itself the command refuses what agrees on less than
 {AGREEMENT:.0%} or correlates less than 0.98 in the mean (**bold**). The target is a mean
-correlation of at least {TARGET} for int8.
+correlation of at least {TARGET} for int8. `--precision int8-head` is for MLP heads: see methods.
 
 Times are of the engine alone, batch 1, {THREADS} threads, all files and engines of a network
 alternating; each engine's ratio is to float32 in the same engine.
@@ -98,10 +97,10 @@ def _network(
     pairs = {name: (name, f"{FLOAT}, {name.split(', ')[-1]}") for name in calls}
     timed = time_calls(calls, {}, context.effort, pairs)
     files = {}
-    for name, file in paths.items():
-        fidelity = read_spec(file).fidelity if trained else None
+    for name, made in paths.items():
+        fidelity = read_spec(made).fidelity if trained else None
         told = None if fidelity is None else asdict(fidelity)
-        files[name] = {"mb": round(file.stat().st_size / 1e6, 1), "fidelity": told}
+        files[name] = {"mb": round(made.stat().st_size / 1e6, 1), "fidelity": told}
     return {**timed, "trained": trained, "files": files, "missing": missing}
 
 
@@ -109,7 +108,8 @@ def _files(
     context: Context, network: Network, path: Path, folder: Path, trained: bool
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """The file of each precision, and why others can't be had."""
-    paths, missing = {FLOAT: path}, {}
+    paths: dict[str, Path] = {FLOAT: path}
+    missing: dict[str, str] = {}
     common = MEASURED if trained else ONLY_TIME
     for name in context.some(list(WAYS), QUICK_WAYS):
         options = {"threads": THREADS, **common, **WAYS[name]}

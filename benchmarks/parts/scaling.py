@@ -25,7 +25,7 @@ from sigcam.runtime.spec import ClassSelection
 Figures = dict[str, Any]
 
 NETWORKS = ("resnet50",)
-QUICK = ("efficientnet_lite0",)
+QUICK = ("resnet18",)
 BATCHES, QUICK_BATCHES = (1, 2, 4, 8, 16, 32), (1, 4)
 CLASSES, QUICK_CLASSES = (1, 10, 100, 1000), (1, 10)
 INPUTS, QUICK_INPUTS = (224, 320, 448), (224,)
@@ -53,7 +53,7 @@ def measure(context: Context) -> Figures:
             "batch": _batches(context, network),
             "threads": _threads(context, network),
             "classes": _classes(context, network),
-            "input": _inputs(context, name),
+            "input": _inputs(context, network),
             "picture": _pictures(context, network),
         }
     return {"networks": found}
@@ -119,10 +119,12 @@ def _classes(context: Context, network: Network) -> Figures:
     return {**timed, "memory_mb": memory}
 
 
-def _inputs(context: Context, name: str) -> Figures:
+def _inputs(context: Context, own: Network) -> Figures:
+    usual = read_spec(own.artifact("cam")).geometry
     found = {}
     for size in context.some(INPUTS, QUICK_INPUTS):
-        network = context.network(name, size=size)
+        same = size == usual.height == usual.width
+        network = own if same else context.network(own.name, size=size)
         path = network.artifact("cam")
         grid = read_spec(path).feature_shapes[0][1:]
         row = _over_plain(_short(context), network.classifier(), path, 1)

@@ -33,7 +33,7 @@ NETWORKS = ("efficientnet_lite0", "resnet50")
 QUICK = ("efficientnet_lite0",)
 # Pictures, views of each in the cache, epochs over the cache.
 FULL_SIZE = (300, 8, 60)
-QUICK_SIZE = (40, 2, 10)
+QUICK_SIZE = (16, 2, 5)
 TARGET = TARGETS["training"].limit
 
 TEXT = f"""
