@@ -64,15 +64,16 @@ def write_page(path: Path, results: Path, records: Figures, images: Path) -> Non
 
 
 def targets_text(records: Figures) -> str:
-    """The table of all targets, those without a figure too."""
+    """The table of all targets, those without a figure too; a quick run reaches none."""
     found: dict[str, Reached | None] = {}
     doubts = {}
     for name, record in records.items():
-        found.update(part(name).reached(record["figures"]))
         about = record["about"]
-        doubts[name] = ", quick run" if about["quick"] else ""
+        if about["quick"]:
+            continue
+        found.update(part(name).reached(record["figures"]))
         if busy(about["load_before"], about["machine"]["cores"]):
-            doubts[name] += ", busy machine"
+            doubts[name] = ", busy machine"
     return TARGETS_TEXT + targets.table(found, doubts, TARGETS)
 
 

@@ -131,6 +131,16 @@ def test_page_says_that_the_machine_was_busy(page):
     assert "busy with other work" in page({"methods": record})
 
 
+def test_page_begins_with_the_targets(page):
+    figures = methods(vgg16={"gradcam": methods_row(1.2)})
+    told = "| 1.200 (1.190 to 1.210) | **missed**"
+    assert f"{told} |" in page({"methods": {"about": about(), "figures": figures}})
+    busy = page({"methods": {"about": about(load_before=1.5), "figures": figures}})
+    assert f"{told}, busy machine |" in busy
+    assert busy.index("## Targets") < busy.index("## methods")
+    assert told not in page({"methods": {"about": about(quick=True), "figures": figures}})
+
+
 def test_page_names_each_machine_where_they_differ(page):
     first = {"about": about(), "figures": methods(vgg16={"cam": methods_row(1)})}
     floor = {
