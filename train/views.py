@@ -10,14 +10,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
 from sigcam.runtime.errors import ImageError, ModelError, UsageError
-from sigcam.runtime.image import read_image
+from sigcam.runtime.reading import read_input
 from sigcam.runtime.spec import Geometry
 from sigcam.train.augment import Augmentation, Picture
 from sigcam.train.data import ImageList
@@ -72,6 +72,7 @@ class ViewReader:
         if count < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
         self.data, self.geometry, self.augmentation = data, geometry, augmentation
+        self._plain = replace(geometry, layout="uint8_nhwc")
         self._ahead = 4 * count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="sigcam-decode")
 
@@ -97,12 +98,16 @@ class ViewReader:
 
     def _decode(self, job: Job) -> Decoded:
         try:
-            image = read_image(self.data.file(job.picture))
+            # The plain view is read as in use: a large JPEG smaller. Crops are cut of the whole.
+            read = read_input(self.data.file(job.picture), self._plain)
+            views = [
+                self.augmentation.view(read.original.image, self.geometry, job.picture, view)
+                if view
+                else read.tensor
+                for view in job.views
+            ]
         except ImageError as exc:
             return Decoded(job, None, str(exc))
-        views = [
-            self.augmentation.view(image, self.geometry, job.picture, view) for view in job.views
-        ]
         return Decoded(job, np.stack(views))
 
 
