@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from sigcam.runtime.errors import ImageError, ModelError, UsageError
-from sigcam.runtime.reading import read_input
+from sigcam.runtime.image import read_image
+from sigcam.runtime.reading import Original, read_input
 from sigcam.runtime.spec import Geometry
 from sigcam.train.augment import Augmentation, Picture
 from sigcam.train.data import ImageList
@@ -98,17 +99,21 @@ class ViewReader:
 
     def _decode(self, job: Job) -> Decoded:
         try:
-            # The plain view is read as in use: a large JPEG smaller. Crops are cut of the whole.
-            read = read_input(self.data.file(job.picture), self._plain)
-            views = [
-                self.augmentation.view(read.original.image, self.geometry, job.picture, view)
-                if view
-                else read.tensor
-                for view in job.views
-            ]
+            return Decoded(job, np.stack(self._views(job)))
         except ImageError as exc:
             return Decoded(job, None, str(exc))
-        return Decoded(job, np.stack(views))
+
+    def _views(self, job: Job) -> list[Picture]:
+        """The plain view is read as in use, a large JPEG smaller; crops are cut of the whole."""
+        file = self.data.file(job.picture)
+        plain = read_input(file, self._plain) if 0 in job.views else None
+        whole = Original(read_image(file)) if plain is None else plain.original
+        return [
+            self.augmentation.view(whole.image, self.geometry, job.picture, view)
+            if view or plain is None
+            else plain.tensor
+            for view in job.views
+        ]
 
 
 class StemRunner:
