@@ -1,9 +1,13 @@
 """From a path, encoded bytes or an array to the network's input, decoding no more than it needs.
 
 A JPEG that is at least twice as large as the input is decoded at 1/2, 1/4 or 1/8 of its
-size: of 12 megapixels that takes a few per cent of the memory, and less than half of the time
-(35 ms against 100 to 500). The pixels of such a picture are the cells of the box average that
-`geometry.prepare` makes of a whole one, to within a few levels.
+size: at 1/8, 12 megapixels take 0.4 of the time and 1/64 of the memory. Its pixels are the
+cells of the box average that `geometry.prepare` makes of a whole picture, but for the ringing of
+a block's higher frequencies and for chroma, which isn't enlarged and averaged again. The
+network's input differs by 0.2 levels of 255 on average on pictures with little detail in a
+pixel, as large photographs are, and by 0.4 (at 1/8) to 0.7 levels (at 1/2) on small ones, where
+one value in a hundred differs by more than 2 to 5. EfficientNet-Lite0's predictions agree to 98.4
+to 99.6% and its grids correlate to 0.9998 (pictures enlarged to 540 to 2,100 pixels).
 """
 
 from __future__ import annotations
