@@ -47,7 +47,7 @@ format:
 	$(TEST_ENV)/bin/ruff format .
 
 bench:
-	$(TEST_ENV)/bin/python benchmarks/overhead.py
+	$(TEST_ENV)/bin/python benchmarks/run.py
 
 # The demo environment holds a plain install; it is made anew when the sources change.
 SOURCES := pyproject.toml $(shell find api runtime kernels train export quantize demo -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)

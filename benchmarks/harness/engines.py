@@ -1,0 +1,85 @@
+"""The engines and precisions that are measured, and why one can't be had here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from harness.machine import flags
+from sigcam.runtime.backends import BACKENDS, backend_class
+from sigcam.runtime.backends.base import Backend, BackendOptions
+from sigcam.runtime.errors import BackendUnavailableError, SigcamError
+
+THREADS = 2
+
+
+class UnavailableError(Exception):
+    """An engine, precision or package can't be measured here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row of the table of engines.
+
+    Attributes:
+        name: as tables show it.
+        backend: its name in `BACKENDS`.
+        options: further `BackendOptions`.
+        any_flag: instruction sets of which the processor must have one; none are needed
+            where it is empty.
+        quantized: whether it runs the file that `sigcam quantize` makes.
+    """
+
+    name: str
+    backend: str
+    options: dict[str, Any] = field(default_factory=dict)
+    any_flag: tuple[str, ...] = ()
+    quantized: bool = False
+
+
+BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+FP32 = Engine("ort fp32", "ort")
+# int8 runs on any processor; how fast it is depends on its instructions, which are recorded.
+ENGINES = (
+    FP32,
+    Engine("ort int8", "ort", quantized=True),
+    Engine("openvino fp32", "openvino"),
+    Engine("openvino bf16", "openvino", {"precision": "bf16"}, BF16),
+    Engine("openvino int8", "openvino", quantized=True),
+)
+
+
+def check(engine: Engine) -> None:
+    """Refuses what can't run here, before anything is exported for it.
+
+    Raises:
+        UnavailableError: with the reason.
+    """
+    if engine.any_flag and not flags().intersection(engine.any_flag):
+        raise UnavailableError(f"not on this processor (needs {' or '.join(engine.any_flag)})")
+    if engine.backend not in BACKENDS:
+        raise UnavailableError(f"this version of sigcam has no backend {engine.backend!r}")
+    unknown = set(engine.options) - {one.name for one in fields(BackendOptions)}
+    if unknown:
+        raise UnavailableError(f"this version of sigcam has no option {', '.join(sorted(unknown))}")
+
+
+def open_engine(engine: Engine, path: Path, threads: int = THREADS) -> Backend:
+    """Loads a graph. Engines of one process wait without spinning, or they'd slow each other.
+
+    Raises:
+        UnavailableError: with the reason.
+    """
+    check(engine)
+    kind = backend_class(engine.backend)
+    given = {"threads": threads, "spinning": False, **engine.options}
+    try:
+        options = BackendOptions(**{k: v for k, v in given.items() if k in kind.understands})
+        return kind.open(path, options)
+    except BackendUnavailableError as exc:
+        raise UnavailableError(str(exc)) from exc
+    except SigcamError as exc:
+        if engine.options:  # a precision that this engine refuses on this processor
+            raise UnavailableError(str(exc)) from exc
+        raise

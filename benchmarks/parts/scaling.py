@@ -1,0 +1,229 @@
+"""How time and memory grow: batch, threads, classes, size of the input, size of the picture."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import markdown
+from harness import plots as drawing
+from harness.context import Context
+from harness.engines import FP32, THREADS, open_engine
+from harness.measure import Effort
+from harness.measure import measure as time_calls
+from harness.networks import Network, batch_of, jpeg, picture
+from harness.peak import peak_memory
+
+from sigcam.runtime.artifact import read_spec
+from sigcam.runtime.session import Session
+from sigcam.runtime.spec import ClassSelection
+
+Figures = dict[str, Any]
+
+NETWORKS = ("resnet50",)
+QUICK = ("efficientnet_lite0",)
+BATCHES, QUICK_BATCHES = (1, 2, 4, 8, 16, 32), (1, 4)
+CLASSES, QUICK_CLASSES = (1, 10, 100, 1000), (1, 10)
+INPUTS, QUICK_INPUTS = (224, 320, 448), (224,)
+PICTURES = {"320x240": (240, 320), "640x480": (480, 640), "1920x1080": (1080, 1920),
+            "4000x3000": (3000, 4000)}  # fmt: skip
+QUICK_PICTURES = ("320x240", "640x480")
+CLASSES_LIMIT = 1.10
+
+TEXT = f"""
+Method cam, ONNX Runtime fp32, {THREADS} threads unless the table is about them. Times of one table
+alternate in one process. "over classification" is the same against the network without a map.
+Memory is the peak of a fresh process that does nothing but load the graph and run it, in MB; for
+pictures it is left out, as the engine doesn't see their size. Classes are maps of K named classes
+of one picture after one backbone pass (`--classes input`), grids only; the target is at most
+{CLASSES_LIMIT:.2f} times the time of one for 100.
+"""
+
+
+def measure(context: Context) -> Figures:
+    """Each axis by network."""
+    found = {}
+    for name in context.chosen(NETWORKS, QUICK):
+        network = context.network(name)
+        found[name] = {
+            "batch": _batches(context, network),
+            "threads": _threads(context, network),
+            "classes": _classes(context, network),
+            "input": _inputs(context, name),
+            "picture": _pictures(context, network),
+        }
+    return {"networks": found}
+
+
+def _over_plain(
+    effort: Effort, plain: Path, mapped: Path, batch: int, threads: int = THREADS
+) -> Figures:
+    """Time, ratio and both peaks of one size."""
+    base, graph = (open_engine(FP32, path, threads) for path in (plain, mapped))
+    feeds = {"image": batch_of(base.inputs[0].shape, batch)}
+    timed = time_calls(
+        {"classification": lambda: base.infer(feeds), "map": lambda: graph.infer(feeds)},
+        {"map": "classification"},
+        effort,
+    )
+    base.close()
+    graph.close()
+    memory = {
+        name: peak_memory(path, batch=batch, threads=threads)
+        for name, path in (("classification", plain), ("map", mapped))
+    }
+    return {**timed, "memory_mb": memory}
+
+
+def _short(context: Context) -> Effort:
+    """Cases of this part are many, and some take a second a call."""
+    return Effort(context.effort.seconds, 3, context.effort.most, context.effort.rounds)
+
+
+def _batches(context: Context, network: Network) -> Figures:
+    files = network.classifier(), network.artifact("cam")
+    found = {}
+    for batch in context.some(BATCHES, QUICK_BATCHES):
+        found[str(batch)] = _over_plain(_short(context), *files, batch)
+        context.say(f"  batch {batch}: {found[str(batch)]['ms']['map'][0]:.1f} ms")
+    return found
+
+
+def _threads(context: Context, network: Network) -> Figures:
+    files = network.classifier(), network.artifact("cam")
+    cores = os.cpu_count() or 1
+    counts = sorted({1, 2, *(2**k for k in range(2, 8) if 2**k <= cores), cores})
+    return {str(n): _over_plain(_short(context), *files, 1, n) for n in counts if n <= cores}
+
+
+def _classes(context: Context, network: Network) -> Figures:
+    path = network.artifact("cam", classes=ClassSelection("input"))
+    engine = open_engine(FP32, path)
+    image = batch_of(engine.inputs[0].shape, 1)
+    known = read_spec(path).num_classes
+    counts = [count for count in context.some(CLASSES, QUICK_CLASSES) if count <= known]
+    calls = {
+        str(count): partial(
+            engine.infer, {"image": image, "class_ids": np.arange(count, dtype=np.int64)[None]}
+        )
+        for count in counts
+    }
+    timed = time_calls(calls, {str(count): "1" for count in counts[1:]}, context.effort)
+    engine.close()
+    memory = {str(count): peak_memory(path, classes=count) for count in counts}
+    context.say(f"  classes: {timed['ratios']}")
+    return {**timed, "memory_mb": memory}
+
+
+def _inputs(context: Context, name: str) -> Figures:
+    found = {}
+    for size in context.some(INPUTS, QUICK_INPUTS):
+        network = context.network(name, size=size)
+        path = network.artifact("cam")
+        grid = read_spec(path).feature_shapes[0][1:]
+        row = _over_plain(_short(context), network.classifier(), path, 1)
+        found[str(size)] = {**row, "grid": "x".join(map(str, grid))}
+    return found
+
+
+def _pictures(context: Context, network: Network) -> Figures:
+    path = network.artifact("cam")
+    engine = open_engine(FP32, path)
+    session = Session(read_spec(path), engine)
+    files = {
+        name: jpeg(picture(*PICTURES[name]))
+        for name in context.some(list(PICTURES), QUICK_PICTURES)
+    }
+    calls = {
+        name: lambda file=file: session.explain(file)[0].map  # type: ignore[misc]
+        for name, file in files.items()
+    }
+    base = next(iter(files))
+    timed = time_calls(calls, dict.fromkeys(list(files)[1:], base), context.effort)
+    session.close()
+    return timed
+
+
+def section(figures: Figures) -> str:
+    """A table for each axis."""
+    parts = [TEXT]
+    for name, row in figures["networks"].items():
+        for axis, title in (
+            ("batch", "batch size"),
+            ("threads", "threads"),
+            ("input", "input size"),
+        ):
+            parts.append(f"\n### Engine only: {title}, {name}\n")
+            parts.append(_over_table(axis, row[axis]))
+        parts.append(f"\n### Engine only: classes of one picture, {name}\n")
+        parts.append(_series_table("classes", row["classes"], "1"))
+        parts.append(f"\n### End to end from a JPEG: size of the picture, {name}\n")
+        parts.append(_series_table("picture", row["picture"], next(iter(row["picture"]["ms"]))))
+    return "".join(parts)
+
+
+def _over_table(axis: str, rows: Figures) -> str:
+    lines = []
+    for label, row in rows.items():
+        pictures = int(label) if axis == "batch" else 1
+        lines.append(
+            [
+                f"{label} (grid {row['grid']})" if axis == "input" else label,
+                markdown.ms(row["ms"]["map"]),
+                f"{1e3 * pictures / row['ms']['map'][0]:.1f}",
+                markdown.ratio(row["ratios"]["map"]["ratio"]),
+                f"{row['memory_mb']['classification']:.0f}",
+                f"{row['memory_mb']['map']:.0f}",
+                str(row["rounds"]),
+            ]
+        )
+    head = [
+        axis, "with map, ms", "pictures/s", "over classification", "memory, classification",
+        "memory, with map", "rounds",
+    ]  # fmt: skip
+    return markdown.table(head, lines)
+
+
+def _series_table(axis: str, row: Figures, base: str) -> str:
+    memory = row.get("memory_mb")
+    lines = []
+    for label, values in row["ms"].items():
+        ratio = row["ratios"].get(label, {}).get("ratio")
+        limit = CLASSES_LIMIT if (axis, label) == ("classes", "100") else None
+        cells = [label, markdown.ms(values), "" if ratio is None else markdown.ratio(ratio, limit)]
+        lines.append(cells + ([] if memory is None else [f"{memory[label]:.0f}"]))
+    head = [axis, "ms", f"over {base}", *([] if memory is None else ["memory"])]
+    return markdown.table(head, lines)
+
+
+def plots(figures: Figures, folder: Path) -> list[Path]:
+    """Batches and threads; classes; memory."""
+    networks = figures["networks"]
+    rate, memory, classes = {}, {}, {}
+    for name, row in networks.items():
+        rate[name] = [
+            (int(n), [1e3 * int(n) / one["ms"]["map"][i] for i in (0, 2, 1)])
+            for n, one in row["batch"].items()
+        ]
+        for which in ("classification", "map"):
+            memory[f"{name}, {which}"] = [
+                (int(n), [one["memory_mb"][which]] * 3) for n, one in row["batch"].items()
+            ]
+        classes[name] = [(int(n), values) for n, values in row["classes"]["ms"].items()]
+    return [
+        drawing.curves(
+            folder / "scaling_batch.png", "Engine only: pictures per second, with map",
+            ("batch", "pictures/s"), rate, log="x",
+        ),
+        drawing.curves(
+            folder / "scaling_memory.png", "Engine only: peak memory of a process",
+            ("batch", "MB"), memory, log="x",
+        ),
+        drawing.curves(
+            folder / "scaling_classes.png", "Engine only: K classes of one picture, one pass",
+            ("classes", "ms"), classes, log="x",
+        ),
+    ]  # fmt: skip
