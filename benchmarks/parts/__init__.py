@@ -15,6 +15,7 @@ PARTS: dict[str, str] = {
     "appendix_a": "the paper's Appendix A: softmax map and ours",
     "training": "the paper's way of training against cached features",
     "end_to_end": "explain() against the bare engine",
+    "reading": "large JPEGs, decoded smaller",
     "peers": "other packages",
     "scaling": "batch, threads, classes, sizes, memory",
     "floor": "the arithmetic of the network",
