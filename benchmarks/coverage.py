@@ -97,9 +97,17 @@ def run_all(entries: Iterable[str], path: Path, jobs: int, limit: float, backbon
         list(pool.map(one, entries))
 
 
+def _again(result: dict[str, Any], redo: tuple[str, ...]) -> bool:
+    return result["status"] in redo or ("no-backbone" in redo and not result["backbone"])
+
+
 @click.command()
 @click.option("--only", multiple=True, help="Names to run, done or not; repeatable.")
-@click.option("--redo", multiple=True, help="Run those with this status again; repeatable.")
+@click.option(
+    "--redo",
+    multiple=True,
+    help="Run those with this status again, or no-backbone: those that ran without it; repeatable.",
+)
 @click.option("--jobs", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--limit", default=600.0, show_default=True, help="Seconds for one network.")
 @click.option(
@@ -134,7 +142,7 @@ def main(
     if unknown:
         raise click.BadParameter(f"not in coverage_names: {', '.join(unknown)}")
     done = read(results)
-    wanted = only or [n for n in entries if n not in done or done[n]["status"] in redo]
+    wanted = only or [n for n in entries if n not in done or _again(done[n], redo)]
     run_all([entries[name] for name in wanted], results, jobs, limit, backbone)
     done = read(results)
     missing = [name for name in entries if name not in done]

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ BATCHES = ([0], [1, 2, 0])
 """Which of the sample pictures (two smooth ones, noise) make the batches of 1 and 3."""
 TOLERANCE = 1e-4
 OPSET = DEFAULT_OPSET
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
 
 Array = npt.NDArray[Any]
 
@@ -64,6 +66,7 @@ class Outcome:
         grids: how many grids were compared, those included.
         backbone: whether all of the network went through ONNX, see `check`.
         seconds: of wall time.
+        packages: that ran it, with their versions.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Outcome:
     grids: int = 0
     backbone: bool = True
     seconds: float = 0.0
+    packages: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -95,7 +99,8 @@ def check(name: str, size: int | None = None, *, backbone: bool = True) -> Outco
         backbone: whether what comes before the target layer is exported too. Without it,
             PyTorch computes that part, and the rest takes a fraction of the time.
     """
-    outcome, start = Outcome(name, backbone=backbone), time.perf_counter()
+    packages = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    outcome, start = Outcome(name, backbone=backbone, packages=packages), time.perf_counter()
     try:
         _check(outcome, size, backbone)
     except SigcamError as exc:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sigcam.runtime.files import write_text
 
 Result = dict[str, Any]
-PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 def line(result: Result) -> str:
@@ -36,15 +33,14 @@ def write(path: Path, results: Sequence[Result], missing: Sequence[str] = ()) ->
 
 def _page(results: Sequence[Result], missing: Sequence[str]) -> str:
     bad = [r for r in results if r["status"] != "agrees"]
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    made = f"Python {platform.python_version()}; {packages}"
     whole = all(r["backbone"] for r in results)
     return f"""# Which {"networks" if whole else "heads and last layers"} work
 
 {_INTRO}
 {_how_much(results)}
 
-Made with `python benchmarks/coverage.py{"" if whole else " --no-backbone"}` on {made}.
+Made with `python benchmarks/coverage.py{"" if whole else " --no-backbone"}`, by
+{_packages(results)}.
 
 {_summary(results)}
 
@@ -93,6 +89,13 @@ def _how_much(results: Sequence[Result]) -> str:
         "and the head are all there. PyTorch computes what comes before in float32, which an\n"
         "ordinary ONNX export would translate."
     )
+
+
+def _packages(results: Sequence[Result]) -> str:
+    counts = Counter(r.get("packages") or "packages not noted" for r in results)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ";\n".join(f"{text} ({count} networks)" for text, count in counts.most_common())
 
 
 def _summary(results: Sequence[Result]) -> str:

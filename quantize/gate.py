@@ -21,13 +21,14 @@ from sigcam.runtime.errors import BackendError
 from sigcam.runtime.geometry import Placement
 from sigcam.runtime.outputs import outputs_to_read, own_grids
 from sigcam.runtime.progress import Report
+from sigcam.runtime.reading import Original
 from sigcam.runtime.result import Box, Explanation
 from sigcam.runtime.spec import Spec
 
 Array = npt.NDArray[Any]
 
 ENGINE = "ort"
-_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
+_NO_PICTURE = Original(np.zeros((1, 1, 3), np.uint8))
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.runtime.errors import DataError, ImageError, UsageError
-from sigcam.runtime.geometry import Placement, prepare
-from sigcam.runtime.image import SUFFIXES, read_image
+from sigcam.runtime.geometry import Placement
+from sigcam.runtime.image import SUFFIXES
 from sigcam.runtime.progress import Report
+from sigcam.runtime.reading import read_input
 from sigcam.runtime.spec import Geometry
 
 Array = npt.NDArray[Any]
@@ -105,8 +106,8 @@ def prepared(path: Path, geometry: Geometry) -> tuple[Array, Placement]:
     Raises:
         ImageError: the file can't be read.
     """
-    tensor, placement = prepare(read_image(path), geometry)
-    return np.ascontiguousarray(tensor), placement
+    read = read_input(path, geometry)
+    return np.ascontiguousarray(read.tensor), read.placement
 
 
 def feeds(paths: Sequence[Path], geometry: Geometry, named: bool) -> Iterator[dict[str, Array]]:

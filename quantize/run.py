@@ -174,6 +174,13 @@ def _heads(source: Source, out: Path, given: str | Path | None) -> list[tuple[Pa
     return [(found, head_path(out))]
 
 
+def _stored(source: Source, precision: Precision) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The model with weights in fewer bits, and the names of those that stay in float32."""
+    if precision == "int8-head":
+        return quantize_sigmoid_head(source.model, source.spec.branch), ()
+    return to_half_storage(source, "fp16" if precision == "fp16" else "bf16")
+
+
 class _Work:
     """One conversion: the pictures, the gate, and the rounds."""
 
@@ -184,8 +191,11 @@ class _Work:
         self._source, self._options, self._say = source, options, say
         self._draft, self._progress = folder / "draft.onnx", progress
         is_int8 = options.precision == "int8"
+        # Both refuse before the long steps: unknown names, or nothing to convert.
         if is_int8:
-            select(source, options.keep_float)  # refuses unknown names before the long steps
+            select(source, options.keep_float)
+        else:
+            self._stored = _stored(source, options.precision)
         say(f"choosing pictures from {data}")
         self._chosen: Chosen = choose(
             data, source.spec.geometry, options.calibration if is_int8 else 0, options.held_out,
@@ -207,11 +217,7 @@ class _Work:
         """
         if self._options.precision == "int8":
             return self._int8()
-        if self._options.precision == "int8-head":
-            source, kept = self._source, tuple[str, ...]()
-            model = quantize_sigmoid_head(source.model, source.spec.branch)
-        else:
-            model, kept = to_half_storage(self._source, self._options.precision)
+        model, kept = self._stored
         fidelity = self._measured(model, kept)
         if not fidelity.passes:
             raise FidelityError(self._refusal(fidelity, "take fp16 or float32"))

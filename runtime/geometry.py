@@ -3,10 +3,14 @@
 The network's window is a rectangle of whole picture pixels. Along one axis (rows or
 columns) every step is affine: a whole-factor box average, a bilinear resize, a border.
 An `Axis` holds the whole numbers of these steps, so that the way back is exact.
+
+Factors and starts are chosen so that a JPEG that is decoded at 1/2, 1/4 or 1/8 of its size
+has pixels that are whole cells of the box average: `Placement.reduction` says which.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +21,10 @@ import numpy.typing as npt
 from sigcam.runtime.spec import Geometry
 
 Array = npt.NDArray[Any]
+
+COARSEST = 8
+"""A JPEG can be decoded at 1/8 of its size, one pixel for each block, and not smaller."""
+
 _Number = TypeVar("_Number", float, Array)
 
 
@@ -27,7 +35,8 @@ class Axis:
     Attributes:
         size: length of the picture.
         low, high: the picture pixels [low, high) that the network sees.
-        factor: whole factor of the box average before the bilinear resize.
+        factor: whole factor of the box average before the bilinear resize: 1, 2, 4 or a
+            multiple of 8.
         first: first input pixel that shows the picture; those before it are border.
         shown: number of input pixels that show the picture.
         length: length of the input.
@@ -50,10 +59,11 @@ class Axis:
     def start(self) -> int:
         """First picture pixel that is read.
 
-        What is left over for the factor is shared between both ends of the window;
-        together it is less than one input pixel.
+        What is left over for the factor lies at both ends of the window, as evenly as whole
+        steps of `low` allow; together it is less than one input pixel.
         """
-        return self.low + (self.high - self.low - self.used) // 2
+        step = math.gcd(COARSEST, self.factor)
+        return self.low + (self.high - self.low - self.used) // 2 // step * step
 
     @property
     def filled(self) -> slice:
@@ -95,12 +105,23 @@ class Placement:
         """The part of the picture that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
         return self.columns.low, self.rows.low, self.columns.high, self.rows.high
 
+    @property
+    def reduction(self) -> int:
+        """The largest of 1, 2, 4, 8 whose square cells make up what is averaged.
+
+        A picture shrunk so many times, cell by cell from its first row and column on, gives
+        the same input as the whole one.
+        """
+        rows, columns = self.rows, self.columns
+        return math.gcd(COARSEST, rows.factor, columns.factor, rows.start, columns.start)
+
 
 def place(geometry: Geometry, height: int, width: int) -> Placement:
     """Where the input of `geometry` lies in a picture of [height, width].
 
     The rule "crop" sees what torchvision's Resize and CenterCrop would leave, rounded to
-    whole pixels of the picture: less than a pixel's difference at each edge.
+    whole pixels of the picture, or to whole cells of the box average where there is one:
+    less than a pixel's difference at each edge, of the picture or of the input.
     """
     if geometry.rule == "crop":
         scale = min(height, width) / (geometry.resize or min(geometry.height, geometry.width))
@@ -119,13 +140,21 @@ def place(geometry: Geometry, height: int, width: int) -> Placement:
 
 def _cut(size: int, length: int, scale: float) -> Axis:
     kept = min(size, max(1, round(length * scale)))
-    low = round((size - kept) / 2)
-    return _axis(size, low, low + kept, length, length)
+    factor = _factor(kept, length)
+    step = math.gcd(COARSEST, factor)
+    kept = min(size, kept + factor // 2) // factor * factor
+    low = min(round((size - kept) / (2 * step)), (size - kept) // step) * step
+    return Axis(size, low, low + kept, factor, 0, length, length)
 
 
 def _axis(size: int, low: int, high: int, shown: int, length: int) -> Axis:
-    factor = max(1, (high - low) // shown)
-    return Axis(size, low, high, factor, (length - shown) // 2, shown, length)
+    return Axis(size, low, high, _factor(high - low, shown), (length - shown) // 2, shown, length)
+
+
+def _factor(seen: int, shown: int) -> int:
+    """The factor that leaves `seen` pixels at least `shown`, and at most twice as many."""
+    most = max(1, seen // shown)
+    return most // COARSEST * COARSEST or 1 << (most.bit_length() - 1)
 
 
 def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple[Array, Placement]:
@@ -142,15 +171,38 @@ def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple
         it lies in the picture.
     """
     placement = place(geometry, *image.shape[:2])
+    return input_of(image, placement, geometry, out=out), placement
+
+
+def input_of(
+    image: Array,
+    placement: Placement,
+    geometry: Geometry,
+    *,
+    reduction: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """Makes the network's input from a picture, or from one that was shrunk before.
+
+    Args:
+        image: uint8 RGB, [H, W, 3], or [ceil(H / reduction), ceil(W / reduction), 3].
+        placement: of the input in the whole picture.
+        geometry: of the model.
+        reduction: a divisor of `placement.reduction`.
+        out: as for `prepare`.
+
+    Returns:
+        The input, as from `prepare`.
+    """
     as_bytes = geometry.layout == "uint8_nhwc"
     shape = (geometry.height, geometry.width, 3)
     canvas = out if as_bytes and out is not None else np.empty(shape, np.uint8)
     rows, columns = placement.rows, placement.columns
     if (rows.shown, columns.shown) != (rows.length, columns.length):
         canvas[:] = [round(255 * min(max(value, 0.0), 1.0)) for value in geometry.mean]
-    _shrink(image, rows, columns, canvas[rows.filled, columns.filled])
+    _shrink(image, placement, reduction, canvas[rows.filled, columns.filled])
     if as_bytes:
-        return canvas, placement
+        return canvas
     scale = np.array([1 / (255 * std) for std in geometry.std], np.float32)
     shift = np.array(
         [-mean / std for mean, std in zip(geometry.mean, geometry.std, strict=True)], np.float32
@@ -158,17 +210,19 @@ def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple
     planes = out if out is not None else np.empty((3, *shape[:2]), np.float32)
     np.multiply(canvas.transpose(2, 0, 1), scale[:, None, None], out=planes)
     planes += shift[:, None, None]
-    return planes, placement
+    return planes
 
 
-def _shrink(image: Array, rows: Axis, columns: Axis, out: Array) -> None:
+def _shrink(image: Array, placement: Placement, reduction: int, out: Array) -> None:
     """Writes the window into `out`, uint8 [shown, shown, 3], at that size."""
-    part = image[rows.start : rows.start + rows.used, columns.start : columns.start + columns.used]
-    if rows.factor > 1 or columns.factor > 1:
-        size = (columns.used // columns.factor, rows.used // rows.factor)
+    rows, columns = placement.rows, placement.columns
+    top, height = rows.start // reduction, rows.used // reduction
+    left, width = columns.start // reduction, columns.used // reduction
+    part = image[top : top + height, left : left + width]
+    size = (columns.used // columns.factor, rows.used // rows.factor)
+    if size != (width, height):
         part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
-    if part.shape[:2] != (rows.shown, columns.shown):
-        size = (columns.shown, rows.shown)
-        cv2.resize(part, size, dst=out, interpolation=cv2.INTER_LINEAR)
+    if size != (columns.shown, rows.shown):
+        cv2.resize(part, (columns.shown, rows.shown), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         out[:] = part

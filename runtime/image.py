@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, TypeAlias
 
-import cv2
-import imagesize
 import numpy as np
 import numpy.typing as npt
 
+from sigcam.runtime.encoded import Encoded, read_encoded
 from sigcam.runtime.errors import ImageError, UsageError
 
 Array = npt.NDArray[Any]
@@ -23,7 +19,6 @@ PictureLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryvie
 DEFAULT_MAX_PIXELS = 178_956_970
 """The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
 
-FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 """How the names of such files end; what counts as a picture in a folder."""
 
@@ -49,10 +44,24 @@ def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
         UsageError: `source` is none of the above.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return from_array(source)
+    return open_image(source, max_pixels).decode()
+
+
+def open_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Encoded:
+    """Reads a picture's file and checks it, without decoding it.
+
+    Args:
+        source: path or bytes, as for `read_image`.
+        max_pixels: as for `read_image`.
+
+    Raises:
+        ImageError, UsageError: as `read_image`, but for damage that only decoding finds.
+    """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        return _read(io.BytesIO(data), f"the picture given as {len(data)} bytes", max_pixels)
+        name = f"the picture given as {len(data)} bytes"
+        return read_encoded(io.BytesIO(data), name, max_pixels)
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(
             f"a picture is a path, bytes or an array, got {type(source).__name__}; "
@@ -65,51 +74,14 @@ def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
         if not path.is_file():
             raise ImageError(f"there is no picture file {path}; check the path")
         with path.open("rb") as stream:
-            return _read(stream, str(path), max_pixels)
+            return read_encoded(stream, str(path), max_pixels)
     except OSError as exc:
         reason = exc.strerror or exc
         raise ImageError(f"cannot read {path}: {reason}; check the path") from exc
 
 
-def _read(stream: BinaryIO, name: str, max_pixels: int | None) -> Array:
-    head = stream.read(16)
-    if not head:
-        raise ImageError(f"{name} is empty; a picture ({FORMATS}) is wanted")
-    kind = _format_of(head)
-    if kind is None:
-        raise ImageError(f"{name} is not a picture that sigcam reads; convert it to {FORMATS}")
-    width, height = imagesize.get(stream)
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; "
-            "scale it down or raise max_pixels"
-        )
-    stream.seek(0)
-    data = stream.read()
-    if not _is_whole(kind, data):
-        raise ImageError(f"{name} is a truncated {kind}: its end is missing; get it again")
-    return _decode(data, kind, name)
-
-
-def _decode(data: bytes, kind: str, name: str) -> Array:
-    broken = f"{name} is a {kind} that can't be decoded: damaged or truncated; get it again"
-    with quiet_opencv():
-        try:
-            # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the picture by its EXIF tag.
-            image = cast(
-                "Array | None",
-                cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB),
-            )
-        except cv2.error as exc:
-            raise ImageError(broken) from exc
-    if image is None:
-        raise ImageError(broken)
-    return image
-
-
-def _from_array(array: Array) -> Array:
+def from_array(array: Array) -> Array:
+    """The picture of an array, as `read_image` gives it; ImageError of another shape or dtype."""
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
         return np.ascontiguousarray(array)  # the usual one, without the texts below
     wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
@@ -129,91 +101,3 @@ def _from_array(array: Array) -> Array:
     elif array.shape[2] == 4:
         array = array[:, :, :3]
     return np.ascontiguousarray(array)
-
-
-def _format_of(head: bytes) -> str | None:
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WebP"
-    for kind, signatures in _SIGNATURES.items():
-        if head.startswith(signatures):
-            return kind
-    return None
-
-
-_SIGNATURES: dict[str, tuple[bytes, ...]] = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*"),
-    "BMP": (b"BM",),
-}
-
-
-def _is_whole(kind: str, data: bytes) -> bool:
-    """Whether the file reaches its end, where the format tells.
-
-    OpenCV before 5 fills the missing part of a truncated JPEG with grey and says
-    nothing. It refuses truncated GIF, BMP and TIFF files by itself.
-    """
-    if kind == "JPEG":
-        return _jpeg_is_whole(data)
-    if kind == "PNG":
-        return _png_is_whole(data)
-    if kind == "WebP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return True
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether an end marker follows the first scan.
-
-    The segments before it are walked by their lengths, because an EXIF thumbnail is a
-    JPEG of its own with its own end marker. Inside a scan, 0xFF is always escaped.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) >= 0
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _png_is_whole(data: bytes) -> bool:
-    at = 8
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + length
-    return False
-
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_before = 0
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keeps OpenCV from writing about damaged files to standard error.
-
-    What it would say becomes an error of ours. The level belongs to the whole process, so
-    the last of several threads to leave puts it back.
-    """
-    global _quiet_users, _quiet_before
-    logging = cv2.utils.logging
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0:
-                logging.setLogLevel(_quiet_before)

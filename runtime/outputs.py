@@ -13,6 +13,7 @@ from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends.base import Backend, MadeMaps, MapRequest
 from sigcam.runtime.errors import ArtifactError, BackendError
 from sigcam.runtime.geometry import Placement
+from sigcam.runtime.reading import Original
 from sigcam.runtime.result import ClassResult
 from sigcam.runtime.spec import Spec
 
@@ -24,13 +25,13 @@ class Picture:
     """A picture that was read.
 
     Attributes:
-        image: uint8 [H, W, 3] RGB, upright.
+        original: the whole picture.
         tensor: the network's input, without the batch axis.
         placement: where that lies in the picture.
         source: the path that was given; None for bytes and arrays.
     """
 
-    image: Array
+    original: Original
     tensor: Array
     placement: Placement
     source: str | None

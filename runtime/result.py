@@ -18,6 +18,7 @@ from sigcam.runtime.geometry import Placement
 from sigcam.runtime.head import HOW_TO_EXPORT
 from sigcam.runtime.maps import to_map
 from sigcam.runtime.overlay import ALPHA, draw
+from sigcam.runtime.reading import Original
 
 if TYPE_CHECKING:
     from sigcam.runtime.classes import Classes
@@ -60,8 +61,7 @@ class Explanation:
         grid: float32 [h, w], the map at feature resolution, not normalised. Read-only.
         method: the CAM method that made the map.
         placement: where the network's input lies in the picture.
-        image: uint8 [H, W, 3] RGB, the picture, upright. An array given to the Session
-            is held here itself: change it, and the overlay changes.
+        original: the picture; see `image`.
         source: the path that was given; None for bytes and arrays.
         passes: runs of this picture through the network and through the head graph, added,
             that the maps of one call took; 1 for the artifact's own method.
@@ -78,7 +78,7 @@ class Explanation:
     grid: Array = field(repr=False)
     method: str
     placement: Placement = field(repr=False)
-    image: Array = field(repr=False)
+    original: Original = field(repr=False)
     source: str | None = None
     passes: int = 1
     further: Further | None = field(default=None, repr=False)
@@ -111,6 +111,20 @@ class Explanation:
             )
         results, passes = self.further.results(classes)
         return [replace(self, passes=passes, made=None, **result._asdict()) for result in results]
+
+    @property
+    def image(self) -> Array:
+        """The picture, uint8 [H, W, 3] RGB, upright.
+
+        An array given to the Session is held here itself: change it, and the overlay changes.
+        A large JPEG was decoded smaller for the network, and is decoded whole when this is
+        first asked for, once for all classes of the picture: from the bytes, which are kept,
+        or from the file, which must still be there.
+
+        Raises:
+            ImageError: the file is gone, or has changed.
+        """
+        return self.original.image
 
     @cached_property
     def _map(self) -> tuple[Array, bool]:
@@ -175,6 +189,7 @@ class Explanation:
 
         Raises:
             UsageError: alpha or box_threshold out of range.
+            ImageError: as for `image`.
         """
         boxes = [] if box_threshold is None else self.boxes(box_threshold)
         evidence = self.map if self.valid else None
@@ -216,6 +231,7 @@ class Explanation:
         Raises:
             UsageError: another suffix, or a picture too large for the format.
             StorageError: the file can't be written.
+            ImageError: as for `image`, if it is an overlay.
         """
         path = Path(path)
         suffix = path.suffix.lower()

@@ -16,14 +16,14 @@ from sigcam.runtime.backends import is_engine, open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions, Mode, Precision
 from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.errors import ArtifactError, ImageError, UsageError
-from sigcam.runtime.geometry import prepare
 from sigcam.runtime.head import Head, find_head
-from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike, read_image
+from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import Tools
 from sigcam.runtime.outputs import Picture, outputs_to_read
 from sigcam.runtime.pipeline import Stopwatch
 from sigcam.runtime.progress import Report, reporter
+from sigcam.runtime.reading import read_input
 from sigcam.runtime.result import Explanation
 from sigcam.runtime.spec import Spec
 from sigcam.runtime.stream import Slot, slots
@@ -351,9 +351,8 @@ class Session:
 
     def _read(self, source: PictureLike) -> Picture | ImageError:
         try:
-            image = read_image(source, self._max_pixels)
+            read = read_input(source, self._spec.geometry, self._max_pixels)
         except ImageError as exc:
             return exc
-        tensor, placement = prepare(image, self._spec.geometry)
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-        return Picture(image, tensor, placement, name)
+        return Picture(read.original, read.tensor, read.placement, name)

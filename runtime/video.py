@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import numpy.typing as npt
 
+from sigcam.runtime.encoded import quiet_opencv
 from sigcam.runtime.errors import StorageError, UsageError, VideoError
 from sigcam.runtime.files import atomic_path
-from sigcam.runtime.image import quiet_opencv
 
 Array = npt.NDArray[Any]
 

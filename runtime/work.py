@@ -115,7 +115,7 @@ def _explain(
             *result,
             method=spec.method if method is None else method.name,
             placement=picture.placement,
-            image=picture.image,
+            original=picture.original,
             source=picture.source,
             passes=passes,
             further=further,

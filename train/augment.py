@@ -22,7 +22,8 @@ _MAX_ASPECT = 4 / 3
 class Augmentation:
     """Which views of a picture the head is trained on.
 
-    View 0 is the picture as it is prepared in use. Every other view is a random crop,
+    View 0 is the picture as it is prepared in use; of a file it is read as in use too, a large
+    JPEG at a part of its size (`ViewReader`). Every other view is a random crop,
     resized to the input size, and flipped left to right half of the time.
 
     Attributes:

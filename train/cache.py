@@ -33,7 +33,7 @@ from sigcam.train.dual_branch import DualBranch
 from sigcam.train.fingerprint import tensors_sha256
 from sigcam.train.views import HeadName, StemRunner, ViewReader, head_of
 
-FORMAT = 1
+FORMAT = 2  # 2: whole factors are powers of two; large JPEGs are decoded smaller
 CacheType = Literal["float16", "float32"]
 
 

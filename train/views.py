@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from sigcam.runtime.errors import ImageError, ModelError, UsageError
 from sigcam.runtime.image import read_image
+from sigcam.runtime.reading import Original, read_input
 from sigcam.runtime.spec import Geometry
 from sigcam.train.augment import Augmentation, Picture
 from sigcam.train.data import ImageList
@@ -72,6 +73,7 @@ class ViewReader:
         if count < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
         self.data, self.geometry, self.augmentation = data, geometry, augmentation
+        self._plain = replace(geometry, layout="uint8_nhwc")
         self._ahead = 4 * count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="sigcam-decode")
 
@@ -97,13 +99,21 @@ class ViewReader:
 
     def _decode(self, job: Job) -> Decoded:
         try:
-            image = read_image(self.data.file(job.picture))
+            return Decoded(job, np.stack(self._views(job)))
         except ImageError as exc:
             return Decoded(job, None, str(exc))
-        views = [
-            self.augmentation.view(image, self.geometry, job.picture, view) for view in job.views
+
+    def _views(self, job: Job) -> list[Picture]:
+        """The plain view is read as in use, a large JPEG smaller; crops are cut of the whole."""
+        file = self.data.file(job.picture)
+        plain = read_input(file, self._plain) if 0 in job.views else None
+        whole = Original(read_image(file)) if plain is None else plain.original
+        return [
+            self.augmentation.view(whole.image, self.geometry, job.picture, view)
+            if view or plain is None
+            else plain.tensor
+            for view in job.views
         ]
-        return Decoded(job, np.stack(views))
 
 
 class StemRunner:

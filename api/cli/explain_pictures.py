@@ -56,10 +56,15 @@ def explain_pictures(
             say(f"error: {result}")
             return False
         print_results(str(paths[index]), result, as_json=plan.as_json)
-        if out is not None:
+        if out is None:
+            return True
+        try:
             for explanation in result:
                 label = "" if len(result) == 1 else f"-{explanation.class_id}"
                 explanation.save(out / f"{names[index]}{label}.{suffix}")
+        except ImageError as exc:  # the file went, or changed, before its overlay was drawn
+            say(f"error: {exc}")
+            return False
         return True
 
     done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)

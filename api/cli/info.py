@@ -28,7 +28,8 @@ def command(model: Path, as_json: bool) -> None:
     for name, value in [*_engine_rows(model), *_rows(spec)]:
         click.echo(f"{name:<14} {value}")
     if spec.parity is not None:
-        click.echo("\nlargest error of each output against PyTorch")
+        converted = "" if spec.fidelity is None else ", before it was converted"
+        click.echo(f"\nlargest error of each output against PyTorch{converted}")
         for output, error in spec.parity.outputs.items():
             click.echo(
                 f"  {output:<16} absolute {error.max_abs:.1e}   relative {error.max_rel:.1e}"

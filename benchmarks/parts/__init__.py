@@ -17,6 +17,7 @@ PARTS: dict[str, str] = {
     "training": "the paper's way of training against cached features",
     "end_to_end": "explain() against the bare engine",
     "memory": "explaining folders: peak memory, and how busy the engine is",
+    "reading": "large JPEGs, decoded smaller",
     "peers": "other packages",
     "scaling": "batch, threads, classes, sizes, memory",
     "floor": "the arithmetic of the network",

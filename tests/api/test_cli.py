@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +90,46 @@ def test_one_bad_picture_is_reported_and_the_others_are_done(work, cli, tmp_path
     assert "bad.png" in found.stderr
     assert "absent.jpg" in found.stderr
     assert "2 of 3" in found.stderr
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Two JPEGs that are decoded smaller for the toy network's 32 pixels."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    paths = [folder / "a.jpg", folder / "b.jpg"]
+    picture = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    for path in paths:
+        assert cv2.imwrite(str(path), cv2.resize(picture, (320, 240)))
+    return paths
+
+
+def test_explain_without_overlays_decodes_no_large_picture_whole(
+    work, cli, photographs, monkeypatch
+):
+    def never(self):
+        raise AssertionError("decoded whole")
+
+    monkeypatch.setattr("sigcam.runtime.encoded.Encoded.decode", never)
+    found = cli("explain", work.top1, *photographs, "--json")
+    assert found.exit_code == 0, found.stderr
+    records = [json.loads(line)["explanations"][0] for line in lines(found.stdout)]
+    assert [(one["width"], one["height"]) for one in records] == [(320, 240)] * 2
+
+
+def test_a_picture_that_goes_before_its_overlay_is_drawn(
+    work, cli, photographs, tmp_path, monkeypatch
+):
+    def gone(name, *_, **__):
+        if name == str(photographs[0]):
+            photographs[0].unlink()
+
+    monkeypatch.setattr("sigcam.cli.explain_pictures.print_results", gone)
+    found = cli("explain", work.top1, *photographs, "--out", tmp_path / "maps")
+    assert found.exit_code == 1
+    assert "a.jpg; check the path" in found.stderr
+    assert "1 of 2 pictures" in found.stderr
+    assert [path.name for path in (tmp_path / "maps").rglob("*.png")] == ["b.png"]
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,21 @@ def test_engines_that_are_not_there_say_why(ran, monkeypatch):
     with pytest.raises(engines.UnavailableError, match="no option sharpness"):
         engines.open_engine(unknown, model)
     engines.open_engine(engines.FP32, model).close()
+
+
+def test_agreement_of_maps():
+    import numpy as np
+    from harness.agreement import agreement
+
+    grid = np.arange(4.0).reshape(1, 1, 2, 2)
+    logits = np.array([[1.0, 2.0]])
+
+    def one(grids, scores=logits):
+        return {"grids": grids, "logits": scores}
+
+    flat = np.zeros_like(grid)
+    found = agreement(
+        [one(grid), one(grid), one(flat), one(flat)],
+        [one(2 * grid), one(-grid, logits[:, ::-1]), one(flat), one(grid)],
+    )
+    assert found == {"mean": 0.25, "worst": -1.0, "same_class": 0.75, "pictures": 4}

@@ -7,6 +7,7 @@ import pytest
 from sigcam.runtime.errors import UsageError
 from sigcam.runtime.geometry import place
 from sigcam.runtime.maps import to_map
+from sigcam.runtime.reading import Original
 from sigcam.runtime.result import Box, Explanation
 from sigcam.runtime.spec import Geometry
 
@@ -23,7 +24,7 @@ def explanation_of(grid, size=(56, 56), geometry=EXACT, **changes):
         "evidence": 0.5,
         "grid": np.asarray(grid, np.float32),
         "placement": place(geometry, *size),
-        "image": np.full((*size, 3), 100, np.uint8),
+        "original": Original(np.full((*size, 3), 100, np.uint8)),
         "source": "cat.jpg",
     }
     return Explanation(**{**fields, **changes})

@@ -7,15 +7,18 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sigcam.runtime.encoded import Encoded
 from sigcam.runtime.errors import DataError, ModelError, StorageError, UsageError
 from sigcam.runtime.geometry import prepare
 from sigcam.runtime.image import read_image
+from sigcam.runtime.reading import read_input
 from sigcam.runtime.spec import Geometry
 from sigcam.train import cache_folder
 from sigcam.train.augment import Augmentation
@@ -71,6 +74,28 @@ def test_rows_are_the_stem_of_the_views(toy, data, geometry, views, tmp_path) ->
 def test_view_0_is_the_preparation_in_use(data, geometry, views) -> None:
     image = read_image(data.file(0))
     np.testing.assert_array_equal(views.view(image, geometry, 0, 0), prepare(image, geometry)[0])
+
+
+@pytest.mark.parametrize("wanted", [(0,), (0, 2), (1,)])
+def test_view_0_of_a_large_jpeg_is_read_as_in_use(
+    data, geometry, views, monkeypatch, wanted
+) -> None:
+    file = data.file(0)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    file.write_bytes(cv2.imencode(".jpg", cv2.resize(noise, (400, 320)))[1].tobytes())
+    image = read_image(file)
+    in_use = read_input(file, geometry).tensor
+    assert not np.array_equal(in_use, prepare(image, geometry)[0])
+    whole = Encoded.decode
+    calls = []
+    monkeypatch.setattr(Encoded, "decode", lambda self: (calls.append(1), whole(self))[1])
+    with ViewReader(data, replace(geometry, layout="float32_nchw"), views, workers=1) as reader:
+        [made] = reader.read([Job(0, wanted)])
+    assert made.pixels is not None
+    for view, pixels in zip(wanted, made.pixels, strict=True):
+        expected = in_use if view == 0 else views.view(image, geometry, 0, view)
+        np.testing.assert_array_equal(pixels, expected)
+    assert len(calls) == (wanted != (0,))
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
