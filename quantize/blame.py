@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
+from sigcam.quantize.engine import open_unfused
 from sigcam.quantize.selection import Selection
 from sigcam.quantize.source import Source
 from sigcam.runtime.errors import BackendError
@@ -77,19 +77,10 @@ def rank_layers(
     Raises:
         BackendError: the engine failed.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Rounding must be done as it is written, not fused away.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
     model = _side_by_side(source, converted, selection)
     sums: dict[str, Array] = {}
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = open_unfused(model.SerializeToString(), threads)
         names = [value.name for value in session.get_outputs()]
         for done, inputs in enumerate(feeds, 1):
             found = session.run(names, {"image": inputs["image"]})

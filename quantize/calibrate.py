@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
+from sigcam.quantize.engine import open_unfused
 from sigcam.quantize.selection import FOLLOWERS, LAYERS, Selection
 from sigcam.quantize.source import Source
 from sigcam.runtime.errors import BackendError, DataError, UsageError
@@ -79,7 +79,7 @@ def calibrate(
             calibrate_method=_METHODS[method],
             extra_options=_OPTIONS.get(method, {}),
         )
-        calibrator.infer_session = _session(augmented, threads)
+        calibrator.infer_session = open_unfused(str(augmented), threads)
         for done, inputs in enumerate(feeds, 1):
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
@@ -103,17 +103,6 @@ class _Once:
     def get_next(self) -> dict[str, Any] | None:
         inputs, self._inputs = self._inputs, None
         return inputs
-
-
-def _session(path: Path, threads: int | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    # Values that an optimiser would fuse away must be there.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _way_to_logits(source: Source) -> onnx.ModelProto:

@@ -21,7 +21,8 @@ from tiny import artifact_graph, tiny_spec, write
 
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sha256_of, write_pair
+from sigcam.runtime.digest import model_digest
+from sigcam.runtime.tensorrt.sidecar import Sidecar, here, write_pair
 
 VERSION = "10.13.3.9"
 GPU = DeviceInfo(0, "Fake GPU", (8, 6), 5)
@@ -41,7 +42,7 @@ def write_engine(folder, package="tensorrt", capabilities=("8.6",), **changes):
         spec=spec, sha256=hashlib.sha256(data).hexdigest(), size=len(data), package=package,
         version=VERSION, platform=here(), capabilities=capabilities, shapes=SHAPES,
         gpu=GPU.name if package == "tensorrt" else None, precision="float32", tf32=False,
-        source=model.name, source_sha256=sha256_of(model),
+        source=model.name, source_sha256=model_digest(model),
     )  # fmt: skip
     write_pair(engine, memoryview(data), sidecar)
     return engine

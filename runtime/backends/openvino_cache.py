@@ -13,7 +13,7 @@ import numpy as np
 
 from sigcam.kernels.cache import key_of
 from sigcam.runtime.backends.base import Array
-from sigcam.runtime.backends.model_digest import model_digest
+from sigcam.runtime.digest import model_digest
 from sigcam.runtime.files import write_bytes
 
 _MAGIC = b"\nsigcam openvino 1 "

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sigcam.runtime.backends.base import BackendOptions, Precision
-from sigcam.runtime.backends.model_digest import model_digest
 from sigcam.runtime.backends.ort_base import Provider
 from sigcam.runtime.backends.ort_cuda import OrtCudaBackend, cuda_provider
+from sigcam.runtime.digest import model_digest
 from sigcam.runtime.errors import StorageError
 from sigcam.runtime.files import cache_folder
 

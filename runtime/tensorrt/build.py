@@ -11,13 +11,14 @@ from typing import Any
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.artifact import read_spec
+from sigcam.runtime.digest import model_digest
 from sigcam.runtime.errors import ArtifactError, BackendError, BackendUnavailableError, UsageError
 from sigcam.runtime.files import check_writable
 from sigcam.runtime.tensorrt.half import to_half
 from sigcam.runtime.tensorrt.monitor import make_monitor, run_stoppable
 from sigcam.runtime.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
 from sigcam.runtime.tensorrt.seam import Seam, choose, dotted
-from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sha256_of, sidecar_path, write_pair
+from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sidecar_path, write_pair
 from sigcam.runtime.tensorrt.timing_cache import TimingCache
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -69,7 +70,7 @@ def build_engine(
     if options.timing_cache is not None:
         check_writable(options.timing_cache)
     gpu = None if seam.is_rtx or options.capabilities else _gpu_here(seam)
-    source_sha256 = sha256_of(model)
+    source_sha256 = model_digest(model)
     build = Build(seam, model, options)
     with memoryview(build.run(progress=progress)) as data:
         sidecar = Sidecar(

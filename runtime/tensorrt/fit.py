@@ -6,9 +6,10 @@ import hashlib
 from pathlib import Path
 
 from sigcam.kernels.calls import DeviceInfo
+from sigcam.runtime.digest import model_digest
 from sigcam.runtime.errors import ArtifactError
 from sigcam.runtime.tensorrt.seam import DISTRIBUTIONS, dotted
-from sigcam.runtime.tensorrt.sidecar import Sidecar, here, sha256_of
+from sigcam.runtime.tensorrt.sidecar import Sidecar, here
 
 _BY_DEFAULT = (8, 0)
 """TensorRT-RTX builds for this compute capability and later ones if none is named
@@ -43,7 +44,7 @@ def check_source(engine: Path, sidecar: Sidecar) -> None:
         ArtifactError: the .onnx file beside it is another one, or can't be read.
     """
     model = engine.with_name(sidecar.source)
-    if model.is_file() and sha256_of(model) != sidecar.source_sha256:
+    if model.is_file() and model_digest(model) != sidecar.source_sha256:
         raise ArtifactError(
             f"{engine} was built from another {model.name} than the one beside it now; run "
             f"`{sidecar.command(engine)}`, or move the engine elsewhere"

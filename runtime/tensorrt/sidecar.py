@@ -8,7 +8,6 @@ TensorRT sees the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shlex
@@ -30,7 +29,6 @@ from sigcam.runtime.tensorrt.seam import (
 )
 
 SIDECAR_VERSION = 1
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -125,22 +123,6 @@ def sidecar_path(engine: str | Path) -> Path:
 def here() -> str:
     """This machine's operating system and processor, as sidecars name them."""
     return f"{platform.system()} {platform.machine()}"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits.
-
-    Raises:
-        ArtifactError: it can't be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return digest.hexdigest()
 
 
 def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:

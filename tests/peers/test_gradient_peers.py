@@ -35,15 +35,6 @@ PHOTOGRAPHS = ["pets/images/Abyssinian_1.jpg", "imagenet_samples/images/n0144076
 TOLERANCE = 1e-3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """PyTorch's second thread would wait by spinning between many small steps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=[*peers.NETWORKS, "efficientnet_lite0"])
 def network(request):
     """A network and our graph of it; the last one with its trained weights."""

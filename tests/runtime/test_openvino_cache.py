@@ -73,13 +73,13 @@ def test_a_damaged_entry_is_told_and_made_again(make_artifact, tmp_path, how):
     feeds = feeds_of(2, 2)
     wanted = opened(path, cache=tmp_path).infer(feeds)
     [entry] = tmp_path.iterdir()
-    good = entry.read_bytes()
-    entry.write_bytes(damaged(entry, how))
+    bad = damaged(entry, how)
+    entry.write_bytes(bad)
     with pytest.warns(RuntimeWarning, match=r"\.blob can't be used .*compiled again"):
         again = opened(path, cache=tmp_path)
     assert not again.from_cache
     same(again.infer(feeds), wanted)
-    assert len(entry.read_bytes()) == len(good)
+    assert entry.read_bytes() != bad  # OpenVINO's bytes, and their number, differ each time
     assert opened(path, cache=tmp_path).from_cache  # without a warning
 
 

@@ -1,4 +1,4 @@
-"""A model file's identity, for caches of what engines make of it."""
+"""A model file's identity, for engines and caches that were made of it."""
 
 from __future__ import annotations
 
