@@ -36,7 +36,7 @@ types:
 # PyTorch: the processes share the cores.
 unit:
 	@echo "== tests: pytest"
-	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=25 --durations-min=5
 
 budget:
 	@echo "== budget guard: what a map may cost"
