@@ -33,10 +33,11 @@ types:
 	$(TEST_ENV)/bin/mypy -p sigcam
 
 # A file's tests share what they export, so they stay in one process. One thread each for
-# PyTorch: the processes share the cores.
+# PyTorch: the processes share the cores. A process that dies ends the run: with
+# --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
 unit:
 	@echo "== tests: pytest"
-	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=25 --durations-min=5
+	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
 
 budget:
 	@echo "== budget guard: what a map may cost"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -91,9 +92,12 @@ def make_monitor(module: Any, *, show: bool) -> Any:
 def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
     """Runs `work` in a thread of its own and waits for it.
 
-    Ctrl-C raises KeyboardInterrupt in Python code of the main thread. Raised inside a
-    callback of TensorRT's, it would have to pass through C++, which can't let it; here the
-    main thread is never in one.
+    Python's own answer to Ctrl-C is an exception in whatever Python code the main thread
+    is in. In a callback of TensorRT's it would have to pass through C++, which can't let it;
+    in Thread.join() it makes CPython before 3.13 take the thread for ended, and a builder
+    that calls back when the interpreter goes away ends the process by abort(). So here
+    Ctrl-C only asks `work` to end. (In a thread other than the main one Python allows no
+    signal handlers, and Ctrl-C doesn't arrive.)
 
     Args:
         work: what to do.
@@ -107,6 +111,7 @@ def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
     """
     done: list[T] = []
     failed: list[BaseException] = []
+    interrupted = False
 
     def run() -> None:
         try:
@@ -114,20 +119,29 @@ def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
         except BaseException as exc:
             failed.append(exc)
 
-    thread = threading.Thread(target=run, name="sigcam build-engine")
-    thread.start()
-    interrupted: KeyboardInterrupt | None = None
-    ended = False
-    while not ended:
-        try:
-            while thread.is_alive():  # within: it may be raised between two waits
-                thread.join(0.1)
-            ended = True
-        except KeyboardInterrupt as exc:  # noqa: PERF203 (once for each Ctrl-C)
-            interrupted = exc
-            stop()
-    if interrupted is not None:
-        raise interrupted
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        stop()
+
+    before = signal.getsignal(signal.SIGINT)
+    handles = (
+        threading.current_thread() is threading.main_thread()
+        and before is not signal.SIG_IGN  # as in a job in a shell's background
+        and before is not None  # which is a handler of the C program around Python
+    )
+    if handles:
+        signal.signal(signal.SIGINT, note)
+    try:
+        thread = threading.Thread(target=run, name="sigcam build-engine")
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)  # not for ever: on Windows nothing interrupts a lock
+    finally:
+        if handles:
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
     if failed:
         raise failed[0]
     return done[0]

@@ -26,8 +26,12 @@ def model(tmp_path):
 
 
 def test_ctrl_c_breaks_off_and_leaves_nothing(model, monkeypatch):
-    """Sent while the builder works in its own thread; it then ends at its next step."""
-    steps = []
+    """Sent while the builder works in its own thread; it then ends at its next step.
+
+    It must have ended before Ctrl-C is passed on: a builder that still calls back when the
+    interpreter goes away ends the process by abort().
+    """
+    steps, ended = [], []
     original = trt.Builder.build_serialized_network
 
     def build(self, network, config):
@@ -43,11 +47,15 @@ def test_ctrl_c_breaks_off_and_leaves_nothing(model, monkeypatch):
             return complete(name, number)
 
         monitor.step_complete = step
-        return original(self, network, config)
+        try:
+            return original(self, network, config)
+        finally:
+            ended.append(True)
 
     monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
     with pytest.raises(KeyboardInterrupt):
         build_engine(model, options=BuildOptions(package=RTX), progress=False)
+    assert ended
     assert steps[0] is False
     assert len(steps) <= 2
     assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
