@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class OpenVinoBackend(Backend):
             StorageError: the compiled model can't be written to the cache.
         """
         ov, read_onnx = _import_openvino()
-        core = ov.Core()
+        core = _core(ov)
         offered = _offered(core)
         if options.precision != "fp32" and options.precision not in offered:
             raise BackendUnavailableError(
@@ -101,6 +102,24 @@ class OpenVinoBackend(Backend):
     def close(self) -> None:
         """Frees the engine's memory, as soon as the calls still running in it are done."""
         self._requests = None
+
+
+_cores: list[Any] = []
+_cores_lock = threading.Lock()
+
+
+def _core(ov: Any) -> Any:
+    """The process's one Core, which stays.
+
+    OpenVINO's CPU plugin, which belongs to a Core, gives the thread that loads it a stack for
+    signal handlers. Of two Cores that end in the order in which they began, the second one puts
+    the first one's back, which is gone: the next signal, Ctrl-C for one, then ends the process
+    by a segmentation fault (seen in 2026.4).
+    """
+    with _cores_lock:
+        if not _cores:
+            _cores.append(ov.Core())
+        return _cores[0]
 
 
 def _import_openvino() -> tuple[Any, Any]:

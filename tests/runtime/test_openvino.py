@@ -1,6 +1,8 @@
 """OpenVINO: shapes, precisions, inputs, the head graph."""
 
 import builtins
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -215,3 +217,22 @@ def test_auto_takes_it_where_it_is_alone_or_asked_for_what_only_it_has(
     with load(path) as session:
         assert session.backend_name == "openvino"
         assert session.explain(np.full((70, 90, 3), (9, 200, 9), np.uint8))[0].label == "green"
+
+
+def test_signals_arrive_after_backends_are_closed_in_the_order_of_loading(make_artifact):
+    """Each with a Core of its own, that would be a segmentation fault."""
+    code = f"""
+import gc, os, pathlib, signal
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.backends.openvino import OpenVinoBackend
+
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+path = pathlib.Path({str(make_artifact())!r})
+backends = [OpenVinoBackend.open(path, BackendOptions()) for _ in range(2)]
+while backends:
+    backends.pop(0).close()
+    gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
