@@ -51,7 +51,7 @@ bench:
 	$(TEST_ENV)/bin/python benchmarks/run.py
 
 # The demo environment holds a plain install; it is made anew when the sources change.
-SOURCES := pyproject.toml $(shell find api runtime kernels train export quantize demo -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
+SOURCES := pyproject.toml $(shell find api runtime kernels train export quantize evaluate demo -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
 
 $(DEMO_ENV)/.installed: $(SOURCES)
 	@echo "== making $(DEMO_ENV) (downloads PyTorch on the first run)"
@@ -62,7 +62,7 @@ $(DEMO_ENV)/.installed: $(SOURCES)
 
 # Editable, strict: the installed package is a tree of links into the folders, which
 # lets mypy and pytest see the parts under their import names. New files need a new tree.
-FOLDERS := $(sort $(dir $(shell find api runtime kernels train export quantize demo -name '*.py' 2>/dev/null)))
+FOLDERS := $(sort $(dir $(shell find api runtime kernels train export quantize evaluate demo -name '*.py' 2>/dev/null)))
 
 $(TEST_ENV)/.installed: pyproject.toml $(FOLDERS)
 	@echo "== making $(TEST_ENV) (downloads PyTorch on the first run)"

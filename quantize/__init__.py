@@ -8,6 +8,8 @@
     static.py     a way to convert: 8 bits, static, per channel, QDQ
     storage.py    a way to convert: weights stored in 16 bits
     sigmoid_head.py  a way to convert: the sigmoid branch's large matrices stored in 8 bits
+    aside.py      layers computed again, rounded, beside the float32 ones
+    bias.py       the mean of the rounding error, taken back by the biases
     blame.py      which layers hurt
     gate.py       the fidelity certificate
     run.py        all of it, and the file

@@ -14,11 +14,12 @@ from typing import Any, get_args
 
 import onnx
 
+from sigcam.quantize.bias import correct_biases
 from sigcam.quantize.blame import Blame, rank_layers
-from sigcam.quantize.calibrate import Method, calibrate
+from sigcam.quantize.calibrate import Method, Ranges, calibrate
 from sigcam.quantize.gate import Gate, Measured
 from sigcam.quantize.pictures import Chosen, choose, feeds
-from sigcam.quantize.selection import maker_of, select
+from sigcam.quantize.selection import Selection, maker_of, select
 from sigcam.quantize.sigmoid_head import quantize_sigmoid_head
 from sigcam.quantize.source import Source, read_source
 from sigcam.quantize.static import Activations, to_int8
@@ -34,6 +35,9 @@ Say = Callable[[str], None]
 
 _RANKED_ON = 8
 """Calibration pictures that layers are ranked on: their order hardly changes with more."""
+
+_CORRECTED_ON = 32
+"""Calibration pictures that biases are corrected on: means of many positions each."""
 
 _NAMED = 5
 """How many of the layers that hurt a refusal names."""
@@ -236,10 +240,7 @@ class _Work:
         ranking: list[Blame] = []
         for round_number in range(options.rounds + 1):
             selection = select(self._source, kept)
-            model = to_int8(
-                self._source, selection, ranges, options.activations,
-                wide_weights=options.wide_weights,
-            )  # fmt: skip
+            model = self._converted(selection, ranges)
             fidelity = self._measured(model, kept)
             if fidelity.passes:
                 return model, fidelity
@@ -259,6 +260,17 @@ class _Work:
             "--rounds, lower the limits, or take fp16"
         )
         raise FidelityError(self._refusal(fidelity, advice))
+
+    def _converted(self, selection: Selection, ranges: Ranges) -> onnx.ModelProto:
+        options = self._options
+        model = to_int8(
+            self._source, selection, ranges, options.activations, wide_weights=options.wide_weights
+        )
+        count = min(_CORRECTED_ON, options.calibration)
+        return correct_biases(
+            self._source, model, selection, self._feeds(count), count,
+            threads=options.threads, report=reporter(self._progress, "biases"),
+        )  # fmt: skip
 
     def _to_keep(self, worst: Sequence[Blame], kept: Sequence[str]) -> list[str]:
         """These layers, and those that round their inputs where that is what hurts."""

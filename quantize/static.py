@@ -196,10 +196,11 @@ def _strip(model: onnx.ModelProto) -> None:
     """As the exporter leaves it: shapes follow from the operators, notes are nobody's."""
     model.producer_name, model.producer_version, model.doc_string = "sigcam", "", ""
     del model.graph.value_info[:]
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
 
 
-def _drop_unused(graph: Any) -> None:
+def drop_unused(graph: Any) -> None:
+    """Takes out the tensors that no node reads any more."""
     used: set[str] = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
