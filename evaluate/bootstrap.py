@@ -133,12 +133,11 @@ def compare(
         for row, sums in zip(drawn, _sums(artifacts, count, first, seed), strict=True):
             row[block] = _values(metric, sums, num_pictures)
     tails = (1 - level) / 2, (1 + level) / 2
+    with np.errstate(invalid="ignore"):  # infinities, which have no difference
+        differences, beyond = values - values[0], drawn - drawn[0]
     return [
-        Comparison(
-            _estimate(value, row, tails),
-            _estimate(value - values[0], row - drawn[0], tails),
-        )
-        for value, row in zip(values, drawn, strict=True)
+        Comparison(_estimate(value, row, tails), _estimate(difference, rest, tails))
+        for value, row, difference, rest in zip(values, drawn, differences, beyond, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 from sigcam.evaluate.datasets.objects import Object, left_out_note, of_one_class
 from sigcam.evaluate.datasets.sample import Dataset, Place, Problem, Sample, box_array, problem
 from sigcam.evaluate.datasets.segmentation import BadSegmentation, read_segmentation
-from sigcam.evaluate.datasets.text import read_text
+from sigcam.evaluate.datasets.text import is_file, read_text
 from sigcam.runtime.errors import DataError
 
 LISTS = ("images", "annotations", "categories")
@@ -74,6 +74,8 @@ def _content(file: Path) -> Mapping[str, list[Any]]:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as exc:
         raise DataError(f"{file}, line {exc.lineno}: not JSON: {exc.msg}") from exc
+    except ValueError as exc:  # whole numbers of thousands of digits
+        raise DataError(f"{file}: not COCO: {exc}") from exc
     except RecursionError as exc:
         raise DataError(f"{file}: not COCO: it is nested too deep") from exc
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in LISTS):
@@ -87,7 +89,7 @@ def _is_id(value: object) -> TypeGuard[int]:
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    if _is_id(width) and _is_id(height) and width > 0 and height > 0:
+    if _is_id(width) and _is_id(height) and min(width, height) > 0 and max(width, height) < 2**31:
         return width, height
     return None
 
@@ -96,7 +98,7 @@ def _root_of(file: Path, names: Sequence[str]) -> Path:
     near = (file.parent, file.absolute().parent.parent)
     inside = [sub for folder in near for sub in sorted(folder.iterdir()) if sub.is_dir()]
     first = names[0] if names else None
-    return next((f for f in (*near, *inside) if first and (f / first).is_file()), file.parent)
+    return next((f for f in (*near, *inside) if first and is_file(f / first)), file.parent)
 
 
 def _sample(

@@ -75,6 +75,14 @@ def numbers(cells: list[str]) -> list[float] | None:
     return found if all(math.isfinite(value) for value in found) else None
 
 
+def is_file(path: Path) -> bool:
+    """Whether a name out of a data set is that of a file, whatever it holds."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def class_file(*folders: Path) -> tuple[str, ...] | None:
     """The names in the first `classes.txt` there is, one a line; None if there is none."""
     for folder in folders:

@@ -18,6 +18,7 @@ More than the reference:
 - Only image_ids.txt must be there. A picture without a line in a file that has lines for others
   is a problem, which the reference meets as a KeyError. Box coordinates may have decimals.
 - No picture needs an ignore mask; the reference opens a folder as a picture then.
+- Blanks around a line or between its commas don't count, nor do blank lines.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sigcam.evaluate.datasets.sample import Dataset, Place, Problem, Sample, box_array, problem
-from sigcam.evaluate.datasets.text import class_file, class_id, is_count, lines_of, numbers
+from sigcam.evaluate.datasets.text import class_file, class_id, is_count, is_file, lines_of, numbers
 from sigcam.runtime.errors import DataError
 
 IDS_FILE = "image_ids.txt"
@@ -215,4 +216,4 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
 def _root_of(folder: Path) -> Path:
     first = next((name for _, name in lines_of(folder / IDS_FILE)), "")
     around = (folder, *list(folder.absolute().parents)[:4])
-    return next((base for base in around if first and (base / first).is_file()), folder)
+    return next((base for base in around if first and is_file(base / first)), folder)

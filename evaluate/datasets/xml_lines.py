@@ -50,6 +50,35 @@ class _Refused(Exception):  # noqa: N818  (never leaves this file)
     pass
 
 
+class _Tree:
+    """Builds elements from a parser's calls."""
+
+    def __init__(self) -> None:
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._text
+        self.parser.StartDoctypeDeclHandler = self._doctype
+        self.path = [Element("", 0)]
+
+    def _start(self, tag: str, _: object) -> None:
+        if len(self.path) > MAX_DEPTH:
+            raise _Refused(f"elements are nested deeper than {MAX_DEPTH}")
+        element = Element(tag, self.parser.CurrentLineNumber)
+        self.path[-1].children.append(element)
+        self.path.append(element)
+
+    def _end(self, _: str) -> None:
+        self.path.pop()
+
+    def _text(self, characters: str) -> None:
+        self.path[-1].text += characters
+
+    def _doctype(self, *_: object) -> None:
+        raise _Refused("it has a DOCTYPE, which may declare entities; remove it")
+
+
 def read_xml(file: Path) -> Element | Problem:
     """Reads an XML file.
 
@@ -57,41 +86,20 @@ def read_xml(file: Path) -> Element | Problem:
         Its root element; or what is wrong with it: unreadable, not well-formed, with a DOCTYPE,
         nested deeper than 64, or over 16 MiB.
     """
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    top = Element("", 0)
-    path = [top]
-
-    def start(tag: str, _: object) -> None:
-        if len(path) > MAX_DEPTH:
-            raise _Refused(f"elements are nested deeper than {MAX_DEPTH}")
-        path[-1].children.append(Element(tag, parser.CurrentLineNumber))
-        path.append(path[-1].children[-1])
-
-    def end(_: str) -> None:
-        path.pop()
-
-    def text(characters: str) -> None:
-        path[-1].text += characters
-
-    def doctype(*_: object) -> None:
-        raise _Refused("it has a DOCTYPE, which may declare entities; remove it")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.CharacterDataHandler = text
-    parser.StartDoctypeDeclHandler = doctype
+    tree = _Tree()
     try:
         if file.stat().st_size > MAX_BYTES:
             return Problem(file, None, f"more than {MAX_BYTES >> 20} MiB of annotations")
-        parser.Parse(file.read_bytes(), True)
+        tree.parser.Parse(file.read_bytes(), True)
     except OSError as exc:
         return Problem(file, None, f"can't be read: {exc.strerror or exc}")
     except expat.ExpatError as exc:
         return Problem(file, exc.lineno, f"not XML: {expat.errors.messages[exc.code]}")
+    except (LookupError, ValueError) as exc:
+        return Problem(file, 1, f"its encoding isn't known: {exc}")
     except _Refused as exc:
-        return Problem(file, parser.CurrentLineNumber, str(exc))
-    return top.children[0]
+        return Problem(file, tree.parser.CurrentLineNumber, str(exc))
+    return tree.path[0].children[0]
 
 
 def place_of(file: Path, element: Element) -> Place:

@@ -153,6 +153,10 @@ def test_no_interval_where_a_drawing_has_no_value():
     assert found.metric.value == 3
     assert math.isnan(found.metric.low)
     assert math.isnan(found.metric.high)
+    rows[0] = (-1, 0)
+    [_, found] = compare([rows, rows], lambda sums, _: np.log(sums[:, 0]))
+    assert math.isnan(found.difference.value)
+    assert math.isnan(found.difference.low)
 
 
 def test_bad_input():

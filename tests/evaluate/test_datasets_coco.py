@@ -156,17 +156,21 @@ def test_a_mistake_is_named_with_file_and_entry(coco, wrong, message):
 
 def test_mistakes_in_other_lists(coco):
     images = [{"id": 5, "file_name": "2.png"}, {"id": 5, "file_name": "1.png"}, {"id": "x"}, 3]
+    images += [{"id": 7, "file_name": "n" * 5000, "width": 10**30, "height": 1}]
     images += [{"id": 6, "file_name": "2.png"}, {"id": 8, "file_name": "9.png"}]
     categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}, {"id": 5}]
-    root = coco([GOOD, thing(8, 3, [1, 1, 5, 5])], images=images, categories=categories)
-    with pytest.raises(DataError, match="7 problems") as caught:
+    things = [GOOD, thing(7, 3, [1, 1, 5, 5]), thing(8, 3, [1, 1, 5, 5])]
+    root = coco(things, images=images, categories=categories)
+    with pytest.raises(DataError, match="8 problems") as caught:
         open_dataset(root)
     for message in (
         "images[1]: id 5 is that of images[0] too",
         "images[2]: a whole number as id and a file_name wanted",
         "images[3]: a whole number as id",
-        "images[4]: 2.png stands in images[0] already",
-        "images[5]: the picture",
+        "images[4]: the picture",
+        "nnn can't be read",
+        "images[5]: 2.png stands in images[0] already",
+        "images[6]: the picture",
         "categories[1]: car stands in categories[0] already",
         "categories[2]: a whole number as id and a name wanted",
     ):
@@ -181,6 +185,7 @@ def test_mistakes_in_other_lists(coco):
         ('{"images": [], "annotations": {}, "categories": []}', "COCO instances have the lists"),
         ('{"images": [], "annotations": [], "categories": []}', "has no usable pictures"),
         ("[" * 200_000, "nested too deep"),
+        ("9" * 5000, "not COCO"),
     ],
 )
 def test_no_coco(coco, content, message):

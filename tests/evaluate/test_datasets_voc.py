@@ -124,13 +124,15 @@ def test_other_files(voc, tmp_path):
     text("Annotations/other.xml", "<x/>")
     text("Annotations/empty.xml")
     text("Annotations/lost.xml", "<annotation>", *box("dog", 1, 1, 9, 9), "</annotation>")
-    with pytest.raises(DataError, match="4 problems") as caught:
+    text("Annotations/foreign.xml", '<?xml version="1.0" encoding="nowhere"?><annotation/>')
+    with pytest.raises(DataError, match="5 problems") as caught:
         open_dataset(root)
     for message in (
         "bomb.xml, line 1: it has a DOCTYPE",
         "other.xml, line 1: <annotation> wanted, got <x>",
         "empty.xml, line 1: not XML: no element found",
         "lost.jpg is missing",
+        "foreign.xml, line 1: its encoding isn't known",
     ):
         assert message in str(caught.value)
 
