@@ -8,6 +8,10 @@ for all of them cancels in the difference.
 A metric is a function of sums over pictures: a mean is the sum over the number; MaxBoxAccV2 is the
 largest of the sums of hits at each threshold; PxAP is an area under sums of histograms. So a
 drawing is a count for each picture, and its sums are a matrix product of counts and contributions.
+
+A maximum over thresholds is a little larger in drawn pictures than in the pictures themselves, the
+more so the fewer pictures and the flatter its peak; its value may even lie below its interval. In
+a difference that cancels, unless one artifact's peak is much flatter than the other's.
 """
 
 from __future__ import annotations
@@ -161,14 +165,14 @@ def drawn_counts(
     random = np.random.default_rng((seed, first))
     left = np.full(resamples, num_pictures, np.int64)
     for start in range(0, num_pictures, _PICTURES_AT_ONCE):
-        stop = min(start + _PICTURES_AT_ONCE, num_pictures)
-        share = (stop - start) / (num_pictures - start)
-        here = random.binomial(left, share)
+        size = min(_PICTURES_AT_ONCE, num_pictures - start)
+        here = random.binomial(left, size / (num_pictures - start))
         left -= here
-        yield (
-            slice(start, stop),
-            random.multinomial(here, np.full(stop - start, 1 / (stop - start))),
-        )
+        # Drawing each picture and counting takes a third of the time of `multinomial`.
+        cells = np.repeat(np.arange(resamples) * size, here)
+        cells += random.integers(0, size, len(cells))
+        counts = np.bincount(cells, minlength=resamples * size)
+        yield slice(start, start + size), counts.reshape(resamples, size)
 
 
 def _check(artifacts: Sequence[Contributions], resamples: int, level: float) -> int:

@@ -7,10 +7,11 @@ sample's masks as arrays.
 from sigcam.evaluate.datasets.checks import check_dataset
 from sigcam.evaluate.datasets.classes import match_classes
 from sigcam.evaluate.datasets.masks import read_masks
-from sigcam.evaluate.datasets.opening import open_dataset
+from sigcam.evaluate.datasets.opening import FORMATS, open_dataset
 from sigcam.evaluate.datasets.sample import Dataset, Place, Problem, Sample
 
 __all__ = [
+    "FORMATS",
     "Dataset",
     "Place",
     "Problem",
