@@ -27,6 +27,7 @@ _STEPS = 1000
 _WEIGHTS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
 # A side of a block is coupled to the next block by this much per pixel.
 _SIDE = 1 / 3
+_LARGEST = 64
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -82,7 +83,7 @@ class _System:
     """The equations of one picture, padded so that blocks of all sizes fit in."""
 
     def __init__(self, picture: U8, removed: npt.NDArray[np.bool_]) -> None:
-        block = 1 << max(int(np.ceil(np.log2(max(removed.shape)))) - 1, 0)
+        block = min(1 << max(int(np.ceil(np.log2(max(removed.shape)))) - 1, 0), _LARGEST)
         below, right = (-side % block for side in removed.shape)
         around = ((0, below), (0, right))
         hole = np.pad(removed, around).astype(np.float32)

@@ -73,10 +73,9 @@ def extremum_values(levels: U8) -> npt.NDArray[np.bool_]:
     """
     found = np.zeros(LEVELS, bool)
     found[levels[_maxima(levels, _SQUARE)]] = True
-    # A plateau at the edge is open to the outside, which is lower than everything.
-    inside = np.full_like(levels, 255)
-    inside[1:-1, 1:-1] -= levels[1:-1, 1:-1]
-    found[levels[1:-1, 1:-1][_maxima(inside, _CROSS)[1:-1, 1:-1]]] = True
+    # The outside is lower than everything, so that what touches the edge is no minimum.
+    turned = np.pad(255 - levels, 1, constant_values=255)
+    found[levels[_maxima(turned, _CROSS)[1:-1, 1:-1]]] = True
     return found
 
 
@@ -85,7 +84,8 @@ def _maxima(levels: U8, neighbours: U8) -> npt.NDArray[np.bool_]:
     top = (levels == cv2.dilate(levels, neighbours)).view(np.uint8)
     # A neighbour of the same value that isn't at the top has a higher neighbour itself.
     slope = np.where(top, np.uint8(0), levels)
-    sloping = ((cv2.dilate(slope, neighbours) == levels) & (levels > 0)).view(np.uint8)
+    beside = (cv2.dilate(slope, neighbours) == levels) & (levels > 0)
+    sloping = beside.view(np.uint8) & top
     # Neighbouring tops are of one plateau.
     for _ in range(_PLATEAU):
         sloping = cv2.bitwise_and(top, cv2.dilate(sloping, neighbours))
