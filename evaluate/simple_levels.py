@@ -92,7 +92,7 @@ def _maxima(levels: U8, neighbours: U8) -> npt.NDArray[np.bool_]:
     return np.asarray(top > sloping)
 
 
-def level_groups(levels: U8) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def level_groups(levels: U8) -> tuple[Ints, Ints]:
     """Groups neighbouring levels whose threshold images have as many pieces and holes.
 
     Args:
@@ -100,10 +100,9 @@ def level_groups(levels: U8) -> tuple[Ints, npt.NDArray[np.bool_]]:
 
     Returns:
         group: int64 [256], rising by 1 where a group begins.
-        one: bool [256], whether pieces minus holes is 1 (only there may a level be one piece
-            without holes).
+        euler: int64 [256], pieces minus holes.
     """
     euler = euler_numbers(levels)
     begins = extremum_values(levels)
     begins[1:] |= euler[1:] != euler[:-1]
-    return np.cumsum(begins), euler == 1
+    return np.cumsum(begins), euler
