@@ -37,13 +37,13 @@ def box_iou(a: npt.NDArray[np.integer], b: npt.NDArray[np.integer]) -> Floats:
     Returns:
         float64 [n, m] in [0, 1].
     """
-    left = a.astype(np.int64)[:, None]
-    right = b.astype(np.int64)[None]
-    overlap = np.minimum(left[..., 2:], right[..., 2:]) - np.maximum(left[..., :2], right[..., :2])
-    shared = np.maximum(overlap + 1, 0).prod(axis=2)
-    areas = (left[..., 2:] - left[..., :2] + 1).prod(2) + (
-        right[..., 2:] - right[..., :2] + 1
-    ).prod(2)
+    # Column by column: reductions along a last axis of two are slow.
+    ax0, ay0, ax1, ay1 = a.astype(np.int64).T[:, :, None]
+    bx0, by0, bx1, by1 = b.astype(np.int64).T[:, None, :]
+    wide = np.minimum(ax1, bx1) - np.maximum(ax0, bx0) + 1
+    high = np.minimum(ay1, by1) - np.maximum(ay0, by0) + 1
+    shared = np.maximum(wide, 0) * np.maximum(high, 0)
+    areas = (ax1 - ax0 + 1) * (ay1 - ay0 + 1) + (bx1 - bx0 + 1) * (by1 - by0 + 1)
     return np.asarray(shared / (areas - shared), np.float64)
 
 

@@ -1,6 +1,6 @@
 """Noisy linear imputation: removed pixels as the weighted means of their neighbours, and noise.
 
-Rong et al. 2022 (ROAD), Sec. 4: a removed pixel gets 1/6 of each pixel beside, above and below
+Rong et al. 2022 (ROAD): a removed pixel gets 1/6 of each pixel beside, above and below
 and 1/12 of each across a corner, removed ones included: a sparse linear system. Its matrix is
 symmetric and positive definite, so that conjugate gradients solve it, and a product with it is
 one 3x3 filter. Plain, they took 200 to 500 steps on a 224x224 picture; with corrections on

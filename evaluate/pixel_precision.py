@@ -1,4 +1,4 @@
-"""PxAP: the area under the precision-recall curve of pixels (Choe et al. 2020, Sec. 4.2).
+"""PxAP: the area under the precision-recall curve of pixels (Choe et al. 2020).
 
 A pixel is predicted as foreground at a threshold if its score reaches it. Pixels of all
 pictures are counted together; those of the ignore region don't count. The 1,001 thresholds

@@ -31,7 +31,7 @@ def pointing_hit(
     """Whether the map's maximum points at the object.
 
     Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop"): hit if the
-    maximum lies in the region, or within `tolerance` pixels of it (15 in their code,
+    maximum lies in the region, or within `tolerance` pixels of it (15 is usual;
     Euclidean). Of several maxima the first in reading order counts, so that the outcome
     doesn't depend on how many there are. A constant map points nowhere: no hit.
 

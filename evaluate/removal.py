@@ -1,6 +1,6 @@
 """Insertion and deletion: the class's score while pixels come or go in the map's order.
 
-Petsiuk et al. 2018 (RISE), Sec. 4.2, and its code. Departures: pixels are changed in the
+Petsiuk et al. 2018 (RISE), and its code. Departures: pixels are changed in the
 uint8 picture and not in the normalised input; the blur is OpenCV's 11x11 Gaussian of sigma 5
 with reflected edges, where the code pads with the mean colour; ties in the map are taken in
 reading order, where the code leaves them to an unstable sort. A constant map is therefore

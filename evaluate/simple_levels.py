@@ -20,7 +20,7 @@ LEVELS = 256
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _SQUARE = np.ones((3, 3), np.uint8)
 # How far, in pixels, a plateau is looked at from its rim.
-_PLATEAU = 8
+_PLATEAU = 4
 
 U8 = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
