@@ -4,9 +4,9 @@
 
 Both give the same IoUs at all 1,000 thresholds (compared for every map), for all contours and
 for the largest one. Maps are random fields of 7x7, 14x14 and 28x28 cells, their negative half
-cut off like evidence after ReLU, blurred by a Gaussian of some cells, enlarged as the protocol has it:
-the more cells and the less blur, the more pieces. One thread; the two alternate, map by map,
-and the ratio is the median of the maps' ratios.
+cut off like evidence after ReLU, blurred by a Gaussian of some cells, enlarged as the protocol
+has it: the more cells and the less blur, the more pieces. One thread; the two alternate, map by
+map, and the ratio is the median of the maps' ratios.
 """
 
 from __future__ import annotations

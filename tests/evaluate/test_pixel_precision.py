@@ -47,6 +47,9 @@ def test_counts_are_numpys_histogram_with_the_reference_bins():
     scores, labels = random_case(0)
     scores[10, :5] = [0, 0.001, 0.003, 0.999, 1.0]
     scores[11] = THRESHOLDS[17:57]
+    scores[12:37] = THRESHOLDS.reshape(25, 40)
+    scores[13:37:2] = np.nextafter(scores[13:37:2], 0)
+    scores[14:37:4] = np.nextafter(scores[14:37:4], 1)
     edges = np.append(THRESHOLDS, [1.0, 2.0])
     for kind, counts in enumerate(pixel_counts(scores, labels)):
         expected = np.histogram(scores[labels == kind], bins=edges)[0]
