@@ -1,0 +1,108 @@
+"""At which levels a threshold image is surely one piece like at the level before.
+
+The threshold image of level L is {pixel > L}; pieces are 8-connected, holes 4-connected parts
+of the rest that don't touch the picture's edge. Going from L - 1 to L,
+- a piece can only vanish where a regional maximum has the value L,
+- a hole can only appear where a regional minimum inside the picture has the value L,
+- otherwise pieces split and holes merge or open, and each of these raises the Euler number
+  (pieces minus holes).
+So where no extremum has the value L and the Euler number is unchanged, pieces and holes are
+the same in number. Both conditions cost a few passes over the map for all levels together.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+LEVELS = 256
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
+_SQUARE = np.ones((3, 3), np.uint8)
+# How far, in pixels, a plateau is looked at from its rim.
+_PLATEAU = 4
+
+U8 = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+
+
+def histogram(values: U8) -> Ints:
+    """Counts of the values 0 to 255, int64 [256]."""
+    # Exact: OpenCV counts in integers and gives float32, which holds counts up to 2**24.
+    counts = cv2.calcHist([values], [0], None, [LEVELS], [0, LEVELS])
+    return np.asarray(counts).ravel().astype(np.int64)
+
+
+def above(counts: Ints) -> Ints:
+    """From counts per value to counts of what lies above each level, int64 [256]."""
+    return np.asarray(counts.sum() - counts.cumsum())
+
+
+def euler_numbers(levels: U8) -> Ints:
+    """Pieces (8-connected) minus holes (4-connected) of {levels > L}, for L = 0 to 255.
+
+    Corners minus edges plus pixels of the closed pixels: a corner or an edge belongs to the
+    threshold image where the largest pixel that touches it does.
+
+    Args:
+        levels: uint8 [H, W], fewer than 2**24 pixels.
+
+    Returns:
+        int64 [256].
+    """
+    padded = np.pad(levels, 1)
+    across = np.maximum(padded[:, 1:], padded[:, :-1])
+    down = np.maximum(padded[1:], padded[:-1])
+    corners = np.maximum(across[1:], across[:-1])
+    # The padding's own edges and corners have the value 0, which lies above no level.
+    edges = histogram(across) + histogram(down)
+    return above(histogram(corners) - edges + histogram(levels))
+
+
+def extremum_values(levels: U8) -> npt.NDArray[np.bool_]:
+    """Values at which the map may have a regional maximum, or a minimum inside the picture.
+
+    A superset: a plateau that is neither may count if it is wide. Each value too many costs
+    one contour search; following every plateau to its rim would cost more.
+
+    Args:
+        levels: uint8 [H, W].
+
+    Returns:
+        bool [256].
+    """
+    found = np.zeros(LEVELS, bool)
+    found[levels[_maxima(levels, _SQUARE)]] = True
+    # The outside is lower than everything, so that what touches the edge is no minimum.
+    turned = np.pad(255 - levels, 1, constant_values=255)
+    found[levels[_maxima(turned, _CROSS)[1:-1, 1:-1]]] = True
+    return found
+
+
+def _maxima(levels: U8, neighbours: U8) -> npt.NDArray[np.bool_]:
+    """Pixels of regional maxima, and inner pixels of wide plateaus that aren't."""
+    top = (levels == cv2.dilate(levels, neighbours)).view(np.uint8)
+    # A neighbour of the same value that isn't at the top has a higher neighbour itself.
+    slope = np.where(top, np.uint8(0), levels)
+    beside = (cv2.dilate(slope, neighbours) == levels) & (levels > 0)
+    sloping = beside.view(np.uint8) & top
+    # Neighbouring tops are of one plateau.
+    for _ in range(_PLATEAU):
+        sloping = cv2.bitwise_and(top, cv2.dilate(sloping, neighbours))
+    return np.asarray(top > sloping)
+
+
+def level_groups(levels: U8) -> tuple[Ints, Ints]:
+    """Groups neighbouring levels whose threshold images have as many pieces and holes.
+
+    Args:
+        levels: uint8 [H, W].
+
+    Returns:
+        group: int64 [256], rising by 1 where a group begins.
+        euler: int64 [256], pieces minus holes.
+    """
+    euler = euler_numbers(levels)
+    begins = extremum_values(levels)
+    begins[1:] |= euler[1:] != euler[:-1]
+    return np.cumsum(begins), euler

@@ -1,0 +1,21 @@
+"""The metrics import no training or export library and no engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import sys
+for name in ("torch", "torchvision", "onnx", "onnxruntime", "scipy", "skimage"):
+    sys.modules[name] = None
+import sigcam.evaluate.box_accuracy, sigcam.evaluate.confidence
+import sigcam.evaluate.pixel_precision, sigcam.evaluate.pointing
+import sigcam.evaluate.removal, sigcam.evaluate.road
+assert not {"sigcam.train", "sigcam.export", "sigcam.runtime.session"} & set(sys.modules)
+"""
+
+
+def test_metrics_import_only_numpy_and_opencv():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
