@@ -82,7 +82,8 @@ def _densenet121():
 
 
 def _vit_tiny():
-    net = timm.create_model("vit_tiny_patch16_224")
+    # Four of its twelve blocks: a map is made of the last one.
+    net = timm.create_model("vit_tiny_patch16_224", depth=4)
 
     def grid(tokens):
         return tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)

@@ -100,7 +100,10 @@ def oracle_weights(method, F, values, ids, logits):
 
 
 def cases():
-    """cam with every option; the others with each selection, profile and branch."""
+    """cam with every option; the others with each selection, profile and branch.
+
+    The methods differ in sums over one gradient, so not each meets all of them.
+    """
     for selection in SELECTIONS:
         for profile in ("fused", "split"):
             for branch in ("sigmoid", "softmax"):
@@ -108,7 +111,7 @@ def cases():
     for net, method in itertools.product(("toy", "mlp"), [m for m in METHODS if m != "cam"]):
         yield net, method, "top1", "fused", "sigmoid"
         yield net, method, "input", "split", "softmax"
-        if net == "mlp":
+        if net == "mlp" and method in ("gradcam++", "layercam", "finercam"):
             yield net, method, "top3", "split", "sigmoid"
 
 

@@ -32,9 +32,7 @@ NETWORKS = {
     "timm/lcnet_035@64": "pool + conv + act + linear",
     "timm/test_convnext@64": "pool + norm + linear",
     "timm/efficientvit_b0@64": "pool + linear + norm + act + linear",
-    "timm/test_nfnet@64": "pool + linear",
     "timm/test_vit@64": "class token + linear",
-    "timm/test_vit2@64": "pool + norm + linear",
     "timm/test_vit3": "attention + linear",
     "timm/test_maxvit@160": "pool + linear",
 }

@@ -62,10 +62,13 @@ def _small_vit():
     return peers.Peer(net, [net.blocks[-1].norm1], reshape=grid)
 
 
-BACKBONES = {**peers.NETWORKS, "vit_tiny_patch16_224": _small_vit}
+BACKBONES = {
+    **{name: peers.NETWORKS[name] for name in ("resnet18", "vgg11", "mobilenet_v3_small")},
+    "vit_tiny_patch16_224": _small_vit,
+}
 # Ablation-CAM is one definition on features that a ReLU made.
 AFTER_RELU = {
-    **{name: peers.NETWORKS[name] for name in ("resnet18", "vgg11", "densenet121")},
+    **{name: peers.NETWORKS[name] for name in ("resnet18", "densenet121")},
     "shufflenet_v2_x0_5": _with_last_relu("shufflenet_v2_x0_5", "conv5"),
     "regnet_y_400mf": _with_last_relu("regnet_y_400mf", "trunk_output"),
 }
