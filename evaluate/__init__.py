@@ -1,1 +1,31 @@
-"""What a deployed map is worth: metrics on arrays, readers of data sets, and the evaluation."""
+"""What a deployed map is worth: metrics, data sets, and the evaluation of artifacts.
+
+    datasets/          what is evaluated on: readers, checks, masks
+    protocol.py        conventions of Choe et al. 2020: the square, thresholds, boxes, masks
+    placing.py         a grid on that square, whatever the resize rule
+    threshold_boxes.py boxes at every threshold, fast; with simple_levels, piece_track,
+                       contour_search
+    box_accuracy.py    MaxBoxAcc, MaxBoxAccV2, GT-known Loc, Top-1 Loc, Top-1 Cls
+    pixel_precision.py PxAP
+    pointing.py        pointing game, energy inside
+    confidence.py      Average Drop, % Increase
+    removal.py, road.py, imputation.py   insertion, deletion, ROAD
+    model.py           an artifact: what it says of a batch
+    fidelity.py        the engine's runs on changed pictures
+    scoring.py         one picture's record
+    records.py, state.py   what is kept of each picture, and how an evaluation goes on
+    metrics.py, bootstrap.py   from records to numbers, and how sure they are
+    run.py             all of it
+    gallery.py, reports/   pictures and pages of the result
+
+The metrics work on arrays and know nothing of engines or files.
+"""
+
+from __future__ import annotations
+
+from sigcam.evaluate.datasets import Dataset as Dataset
+from sigcam.evaluate.datasets import Sample as Sample
+from sigcam.evaluate.datasets import open_dataset as open_dataset
+from sigcam.evaluate.run import EvaluateOptions as EvaluateOptions
+from sigcam.evaluate.run import Evaluation as Evaluation
+from sigcam.evaluate.run import evaluate as evaluate

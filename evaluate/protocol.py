@@ -31,7 +31,7 @@ def score_map(grid: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[n
 
     Bicubic (OpenCV's INTER_CUBIC, a = -0.75) in float64, then min-max. The overshoot of the
     bicubic kernel is part of the protocol. The grid is taken to cover the whole picture, as
-    it does for the resize rule "squash".
+    it does for the resize rule "stretch"; `placing.place_scores` is for the others.
 
     Args:
         grid: floating [h, w], any range; usually ReLU'd evidence, >= 0.
@@ -44,14 +44,30 @@ def score_map(grid: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[n
     Raises:
         UsageError: the grid isn't a non-empty array [h, w].
     """
+    return normalise(enlarge(grid, size, size))
+
+
+def enlarge(grid: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float64]:
+    """The grid [h, w] at another size, bicubic: float64 [height, width].
+
+    Raises:
+        UsageError: the grid isn't a non-empty array [h, w].
+    """
     if grid.ndim != 2 or grid.size == 0:
         raise UsageError(f"grid must be a non-empty array [h, w], got shape {list(grid.shape)}")
-    resized = cv2.resize(grid.astype(np.float64), (size, size), interpolation=cv2.INTER_CUBIC)
-    scores: npt.NDArray[np.float64] = np.array(resized, np.float64)
-    low, high = scores.min(), scores.max()
+    size = (width, height)
+    resized = cv2.resize(grid.astype(np.float64), size, interpolation=cv2.INTER_CUBIC)
+    return np.array(resized, np.float64)
+
+
+def normalise(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Min-max to [0, 1], a new array [H, W]; all zero where constant or with a NaN."""
+    if values.size == 0:
+        return np.zeros(values.shape)
+    low, high = values.min(), values.max()
     if np.isnan(low) or low == high:
-        return np.zeros((size, size))
-    scores -= low
+        return np.zeros(values.shape)
+    scores: npt.NDArray[np.float64] = values - low
     scores /= scores.max()
     return scores
 

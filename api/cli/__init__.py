@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
     "explain": ("explain", "Predict and explain pictures with an artifact."),
+    "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
     "info": ("info", "Print the spec and parity certificate of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),

@@ -1,0 +1,177 @@
+"""An artifact under evaluation: what it says of a batch of pictures, and of changed ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.runtime.artifact import read_spec
+from sigcam.runtime.backends import open_backend
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.digest import model_digest
+from sigcam.runtime.errors import BackendError, UsageError
+from sigcam.runtime.geometry import prepare
+from sigcam.runtime.outputs import own_grids, softmax
+from sigcam.runtime.pipeline import Stopwatch
+from sigcam.runtime.spec import Geometry
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What an artifact says of one picture.
+
+    Attributes:
+        predicted: the most probable class.
+        probability: its softmax probability, 0 to 1.
+        map_class: class of `grid`: the true one where the artifact can be asked for it and the
+            sample has one, the predicted one otherwise.
+        grid: float32 [h, w], of `map_class`.
+        predicted_grid: float32 [h, w], of the predicted class.
+    """
+
+    predicted: int
+    probability: float
+    map_class: int
+    grid: Array
+    predicted_grid: Array
+
+
+class Model:
+    """An opened artifact. A context manager that closes the engine.
+
+    Attributes:
+        name: what reports call it: the file's name, told apart where several are equal.
+        path: of the file.
+        spec: that it carries.
+        digest: of the file and its weights.
+        backend_name: the engine that runs it.
+        engine: adds up the seconds in which the engine ran.
+    """
+
+    def __init__(
+        self, name: str, path: Path, backend: str, options: BackendOptions, engine: Stopwatch
+    ) -> None:
+        """Opens it.
+
+        Raises:
+            ArtifactError, BackendUnavailableError, UsageError: as `sigcam.load`.
+        """
+        self.name, self.path, self.spec, self.engine = name, path, read_spec(path), engine
+        if self.spec.kind != "artifact":
+            raise UsageError(f"{path} is a head graph; evaluate the artifact that it belongs to")
+        self.digest = model_digest(path)
+        self._backend = open_backend(path, backend, options)
+        self.backend_name = self._backend.name
+        own = ["grids"] if self.spec.profile == "fused" else ["features", "cam_weights"]
+        self._wanted = ["logits", "class_ids_out", *own]
+
+    @property
+    def asks(self) -> bool:
+        """Whether the map of any class can be asked for, also of the true one."""
+        return self.spec.classes.mode == "input"
+
+    @property
+    def reading(self) -> Geometry:
+        """How pictures are read for it: its own geometry, as uint8 [H, W, 3]."""
+        return dataclasses.replace(self.spec.geometry, layout="uint8_nhwc")
+
+    def answers(self, pictures: Sequence[Array], labels: Sequence[int | None]) -> list[Answer]:
+        """Runs a batch.
+
+        Args:
+            pictures: uint8 [H, W, 3] each, read by `reading`.
+            labels: the true class of each, or None.
+
+        Raises:
+            BackendError: the engine failed, or what it gave isn't finite.
+        """
+        asked = np.array([[-1, -1 if label is None else label] for label in labels], np.int64)
+        outputs = self._run(pictures, asked, self._wanted)
+        grids = own_grids(outputs, self.spec)
+        if not np.isfinite(grids).all():
+            raise BackendError(f"{self.path} gives a map that isn't finite; export it again")
+        return [
+            self._answer(softmax(logits), ids, grid, label)
+            for logits, ids, grid, label in zip(
+                outputs["logits"], outputs["class_ids_out"], grids, labels, strict=True
+            )
+        ]
+
+    def _answer(self, probabilities: Array, ids: Array, grids: Array, label: int | None) -> Answer:
+        predicted = int(probabilities.argmax())
+        own = np.flatnonzero(ids == predicted)
+        first = int(own[0]) if len(own) else 0  # of equal logits the graph may choose another
+        row = first
+        if label is not None and label in ids:
+            row = int(np.flatnonzero(ids == label)[0])
+        return Answer(
+            predicted, float(probabilities[predicted]), int(ids[row]), grids[row].copy(),
+            grids[first].copy(),
+        )  # fmt: skip
+
+    def probabilities(self, pictures: Sequence[Array], class_ids: Sequence[int]) -> Array:
+        """Softmax probabilities of one class of each picture, float64 [B].
+
+        Args:
+            pictures: uint8 [H, W, 3] each, of the input's size.
+            class_ids: of each.
+        """
+        asked = np.array([[-1]] * len(pictures), np.int64)
+        logits = self._run(pictures, asked, ["logits"])["logits"]
+        found = [softmax(row)[one] for row, one in zip(logits, class_ids, strict=True)]
+        return np.array(found, np.float64)
+
+    def _run(self, pictures: Sequence[Array], asked: Array, wanted: list[str]) -> dict[str, Array]:
+        feeds = {"image": self._batch(pictures)}
+        if self.asks:
+            feeds["class_ids"] = asked
+        with self.engine:
+            return self._backend.infer(feeds, wanted)
+
+    def _batch(self, pictures: Sequence[Array]) -> Array:
+        if self.spec.geometry.layout == "uint8_nhwc":
+            return np.stack(pictures)
+        # They have the input's size already, so only the numbers change.
+        plain = dataclasses.replace(self.spec.geometry, rule="stretch", resize=None)
+        return np.stack([prepare(picture, plain)[0] for picture in pictures])
+
+    def close(self) -> None:
+        """Frees the engine."""
+        self._backend.close()
+
+    def __enter__(self) -> Model:  # noqa: PYI034 (Self is new in Python 3.11)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """What reports call the files: their names, with as many folders as tell them apart.
+
+    Raises:
+        UsageError: a file that is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError("the same artifact is named twice; name each once")
+    depth = 1
+    while True:
+        names = ["/".join(path.parts[-depth:]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1

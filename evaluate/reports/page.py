@@ -1,0 +1,174 @@
+"""The report as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
+
+import numpy as np
+
+from sigcam.evaluate.box_accuracy import LOC_IOU
+from sigcam.evaluate.gallery import Gallery, Shown
+from sigcam.evaluate.protocol import SIZE, THRESHOLDS
+from sigcam.evaluate.reports.charts import Line, chart
+from sigcam.evaluate.reports.summary import Summary, map_of, versions
+from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of
+
+_LISTED = 50
+"""Most pictures that are listed as left out; the JSON has all."""
+
+
+def page(summary: Summary, gallery: Gallery) -> str:
+    """The page's text.
+
+    Args:
+        summary: the numbers.
+        gallery: pictures to show; may be empty.
+    """
+    run = summary.evaluation
+    template = files("sigcam.evaluate.reports").joinpath("page.html").read_text(encoding="utf-8")
+    seconds = f"{run.seconds:.1f} s, in {run.engine_seconds:.1f} s of which an engine ran"
+    again = f" {run.resumed} pictures were done by an earlier run." if run.resumed else ""
+    return Template(template).substitute(
+        title=html.escape(f"Evaluation on {run.dataset.name}"),
+        about=html.escape(
+            f"{len(run.dataset)} pictures ({run.dataset.format}), {len(run.artifacts)} artifacts. "
+            f"This run took {seconds}.{again}"
+        ),
+        table=_table(head_of(summary), rows_of(summary)),
+        explanation=html.escape(explanation_of(summary)),
+        charts=_charts(summary),
+        gallery=_gallery(gallery, [one.name for one in run.artifacts]),
+        artifacts=_artifacts(summary),
+        left_out=_left_out(summary),
+        method=html.escape(_method(summary)),
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def cell(text: str) -> str:
+        value, space, verdict = text.rpartition(" ")
+        if space and verdict in ("better", "worse"):
+            return f'{html.escape(value)} <span class="{verdict}">{verdict}</span>'
+        return html.escape(text)
+
+    top = "".join(f"<th>{html.escape(one)}</th>" for one in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell(one)}</td>" for one in row) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _charts(summary: Summary) -> str:
+    names = [one.name for one in summary.evaluation.artifacts]
+    drawn = []
+    largest = f"largest contour, IoU {LOC_IOU:g}"
+    pairs = list(zip(names, summary.curves, strict=True))
+    lines = [
+        Line(name, THRESHOLDS, curves.boxes[largest], index)
+        for index, (name, curves) in enumerate(pairs)
+        if curves.boxes is not None
+    ]
+    if lines:
+        text = chart(lines, "threshold", "GT-known Loc, %", 1, 100)
+        drawn.append(f"<div><h3>Box of the largest contour, IoU {LOC_IOU:g}</h3>{text}</div>")
+    lines = [
+        Line(f"{name}: {label.rpartition(' ')[2]}", THRESHOLDS, values, index, dash)
+        for index, (name, curves) in enumerate(pairs)
+        if curves.boxes is not None
+        for dash, (label, values) in enumerate(
+            (label, values) for label, values in curves.boxes.items() if label != largest
+        )
+    ]
+    if lines:
+        text = chart(lines, "threshold", "pictures with a hit, %", 1, 100)
+        drawn.append(f"<div><h3>Any contour's box, by IoU (MaxBoxAccV2)</h3>{text}</div>")
+    lines = [
+        Line(name, 100 * curves.recall, 100 * curves.precision, index)
+        for index, (name, curves) in enumerate(pairs)
+        if curves.recall is not None and curves.precision is not None
+    ]
+    if lines:
+        text = chart(lines, "recall, %", "precision, %", 100, 100)
+        drawn.append(f"<div><h3>Pixels against masks (PxAP)</h3>{text}</div>")
+    if not drawn:
+        return ""
+    return f'<h2>Curves</h2><div class="charts">{"".join(drawn)}</div>'
+
+
+def _gallery(gallery: Gallery, names: Sequence[str]) -> str:
+    if not gallery.worst:
+        return ""
+    parts = [
+        f"<h2>Pictures</h2><p class=dim>Chosen by the first artifact's "
+        f"{html.escape(gallery.by)}. Boxes of the map in white, true ones in green.</p>"
+    ]
+    for title, shown in (("Worst", gallery.worst), ("Best", gallery.best)):
+        parts.append(f"<h3>{title}</h3>")
+        parts += [_picture(one, names) for one in shown]
+    return "".join(parts)
+
+
+def _picture(shown: Shown, names: Sequence[str]) -> str:
+    figures = "".join(
+        f'<figure><img alt="{html.escape(name)} on {html.escape(shown.name)}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(overlay).decode()}">'
+        f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(caption)}</figcaption></figure>"
+        for name, caption, overlay in zip(names, shown.captions, shown.overlays, strict=True)
+    )
+    return (
+        f'<div class="picture"><div class="dim">{html.escape(shown.name)}: {shown.score:.2f}</div>'
+        f'<div class="row">{figures}</div></div>'
+    )
+
+
+def _artifacts(summary: Summary) -> str:
+    rows = []
+    for one in summary.evaluation.artifacts:
+        spec = one.spec
+        geometry = spec["geometry"]
+        rows.append(
+            [
+                one.name, spec["method"], spec["branch"], "yes" if spec["nwc"] else "no",
+                f"{geometry['width']} x {geometry['height']}, {geometry['rule']}", one.backend,
+                map_of(one.asks), one.digest[:12],
+            ]
+        )  # fmt: skip
+    head = ["artifact", "method", "branch", "NWC", "input", "engine", "map of", "SHA-256"]
+    return _table(head, rows)
+
+
+def _left_out(summary: Summary) -> str:
+    problems, notes = summary.evaluation.dataset.problems, summary.evaluation.dataset.notes
+    if not problems and not notes:
+        return ""
+    items = [str(one) for one in problems[:_LISTED]]
+    if len(problems) > _LISTED:
+        items.append(f"and {len(problems) - _LISTED} more")
+    body = "".join(f"<li>{html.escape(one)}</li>" for one in [*items, *notes])
+    return f"<h2>Left out, and taken for granted</h2><ul class=dim>{body}</ul>"
+
+
+def _method(summary: Summary) -> str:
+    options = summary.evaluation.options
+    parts = [
+        "Localisation as in Choe et al. 2020 (wsolevaluation): maps enlarged bicubically to "
+        f"{SIZE} x {SIZE} and min-max normalised, boxes around contours with both ends inside, "
+        f"{len(THRESHOLDS)} thresholds; the fixed threshold is {options.threshold:g} of the map's "
+        "maximum.",
+        "Fidelity on the network's input, of the predicted class by the softmax branch.",
+        f"Intervals: percentile bootstrap, seed {summary.seed}.",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
+    ]
+    if any(not np.all(records["valid"]) for records in summary.evaluation.records):
+        counts = ", ".join(
+            f"{one.name} {int((~records['valid']).sum())}"
+            for one, records in zip(
+                summary.evaluation.artifacts, summary.evaluation.records, strict=True
+            )
+        )
+        parts.append(f"Pictures without a map (constant grid): {counts}.")
+    return " ".join(parts)

@@ -1,0 +1,71 @@
+"""The table of metrics as text, for Markdown, HTML and the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from sigcam.evaluate.bootstrap import Comparison
+from sigcam.evaluate.metrics import Result
+from sigcam.evaluate.reports.summary import Summary
+
+
+def head_of(summary: Summary) -> list[str]:
+    """The table's first row."""
+    names = [one.name for one in summary.evaluation.artifacts]
+    return ["metric, %", "pictures", names[0], *names[1:]]
+
+
+def rows_of(summary: Summary) -> list[list[str]]:
+    """A row for each metric: of the first artifact its interval, of others the difference."""
+    return [
+        [
+            f"{one.metric.label} {'↑' if one.metric.higher_is_better else '↓'}",
+            str(one.pictures),
+            _first(one.artifacts[0]),
+            *(_other(one, further) for further in one.artifacts[1:]),
+        ]
+        for one in summary.results
+    ]
+
+
+def _first(one: Comparison) -> str:
+    return f"{_digits(one.metric.value)} ({_range(one.metric.low, one.metric.high)})"
+
+
+def _other(result: Result, one: Comparison) -> str:
+    low, high = one.difference.low, one.difference.high
+    sure = math.isfinite(low) and (low > 0 or high < 0)
+    better = (one.difference.value > 0) == result.metric.higher_is_better
+    verdict = "" if not sure else " better" if better else " worse"
+    value, difference = _digits(one.metric.value), f"{one.difference.value:+.2f}"
+    return f"{value}; {difference} ({_range(low, high)}){verdict}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_digits(low)} to {_digits(high)}" if math.isfinite(low) else "no interval"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "none"
+
+
+def explanation_of(summary: Summary) -> str:
+    """What the numbers of the table are, in a sentence or two."""
+    text = (
+        f"In brackets {summary.level:.0%} intervals of {summary.resamples} bootstrap drawings of "
+        "the pictures"
+    )
+    if len(summary.evaluation.artifacts) > 1:
+        text += (
+            "; behind the semicolon the difference to the first artifact on the same drawings, "
+            "with a verdict where its interval leaves out zero"
+        )
+    return text + "."
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; pipes in cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )

@@ -1,0 +1,98 @@
+"""Writes all forms of a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.evaluate.gallery import Gallery
+from sigcam.evaluate.records import UNKNOWN
+from sigcam.evaluate.reports.page import page
+from sigcam.evaluate.reports.summary import Summary, map_of
+from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_table, rows_of
+from sigcam.runtime.files import atomic_path, write_text
+
+Array = npt.NDArray[Any]
+
+_COLUMNS = (
+    "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "before", "after",
+    "insertion", "deletion", "road",
+)  # fmt: skip
+
+
+def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path]:
+    """Writes report.json, report.md, report.html and pictures.csv.
+
+    Args:
+        summary: the numbers.
+        gallery: pictures of the page.
+        folder: where; it exists.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: a file can't be written.
+    """
+    texts = {
+        "report.html": page(summary, gallery),
+        "report.md": _markdown(summary),
+        "report.json": json.dumps(summary.to_dict(), indent=1, ensure_ascii=False) + "\n",
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    table = folder / "pictures.csv"
+    with atomic_path(table) as temporary:
+        _write_pictures(summary, temporary)
+    return [*(folder / name for name in texts), table]
+
+
+def _markdown(summary: Summary) -> str:
+    run = summary.evaluation
+    artifacts = [
+        [
+            one.name, one.spec["method"], one.spec["branch"], "yes" if one.spec["nwc"] else "no",
+            one.backend, map_of(one.asks),
+        ]
+        for one in run.artifacts
+    ]  # fmt: skip
+    parts = [
+        f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} pictures.\n\n",
+        markdown_table(head_of(summary), rows_of(summary)),
+        f"\n{explanation_of(summary)}\n\n",
+        markdown_table(["artifact", "method", "branch", "NWC", "engine", "map of"], artifacts),
+    ]
+    if run.dataset.problems:
+        listed = "".join(f"- {one}\n" for one in run.dataset.problems)
+        parts.append(f"\nLeft out:\n\n{listed}")
+    return "".join(parts)
+
+
+def _write_pictures(summary: Summary, path: Path) -> None:
+    """A row a picture; of each artifact the columns of its record, as it is read."""
+    run = summary.evaluation
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["picture", "label"]
+            + [f"{one.name}: {column}" for one in run.artifacts for column in _COLUMNS]
+        )
+        for index, sample in enumerate(run.dataset.samples):
+            row = [sample.name, "" if sample.label is None else str(sample.label)]
+            for records in run.records:
+                row += [_cell(records[index][column]) for column in _COLUMNS]
+            writer.writerow(row)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, np.bool_):
+        return str(int(value))
+    if isinstance(value, np.integer):
+        return "" if value == UNKNOWN else str(int(value))
+    return f"{float(value):.6g}" if math.isfinite(value) else ""

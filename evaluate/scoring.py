@@ -1,0 +1,66 @@
+"""One picture's record: its map against the sample's boxes and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sigcam.evaluate.box_accuracy import score_boxes
+from sigcam.evaluate.datasets import Sample, read_masks
+from sigcam.evaluate.model import Answer
+from sigcam.evaluate.pixel_precision import pixel_counts
+from sigcam.evaluate.placing import place_scores
+from sigcam.evaluate.pointing import box_region, energy_inside, pointing_hit
+from sigcam.evaluate.protocol import BACKGROUND, FOREGROUND, IGNORED, SIZE, scale_boxes
+from sigcam.evaluate.records import empty_record
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.geometry import Placement
+
+Array = npt.NDArray[Any]
+
+
+def score_picture(
+    answer: Answer, sample: Sample, placement: Placement, threshold: float, tolerance: float
+) -> Array:
+    """A record [] with all that doesn't need the engine.
+
+    Args:
+        answer: of the artifact.
+        sample: the picture's, with its size.
+        placement: of the network's input in the picture.
+        threshold: the fixed one, as `score_boxes` has it.
+        tolerance: of the pointing game, in pixels of the protocol's square.
+
+    Raises:
+        DataError: a mask that can't be read.
+    """
+    record = empty_record()
+    scores, valid = place_scores(answer.grid, placement)
+    record["predicted"], record["probability"] = answer.predicted, answer.probability
+    record["map_class"], record["valid"] = answer.map_class, valid
+    record["before"] = answer.probability
+    if sample.label is not None:
+        record["correct"] = answer.predicted == sample.label
+    region = None
+    if sample.boxes is not None:
+        if sample.size is None:
+            raise UsageError(f"the size of {sample.name} is unknown; open it with open_dataset")
+        # A box may reach a pixel over the edge, in data that counts from 1.
+        boxes = np.maximum(sample.boxes, 0)
+        truth = scale_boxes(boxes, sample.size)
+        found = score_boxes(scores, truth)
+        record["has_boxes"], record["hits"] = True, found.packed()
+        record["iou"] = found.at(threshold)[1]
+        region = box_region(truth, SIZE, SIZE)
+    if sample.masks is not None:
+        inside, ignored = read_masks(sample)
+        labels = np.full(inside.shape, BACKGROUND, np.uint8)
+        labels[inside], labels[ignored] = FOREGROUND, IGNORED
+        record["has_masks"], record["pixels"] = True, pixel_counts(scores, labels)
+        region = inside
+    if region is not None:
+        record["pointing"] = pointing_hit(scores, region, tolerance)
+        record["energy"] = energy_inside(scores, region)
+    return record
