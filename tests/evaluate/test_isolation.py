@@ -19,3 +19,12 @@ assert not {"sigcam.train", "sigcam.export", "sigcam.runtime.session"} & set(sys
 def test_metrics_import_only_numpy_and_opencv():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_neither_torch_nor_onnx_is_imported():
+    code = (
+        "import sys, sigcam.evaluate, sigcam.evaluate.reports;"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'openvino'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr

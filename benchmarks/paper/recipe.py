@@ -1,0 +1,135 @@
+"""From a classifier and samples to the artifacts of a table."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sigcam.evaluate import Sample
+from sigcam.export import export_artifact
+from sigcam.runtime.errors import DataError
+from sigcam.runtime.spec import ClassSelection, Geometry
+from sigcam.train.assemble import Assembled, assemble
+from sigcam.train.augment import Augmentation
+from sigcam.train.data import ImageList
+from sigcam.train.loop import train_branch
+from sigcam.train.settings import Reading, TrainSettings
+from sigcam.train.transfer import train_classifier
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact of a table.
+
+    Attributes:
+        method: of the map.
+        branch: "softmax" or "sigmoid".
+        nwc: negative-weight clamping; None for the method's own.
+        positive_weight: of the loss that the sigmoid branch was trained by; None: C - 1.
+    """
+
+    method: str = "cam"
+    branch: str = "sigmoid"
+    nwc: bool | None = None
+    positive_weight: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        nwc = "" if self.nwc is None else "-nwc" if self.nwc else "-unclamped"
+        weight = "" if self.positive_weight is None else f"-w{self.positive_weight:g}"
+        return f"{self.method}-{self.branch}{nwc}{weight}.onnx"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are made.
+
+    Attributes:
+        arch: of the classifier, as for `sigcam train`.
+        weights: of the classifier.
+        size: of the input; None for the network's own.
+        settings: of the sigmoid branch; its positive weight is each variant's.
+        probe: of the softmax head, where the data have other classes than the classifier.
+        augmentation: of both.
+        cache_dir: of the features.
+    """
+
+    arch: str
+    weights: str | None
+    size: int | None = None
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    probe: TrainSettings = field(default_factory=TrainSettings)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    cache_dir: Path | None = None
+
+
+class Workshop:
+    """A classifier of a data set's classes, and sigmoid branches for it, made when needed."""
+
+    def __init__(
+        self, recipe: Recipe, samples: Sequence[Sample], classes: Sequence[str], num_classes: int
+    ) -> None:
+        """Loads the classifier; where it has other classes, trains its last layer anew.
+
+        Args:
+            recipe: how.
+            samples: to train on, with labels.
+            classes: their names; may be empty.
+            num_classes: C of the data.
+        """
+        self._recipe = recipe
+        self._images = image_list(samples, classes)
+        built = assemble(arch=recipe.arch, weights=recipe.weights, size=recipe.size)
+        remade = built.dual.num_classes != num_classes
+        if remade:
+            built = assemble(
+                arch=recipe.arch, weights=recipe.weights, size=recipe.size, new_classes=num_classes
+            )
+        self._built: Assembled = built
+        # As the protocol of Choe et al. has it: the whole picture, whatever its aspect.
+        self.geometry: Geometry = replace(built.geometry, rule="stretch", resize=None)
+        self._options: dict[str, Any] = {
+            "geometry": self.geometry,
+            "augmentation": recipe.augmentation,
+            "reading": Reading(recipe.cache_dir),
+            "progress": False,
+        }
+        if remade:
+            train_classifier(built.dual, self._images, recipe.probe, **self._options)
+        self._fresh = copy.deepcopy(built.dual.sigmoid_head.state_dict())
+        self._trained: float | str | None = "nothing"
+
+    def export(self, variant: Variant, path: Path) -> None:
+        """Writes an artifact, training the branch where another one is in place."""
+        if variant.branch == "sigmoid" and self._trained != variant.positive_weight:
+            self._built.dual.sigmoid_head.load_state_dict(self._fresh)
+            settings = replace(self._recipe.settings, positive_weight=variant.positive_weight)
+            train_branch(self._built.dual, self._images, settings, **self._options)
+            self._trained = variant.positive_weight
+        export_artifact(
+            self._built.dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
+            has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
+            geometry=self.geometry,
+        )  # fmt: skip
+
+
+def image_list(samples: Sequence[Sample], classes: Sequence[str]) -> ImageList:
+    """Samples of an evaluation's data set as a training set.
+
+    Raises:
+        DataError: a sample without a class.
+    """
+    without = [sample for sample in samples if sample.label is None]
+    if without or not samples:
+        raise DataError(f"training needs samples with classes, got {len(without)} without")
+    paths = [sample.path.resolve() for sample in samples]
+    root = Path(paths[0].anchor)
+    return ImageList(
+        "train", root, tuple(str(path.relative_to(root)) for path in paths),
+        tuple(int(sample.label) for sample in samples if sample.label is not None),
+        tuple(classes),
+    )  # fmt: skip

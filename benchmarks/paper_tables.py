@@ -1,0 +1,187 @@
+"""The paper's Tables 1, 2, 4 and 5 on a data set: trains, exports, evaluates, prints.
+
+    python benchmarks/paper_tables.py DATA --arch wsol-resnet50 --weights classifier.pth
+    python benchmarks/paper_tables.py DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
+
+With --train-data the classifier's branch is trained there and DATA is scored; with --folds, DATA
+is split and every picture is scored by networks that were trained on the others. Where DATA has
+other classes than the classifier, its last layer is trained anew (which the paper doesn't do).
+Baselines are the softmax branch without clamping. Maps are of the true class, pictures are
+resized whatever their aspect, as in the protocol of Choe et al. 2020. Values have 95% bootstrap
+intervals over the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from paper.folds import split_folds
+from paper.recipe import Recipe, Variant, Workshop
+from paper.tables import TABLES, Values
+
+from sigcam.evaluate import Dataset, EvaluateOptions, evaluate, open_dataset
+from sigcam.evaluate.metrics import results
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.files import write_text
+from sigcam.train.augment import Augmentation
+from sigcam.train.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="auto", show_default=True, help="As of sigcam evaluate.")
+@click.option("--split", help="Of DATA.")
+@click.option("--train-data", type=click.Path(path_type=Path), help="Data to train on.")
+@click.option("--train-split", help="Of --train-data.")
+@click.option("--folds", type=int, help="Instead: parts of DATA.")
+@click.option("--arch", required=True, help="As of sigcam train.")
+@click.option("--weights", required=True, help="Of the classifier, as of sigcam train.")
+@click.option("--size", type=int, help="Input side.")
+@click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats.")
+@click.option("--optimizer", type=click.Choice(["adam", "lbfgs"]), default="adam")
+@click.option("--epochs", type=int, help="Of the branch.")
+@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
+@click.option("--views", type=int, default=12, show_default=True)
+@click.option("--crop-scale", type=(float, float), default=(0.35, 1.0), show_default=True)
+@click.option("--flip/--no-flip", default=True)
+@click.option("--seed", type=int, default=0)
+@click.option("--work", type=click.Path(path_type=Path), default=ROOT / "out" / "paper-tables")
+@click.option("--out", type=click.Path(path_type=Path), help="File for the tables (Markdown).")
+def main(
+    data: Path,
+    form: str,
+    split: str | None,
+    train_data: Path | None,
+    train_split: str | None,
+    folds: int | None,
+    tables: tuple[str, ...],
+    work: Path,
+    out: Path | None,
+    **given: Any,
+) -> None:
+    """Prints the paper's tables on DATA."""
+    if (train_data is None) == (folds is None):
+        raise click.UsageError("give --train-data, or --folds")
+    scored = _labelled(open_dataset(data, form, split=split))
+    num_classes = _class_count(scored)
+    parts = [(scored, scored)]
+    if train_data is not None:
+        parts = [(_labelled(open_dataset(train_data, form, split=train_split)), scored)]
+    elif folds is not None:
+        parts = _folds(scored, folds, given["seed"])
+    chosen = tables or tuple(TABLES)
+    variants = {
+        variant.name: variant
+        for number in chosen
+        for variant in TABLES[number].variants(num_classes).values()
+    }
+    recipe = _recipe(given)
+    values = _values(parts, list(variants.values()), recipe, num_classes, work)
+    text = _text(chosen, values, num_classes, scored, given, folds)
+    click.echo(text)
+    if out is not None:
+        write_text(out, text)
+
+
+def _labelled(dataset: Dataset) -> Dataset:
+    if any(sample.label is None for sample in dataset.samples):
+        raise UsageError(f"{dataset.name} has samples without a class; the tables need them")
+    return dataset
+
+
+def _class_count(dataset: Dataset) -> int:
+    return len(dataset.classes or ()) or 1 + max(int(s.label or 0) for s in dataset.samples)
+
+
+def _folds(dataset: Dataset, folds: int, seed: int) -> list[tuple[Dataset, Dataset]]:
+    parts = split_folds(dataset.samples, folds, seed)
+    every = set(range(len(dataset)))
+    return [
+        tuple(
+            dataclasses.replace(dataset, samples=[dataset.samples[i] for i in sorted(kept)])
+            for kept in (every - set(part), set(part))
+        )  # type: ignore[misc]
+        for part in parts
+    ]
+
+
+def _recipe(given: dict[str, Any]) -> Recipe:
+    common = {"optimizer": given["optimizer"], "seed": given["seed"]}
+    return Recipe(
+        given["arch"], given["weights"], given["size"],
+        TrainSettings(
+            **common, epochs=given["epochs"], weight_decay=given["weight_decay"]
+        ),
+        TrainSettings(optimizer="lbfgs", seed=given["seed"], weight_decay=1e-3),
+        Augmentation(given["views"], given["crop_scale"], given["flip"], given["seed"]),
+    )  # fmt: skip
+
+
+def _values(
+    parts: list[tuple[Dataset, Dataset]],
+    variants: list[Variant],
+    recipe: Recipe,
+    num_classes: int,
+    work: Path,
+) -> Values:
+    """Every metric of every variant, over the scored pictures of all parts together."""
+    columns: list[list[np.ndarray[Any, Any]]] = [[] for _ in variants]
+    # Variants that share a trained branch follow each other.
+    order = sorted(variants, key=lambda one: (one.branch, one.positive_weight or 0))
+    for number, (train, scored) in enumerate(parts):
+        click.echo(f"part {number + 1} of {len(parts)}: {len(train)} to train on", err=True)
+        workshop = Workshop(recipe, train.samples, train.classes or (), num_classes)
+        folder = work / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        for variant in order:
+            workshop.export(variant, folder / variant.name)
+        records = work / f"records-{number}"
+        for old in records.glob("*"):
+            old.unlink()  # of an earlier run: the artifacts are new
+        found = evaluate(
+            [folder / one.name for one in variants],
+            dataclasses.replace(scored, ids_given=True),
+            records,
+            EvaluateOptions(backend="ort", engine=BackendOptions(spinning=False)),
+        )
+        for column, one in zip(columns, found.records, strict=True):
+            column.append(np.array(one))
+    together = [np.concatenate(column) for column in columns]
+    values: dict[str, dict[str, Any]] = {one.name: {} for one in variants}
+    for result in results(together, 0.2):
+        for variant, comparison in zip(variants, result.artifacts, strict=True):
+            values[variant.name][result.metric.key] = comparison
+    return values
+
+
+def _text(
+    chosen: tuple[str, ...],
+    values: Values,
+    num_classes: int,
+    scored: Dataset,
+    given: dict[str, Any],
+    folds: int | None,
+) -> str:
+    how = f"{folds} folds" if folds else "trained on another set"
+    lines = [
+        f"{len(scored)} pictures of {num_classes} classes, {how}. {given['arch']}, weights "
+        f"{Path(str(given['weights'])).name}. {given['optimizer']}, "
+        f"{given['epochs'] or 'the default'} epochs, weight decay {given['weight_decay']:g}, "
+        f"{given['views']} views, crops of {given['crop_scale'][0]:g} to "
+        f"{given['crop_scale'][1]:g}. In percent, with 95% intervals.\n"
+    ]
+    for number in chosen:
+        table = TABLES[number]
+        lines.append(f"\nTable {number}. {table.title}\n\n{table.markdown(values, num_classes)}")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    main()
