@@ -129,7 +129,7 @@ def command(
     batch_size: int,
     workers: int | None,
 ) -> None:
-    """Score the maps of MODELS on a data set; the others are compared with the first.
+    r"""Score the maps of MODELS on a data set; the others are compared with the first.
 
     \b
     Localisation as in Choe et al. 2020 where there are boxes or masks: Top-1 and
