@@ -40,7 +40,9 @@ def bars(
         lines: name to a height at which a dashed line is drawn.
         log: whether the axis is logarithmic.
     """
-    figure, axes = plt.subplots(figsize=SIZE)
+    many = len(groups) > MANY
+    size = (max(SIZE[0], 0.9 * len(groups)), SIZE[1] + 1.2) if many else SIZE
+    figure, axes = plt.subplots(figsize=size)
     width = 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):
         found = [(place, v) for place, v in enumerate(values) if v is not None]
@@ -50,8 +52,10 @@ def bars(
         axes.bar(where, heights, width, yerr=errors, label=name, error_kw={"linewidth": 0.8})
     for index, (name, height) in enumerate((lines or {}).items()):
         axes.axhline(height, color=f"C{7 + index}", linestyle="--", linewidth=1, label=name)
-    slanted = {"rotation": 30, "ha": "right"} if len(groups) > MANY else {}
-    axes.set_xticks(range(len(groups)), groups, fontsize=8, **slanted)
+    slanted = {"rotation": 30, "ha": "right"} if many else {}
+    # A slanted label of several lines would lie over the next one.
+    labels = [name.replace("\n", " ") for name in groups] if many else groups
+    axes.set_xticks(range(len(groups)), labels, fontsize=8, **slanted)
     if log:
         axes.set_yscale("log")
     return _finish(figure, axes, path, title, label)
