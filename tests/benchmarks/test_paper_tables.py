@@ -1,0 +1,76 @@
+"""The paper's tables: how data are split, which artifacts are made, how a table looks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigcam.evaluate.bootstrap import Comparison, Estimate
+from sigcam.evaluate.datasets import Place, Sample
+from sigcam.runtime.errors import DataError, UsageError
+
+
+def samples(labels):
+    return [
+        Sample(f"{i}.png", Path(f"/data/{i}.png"), Place(Path("ids")), label)
+        for i, label in enumerate(labels)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(5, 12), min_size=1, max_size=4), st.integers(2, 5), st.integers(0, 9))
+def test_folds_share_every_class_evenly(sizes, folds, seed):
+    from paper.folds import split_folds
+
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    parts = split_folds(samples(labels), folds, seed)
+    assert sorted(index for part in parts for index in part) == list(range(len(labels)))
+    for label in range(len(sizes)):
+        counts = [Counter(labels[i] for i in part)[label] for part in parts]
+        assert max(counts) - min(counts) <= 1
+    assert parts == split_folds(samples(labels), folds, seed)
+
+
+@pytest.mark.parametrize("folds", [0, 1, 4])
+def test_folds_that_a_class_is_too_small_for(folds):
+    from paper.folds import split_folds
+
+    with pytest.raises(UsageError, match="folds must be from 2 to 3"):
+        split_folds(samples([0] * 9 + [1] * 3), folds)
+
+
+def test_samples_become_a_training_set():
+    from paper.recipe import image_list
+
+    images = image_list(samples([1, 0, 1]), ("a", "b"))
+    assert [images.file(i) for i in range(3)] == [Path(f"/data/{i}.png") for i in range(3)]
+    assert images.class_ids == (1, 0, 1)
+    with pytest.raises(DataError, match="1 without"):
+        image_list(samples([1, None]), ())
+
+
+@pytest.mark.parametrize("number", ["1", "2", "4", "5"])
+def test_each_row_is_another_artifact(number):
+    from paper.tables import TABLES
+
+    rows = TABLES[number].variants(5)
+    assert len({variant.name for variant in rows.values()}) == len(rows)
+
+
+def test_a_table_shows_its_metrics_and_leaves_out_what_the_data_have_not():
+    from paper.tables import TABLES
+
+    table = TABLES["5"]
+    estimate = Estimate(12.345, 10, 14)
+    found = {"average_drop": Comparison(estimate, estimate)}
+    values = {variant.name: found for variant in table.variants(5).values()}
+    text = table.markdown(values, 5)
+    assert text.count("12.35 (10.0 to 14.0)") + text.count("12.34 (10.0 to 14.0)") == 3
+    assert "Average Drop" in text
+    assert "PxAP" not in text
+    for weight in ("= 1 ", "= 2 ", "= 4 "):
+        assert weight in text
