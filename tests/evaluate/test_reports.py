@@ -140,3 +140,13 @@ def test_a_chart_has_what_changes():
     gap = steps.copy()
     gap[::3] = np.nan
     assert "nan" not in chart([Line("g", x, gap, 1)], "x", "y", 1, 100)
+
+
+def test_the_command_offers_what_there_is():
+    """It names formats and metrics itself, so that --help imports nothing."""
+    from sigcam.cli import evaluate as command
+    from sigcam.evaluate.datasets import FORMATS
+    from sigcam.evaluate.fidelity import FIDELITY
+
+    assert command._FORMATS == ["auto", *FORMATS]
+    assert tuple(command._FIDELITY) == FIDELITY
