@@ -148,5 +148,5 @@ def test_the_command_offers_what_there_is():
     from sigcam.evaluate.datasets import FORMATS
     from sigcam.evaluate.fidelity import FIDELITY
 
-    assert command._FORMATS == ["auto", *FORMATS]
+    assert ["auto", *FORMATS] == command._FORMATS
     assert tuple(command._FIDELITY) == FIDELITY
