@@ -13,7 +13,7 @@ from sigcam.evaluate.model import Answer
 from sigcam.evaluate.pixel_precision import pixel_counts
 from sigcam.evaluate.placing import place_scores
 from sigcam.evaluate.pointing import box_region, energy_inside, pointing_hit
-from sigcam.evaluate.protocol import BACKGROUND, FOREGROUND, IGNORED, SIZE, scale_boxes
+from sigcam.evaluate.protocol import SIZE, pixel_labels, scale_boxes
 from sigcam.evaluate.records import empty_record
 from sigcam.runtime.errors import UsageError
 from sigcam.runtime.geometry import Placement
@@ -56,8 +56,7 @@ def score_picture(
         region = box_region(truth, SIZE, SIZE)
     if sample.masks is not None:
         inside, ignored = read_masks(sample)
-        labels = np.full(inside.shape, BACKGROUND, np.uint8)
-        labels[inside], labels[ignored] = FOREGROUND, IGNORED
+        labels = pixel_labels([inside], ignored)
         record["has_masks"], record["pixels"] = True, pixel_counts(scores, labels)
         region = inside
     if region is not None:
