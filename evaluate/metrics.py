@@ -33,7 +33,6 @@ class Metric:
         key: in JSON.
         label: in tables.
         higher_is_better: or lower.
-        group: "classification", "localisation", "fidelity".
         rows: from records [p] to what each adds, floats [p, ...], and which count, bool [p].
         of_sums: from the sums [R, ...] and the numbers of pictures that count, [R], to percent.
     """
@@ -41,7 +40,6 @@ class Metric:
     key: str
     label: str
     higher_is_better: bool
-    group: str
     rows: Callable[[Array], tuple[Array, Array]]
     of_sums: Callable[[Array, Array], Array]
 
@@ -70,27 +68,27 @@ def metrics(threshold: float) -> list[Metric]:
     fixed = threshold_index(threshold)
     at = f"at {threshold:g}"
     return [
-        _mean("top1_cls", "Top-1 Cls", "classification", _correct),
-        _mean("top1_loc", f"Top-1 Loc {at}", "localisation", lambda r: _top1_loc(r, fixed)),
+        _mean("top1_cls", "Top-1 Cls", _correct),
+        _mean("top1_loc", f"Top-1 Loc {at}", lambda r: _top1_loc(r, fixed)),
         _best("top1_loc_best", "Top-1 Loc, best threshold", lambda r: _top1_loc(r, None)),
-        _mean("gt_known", f"GT-known Loc {at}", "localisation", lambda r: _known(r, fixed)),
+        _mean("gt_known", f"GT-known Loc {at}", lambda r: _known(r, fixed)),
         _best("gt_known_best", "GT-known Loc, best threshold", lambda r: _known(r, None)),
         Metric(
-            "max_box_acc_v2", "MaxBoxAccV2", True, "localisation", _every,
+            "max_box_acc_v2", "MaxBoxAccV2", True, _every,
             lambda sums, count: sums.max(axis=2).mean(axis=1) / count * 100,
         ),
         *(
             _best(f"max_box_acc_{iou:g}", f"MaxBoxAccV2, IoU {iou:g}", _at_iou(index))
             for index, iou in enumerate(IOU_THRESHOLDS)
         ),
-        Metric("pxap", "PxAP", True, "localisation", _pixels, _area),
-        _mean("pointing", "Pointing game", "localisation", _pointing),
-        _mean("energy", "Energy inside", "localisation", _finite("energy")),
-        _mean("average_drop", "Average Drop", "fidelity", _drop, higher=False),
-        _mean("increase", "% Increase", "fidelity", _increase),
-        _mean("insertion", "Insertion", "fidelity", _finite("insertion")),
-        _mean("deletion", "Deletion", "fidelity", _finite("deletion"), higher=False),
-        _mean("road", "ROAD, LeRF - MoRF", "fidelity", _finite("road")),
+        Metric("pxap", "PxAP", True, _pixels, _area),
+        _mean("pointing", "Pointing game", _pointing),
+        _mean("energy", "Energy inside", _finite("energy")),
+        _mean("average_drop", "Average Drop", _drop, higher=False),
+        _mean("increase", "% Increase", _increase),
+        _mean("insertion", "Insertion", _finite("insertion")),
+        _mean("deletion", "Deletion", _finite("deletion"), higher=False),
+        _mean("road", "ROAD, LeRF - MoRF", _finite("road")),
     ]  # fmt: skip
 
 
@@ -159,19 +157,18 @@ class _Column:
 def _mean(
     key: str,
     label: str,
-    group: str,
     rows: Callable[[Array], tuple[Array, Array]],
     *,
     higher: bool = True,
 ) -> Metric:
     return Metric(
-        key, label, higher, group, rows, lambda sums, count: sums.reshape(len(sums)) / count * 100
+        key, label, higher, rows, lambda sums, count: sums.reshape(len(sums)) / count * 100
     )
 
 
 def _best(key: str, label: str, rows: Callable[[Array], tuple[Array, Array]]) -> Metric:
     return Metric(
-        key, label, True, "localisation", rows,
+        key, label, True, rows,
         lambda sums, count: sums.max(axis=1) / count * 100,
     )  # fmt: skip
 
