@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 2, 4 and 5 on a data set: trains, exports, evaluates, prints.
+"""The paper's Tables 1, 2, 4 and 5, and the shift, on a data set: all from training on.
 
     python benchmarks/paper_tables.py DATA --arch wsol-resnet50 --weights classifier.pth
     python benchmarks/paper_tables.py DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
@@ -19,14 +19,13 @@ from typing import Any
 
 import click
 import numpy as np
-from paper.folds import split_folds
-from paper.recipe import Recipe, Variant, Workshop
+from paper.folds import class_count, fold_datasets, labelled
+from paper.recipe import Recipe, Variant, Workshop, weights_of
 from paper.tables import TABLES, Values
 
 from sigcam.evaluate import Dataset, EvaluateOptions, evaluate, open_dataset
 from sigcam.evaluate.metrics import results
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.errors import UsageError
 from sigcam.runtime.files import write_text
 from sigcam.train.augment import Augmentation
 from sigcam.train.settings import TrainSettings
@@ -42,7 +41,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @click.option("--train-split", help="Of --train-data.")
 @click.option("--folds", type=int, help="Instead: parts of DATA.")
 @click.option("--arch", required=True, help="As of sigcam train.")
-@click.option("--weights", required=True, help="Of the classifier, as of sigcam train.")
+@click.option(
+    "--weights",
+    required=True,
+    help="Of the classifier, as of sigcam train; {fold} in it is the fold.",
+)
+@click.option("--num-classes", type=int, help="Of the classifier, where not the usual number.")
 @click.option("--size", type=int, help="Input side.")
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats.")
 @click.option("--optimizer", type=click.Choice(["adam", "lbfgs"]), default="adam")
@@ -69,13 +73,13 @@ def main(
     """Prints the paper's tables on DATA."""
     if (train_data is None) == (folds is None):
         raise click.UsageError("give --train-data, or --folds")
-    scored = _labelled(open_dataset(data, form, split=split))
-    num_classes = _class_count(scored)
+    scored = labelled(open_dataset(data, form, split=split))
+    num_classes = class_count(scored)
     parts = [(scored, scored)]
     if train_data is not None:
-        parts = [(_labelled(open_dataset(train_data, form, split=train_split)), scored)]
+        parts = [(labelled(open_dataset(train_data, form, split=train_split)), scored)]
     elif folds is not None:
-        parts = _folds(scored, folds, given["seed"])
+        parts = fold_datasets(scored, folds, given["seed"])
     chosen = tables or tuple(TABLES)
     variants = {
         variant.name: variant
@@ -90,32 +94,10 @@ def main(
         write_text(out, text)
 
 
-def _labelled(dataset: Dataset) -> Dataset:
-    if any(sample.label is None for sample in dataset.samples):
-        raise UsageError(f"{dataset.name} has samples without a class; the tables need them")
-    return dataset
-
-
-def _class_count(dataset: Dataset) -> int:
-    return len(dataset.classes or ()) or 1 + max(int(s.label or 0) for s in dataset.samples)
-
-
-def _folds(dataset: Dataset, folds: int, seed: int) -> list[tuple[Dataset, Dataset]]:
-    parts = split_folds(dataset.samples, folds, seed)
-    every = set(range(len(dataset)))
-    return [
-        tuple(
-            dataclasses.replace(dataset, samples=[dataset.samples[i] for i in sorted(kept)])
-            for kept in (every - set(part), set(part))
-        )  # type: ignore[misc]
-        for part in parts
-    ]
-
-
 def _recipe(given: dict[str, Any]) -> Recipe:
     common = {"optimizer": given["optimizer"], "seed": given["seed"]}
     return Recipe(
-        given["arch"], given["weights"], given["size"],
+        given["arch"], given["weights"], given["num_classes"], given["size"],
         TrainSettings(
             **common, epochs=given["epochs"], weight_decay=given["weight_decay"]
         ),
@@ -137,7 +119,8 @@ def _values(
     order = sorted(variants, key=lambda one: (one.branch, one.positive_weight or 0))
     for number, (train, scored) in enumerate(parts):
         click.echo(f"part {number + 1} of {len(parts)}: {len(train)} to train on", err=True)
-        workshop = Workshop(recipe, train.samples, train.classes or (), num_classes)
+        fitting = dataclasses.replace(recipe, weights=weights_of(recipe.weights, number))
+        workshop = Workshop(fitting, train.samples, train.classes or (), num_classes)
         folder = work / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         for variant in order:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from sigcam.evaluate import Sample
+from sigcam.evaluate import Dataset, Sample
 from sigcam.runtime.errors import UsageError
 
 
@@ -34,3 +35,36 @@ def split_folds(samples: Sequence[Sample], folds: int, seed: int = 0) -> list[li
         for place, index in enumerate(rng.permutation(by_class[label]).tolist()):
             parts[place % folds].append(index)
     return [sorted(part) for part in parts]
+
+
+def fold_datasets(dataset: Dataset, folds: int, seed: int = 0) -> list[tuple[Dataset, Dataset]]:
+    """For each part, what is trained on (the others) and what is scored (the part).
+
+    Raises:
+        UsageError: as `split_folds`.
+    """
+    parts = split_folds(dataset.samples, folds, seed)
+    every = set(range(len(dataset)))
+
+    def kept(positions: set[int]) -> Dataset:
+        return dataclasses.replace(
+            dataset, samples=[dataset.samples[i] for i in sorted(positions)], ids_given=True
+        )
+
+    return [(kept(every - set(part)), kept(set(part))) for part in parts]
+
+
+def labelled(dataset: Dataset) -> Dataset:
+    """The data set, if every sample has a class.
+
+    Raises:
+        UsageError: one hasn't.
+    """
+    if any(sample.label is None for sample in dataset.samples):
+        raise UsageError(f"{dataset.name} has samples without a class; training needs them")
+    return dataset
+
+
+def class_count(dataset: Dataset) -> int:
+    """C: the names' number, or one more than the largest label."""
+    return len(dataset.classes or ()) or 1 + max(int(s.label or 0) for s in dataset.samples)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sigcam.evaluate import Sample
 from sigcam.export import export_artifact
 from sigcam.runtime.errors import DataError
 from sigcam.runtime.spec import ClassSelection, Geometry
-from sigcam.train.assemble import Assembled, assemble
+from sigcam.train.assemble import assemble
 from sigcam.train.augment import Augmentation
 from sigcam.train.data import ImageList
+from sigcam.train.dual_branch import DualBranch
 from sigcam.train.loop import train_branch
 from sigcam.train.settings import Reading, TrainSettings
 from sigcam.train.transfer import train_classifier
@@ -29,19 +33,23 @@ class Variant:
         branch: "softmax" or "sigmoid".
         nwc: negative-weight clamping; None for the method's own.
         positive_weight: of the loss that the sigmoid branch was trained by; None: C - 1.
+        shift: seed of the vector that is added to every class's weights of the softmax branch
+            (`shifted`); None for none.
     """
 
     method: str = "cam"
     branch: str = "sigmoid"
     nwc: bool | None = None
     positive_weight: float | None = None
+    shift: int | None = None
 
     @property
     def name(self) -> str:
         """Of its file."""
         nwc = "" if self.nwc is None else "-nwc" if self.nwc else "-unclamped"
         weight = "" if self.positive_weight is None else f"-w{self.positive_weight:g}"
-        return f"{self.method}-{self.branch}{nwc}{weight}.onnx"
+        shift = "" if self.shift is None else f"-shift{self.shift}"
+        return f"{self.method}-{self.branch}{nwc}{weight}{shift}.onnx"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Recipe:
     Attributes:
         arch: of the classifier, as for `sigcam train`.
         weights: of the classifier.
+        num_classes: of the classifier; None for the architecture's own number.
         size: of the input; None for the network's own.
         settings: of the sigmoid branch; its positive weight is each variant's.
         probe: of the softmax head, where the data have other classes than the classifier.
@@ -60,6 +69,7 @@ class Recipe:
 
     arch: str
     weights: str | None
+    num_classes: int | None = None
     size: int | None = None
     settings: TrainSettings = field(default_factory=TrainSettings)
     probe: TrainSettings = field(default_factory=TrainSettings)
@@ -67,8 +77,18 @@ class Recipe:
     cache_dir: Path | None = None
 
 
+def weights_of(weights: str | None, fold: int) -> str | None:
+    """The classifier's weights for a fold: {fold} in the name stands for its number."""
+    return None if weights is None else weights.replace("{fold}", str(fold))
+
+
 class Workshop:
-    """A classifier of a data set's classes, and sigmoid branches for it, made when needed."""
+    """A classifier of a data set's classes, and sigmoid branches for it, made when needed.
+
+    Attributes:
+        dual: the classifier, with the branch that was trained last.
+        geometry: how pictures are prepared.
+    """
 
     def __init__(
         self, recipe: Recipe, samples: Sequence[Sample], classes: Sequence[str], num_classes: int
@@ -83,38 +103,84 @@ class Workshop:
         """
         self._recipe = recipe
         self._images = image_list(samples, classes)
-        built = assemble(arch=recipe.arch, weights=recipe.weights, size=recipe.size)
+        asked: dict[str, Any] = {
+            "arch": recipe.arch, "weights": recipe.weights,
+            "num_classes": recipe.num_classes, "size": recipe.size,
+        }  # fmt: skip
+        built = assemble(**asked)
         remade = built.dual.num_classes != num_classes
         if remade:
-            built = assemble(
-                arch=recipe.arch, weights=recipe.weights, size=recipe.size, new_classes=num_classes
-            )
-        self._built: Assembled = built
+            built = assemble(**asked, new_classes=num_classes)
+        self.dual: DualBranch = built.dual
         # As the protocol of Choe et al. has it: the whole picture, whatever its aspect.
         self.geometry: Geometry = replace(built.geometry, rule="stretch", resize=None)
         self._options: dict[str, Any] = {
             "geometry": self.geometry,
-            "augmentation": recipe.augmentation,
             "reading": Reading(recipe.cache_dir),
             "progress": False,
         }
         if remade:
-            train_classifier(built.dual, self._images, recipe.probe, **self._options)
-        self._fresh = copy.deepcopy(built.dual.sigmoid_head.state_dict())
+            train_classifier(
+                self.dual, self._images, recipe.probe, augmentation=recipe.augmentation,
+                **self._options,
+            )  # fmt: skip
+        self._fresh = copy.deepcopy(self.dual.sigmoid_head.state_dict())
         self._trained: float | str | None = "nothing"
+
+    def train(self, settings: TrainSettings, augmentation: Augmentation | None = None) -> None:
+        """Trains the sigmoid branch from the start.
+
+        Args:
+            settings: how.
+            augmentation: on which views; None for the recipe's.
+        """
+        self.dual.sigmoid_head.load_state_dict(self._fresh)
+        train_branch(
+            self.dual, self._images, settings,
+            augmentation=augmentation or self._recipe.augmentation, **self._options,
+        )  # fmt: skip
+        self._trained = "something else"
 
     def export(self, variant: Variant, path: Path) -> None:
         """Writes an artifact, training the branch where another one is in place."""
         if variant.branch == "sigmoid" and self._trained != variant.positive_weight:
-            self._built.dual.sigmoid_head.load_state_dict(self._fresh)
-            settings = replace(self._recipe.settings, positive_weight=variant.positive_weight)
-            train_branch(self._built.dual, self._images, settings, **self._options)
+            self.train(replace(self._recipe.settings, positive_weight=variant.positive_weight))
             self._trained = variant.positive_weight
-        export_artifact(
-            self._built.dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
-            has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
-            geometry=self.geometry,
-        )  # fmt: skip
+        with shifted(self.dual, variant.shift):
+            export_artifact(
+                self.dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
+                has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
+                geometry=self.geometry,
+            )  # fmt: skip
+
+
+@contextmanager
+def shifted(dual: DualBranch, seed: int | None) -> Iterator[None]:
+    """Adds one vector to the last layer's weights of every class of the softmax branch.
+
+    "Beyond Softmax", Section 1: every logit gains the same number, so no probability changes, but
+    the softmax branch's map does. The vector is normal, with the standard deviation of the
+    weights; they are put back afterwards.
+
+    Args:
+        dual: whose softmax head ends in a linear layer or a 1x1 convolution.
+        seed: of the vector; None changes nothing.
+    """
+    if seed is None:
+        yield
+        return
+    layers = [p for p in dual.softmax_head.body.parameters() if p.ndim > 1]
+    weights = layers[-1]
+    before = weights.detach().clone()
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(before.shape[1:], generator=generator) * before.std()
+    try:
+        with torch.no_grad():
+            weights.add_(vector)
+        yield
+    finally:
+        with torch.no_grad():
+            weights.copy_(before)
 
 
 def image_list(samples: Sequence[Sample], classes: Sequence[str]) -> ImageList:

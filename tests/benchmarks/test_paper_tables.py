@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.evaluate.bootstrap import Comparison, Estimate
-from sigcam.evaluate.datasets import Place, Sample
+from sigcam.evaluate.datasets import Dataset, Place, Sample
 from sigcam.runtime.errors import DataError, UsageError
+from sigcam.train.assemble import assemble
+
+TINY = Path(__file__).with_name("tiny_network.py")
 
 
 def samples(labels):
@@ -43,6 +48,46 @@ def test_folds_that_a_class_is_too_small_for(folds):
         split_folds(samples([0] * 9 + [1] * 3), folds)
 
 
+def test_each_fold_is_scored_by_what_was_trained_on_the_others():
+    from paper.folds import class_count, fold_datasets, labelled
+
+    dataset = Dataset("tiny", "csv", ("a", "b"), samples([0, 1] * 6))
+    pairs = fold_datasets(dataset, 3)
+    names = [{sample.name for sample in scored.samples} for _, scored in pairs]
+    assert set().union(*names) == {sample.name for sample in dataset.samples}
+    assert sum(map(len, names)) == 12
+    for (training, _), scored in zip(pairs, names, strict=True):
+        assert {sample.name for sample in training.samples} | scored == set().union(*names)
+        assert not {sample.name for sample in training.samples} & scored
+    assert class_count(dataset) == 2
+    assert class_count(replace(dataset, classes=None)) == 2
+    with pytest.raises(UsageError, match="without a class"):
+        labelled(replace(dataset, samples=samples([0, None])))
+
+
+def test_a_name_of_weights_takes_the_fold():
+    from paper.recipe import weights_of
+
+    assert weights_of("out/{fold}.safetensors", 2) == "out/2.safetensors"
+    assert weights_of("DEFAULT", 2) == "DEFAULT"
+    assert weights_of(None, 2) is None
+
+
+def test_the_shift_changes_weights_but_no_probability_and_is_taken_back():
+    from paper.recipe import shifted
+
+    dual = assemble(arch=f"{TINY}:tiny").dual
+    images = torch.rand(4, 3, 224, 224)
+    before = dual(images).logits
+    with shifted(dual, 0):
+        after = dual(images).logits
+        assert (after - before).abs().max() > 1e-3
+        torch.testing.assert_close(after.softmax(1), before.softmax(1))
+    torch.testing.assert_close(dual(images).logits, before, rtol=0, atol=0)
+    with shifted(dual, None):
+        torch.testing.assert_close(dual(images).logits, before, rtol=0, atol=0)
+
+
 def test_samples_become_a_training_set():
     from paper.recipe import image_list
 
@@ -53,7 +98,7 @@ def test_samples_become_a_training_set():
         image_list(samples([1, None]), ())
 
 
-@pytest.mark.parametrize("number", ["1", "2", "4", "5"])
+@pytest.mark.parametrize("number", ["1", "2", "4", "5", "shift"])
 def test_each_row_is_another_artifact(number):
     from paper.tables import TABLES
 

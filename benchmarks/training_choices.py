@@ -1,0 +1,228 @@
+"""Which choices in training the sigmoid branch matter for its maps: one changed at a time.
+
+    python benchmarks/training_choices.py DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
+
+For each fold and each choice the branch is trained anew from the same start on the other folds'
+pictures, and the true class's CAM (sigmoid branch) of each held-out picture is scored as by
+`sigcam evaluate`, with clamping (NWC) and without. Maps are made by the exported module in
+PyTorch; no choice is exported. Differences are to the base, with 95% bootstrap intervals over all
+pictures, and for each fold alone. The softmax branch's own maps stand beside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from paper.folds import class_count, fold_datasets, labelled
+from paper.recipe import Recipe, Workshop, weights_of
+
+from sigcam.evaluate import Dataset, open_dataset
+from sigcam.evaluate.metrics import Result, results
+from sigcam.evaluate.model import Answer
+from sigcam.evaluate.reports.tables import markdown_table
+from sigcam.evaluate.scoring import score_picture
+from sigcam.export.graph import GraphOptions, MapGraph, Normalise
+from sigcam.runtime.files import write_text
+from sigcam.runtime.reading import read_input
+from sigcam.runtime.spec import Branch
+from sigcam.train.augment import Augmentation
+from sigcam.train.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = ("max_box_acc_v2", "gt_known_best", "gt_known", "pxap", "pointing", "energy")
+Array = Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to train the branch.
+
+    Attributes:
+        label: what is changed.
+        settings, augmentation: changed fields; epochs are of 12 views, so that the number of
+            steps stays the same when `views` changes.
+    """
+
+    label: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
+
+    def made(self, seed: int) -> tuple[TrainSettings, Augmentation]:
+        """With the defaults of `sigcam train` in every other field."""
+        augmentation = Augmentation(seed=seed, **self.augmentation)
+        settings = TrainSettings(seed=seed, **self.settings)
+        if settings.optimizer == "adam":
+            epochs = settings.steps[1] * Augmentation().views / augmentation.views
+            settings = dataclasses.replace(settings, epochs=max(1, round(epochs)))
+        return settings, augmentation
+
+
+def choices(num_classes: int) -> list[Choice]:
+    """The base first."""
+    most = num_classes - 1
+    return [
+        Choice("defaults of sigcam train"),
+        *(Choice(f"{count} epochs", {"epochs": count}) for count in (1, 10, 30, 100)),
+        *(Choice(f"weight decay {d:g}", {"weight_decay": d}) for d in (0.0, 5e-3, 5e-2)),
+        *(
+            Choice(f"positive weight {w:g}", {"positive_weight": w})
+            for w in sorted({0.5, 1.0, most / 2, 2.0 * most} - {float(most)})
+        ),
+        *(
+            Choice(f"{count} views, as many steps", {}, {"views": count})
+            for count in (1, 3, 36)
+        ),
+        *(
+            Choice(f"crops of {low:g} to 1", {}, {"crop_scale": (low, 1.0)})
+            for low in (0.08, 0.7)
+        ),
+        Choice("no flips", {}, {"flip": False}),
+        *(
+            Choice(f"L-BFGS, weight decay {d:g}", {"optimizer": "lbfgs", "weight_decay": d})
+            for d in (0.0, 5e-4, 5e-3, 5e-2)
+        ),
+    ]  # fmt: skip
+
+
+class Scorer:
+    """Scores maps of a fold's held-out pictures; the backbone runs over them once."""
+
+    def __init__(self, workshop: Workshop, scored: Dataset) -> None:
+        self._workshop, self._samples = workshop, scored.samples
+        self._labels = torch.tensor([sample.label for sample in scored.samples])
+        geometry = dataclasses.replace(workshop.geometry, layout="uint8_nhwc")
+        normalise = Normalise(geometry)
+        read = [read_input(sample.path, geometry) for sample in scored.samples]
+        self._placements = [one.placement for one in read]
+        front = self._maps("softmax", None).cut.front
+        with torch.no_grad():
+            self._entries = [front(normalise(torch.from_numpy(one.tensor[None]))) for one in read]
+
+    def _maps(self, branch: Branch, nwc: bool | None) -> MapGraph:
+        options = GraphOptions("cam", branch, nwc, has_sigmoid=branch == "sigmoid")
+        return MapGraph(self._workshop.dual, options)
+
+    def records(self, branch: Branch, nwc: bool) -> Array:
+        """Records [P] of one kind of map, by the branch as it is now."""
+        maps = self._maps(branch, nwc)
+        found = []
+        for entry, label, placement, sample in zip(
+            self._entries, self._labels, self._placements, self._samples, strict=True
+        ):
+            with torch.no_grad():
+                state = maps.evidence.run(entry)
+                grid = maps.explain(state, label.reshape(1, 1))["grids"][0, 0].numpy()
+                probabilities = maps.softmax_logits(state)[0].softmax(0)
+            best = int(probabilities.argmax())
+            answer = Answer(best, float(probabilities[best]), int(label), grid, grid)
+            found.append(score_picture(answer, sample, placement, 0.2, 0.0))
+        return np.stack(found)
+
+
+def measure(
+    parts: Sequence[tuple[Dataset, Dataset]], recipe: Recipe, num_classes: int, seed: int
+) -> dict[str, list[Array]]:
+    """Label of each kind of map to its records, one array for each fold."""
+    columns: dict[str, list[Array]] = {}
+    for number, (training, scored) in enumerate(parts):
+        fitting = dataclasses.replace(recipe, weights=weights_of(recipe.weights, number))
+        workshop = Workshop(fitting, training.samples, training.classes or (), num_classes)
+        scorer = Scorer(workshop, scored)
+        for label, records in _of_fold(workshop, scorer, num_classes, seed):
+            columns.setdefault(label, []).append(records)
+            click.echo(f"fold {number}: {label}", err=True)
+    return columns
+
+
+def _of_fold(
+    workshop: Workshop, scorer: Scorer, num_classes: int, seed: int
+) -> Iterator[tuple[str, Array]]:
+    for choice in choices(num_classes):
+        workshop.train(*choice.made(seed))
+        for nwc in (True, False):
+            yield _label(choice.label, nwc), scorer.records("sigmoid", nwc)
+    for nwc in (True, False):
+        yield _label("softmax branch", nwc), scorer.records("softmax", nwc)
+
+
+def _label(what: str, nwc: bool) -> str:
+    return what if nwc else f"{what}, no clamping"
+
+
+def table(columns: dict[str, list[Array]]) -> str:
+    """Markdown: values of the first row, differences of the others."""
+    together = results([np.concatenate(one) for one in columns.values()], 0.2)
+    shown = [result for result in together if result.metric.key in METRICS]
+    count = len(next(iter(columns.values())))
+    per_fold = [_values([one[fold] for one in columns.values()]) for fold in range(count)]
+    rows = []
+    for index, label in enumerate(columns):
+        cells = [_cell(result, index, [fold[result.metric.key] for fold in per_fold])
+                 for result in shown]  # fmt: skip
+        rows.append([label, *cells])
+    return markdown_table(["", *(result.metric.label for result in shown)], rows)
+
+
+def _values(records: list[Array]) -> dict[str, Result]:
+    """Key of each metric to its values; their intervals aren't used."""
+    return {result.metric.key: result for result in results(records, 0.2, resamples=2)}
+
+
+def _cell(result: Result, index: int, folds: Sequence[Result]) -> str:
+    one = result.artifacts[index]
+    if index == 0:
+        return f"{one.metric.value:.1f} ({one.metric.low:.1f} to {one.metric.high:.1f})"
+    each = ", ".join(f"{fold.artifacts[index].difference.value:+.1f}" for fold in folds)
+    difference = one.difference
+    return f"{difference.value:+.1f} ({difference.low:+.1f} to {difference.high:+.1f}; {each})"
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="auto", show_default=True, help="As of sigcam evaluate.")
+@click.option("--split", help="Of DATA.")
+@click.option("--folds", type=int, default=3, show_default=True)
+@click.option("--arch", required=True, help="As of sigcam train.")
+@click.option("--weights", required=True, help="As of sigcam train; {fold} in it is the fold.")
+@click.option("--num-classes", type=int, help="Of the classifier, where not the usual number.")
+@click.option("--size", type=int, help="Input side.")
+@click.option("--seed", type=int, default=0)
+@click.option("--cache", type=click.Path(path_type=Path), default=ROOT / "out" / "features")
+@click.option("--out", type=click.Path(path_type=Path), help="File for the table (Markdown).")
+def main(
+    data: Path,
+    form: str,
+    split: str | None,
+    folds: int,
+    arch: str,
+    weights: str,
+    num_classes: int | None,
+    size: int | None,
+    seed: int,
+    cache: Path,
+    out: Path | None,
+) -> None:
+    """Trains, scores and compares."""
+    dataset = labelled(open_dataset(data, form, split=split))
+    recipe = Recipe(
+        arch, weights, num_classes, size,
+        probe=TrainSettings(optimizer="lbfgs", seed=seed, weight_decay=1e-3),
+        augmentation=Augmentation(seed=seed), cache_dir=cache,
+    )  # fmt: skip
+    parts = fold_datasets(dataset, folds, seed)
+    columns = measure(parts, recipe, class_count(dataset), seed)
+    text = table(columns)
+    click.echo(text)
+    if out is not None:
+        write_text(out, text)
+
+
+if __name__ == "__main__":
+    main()
