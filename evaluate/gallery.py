@@ -61,7 +61,7 @@ def ranked(records: Array) -> tuple[str, Array]:
         return "IoU of the largest contour's box", np.array(records["iou"], np.float64)
     if np.isfinite(records["energy"]).any():
         return "energy inside the object", np.array(records["energy"], np.float64)
-    before, after = (np.array(records[name], np.float64) for name in ("before", "after"))
+    before, after = (np.array(records[name], np.float64) for name in ("probability", "after"))
     return "confidence kept on the picture times its map", np.minimum(1.0, after / before)
 
 

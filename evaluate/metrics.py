@@ -241,6 +241,6 @@ def _confidence(records: Array, of_pairs: Callable[[Array, Array], Array]) -> tu
     known = np.isfinite(records["after"])
     values = np.zeros((len(records), 1))
     if known.any():
-        pairs = (records[name][known].astype(np.float64) for name in ("before", "after"))
+        pairs = (records[name][known].astype(np.float64) for name in ("probability", "after"))
         values[known, 0] = of_pairs(*pairs) / 100
     return values, known

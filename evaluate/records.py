@@ -24,7 +24,7 @@ _BITS = -(-len(THRESHOLDS) // 8)
 RECORD = np.dtype(
     [
         ("predicted", "<i4"),
-        ("probability", "<f4"),
+        ("probability", "<f4"),  # of the predicted class
         ("map_class", "<i4"),
         ("correct", "i1"),  # -1: no class is known
         ("valid", "?"),  # whether the map isn't constant
@@ -35,8 +35,7 @@ RECORD = np.dtype(
         ("pixels", "<u2", (2, BINS)),  # as `pixel_counts`; a square has 50,176 pixels
         ("pointing", "i1"),  # -1: neither boxes nor masks
         ("energy", "<f4"),  # NaN: the same
-        ("before", "<f4"),
-        ("after", "<f4"),  # NaN in this and the following: not measured
+        ("after", "<f4"),  # the same on the changed picture; NaN from here on: not measured
         ("insertion", "<f4"),
         ("deletion", "<f4"),
         ("road", "<f4"),
@@ -50,7 +49,7 @@ def empty_record() -> Array:
     record = np.zeros((), RECORD)
     for name in ("correct", "pointing"):
         record[name] = UNKNOWN
-    for name in ("iou", "energy", "before", "after", "insertion", "deletion", "road"):
+    for name in ("iou", "energy", "after", "insertion", "deletion", "road"):
         record[name] = np.nan
     return record
 

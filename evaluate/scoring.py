@@ -40,7 +40,6 @@ def score_picture(
     scores, valid = place_scores(answer.grid, placement)
     record["predicted"], record["probability"] = answer.predicted, answer.probability
     record["map_class"], record["valid"] = answer.map_class, valid
-    record["before"] = answer.probability
     if sample.label is not None:
         record["correct"] = answer.predicted == sample.label
     region = None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sigcam.demo.shift import Shift, shift_softmax
 from sigcam.evaluate import Sample
 from sigcam.export import export_artifact
 from sigcam.runtime.errors import DataError
@@ -33,22 +31,21 @@ class Variant:
         branch: "softmax" or "sigmoid".
         nwc: negative-weight clamping; None for the method's own.
         positive_weight: of the loss that the sigmoid branch was trained by; None: C - 1.
-        shift: seed of the vector that is added to every class's weights of the softmax branch
-            (`shifted`); None for none.
+        shift: what is added to every class's weights of the softmax branch; None for nothing.
     """
 
     method: str = "cam"
     branch: str = "sigmoid"
     nwc: bool | None = None
     positive_weight: float | None = None
-    shift: int | None = None
+    shift: Shift | None = None
 
     @property
     def name(self) -> str:
         """Of its file."""
         nwc = "" if self.nwc is None else "-nwc" if self.nwc else "-unclamped"
         weight = "" if self.positive_weight is None else f"-w{self.positive_weight:g}"
-        shift = "" if self.shift is None else f"-shift{self.shift}"
+        shift = "" if self.shift is None else f"-shift-{self.shift.name}"
         return f"{self.method}-{self.branch}{nwc}{weight}{shift}.onnx"
 
 
@@ -146,41 +143,12 @@ class Workshop:
         if variant.branch == "sigmoid" and self._trained != variant.positive_weight:
             self.train(replace(self._recipe.settings, positive_weight=variant.positive_weight))
             self._trained = variant.positive_weight
-        with shifted(self.dual, variant.shift):
-            export_artifact(
-                self.dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
-                has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
-                geometry=self.geometry,
-            )  # fmt: skip
-
-
-@contextmanager
-def shifted(dual: DualBranch, seed: int | None) -> Iterator[None]:
-    """Adds one vector to the last layer's weights of every class of the softmax branch.
-
-    "Beyond Softmax", Section 1: every logit gains the same number, so no probability changes, but
-    the softmax branch's map does. The vector is normal, with the standard deviation of the
-    weights; they are put back afterwards.
-
-    Args:
-        dual: whose softmax head ends in a linear layer or a 1x1 convolution.
-        seed: of the vector; None changes nothing.
-    """
-    if seed is None:
-        yield
-        return
-    layers = [p for p in dual.softmax_head.body.parameters() if p.ndim > 1]
-    weights = layers[-1]
-    before = weights.detach().clone()
-    generator = torch.Generator().manual_seed(seed)
-    vector = torch.randn(before.shape[1:], generator=generator) * before.std()
-    try:
-        with torch.no_grad():
-            weights.add_(vector)
-        yield
-    finally:
-        with torch.no_grad():
-            weights.copy_(before)
+        dual = self.dual if variant.shift is None else shift_softmax(self.dual, variant.shift)
+        export_artifact(
+            dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
+            has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
+            geometry=self.geometry,
+        )  # fmt: skip
 
 
 def image_list(samples: Sequence[Sample], classes: Sequence[str]) -> ImageList:

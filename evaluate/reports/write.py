@@ -21,7 +21,7 @@ from sigcam.runtime.files import atomic_path, write_text
 Array = npt.NDArray[Any]
 
 _COLUMNS = (
-    "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "before", "after",
+    "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "after",
     "insertion", "deletion", "road",
 )  # fmt: skip
 

@@ -7,16 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.evaluate.bootstrap import Comparison, Estimate
 from sigcam.evaluate.datasets import Dataset, Place, Sample
 from sigcam.runtime.errors import DataError, UsageError
-from sigcam.train.assemble import assemble
-
-TINY = Path(__file__).with_name("tiny_network.py")
 
 
 def samples(labels):
@@ -71,21 +67,6 @@ def test_a_name_of_weights_takes_the_fold():
     assert weights_of("out/{fold}.safetensors", 2) == "out/2.safetensors"
     assert weights_of("DEFAULT", 2) == "DEFAULT"
     assert weights_of(None, 2) is None
-
-
-def test_the_shift_changes_weights_but_no_probability_and_is_taken_back():
-    from paper.recipe import shifted
-
-    dual = assemble(arch=f"{TINY}:tiny").dual
-    images = torch.rand(4, 3, 224, 224)
-    before = dual(images).logits
-    with shifted(dual, 0):
-        after = dual(images).logits
-        assert (after - before).abs().max() > 1e-3
-        torch.testing.assert_close(after.softmax(1), before.softmax(1))
-    torch.testing.assert_close(dual(images).logits, before, rtol=0, atol=0)
-    with shifted(dual, None):
-        torch.testing.assert_close(dual(images).logits, before, rtol=0, atol=0)
 
 
 def test_samples_become_a_training_set():

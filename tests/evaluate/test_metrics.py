@@ -22,7 +22,7 @@ def random_records(rng, count, *, boxes=1.0, masks=1.0):
     for record in records:
         correct = bool(rng.integers(2))
         record["correct"] = correct
-        record["before"] = rng.uniform(0.1, 1)
+        record["probability"] = rng.uniform(0.1, 1)
         if rng.random() < boxes:
             every = np.sort(rng.random(len(THRESHOLDS)))
             scores = BoxScores(every, every * rng.random())
