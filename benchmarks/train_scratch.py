@@ -62,7 +62,7 @@ def train(dataset: Dataset, num_classes: int, epochs: int, seed: int) -> SmallNe
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            total += float(loss) * len(chosen)
+            total += loss.item() * len(chosen)
         if (epoch + 1) % 10 == 0:
             click.echo(f"  epoch {epoch + 1}: loss {total / len(images):.3f}", err=True)
     return network.eval()

@@ -1,10 +1,10 @@
-"""Peak memory of a process that does one thing: run a model, or explain a folder.
+"""Peak memory of a process that does one thing: run a model, or a command of sigcam's.
 
     python benchmarks/harness/peak.py graph MODEL.onnx --backend ort --threads 2 --batch 1
-    python benchmarks/harness/peak.py explain MODEL.onnx FOLDER ...
+    python benchmarks/harness/peak.py sigcam explain MODEL.onnx FOLDER ...
 
-Prints the peak in megabytes as the last line. `peak_memory` and `explain_folder` run this in
-a process of its own.
+Prints the peak in megabytes as the last line. `peak_memory`, `explain_folder` and
+`evaluate_data` run this in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -54,7 +55,7 @@ def explain_folder(path: Path, folder: Path, out: Path | None, *, threads: int) 
         "peak_mb", "per_second" (pictures) and "engine_busy", the share of the time that the
         engine ran, 0 to 1.
     """
-    words = ["explain", str(path), str(folder), "--verbose", "--backend", "ort"]
+    words = ["sigcam", "explain", str(path), str(folder), "--verbose", "--backend", "ort"]
     words += ["--threads", str(threads), *([] if out is None else ["--out", str(out)])]
     *_, told, peak = _last_lines(words)
     found = re.search(r"([\d.]+) a second; the engine ran (\d+)% of the time", told)
@@ -65,6 +66,30 @@ def explain_folder(path: Path, folder: Path, out: Path | None, *, threads: int) 
         "per_second": float(found[1]),
         "engine_busy": int(found[2]) / 100,
     }
+
+
+def evaluate_data(
+    paths: Sequence[Path], data: Path, out: Path, *, threads: int
+) -> dict[str, float]:
+    """`sigcam evaluate MODELS --data DATA` in a fresh process, with ONNX Runtime on the CPU.
+
+    Args:
+        paths: of the artifacts.
+        data: folder of the data set.
+        out: folder of the report, a new one.
+        threads: of the engine.
+
+    Returns:
+        "peak_mb", "seconds" (of the pictures, without opening and report) and "engine_busy".
+    """
+    words = ["sigcam", "evaluate", *map(str, paths), "--data", str(data), "--out", str(out)]
+    lines = _last_lines([*words, "--backend", "ort", "--threads", str(threads)])
+    found = re.search(r"pictures in ([\d.]+) s, (\d+)% of it in an engine", "\n".join(lines))
+    if found is None:
+        raise SystemExit(f"`sigcam evaluate` must tell its time, said {lines[-2:]!r}")
+    return {
+        "peak_mb": float(lines[-1]), "seconds": float(found[1]), "engine_busy": int(found[2]) / 100,
+    }  # fmt: skip
 
 
 def _last_lines(words: list[str]) -> list[str]:
@@ -121,11 +146,11 @@ def graph(path: Path, backend: str, threads: int, batch: int, classes: int) -> N
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def explain(words: tuple[str, ...]) -> None:
-    """Of `sigcam explain` with these words."""
-    from sigcam.cli import main as sigcam
+def sigcam(words: tuple[str, ...]) -> None:
+    """Of the command `sigcam` with these words."""
+    from sigcam.cli import main as command
 
-    sigcam(["explain", *words], standalone_mode=False)
+    command(list(words), standalone_mode=False)
     click.echo(f"{own_peak():.0f}", err=True)
 
 

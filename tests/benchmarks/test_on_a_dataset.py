@@ -1,0 +1,127 @@
+"""The benchmarks that take a data set, on a tiny one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny_datasets import picture_writer, text_writer
+
+from sigcam.evaluate import open_dataset
+from sigcam.evaluate.datasets import read_masks
+from sigcam.train.assemble import assemble
+
+TINY = f"{Path(__file__).with_name('tiny_network.py')}:tiny"
+SMALL = f"{Path(__file__).parents[2] / 'benchmarks' / 'paper' / 'small_network.py'}:SmallNetwork"
+PER_CLASS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve pictures of three classes, told apart by their colour, with boxes and trimaps."""
+    folder = tmp_path_factory.mktemp("data")
+    picture, text = picture_writer(folder), text_writer(folder)
+    rng = np.random.default_rng(0)
+    names = [f"images/{i:02}.png" for i in range(3 * PER_CLASS)]
+    for index, name in enumerate(names):
+        pixels = rng.integers(0, 40, (50, 60, 3), dtype=np.uint8)
+        pixels[10:30, 20:50, index % 3] += 200
+        picture(name, pixels=pixels)
+        mask = np.zeros((50, 60), np.uint8)
+        mask[10:30, 20:50] = 255
+        mask[9, 20:50] = 128
+        picture(f"masks/{index:02}.png", pixels=mask)
+    text("metadata/image_ids.txt", *names)
+    text("metadata/class_labels.txt", *(f"{name},{i % 3}" for i, name in enumerate(names)))
+    text("metadata/localization.txt", *(f"{name},20,10,49,29" for name in names))
+    text("metadata/masks.txt", *(f"{n},masks/{i:02}.png" for i, n in enumerate(names)))
+    text("classes.txt", "blue", "green", "red")
+    return folder
+
+
+def run(command, *words):
+    done = CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_folds_are_written_as_text_files(data, tmp_path):
+    import write_folds
+
+    run(write_folds.main, data, "--folds", 2, "--out", tmp_path)
+    tests = []
+    for fold in "01":
+        train, test = (
+            open_dataset(tmp_path / fold / part, root=data) for part in ("train", "test")
+        )
+        assert not train.problems and not test.problems
+        assert len(train) == len(test) == 3 * PER_CLASS // 2
+        assert train.classes == ("blue", "green", "red")
+        tests += [sample.name for sample in test.samples]
+    assert sorted(tests) == [sample.name for sample in open_dataset(data).samples]
+
+
+def test_a_dataset_many_times_over(data, tmp_path):
+    import evaluate_cost
+
+    once = open_dataset(data).samples
+    twice = open_dataset(evaluate_cost.repeated(once, 2, tmp_path)).samples
+    assert len({sample.name for sample in twice}) == len(twice) == 2 * len(once)
+    for copy, sample in zip(twice, [*once, *once], strict=True):
+        assert (copy.label, copy.size) == (sample.label, sample.size)
+        np.testing.assert_array_equal(copy.boxes, sample.boxes)
+        for got, want in zip(read_masks(copy), read_masks(sample), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_choices_are_compared_with_the_defaults(data, tmp_path, monkeypatch):
+    import training_choices
+
+    few = [training_choices.Choice("defaults"), training_choices.Choice("1 epoch", {"epochs": 1})]
+    monkeypatch.setattr(training_choices, "choices", lambda num_classes: few)
+    out = tmp_path / "table.md"
+    words = ["--folds", 2, "--arch", TINY, "--weights", "random", "--cache", tmp_path / "cache"]
+    printed = run(training_choices.main, data, *words, "--out", out)
+    lines = out.read_text().splitlines()
+    assert out.read_text().strip() in printed
+    labels = [line.split("|")[1].strip() for line in lines[2:]]
+    kinds = ("defaults", "1 epoch", "softmax branch")
+    assert labels == [kind + end for kind in kinds for end in ("", ", no clamping")]
+    assert "MaxBoxAccV2" in lines[0] and "PxAP" in lines[0]
+    # A difference, its interval and one of each fold.
+    assert lines[3].count(";") == lines[0].count("|") - 2
+
+
+def test_every_choice_takes_as_many_steps_unless_that_is_the_choice():
+    from training_choices import choices
+
+    every = choices(5)
+    assert len({choice.label for choice in every}) == len(every)
+    for choice in every:
+        settings, augmentation = choice.made(0)
+        if settings.optimizer == "adam" and "epochs" not in choice.settings:
+            assert settings.epochs * augmentation.views == 36
+
+
+def test_a_network_from_scratch_for_each_fold(data, tmp_path):
+    import train_scratch
+
+    printed = run(train_scratch.main, data, "--folds", 2, "--epochs", 1, "--out", tmp_path)
+    assert printed.count("of the held-out pictures right") == 2
+    weights = str(tmp_path / "1.safetensors")
+    built = assemble(arch=SMALL, weights=weights, num_classes=3, size=128)
+    assert built.dual.targets[0].layout.shape == (256, 8, 8)
+
+
+def test_a_table_of_the_paper_from_training_on(data, tmp_path):
+    import paper_tables
+
+    words = ["--folds", 2, "--arch", TINY, "--weights", "random", "--table", "5", "--views", 2]
+    run(paper_tables.main, data, *words, "--work", tmp_path / "work", "--out", tmp_path / "t.md")
+    text = (tmp_path / "t.md").read_text()
+    assert "12 pictures of 3 classes, 2 folds" in text
+    rows = [line for line in text.splitlines() if line.startswith("| positive weight")]
+    assert len(rows) == 3
+    assert rows[0].split("|")[2:] == rows[1].split("|")[2:]  # with three classes (C-1)/2 is 1
