@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 from paper.folds import class_count, fold_datasets, labelled
+from paper.options import data_options, network_options
 from paper.recipe import Recipe, Variant, Workshop, weights_of
 from paper.tables import TABLES, Values
 
@@ -34,20 +35,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="auto", show_default=True, help="As of sigcam evaluate.")
-@click.option("--split", help="Of DATA.")
+@data_options
 @click.option("--train-data", type=click.Path(path_type=Path), help="Data to train on.")
 @click.option("--train-split", help="Of --train-data.")
 @click.option("--folds", type=int, help="Instead: parts of DATA.")
-@click.option("--arch", required=True, help="As of sigcam train.")
-@click.option(
-    "--weights",
-    required=True,
-    help="Of the classifier, as of sigcam train; {fold} in it is the fold.",
-)
-@click.option("--num-classes", type=int, help="Of the classifier, where not the usual number.")
-@click.option("--size", type=int, help="Input side.")
+@network_options
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats.")
 @click.option("--optimizer", type=click.Choice(["adam", "lbfgs"]), default="adam")
 @click.option("--epochs", type=int, help="Of the branch.")
@@ -55,7 +47,6 @@ ROOT = Path(__file__).resolve().parents[1]
 @click.option("--views", type=int, default=12, show_default=True)
 @click.option("--crop-scale", type=(float, float), default=(0.35, 1.0), show_default=True)
 @click.option("--flip/--no-flip", default=True)
-@click.option("--seed", type=int, default=0)
 @click.option("--work", type=click.Path(path_type=Path), default=ROOT / "out" / "paper-tables")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the tables (Markdown).")
 def main(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from paper.folds import class_count, fold_datasets, labelled
+from paper.options import data_options
 from paper.small_network import SmallNetwork
 from safetensors.torch import save
 
@@ -78,12 +79,9 @@ def accuracy(network: SmallNetwork, dataset: Dataset) -> float:
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="auto", show_default=True, help="As of sigcam evaluate.")
-@click.option("--split", help="Of DATA.")
+@data_options
 @click.option("--folds", type=int, default=3, show_default=True)
 @click.option("--epochs", type=int, default=80, show_default=True)
-@click.option("--seed", type=int, default=0)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
     data: Path, form: str, split: str | None, folds: int, epochs: int, seed: int, out: Path

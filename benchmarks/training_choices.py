@@ -21,6 +21,7 @@ import click
 import numpy as np
 import torch
 from paper.folds import class_count, fold_datasets, labelled
+from paper.options import data_options, network_options
 from paper.recipe import Recipe, Workshop, weights_of
 
 from sigcam.evaluate import Dataset, open_dataset
@@ -185,15 +186,9 @@ def _cell(result: Result, index: int, folds: Sequence[Result]) -> str:
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="auto", show_default=True, help="As of sigcam evaluate.")
-@click.option("--split", help="Of DATA.")
+@data_options
 @click.option("--folds", type=int, default=3, show_default=True)
-@click.option("--arch", required=True, help="As of sigcam train.")
-@click.option("--weights", required=True, help="As of sigcam train; {fold} in it is the fold.")
-@click.option("--num-classes", type=int, help="Of the classifier, where not the usual number.")
-@click.option("--size", type=int, help="Input side.")
-@click.option("--seed", type=int, default=0)
+@network_options
 @click.option("--cache", type=click.Path(path_type=Path), default=ROOT / "out" / "features")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the table (Markdown).")
 def main(
