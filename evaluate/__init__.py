@@ -11,8 +11,9 @@
     confidence.py      Average Drop, % Increase
     removal.py, road.py, imputation.py   insertion, deletion, ROAD
     model.py           an artifact: what it says of a batch
-    fidelity.py        the engine's runs on changed pictures
+    fidelity.py        changed pictures, and the engine's runs on them
     scoring.py         one picture's record
+    stages.py          what is done with a picture, step by step
     records.py, state.py   what is kept of each picture, and how an evaluation goes on
     metrics.py, bootstrap.py   from records to numbers, and how sure they are
     run.py             all of it

@@ -1,12 +1,14 @@
 """What an artifact says of changed pictures: the fidelity metrics' runs of the engine.
 
 All are of the predicted class, on the picture as the network gets it, with the map of that class
-at the same size (bicubic, min-max).
+at the same size (bicubic, min-max). `change_picture` makes what takes long to make and needs no
+engine; `measure_fidelity` runs the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -14,8 +16,15 @@ import numpy.typing as npt
 from sigcam.evaluate.confidence import masked_picture
 from sigcam.evaluate.model import Answer, Model
 from sigcam.evaluate.protocol import enlarge, normalise
-from sigcam.evaluate.removal import BATCH, STEPS, curve_area, deletion_curve, insertion_curve
-from sigcam.evaluate.road import road_curve, road_score
+from sigcam.evaluate.removal import (
+    BATCH,
+    STEPS,
+    curve_area,
+    deletion_curve,
+    insertion_curve,
+    run_batches,
+)
+from sigcam.evaluate.road import road_pictures, road_score
 from sigcam.runtime.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -32,9 +41,51 @@ def check_fidelity(names: Collection[str]) -> None:
         raise UsageError(f"fidelity must be of {', '.join(FIDELITY)}, got {', '.join(unknown)}")
 
 
+@dataclass(frozen=True, eq=False)
+class ChangedPicture:
+    """A picture's changed versions, of those that are made before the engine runs.
+
+    Insertion and deletion change little from step to step, hundreds of times: their pictures
+    are made as the engine takes them.
+
+    Attributes:
+        picture: uint8 [H, W, 3], unchanged.
+        scores: floating [H, W] in [0, 1], the predicted class's map.
+        masked: uint8 [H, W, 3], the picture times the map; None without "confidence".
+        morf: uint8 [H, W, 3] each, the most relevant pixels removed; none without "road".
+        lerf: the same with the least relevant ones.
+    """
+
+    picture: Array
+    scores: Array
+    masked: Array | None
+    morf: list[Array]
+    lerf: list[Array]
+
+
+def change_picture(picture: Array, answer: Answer, names: Collection[str]) -> ChangedPicture:
+    """Makes a picture's changed versions; runs no engine, so that threads can do it.
+
+    Args:
+        picture: uint8 [H, W, 3], as the network gets it.
+        answer: to it.
+        names: of `FIDELITY`.
+
+    Raises:
+        UsageError: a picture too large for ROAD's imputation (`impute`).
+    """
+    scores = normalise(enlarge(answer.predicted_grid, *picture.shape[:2]))
+    masked = masked_picture(picture, scores) if "confidence" in names else None
+    morf, lerf = (
+        list(road_pictures(picture, scores, most_relevant_first=first)) if "road" in names else []
+        for first in (True, False)
+    )
+    return ChangedPicture(picture, scores, masked, morf, lerf)
+
+
 def measure_fidelity(
     model: Model,
-    pictures: Sequence[Array],
+    changed: Sequence[ChangedPicture],
     answers: Sequence[Answer],
     names: Collection[str],
     steps: int = STEPS,
@@ -43,8 +94,8 @@ def measure_fidelity(
 
     Args:
         model: the artifact.
-        pictures: uint8 [H, W, 3] each, as the network gets them.
-        answers: to them.
+        changed: from `change_picture`, with the same names.
+        answers: to the unchanged ones.
         names: of `FIDELITY`.
         steps: of insertion and deletion.
 
@@ -52,29 +103,24 @@ def measure_fidelity(
         For each picture the fields of its record: "after" (confidence on the picture times the
         map), and "insertion", "deletion", "road" in [-1, 1].
     """
-    found: list[dict[str, float]] = [{} for _ in pictures]
-    maps = [
-        normalise(enlarge(answer.predicted_grid, *picture.shape[:2]))
-        for picture, answer in zip(pictures, answers, strict=True)
-    ]
+    found: list[dict[str, float]] = [{} for _ in changed]
     classes = [answer.predicted for answer in answers]
-    if "confidence" in names:
-        masked = [masked_picture(*pair) for pair in zip(pictures, maps, strict=True)]
-        for one, after in zip(found, model.probabilities(masked, classes), strict=True):
-            one["after"] = float(after)
-    for picture, scores, class_id, one in zip(pictures, maps, classes, found, strict=True):
+    masked = [one.masked for one in changed if one.masked is not None]
+    if masked:
+        for values, after in zip(found, model.probabilities(masked, classes), strict=True):
+            values["after"] = float(after)
+    for one, class_id, values in zip(changed, classes, found, strict=True):
 
-        def score(changed: Array, class_id: int = class_id) -> Array:
-            return model.probabilities(list(changed), [class_id] * len(changed))
+        def score(pictures: Array, class_id: int = class_id) -> Array:
+            return model.probabilities(list(pictures), [class_id] * len(pictures))
 
         if "insertion" in names:
-            curve = insertion_curve(picture, scores, score, steps=steps, batch=BATCH)
-            one["insertion"] = curve_area(curve)
+            curve = insertion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            values["insertion"] = curve_area(curve)
         if "deletion" in names:
-            curve = deletion_curve(picture, scores, score, steps=steps, batch=BATCH)
-            one["deletion"] = curve_area(curve)
+            curve = deletion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            values["deletion"] = curve_area(curve)
         if "road" in names:
-            morf = road_curve(picture, scores, score)
-            lerf = road_curve(picture, scores, score, most_relevant_first=False)
-            one["road"] = road_score(morf, lerf)
+            morf, lerf = (run_batches(some, score, BATCH) for some in (one.morf, one.lerf))
+            values["road"] = road_score(morf, lerf)
     return found

@@ -55,19 +55,38 @@ def road_curve(
     Raises:
         UsageError: shapes, types or numbers that don't fit.
     """
+    changed = road_pictures(
+        picture, scores, most_relevant_first=most_relevant_first, fractions=fractions,
+        noise=noise, seed=seed,
+    )  # fmt: skip
+    return run_batches(changed, score, batch)
+
+
+def road_pictures(
+    picture: U8,
+    scores: npt.NDArray[np.floating],
+    *,
+    most_relevant_first: bool = True,
+    fractions: Sequence[float] = FRACTIONS,
+    noise: float = NOISE,
+    seed: int = 0,
+) -> Iterator[U8]:
+    """The pictures that `road_curve` scores: uint8 [H, W, 3], one per fraction, made one by one.
+
+    Args and errors as there. It needs no engine, so that it can run in a thread of its own.
+    """
     check_picture(picture, scores)
     if not fractions or not all(0 <= fraction < 1 for fraction in fractions):
         raise UsageError(f"fractions must lie in [0, 1), got {list(fractions)}")
     order = removal_order(scores if most_relevant_first else -scores)
 
-    def pictures() -> Iterator[U8]:
-        for place, fraction in enumerate(fractions):
-            removed = np.zeros(scores.size, bool)
-            removed[order[: min(round(fraction * len(order)), len(order) - 1)]] = True
-            rng = np.random.default_rng([seed, place])
-            yield remove_pixels(picture, removed.reshape(scores.shape), rng, noise)
+    def changed(place: int, fraction: float) -> U8:
+        removed = np.zeros(scores.size, bool)
+        removed[order[: min(round(fraction * len(order)), len(order) - 1)]] = True
+        rng = np.random.default_rng([seed, place])
+        return remove_pixels(picture, removed.reshape(scores.shape), rng, noise)
 
-    return run_batches(pictures(), score, batch)
+    return (changed(place, fraction) for place, fraction in enumerate(fractions))
 
 
 def road_score(morf: Floats, lerf: Floats) -> float:

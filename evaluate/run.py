@@ -1,7 +1,7 @@
 """`evaluate`: several artifacts over the same pictures, in one run.
 
-Pictures are read and maps are scored in threads while the engines run, one artifact after the
-other on each batch, in the caller's thread.
+Pictures are read and changed (for the fidelity metrics), and maps are scored, in threads while the
+engines run, one artifact after the other on each batch, in the caller's thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -21,19 +21,26 @@ import numpy.typing as npt
 
 from sigcam.evaluate.datasets import Dataset, Sample, match_classes
 from sigcam.evaluate.datasets.sample import data_error, problem
-from sigcam.evaluate.fidelity import check_fidelity, measure_fidelity
+from sigcam.evaluate.fidelity import check_fidelity
 from sigcam.evaluate.gallery import Gallery, make_gallery
-from sigcam.evaluate.model import Answer, Model, names_of
+from sigcam.evaluate.model import Model, names_of
 from sigcam.evaluate.records import empty_record
 from sigcam.evaluate.removal import STEPS
-from sigcam.evaluate.scoring import score_picture
+from sigcam.evaluate.stages import (
+    Answered,
+    Changed,
+    Measured,
+    Read,
+    answer_batches,
+    change_pictures,
+    measure_batches,
+    read_sample,
+    score_answers,
+)
 from sigcam.evaluate.state import State
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.errors import DataError, ImageError, UsageError
-from sigcam.runtime.geometry import Placement
+from sigcam.runtime.errors import DataError, UsageError
 from sigcam.runtime.pipeline import Stopwatch, ahead, in_order
-from sigcam.runtime.reading import read_input
-from sigcam.runtime.spec import Geometry
 
 Array = npt.NDArray[Any]
 Report = Callable[[int, int], None]
@@ -50,7 +57,8 @@ class EvaluateOptions:
         backend: engine, as for `sigcam.load`.
         engine: its options.
         batch_size: pictures in one run of the engine.
-        workers: threads that read pictures, and as many that score maps.
+        workers: threads that read pictures, as many that score maps, and twice as many that
+            change pictures for the fidelity metrics.
         threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
         tolerance: of the pointing game, in pixels of the protocol's square of 224.
         fidelity: which of `fidelity.FIDELITY` are measured.
@@ -200,23 +208,6 @@ def described(options: EvaluateOptions) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """A sample and its picture as each geometry wants it, or why it can't be read."""
-
-    sample: Sample
-    inputs: dict[Geometry, tuple[Array, Placement]]
-    error: ImageError | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Answered:
-    """A sample with the answers of all artifacts, and what the engine said of changed pictures."""
-
-    read: _Read
-    answers: list[tuple[Geometry, Answer, dict[str, float]]]
-
-
 def _run(
     models: Sequence[Model],
     dataset: Dataset,
@@ -226,28 +217,9 @@ def _run(
 ) -> None:
     """Writes the records that are missing."""
     done, total = state.done(), len(dataset)
-    geometries = list(dict.fromkeys(model.reading for model in models))
-
-    def read(sample: Sample) -> _Read:
-        try:
-            prepared = {one: read_input(sample.path, one) for one in geometries}
-        except ImageError as exc:
-            return _Read(sample, {}, exc)
-        return _Read(sample, {g: (p.tensor, p.placement) for g, p in prepared.items()})
-
-    def score(one: _Answered) -> tuple[_Read, list[Array]]:
-        return one.read, [
-            _record(one.read, geometry, answer, changed, options)
-            for geometry, answer, changed in one.answers
-        ]
-
-    samples = islice(iter(dataset.samples), done, None)
-    depth = 2 * options.batch_size
-    pictures = ahead(in_order(read, samples, options.workers, "sigcam-read"), depth, "sigcam-feed")
-    answered = _answered(pictures, models, options)
-    scored = in_order(score, answered, options.workers, "sigcam-score", depth)
     progress(done, total)
-    with closing(pictures), closing(answered), closing(scored):
+    samples = islice(iter(dataset.samples), done, None)
+    with closing(_scored(models, samples, options)) as scored:
         while chunk := list(islice(scored, _WRITTEN_AT_ONCE)):
             for one, _ in chunk:
                 if one.error is not None:
@@ -259,42 +231,39 @@ def _run(
             progress(done, total)
 
 
-def _answered(
-    pictures: Iterator[_Read], models: Sequence[Model], options: EvaluateOptions
-) -> Generator[_Answered, None, None]:
-    """Runs the engines, a batch at a time."""
-    while batch := list(islice(pictures, options.batch_size)):
-        good = [one for one in batch if one.error is None]
-        columns = [_of_model(model, good, options) for model in models] if good else []
-        answers = iter(zip(*columns, strict=True))
-        for one in batch:
-            yield _Answered(one, [] if one.error is not None else list(next(answers)))
+def _scored(
+    models: Sequence[Model], samples: Iterable[Sample], options: EvaluateOptions
+) -> Generator[tuple[Read, list[Array]], None, None]:
+    """The samples with their records, which are none where a picture can't be read.
+
+    The engines run in the caller's thread, and what needs none of them in others: reading,
+    changing pictures, scoring. While the engines run on a batch's changed pictures, threads make
+    those of the next; two batches of them, and one for each thread, are held at most.
+    """
+    geometries = list(dict.fromkeys(model.reading for model in models))
+    batch_size, workers = options.batch_size, options.workers
+    depth = 2 * batch_size
+
+    def read(sample: Sample) -> Read:
+        return read_sample(sample, geometries)
+
+    def change(one: Answered) -> Changed:
+        return change_pictures(one, models, options.fidelity)
+
+    def score(one: Measured) -> tuple[Read, list[Array]]:
+        return one.read, score_answers(one, models, options.threshold, options.tolerance)
+
+    pictures = ahead(in_order(read, samples, workers, "sigcam-read"), depth, "sigcam-feed")
+    answered = answer_batches(pictures, models, batch_size)
+    # ROAD's pictures take longer than all else: by default they get a thread for each core.
+    changed = in_order(change, answered, 2 * workers, "sigcam-change", batch_size)
+    measured = measure_batches(changed, models, batch_size, options.fidelity, options.steps)
+    scored = in_order(score, measured, workers, "sigcam-score", depth)
+    with closing(pictures), closing(answered), closing(changed), closing(measured):
+        yield from scored
 
 
-def _of_model(
-    model: Model, batch: Sequence[_Read], options: EvaluateOptions
-) -> list[tuple[Geometry, Answer, dict[str, float]]]:
-    tensors = [one.inputs[model.reading][0] for one in batch]
-    answers = model.answers(tensors, [one.sample.label for one in batch])
-    changed = measure_fidelity(model, tensors, answers, options.fidelity, options.steps)
-    return [(model.reading, *pair) for pair in zip(answers, changed, strict=True)]
-
-
-def _record(
-    read: _Read,
-    geometry: Geometry,
-    answer: Answer,
-    changed: dict[str, float],
-    options: EvaluateOptions,
-) -> Array:
-    placement = read.inputs[geometry][1]
-    record = score_picture(answer, read.sample, placement, options.threshold, options.tolerance)
-    for name, value in changed.items():
-        record[name] = value
-    return record
-
-
-def _unread(one: _Read, dataset: Dataset, options: EvaluateOptions) -> Any:
+def _unread(one: Read, dataset: Dataset, options: EvaluateOptions) -> Any:
     found = problem(one.sample.place, f"{one.sample.name} can't be read: {one.error}")
     if not options.skip_bad:
         raise data_error([found], f"{dataset.name} has a picture that can't be read; skip bad ones")

@@ -105,7 +105,8 @@ _metric_options = options(
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Threads that read pictures, and as many that score maps.  [default: half of the cores]",
+    help="Threads that read pictures, as many that score maps, and twice as many that change "
+    "pictures for --fidelity.  [default: half of the cores]",
 )
 @reports_errors
 def command(

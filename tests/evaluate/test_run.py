@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset, run
+from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset, run, stages
 from sigcam.evaluate.box_accuracy import BoxAccuracy, score_boxes
 from sigcam.evaluate.confidence import confidence_drop, confidence_rise, masked_picture
 from sigcam.evaluate.datasets import read_masks
@@ -134,11 +134,11 @@ def test_an_interrupted_evaluation_goes_on(artifact, squares, tmp_path, monkeypa
             raise KeyboardInterrupt
         return run_score(*arguments)
 
-    run_score = run.score_picture
-    monkeypatch.setattr(run, "score_picture", stops)
+    run_score = stages.score_picture
+    monkeypatch.setattr(stages, "score_picture", stops)
     with pytest.raises(KeyboardInterrupt):
         evaluate([path], dataset, tmp_path / "parts", options(batch_size=4, workers=1))
-    monkeypatch.setattr(run, "score_picture", run_score)
+    monkeypatch.setattr(stages, "score_picture", run_score)
     seen = []
     found = evaluate(
         [path], dataset, tmp_path / "parts", options(batch_size=4),

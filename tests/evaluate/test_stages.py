@@ -1,0 +1,174 @@
+"""The fidelity metrics in a run: their numbers, what overlaps, what is held, how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+import weakref
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from sigcam.evaluate import EvaluateOptions, evaluate, imputation, open_dataset, run, stages
+from sigcam.evaluate.confidence import masked_picture
+from sigcam.evaluate.fidelity import change_picture, measure_fidelity
+from sigcam.evaluate.model import Model
+from sigcam.evaluate.protocol import enlarge, normalise
+from sigcam.evaluate.removal import curve_area, deletion_curve, insertion_curve
+from sigcam.evaluate.road import road_curve, road_score
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.errors import UsageError
+from sigcam.runtime.pipeline import Stopwatch
+from sigcam.runtime.reading import read_input
+
+pytest.importorskip("onnxruntime")
+ALL = ("confidence", "insertion", "deletion", "road")
+BATCH = 5
+
+
+def options(**changes):
+    given = {"backend": "ort", "batch_size": BATCH, "workers": 2, "steps": 8, "fidelity": ALL}
+    return EvaluateOptions(**{**given, **changes})
+
+
+def opened(path):
+    return Model(path.name, path, "ort", BackendOptions(), Stopwatch())
+
+
+def direct(model, samples):
+    """Fields of a batch's records, by the functions that make and score pictures in one go."""
+    pictures = [read_input(one.path, model.reading).tensor for one in samples]
+    answers = model.answers(pictures, [one.label for one in samples])
+    classes = [one.predicted for one in answers]
+    maps = [normalise(enlarge(one.predicted_grid, 56, 56)) for one in answers]
+    masked = [masked_picture(*pair) for pair in zip(pictures, maps, strict=True)]
+    found = []
+    for picture, scores, class_id, after in zip(
+        pictures, maps, classes, model.probabilities(masked, classes), strict=True
+    ):
+
+        def score(batch, class_id=class_id):
+            return model.probabilities(list(batch), [class_id] * len(batch))
+
+        morf, lerf = (
+            road_curve(picture, scores, score, most_relevant_first=first) for first in (True, False)
+        )
+        found.append({
+            "after": after,
+            "insertion": curve_area(insertion_curve(picture, scores, score, steps=8)),
+            "deletion": curve_area(deletion_curve(picture, scores, score, steps=8)),
+            "road": road_score(morf, lerf),
+        })  # fmt: skip
+    return found
+
+
+def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares, tmp_path):
+    """Also around a picture that can't be decoded, which makes its batch smaller."""
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    file = data / "images" / "6.png"
+    content = file.read_bytes()
+    file.write_bytes(content[:60] + bytes(len(content) - 60))
+    dataset = open_dataset(data)
+    paths = [artifact(), artifact(mode="top1", rule="crop")]
+    found = evaluate(paths, dataset, tmp_path / "out", options(skip_bad=True))
+    for path, records in zip(paths, found.records, strict=True):
+        with opened(path) as model:
+            for start in range(0, len(dataset), BATCH):
+                places = [i for i in range(start, min(start + BATCH, len(dataset))) if i != 6]
+                want = direct(model, [dataset.samples[i] for i in places])
+                for place, fields in zip(places, want, strict=True):
+                    for name, value in fields.items():
+                        assert records[name][place] == records[name].dtype.type(value), name
+        assert np.isnan(records["road"][6])
+        assert np.isfinite(np.delete(records["road"], 6)).all()
+
+
+def test_pictures_are_changed_in_threads_while_the_engine_runs(
+    artifact, squares, tmp_path, monkeypatch
+):
+    """The first batch is measured only once a picture of the second one is changed."""
+    changing, threads, measured_in = threading.Event(), set(), set()
+    count, lock = 0, threading.Lock()
+
+    def change(*arguments):
+        nonlocal count
+        with lock:
+            count += 1
+            if count > BATCH:
+                changing.set()
+        threads.add(threading.current_thread().name)
+        return change_picture(*arguments)
+
+    def measure(*arguments):
+        assert changing.wait(10)
+        measured_in.add(threading.current_thread())
+        return measure_fidelity(*arguments)
+
+    monkeypatch.setattr(stages, "change_picture", change)
+    monkeypatch.setattr(stages, "measure_fidelity", measure)
+    evaluate([artifact()], open_dataset(squares), tmp_path, options(fidelity=("road",)))
+    assert count == 12
+    assert all(name.startswith("sigcam-change") for name in threads)
+    assert measured_in == {threading.current_thread()}
+
+
+def test_changed_pictures_of_a_few_batches_are_held(artifact, squares, monkeypatch):
+    """However many pictures come: two batches, and one for each thread that changes them."""
+    alive, most = [], 0
+    lock = threading.Lock()
+
+    def change(*arguments):
+        nonlocal most
+        changed = change_picture(*arguments)
+        with lock:
+            alive.append(weakref.ref(changed))
+            most = max(most, sum(one() is not None for one in alive))
+        return changed
+
+    monkeypatch.setattr(stages, "change_picture", change)
+    given = options(fidelity=("confidence",), batch_size=3, workers=1)
+    samples = open_dataset(squares).samples * 10
+    with opened(artifact()) as one, opened(artifact(mode="top1")) as other:
+        models = [one, other]
+        with closing(run._scored(models, samples, given)) as scored:
+            assert sum(1 for _ in scored) == len(samples)
+    assert len(alive) == len(samples) * len(models)
+    assert len(models) * 3 < most <= len(models) * 2 * (3 + 1)
+
+
+def running():
+    return [one.name for one in threading.enumerate() if one.name.startswith("sigcam-")]
+
+
+def test_an_error_in_a_thread_that_changes_pictures(artifact, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr(imputation, "_STEPS", 1)
+    dataset = open_dataset(squares)
+    with pytest.raises(UsageError, match="didn't reach"):
+        evaluate([artifact()], dataset, tmp_path, options())
+    assert running() == []
+
+
+@pytest.mark.parametrize("stage", ["change_picture", "measure_fidelity", "score_picture"])
+def test_an_interruption_ends_all_threads(artifact, squares, tmp_path, monkeypatch, stage):
+    calls = []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return function(*arguments)
+
+    function = getattr(stages, stage)
+    path, dataset = artifact(), open_dataset(squares)
+    given = options(fidelity=("confidence",))
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, stage, stops)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate([path], dataset, tmp_path / "parts", given)
+    assert running() == []
+    found = evaluate([path], dataset, tmp_path / "parts", given)
+    want = evaluate([path], dataset, tmp_path / "whole", dataclasses.replace(given, workers=1))
+    assert found.records[0].tobytes() == want.records[0].tobytes()
