@@ -27,8 +27,7 @@ _STEPS = 1000
 _WEIGHTS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
 # A side of a block is coupled to the next block by this much per pixel.
 _SIDE = 1 / 3
-_LARGEST = 64
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def impute(picture: U8, removed: npt.NDArray[np.bool_]) -> F32:
@@ -52,8 +51,7 @@ def impute(picture: U8, removed: npt.NDArray[np.bool_]) -> F32:
         )
     if not removed.any():
         return picture.astype(np.float32)
-    height, width = removed.shape
-    values = np.clip(_System(picture, removed).solve(), 0, 255)[:height, :width]
+    values = np.clip(_System(picture, removed).solve(), 0, 255)
     return np.where(removed[..., None], values, picture.astype(np.float32))
 
 
@@ -80,63 +78,78 @@ def remove_pixels(
 
 
 class _System:
-    """The equations of one picture, padded so that blocks of all sizes fit in."""
+    """The equations of one picture."""
 
     def __init__(self, picture: U8, removed: npt.NDArray[np.bool_]) -> None:
-        block = min(1 << max(int(np.ceil(np.log2(max(removed.shape)))) - 1, 0), _LARGEST)
-        below, right = (-side % block for side in removed.shape)
-        around = ((0, below), (0, right))
-        hole = np.pad(removed, around).astype(np.float32)
-        kept = np.pad(~removed, around).astype(np.float32)
+        hole = removed.astype(np.float32)
+        kept = 1 - hole
         # All in three colours: broadcasting along a last axis of three is slow.
         self.hole = _coloured(hole)
-        self.weights = _coloured(np.maximum(_neighbours(hole + kept), 1 / 12))
-        self.values = np.pad(picture.astype(np.float32), (*around, (0, 0))) * _coloured(kept)
-        self.inverses = _block_inverses(hole, kept, block)
+        self.weights = _coloured(_neighbours(np.ones_like(hole)))
+        self.shares = self.hole / self.weights
+        self.inverses = _block_inverses(hole, kept)
+        self.values = np.ascontiguousarray(picture, np.float32) * _coloured(kept)
         self.values += self.hole * _filled(self.values, kept)
 
     def solve(self) -> F32:
-        """Preconditioned conjugate gradients, the three colours side by side."""
+        """Preconditioned conjugate gradients; the three colours are one system.
+
+        Arrays are changed in place: nearly all of the time goes into passes over memory.
+        """
         values = self.values
-        residual = (_neighbours(values) - self.weights * values) * self.hole
-        step = scaled = self._precondition(residual)
-        energy = _dot(residual, scaled)
+        residual = -self._product(values)
+        step = self._precondition(residual)
+        energy = _dot(residual, step)
         for _ in range(_STEPS):
-            if np.abs(residual).max() <= TOLERANCE:
+            if cv2.norm(residual, cv2.NORM_INF) <= TOLERANCE:
                 return values
-            product = (self.weights * step - _neighbours(step)) * self.hole
-            length = energy / np.maximum(_dot(step, product), _TINY)
-            values += _times(length, step)
-            residual -= _times(length, product)
+            product = self._product(step)
+            length = energy / max(_dot(step, product), _TINY)
+            cv2.scaleAdd(step, length, values, dst=values)
+            cv2.scaleAdd(product, -length, residual, dst=residual)
             scaled = self._precondition(residual)
             last, energy = energy, _dot(residual, scaled)
-            step = scaled + _times(energy / np.maximum(last, _TINY), step)
+            cv2.scaleAdd(step, energy / max(last, _TINY), scaled, dst=step)
         raise UsageError(
             f"imputation didn't reach {TOLERANCE} in {_STEPS} steps on a picture of "
             f"{values.shape[1]}x{values.shape[0]}; give a smaller picture"
         )
 
+    def _product(self, values: F32) -> F32:
+        """By how much removed pixels differ from their neighbours' mean, times the weights."""
+        product = self.weights * values
+        product -= _neighbours(values)
+        product *= self.hole
+        return product
+
     def _precondition(self, residual: F32) -> F32:
-        coarse = [residual]
-        for inverse in self.inverses:
-            coarse.append(_halved(coarse[-1]).reshape(inverse.shape) * 4)
-        correction = np.zeros_like(coarse[-1])
-        for inverse, sums, finer in zip(
-            self.inverses[::-1], coarse[:0:-1], coarse[-2::-1], strict=True
-        ):
-            correction = _doubled(correction + sums * inverse, finer.shape)
-        return residual / self.weights + correction * self.hole
+        means = [residual]
+        for _ in self.inverses:
+            means.append(_halved(means[-1]))
+        correction = means.pop() * self.inverses[-1]
+        for inverse in self.inverses[-2::-1]:
+            finer = means.pop()
+            finer *= inverse
+            finer += _doubled(correction, finer.shape)
+            correction = finer
+        scaled = _doubled(correction, residual.shape) * self.hole
+        scaled += residual * self.shares
+        return scaled
 
 
-def _block_inverses(hole: F32, kept: F32, block: int) -> list[F32]:
-    """For blocks of 2, 4, ... pixels: 1 over what holds a block's removed pixels in place."""
+def _block_inverses(hole: F32, kept: F32) -> list[F32]:
+    """For blocks of 2, 4, ... pixels: what turns the mean residual of a block into its shift.
+
+    That is the block's area over what holds its removed pixels in place.
+    """
     held = hole * _neighbours(kept)
     inverses = []
-    side = 1
-    while side < block:
-        side *= 2
-        held, hole = _halved(held) * 4, _halved(hole) * 4
-        strength = held + 4 * _SIDE / side * hole
+    area = 1
+    while not inverses or max(hole.shape) > 2:
+        held, hole = _halved(held), _halved(hole)
+        area *= 4
+        # Of the means of a block; its side is the square root of its area.
+        strength = held + 4 * _SIDE / area**0.5 * hole
         inverse = np.where(strength > 0, 1 / np.maximum(strength, _TINY), 0)
         inverses.append(_coloured(inverse.astype(np.float32)))
     return inverses
@@ -144,7 +157,7 @@ def _block_inverses(hole: F32, kept: F32, block: int) -> list[F32]:
 
 def _filled(values: F32, kept: F32) -> F32:
     """A start: removed pixels from the means of ever larger blocks, by weights kept."""
-    if max(kept.shape) <= 2 or min(kept.shape) % 2 or max(kept.shape) % 2:
+    if max(kept.shape) <= 2:
         mean = values.sum(axis=(0, 1)) / np.maximum(kept.sum(), _TINY)
         return np.broadcast_to(mean, values.shape).astype(np.float32)
     small_kept = _halved(kept)
@@ -164,26 +177,28 @@ def _neighbours(values: F32) -> F32:
 
 
 def _halved(values: F32) -> F32:
+    """Means of 2x2 pixels; those outside the picture are zero."""
+    height, width = values.shape[:2]
+    if height % 2 or width % 2:
+        values = cv2.copyMakeBorder(
+            values, 0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT, value=0
+        ).reshape(height + height % 2, width + width % 2, *values.shape[2:])
     size = (values.shape[1] // 2, values.shape[0] // 2)
-    return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA), np.float32)
+    halved = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(halved, np.float32).reshape(size[1], size[0], *values.shape[2:])
 
 
 def _doubled(values: F32, shape: tuple[int, ...]) -> F32:
-    size = (shape[1], shape[0])
-    resized = cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
-    return np.asarray(resized, np.float32).reshape(shape)
+    """Each pixel four times, cut off at `shape`."""
+    size = (2 * values.shape[1], 2 * values.shape[0])
+    doubled = cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
+    return np.asarray(doubled, np.float32)[: shape[0], : shape[1]]
 
 
 def _coloured(plane: F32) -> F32:
     return np.repeat(plane[..., None], 3, axis=2)
 
 
-def _dot(a: F32, b: F32) -> F32:
-    """Dot products of the three colours, [3]; summed in double precision."""
-    return np.array(cv2.sumElems(a * b)[:3], np.float32)
-
-
-def _times(factors: F32, values: F32) -> F32:
-    """Each colour times its own factor [3]; whole rows at a time for the same reason."""
-    height, width, _ = values.shape
-    return (values.reshape(height, -1) * np.tile(factors, width)).reshape(values.shape)
+def _dot(a: F32, b: F32) -> float:
+    """Dot product; not by BLAS, which would start threads of its own in each of ours."""
+    return float(np.einsum("i,i", a.ravel(), b.ravel()))
