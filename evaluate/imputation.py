@@ -5,11 +5,13 @@ and 1/12 of each across a corner, removed ones included: a sparse linear system.
 symmetric and positive definite, so that conjugate gradients solve it, and a product with it is
 one 3x3 filter. Plain, they took 200 to 500 steps on a 224x224 picture; with corrections on
 blocks of 2, 4, 8, ... pixels as preconditioner (Bramble, Pasciak and Xu 1990, with blocks as
-basis) it is 40 to 100. SciPy's direct solver would be one more dependency of 35 MB for this
+basis) it is 30 to 90. SciPy's direct solver would be one more dependency of 35 MB for this
 function alone.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +23,8 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 NOISE = 0.01
 # Largest amount, in levels of 255, by which a removed pixel may differ from its neighbours'
-# mean. What is left of the error was below 0.1 levels; the noise is 2.55.
+# mean. What is left of the error was below 0.1 levels with up to half of a 224x224 picture's pixels
+# removed, and below 0.3 with 90%; the noise is 2.55.
 TOLERANCE = 3e-3
 _STEPS = 1000
 _WEIGHTS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
@@ -138,18 +141,17 @@ class _System:
 
 
 def _block_inverses(hole: F32, kept: F32) -> list[F32]:
-    """For blocks of 2, 4, ... pixels: what turns the mean residual of a block into its shift.
+    """For blocks of 2, 4, ... pixels: 1 over what holds a block's removed pixels in place.
 
-    That is the block's area over what holds its removed pixels in place.
+    That and the residual, which it multiplies, are means over the block, as they come by halving.
     """
     held = hole * _neighbours(kept)
-    inverses = []
-    area = 1
+    inverses: list[F32] = []
+    side = 1
     while not inverses or max(hole.shape) > 2:
         held, hole = _halved(held), _halved(hole)
-        area *= 4
-        # Of the means of a block; its side is the square root of its area.
-        strength = held + 4 * _SIDE / area**0.5 * hole
+        side *= 2
+        strength = held + 4 * _SIDE / side * hole
         inverse = np.where(strength > 0, 1 / np.maximum(strength, _TINY), 0)
         inverses.append(_coloured(inverse.astype(np.float32)))
     return inverses
@@ -179,12 +181,12 @@ def _neighbours(values: F32) -> F32:
 def _halved(values: F32) -> F32:
     """Means of 2x2 pixels; those outside the picture are zero."""
     height, width = values.shape[:2]
+    even: Any = values
     if height % 2 or width % 2:
-        values = cv2.copyMakeBorder(
-            values, 0, height % 2, 0, width % 2, cv2.BORDER_CONSTANT, value=0
-        ).reshape(height + height % 2, width + width % 2, *values.shape[2:])
-    size = (values.shape[1] // 2, values.shape[0] // 2)
-    halved = cv2.resize(values, size, interpolation=cv2.INTER_AREA)
+        around = (0, height % 2, 0, width % 2)
+        even = cv2.copyMakeBorder(values, *around, cv2.BORDER_CONSTANT, value=0)
+    size = ((width + 1) // 2, (height + 1) // 2)
+    halved = cv2.resize(even, size, interpolation=cv2.INTER_AREA)
     return np.asarray(halved, np.float32).reshape(size[1], size[0], *values.shape[2:])
 
 
