@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats.")
 @click.option("--optimizer", type=click.Choice(["adam", "lbfgs"]), default="adam")
 @click.option("--epochs", type=int, help="Of the branch.")
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True)
+@click.option("--weight-decay", type=float, help="Of the branch.")
 @click.option("--views", type=int, default=12, show_default=True)
 @click.option("--crop-scale", type=(float, float), default=(0.35, 1.0), show_default=True)
 @click.option("--flip/--no-flip", default=True)
@@ -143,11 +143,12 @@ def _text(
     given: dict[str, Any],
     folds: int | None,
 ) -> str:
+    decay = "as by default" if given["weight_decay"] is None else f"{given['weight_decay']:g}"
     how = f"{folds} folds" if folds else "trained on another set"
     lines = [
         f"{len(scored)} pictures of {num_classes} classes, {how}. {given['arch']}, weights "
         f"{Path(str(given['weights'])).name}. {given['optimizer']}, "
-        f"{given['epochs'] or 'the default'} epochs, weight decay {given['weight_decay']:g}, "
+        f"epochs {given['epochs'] or 'as by default'}, weight decay {decay}, "
         f"{given['views']} views, crops of {given['crop_scale'][0]:g} to "
         f"{given['crop_scale'][1]:g}. In percent, with 95% intervals.\n"
     ]

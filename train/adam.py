@@ -26,7 +26,7 @@ def fit_adam(fit: Fit, resume: bool) -> None:
     """
     rate, epochs, _ = fit.settings.steps
     optimizer = torch.optim.Adam(
-        fit.body.parameters(), lr=rate, weight_decay=fit.settings.weight_decay, fused=True
+        fit.body.parameters(), lr=rate, weight_decay=fit.settings.decay, fused=True
     )
     if resume:
         fit.resume(optimizer)

