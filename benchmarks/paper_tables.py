@@ -21,7 +21,7 @@ import click
 import numpy as np
 from paper.folds import class_count, fold_datasets, labelled
 from paper.options import data_options, network_options
-from paper.recipe import Recipe, Variant, Workshop, weights_of
+from paper.recipe import Recipe, Variant, Workshop
 from paper.tables import TABLES, Values
 
 from sigcam.evaluate import Dataset, EvaluateOptions, evaluate, open_dataset
@@ -86,15 +86,10 @@ def main(
 
 
 def _recipe(given: dict[str, Any]) -> Recipe:
-    common = {"optimizer": given["optimizer"], "seed": given["seed"]}
-    return Recipe(
-        given["arch"], given["weights"], given["num_classes"], given["size"],
-        TrainSettings(
-            **common, epochs=given["epochs"], weight_decay=given["weight_decay"]
-        ),
-        TrainSettings(optimizer="lbfgs", seed=given["seed"], weight_decay=1e-3),
-        Augmentation(given["views"], given["crop_scale"], given["flip"], given["seed"]),
-    )  # fmt: skip
+    settings = {name: given[name] for name in ("optimizer", "seed", "epochs", "weight_decay")}
+    views = {name: given[name] for name in ("views", "crop_scale", "flip", "seed")}
+    network = {name: given[name] for name in ("arch", "weights", "num_classes", "size")}
+    return Recipe(**network, settings=TrainSettings(**settings), augmentation=Augmentation(**views))
 
 
 def _values(
@@ -110,8 +105,7 @@ def _values(
     order = sorted(variants, key=lambda one: (one.branch, one.positive_weight or 0))
     for number, (train, scored) in enumerate(parts):
         click.echo(f"part {number + 1} of {len(parts)}: {len(train)} to train on", err=True)
-        fitting = dataclasses.replace(recipe, weights=weights_of(recipe.weights, number))
-        workshop = Workshop(fitting, train.samples, train.classes or (), num_classes)
+        workshop = Workshop(recipe, train, num_classes, number)
         folder = work / str(number)
         folder.mkdir(parents=True, exist_ok=True)
         for variant in order:

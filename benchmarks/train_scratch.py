@@ -23,6 +23,7 @@ from paper.small_network import SmallNetwork
 from safetensors.torch import save
 
 from sigcam.evaluate import Dataset, open_dataset
+from sigcam.export.graph import Normalise
 from sigcam.runtime.files import write_bytes
 from sigcam.runtime.image import read_image
 from sigcam.runtime.spec import Geometry
@@ -38,12 +39,12 @@ def batch_of(
 ) -> torch.Tensor:
     """Normalised float32 [n, 3, 128, 128] of one view of each chosen picture."""
     made = np.stack([augmentation.view(images[i], GEOMETRY, int(i), view) for i in chosen])
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (GEOMETRY.mean, GEOMETRY.std))
-    return (torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    normalised: torch.Tensor = Normalise(GEOMETRY)(torch.from_numpy(made))
+    return normalised
 
 
 def train(dataset: Dataset, num_classes: int, epochs: int, seed: int) -> SmallNetwork:
-    """A network trained by cross-entropy: AdamW, a cosine schedule, random crops and flips."""
+    """A network trained by cross-entropy: AdamW, one-cycle schedule, random crops and flips."""
     torch.manual_seed(seed)
     network = SmallNetwork(num_classes)
     images = [read_image(sample.path) for sample in dataset.samples]

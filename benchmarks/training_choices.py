@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from paper.folds import class_count, fold_datasets, labelled
 from paper.options import data_options, network_options
-from paper.recipe import Recipe, Workshop, weights_of
+from paper.recipe import Recipe, Workshop
 
 from sigcam.evaluate import Dataset, open_dataset
 from sigcam.evaluate.metrics import Result, results
@@ -145,8 +145,7 @@ def measure(
     """Label of each kind of map to its records, one array for each fold."""
     columns: dict[str, list[Array]] = {}
     for number, (training, scored) in enumerate(parts):
-        fitting = dataclasses.replace(recipe, weights=weights_of(recipe.weights, number))
-        workshop = Workshop(fitting, training.samples, training.classes or (), num_classes)
+        workshop = Workshop(recipe, training, num_classes, number)
         scorer = Scorer(workshop, scored)
         for label, records in _of_fold(workshop, scorer, tried, seed):
             columns.setdefault(label, []).append(records)
@@ -209,26 +208,20 @@ def main(
     form: str,
     split: str | None,
     folds: int,
-    arch: str,
-    weights: str,
-    num_classes: int | None,
-    size: int | None,
     seed: int,
     only: tuple[str, ...],
     cache: Path,
     out: Path | None,
+    **network: Any,
 ) -> None:
     """Trains, scores and compares."""
     dataset = labelled(open_dataset(data, form, split=split))
-    recipe = Recipe(
-        arch, weights, num_classes, size,
-        probe=TrainSettings(optimizer="lbfgs", seed=seed, weight_decay=1e-3),
-        augmentation=Augmentation(seed=seed), cache_dir=cache,
-    )  # fmt: skip
+    recipe = Recipe(**network, augmentation=Augmentation(seed=seed), cache_dir=cache)
     parts = fold_datasets(dataset, folds, seed)
-    base, *others = choices(class_count(dataset))
+    num_classes = class_count(dataset)
+    base, *others = choices(num_classes)
     tried = [base, *(one for one in others if not only or any(t in one.label for t in only))]
-    columns = measure(parts, recipe, tried, class_count(dataset), seed)
+    columns = measure(parts, recipe, tried, num_classes, seed)
     text = table(columns)
     click.echo(text)
     if out is not None:

@@ -47,9 +47,7 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0) -> list[tuple[Dat
     every = set(range(len(dataset)))
 
     def kept(positions: set[int]) -> Dataset:
-        return dataclasses.replace(
-            dataset, samples=[dataset.samples[i] for i in sorted(positions)], ids_given=True
-        )
+        return dataclasses.replace(dataset, samples=[dataset.samples[i] for i in sorted(positions)])
 
     return [(kept(every - set(part)), kept(set(part))) for part in parts]
 

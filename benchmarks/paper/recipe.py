@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sigcam.demo.shift import Shift, shift_softmax
-from sigcam.evaluate import Sample
+from sigcam.evaluate import Dataset, Sample
 from sigcam.export import export_artifact
 from sigcam.runtime.errors import DataError
 from sigcam.runtime.spec import ClassSelection, Geometry
@@ -49,13 +49,17 @@ class Variant:
         return f"{self.method}-{self.branch}{nwc}{weight}{shift}.onnx"
 
 
+PROBE = TrainSettings(optimizer="lbfgs", weight_decay=1e-3)
+"""How a last layer for other classes is trained: to the one minimum, whatever the seed."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How networks are made.
 
     Attributes:
         arch: of the classifier, as for `sigcam train`.
-        weights: of the classifier.
+        weights: of the classifier; see `weights_of`.
         num_classes: of the classifier; None for the architecture's own number.
         size: of the input; None for the network's own.
         settings: of the sigmoid branch; its positive weight is each variant's.
@@ -69,7 +73,7 @@ class Recipe:
     num_classes: int | None = None
     size: int | None = None
     settings: TrainSettings = field(default_factory=TrainSettings)
-    probe: TrainSettings = field(default_factory=TrainSettings)
+    probe: TrainSettings = field(default_factory=lambda: PROBE)
     augmentation: Augmentation = field(default_factory=Augmentation)
     cache_dir: Path | None = None
 
@@ -87,21 +91,19 @@ class Workshop:
         geometry: how pictures are prepared.
     """
 
-    def __init__(
-        self, recipe: Recipe, samples: Sequence[Sample], classes: Sequence[str], num_classes: int
-    ) -> None:
+    def __init__(self, recipe: Recipe, training: Dataset, num_classes: int, fold: int = 0) -> None:
         """Loads the classifier; where it has other classes, trains its last layer anew.
 
         Args:
             recipe: how.
-            samples: to train on, with labels.
-            classes: their names; may be empty.
+            training: the data to train on, with labels.
             num_classes: C of the data.
+            fold: number of the part that isn't trained on, for the name of the weights.
         """
         self._recipe = recipe
-        self._images = image_list(samples, classes)
+        self._images = image_list(training.samples, training.classes or ())
         asked: dict[str, Any] = {
-            "arch": recipe.arch, "weights": recipe.weights,
+            "arch": recipe.arch, "weights": weights_of(recipe.weights, fold),
             "num_classes": recipe.num_classes, "size": recipe.size,
         }  # fmt: skip
         built = assemble(**asked)
@@ -122,7 +124,7 @@ class Workshop:
                 **self._options,
             )  # fmt: skip
         self._fresh = copy.deepcopy(self.dual.sigmoid_head.state_dict())
-        self._trained: float | str | None = "nothing"
+        self._trained: tuple[TrainSettings, Augmentation] | None = None
 
     def train(self, settings: TrainSettings, augmentation: Augmentation | None = None) -> None:
         """Trains the sigmoid branch from the start.
@@ -131,18 +133,16 @@ class Workshop:
             settings: how.
             augmentation: on which views; None for the recipe's.
         """
+        augmentation = augmentation or self._recipe.augmentation
         self.dual.sigmoid_head.load_state_dict(self._fresh)
-        train_branch(
-            self.dual, self._images, settings,
-            augmentation=augmentation or self._recipe.augmentation, **self._options,
-        )  # fmt: skip
-        self._trained = "something else"
+        train_branch(self.dual, self._images, settings, augmentation=augmentation, **self._options)
+        self._trained = settings, augmentation
 
     def export(self, variant: Variant, path: Path) -> None:
         """Writes an artifact, training the branch where another one is in place."""
-        if variant.branch == "sigmoid" and self._trained != variant.positive_weight:
-            self.train(replace(self._recipe.settings, positive_weight=variant.positive_weight))
-            self._trained = variant.positive_weight
+        wanted = replace(self._recipe.settings, positive_weight=variant.positive_weight)
+        if variant.branch == "sigmoid" and self._trained != (wanted, self._recipe.augmentation):
+            self.train(wanted)
         dual = self.dual if variant.shift is None else shift_softmax(self.dual, variant.shift)
         export_artifact(
             dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,

@@ -17,6 +17,7 @@ from harness.engines import THREADS
 from harness.networks import Network
 from harness.targets import TARGETS, Reached
 
+from sigcam.export.graph import Normalise
 from sigcam.runtime.image import read_image
 from sigcam.train.augment import Augmentation
 from sigcam.train.cache import build_cache
@@ -114,16 +115,15 @@ class LossTaker:
 
     def __init__(self, network: Network, data: ImageList, augmentation: Augmentation) -> None:
         geometry = network.loaded.geometry
-        mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (geometry.mean, geometry.std))
+        normalise = Normalise(replace(geometry, layout="uint8_nhwc"))
         self._dual = network.dual
         self._ids = torch.tensor(data.class_ids)
         made = []
         for index in range(len(data)):
             image = read_image(data.file(index))
             pixels = torch.from_numpy(augmentation.view(image, geometry, index, UNSEEN))
-            tensor = (pixels.permute(2, 0, 1)[None].float() / 255 - mean) / std
             with torch.no_grad():
-                made.append(self._dual.features(tensor))
+                made.append(self._dual.features(normalise(pixels[None])))
         self._features = torch.cat(made)
         self.points: list[list[float]] = []
         self._seconds = 0.0
