@@ -10,6 +10,7 @@ ORT_GPU := $(TEST_ENV)/onnxruntime-gpu
 DEMO_ENV := .venv-demo
 OUT ?= out/demo
 WORKERS ?= 2
+PARTS := core images kernels runtime classifier data train export convert evaluate api demo
 
 .PHONY: demo test check lint types unit budget format bench clean
 
@@ -48,10 +49,10 @@ format:
 	$(TEST_ENV)/bin/ruff format .
 
 bench:
-	$(TEST_ENV)/bin/python benchmarks/run.py
+	$(TEST_ENV)/bin/python -m benchmarks.run
 
 # The demo environment holds a plain install; it is made anew when the sources change.
-SOURCES := pyproject.toml $(shell find api runtime kernels train export quantize evaluate demo -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
+SOURCES := pyproject.toml $(shell find $(PARTS) -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
 
 $(DEMO_ENV)/.installed: $(SOURCES)
 	@echo "== making $(DEMO_ENV) (downloads PyTorch on the first run)"
@@ -62,12 +63,13 @@ $(DEMO_ENV)/.installed: $(SOURCES)
 
 # Editable, strict: the installed package is a tree of links into the folders, which
 # lets mypy and pytest see the parts under their import names. New files need a new tree.
-FOLDERS := $(sort $(dir $(shell find api runtime kernels train export quantize evaluate demo -name '*.py' 2>/dev/null)))
+FOLDERS := $(sort $(dir $(shell find $(PARTS) -name '*.py' 2>/dev/null)))
 
 $(TEST_ENV)/.installed: pyproject.toml $(FOLDERS)
 	@echo "== making $(TEST_ENV) (downloads PyTorch on the first run)"
 	test -x $(TEST_ENV)/bin/python || $(PYTHON) -m venv $(TEST_ENV)
 	$(TEST_ENV)/bin/python -m pip install --quiet --upgrade --editable ".[dev]" --config-settings editable_mode=strict
+	$(TEST_ENV)/bin/python -c "import pathlib, site; pathlib.Path(site.getsitepackages()[0], 'checkout.pth').write_text('$(CURDIR)\n')"  # for benchmarks and tests.support
 	rm -rf $(ORT_GPU)  # pip leaves what is in a folder
 	$(TEST_ENV)/bin/python -m pip install --quiet --no-deps --target $(ORT_GPU) "onnxruntime-gpu>=1.31"
 	@touch $@

@@ -17,41 +17,41 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sigcam.classifier.branch_file import load_branch as load_branch
+    from sigcam.classifier.branch_file import save_branch as save_branch
+    from sigcam.classifier.dual_branch import DualBranch as DualBranch
+    from sigcam.classifier.zoo import load_model as load_model
+    from sigcam.core.artifact import read_spec as read_spec
+    from sigcam.core.errors import SigcamError as SigcamError
+    from sigcam.core.spec import ClassSelection as ClassSelection
+    from sigcam.core.spec import Geometry as Geometry
+    from sigcam.core.spec import Spec as Spec
     from sigcam.export import export_artifact as export_artifact
     from sigcam.export import export_classifier as export_classifier
-    from sigcam.runtime.artifact import read_spec as read_spec
-    from sigcam.runtime.errors import SigcamError as SigcamError
-    from sigcam.runtime.result import Box as Box
-    from sigcam.runtime.result import Explanation as Explanation
+    from sigcam.runtime.explanation import Box as Box
+    from sigcam.runtime.explanation import Explanation as Explanation
     from sigcam.runtime.session import Session as Session
     from sigcam.runtime.session import load as load
-    from sigcam.runtime.spec import ClassSelection as ClassSelection
-    from sigcam.runtime.spec import Geometry as Geometry
-    from sigcam.runtime.spec import Spec as Spec
-    from sigcam.train.branch_file import load_branch as load_branch
-    from sigcam.train.branch_file import save_branch as save_branch
-    from sigcam.train.dual_branch import DualBranch as DualBranch
     from sigcam.train.loop import TrainSettings as TrainSettings
     from sigcam.train.loop import train_branch as train_branch
-    from sigcam.train.models import load_model as load_model
 
 _HOME = {
-    "Box": "sigcam.runtime.result",
-    "ClassSelection": "sigcam.runtime.spec",
-    "DualBranch": "sigcam.train.dual_branch",
-    "Explanation": "sigcam.runtime.result",
-    "Geometry": "sigcam.runtime.spec",
+    "Box": "sigcam.runtime.explanation",
+    "ClassSelection": "sigcam.core.spec",
+    "DualBranch": "sigcam.classifier.dual_branch",
+    "Explanation": "sigcam.runtime.explanation",
+    "Geometry": "sigcam.core.spec",
     "Session": "sigcam.runtime.session",
-    "SigcamError": "sigcam.runtime.errors",
-    "Spec": "sigcam.runtime.spec",
+    "SigcamError": "sigcam.core.errors",
+    "Spec": "sigcam.core.spec",
     "TrainSettings": "sigcam.train.loop",
     "export_artifact": "sigcam.export",
     "export_classifier": "sigcam.export",
     "load": "sigcam.runtime.session",
-    "load_branch": "sigcam.train.branch_file",
-    "load_model": "sigcam.train.models",
-    "read_spec": "sigcam.runtime.artifact",
-    "save_branch": "sigcam.train.branch_file",
+    "load_branch": "sigcam.classifier.branch_file",
+    "load_model": "sigcam.classifier.zoo",
+    "read_spec": "sigcam.core.artifact",
+    "save_branch": "sigcam.classifier.branch_file",
     "train_branch": "sigcam.train.loop",
 }
 

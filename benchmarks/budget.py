@@ -16,13 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import Effort, measure
-from harness.networks import Network, batch_of, picture
-from parts.methods import check_logits
-
-from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.geometry import prepare
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import Effort, measure
+from benchmarks.harness.networks import Network, batch_of, picture
+from benchmarks.parts.methods import check_logits
+from sigcam.core.artifact import read_spec
+from sigcam.images.preprocess import prepare
 from sigcam.runtime.session import Session
 
 TOLERANCE = 0.02

@@ -1,6 +1,6 @@
 """The benchmark: all parts or some, their figures, page and plots.
 
-    python benchmarks/run.py [--part NAME ...] [--quick] [--rounds N] [--network NAME ...]
+    python -m benchmarks.run [--part NAME ...] [--quick] [--rounds N] [--network NAME ...]
         [--folder FOLDER] [--out FILE.json] [--page FILE.md]
 
 Writes what it has after every part, so that it can be stopped; figures of parts that
@@ -25,17 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from harness import results
-from harness.context import Context
-from harness.machine import load, machine
-from harness.measure import Effort
-from harness.page import write_page
-from parts import PARTS, part
 
+import sigcam.convert.quantize
 import sigcam.export
-import sigcam.quantize
 import sigcam.runtime
 import sigcam.train
+from benchmarks.harness import results
+from benchmarks.harness.context import Context
+from benchmarks.harness.machine import load, machine
+from benchmarks.harness.measure import Effort
+from benchmarks.harness.page import write_page
+from benchmarks.parts import PARTS, part
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = Effort(seconds=6.0)
@@ -45,7 +45,7 @@ QUICK = Effort(seconds=0.6, most=20)
 def fingerprint() -> str:
     """Of the sources that exported files come from."""
     digest = hashlib.sha256()
-    for package in (sigcam.runtime, sigcam.train, sigcam.export, sigcam.quantize):
+    for package in (sigcam.runtime, sigcam.train, sigcam.export, sigcam.convert.quantize):
         for file in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sigcam.train.assemble import Assembled
+    from sigcam.classifier.build import Assembled
 
 BRANCH_FILE = Path(__file__).with_name("efficientnet_lite0_branch.safetensors")
 
@@ -18,6 +18,6 @@ def load_network() -> Assembled:
     branch was trained by this project (`info.trained_on` says on what). Which
     architecture and weights it belongs to, the branch file itself says.
     """
-    from sigcam.train.assemble import assemble
+    from sigcam.classifier.build import assemble
 
     return assemble(BRANCH_FILE)

@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from sigcam.core.files import write_text
 from sigcam.demo.pictures import CREDITS
-from sigcam.runtime.files import write_text
 
 if TYPE_CHECKING:
     from sigcam.demo.timing import Timing
-    from sigcam.runtime.result import Explanation
+    from sigcam.runtime.explanation import Explanation
 
 TEMPLATE = Path(__file__).with_name("page.html")
 BOX_THRESHOLD = 0.2

@@ -8,19 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sigcam.core.errors import ImageError
 from sigcam.demo.network import load_network
 from sigcam.demo.page import Panel, ShiftRow, write_page
 from sigcam.demo.shift import SHIFTS, Shift, shift_softmax
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import export_artifact, export_classifier
+from sigcam.images.decode import read_image
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.errors import ImageError
-from sigcam.runtime.image import read_image
 from sigcam.runtime.session import Session, load
 
 if TYPE_CHECKING:
-    from sigcam.train.assemble import Assembled
+    from sigcam.classifier.build import Assembled
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
     Engine figures are for the prepared input; explain() takes the decoded picture and
     ends with the map in the picture's own size.
     """
-    from sigcam.runtime.geometry import prepare
+    from sigcam.images.preprocess import prepare
 
     options = BackendOptions(spinning=False)  # two engines would spin against each other
     engine = backend_class(session.backend_name)

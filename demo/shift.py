@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 if TYPE_CHECKING:
-    from sigcam.train.dual_branch import DualBranch
+    from sigcam.classifier.dual_branch import DualBranch
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ The metrics work on arrays and know nothing of engines or files.
 
 from __future__ import annotations
 
-from sigcam.evaluate.datasets import Dataset as Dataset
-from sigcam.evaluate.datasets import Sample as Sample
-from sigcam.evaluate.datasets import open_dataset as open_dataset
+from sigcam.data import Dataset as Dataset
+from sigcam.data import Sample as Sample
+from sigcam.data import open_dataset as open_dataset
 from sigcam.evaluate.run import EvaluateOptions as EvaluateOptions
 from sigcam.evaluate.run import Evaluation as Evaluation
 from sigcam.evaluate.run import evaluate as evaluate

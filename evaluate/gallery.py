@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.evaluate.datasets import Dataset, Sample
+from sigcam.core.types import Array
+from sigcam.data import Dataset, Sample
 from sigcam.evaluate.model import Answer, Model
-from sigcam.runtime.reading import Prepared, read_input
-from sigcam.runtime.result import Explanation
-
-Array = npt.NDArray[Any]
+from sigcam.images.preprocess import Prepared, read_input
+from sigcam.runtime.explanation import Explanation
 
 SHOWN = 6
 """Pictures at each end."""

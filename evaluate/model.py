@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.runtime.artifact import read_spec
+from sigcam.core.artifact import read_spec
+from sigcam.core.errors import BackendError, UsageError
+from sigcam.core.files import model_digest
+from sigcam.core.spec import Geometry
+from sigcam.core.threads import Stopwatch
+from sigcam.core.types import Array
+from sigcam.images.preprocess import prepare
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.digest import model_digest
-from sigcam.runtime.errors import BackendError, UsageError
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.outputs import own_grids, softmax
-from sigcam.runtime.pipeline import Stopwatch
-from sigcam.runtime.spec import Geometry
-
-Array = npt.NDArray[Any]
+from sigcam.runtime.model import own_grids, softmax
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.evaluate.datasets import Dataset, Sample, match_classes
-from sigcam.evaluate.datasets.sample import data_error, problem
-from sigcam.evaluate.fidelity import check_fidelity
+from sigcam.core.errors import DataError, UsageError
+from sigcam.core.threads import Stopwatch, ahead, in_order
+from sigcam.core.types import Array
+from sigcam.data import Dataset, Sample, match_classes
+from sigcam.data.dataset import data_error, problem
+from sigcam.evaluate.faithfulness.insertion_deletion import STEPS
+from sigcam.evaluate.faithfulness.measure import check_fidelity
 from sigcam.evaluate.gallery import Gallery, make_gallery
 from sigcam.evaluate.model import Model, names_of
-from sigcam.evaluate.records import empty_record
-from sigcam.evaluate.removal import STEPS
+from sigcam.evaluate.results.records import empty_record
+from sigcam.evaluate.results.store import State
 from sigcam.evaluate.stages import (
     Answered,
     Changed,
@@ -37,12 +40,8 @@ from sigcam.evaluate.stages import (
     read_sample,
     score_answers,
 )
-from sigcam.evaluate.state import State
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.errors import DataError, UsageError
-from sigcam.runtime.pipeline import Stopwatch, ahead, in_order
 
-Array = npt.NDArray[Any]
 Report = Callable[[int, int], None]
 
 _WRITTEN_AT_ONCE = 64

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.evaluate.box_accuracy import score_boxes
-from sigcam.evaluate.datasets import Sample, read_masks
+from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
+from sigcam.data import Sample, read_masks
+from sigcam.evaluate.localization.box_accuracy import score_boxes
+from sigcam.evaluate.localization.pixel_precision import pixel_counts
+from sigcam.evaluate.localization.pointing import box_region, energy_inside, pointing_hit
+from sigcam.evaluate.localization.protocol import SIZE, pixel_labels, place_scores, scale_boxes
 from sigcam.evaluate.model import Answer
-from sigcam.evaluate.pixel_precision import pixel_counts
-from sigcam.evaluate.placing import place_scores
-from sigcam.evaluate.pointing import box_region, energy_inside, pointing_hit
-from sigcam.evaluate.protocol import SIZE, pixel_labels, scale_boxes
-from sigcam.evaluate.records import empty_record
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import Placement
-
-Array = npt.NDArray[Any]
+from sigcam.evaluate.results.records import empty_record
+from sigcam.images.preprocess import Placement
 
 
 def score_picture(

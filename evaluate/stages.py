@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-import numpy.typing as npt
-
-from sigcam.evaluate.datasets import Sample
-from sigcam.evaluate.fidelity import ChangedPicture, change_picture, measure_fidelity
+from sigcam.core.errors import ImageError
+from sigcam.core.spec import Geometry
+from sigcam.core.types import Array
+from sigcam.data import Sample
+from sigcam.evaluate.faithfulness.measure import ChangedPicture, change_picture, measure_fidelity
 from sigcam.evaluate.model import Answer, Model
 from sigcam.evaluate.scoring import score_picture
-from sigcam.runtime.errors import ImageError
-from sigcam.runtime.geometry import Placement
-from sigcam.runtime.reading import read_input
-from sigcam.runtime.spec import Geometry
-
-Array = npt.NDArray[Any]
+from sigcam.images.preprocess import Placement, read_input
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,18 +30,18 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from sigcam.classifier.build import Assembled, assemble
+from sigcam.core.errors import ExportError, ParityError
+from sigcam.core.files import check_writable, write_bytes
+from sigcam.core.spec import Branch, ClassSelection
 from sigcam.demo.network import BRANCH_FILE
 from sigcam.demo.pictures import shipped_pictures
 from sigcam.export import export_artifact
 from sigcam.export.methods import METHODS, method_of
-from sigcam.runtime.errors import ExportError, ParityError
-from sigcam.runtime.files import check_writable, write_bytes
-from sigcam.runtime.image import read_image
+from sigcam.images.decode import read_image
+from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.multipass import MULTIPASS
-from sigcam.runtime.result import Explanation
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import Branch, ClassSelection
-from sigcam.train.assemble import Assembled, assemble
 
 Array = npt.NDArray[Any]
 

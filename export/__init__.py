@@ -1,6 +1,6 @@
 """Writes the artifact: one forward-only ONNX graph with its spec and parity certificate."""
 
-from sigcam.export.artifact import export_artifact, export_classifier
+from sigcam.export.export import export_artifact, export_classifier
 from sigcam.export.methods import METHODS
 
 __all__ = ["METHODS", "export_artifact", "export_classifier"]

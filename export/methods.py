@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from sigcam.runtime.errors import UsageError
+from sigcam.core.errors import UsageError
 
 Need = Literal["rows", "mean", "full"]
 

@@ -14,10 +14,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from sigcam.runtime.errors import ModelError
-from sigcam.train.cut import argument, attribute, extract, module_of, outputs_of, tensor_of
-from sigcam.train.head import Head
-from sigcam.train.layout import Layout
+from sigcam.classifier.graph import (
+    argument,
+    attribute,
+    extract,
+    module_of,
+    outputs_of,
+    tensor_of,
+)
+from sigcam.classifier.head import Head
+from sigcam.classifier.layout import Layout
+from sigcam.core.errors import ModelError
 
 _aten = torch.ops.aten
 _FLATTENS = {

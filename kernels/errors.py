@@ -4,7 +4,7 @@
     └── CudaUnavailableError       a package, library, device or architecture is missing
 
 Wrong arguments raise ValueError or TypeError. The runtime turns these into its own tree
-(`sigcam.runtime.errors`), which the kernels know nothing of.
+(`sigcam.core.errors`), which the kernels know nothing of.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def normalised_maps(
     """Enlarges grids and scales each to its range inside the window.
 
     The definition, step by step in float64. The runtime's own maps on the CPU
-    (`sigcam.runtime.maps`) take a faster way to the same values.
+    (`sigcam.images.upsample`) take a faster way to the same values.
 
     Args:
         grids: [B, K, h, w].

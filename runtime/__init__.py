@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sigcam.runtime.artifact import read_spec
-    from sigcam.runtime.result import Box, Explanation
+    from sigcam.core.artifact import read_spec
+    from sigcam.core.spec import Spec
+    from sigcam.runtime.explanation import Box, Explanation
     from sigcam.runtime.session import Session, load
-    from sigcam.runtime.spec import Spec
 
 __all__ = ["Box", "Explanation", "Session", "Spec", "load", "read_spec"]
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
-from sigcam.runtime.errors import UnknownClassError, UsageError
-from sigcam.runtime.spec import MAX_RANKS, Spec
+from sigcam.core.errors import UnknownClassError, UsageError
+from sigcam.core.spec import MAX_RANKS, Spec
 
 Classes: TypeAlias = "int | str | Sequence[int | str]"
 

@@ -11,23 +11,22 @@ from typing import Literal, TypeVar, overload
 
 import numpy as np
 
-from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.backends import is_engine, open_backend
+from sigcam.core.artifact import is_engine, read_spec
+from sigcam.core.errors import ArtifactError, ImageError, UsageError
+from sigcam.core.progress import Report, reporter
+from sigcam.core.spec import Spec
+from sigcam.core.threads import Stopwatch
+from sigcam.images.decode import DEFAULT_MAX_PIXELS, PictureLike
+from sigcam.images.preprocess import read_input
+from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions, Mode, Precision
 from sigcam.runtime.classes import Classes, request_for
-from sigcam.runtime.errors import ArtifactError, ImageError, UsageError
-from sigcam.runtime.head import Head, find_head
-from sigcam.runtime.image import DEFAULT_MAX_PIXELS, PictureLike
+from sigcam.runtime.explain import Slot, Work, slots
+from sigcam.runtime.explanation import Explanation
+from sigcam.runtime.head_graph import Head, find_head
+from sigcam.runtime.model import Picture, outputs_to_read
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import Tools
-from sigcam.runtime.outputs import Picture, outputs_to_read
-from sigcam.runtime.pipeline import Stopwatch
-from sigcam.runtime.progress import Report, reporter
-from sigcam.runtime.reading import read_input
-from sigcam.runtime.result import Explanation
-from sigcam.runtime.spec import Spec
-from sigcam.runtime.stream import Slot, slots
-from sigcam.runtime.work import Work
 
 P = TypeVar("P", bound=PictureLike)
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sigcam.train.batches import Indices, epoch_order
+from sigcam.train.checkpoint import Interruption
 from sigcam.train.fit import Fit, mode, right_answers
-from sigcam.train.interrupt import Interruption
+from sigcam.train.samples import Indices, epoch_order
 
 
 def fit_adam(fit: Fit, resume: bool) -> None:

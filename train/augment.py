@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.spec import Geometry
+from sigcam.core.errors import UsageError
+from sigcam.core.spec import Geometry
+from sigcam.images.preprocess import prepare
 
 Picture = npt.NDArray[np.uint8]
 

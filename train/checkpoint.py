@@ -2,21 +2,26 @@
 
 Both files are written whole or not at all. The checkpoint holds tensors and plain
 containers only and is read with `weights_only=True`.
+
+Ctrl-C at a point where the state is whole.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
-from sigcam.runtime.errors import TrainingError
-from sigcam.runtime.files import write_bytes, write_text
+from sigcam.core.errors import TrainingError
+from sigcam.core.files import write_bytes, write_text
 from sigcam.train.settings import EpochMetrics
 
 FORMAT = 1
@@ -128,3 +133,34 @@ def _cell(value: float | None) -> str:
     if value is None:
         return ""
     return str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+class Interruption:
+    """While entered, the first Ctrl-C is only noted; a second one interrupts at once.
+
+    An optimiser's step changes many tensors; an exception in its middle would leave
+    neither the old nor the new state. The training loop looks at `asked` between steps.
+    In a thread other than the main one (where Python allows no signal handlers) it does
+    nothing, and `asked` stays False.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._installed = False
+
+    def __enter__(self) -> Interruption:  # noqa: PYI034 (Self came with Python 3.11)
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._before)
+            self._installed = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

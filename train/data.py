@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sigcam.runtime.errors import DataError
+from sigcam.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sigcam.runtime.errors import BackendUnavailableError, UsageError
+from sigcam.core.errors import BackendUnavailableError, UsageError
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sigcam.runtime.errors import TrainingError
-from sigcam.train.batches import Samples
+from sigcam.core.errors import TrainingError
 from sigcam.train.checkpoint import State, load_checkpoint, save_checkpoint
 from sigcam.train.distributed import World
+from sigcam.train.samples import Samples
 from sigcam.train.settings import EpochCallback, EpochMetrics, TrainSettings
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -11,9 +11,9 @@ from torch import nn
 from torch.func import functional_call
 from tqdm import tqdm
 
-from sigcam.runtime.errors import UsageError
+from sigcam.core.errors import UsageError
+from sigcam.train.checkpoint import Interruption
 from sigcam.train.fit import Fit, mode, right_answers
-from sigcam.train.interrupt import Interruption
 
 ITERATIONS = 10
 """Iterations per epoch: between two checkpoints and lines of metrics."""

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.files import check_writable
-from sigcam.runtime.spec import Geometry
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.head import Head
+from sigcam.core.errors import UsageError
+from sigcam.core.files import check_writable
+from sigcam.core.spec import Geometry
 from sigcam.train.adam import fit_adam
 from sigcam.train.augment import Augmentation
-from sigcam.train.batches import LiveSamples, Samples
 from sigcam.train.checkpoint import CHECKPOINT, State
 from sigcam.train.data import ImageList, match_classes
 from sigcam.train.distributed import World, join_world
-from sigcam.train.dual_branch import DualBranch
 from sigcam.train.fit import Fit, Loss
-from sigcam.train.head import Head
 from sigcam.train.lbfgs import fit_lbfgs
 from sigcam.train.loss import default_positive_weight, evidence_loss
-from sigcam.train.samples import SampleSet, SampleSource
+from sigcam.train.samples import LiveSamples, Samples, SampleSet, SampleSource
 from sigcam.train.settings import (
     EpochCallback,
     Reading,
@@ -191,3 +190,26 @@ def _identity(
         del asked["epochs"]
     labels = hashlib.sha256(np.array(data.class_ids, np.int64).tobytes()).hexdigest()
     return {**asked, "head": head, "features": samples.key, "labels": labels}
+
+
+def train_classifier(
+    dual: DualBranch, data: ImageList, settings: TrainSettings | None = None, **options: Any
+) -> TrainResult:
+    """Trains the softmax head of a model from `replace_classes`, by cross-entropy.
+
+    The head is frozen again afterwards. A positive weight in the settings is refused: it
+    belongs to the sigmoid branch's loss.
+
+    Args:
+        dual: whose softmax head is trained, in place.
+        data: see `train_branch`.
+        settings: see `train_branch`.
+        **options: the other arguments of `train_branch`, without `head`.
+
+    Raises:
+        UsageError: a positive weight; and what `train_branch` raises.
+    """
+    settings = settings or TrainSettings()
+    if settings.positive_weight is not None:
+        raise UsageError("positive_weight belongs to the sigmoid branch, not to the classifier")
+    return train_branch(dual, data, settings, head="softmax", **options)

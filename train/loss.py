@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
-from sigcam.runtime.errors import UsageError
+from sigcam.core.errors import UsageError
 
 
 def default_positive_weight(num_classes: int) -> float:

@@ -1,24 +1,30 @@
-"""The samples that a head is trained on: cached features, or views made anew."""
+"""The samples that a head is trained on: cached features, or views made anew.
+
+Training samples as the head's body sees them: from the cache, or made on the fly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import abc
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from sigcam.runtime.errors import DataError
-from sigcam.runtime.spec import Geometry
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.errors import DataError
+from sigcam.core.spec import Geometry
 from sigcam.train.augment import Augmentation
-from sigcam.train.batches import CachedSamples, Indices, LiveSamples, Samples, split_pictures
-from sigcam.train.cache import build_cache, describe, key_of
 from sigcam.train.data import ImageList
 from sigcam.train.distributed import World
-from sigcam.train.dual_branch import DualBranch
+from sigcam.train.feature_cache import FeatureCache, build_cache, check_failed, describe, key_of
 from sigcam.train.settings import Reading, TrainSettings
-from sigcam.train.views import HeadName, StemRunner, head_of
+from sigcam.train.views import HeadName, Job, StemRunner, ViewReader, head_of
 
 
 @dataclass(frozen=True)
@@ -121,3 +127,133 @@ def _split(usable: Indices, settings: TrainSettings) -> tuple[Indices, Indices]:
             f"{len(usable)} pictures to train on and {len(held)} to validate; change it"
         )
     return train, held
+
+
+Indices = npt.NDArray[np.int64]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+RESIDENT_BYTES = 4 << 30
+"""A cache up to this size is held in memory (of the GPU, if there is one)."""
+
+
+def split_pictures(usable: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Indices of the pictures to train on and of those held out, both sorted."""
+    order = np.random.default_rng([seed, 1]).permutation(usable)
+    held = round(len(usable) * fraction)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """The samples 0..size-1 in the random order of that epoch, cut into batches."""
+    order = np.random.default_rng([seed, 2, epoch]).permutation(size)
+    return [order[i : i + batch_size] for i in range(0, size, batch_size)]
+
+
+class Samples(abc.ABC):
+    """Samples 0..size-1; `batches` gives stem outputs [B, *stem] and class ids [B]."""
+
+    size: int
+
+    @abc.abstractmethod
+    def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
+        """One batch per entry of `wanted` (sample numbers), float32 and int64, on the device."""
+
+
+class CachedSamples(Samples):
+    """Views of cached pictures; sample s is view s % views of picture s // views.
+
+    A cache of up to `RESIDENT_BYTES` is held in memory; a larger one is read through its
+    mapping batch by batch, in the order of the file.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        data: ImageList,
+        pictures: Indices,
+        views: int,
+        device: torch.device,
+    ) -> None:
+        stored = cache.features.shape[1]
+        self._rows: Indices = (pictures[:, None] * stored + np.arange(views)).reshape(-1)
+        self._ids = torch.tensor(np.repeat(np.array(data.class_ids)[pictures], views))
+        self._device = device
+        self.size = len(self._rows)
+        self._file = cache.features.reshape(-1, *cache.features.shape[2:])
+        row_bytes = self._file[0].nbytes
+        self._resident: torch.Tensor | None = None
+        if self.size * row_bytes <= RESIDENT_BYTES:
+            self._resident = self._take(self._rows).to(device)
+            self._ids = self._ids.to(device)
+
+    def _take(self, rows: Indices) -> torch.Tensor:
+        return torch.from_numpy(self._file[rows])
+
+    def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
+        """See `Samples`; `epoch` makes no difference to cached views."""
+        del epoch
+        for numbers in wanted:
+            if self._resident is not None:
+                chosen = torch.from_numpy(numbers).to(self._device)
+                yield self._resident.index_select(0, chosen).float(), self._ids[chosen]
+                continue
+            forward = np.sort(numbers)  # the order within a batch is free
+            made = self._take(self._rows[forward])
+            yield made.to(self._device).float(), self._ids[forward].to(self._device)
+
+
+class LiveSamples(Samples):
+    """One view per picture and epoch through the frozen backbone; sample s is picture s.
+
+    Unreadable pictures are left out of their batch, and kept in `failed`.
+    """
+
+    def __init__(
+        self,
+        data: ImageList,
+        geometry: Geometry,
+        augmentation: Augmentation,
+        pictures: Indices,
+        run: StemRunner,
+        *,
+        random: bool = True,
+        workers: int | None = None,
+        strict: bool = False,
+        stem_shape: tuple[int, ...] = (),
+    ) -> None:
+        self._data, self._geometry, self._augmentation = data, geometry, augmentation
+        self._pictures, self._run, self._random = pictures, run, random
+        self._workers, self._strict, self._stem_shape = workers, strict, stem_shape
+        self.size = len(pictures)
+        self.failed: dict[int, str] = {}
+
+    def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
+        """See `Samples`; a batch may lack unreadable pictures, or be empty.
+
+        Raises:
+            DataError: a picture is unreadable and `strict` is set, or all are.
+        """
+        view = 1 + epoch if self._random else 0
+        ids = np.array(self._data.class_ids)
+        jobs = (Job(int(self._pictures[n]), (view,)) for numbers in wanted for n in numbers)
+        with ViewReader(self._data, self._geometry, self._augmentation, self._workers) as reader:
+            stream = reader.read(jobs)
+            for numbers in wanted:
+                pixels: list[npt.NDArray[Any]] = []
+                classes = []
+                for item in (next(stream) for _ in range(len(numbers))):
+                    if item.pixels is None:
+                        self.failed[item.job.picture] = item.error
+                        check_failed(self._data, self.failed, self._strict)
+                    else:
+                        pixels.append(item.pixels)
+                        classes.append(int(ids[item.job.picture]))
+                yield (
+                    self._made(pixels),
+                    torch.tensor(classes, dtype=torch.int64).to(self._run.device),
+                )
+
+    def _made(self, pixels: list[npt.NDArray[Any]]) -> torch.Tensor:
+        if not pixels:
+            return torch.empty(0, *self._stem_shape, device=self._run.device)
+        return self._run(np.concatenate(pixels))

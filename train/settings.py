@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sigcam.runtime.errors import UsageError
-from sigcam.train.cache import CacheType
+from sigcam.core.errors import UsageError
+from sigcam.train.feature_cache import CacheType
 
 Optimizer = Literal["adam", "lbfgs"]
 Schedule = Literal["constant", "cosine"]

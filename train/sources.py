@@ -6,8 +6,8 @@ import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from sigcam.runtime.errors import DataError
-from sigcam.runtime.image import SUFFIXES
+from sigcam.core.errors import DataError
+from sigcam.images.decode import SUFFIXES
 from sigcam.train.data import ImageList, missing_pictures
 
 IMAGE_COLUMNS = ("image", "path", "file")

@@ -16,15 +16,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sigcam.runtime.errors import ImageError, ModelError, UsageError
-from sigcam.runtime.image import read_image
-from sigcam.runtime.reading import Original, read_input
-from sigcam.runtime.spec import Geometry
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.head import Head
+from sigcam.classifier.rewrite import fold_batch_norms
+from sigcam.core.errors import ImageError, ModelError, UsageError
+from sigcam.core.spec import Geometry
+from sigcam.images.decode import read_image
+from sigcam.images.preprocess import Original, read_input
 from sigcam.train.augment import Augmentation, Picture
 from sigcam.train.data import ImageList
-from sigcam.train.dual_branch import DualBranch
-from sigcam.train.fold import fold_batch_norms
-from sigcam.train.head import Head
 
 HeadName = Literal["sigmoid", "softmax"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from sigcam.cli.common import echo, reports_errors, say
-from sigcam.runtime.errors import UsageError
+from sigcam.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from sigcam.runtime.tensorrt.options import Precision
+    from sigcam.core.sidecar import Precision
 
 _MIB = 1 << 20
 
@@ -92,8 +92,8 @@ def command(
     machine. Both engines keep what MODEL's spec says in ENGINE.json. The engine's path is
     printed.
     """
-    from sigcam.runtime.tensorrt.build import build_engine
-    from sigcam.runtime.tensorrt.options import BuildOptions, Range
+    from sigcam.convert.tensorrt.build import build_engine
+    from sigcam.convert.tensorrt.options import BuildOptions, Range
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 exclude each other: a quantised graph has its types")

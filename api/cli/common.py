@@ -12,8 +12,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from sigcam.runtime.errors import SigcamError, UsageError
-from sigcam.runtime.spec import Geometry
+from sigcam.core.errors import SigcamError, UsageError
+from sigcam.core.spec import Geometry
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -25,7 +25,7 @@ def command(pictures: tuple[str, ...], out: Path) -> None:
     Without pictures, the photographs that scikit-image ships are used. The page's path
     is printed.
     """
-    from sigcam.cli.pictures import find_pictures
+    from sigcam.cli.explain.images import find_pictures
     from sigcam.demo.pictures import shipped_pictures
     from sigcam.demo.run import run_demo
 

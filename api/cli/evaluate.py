@@ -138,10 +138,10 @@ def command(
     pictures: Average Drop, % Increase, insertion, deletion, ROAD.
     Writes report.html, report.md, report.json and pictures.csv, and prints their paths.
     """
+    from sigcam.core.errors import UsageError
     from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset
     from sigcam.evaluate.reports import summarise, write_reports
     from sigcam.runtime.backends.base import BackendOptions
-    from sigcam.runtime.errors import UsageError
 
     if "none" in fidelity and len(fidelity) > 1:
         raise UsageError("--fidelity none goes with no other; leave it out")

@@ -17,10 +17,10 @@ from sigcam.cli.common import (
     reports_errors,
     say,
 )
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.files import check_writable
-from sigcam.runtime.head import head_path
-from sigcam.runtime.spec import ClassSelection
+from sigcam.core.artifact import head_path
+from sigcam.core.errors import UsageError
+from sigcam.core.files import check_writable
+from sigcam.core.spec import ClassSelection
 
 LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
 
@@ -144,9 +144,9 @@ def command(
     given = (("gamma", gamma), ("similar", similar))
     options: dict[str, float] = {name: value for name, value in given if value is not None}
 
+    from sigcam.classifier.build import assemble
     from sigcam.export import export_artifact
-    from sigcam.export.graph import GraphOptions
-    from sigcam.train.assemble import assemble
+    from sigcam.export.options import GraphOptions
 
     # What contradicts itself is told before the model is loaded.
     GraphOptions(

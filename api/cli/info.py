@@ -10,7 +10,7 @@ import click
 from sigcam.cli.common import reports_errors
 
 if TYPE_CHECKING:
-    from sigcam.runtime.fidelity import Fidelity
+    from sigcam.core.spec import Fidelity
 
 
 @click.command(name="info")
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @reports_errors
 def command(model: Path, as_json: bool) -> None:
     """Print the spec and parity certificate of MODEL, or of a TensorRT engine's model."""
-    from sigcam.runtime.artifact import read_spec
+    from sigcam.core.artifact import read_spec
 
     spec = read_spec(model)
     if as_json:
@@ -40,7 +40,7 @@ def _engine_rows(model: Path) -> list[tuple[str, str]]:
     """What an engine's sidecar says beside the spec; nothing for an .onnx file."""
     if model.suffix != ".engine":
         return []
-    from sigcam.runtime.tensorrt.sidecar import read_sidecar
+    from sigcam.core.sidecar import read_sidecar
 
     sidecar = read_sidecar(model)
     ranges = [
@@ -57,7 +57,7 @@ def _engine_rows(model: Path) -> list[tuple[str, str]]:
 
 
 def _rows(spec: object) -> list[tuple[str, str]]:
-    from sigcam.runtime.spec import Spec
+    from sigcam.core.spec import Spec
 
     assert isinstance(spec, Spec)  # noqa: S101 (narrows the type for the reader and mypy)
     geometry, classes, source = spec.geometry, spec.classes, spec.source
@@ -108,7 +108,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
 
 
 def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str]]:
-    from sigcam.runtime.fidelity import described
+    from sigcam.core.spec import described
 
     rows = [
         ("precision", fidelity.precision),

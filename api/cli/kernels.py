@@ -36,10 +36,10 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
 
     Set SIGCAM_KERNELS to the file, and nothing is compiled at first use.
     """
+    from sigcam.core.errors import UsageError
+    from sigcam.core.files import check_writable
     from sigcam.kernels import fatbin
     from sigcam.kernels.errors import KernelError
-    from sigcam.runtime.errors import UsageError
-    from sigcam.runtime.files import check_writable
 
     numbers = [_number(text) for text in architectures] or None
     check_writable(out)
@@ -99,7 +99,7 @@ def _gpus() -> str:
 
 def _number(text: str) -> int:
     """8.6 as 86."""
-    from sigcam.runtime.errors import UsageError
+    from sigcam.core.errors import UsageError
 
     major, dot, minor = text.partition(".")
     if not (dot and major.isdecimal() and minor.isdecimal() and len(minor) == 1):

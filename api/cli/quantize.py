@@ -90,7 +90,7 @@ def command(model: Path, data: Path, out: Path, head: Path | None, **options: An
     is written. What it costs is in the spec, see `sigcam info`. The paths of the files that were
     written are printed.
     """
-    from sigcam.quantize import QuantizeOptions, quantize_artifact
+    from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
 
     options["keep_float"] = tuple(options["keep_float"])
     spec, written = quantize_artifact(

@@ -155,15 +155,14 @@ def command(
     The classifier itself stays as it is. The branch is written to --out, whose path is
     printed. Several GPUs: torchrun --nproc-per-node N -m sigcam train ...
     """
-    from sigcam.runtime.files import check_writable
-    from sigcam.train.assemble import assemble
+    from sigcam.classifier.branch_file import BranchInfo, save_branch
+    from sigcam.classifier.build import assemble
+    from sigcam.core.files import check_writable
     from sigcam.train.augment import Augmentation
-    from sigcam.train.branch_file import BranchInfo, save_branch
     from sigcam.train.checkpoint import CHECKPOINT
-    from sigcam.train.loop import Reading, train_branch
+    from sigcam.train.loop import Reading, train_branch, train_classifier
     from sigcam.train.settings import TrainSettings
     from sigcam.train.sources import open_data
-    from sigcam.train.transfer import train_classifier
 
     check_writable(out)
     import_from_here()

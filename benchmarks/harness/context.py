@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.measure import Effort
-from harness.networks import Network
+from benchmarks.harness.measure import Effort
+from benchmarks.harness.networks import Network
 
 Item = TypeVar("Item")
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.machine import flags
+from benchmarks.harness.machine import flags
+from sigcam.core.errors import BackendUnavailableError, SigcamError
 from sigcam.runtime.backends import BACKENDS, backend_class
 from sigcam.runtime.backends.base import Backend, BackendOptions
-from sigcam.runtime.errors import BackendUnavailableError, SigcamError
 
 THREADS = 2
 

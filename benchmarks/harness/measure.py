@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.stats import Estimate, estimate
+from benchmarks.harness.stats import Estimate, estimate
 from sigcam.demo.timing import Timing, alternate
 
 Figures = dict[str, Any]

@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import onnx
 
+from sigcam.classifier.branch_file import load_branch
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.zoo import LoadedModel, load_model
+from sigcam.core.artifact import read_spec
+from sigcam.core.files import write_text
+from sigcam.core.spec import ClassSelection
 from sigcam.export import export_artifact, export_classifier
-from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.files import write_text
-from sigcam.runtime.spec import ClassSelection
-from sigcam.train.branch_file import load_branch
-from sigcam.train.dual_branch import DualBranch
-from sigcam.train.models import LoadedModel, load_model
 
 Array = np.ndarray[Any, Any]
 

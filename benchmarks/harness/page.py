@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parts import PARTS, part
-
-from harness import targets
-from harness.machine import busy
-from harness.targets import TARGETS, Reached
-from sigcam.runtime.files import write_text
+from benchmarks.harness import targets
+from benchmarks.harness.machine import busy
+from benchmarks.harness.targets import TARGETS, Reached
+from benchmarks.parts import PARTS, part
+from sigcam.core.files import write_text
 
 Figures = dict[str, Any]
 
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/run.py`; the figures are in `{results}`. Each part's own command
+Written by `python -m benchmarks.run`; the figures are in `{results}`. Each part's own command
 stands below its title.
 
 How times are taken: the calls that are compared alternate in one process, in an order drawn anew

@@ -1,7 +1,7 @@
 """Peak memory of a process that does one thing: run a model, or a command of sigcam's.
 
-    python benchmarks/harness/peak.py graph MODEL.onnx --backend ort --threads 2 --batch 1
-    python benchmarks/harness/peak.py sigcam explain MODEL.onnx FOLDER ...
+    python -m benchmarks.harness.peak graph MODEL.onnx --backend ort --threads 2 --batch 1
+    python -m benchmarks.harness.peak sigcam explain MODEL.onnx FOLDER ...
 
 Prints the peak in megabytes as the last line. `peak_memory`, `explain_folder` and
 `evaluate_data` run this in a process of its own.
@@ -93,7 +93,7 @@ def evaluate_data(
 
 
 def _last_lines(words: list[str]) -> list[str]:
-    command = [sys.executable, __file__, *words]
+    command = [sys.executable, "-m", "benchmarks.harness.peak", *words]
     done = subprocess.run(
         command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

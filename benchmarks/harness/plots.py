@@ -12,7 +12,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from sigcam.runtime.files import write_bytes
+from sigcam.core.files import write_bytes
 
 SIZE = (9.0, 3.8)
 DPI = 90

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.engines import UnavailableError
-from harness.networks import Network
-from sigcam.quantize import QuantizeOptions, quantize_artifact
-from sigcam.runtime.errors import SigcamError
+from benchmarks.harness.engines import UnavailableError
+from benchmarks.harness.networks import Network
+from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
+from sigcam.core.errors import SigcamError
 
 LIMITS_OFF: dict[str, Any] = {"min_agreement": 0.0, "min_correlation": -1.0}
 """The gate lets everything through, and still measures it."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sigcam.runtime.files import write_text
+from sigcam.core.files import write_text
 
 Figures = dict[str, Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness import markdown
+from benchmarks.harness import markdown
 
 
 @dataclass(frozen=True)

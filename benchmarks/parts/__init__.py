@@ -30,4 +30,4 @@ def part(name: str) -> ModuleType:
     """The module of a part; imported when it is needed, as some are heavy."""
     if name not in PARTS:
         raise ValueError(f"a part must be one of {', '.join(PARTS)}, got {name!r}")
-    return importlib.import_module(f"parts.{name}")
+    return importlib.import_module(f"benchmarks.parts.{name}")

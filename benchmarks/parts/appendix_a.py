@@ -6,16 +6,15 @@ import gc
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, batch_of
-from harness.targets import Reached
-
-from parts.methods import check_logits
-from sigcam.runtime.errors import ExportError
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, batch_of
+from benchmarks.harness.targets import Reached
+from benchmarks.parts.methods import check_logits
+from sigcam.core.errors import ExportError
 
 Figures = dict[str, Any]
 

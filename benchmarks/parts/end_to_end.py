@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, jpeg, picture
-from harness.targets import TARGETS, Reached
-
-from sigcam.runtime.artifact import read_spec
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.targets import TARGETS, Reached
+from sigcam.core.artifact import read_spec
+from sigcam.core.spec import ClassSelection
+from sigcam.images.preprocess import prepare
 from sigcam.runtime.backends.base import Backend
-from sigcam.runtime.geometry import prepare
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection
 
 Figures = dict[str, Any]
 

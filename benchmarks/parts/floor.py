@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, batch_of
-from harness.targets import Reached
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, batch_of
+from benchmarks.harness.targets import Reached
 
 Figures = dict[str, Any]
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from harness import markdown
-from harness.context import Context
-from harness.engines import FP32, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, batch_of, megabytes
-from harness.targets import TARGETS
 
-from sigcam.quantize.gate import correlation
-from sigcam.quantize.sigmoid_head import quantize_sigmoid_head
-from sigcam.runtime.errors import ExportError
+from benchmarks.harness import markdown
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, batch_of, megabytes
+from benchmarks.harness.targets import TARGETS
+from sigcam.convert.quantize.fidelity import correlation
+from sigcam.convert.quantize.int8_head import quantize_sigmoid_head
+from sigcam.core.errors import ExportError
 
 Figures = dict[str, Any]
 

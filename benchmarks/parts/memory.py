@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import THREADS
-from harness.peak import explain_folder
-from harness.targets import TARGETS, Reached
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import THREADS
+from benchmarks.harness.peak import explain_folder
+from benchmarks.harness.targets import TARGETS, Reached
 
 Figures = dict[str, Any]
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, batch_of, certificate, megabytes
-from harness.targets import FORMS, LIMITED_METHODS, TARGETS, Reached
 
-from parts import int8_head
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, batch_of, certificate, megabytes
+from benchmarks.harness.targets import FORMS, LIMITED_METHODS, TARGETS, Reached
+from benchmarks.parts import int8_head
+from sigcam.core.errors import ExportError
 from sigcam.export import METHODS
 from sigcam.runtime.backends.base import Backend
-from sigcam.runtime.errors import ExportError
 
 Figures = dict[str, Any]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from parts.peer_packages import Maps
-from sigcam.runtime.image import read_image
+from benchmarks.parts.peer_packages import Maps
+from sigcam.core.spec import Geometry
+from sigcam.images.decode import read_image
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import Geometry
 
 TOLERANCE = 1e-3
 """By which maps in [0, 1] may differ to be the same map."""

@@ -7,20 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness.context import Context
-from harness.engines import ENGINES, FP32, Engine, UnavailableError, check, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network, jpeg, picture
-from harness.quantize import ONLY_TIME, quantized
-from harness.targets import TARGETS, Reached
-
-from parts.peer_calls import TOLERANCE, explain, theirs
-from parts.peer_packages import TARGETS as LAYERS
-from parts.peer_packages import apart, freeze, packages
-from sigcam.runtime.artifact import read_spec
+from benchmarks.harness import markdown
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import ENGINES, FP32, Engine, UnavailableError, check, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.quantize import ONLY_TIME, quantized
+from benchmarks.harness.targets import TARGETS, Reached
+from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
+from benchmarks.parts.peer_packages import TARGETS as LAYERS
+from benchmarks.parts.peer_packages import apart, freeze, packages
+from sigcam.core.artifact import read_spec
+from sigcam.core.spec import ClassSelection
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection
 
 Figures = dict[str, Any]
 

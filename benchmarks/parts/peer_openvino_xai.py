@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness.context import Context
+from benchmarks.harness import markdown
+from benchmarks.harness.context import Context
 
 Figures = dict[str, Any]
 

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import Effort
-from harness.measure import measure as time_calls
-from harness.networks import Network, jpeg, picture
-from harness.targets import Reached
 
-from parts import peer_engines, peer_openvino_xai
-from parts.peer_calls import TOLERANCE, explain, theirs
-from parts.peer_packages import METHODS, TARGETS, apart, freeze, packages
-from sigcam.runtime.artifact import read_spec
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import Effort
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.targets import Reached
+from benchmarks.parts import peer_engines, peer_openvino_xai
+from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
+from benchmarks.parts.peer_packages import METHODS, TARGETS, apart, freeze, packages
+from sigcam.core.artifact import read_spec
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]

@@ -8,19 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import ENGINES, THREADS, UnavailableError, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import Network
-from harness.quantize import LIMITS_OFF, ONLY_TIME, quantized
-from harness.targets import TARGETS, Reached
-
-from sigcam.quantize.pictures import choose, feeds
-from sigcam.runtime.artifact import read_spec
-from sigcam.runtime.progress import reporter
-from sigcam.runtime.spec import ClassSelection
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import ENGINES, THREADS, UnavailableError, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network
+from benchmarks.harness.quantize import LIMITS_OFF, ONLY_TIME, quantized
+from benchmarks.harness.targets import TARGETS, Reached
+from sigcam.convert.quantize.images import choose, feeds
+from sigcam.core.artifact import read_spec
+from sigcam.core.progress import reporter
+from sigcam.core.spec import ClassSelection
 
 Figures = dict[str, Any]
 

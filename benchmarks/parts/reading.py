@@ -7,22 +7,21 @@ from typing import Any
 
 import cv2
 import numpy as np
-from harness import markdown
-from harness import plots as drawing
-from harness.agreement import agreement
-from harness.context import Context
-from harness.engines import FP32, open_engine
-from harness.measure import measure as time_calls
-from harness.networks import jpeg
-from harness.targets import Reached
 
-from sigcam.runtime.artifact import read_spec
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.agreement import agreement
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, open_engine
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import jpeg
+from benchmarks.harness.targets import Reached
+from sigcam.core.artifact import read_spec
+from sigcam.core.spec import Geometry
+from sigcam.images.decode import open_image, read_image
+from sigcam.images.preprocess import prepare, read_input
 from sigcam.runtime.backends.base import Backend
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.image import open_image, read_image
-from sigcam.runtime.reading import read_input
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import Geometry
 
 Figures = dict[str, Any]
 

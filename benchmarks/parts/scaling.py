@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import FP32, THREADS, open_engine
-from harness.measure import Effort
-from harness.measure import measure as time_calls
-from harness.networks import Network, batch_of, jpeg, picture
-from harness.peak import peak_memory
-from harness.targets import TARGETS, Reached
 
-from sigcam.runtime.artifact import read_spec
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.measure import Effort
+from benchmarks.harness.measure import measure as time_calls
+from benchmarks.harness.networks import Network, batch_of, jpeg, picture
+from benchmarks.harness.peak import peak_memory
+from benchmarks.harness.targets import TARGETS, Reached
+from sigcam.core.artifact import read_spec
+from sigcam.core.spec import ClassSelection
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection
 
 Figures = dict[str, Any]
 

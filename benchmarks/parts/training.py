@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from harness import markdown
-from harness import plots as drawing
-from harness.context import Context
-from harness.engines import THREADS
-from harness.networks import Network
-from harness.targets import TARGETS, Reached
 
-from sigcam.export.graph import Normalise
-from sigcam.runtime.image import read_image
+from benchmarks.harness import markdown
+from benchmarks.harness import plots as drawing
+from benchmarks.harness.context import Context
+from benchmarks.harness.engines import THREADS
+from benchmarks.harness.networks import Network
+from benchmarks.harness.targets import TARGETS, Reached
+from sigcam.export.modules import Normalise
+from sigcam.images.decode import read_image
 from sigcam.train.augment import Augmentation
-from sigcam.train.cache import build_cache
 from sigcam.train.data import ImageList
 from sigcam.train.distributed import join_world
+from sigcam.train.feature_cache import build_cache
 from sigcam.train.loop import Reading, TrainSettings, train_branch
 from sigcam.train.loss import evidence_loss
 from sigcam.train.settings import EpochMetrics

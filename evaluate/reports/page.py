@@ -10,9 +10,9 @@ from string import Template
 
 import numpy as np
 
-from sigcam.evaluate.box_accuracy import LOC_IOU
 from sigcam.evaluate.gallery import Gallery, Shown
-from sigcam.evaluate.protocol import SIZE, THRESHOLDS
+from sigcam.evaluate.localization.box_accuracy import LOC_IOU
+from sigcam.evaluate.localization.protocol import SIZE, THRESHOLDS
 from sigcam.evaluate.reports.charts import Line, chart
 from sigcam.evaluate.reports.summary import Summary, map_of, versions
 from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of

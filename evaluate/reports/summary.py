@@ -11,16 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.evaluate.bootstrap import LEVEL, RESAMPLES, Comparison, Estimate
-from sigcam.evaluate.box_accuracy import LOC_IOU, unpack_hits
-from sigcam.evaluate.metrics import EVERY, LARGEST, Result, results
-from sigcam.evaluate.pixel_precision import BINS, pixel_curve
-from sigcam.evaluate.protocol import IOU_THRESHOLDS, THRESHOLDS
+from sigcam.core.types import Array
+from sigcam.evaluate.localization.box_accuracy import LOC_IOU, unpack_hits
+from sigcam.evaluate.localization.pixel_precision import BINS, pixel_curve
+from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, THRESHOLDS
+from sigcam.evaluate.results.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Comparison,
+    Estimate,
+)
+from sigcam.evaluate.results.metrics import (
+    EVERY,
+    LARGEST,
+    Result,
+    results,
+)
 from sigcam.evaluate.run import Evaluation, described
 
-Array = npt.NDArray[Any]
 _AT_ONCE = 512
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from sigcam.evaluate.bootstrap import Comparison
-from sigcam.evaluate.metrics import Result
 from sigcam.evaluate.reports.summary import Summary
+from sigcam.evaluate.results.bootstrap import Comparison
+from sigcam.evaluate.results.metrics import Result
 
 
 def head_of(summary: Summary) -> list[str]:

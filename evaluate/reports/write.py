@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from sigcam.core.files import atomic_path, write_text
 from sigcam.evaluate.gallery import Gallery
-from sigcam.evaluate.records import UNKNOWN
 from sigcam.evaluate.reports.page import page
 from sigcam.evaluate.reports.summary import Summary, map_of
 from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_table, rows_of
-from sigcam.runtime.files import atomic_path, write_text
-
-Array = npt.NDArray[Any]
+from sigcam.evaluate.results.records import UNKNOWN
 
 _COLUMNS = (
     "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "after",

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sigcam.runtime.errors import ExportError
+from sigcam.core.errors import ExportError
 
 
 def layer_norm(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from sigcam.runtime.errors import ExportError
-from sigcam.train.cut import outputs_of
+from sigcam.classifier.graph import outputs_of
+from sigcam.core.errors import ExportError
 
 _sym_size = torch.ops.aten.sym_size.int
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from sigcam.train.cut import ancestors, argument, outputs_of
-from sigcam.train.layout import Layout
+from sigcam.classifier.graph import ancestors, argument, outputs_of
+from sigcam.classifier.layout import Layout
 
 _aten = torch.ops.aten
 _SCALINGS = {

@@ -20,11 +20,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sigcam.classifier.target_layers import Probe
+from sigcam.core.errors import ExportError
 from sigcam.export.backward.decompositions import DECOMPOSITIONS, untranslatable
 from sigcam.export.backward.partition import Partition, partition
 from sigcam.export.backward.simplify import prepare, simplify
-from sigcam.runtime.errors import ExportError
-from sigcam.train.targets import Probe
 
 _BATCH = 23
 """An example that no other size equals: a comparison that held would fix the batch size."""

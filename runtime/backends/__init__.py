@@ -8,15 +8,16 @@ from __future__ import annotations
 import pkgutil
 from pathlib import Path
 
+from sigcam.core.artifact import is_engine
+from sigcam.core.errors import BackendUnavailableError, UsageError
 from sigcam.runtime.backends.base import Backend, BackendOptions
-from sigcam.runtime.errors import BackendUnavailableError, UsageError
 
 BACKENDS: dict[str, str] = {
-    "ort": "sigcam.runtime.backends.ort:OrtBackend",
-    "openvino": "sigcam.runtime.backends.openvino:OpenVinoBackend",
-    "ort-cuda": "sigcam.runtime.backends.ort_cuda:OrtCudaBackend",
-    "tensorrt": "sigcam.runtime.backends.tensorrt:TensorRtBackend",
-    "ort-tensorrt": "sigcam.runtime.backends.ort_tensorrt:OrtTensorrtBackend",
+    "ort": "sigcam.runtime.backends.onnxruntime.cpu:OrtBackend",
+    "openvino": "sigcam.runtime.backends.openvino.backend:OpenVinoBackend",
+    "ort-cuda": "sigcam.runtime.backends.onnxruntime.cuda:OrtCudaBackend",
+    "tensorrt": "sigcam.runtime.backends.tensorrt.backend:TensorRtBackend",
+    "ort-tensorrt": "sigcam.runtime.backends.onnxruntime.tensorrt:OrtTensorrtBackend",
 }
 
 AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort", "openvino")
@@ -27,11 +28,6 @@ is `Session.backend_name`. OpenVINO comes last: it is for installs that have onl
 options that only it has. Engines that compile the model first (minutes, at first use) are
 taken by name only.
 """
-
-
-def is_engine(path: Path) -> bool:
-    """Whether a model file is an engine of TensorRT, by its suffix; an ONNX file otherwise."""
-    return path.suffix == ".engine"
 
 
 def backend_class(name: str) -> type[Backend]:

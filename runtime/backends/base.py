@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.runtime.errors import BackendError, UsageError
-from sigcam.runtime.geometry import Placement
-
-Array = npt.NDArray[Any]
+from sigcam.core.errors import BackendError, UsageError
+from sigcam.core.types import Array
+from sigcam.images.preprocess import Placement
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Mode = Literal["latency", "throughput"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pkgutil
 
-from sigcam.runtime.errors import UsageError
+from sigcam.core.errors import UsageError
 from sigcam.runtime.multipass.base import MultiPass, Tools
 
 MULTIPASS: dict[str, str] = {

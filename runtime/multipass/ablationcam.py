@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.head import HOW_TO_EXPORT, Head
+from sigcam.core.artifact import HOW_TO_EXPORT
+from sigcam.core.errors import UsageError
+from sigcam.core.progress import Report
+from sigcam.core.types import Array
+from sigcam.runtime.head_graph import Head
 from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
-from sigcam.runtime.progress import Report
-
-Array = npt.NDArray[Any]
 
 _BATCH_VALUES = 2**22
 """Features in one run of the head: 16 MiB of float32."""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from sigcam.core.errors import BackendError, UsageError
+from sigcam.core.progress import Report
+from sigcam.core.spec import Spec
+from sigcam.core.types import Array
 from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends.base import Backend
-from sigcam.runtime.errors import BackendError, UsageError
-from sigcam.runtime.head import Head
-from sigcam.runtime.progress import Report
-from sigcam.runtime.spec import Spec
-
-Array = npt.NDArray[Any]
+from sigcam.runtime.head_graph import Head
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from sigcam.core.progress import Report
+from sigcam.core.types import Array
 from sigcam.runtime.multipass.base import MultiPass, Subject
-from sigcam.runtime.progress import Report
-
-Array = npt.NDArray[Any]
 
 _TILE = 64
 """Side of the products' blocks: 64^3 = 2^18 multiplications, up to which OpenBLAS stays in
-the calling thread (see `sigcam.runtime.maps`). For the same reason no LAPACK: beside ONNX
+the calling thread (see `sigcam.images.upsample`). For the same reason no LAPACK: beside ONNX
 Runtime's spinning threads `eigh` of 49 x 49 took 31 ms instead of 0.2 on two cores."""
 
 _ROUNDS = 50

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import Axis, Placement
-from sigcam.runtime.maps import to_map
+from sigcam.core.errors import UsageError
+from sigcam.core.progress import Report
+from sigcam.core.spec import Geometry
+from sigcam.core.types import Array
+from sigcam.images.preprocess import Axis, Placement
+from sigcam.images.upsample import to_map
 from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
-from sigcam.runtime.progress import Report
-from sigcam.runtime.spec import Geometry
-
-Array = npt.NDArray[Any]
 
 
 class ScoreCam(MultiPass):

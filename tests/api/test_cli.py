@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sigcam.train.models import load_model
+from sigcam.classifier.zoo import load_model
 
 BRANCH = ["export", "--sigmoid-branch", "{branch}"]
 
@@ -110,7 +110,7 @@ def test_explain_without_overlays_decodes_no_large_picture_whole(
     def never(self):
         raise AssertionError("decoded whole")
 
-    monkeypatch.setattr("sigcam.runtime.encoded.Encoded.decode", never)
+    monkeypatch.setattr("sigcam.images.decode.Encoded.decode", never)
     found = cli("explain", work.top1, *photographs, "--json")
     assert found.exit_code == 0, found.stderr
     records = [json.loads(line)["explanations"][0] for line in lines(found.stdout)]
@@ -124,7 +124,7 @@ def test_a_picture_that_goes_before_its_overlay_is_drawn(
         if name == str(photographs[0]):
             photographs[0].unlink()
 
-    monkeypatch.setattr("sigcam.cli.explain_pictures.print_results", gone)
+    monkeypatch.setattr("sigcam.cli.explain.images.print_results", gone)
     found = cli("explain", work.top1, *photographs, "--out", tmp_path / "maps")
     assert found.exit_code == 1
     assert "a.jpg; check the path" in found.stderr
@@ -235,7 +235,7 @@ def test_ctrl_c_is_no_traceback_and_training_goes_on(work, cli, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("sigcam.train.branch_file.write_bytes", interrupted)
+        patch.setattr("sigcam.classifier.branch_file.write_bytes", interrupted)
         stopped = cli(*arguments)
     assert stopped.exit_code == 1
     assert "Ctrl-C" in stopped.stderr

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sigcam.runtime.artifact import read_spec
-from sigcam.train.models import load_model
+from sigcam.classifier.zoo import load_model
+from sigcam.core.artifact import read_spec
 
 NET = """
 from collections import OrderedDict

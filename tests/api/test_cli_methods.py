@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from sigcam.cli import main
+from sigcam.core.artifact import read_spec
 from sigcam.export import METHODS
-from sigcam.runtime.artifact import read_spec
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def test_a_head_graph_that_is_missing(work, cli, split, tmp_path):
 
 
 def test_the_meter_counts_passes_of_all_pictures():
-    from sigcam.cli.results import Meter
+    from sigcam.cli.explain.output import Meter
 
     class Bar:
         def __init__(self):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sigcam.runtime.video import VideoReader, write_video
+from sigcam.images.video import VideoReader, write_video
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_a_failing_engine_leaves_no_overlay(work, cli, clip, tmp_path, monkeypat
     def failing(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sigcam.runtime.video.VideoWriter.write", failing)
+    monkeypatch.setattr("sigcam.images.video.VideoWriter.write", failing)
     found = cli("explain", work.top1, clip, "--out", tmp_path / "overlay.mp4")
     assert found.exit_code == 1
     assert "Ctrl-C" in found.stderr

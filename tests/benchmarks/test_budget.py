@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def budget():
-    import budget
+    from benchmarks import budget
 
     return budget
 

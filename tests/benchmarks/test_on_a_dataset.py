@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_datasets import picture_writer, text_writer
 
+from sigcam.classifier.build import assemble
+from sigcam.data import read_masks
 from sigcam.evaluate import open_dataset
-from sigcam.evaluate.datasets import read_masks
-from sigcam.train.assemble import assemble
+from tests.support.paths import BENCHMARKS, ROOT
+from tests.support.tiny_datasets import picture_writer, text_writer
 
-TINY = f"{Path(__file__).with_name('tiny_network.py')}:tiny"
-SMALL = f"{Path(__file__).parents[2] / 'benchmarks' / 'paper' / 'small_network.py'}:SmallNetwork"
+TINY = f"{ROOT / 'tests' / 'support' / 'tiny_network.py'}:tiny"
+SMALL = f"{BENCHMARKS / 'datasets' / 'paper' / 'small_network.py'}:SmallNetwork"
 PER_CLASS = 4
 
 
@@ -48,7 +47,7 @@ def run(command, *words):
 
 
 def test_folds_are_written_as_text_files(data, tmp_path):
-    import write_folds
+    from benchmarks.datasets import write_folds
 
     run(write_folds.main, data, "--folds", 2, "--out", tmp_path)
     tests = []
@@ -64,7 +63,7 @@ def test_folds_are_written_as_text_files(data, tmp_path):
 
 
 def test_a_dataset_many_times_over(data, tmp_path):
-    import evaluate_cost
+    from benchmarks.datasets import evaluate_cost
 
     once = open_dataset(data).samples
     twice = open_dataset(evaluate_cost.repeated(once, 2, tmp_path)).samples
@@ -77,7 +76,7 @@ def test_a_dataset_many_times_over(data, tmp_path):
 
 
 def test_choices_are_compared_with_the_defaults(data, tmp_path, monkeypatch):
-    import training_choices
+    from benchmarks.datasets import training_choices
 
     few = [training_choices.Choice("defaults"), training_choices.Choice("1 epoch", {"epochs": 1})]
     monkeypatch.setattr(training_choices, "choices", lambda num_classes: few)
@@ -95,7 +94,7 @@ def test_choices_are_compared_with_the_defaults(data, tmp_path, monkeypatch):
 
 
 def test_every_choice_takes_as_many_steps_unless_that_is_the_choice():
-    from training_choices import choices
+    from benchmarks.datasets.training_choices import choices
 
     every = choices(5)
     assert len({choice.label for choice in every}) == len(every)
@@ -106,7 +105,7 @@ def test_every_choice_takes_as_many_steps_unless_that_is_the_choice():
 
 
 def test_a_network_from_scratch_for_each_fold(data, tmp_path):
-    import train_scratch
+    from benchmarks.datasets import train_scratch
 
     printed = run(train_scratch.main, data, "--folds", 2, "--epochs", 1, "--out", tmp_path)
     assert printed.count("of the held-out pictures right") == 2
@@ -116,7 +115,7 @@ def test_a_network_from_scratch_for_each_fold(data, tmp_path):
 
 
 def test_a_table_of_the_paper_from_training_on(data, tmp_path):
-    import paper_tables
+    from benchmarks.datasets import paper_tables
 
     words = ["--folds", 2, "--arch", TINY, "--weights", "random", "--table", "5", "--views", 2]
     run(paper_tables.main, data, *words, "--work", tmp_path / "work", "--out", tmp_path / "t.md")

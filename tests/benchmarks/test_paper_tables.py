@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigcam.evaluate.bootstrap import Comparison, Estimate
-from sigcam.evaluate.datasets import Dataset, Place, Sample
-from sigcam.runtime.errors import DataError, UsageError
+from sigcam.core.errors import DataError, UsageError
+from sigcam.data import Dataset, Place, Sample
+from sigcam.evaluate.results.bootstrap import Comparison, Estimate
 
 
 def samples(labels):
@@ -25,7 +25,7 @@ def samples(labels):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(5, 12), min_size=1, max_size=4), st.integers(2, 5), st.integers(0, 9))
 def test_folds_share_every_class_evenly(sizes, folds, seed):
-    from paper.folds import split_folds
+    from benchmarks.datasets.paper.folds import split_folds
 
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     parts = split_folds(samples(labels), folds, seed)
@@ -38,14 +38,14 @@ def test_folds_share_every_class_evenly(sizes, folds, seed):
 
 @pytest.mark.parametrize("folds", [0, 1, 4])
 def test_folds_that_a_class_is_too_small_for(folds):
-    from paper.folds import split_folds
+    from benchmarks.datasets.paper.folds import split_folds
 
     with pytest.raises(UsageError, match="folds must be from 2 to 3"):
         split_folds(samples([0] * 9 + [1] * 3), folds)
 
 
 def test_each_fold_is_scored_by_what_was_trained_on_the_others():
-    from paper.folds import class_count, fold_datasets, labelled
+    from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
 
     dataset = Dataset("tiny", "csv", ("a", "b"), samples([0, 1] * 6))
     pairs = fold_datasets(dataset, 3)
@@ -62,7 +62,7 @@ def test_each_fold_is_scored_by_what_was_trained_on_the_others():
 
 
 def test_a_name_of_weights_takes_the_fold():
-    from paper.recipe import weights_of
+    from benchmarks.datasets.paper.recipe import weights_of
 
     assert weights_of("out/{fold}.safetensors", 2) == "out/2.safetensors"
     assert weights_of("DEFAULT", 2) == "DEFAULT"
@@ -70,7 +70,7 @@ def test_a_name_of_weights_takes_the_fold():
 
 
 def test_samples_become_a_training_set():
-    from paper.recipe import image_list
+    from benchmarks.datasets.paper.recipe import image_list
 
     images = image_list(samples([1, 0, 1]), ("a", "b"))
     assert [images.file(i) for i in range(3)] == [Path(f"/data/{i}.png") for i in range(3)]
@@ -81,14 +81,14 @@ def test_samples_become_a_training_set():
 
 @pytest.mark.parametrize("number", ["1", "2", "4", "5", "shift"])
 def test_each_row_is_another_artifact(number):
-    from paper.tables import TABLES
+    from benchmarks.datasets.paper.tables import TABLES
 
     rows = TABLES[number].variants(5)
     assert len({variant.name for variant in rows.values()}) == len(rows)
 
 
 def test_a_table_shows_its_metrics_and_leaves_out_what_the_data_have_not():
-    from paper.tables import TABLES
+    from benchmarks.datasets.paper.tables import TABLES
 
     table = TABLES["5"]
     estimate = Estimate(12.345, 10, 14)

@@ -1,17 +1,17 @@
 """Parts that need pictures or other packages, on tiny networks and drawn pictures."""
 
-from pathlib import Path
-
 import pytest
 
-NETWORKS = Path(__file__).with_name("tiny_network.py")
+from tests.support.paths import ROOT
+
+NETWORKS = ROOT / "tests" / "support" / "tiny_network.py"
 TINY, MLP = f"{NETWORKS}:tiny", f"{NETWORKS}:mlp"
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A data folder with 30 pictures of two sizes."""
-    from harness.networks import jpeg, picture
+    from benchmarks.harness.networks import jpeg, picture
 
     folder = tmp_path_factory.mktemp("data")
     images = folder / "imagenet_samples" / "images"
@@ -24,8 +24,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def context(data, tmp_path_factory):
-    from harness.context import Context
-    from harness.measure import Effort
+    from benchmarks.harness.context import Context
+    from benchmarks.harness.measure import Effort
 
     folder = tmp_path_factory.mktemp("files")  # one for all tests: each file is exported once
 
@@ -37,7 +37,7 @@ def context(data, tmp_path_factory):
 
 
 def test_precisions_show_times_and_no_fidelity_of_fresh_weights(context):
-    from parts import precisions
+    from benchmarks.parts import precisions
 
     figures = precisions.measure(context(TINY))
     one = figures["networks"][TINY]
@@ -51,14 +51,14 @@ def test_precisions_show_times_and_no_fidelity_of_fresh_weights(context):
 
 def test_precisions_read_the_fidelity_from_the_file(context, monkeypatch):
     """Of the trained network alone; here a fresh one stands in for it."""
-    from parts import precisions
+    from benchmarks.parts import precisions
 
     small = {"calibration": 8, "held_out": 12, "min_agreement": 0.0, "min_correlation": -1.0}
     monkeypatch.setattr(precisions, "MEASURED", small)
     run = context(TINY)
     network = run.network(TINY)
-    from sigcam.runtime.artifact import read_spec
-    from sigcam.runtime.spec import ClassSelection
+    from sigcam.core.artifact import read_spec
+    from sigcam.core.spec import ClassSelection
 
     path = network.artifact("cam", classes=ClassSelection("input"))
     files, missing = precisions._files(
@@ -71,8 +71,8 @@ def test_precisions_read_the_fidelity_from_the_file(context, monkeypatch):
 
 
 def test_too_few_pictures_are_a_reason_in_the_table(context, data):
-    from harness.engines import UnavailableError
-    from harness.quantize import quantized
+    from benchmarks.harness.engines import UnavailableError
+    from benchmarks.harness.quantize import quantized
 
     network = context(TINY).network(TINY)
     folder = data / "imagenet_samples" / "images"
@@ -83,8 +83,8 @@ def test_too_few_pictures_are_a_reason_in_the_table(context, data):
 
 
 def test_memory_is_that_of_the_command_itself(context, tmp_path):
-    from harness.peak import explain_folder
-    from parts.memory import linked
+    from benchmarks.harness.peak import explain_folder
+    from benchmarks.parts.memory import linked
 
     run = context(TINY)
     pictures = linked(run.data / "imagenet_samples" / "images", 35, tmp_path / "pictures")
@@ -97,7 +97,7 @@ def test_memory_is_that_of_the_command_itself(context, tmp_path):
 
 
 def test_a_command_that_fails_stops_the_run(context, tmp_path):
-    from harness.peak import explain_folder
+    from benchmarks.harness.peak import explain_folder
 
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"1 of 1 pictures could not be explained"):
@@ -105,7 +105,7 @@ def test_a_command_that_fails_stops_the_run(context, tmp_path):
 
 
 def test_classes_are_compared_with_one_of_the_same_kind(context):
-    from parts import end_to_end
+    from benchmarks.parts import end_to_end
 
     figures = end_to_end.measure(context(TINY))
     row = figures["classes"][TINY]
@@ -116,7 +116,7 @@ def test_classes_are_compared_with_one_of_the_same_kind(context):
 
 
 def test_an_mlp_head_is_measured_in_8_bits_too(context, monkeypatch):
-    from parts import int8_head, methods
+    from benchmarks.parts import int8_head, methods
 
     monkeypatch.setattr(int8_head, "METHODS", ("gradcam",))
     figures = methods.measure(context(MLP))
@@ -130,8 +130,8 @@ def test_an_mlp_head_is_measured_in_8_bits_too(context, monkeypatch):
 
 def test_engines_over_grad_cam_are_paired(context, monkeypatch):
     pytest.importorskip("pytorch_grad_cam")
-    from parts import peer_engines
-    from parts.peer_packages import TARGETS, Target
+    from benchmarks.parts import peer_engines
+    from benchmarks.parts.peer_packages import TARGETS, Target
 
     monkeypatch.setitem(TARGETS, TINY, Target("1", "0.bias"))
     run = context()

@@ -21,7 +21,7 @@ def about(**changes):
         "load_before": 0.1,
         "effort": {"seconds": 6.0},
         "quick": False,
-        "command": "python benchmarks/run.py --part methods",
+        "command": "python -m benchmarks.run --part methods",
         "date": "2026-01-01",
         "seconds": 10,
     }
@@ -53,7 +53,7 @@ def methods(**networks):
 
 
 def test_a_part_is_merged_on_the_same_machine():
-    from harness.results import with_part
+    from benchmarks.harness.results import with_part
 
     old = with_part({}, "methods", about(), methods(vgg16={"gradcam": methods_row(1.05)}))
     new = methods(vgg16={"cam": {"refused": "no"}}, resnet50={"cam": methods_row(1.0)})
@@ -70,7 +70,7 @@ def test_a_part_is_merged_on_the_same_machine():
     "change", [{"machine": {**MACHINE, "cores": 64}}, {"quick": True}, {"effort": {"seconds": 1}}]
 )
 def test_figures_of_another_machine_or_effort_are_never_mixed(change):
-    from harness.results import with_part
+    from benchmarks.harness.results import with_part
 
     old = with_part({}, "methods", about(), methods(vgg16={"gradcam": methods_row(1.05)}))
     new = with_part(old, "methods", about(**change), methods(resnet50={"cam": methods_row(1.0)}))
@@ -78,14 +78,14 @@ def test_figures_of_another_machine_or_effort_are_never_mixed(change):
 
 
 def test_other_parts_stay():
-    from harness.results import with_part
+    from benchmarks.harness.results import with_part
 
     records = with_part({}, "floor", about(), {"networks": {}})
     assert with_part(records, "methods", about(), methods()).keys() == {"floor", "methods"}
 
 
 def test_file_comes_back(tmp_path):
-    from harness import results
+    from benchmarks.harness import results
 
     path = tmp_path / "new" / "figures.json"
     assert results.read(path) == {}
@@ -98,7 +98,7 @@ def test_file_comes_back(tmp_path):
 def page(tmp_path):
     from pathlib import Path
 
-    from harness.page import write_page
+    from benchmarks.harness.page import write_page
 
     def make(records):
         path = tmp_path / "page.md"
@@ -118,7 +118,7 @@ def test_page_shows_figures_misses_scope_and_plots(page, tmp_path):
     assert "| gradcam | **1.023** (1.013 to 1.033) |" in text
     assert "1.0e-06 (2)" in text
     assert "### Engine only: map over classification alone" in text
-    assert "`python benchmarks/run.py --part methods`, 2026-01-01, 10 s; load before" in text
+    assert "`python -m benchmarks.run --part methods`, 2026-01-01, 10 s; load before" in text
     assert "Machine: slow (avx2), 2 cores" in text
     assert "busy with other work" not in text
     assert "![methods](plots/methods.png)" in text
@@ -167,7 +167,7 @@ FUNCTIONS = ("measure", "section", "reached", "plots")
 
 
 def test_every_part_of_the_table_has_its_functions():
-    from parts import PARTS, part
+    from benchmarks.parts import PARTS, part
 
     for name in PARTS:
         module = part(name)

@@ -1,18 +1,19 @@
 """`benchmarks/run.py --quick` of cheap parts on a tiny network, from export to page."""
 
 import json
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-TINY = f"{Path(__file__).with_name('tiny_network.py')}:tiny"
+from tests.support.paths import ROOT
+
+TINY = f"{ROOT / 'tests' / 'support' / 'tiny_network.py'}:tiny"
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     """The folder after two runs of a part each, with two rounds."""
-    import run
+    from benchmarks import run
 
     folder = tmp_path_factory.mktemp("bench")
     options = ["--quick", "--rounds", "2", "--network", TINY, "--folder", str(folder / "files")]
@@ -50,7 +51,7 @@ def test_page_and_plots_are_written(ran):
 
 
 def test_no_network_without_a_part():
-    import run
+    from benchmarks import run
 
     done = CliRunner().invoke(run.main, ["--network", TINY])
     assert done.exit_code == 2
@@ -58,15 +59,15 @@ def test_no_network_without_a_part():
 
 
 def test_command_leaves_out_folders_of_this_machine(monkeypatch):
-    import run
+    from benchmarks import run
 
     words = ["run.py", "--part", "floor", "--rounds", "3", "--folder", "/x", "--out=/y", "--quick"]
     monkeypatch.setattr("sys.argv", words)
-    assert run._command("floor") == "python benchmarks/run.py --part floor --rounds 3 --quick"
+    assert run._command("floor") == "python -m benchmarks.run --part floor --rounds 3 --quick"
 
 
 def test_peak_memory_is_that_of_the_child_alone(ran, tmp_path):
-    from harness.peak import own_peak, peak_memory
+    from benchmarks.harness.peak import own_peak, peak_memory
 
     files = ran / "files"
     model = next(files.rglob("classification.onnx"))
@@ -77,7 +78,7 @@ def test_peak_memory_is_that_of_the_child_alone(ran, tmp_path):
 
 
 def test_engines_that_are_not_there_say_why(ran, monkeypatch):
-    from harness import engines
+    from benchmarks.harness import engines
 
     model = next((ran / "files").rglob("cam.onnx"))
     with pytest.raises(engines.UnavailableError, match="no backend 'nothing'"):
@@ -94,7 +95,8 @@ def test_engines_that_are_not_there_say_why(ran, monkeypatch):
 
 def test_agreement_of_maps():
     import numpy as np
-    from harness.agreement import agreement
+
+    from benchmarks.harness.agreement import agreement
 
     grid = np.arange(4.0).reshape(1, 1, 2, 2)
     logits = np.array([[1.0, 2.0]])

@@ -20,7 +20,7 @@ def bootstrap(values, draws=4000):
 
 @pytest.mark.parametrize("count", [25, 60, 200])
 def test_interval_is_near_a_bootstraps(count):
-    from harness.stats import estimate
+    from benchmarks.harness.stats import estimate
 
     values = np.random.default_rng(count).lognormal(0, 0.5, count)
     found = estimate(list(values))
@@ -33,7 +33,7 @@ def test_interval_is_near_a_bootstraps(count):
 
 @pytest.mark.parametrize("count", [6, 7, 20, 101])
 def test_interval_holds_the_true_median_as_often_as_it_says(count):
-    from harness.stats import estimate
+    from benchmarks.harness.stats import estimate
 
     rng = np.random.default_rng(1)
     held = 0
@@ -48,7 +48,7 @@ def test_interval_holds_the_true_median_as_often_as_it_says(count):
 @settings(deadline=None)
 @given(VALUES)
 def test_median_lies_in_the_interval_and_among_the_values(values):
-    from harness.stats import estimate
+    from benchmarks.harness.stats import estimate
 
     found = estimate(values)
     assert found.median == statistics.median(values)
@@ -57,7 +57,7 @@ def test_median_lies_in_the_interval_and_among_the_values(values):
 
 
 def test_no_values_are_refused():
-    from harness.stats import estimate
+    from benchmarks.harness.stats import estimate
 
     with pytest.raises(ValueError, match="at least one"):
         estimate([])
@@ -65,8 +65,7 @@ def test_no_values_are_refused():
 
 def test_ratios_are_taken_within_the_rounds():
     """A machine that slows down in the middle doesn't move them."""
-    from harness.measure import summary
-
+    from benchmarks.harness.measure import summary
     from sigcam.demo.timing import Timing
 
     speed = np.where(np.arange(40) < 20, 1.0, 7.0)
@@ -80,8 +79,7 @@ def test_ratios_are_taken_within_the_rounds():
 
 
 def test_pairs_are_ratios_within_the_rounds_too():
-    from harness.measure import summary
-
+    from benchmarks.harness.measure import summary
     from sigcam.demo.timing import Timing
 
     timing = Timing({"a": (1.0, 2.0, 9.0), "b": (2.0, 1.0, 3.0)})
@@ -91,7 +89,7 @@ def test_pairs_are_ratios_within_the_rounds_too():
 
 
 def test_rounds_follow_the_time_of_one():
-    from harness.measure import Effort
+    from benchmarks.harness.measure import Effort
 
     effort = Effort(seconds=10, least=7, most=100)
     assert [effort.rounds_for(s) for s in (0.5, 100.0, 1e-6)] == [20, 7, 100]
@@ -99,7 +97,7 @@ def test_rounds_follow_the_time_of_one():
 
 
 def test_calls_are_measured_as_often_as_they_are_counted():
-    from harness.measure import Effort, measure
+    from benchmarks.harness.measure import Effort, measure
 
     counts = {"a": 0, "b": 0}
 

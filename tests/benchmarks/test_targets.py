@@ -8,21 +8,21 @@ def row(ratio):
 
 
 def cells(text, name):
-    from harness.targets import TARGETS
+    from benchmarks.harness.targets import TARGETS
 
     [line] = [one for one in text.splitlines() if one.startswith(f"| {TARGETS[name].text} |")]
     return [cell.strip() for cell in line.split("|")[3:6]]
 
 
 def test_every_target_has_a_part():
-    from harness.targets import TARGETS
-    from parts import PARTS
+    from benchmarks.harness.targets import TARGETS
+    from benchmarks.parts import PARTS
 
     assert {target.part for target in TARGETS.values()} <= PARTS.keys()
 
 
 def test_table_says_met_missed_absent_and_doubtful():
-    from harness.targets import TARGETS, Reached, table
+    from benchmarks.harness.targets import TARGETS, Reached, table
 
     found = {
         "map": Reached([1.01, 1.0, 1.02], "cam on one"),
@@ -43,7 +43,7 @@ def test_table_says_met_missed_absent_and_doubtful():
 
 
 def test_the_worst_method_of_the_three_forms_counts():
-    from parts.methods import reached
+    from benchmarks.parts.methods import reached
 
     figures = {
         "networks": {
@@ -63,7 +63,7 @@ def test_the_worst_method_of_the_three_forms_counts():
 
 
 def test_the_fastest_engine_of_a_precision_counts():
-    from parts.peer_engines import reached
+    from benchmarks.parts.peer_engines import reached
 
     pairs = {"ort fp32": [5.0, 4, 6], "openvino fp32": [7.0, 6, 8], "ort int8": [9.0, 8, 10]}
     missing = {"openvino bf16": "not on this processor", "openvino int8": "not installed"}
@@ -77,7 +77,7 @@ def test_the_fastest_engine_of_a_precision_counts():
 
 
 def test_the_worse_way_of_writing_counts_for_memory():
-    from parts.memory import reached
+    from benchmarks.parts.memory import reached
 
     def counts(small, large, busy):
         rate = {"per_second": 9.0, "engine_busy": busy}

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from sigcam.classifier.branch_file import read_branch_info
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.spec import Geometry
 from sigcam.demo.network import BRANCH_FILE
 from sigcam.demo.page import Panel, ShiftRow, write_page
 from sigcam.demo.pictures import shipped_pictures
@@ -17,9 +20,6 @@ from sigcam.demo.shift import SHIFTS, shift_softmax
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import export_artifact
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import Geometry
-from sigcam.train.branch_file import read_branch_info
-from sigcam.train.dual_branch import DualBranch
 
 
 @pytest.fixture(scope="module")

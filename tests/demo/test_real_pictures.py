@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,7 @@ from sigcam.demo.network import load_network
 from sigcam.export import export_artifact
 from sigcam.runtime.session import load
 from sigcam.train.sources import open_data
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
+from tests.support.paths import DATA
 
 pytestmark = [
     pytest.mark.shared,

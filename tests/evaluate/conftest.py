@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from tiny import artifact_graph, tiny_spec, write
 
-from sigcam.runtime.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Geometry
+from tests.support.tiny import artifact_graph, tiny_spec, write
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 

@@ -9,9 +9,9 @@ CODE = """
 import sys
 for name in ("torch", "torchvision", "onnx", "onnxruntime", "scipy", "skimage"):
     sys.modules[name] = None
-import sigcam.evaluate.box_accuracy, sigcam.evaluate.confidence
-import sigcam.evaluate.pixel_precision, sigcam.evaluate.pointing
-import sigcam.evaluate.removal, sigcam.evaluate.road
+import sigcam.evaluate.localization.box_accuracy, sigcam.evaluate.faithfulness.confidence
+import sigcam.evaluate.localization.pixel_precision, sigcam.evaluate.localization.pointing
+import sigcam.evaluate.faithfulness.insertion_deletion, sigcam.evaluate.faithfulness.road
 assert not {"sigcam.train", "sigcam.export", "sigcam.runtime.session"} & set(sys.modules)
 """
 

@@ -145,8 +145,8 @@ def test_a_chart_has_what_changes():
 def test_the_command_offers_what_there_is():
     """It names formats and metrics itself, so that --help imports nothing."""
     from sigcam.cli import evaluate as command
-    from sigcam.evaluate.datasets import FORMATS
-    from sigcam.evaluate.fidelity import FIDELITY
+    from sigcam.data import FORMATS
+    from sigcam.evaluate.faithfulness.measure import FIDELITY
 
     assert ["auto", *FORMATS] == command._FORMATS
     assert tuple(command._FIDELITY) == FIDELITY

@@ -7,17 +7,22 @@ import shutil
 import numpy as np
 import pytest
 
+from sigcam.core.errors import DataError, UsageError
+from sigcam.data import read_masks
 from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset, run, stages
-from sigcam.evaluate.box_accuracy import BoxAccuracy, score_boxes
-from sigcam.evaluate.confidence import confidence_drop, confidence_rise, masked_picture
-from sigcam.evaluate.datasets import read_masks
-from sigcam.evaluate.metrics import results
-from sigcam.evaluate.pixel_precision import PixelPrecision, pixel_counts
-from sigcam.evaluate.placing import place_scores
-from sigcam.evaluate.protocol import enlarge, normalise, pixel_labels, scale_boxes
-from sigcam.runtime.errors import DataError, UsageError
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.image import read_image
+from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_picture
+from sigcam.evaluate.localization.box_accuracy import BoxAccuracy, score_boxes
+from sigcam.evaluate.localization.pixel_precision import PixelPrecision, pixel_counts
+from sigcam.evaluate.localization.protocol import (
+    enlarge,
+    normalise,
+    pixel_labels,
+    place_scores,
+    scale_boxes,
+)
+from sigcam.evaluate.results.metrics import results
+from sigcam.images.decode import read_image
+from sigcam.images.preprocess import prepare
 from sigcam.runtime.session import load
 
 pytest.importorskip("onnxruntime")

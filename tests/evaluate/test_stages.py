@@ -11,17 +11,28 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from sigcam.evaluate import EvaluateOptions, evaluate, imputation, open_dataset, run, stages
-from sigcam.evaluate.confidence import masked_picture
-from sigcam.evaluate.fidelity import change_picture, measure_fidelity
+from sigcam.core.errors import UsageError
+from sigcam.core.threads import Stopwatch
+from sigcam.evaluate import (
+    EvaluateOptions,
+    evaluate,
+    open_dataset,
+    run,
+    stages,
+)
+from sigcam.evaluate.faithfulness import imputation
+from sigcam.evaluate.faithfulness.confidence import masked_picture
+from sigcam.evaluate.faithfulness.insertion_deletion import (
+    curve_area,
+    deletion_curve,
+    insertion_curve,
+)
+from sigcam.evaluate.faithfulness.measure import change_picture, measure_fidelity
+from sigcam.evaluate.faithfulness.road import road_curve, road_score
+from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import Model
-from sigcam.evaluate.protocol import enlarge, normalise
-from sigcam.evaluate.removal import curve_area, deletion_curve, insertion_curve
-from sigcam.evaluate.road import road_curve, road_score
+from sigcam.images.preprocess import read_input
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.pipeline import Stopwatch
-from sigcam.runtime.reading import read_input
 
 pytest.importorskip("onnxruntime")
 ALL = ("confidence", "insertion", "deletion", "road")

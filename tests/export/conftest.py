@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sigcam.runtime.spec import Geometry
-from sigcam.train.dual_branch import DualBranch
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.spec import Geometry
 
 
 class ToyNet(nn.Module):

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import reference
 import torch
 
+from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
 from sigcam.export import METHODS, export_artifact, export_classifier
-from sigcam.export.pictures import sample_pictures
-from sigcam.runtime.spec import METADATA_KEY, ClassSelection, Spec
+from sigcam.export.parity.inputs import sample_pictures
+from tests.support import oracle as reference
 
 SELECTIONS = {
     "top1": ClassSelection(),

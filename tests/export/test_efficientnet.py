@@ -8,13 +8,13 @@ import io
 import numpy as np
 import onnxruntime
 import pytest
-import reference
 import torch
 
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.spec import Geometry
 from sigcam.export import export_artifact
-from sigcam.export.pictures import sample_pictures
-from sigcam.runtime.spec import Geometry
-from sigcam.train.dual_branch import DualBranch
+from sigcam.export.parity.inputs import sample_pictures
+from tests.support import oracle as reference
 
 
 def test_efficientnet_lite0(tmp_path):

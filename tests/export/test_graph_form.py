@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 import pytest
 
+from sigcam.core.errors import UsageError
+from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, export_artifact
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.spec import ClassSelection
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def files(request, tmp_path_factory, dual):
     """Two artifacts that meet every operator and sharing of constants."""
-    from sigcam.runtime.spec import Geometry
+    from sigcam.core.spec import Geometry
 
     folder = tmp_path_factory.mktemp("form")
     geometry = Geometry(*dual.input_size, rule="stretch")
@@ -100,7 +100,7 @@ def test_exporting_prints_nothing(tmp_path):
         import sys
         from torch import nn
         from sigcam.export import export_artifact
-        from sigcam.train.dual_branch import DualBranch
+        from sigcam.classifier.dual_branch import DualBranch
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                             nn.Flatten(), nn.Linear(4, 3))
         export_artifact(DualBranch(net, input_size=16), sys.argv[1])

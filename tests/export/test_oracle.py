@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch.nn import functional
+
+from tests.support import oracle as reference
 
 
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])

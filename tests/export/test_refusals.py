@@ -11,16 +11,26 @@ import onnx
 import pytest
 import torch
 
-from sigcam.export import drafts, export_artifact, export_classifier, parity, writer
-from sigcam.export.graph import GraphOptions
-from sigcam.runtime.errors import (
+from sigcam.core.errors import (
     ExportError,
     ModelError,
     ParityError,
     StorageError,
     UsageError,
 )
-from sigcam.runtime.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.export import (
+    export_artifact,
+    export_classifier,
+)
+from sigcam.export import (
+    onnx_model as writer,
+)
+from sigcam.export import (
+    staging as drafts,
+)
+from sigcam.export.options import GraphOptions
+from sigcam.export.parity import certify as parity
 
 
 def nothing_in(folder):

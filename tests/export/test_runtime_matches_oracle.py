@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 
+from sigcam.core.errors import BackendUnavailableError
+from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, export_artifact
-from sigcam.export.pictures import sample_pictures
+from sigcam.export.parity.inputs import sample_pictures
 from sigcam.runtime.backends import BACKENDS
-from sigcam.runtime.errors import BackendUnavailableError
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import ClassSelection
+from tests.support import oracle as reference
 
 TOLERANCE = 1e-4
 # The others take an engine that was built before, or compute in TF32.

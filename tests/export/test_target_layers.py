@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.layout import Layout
+from sigcam.core.errors import ExportError, ModelError, UsageError
+from sigcam.core.spec import ClassSelection, Geometry
 from sigcam.export import export_artifact
-from sigcam.export.evidence import fuse
-from sigcam.export.pictures import as_images, sample_pictures
-from sigcam.runtime.errors import ExportError, ModelError, UsageError
+from sigcam.export.cam import fuse
+from sigcam.export.parity.inputs import as_images, sample_pictures
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import ClassSelection, Geometry
-from sigcam.train.dual_branch import DualBranch
-from sigcam.train.layout import Layout
 
 SIZE = (24, 32)
 GEOMETRY = Geometry(*SIZE, rule="stretch", layout="float32_nchw")

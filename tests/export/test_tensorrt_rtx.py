@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, export_artifact, export_classifier
-from sigcam.runtime.spec import ClassSelection
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 

@@ -7,12 +7,12 @@ import os
 import py_compile
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests.support.paths import EXAMPLES
+
 NAMES = ("pycuda_embed", "torch_embed")
 
 

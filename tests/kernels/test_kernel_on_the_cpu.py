@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from host_cuda import launches, library, run_in_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.kernels.arguments import Axis, CombineArguments, MapArguments, whole
 from sigcam.kernels.plan import Inputs, Maps, plan
 from sigcam.kernels.reference import clamp_combine, enlarged, normalised_maps, to_bytes
+from tests.support.host_cuda import launches, library, run_in_library
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_a_constant_grid_is_no_map(lib, value):
 
 def test_the_harness_sees_a_wrong_kernel(lib, tmp_path):
     """A clamp that is left out of a copy of the source is found by the comparison."""
-    from host_cuda import SOURCE
+    from tests.support.host_cuda import SOURCE
 
     text = SOURCE.read_text()
     planted = text.replace("a.clamp ? not_negative(weight) : weight", "weight")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from host_cuda import SOURCE, program, run_as_program
 
 from sigcam.kernels.arguments import Axis, whole
 from sigcam.kernels.plan import Inputs, Maps, plan
 from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
+from tests.support.host_cuda import SOURCE, program, run_as_program
 
 TOOLS = {"thread": "ThreadSanitizer", "address": "AddressSanitizer"}
 THREADS, PROCESSORS = 64, 2

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from fake_cuda import HERE, environment, fake_driver, run_cases
+
+from tests.support.fake_cuda import HERE, environment, fake_driver, run_cases
 
 
 @pytest.fixture(scope="module")

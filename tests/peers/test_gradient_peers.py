@@ -7,30 +7,30 @@ the definitions differ; docs/methods.md says why.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from tests.support.paths import DATA
+
 pytest.importorskip("pytorch_grad_cam")
 
-import peer_maps as peers
 from pytorch_grad_cam import FinerCAM, GradCAM
 from pytorch_grad_cam.utils.model_targets import (
     ClassifierOutputTarget,
     FinerWeightedTarget,
 )
 
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.spec import ClassSelection
 from sigcam.export import export_artifact
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.image import read_image
+from sigcam.images.decode import read_image
+from sigcam.images.preprocess import prepare
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import ClassSelection
-from sigcam.train.dual_branch import DualBranch
+from tests.support import peer_maps as peers
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 PHOTOGRAPHS = ["pets/images/Abyssinian_1.jpg", "imagenet_samples/images/n01440764.jpg"]
 TOLERANCE = 1e-3
 

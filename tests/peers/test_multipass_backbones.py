@@ -10,7 +10,6 @@ a large negative number instead of 0 (Ablation-CAM).
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,23 +18,29 @@ import torch
 import torchvision
 from torch import nn
 
+from tests.support.paths import DATA
+
 pytest.importorskip("pytorch_grad_cam")
 
-import peer_maps as peers
 from pytorch_grad_cam import AblationCAM, ScoreCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
-from torch_backend import TorchBackend
 
-from sigcam.runtime.errors import UsageError
-from sigcam.runtime.geometry import prepare
-from sigcam.runtime.head import Head
-from sigcam.runtime.image import read_image
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.errors import UsageError
+from sigcam.core.spec import (
+    ClassSelection,
+    Geometry,
+    Source,
+    Spec,
+)
+from sigcam.images.decode import read_image
+from sigcam.images.preprocess import prepare
+from sigcam.runtime.head_graph import Head
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection, Geometry, Source, Spec
-from sigcam.train.dual_branch import DualBranch
+from tests.support import peer_maps as peers
+from tests.support.torch_backend import TorchBackend
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 PHOTOGRAPH = DATA / "pets" / "images" / "Abyssinian_1.jpg"
 TOLERANCE = 1e-3
 SIDE = 64

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_backend import TorchBackend
 
-from sigcam.runtime.head import Head
+from sigcam.core.spec import (
+    ClassSelection,
+    Geometry,
+    Source,
+    Spec,
+)
+from sigcam.runtime.head_graph import Head
 from sigcam.runtime.multipass.eigencam import _projection
 from sigcam.runtime.session import Session
-from sigcam.runtime.spec import ClassSelection, Geometry, Source, Spec
+from tests.support.torch_backend import TorchBackend
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402 (as above)

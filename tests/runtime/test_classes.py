@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from sigcam.core.errors import UnknownClassError, UsageError
 from sigcam.runtime.classes import resolve_class, resolve_classes
-from sigcam.runtime.errors import UnknownClassError, UsageError
 
 BIRDS = ("crane", "tabby cat", "crane", "7")
 

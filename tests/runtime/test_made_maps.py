@@ -4,10 +4,10 @@ import copy
 
 import numpy as np
 import pytest
-from device_doubles import CpuLane, bound_on_cpu
 
+from sigcam.core.spec import ClassSelection
 from sigcam.runtime.session import Session, load
-from sigcam.runtime.spec import ClassSelection
+from tests.support.device_doubles import CpuLane, bound_on_cpu
 
 PICTURES = [
     np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
@@ -26,10 +26,10 @@ def both(lane, make_artifact):
     opened = []
 
     def make(emit=(), **changes):
-        from sigcam.runtime.artifact import read_spec
+        from sigcam.core.artifact import read_spec
         from sigcam.runtime.backends import open_backend
         from sigcam.runtime.backends.base import BackendOptions
-        from sigcam.runtime.head import find_head
+        from sigcam.runtime.head_graph import find_head
 
         path = make_artifact(profile="split", emit=emit, **changes)
         spec = read_spec(path)

@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
-import reference
-from tiny import GRID, WEIGHTS, features_of, logits_of
 
-from sigcam.runtime.errors import ArtifactError, BackendError, ImageError, UsageError
+from sigcam.core.errors import (
+    ArtifactError,
+    BackendError,
+    ImageError,
+    UsageError,
+)
+from sigcam.core.spec import ClassSelection, Geometry
 from sigcam.runtime.multipass import MULTIPASS
 from sigcam.runtime.multipass.eigencam import _projection
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import ClassSelection, Geometry
+from tests.support import oracle as reference
+from tests.support.tiny import GRID, WEIGHTS, features_of, logits_of
 
 RNG = np.random.default_rng(3)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sigcam.runtime.geometry import place
+from sigcam.core.spec import Geometry
+from sigcam.images.preprocess import place
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import Geometry
 
 GEOMETRIES = {
     "crop": Geometry(56, 56, "crop", 64),

@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from sigcam.runtime.errors import (
+from sigcam.core.errors import (
     BackendError,
     ImageError,
     StorageError,
     UnknownClassError,
     UsageError,
 )
+from sigcam.core.spec import ClassSelection, Geometry
 from sigcam.runtime.session import load
-from sigcam.runtime.spec import ClassSelection, Geometry
 
 RNG = np.random.default_rng(0)
 WEIGHTS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1]])

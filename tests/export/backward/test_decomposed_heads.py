@@ -7,12 +7,12 @@ import functools
 
 import pytest
 import torch
-from gradients import export, gradient, onnx_errors, trace
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from sigcam.export.backward.decompositions import untranslatable
 from sigcam.export.backward.simplify import prepare
+from tests.support.gradients import export, gradient, onnx_errors, trace
 
 
 class Tail(nn.Module):

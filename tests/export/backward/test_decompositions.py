@@ -7,14 +7,14 @@ import re
 
 import pytest
 import torch
-from gradients import Decomposed, gradient
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sigcam.core.errors import ExportError
 from sigcam.export.backward import decompositions
 from sigcam.export.backward.decompositions import DECOMPOSITIONS, untranslatable
-from sigcam.runtime.errors import ExportError
+from tests.support.gradients import Decomposed, gradient
 
 SHAPES = {"signal": (2, 4, 13), "image": (2, 4, 9, 11), "volume": (2, 2, 5, 6, 7)}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradients import trace
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from sigcam.export.backward.simplify import prepare
+from tests.support.gradients import trace
 
 aten = torch.ops.aten
 

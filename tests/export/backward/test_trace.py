@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.spec import Geometry
 from sigcam.export import export_artifact
 from sigcam.export.backward.partition import Saved
-from sigcam.export.evidence import Evidence, combine, fuse
+from sigcam.export.cam import Evidence, combine, fuse
+from sigcam.export.entry import cut_tail
 from sigcam.export.methods import METHODS, Gradient
 from sigcam.export.score_head import ScoreHead
-from sigcam.export.tail import cut_tail
-from sigcam.runtime.spec import Geometry
-from sigcam.train.dual_branch import DualBranch
 
 
 class Flattened(nn.Module):
@@ -163,7 +163,7 @@ def test_weights_in_a_file_of_their_own(tmp_path):
 
 
 def test_weights_over_the_limit_get_a_file_of_their_own(tmp_path, monkeypatch):
-    from sigcam.export import writer
+    from sigcam.export import onnx_model as writer
 
     monkeypatch.setattr(writer, "LIMIT", 1000)
     torch.manual_seed(2)

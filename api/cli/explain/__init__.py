@@ -1,0 +1,1 @@
+"""The command explain, for images and for videos."""

@@ -1,0 +1,112 @@
+"""`sigcam explain`: pictures in, predictions and maps out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sigcam.cli.common import EXIT_USAGE, engine_options, fail, options, reports_errors
+from sigcam.cli.explain.images import explain_pictures, find_pictures, output_names
+from sigcam.cli.explain.output import Plan, default_readers
+from sigcam.cli.explain.video import explain_video, the_video
+
+_run_options = options(
+    click.option(
+        "--readers",
+        type=click.IntRange(min=1),
+        help="Threads that read pictures ahead of the engine.  [default: half of the cores]",
+    ),
+    click.option(
+        "--every",
+        type=click.IntRange(min=1),
+        help="Of a video, explain every Nth frame only; those between show the latest map.",
+    ),
+    click.option(
+        "--verbose", is_flag=True, help="Say how fast it went, and how busy the engine was."
+    ),
+)
+
+
+@click.command(name="explain")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
+@click.option("--topk", type=click.IntRange(min=1), default=1, help="Maps for the K best classes.")
+@click.option("--class", "classes", multiple=True, help="Map for this class, id or name; repeats.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for one file per map; for a video, the overlay video's file.",
+)
+@click.option(
+    "--format",
+    "suffix",
+    type=click.Choice(["png", "jpg", "webp", "npz", "json"]),
+    help="What --out gets: overlays (png, jpg, webp) or numbers (npz, json).  [default: png]",
+)
+@click.option(
+    "--method",
+    help="scorecam, ablationcam or eigencam instead of the artifact's own CAM method; the first "
+    "two take many passes.",
+)
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    help="Head graph, where it isn't MODEL's name with .head.onnx.",
+)
+@engine_options
+@click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
+@click.option(
+    "--max-pixels", type=click.IntRange(min=1), help="Refuse pictures with more pixels than this."
+)
+@_run_options
+@reports_errors
+def command(
+    model: Path,
+    pictures: tuple[str, ...],
+    as_json: bool,
+    topk: int,
+    classes: tuple[str, ...],
+    out: Path | None,
+    suffix: str | None,
+    method: str | None,
+    head: Path | None,
+    engine: dict[str, Any],
+    batch_size: int,
+    max_pixels: int | None,
+    readers: int | None,
+    every: int | None,
+    verbose: bool,
+) -> None:
+    """Predict and explain PICTURES (files, folders, globs, or one video) with MODEL.
+
+    A picture that can't be read is reported and the others are done; the exit code then
+    is 1. So it is for a video that ends before its time or changes its size: what came
+    before is written. Sound isn't copied.
+    """
+    from sigcam.core.files import check_writable
+    from sigcam.images.decode import DEFAULT_MAX_PIXELS
+    from sigcam.runtime.session import load
+
+    if classes and topk != 1:
+        fail("--class and --topk exclude each other; name the classes or count them", EXIT_USAGE)
+    plan = Plan(list(classes) or None, topk, method, readers or default_readers(), as_json, verbose)
+    video = the_video(pictures, plan, out, suffix, every)
+    paths = [] if video is not None else list(find_pictures(pictures))
+    target = suffix or "png"
+    if out is not None:
+        check_writable(out if video is not None else out / f"map.{target}")
+    with load(
+        model,
+        head=head,
+        batch_size=batch_size,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        **engine,
+    ) as session:
+        if video is not None:
+            explain_video(session, video, plan, out, every or 1, max_pixels or DEFAULT_MAX_PIXELS)
+        else:
+            names = output_names(paths, pictures) if out is not None else []
+            explain_pictures(session, paths, plan, out, names, target)

@@ -1,0 +1,132 @@
+"""`sigcam explain` on pictures: read, run and written at the same time.
+
+Picture arguments of the commands: files, folders and globs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigcam.cli.common import EXIT_FAILED, fail, say
+from sigcam.cli.explain.output import (
+    Meter,
+    Plan,
+    Rate,
+    print_results,
+)
+from sigcam.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from sigcam.core.errors import ImageError
+    from sigcam.runtime.explanation import Explanation
+    from sigcam.runtime.session import Session
+
+
+def explain_pictures(
+    session: Session, paths: list[Path], plan: Plan, out: Path | None, names: list[str], suffix: str
+) -> None:
+    """Prints the results of every picture, and writes the maps.
+
+    Pictures are read in threads, and maps are made and written in one, while the engine runs.
+
+    Args:
+        session: that explains.
+        paths: the pictures.
+        plan: what is asked of them.
+        out: folder for the maps; None writes none.
+        names: of the pictures in it, without suffix; those of a picture's several classes get
+            the class's id.
+        suffix: of the maps' files, without a dot.
+    """
+    from sigcam.core.errors import ImageError
+    from sigcam.core.threads import WAITING, Stopwatch, in_order
+
+    passes = session.passes(plan.method)
+    meter = Meter(len(paths), passes)
+    engine = Stopwatch()
+    results = session.stream(
+        paths,
+        classes=plan.classes,
+        top_k=plan.top_k,
+        on_error="return",
+        method=plan.method,
+        progress=meter.report,
+        # Where a picture takes many passes there is nothing to gain, and the bar counts them.
+        readers=plan.readers if passes == 1 else 0,
+        engine=engine,
+    )
+    rate = Rate(engine)
+
+    def write(numbered: tuple[int, list[Explanation] | ImageError]) -> bool:
+        index, result = numbered
+        if isinstance(result, ImageError):
+            say(f"error: {result}")
+            return False
+        print_results(str(paths[index]), result, as_json=plan.as_json)
+        if out is None:
+            return True
+        try:
+            for explanation in result:
+                label = "" if len(result) == 1 else f"-{explanation.class_id}"
+                explanation.save(out / f"{names[index]}{label}.{suffix}")
+        except ImageError as exc:  # the file went, or changed, before its overlay was drawn
+            say(f"error: {exc}")
+            return False
+        return True
+
+    done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
+    with closing(results), closing(done):
+        failed = sum(not good for good in meter.count(done))
+    if plan.verbose:
+        say(rate.text(len(paths), "pictures"))
+    if failed:
+        fail(f"{failed} of {len(paths)} pictures could not be explained", EXIT_FAILED)
+
+
+def find_pictures(arguments: tuple[str, ...]) -> Iterator[Path]:
+    """Files as they are, the pictures of folders (recursively) and of globs, sorted."""
+    from sigcam.images.decode import SUFFIXES
+
+    for argument in arguments:
+        if not argument:
+            raise UsageError("a picture's name is empty; name files, folders or globs")
+        path = Path(argument)
+        if path.is_dir():
+            found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+        elif not path.exists() and any(c in argument for c in "*?["):
+            found = _matches(path)
+        else:
+            yield path
+            continue
+        if not found:
+            raise UsageError(f"{argument} has no pictures; name files, folders or globs that have")
+        yield from sorted(found)
+
+
+def _matches(pattern: Path) -> list[Path]:
+    start = Path(pattern.anchor or ".")
+    try:
+        found = start.glob(str(pattern.relative_to(pattern.anchor)))
+        return [path for path in found if path.is_file()]
+    except (ValueError, NotImplementedError) as exc:
+        raise UsageError(f"{pattern} is no usable glob: {exc}") from exc
+
+
+def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
+    """A distinct name without suffix per picture; inside a folder argument its subpath."""
+    folders = [Path(a) for a in arguments if Path(a).is_dir()]
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in paths:
+        folder = next((f for f in folders if f in path.parents), path.parent)
+        name = base = str(path.relative_to(folder).with_suffix(""))
+        count = 1
+        while name in taken:
+            count += 1
+            name = f"{base}-{count}"
+        taken.add(name)
+        names.append(name)
+    return names

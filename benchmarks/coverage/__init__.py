@@ -1,0 +1,1 @@
+"""Which networks sigcam can explain, tried one by one."""

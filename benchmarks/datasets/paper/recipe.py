@@ -1,0 +1,168 @@
+"""From a classifier and samples to the artifacts of a table."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sigcam.classifier.build import assemble
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.errors import DataError
+from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.demo.shift import Shift, shift_softmax
+from sigcam.evaluate import Dataset, Sample
+from sigcam.export import export_artifact
+from sigcam.train.augment import Augmentation
+from sigcam.train.data import ImageList
+from sigcam.train.loop import train_branch, train_classifier
+from sigcam.train.settings import Reading, TrainSettings
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact of a table.
+
+    Attributes:
+        method: of the map.
+        branch: "softmax" or "sigmoid".
+        nwc: negative-weight clamping; None for the method's own.
+        positive_weight: of the loss that the sigmoid branch was trained by; None: C - 1.
+        shift: what is added to every class's weights of the softmax branch; None for nothing.
+    """
+
+    method: str = "cam"
+    branch: str = "sigmoid"
+    nwc: bool | None = None
+    positive_weight: float | None = None
+    shift: Shift | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        nwc = "" if self.nwc is None else "-nwc" if self.nwc else "-unclamped"
+        weight = "" if self.positive_weight is None else f"-w{self.positive_weight:g}"
+        shift = "" if self.shift is None else f"-shift-{self.shift.name}"
+        return f"{self.method}-{self.branch}{nwc}{weight}{shift}.onnx"
+
+
+PROBE = TrainSettings(optimizer="lbfgs", weight_decay=1e-3)
+"""How a last layer for other classes is trained: to the one minimum, whatever the seed."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How networks are made.
+
+    Attributes:
+        arch: of the classifier, as for `sigcam train`.
+        weights: of the classifier; see `weights_of`.
+        num_classes: of the classifier; None for the architecture's own number.
+        size: of the input; None for the network's own.
+        settings: of the sigmoid branch; its positive weight is each variant's.
+        probe: of the softmax head, where the data have other classes than the classifier.
+        augmentation: of both.
+        cache_dir: of the features.
+    """
+
+    arch: str
+    weights: str | None
+    num_classes: int | None = None
+    size: int | None = None
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    probe: TrainSettings = field(default_factory=lambda: PROBE)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    cache_dir: Path | None = None
+
+
+def weights_of(weights: str | None, fold: int) -> str | None:
+    """The classifier's weights for a fold: {fold} in the name stands for its number."""
+    return None if weights is None else weights.replace("{fold}", str(fold))
+
+
+class Workshop:
+    """A classifier of a data set's classes, and sigmoid branches for it, made when needed.
+
+    Attributes:
+        dual: the classifier, with the branch that was trained last.
+        geometry: how pictures are prepared.
+    """
+
+    def __init__(self, recipe: Recipe, training: Dataset, num_classes: int, fold: int = 0) -> None:
+        """Loads the classifier; where it has other classes, trains its last layer anew.
+
+        Args:
+            recipe: how.
+            training: the data to train on, with labels.
+            num_classes: C of the data.
+            fold: number of the part that isn't trained on, for the name of the weights.
+        """
+        self._recipe = recipe
+        self._images = image_list(training.samples, training.classes or ())
+        asked: dict[str, Any] = {
+            "arch": recipe.arch, "weights": weights_of(recipe.weights, fold),
+            "num_classes": recipe.num_classes, "size": recipe.size,
+        }  # fmt: skip
+        built = assemble(**asked)
+        remade = built.dual.num_classes != num_classes
+        if remade:
+            built = assemble(**asked, new_classes=num_classes)
+        self.dual: DualBranch = built.dual
+        # As the protocol of Choe et al. has it: the whole picture, whatever its aspect.
+        self.geometry: Geometry = replace(built.geometry, rule="stretch", resize=None)
+        self._options: dict[str, Any] = {
+            "geometry": self.geometry,
+            "reading": Reading(recipe.cache_dir),
+            "progress": False,
+        }
+        if remade:
+            train_classifier(
+                self.dual, self._images, recipe.probe, augmentation=recipe.augmentation,
+                **self._options,
+            )  # fmt: skip
+        self._fresh = copy.deepcopy(self.dual.sigmoid_head.state_dict())
+        self._trained: tuple[TrainSettings, Augmentation] | None = None
+
+    def train(self, settings: TrainSettings, augmentation: Augmentation | None = None) -> None:
+        """Trains the sigmoid branch from the start.
+
+        Args:
+            settings: how.
+            augmentation: on which views; None for the recipe's.
+        """
+        augmentation = augmentation or self._recipe.augmentation
+        self.dual.sigmoid_head.load_state_dict(self._fresh)
+        train_branch(self.dual, self._images, settings, augmentation=augmentation, **self._options)
+        self._trained = settings, augmentation
+
+    def export(self, variant: Variant, path: Path) -> None:
+        """Writes an artifact, training the branch where another one is in place."""
+        wanted = replace(self._recipe.settings, positive_weight=variant.positive_weight)
+        if variant.branch == "sigmoid" and self._trained != (wanted, self._recipe.augmentation):
+            self.train(wanted)
+        dual = self.dual if variant.shift is None else shift_softmax(self.dual, variant.shift)
+        export_artifact(
+            dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
+            has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
+            geometry=self.geometry,
+        )  # fmt: skip
+
+
+def image_list(samples: Sequence[Sample], classes: Sequence[str]) -> ImageList:
+    """Samples of an evaluation's data set as a training set.
+
+    Raises:
+        DataError: a sample without a class.
+    """
+    without = [sample for sample in samples if sample.label is None]
+    if without or not samples:
+        raise DataError(f"training needs samples with classes, got {len(without)} without")
+    paths = [sample.path.resolve() for sample in samples]
+    root = Path(paths[0].anchor)
+    return ImageList(
+        "train", root, tuple(str(path.relative_to(root)) for path in paths),
+        tuple(int(sample.label) for sample in samples if sample.label is not None),
+        tuple(classes),
+    )  # fmt: skip

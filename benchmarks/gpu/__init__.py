@@ -1,0 +1,1 @@
+"""The GPU path checked and timed on a machine that has one."""

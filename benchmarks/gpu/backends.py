@@ -1,0 +1,226 @@
+"""GPU backends: what is installed, the files they are checked on, and their latency."""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.compare import LIMITS, ask, differences, judge, pictures
+from benchmarks.gpu.latency import Clock, measure
+from benchmarks.gpu.report import CheckFailed, CheckSkipped
+from sigcam.core.artifact import read_spec
+from sigcam.core.spec import ClassSelection, Profile
+from sigcam.images.preprocess import place
+from sigcam.runtime.backends import open_backend
+from sigcam.runtime.backends.base import Backend, BackendOptions, MapRequest
+from sigcam.runtime.session import Session, load
+
+BACKENDS = ("ort-cuda", "ort-tensorrt", "tensorrt")
+
+NETWORKS: Mapping[str, str] = {
+    "efficientnet_lite0": "DEFAULT",
+    "wsol-resnet50": "random",
+    "wsol-vgg16": "random",
+    "wsol-inceptionv3": "random",
+}
+"""Network to its weights. The last three are the paper's backbones."""
+
+PROFILES: tuple[Profile, ...] = ("split", "fused")
+METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "finercam")
+"""Of `sigcam.export`, by name: listing the checks mustn't import PyTorch."""
+
+
+def compared(network: str) -> dict[str, tuple[str, Profile]]:
+    """The files of a network that are compared: name to method and profile."""
+    every = network == "efficientnet_lite0"
+    return {
+        f"{method}-{profile}": (method, profile)
+        for method in (METHODS if every else ("gradcam",))
+        for profile in (PROFILES if method in ("cam", "gradcam") else PROFILES[:1])
+    }
+
+
+def export_network(network: str, folder: Path) -> dict[str, Any]:
+    """Exports the files of one network: for each method, and for the latency."""
+    from sigcam.classifier.dual_branch import DualBranch
+    from sigcam.classifier.zoo import load_model
+    from sigcam.export import export_artifact, export_classifier
+
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_model(network, NETWORKS[network])
+    dual = DualBranch(loaded.model)
+    geometry = loaded.geometry
+    asked = ClassSelection("input")
+    for name, (method, profile) in compared(network).items():
+        export_artifact(
+            dual, folder / f"{name}.onnx", method=method, profile=profile, classes=asked,
+            geometry=geometry,
+        )  # fmt: skip
+    for profile in PROFILES:
+        path = folder / f"time-{profile}.onnx"
+        export_artifact(dual, path, method="gradcam", profile=profile, geometry=geometry)
+    export_classifier(dual, folder / "classifier.onnx", geometry)
+    return {"files": len(list(folder.glob("*.onnx")))}
+
+
+def not_installed(backend: str) -> str | None:
+    """What a backend needs and nobody installed; None where all of it is there.
+
+    Only that is a reason to skip a check. What is installed and doesn't start is a failure.
+    """
+    if backend.startswith("ort-") and not _has_onnxruntime_gpu():
+        return "onnxruntime-gpu isn't installed"
+    if backend == "ort-tensorrt":
+        # It loads TensorRT's library, which needn't come with the Python package.
+        if not _has_module("tensorrt") and ctypes.util.find_library("nvinfer") is None:
+            return "TensorRT isn't installed"
+    elif backend == "tensorrt" and not (_has_module("tensorrt") or _has_module("tensorrt_rtx")):
+        return "neither tensorrt nor tensorrt_rtx is installed"
+    return None
+
+
+def _has_module(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _has_onnxruntime_gpu() -> bool:
+    try:
+        distribution("onnxruntime-gpu")
+    except PackageNotFoundError:  # built from source, or a nightly build of another name
+        spec = importlib.util.find_spec("onnxruntime")
+        places = [] if spec is None else list(spec.submodule_search_locations or ())
+        library = "capi/*onnxruntime_providers_cuda.*"
+        return any(True for place in places for _ in Path(place).glob(library))
+    return True
+
+
+def model_for(backend: str, path: Path, folder: Path, name: str) -> Path:
+    """The file that the backend loads: for TensorRT an engine, built once in `folder`."""
+    if backend != "tensorrt":
+        return path
+    from sigcam.convert.tensorrt.build import build_engine
+    from sigcam.convert.tensorrt.options import BuildOptions, Range
+
+    engine = folder / f"{name}.engine"
+    if not engine.is_file():
+        build_engine(path, engine, BuildOptions(batches=Range(1, 1, 8)))
+    return engine
+
+
+def options_for(backend: str, folder: Path) -> BackendOptions:
+    """Engines made at first use are made anew, in `folder`, not taken from the user's cache."""
+    return BackendOptions(cache=folder / "cache" if backend == "ort-tensorrt" else None)
+
+
+def compare_file(path: Path, backend: str, folder: Path, name: str) -> dict[str, Any]:
+    """One artifact on a GPU backend and on the CPU, on several pictures and classes.
+
+    Returns:
+        As `differences`; and `description` and `nodes` where the backend tells how it ran.
+    """
+    file = model_for(backend, path, folder, name)
+    opened = open_backend(file, backend, options_for(backend, folder))
+    with Session(read_spec(file), opened) as gpu, load(path, "ort") as cpu:
+        found: dict[str, Any] = dict(differences(*ask(gpu, cpu)))
+        # Afterwards: only then is it known whether TensorRT's work could be captured.
+        for fact in ("description", "nodes"):
+            if hasattr(opened, fact):
+                found[fact] = getattr(opened, fact)
+    return found
+
+
+def check_backend(backend: str, path: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Compares an artifact.
+
+    Args:
+        backend: the one to compare with the CPU path.
+        path: of the .onnx file.
+        folder: for the engine, if the backend takes one.
+        name: what the report calls the file, and the engine's name.
+
+    Raises:
+        CheckSkipped: the backend isn't installed.
+        CheckFailed: the answers differ by more than the limits, or one of the two fails.
+    """
+    missing = not_installed(backend)
+    if missing is not None:
+        raise CheckSkipped(missing)
+    if not path.is_file():
+        raise CheckFailed(f"{name}: there is no file to compare: its export failed")
+    try:
+        figures = compare_file(path, backend, folder, name)
+    except Exception as exc:
+        raise CheckFailed(f"{name}: {type(exc).__name__}: {exc}") from exc
+    problems = judge(name, figures, LIMITS[backend])
+    if problems:
+        raise CheckFailed("; ".join(problems), {"differences": {name: figures}})
+    return {"differences": {name: figures}}
+
+
+def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """Times a network without and with maps, batch 1, a picture of 480 x 640.
+
+    "network": the classification graph alone, which the others are compared with. TensorRT's
+    engines are built of artifacts only, so there it has none, and "logits" is the engine of
+    the maps with nothing but the logits copied back: no baseline, as it works out the rest
+    too. "grids": the profile fused. "maps": the profile split, with finished maps.
+    "explain": all of it, from the decoded picture.
+    """
+    missing = not_installed(backend)
+    if missing is not None:
+        raise CheckSkipped(missing)
+    first = "logits" if backend == "tensorrt" else "network"
+    files = {first: "time-split", "grids": "time-fused", "maps": "time-split"}
+    if first == "network":
+        files[first] = "classifier"
+    with ExitStack() as stack:
+        kept = {name: _opened(backend, folder, file, stack) for name, file in files.items()}
+        session = Session(
+            read_spec(folder / "time-split.onnx"), _opened(backend, folder, "time-split", stack)
+        )
+        spec, picture = session.spec, pictures()[0]
+        size = (spec.geometry.height, spec.geometry.width, 3)
+        image = np.random.default_rng(0).integers(0, 256, (1, *size), dtype=np.uint8)
+        request = MapRequest((place(spec.geometry, *picture.shape[:2]),), spec.nwc)
+        head = ["logits", "class_ids_out"]
+        calls: dict[str, Callable[[], object]] = {
+            first: lambda: kept[first].infer({"image": image}, ["logits"]),
+            "grids": lambda: kept["grids"].infer({"image": image}, [*head, "grids"]),
+            "maps": lambda: kept["maps"].infer_maps({"image": image}, head, request),
+            "explain": lambda: session.explain(picture)[0].map,
+        }
+        clocks = {name: _clock(one, stack) for name, one in kept.items() if _handle(one)}
+        against = [] if backend == "tensorrt" else ["grids", "maps", "explain"]
+        baselines = dict.fromkeys(against, first)
+        found = measure(calls, clocks, baselines, rounds=rounds, warmup=max(20, rounds // 10))
+    return {"latency": found, "rounds": rounds}
+
+
+def _opened(backend: str, folder: Path, name: str, stack: ExitStack) -> Backend:
+    path = folder / f"{name}.onnx"
+    if not path.is_file():
+        raise CheckFailed(f"there is no {path.name}: the network's export failed")
+    file = model_for(backend, path, folder, name)
+    one = open_backend(file, backend, options_for(backend, folder))
+    stack.callback(one.close)
+    return one
+
+
+def _handle(backend: Backend) -> int:
+    """The handle of the stream that a backend keeps to itself; 0 where it has several."""
+    return int(getattr(backend, "stream", 0))
+
+
+def _clock(backend: Backend, stack: ExitStack) -> Clock:
+    from sigcam.kernels import driver
+
+    context = stack.enter_context(driver.retain_primary_context(0))
+    stack.callback(context.close)
+    return Clock(_handle(backend))

@@ -1,0 +1,1 @@
+"""What the kernels take and could reach, computed without a GPU."""

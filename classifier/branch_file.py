@@ -1,0 +1,268 @@
+"""The trained sigmoid branch as a file: safetensors with a small spec of its own.
+
+The tensors are named "sigmoid.<name>", with the names of the original head's tensors;
+a classifier whose last layer was re-made here (`replace_classes`) needs its softmax head
+too, as "softmax.<name>". The metadata entry "sigcam_branch" holds the spec as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
+from sigcam.core.errors import (
+    BranchMismatchError,
+    ModelError,
+    SchemaError,
+    UsageError,
+)
+from sigcam.core.files import write_bytes
+from sigcam.core.spec import Geometry
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "sigcam_branch"
+
+BranchType = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class BranchInfo:
+    """What a branch file says about itself.
+
+    Attributes:
+        architecture: the name that `load_model` knows the classifier by.
+        branch_layer: whose output is F.
+        num_classes: C.
+        geometry: of the input that the branch was trained on.
+        trained_on: data set, number of pictures and of views, in words.
+        backbone_sha256: of all tensors of the classifier that aren't in the file;
+            `save_branch` fills it in.
+        positive_weight: of the loss; None if unknown.
+        weights: the classifier's weights, as `load_model` was given them; None: random.
+        loaded_classes: the `num_classes` that `load_model` was given; None: none.
+        class_names: C names, or empty if unknown.
+        replaced_classes: whether the softmax head was re-made and is in the file.
+        settings: of the training, plain JSON values.
+        versions: package name to version, of what wrote the file; `save_branch` fills it in.
+    """
+
+    architecture: str
+    branch_layer: str
+    num_classes: int
+    geometry: Geometry
+    trained_on: str
+    backbone_sha256: str = ""
+    positive_weight: float | None = None
+    weights: str | None = None
+    loaded_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    replaced_classes: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise UsageError(
+                f"class_names must have {self.num_classes} entries, got {len(self.class_names)}"
+            )
+
+
+def save_branch(
+    path: str | Path, dual: DualBranch, info: BranchInfo, dtype: BranchType = "float32"
+) -> BranchInfo:
+    """Writes the branch, whole or not at all.
+
+    Args:
+        path: usually ends in ".safetensors".
+        dual: its sigmoid head is written, and its softmax head if `info.replaced_classes`.
+        info: what to say; hash and versions are filled in.
+        dtype: of the stored values; "float16" for a small file to ship.
+
+    Returns:
+        The info as written.
+
+    Raises:
+        UsageError: `info` is of another branch layer or number of classes.
+        ModelError: a value isn't finite, or not in float16.
+        StorageError: the file can't be written.
+    """
+    if (info.branch_layer, info.num_classes) != (dual.branch_layer, dual.num_classes):
+        raise UsageError(
+            f"the info is of {info.num_classes} classes at {info.branch_layer!r}, the model has "
+            f"{dual.num_classes} at {dual.branch_layer!r}"
+        )
+    info = replace(
+        info,
+        backbone_sha256=backbone_sha256(dual, info.replaced_classes),
+        versions=_versions(),
+    )
+    kept = {"float32": torch.float32, "float16": torch.float16}
+    if dtype not in kept:
+        raise UsageError(f"dtype must be one of {', '.join(kept)}, got {dtype!r}")
+    tensors = {}
+    for name, value in _own_tensors(dual, info.replaced_classes).items():
+        stored = value.cpu().contiguous()
+        stored = stored.to(kept[dtype]) if stored.is_floating_point() else stored.clone()
+        if not bool(torch.isfinite(stored).all()):
+            raise ModelError(f"{name} has values that are not finite as {dtype}; nothing written")
+        tensors[name] = stored
+    text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(info)}, ensure_ascii=False)
+    # Through bytes: safetensors' own writer makes a file that only its owner may read.
+    write_bytes(path, save(tensors, metadata={METADATA_KEY: text}))
+    return info
+
+
+def read_branch_info(path: str | Path) -> BranchInfo:
+    """What a branch file says about itself; no tensor is read.
+
+    Raises:
+        ModelError: missing, not safetensors, or without the metadata of a branch.
+        SchemaError: malformed metadata, or written by a newer sigcam.
+    """
+    return _read(Path(path), tensors=False)[0]
+
+
+def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
+    """Loads a branch file into `dual`: the sigmoid head, and a re-made softmax head.
+
+    Nothing of `dual` changes if the file is refused.
+
+    Raises:
+        BranchMismatchError: trained for another backbone, branch layer, head or number
+            of classes; says for which.
+        ModelError: missing or damaged, or a value that isn't finite.
+        SchemaError: malformed metadata, or written by a newer sigcam.
+    """
+    info, tensors = _read(Path(path), tensors=True)
+    wanted = (
+        f"{path} was trained for {info.architecture} with {info.num_classes} classes at "
+        f"{info.branch_layer!r}"
+    )
+    if (info.branch_layer, info.num_classes) != (dual.branch_layer, dual.num_classes):
+        raise BranchMismatchError(
+            f"{wanted}; this model ({dual.architecture}) has {dual.num_classes} classes at "
+            f"{dual.branch_layer!r}"
+        )
+    own = _own_tensors(dual, info.replaced_classes)
+    if own.keys() != tensors.keys():
+        raise BranchMismatchError(
+            f"{wanted} and holds {sorted(tensors)}; this model ({dual.architecture}) needs "
+            f"{sorted(own)}"
+        )
+    for name, value in tensors.items():
+        if value.shape != own[name].shape:
+            raise BranchMismatchError(
+                f"{wanted}; its {name} is {list(value.shape)}, this model's is "
+                f"{list(own[name].shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{name} in {path} has values that are not finite; train it again")
+    found = backbone_sha256(dual, info.replaced_classes)
+    if found != info.backbone_sha256:
+        raise BranchMismatchError(
+            f"{wanted}, on weights with the hash {info.backbone_sha256[:12]}...; this model "
+            f"({dual.architecture}) has other weights ({found[:12]}...): load the weights that it "
+            "was trained on"
+        )
+    dual.sigmoid_head.load_tensors(_part(tensors, "sigmoid."))
+    if info.replaced_classes:
+        dual.softmax_head.load_tensors(_part(tensors, "softmax."))
+    return info
+
+
+def backbone_sha256(dual: DualBranch, replaced_classes: bool = False) -> str:
+    """Hash of the classifier's tensors, without the softmax head if it was re-made."""
+    if not replaced_classes:
+        return dual.weights_sha256()
+    return tensors_sha256(dual.features.state_dict())
+
+
+def _own_tensors(dual: DualBranch, replaced_classes: bool) -> dict[str, torch.Tensor]:
+    tensors = {f"sigmoid.{k}": v for k, v in dual.sigmoid_head.named_tensors().items()}
+    if replaced_classes:
+        tensors |= {f"softmax.{k}": v for k, v in dual.softmax_head.named_tensors().items()}
+    return tensors
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _read(path: Path, tensors: bool) -> tuple[BranchInfo, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise ModelError(f"there is no branch file {path}; `sigcam train` writes one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as exc:
+        raise ModelError(f"{path} is damaged or no safetensors file: {exc}") from exc
+    if text is None:
+        raise ModelError(
+            f"{path} is a safetensors file but no branch file (it lacks the metadata "
+            f"{METADATA_KEY!r}); `sigcam train` writes one"
+        )
+    return _info(text, path), values
+
+
+def _info(text: str, path: Path) -> BranchInfo:
+    try:
+        data = json.loads(text)
+        version = data.pop("schema_version")
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise SchemaError(
+            f"the metadata of {path} is not a JSON object with 'schema_version'; train it again"
+        ) from exc
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema version {version!r}, this sigcam reads up to {SCHEMA_VERSION}; "
+            "upgrade sigcam or train the branch again"
+        )
+    try:
+        known = {k: v for k, v in data.items() if k in BranchInfo.__dataclass_fields__}
+        geometry = {
+            k: v for k, v in known["geometry"].items() if k in Geometry.__dataclass_fields__
+        }
+        known["geometry"] = Geometry(**geometry)
+        known["class_names"] = tuple(known.get("class_names", ()))
+        info = BranchInfo(**known)
+        _check_types(info)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise SchemaError(
+            f"the metadata of {path} has a missing or wrong field ({exc!r}); train it again"
+        ) from exc
+    return info
+
+
+def _check_types(info: BranchInfo) -> None:
+    for name in ("architecture", "branch_layer", "trained_on", "backbone_sha256"):
+        if not isinstance(getattr(info, name), str):
+            raise TypeError(f"{name} must be text")
+    if isinstance(info.num_classes, bool) or not isinstance(info.num_classes, int):
+        raise TypeError("num_classes must be a whole number")
+    weight = info.positive_weight
+    if weight is not None and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
+        raise TypeError("positive_weight must be a number")
+
+
+def _versions() -> dict[str, str]:
+    wanted = ("sigcam", "torch", "torchvision", "safetensors")
+    return {"python": platform.python_version()} | {p: v for p in wanted if (v := _version(p))}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return None

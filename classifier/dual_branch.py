@@ -1,0 +1,187 @@
+"""A classifier with the paper's second, sigmoid branch.
+
+"Beyond Softmax", Section 3: the backbone and the original (softmax) head stay as they
+are; a clone of the head with fresh parameters is trained beside it.
+
+One hash for a set of tensors, so that files can say which weights they belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sigcam.classifier.head import Head
+from sigcam.classifier.split import split
+from sigcam.core.errors import ModelError, UsageError
+
+
+class DualOutput(NamedTuple):
+    """What a `DualBranch` returns.
+
+    Attributes:
+        logits: float32 [B, C], softmax branch, before softmax.
+        sigmoid_logits: float32 [B, C], sigmoid branch, before the sigmoid.
+        features: float32, the value of the branch layer: F [B, N, h, w], or as the
+            model keeps it ([B, h, w, N], or tokens [B, T, N]).
+    """
+
+    logits: Tensor
+    sigmoid_logits: Tensor
+    features: Tensor
+
+
+class DualBranch(nn.Module):
+    """Backbone, frozen softmax branch, and a trainable sigmoid branch.
+
+    The caller's model is copied, never changed. Backbone and softmax branch are frozen
+    in every respect: no gradients, batch norm in inference form, no dropout, whatever
+    `train()` says. Only the parameters of `sigmoid_head` require gradients.
+
+    Attributes:
+        features: images to the value of the branch layer.
+        softmax_head, sigmoid_head: from that value to logits.
+        branch: the branch layer: its name, and where the grid is in its value.
+        targets: the same of the target layers, which maps are made of.
+        num_classes: C.
+        input_size: (H, W) of the images; the graphs hold for this size.
+        architecture: name of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        branch_layer: str | None = None,
+        example: Tensor | None = None,
+        *,
+        input_size: int | tuple[int, int] = 224,
+        target_layers: Sequence[str] = (),
+        seed: int = 0,
+        architecture: str | None = None,
+    ) -> None:
+        """Splits a copy of `model` and adds the sigmoid branch.
+
+        Args:
+            model: images float32 [B, 3, H, W] to logits [B, C].
+            branch_layer: after which the sigmoid branch begins; None finds it. See
+                `sigcam.classifier.split.split`.
+            example: float32 [B, 3, H, W]; only its shape matters. Instead of input_size.
+            input_size: side of the square input, or (H, W), in pixels.
+            target_layers: which maps are made of; the branch layer by default, or the last
+                layer before it that the logits depend on everywhere.
+            seed: of the sigmoid branch's fresh parameters.
+            architecture: name to record; the model's class name when None.
+
+        Raises:
+            UsageError: `example` isn't float32 [B, 3, H, W].
+            ModelError: the model can't be split there.
+        """
+        super().__init__()
+        if example is None:
+            size = (input_size, input_size) if isinstance(input_size, int) else input_size
+            example = torch.zeros(1, 3, *size)
+        if example.ndim != 4 or example.dtype != torch.float32 or len(example) < 1:
+            raise UsageError(
+                f"example must be float32 [B, 3, H, W], got {example.dtype} {list(example.shape)}"
+            )
+        parts = split(model, example, branch_layer, target_layers)
+        self.features = parts.features
+        self.softmax_head = Head(parts, live_dropout=False)
+        self.sigmoid_head = self.softmax_head.fresh_copy(seed)
+        self.branch, self.targets = parts.branch, parts.targets
+        self.num_classes = parts.num_classes
+        self.input_size = (int(example.shape[2]), int(example.shape[3]))
+        self.architecture = architecture or type(model).__name__
+        self.features.requires_grad_(False)
+        self.softmax_head.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def branch_layer(self) -> str:
+        """Name of the branch layer; naming it gives the same cut."""
+        return self.branch.layer
+
+    def forward(self, images: Tensor) -> DualOutput:
+        """Both branches.
+
+        Args:
+            images: float32 [B, 3, H, W], normalised as the model wants them.
+        """
+        features = self.features(images)
+        return DualOutput(self.softmax_head(features), self.sigmoid_head(features), features)
+
+    def train(self, mode: bool = True) -> DualBranch:
+        """Sets training mode; only the sigmoid head's dropouts have one."""
+        super().train(mode)
+        self.features.eval()
+        self.softmax_head.eval()
+        return self
+
+    def classifier_tensors(self) -> dict[str, Tensor]:
+        """What the classifier computes with, by the original model's names."""
+        found = {name: value.detach() for name, value in self.features.state_dict().items()}
+        return {**found, **self.softmax_head.named_tensors()}
+
+    def check_finite(self, *, sigmoid: bool) -> None:
+        """Refuses weights with NaN or infinity.
+
+        Args:
+            sigmoid: whether the sigmoid branch is looked at too.
+
+        Raises:
+            ModelError: names the tensors.
+        """
+        parts = {"the classifier": self.classifier_tensors()}
+        if sigmoid:
+            parts["the sigmoid branch"] = self.sigmoid_head.named_tensors()
+        for part, tensors in parts.items():
+            bad = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+            if bad:
+                raise ModelError(
+                    f"the weights of {part} are not finite: {', '.join(bad[:4])}; "
+                    f"use weights from before the training diverged"
+                )
+
+    def weights_sha256(self) -> str:
+        """Hash of `classifier_tensors`: which classifier a branch belongs to."""
+        return tensors_sha256(self.classifier_tensors())
+
+    def branch_sha256(self) -> str:
+        """Hash of the sigmoid head's tensors as they are now."""
+        return tensors_sha256(self.sigmoid_head.named_tensors())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the names (sorted), dtypes, shapes and bytes of `tensors`.
+
+    The bytes are hashed as little-endian and in C order, so the hash depends neither on
+    the device and strides nor on the order of the mapping.
+
+    Args:
+        tensors: any shapes and dtypes, on any device.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        dtype = str(value.dtype).removeprefix("torch.")
+        header = f"{name}\0{dtype}\0{'x'.join(map(str, value.shape))}\0"
+        digest.update(header.encode("utf-8"))
+        digest.update(_little_endian(value))
+    return digest.hexdigest()
+
+
+def _little_endian(value: Tensor) -> memoryview:
+    # Through uint8, because NumPy has no bfloat16.
+    raw = value.reshape(-1).view(torch.uint8).numpy()
+    size = value.element_size()
+    if sys.byteorder == "big" and size > 1:
+        raw = raw.reshape(-1, size)[:, ::-1].copy().reshape(-1)
+    return raw.data

@@ -1,0 +1,274 @@
+"""A head: the part of a classifier from the branch layer to the logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from sigcam.classifier.graph import (
+    crossings,
+    extract,
+    has_batch,
+    module_of,
+)
+from sigcam.classifier.layout import Layout
+from sigcam.classifier.split import Split, unmarked
+from sigcam.classifier.trace import MARK
+from sigcam.core.errors import BranchMismatchError, ModelError
+
+
+class LiveDropout(nn.Module):
+    """A dropout of the original model: active in training mode only.
+
+    Args:
+        kind: "dropout", "feature_dropout", "alpha_dropout" or "feature_alpha_dropout".
+        amount: probability that a value is dropped.
+    """
+
+    def __init__(self, kind: str, amount: float) -> None:
+        super().__init__()
+        self.kind, self.amount = kind, amount
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of any shape, with values dropped in training mode."""
+        if not self.training:
+            return x
+        dropped: Tensor = getattr(torch, self.kind)(x, self.amount, True)
+        return dropped
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.kind}, p={self.amount}"
+
+
+class Head(nn.Module):
+    """From the value of the branch layer (F [B, N, h, w], for most networks) to logits [B, C].
+
+    Attributes:
+        stem: F to the stem's output; has neither parameters nor dropout, so its output
+            can be cached for training (pooled features [B, N], for most networks).
+        body: the stem's output to logits [B, C]; holds every parameter.
+        stem_shape: shape of the stem's output for one picture, without the batch.
+    """
+
+    def __init__(self, split: Split, *, live_dropout: bool) -> None:
+        """Makes the head of a split, with the original tensors themselves.
+
+        Args:
+            split: of which the head is taken.
+            live_dropout: whether the dropouts act in training mode; else they are left
+                out of the graph.
+        """
+        super().__init__()
+        self._split = split
+        graph = split.head if live_dropout else unmarked(split.head)
+        border = _stem_output(graph)
+        source = next(iter(graph.nodes))
+        self.stem = module_of(_between(source, border, "features"), split.traced.tensor, "Stem")
+        body = _between(border, _output(graph), "pooled")
+        self.body = _with_dropout(body, split)
+        self.stem_shape: tuple[int, ...] = tuple(int(s) for s in border.meta["val"].shape[1:])
+        self._linear: tuple[str, str | None] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The branch layer's value, float, to logits [B, C]."""
+        logits: Tensor = self.body(self.stem(features))
+        return logits
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Parameters and persistent buffers by the original model's names.
+
+        They are the head's own tensors, not copies; detached.
+        """
+        return {name: value.detach() for name, value in self.body.state_dict().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copies values into the head.
+
+        Args:
+            tensors: by the names of `named_tensors`, same shapes; any floating dtype
+                (float16 is widened) for floating tensors.
+
+        Raises:
+            BranchMismatchError: names or shapes are not this head's.
+            ModelError: a value is not finite.
+        """
+        own = self.named_tensors()
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        if missing or extra:
+            raise BranchMismatchError(
+                f"the tensors must be those of this head, {sorted(own)}; "
+                f"missing {missing}, unknown {extra}"
+            )
+        for name, value in own.items():
+            if tensors[name].shape != value.shape:
+                raise BranchMismatchError(
+                    f"{name} must be {list(value.shape)}, got {list(tensors[name].shape)}; "
+                    f"the branch was made for another head or number of classes"
+                )
+            if not torch.isfinite(tensors[name]).all():
+                raise ModelError(f"{name} has values that are not finite; train the branch again")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(tensors[name])
+
+    def fresh_copy(self, seed: int) -> Head:
+        """The same graph with fresh parameters and live dropout.
+
+        Each parameter is drawn by `reset_parameters` of a copy of the layer that owns
+        it, as torch initialises that layer (Kaiming or Xavier). Where that layer has no
+        such method, from the normal distribution with the mean and deviation that the
+        original's values have. Buffers keep their values. The global random state is
+        left as it was.
+        """
+        new = Head(self._split, live_dropout=True)
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        # The originals are shared with the frozen head until here.
+        new.body = copy.deepcopy(new.body)
+        parameters = dict(new.body.named_parameters())
+        owners = sorted({name.rpartition(".")[0] for name in parameters})
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            for owner in owners:
+                for name, value in _reset(self._split.traced.model, owner).items():
+                    if name in parameters:
+                        parameters[name].copy_(value)
+        return new.to(device).requires_grad_(True)
+
+    def linear_weights(self) -> tuple[Tensor, Tensor]:
+        """W [C, N] and b [C] of a head that is global average pooling and a linear layer.
+
+        The average goes over the positions of the branch layer's grid. That is decided by
+        what the head computes: `W mean(F) + b` must equal the head on random features and
+        random weights in float64, at batches of 1 and 3. A 1x1 convolution before the
+        pooling qualifies too. The tensors are views of the head's own, detached; zeros for
+        a missing bias.
+
+        Raises:
+            ModelError: the head computes something else; names what it contains.
+        """
+        if self._linear is None:
+            self._linear = _find_linear(self, self._split)
+        tensors = self.named_tensors()
+        weight, bias = self._linear
+        matrix = tensors[weight].flatten(1)
+        return matrix, matrix.new_zeros(len(matrix)) if bias is None else tensors[bias]
+
+
+def _output(graph: fx.Graph) -> fx.Node:
+    result = graph.output_node().args[0]
+    assert isinstance(result, fx.Node)  # noqa: S101 (the split makes it so)
+    return result
+
+
+def _stem_output(graph: fx.Graph) -> fx.Node:
+    """The last value computed from the input alone that everything later comes from."""
+    nodes = list(graph.nodes)
+    source, end = nodes[0], _output(graph)
+    plain = {source}
+    border: fx.Node = source
+    for node in nodes[1:]:
+        if node.op != "call_function" or node.target is MARK:
+            continue
+        if not all(argument in plain for argument in node.all_input_nodes):
+            continue
+        plain.add(node)
+        # With a row per picture: what is cached, and where the batch size is read later.
+        whole = isinstance(node.meta.get("val"), Tensor) and has_batch(node, source)
+        if whole and node is not end and not crossings(node, end, source):
+            border = node
+    return border
+
+
+def _between(start: fx.Node, end: fx.Node, name: str) -> fx.Graph:
+    batch = next(iter(start.graph.nodes))
+    return extract(start, end, batch, lambda n: str(n.target) if n.op == "get_attr" else None, name)
+
+
+def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
+    layers: dict[str, LiveDropout] = {}
+    for node in graph.find_nodes(op="call_function", target=MARK):
+        source, kind, amount = node.args
+        if kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"):
+            name = f"dropout_{len(layers)}"
+            layers[name] = LiveDropout(str(kind), float(amount))
+            with graph.inserting_after(node):
+                live = graph.call_module(name, (source,))
+            live.meta = dict(node.meta)
+            node.replace_all_uses_with(live)
+        else:
+            node.replace_all_uses_with(source)
+        graph.erase_node(node)
+    return module_of(graph, split.traced.tensor, "Body", layers)
+
+
+def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
+    layer = copy.deepcopy(model.get_submodule(owner)).cpu()
+    reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+    if callable(reset):
+        reset()
+    else:
+        # Parameters that a module holds bare: layer scales, query tokens.
+        for value in layer.parameters(recurse=False):
+            value.normal_(float(value.mean()), float(value.std(correction=0)))
+    return {
+        f"{owner}.{name}" if owner else name: value
+        for name, value in layer.named_parameters(recurse=False)
+    }
+
+
+def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
+    names = {name: value.shape for name, value in head.named_tensors().items()}
+    layout, C = split.branch.layout, split.num_classes
+    N = layout.shape[0]
+    weights = [n for n, s in names.items() if s in ((C, N), (C, N, 1, 1))]
+    biases = [n for n, s in names.items() if s == (C,)]
+    if len(weights) == 1 and len(biases) == len(names) - 1 <= 1:
+        weight, bias = weights[0], biases[0] if biases else None
+        if _computes_linear(head, layout, weight, bias):
+            return weight, bias
+    operators = [
+        str(n.target).removesuffix(".default")
+        for n in split.head.nodes
+        if n.op == "call_function" and n.target is not MARK
+    ]
+    raise ModelError(
+        f"the head must be global average pooling and one linear layer; it contains "
+        f"{', '.join(operators)} with the tensors {', '.join(names) or 'none'}; "
+        f"use a method other than cam"
+    )
+
+
+def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) -> bool:
+    """Random weights too, so that neither zeros nor NaN in the real ones mislead."""
+    tensors = head.named_tensors()
+    generator = torch.Generator().manual_seed(0)
+    device = tensors[weight].device
+    random = {
+        f"body.{name}": torch.randn(value.shape, generator=generator, dtype=torch.float64).to(
+            device
+        )
+        for name, value in tensors.items()
+    }
+    matrix = random[f"body.{weight}"].flatten(1)
+    training = head.training
+    head.eval()
+    try:
+        with torch.no_grad():
+            for batch in (1, 3):
+                shape = (batch, *layout.value_shape)
+                value = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+                got = functional_call(head, random, (value,))
+                want = layout.to_grid(value).mean((2, 3)) @ matrix.T
+                want = want if bias is None else want + random[f"body.{bias}"]
+                if not torch.allclose(got, want, rtol=1e-9, atol=1e-9):
+                    return False
+    except RuntimeError:  # an operator that only takes float32 is no linear head
+        return False
+    finally:
+        head.train(training)
+    return True

@@ -1,0 +1,260 @@
+"""How a value inside a network holds a spatial grid: its axes, and the tokens before it.
+
+Convolutional networks keep [B, N, h, w]. Swin and others keep [B, h, w, N]. Vision
+transformers keep a sequence [B, T, N] whose last h * w tokens are the grid, row by row,
+behind prefix tokens (class, distillation and register tokens).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from sigcam.classifier.graph import has_batch
+
+Kind = Literal["nchw", "nhwc", "tokens"]
+
+MAX_PREFIX = 16
+"""Most prefix tokens that are looked for."""
+
+_aten = torch.ops.aten
+# The second axis holds the channels of what these return ...
+_CHANNELS_FIRST = {
+    "conv2d",
+    "convolution",
+    "conv_transpose2d",
+    "_native_batch_norm_legit_no_training",
+    "native_batch_norm",
+    "batch_norm",
+    "group_norm",
+    "native_group_norm",
+    "instance_norm",
+    "pixel_shuffle",
+    "col2im",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "_adaptive_avg_pool2d",
+    "adaptive_avg_pool2d",
+}
+# ... and the last one of these, where it isn't known from what they take.
+_CHANNELS_LAST = {
+    "layer_norm",
+    "native_layer_norm",
+    "rms_norm",
+    "_fused_rms_norm",
+    "linear",
+    "mm",
+    "addmm",
+}
+_RESHAPES = {
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten._unsafe_view.default,
+    _aten.flatten.using_ints,
+    _aten.unflatten.int,
+}
+
+
+_AXIS = "sigcam_channel_axis"
+"""Where a node's channel axis is kept once it is known."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the grid is in a value.
+
+    Attributes:
+        kind: "nchw": [B, N, h, w]; "nhwc": [B, h, w, N]; "tokens": [B, prefix + h * w, N].
+        shape: (N, h, w).
+        prefix: tokens before the grid; 0 for the other kinds.
+    """
+
+    kind: Kind
+    shape: tuple[int, int, int]
+    prefix: int = 0
+
+    def to_grid(self, value: Tensor) -> Tensor:
+        """The value as [B, N, h, w]; a view where that is possible."""
+        N, h, w = self.shape
+        if self.kind == "nchw":
+            return value
+        if self.kind == "tokens":
+            value = value[:, self.prefix :].reshape(-1, h, w, N)
+        return value.permute(0, 3, 1, 2)
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """Shape of the value without the batch."""
+        N, h, w = self.shape
+        return {"nchw": (N, h, w), "nhwc": (h, w, N), "tokens": (self.prefix + h * w, N)}[self.kind]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value inside the features of a split.
+
+    Attributes:
+        layer: the name of the layer that gives it. A value that no module returns is
+            named "<module>:<operator>" ("forward:relu" for the model's own forward
+            function).
+        layout: where the grid is in it.
+        node: name of its node in the features' graph.
+    """
+
+    layer: str
+    layout: Layout
+    node: str
+
+
+def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
+    """The layout of a value with more than one position, or None if it holds no grid.
+
+    Args:
+        node: a value of a traced graph.
+        image: the placeholder of the images, whose batch size counts.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not has_batch(node, image):
+        return None
+    sizes = value.shape[1:]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    axis = channel_axis(node)
+    if len(sizes) == 3:
+        first, second, third = (int(size) for size in sizes)
+        if axis == 1:
+            layout = Layout("nchw", (first, second, third))
+        elif axis == 3 and _like_picture(first, second, image):
+            layout = Layout("nhwc", (third, first, second))
+        else:
+            # Attention's [B, heads, T, d] has four axes too.
+            return None
+        return layout if layout.shape[1] * layout.shape[2] > 1 else None
+    if len(sizes) == 2 and axis == 2:
+        return _tokens(node, int(sizes[0]), int(sizes[1]))
+    return None
+
+
+def _like_picture(h: int, w: int, image: fx.Node) -> bool:
+    """Whether a grid has the picture's proportions, give or take two cells each way.
+
+    What has its channels last may be attention's [B, heads, T, d] rather than a grid.
+    """
+    H, W = (int(size) for size in image.meta["val"].shape[2:])
+    return H * max(w - 2, 0) <= W * (h + 2) and W * max(h - 2, 0) <= H * (w + 2)
+
+
+def _tokens(node: fx.Node, count: int, channels: int) -> Layout | None:
+    """The grid is that of the nearest value before `node` whose positions fit."""
+    best: Layout | None = None
+    for height, width in _grids_before(node):
+        prefix = count - height * width
+        if 0 <= prefix <= MAX_PREFIX and (best is None or prefix < best.prefix):
+            best = Layout("tokens", (channels, height, width), prefix)
+    return best
+
+
+def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
+    """Sizes of the [B, N, h, w] and [B, h, w, N] values before `node`, the nearest first."""
+    found: list[tuple[int, int]] = []
+    for current in node.graph.nodes:
+        if current is node:
+            break
+        value = current.meta.get("val")
+        if not isinstance(value, Tensor) or value.ndim != 4:
+            continue
+        axis = channel_axis(current)
+        sizes = value.shape[2:] if axis == 1 else value.shape[1:3] if axis == 3 else ()
+        if len(sizes) == 2 and all(isinstance(s, int) for s in sizes) and sizes[0] * sizes[1] > 1:
+            found.append((int(sizes[0]), int(sizes[1])))
+    return list(dict.fromkeys(reversed(found)))
+
+
+def channel_axis(node: fx.Node) -> int | None:
+    """Which axis of a value holds its channels, by the operators that it came through.
+
+    None where that can't be told.
+    """
+    if _AXIS not in node.meta:
+        for other in node.graph.nodes:  # in topological order
+            if _AXIS not in other.meta:
+                other.meta[_AXIS] = _axis(other)
+    axis: int | None = node.meta[_AXIS]
+    return axis
+
+
+def _axis(node: fx.Node) -> int | None:
+    name = operator_name(node)
+    if name in _CHANNELS_FIRST or (node.op == "placeholder" and _ndim(node) == 4):
+        return 1
+    for source in _sources(node):
+        before = source.meta[_AXIS]
+        found = None if before is None else _moved(node, source, before)
+        if found is not None:
+            return found
+    # With four axes it may as well be a normalisation of attention's [B, heads, T, d].
+    shape = _shape(node) or ()
+    return len(shape) - 1 if name in _CHANNELS_LAST and len(shape) <= 3 else None
+
+
+def operator_name(node: fx.Node) -> str:
+    """Name of the operator without its overload: "conv2d"."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The arguments that are computed from the images: some size of them is dynamic.
+
+    Those of the result's shape come first: a gate may stand before what it scales.
+    """
+    shape = [str(s) for s in _shape(node) or ()]
+    found = [n for n in node.all_input_nodes if _is_dynamic(n)]
+    return sorted(found, key=lambda n: [str(s) for s in _shape(n) or ()] != shape)
+
+
+def _is_dynamic(node: fx.Node) -> bool:
+    return any(not isinstance(size, int) for size in _shape(node) or ())
+
+
+def _moved(node: fx.Node, source: fx.Node, axis: int) -> int | None:
+    """Where `node` moves the axis of `source`."""
+    before, after = _shape(source), _shape(node)
+    if before is None or after is None:
+        return None
+    if node.target is _aten.permute.default:
+        order = [int(d) % len(before) for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+        return order.index(axis)
+    if node.target in (_aten.transpose.int, _aten.t.default):
+        i, j = (int(a) % len(before) for a in node.args[1:3]) if len(node.args) > 2 else (0, 1)  # type: ignore[arg-type]
+        return {i: j, j: i}.get(axis, axis)
+    if node.target in _RESHAPES or len(before) != len(after):
+        return _reshaped(before, after, axis)
+    return axis
+
+
+def _reshaped(before: Sequence[object], after: Sequence[object], axis: int) -> int | None:
+    """The axis of the same size, with as many entries behind it."""
+    for found in range(1, len(after)):
+        if isinstance(after[found], int) and after[found] == before[axis]:
+            sizes = [s for s in (*before[axis:], *after[found:]) if isinstance(s, int)]
+            parts = math.prod(sizes[: len(before) - axis]), math.prod(sizes[len(before) - axis :])
+            if len(sizes) == len(before) - axis + len(after) - found and parts[0] == parts[1]:
+                return found
+    return None
+
+
+def _ndim(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.ndim if isinstance(value, Tensor) else -1
+
+
+def _shape(node: fx.Node | None) -> Sequence[object] | None:
+    value = None if node is None else node.meta.get("val")
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    return tuple(value.shape) if isinstance(value, Tensor) else None

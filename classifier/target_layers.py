@@ -1,0 +1,218 @@
+"""Which layer a map is made of, where the user names none.
+
+Checks that the positions of a grid lie as the picture's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from sigcam.classifier.layer_names import name_of
+from sigcam.classifier.layout import (
+    Layout,
+    Value,
+    layout_of,
+    operator_name,
+)
+from sigcam.core.errors import ModelError
+
+_NORMS = {"layer_norm", "rms_norm", "batch_norm"}
+
+
+def default_target(
+    features: fx.GraphModule, branch: Value, head: nn.Module, example: Tensor
+) -> Value:
+    """The branch layer, or the last normalisation before it whose whole grid counts.
+
+    In a vision transformer that classifies by its class token, the logits don't depend
+    on the other tokens of the last block any more: their gradients are zero. The last
+    values on which they depend at every position are those that enter the last attention,
+    which is also the layer that users of gradient CAMs name by hand (the first layer
+    normalisation of the last block). Found by a gradient on random weights of the head.
+
+    Args:
+        features: images to the branch layer's value.
+        branch: that value.
+        head: from it to the logits.
+        example: float32 [B, 3, H, W]; only its shape matters.
+
+    Raises:
+        ModelError: there is no such layer, or the head has no gradient.
+    """
+    if branch.layout.kind == "nchw":
+        return branch
+    image = next(iter(features.graph.nodes))
+    candidates: dict[str, tuple[fx.Node, Layout]] = {}
+    for node in features.graph.nodes:
+        layout = layout_of(node, image)
+        if layout is not None and (operator_name(node) in _NORMS or node.name == branch.node):
+            candidates[node.name] = node, layout
+    gradients = _gradients(features, set(candidates), head, example)
+    for name, (node, layout) in reversed(candidates.items()):
+        gradient = gradients.get(name)
+        if gradient is not None and bool((layout.to_grid(gradient).abs().sum(1) > 0).all()):
+            layer = branch.layer if name == branch.node else name_of(features.graph, node)
+            return Value(layer, layout, name)
+    raise ModelError(
+        "the logits depend on no layer at every position of its grid; name a target layer"
+    )
+
+
+def check_reach(
+    features: fx.GraphModule, targets: Sequence[Value], head: nn.Module, example: Tensor
+) -> None:
+    """Refuses target layers that the logits don't depend on: their maps would be empty.
+
+    The tokens of a vision transformer's last block are such a layer, if a class token alone
+    is classified; or what a detach or a rounding cuts off.
+
+    Args:
+        features: images to the branch layer's value.
+        targets: values in there.
+        head: from the branch layer's value to the logits.
+        example: float32 [B, 3, H, W]; only its shape matters.
+
+    Raises:
+        ModelError: names the layer.
+    """
+    gradients = _gradients(features, {target.node for target in targets}, head, example)
+    for target in targets:
+        gradient = gradients.get(target.node)
+        if gradient is None or not bool(target.layout.to_grid(gradient).any()):
+            raise ModelError(
+                f"the logits must depend on the grid of the target layer {target.layer!r}, but "
+                f"their gradient there is zero at every position (a class token alone is "
+                f"classified, or a detach or a rounding follows); leave the target layer out, or "
+                f"name an earlier one"
+            )
+
+
+class Probe(fx.Interpreter):
+    """Runs features with gradients on, and keeps the values of some nodes.
+
+    Attributes:
+        values: node name to its value; gradients of what comes later can be taken with
+            respect to them.
+    """
+
+    def __init__(self, features: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(features)
+        self.names, self.values = names, dict[str, Tensor]()
+
+    def run_node(self, node: fx.Node) -> object:
+        """Computes a node; a wanted one without a gradient becomes the start of one."""
+        value = super().run_node(node)
+        if node.name in self.names:
+            value = value if value.requires_grad else value.detach().requires_grad_()
+            self.values[node.name] = value
+        return value
+
+
+def _gradients(
+    features: fx.GraphModule, names: set[str], head: nn.Module, example: Tensor
+) -> dict[str, Tensor | None]:
+    """Gradients of a random sum of the logits with respect to the candidates."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in features.parameters()), torch.device("cpu"))
+    images = torch.randn((1, *example.shape[1:]), generator=generator).to(device)
+    # Random, as a fresh head may be all zeros; scaled, or attention saturates and its
+    # gradients round to zero.
+    tensors = {
+        name: (torch.randn(value.shape, generator=generator) / _fan_in(value) ** 0.5).to(device)
+        for name, value in head.named_parameters()
+    }
+    probe = Probe(features, names)
+    try:
+        with torch.enable_grad():
+            logits = functional_call(head, tensors, (probe.run(images),))
+            weights = torch.randn(logits.shape, generator=generator).to(device)
+            total = (logits * weights).sum()
+            if not total.requires_grad:
+                return dict.fromkeys(probe.values)
+            found = torch.autograd.grad(total, list(probe.values.values()), allow_unused=True)
+    except RuntimeError as exc:  # an operator without a derivative
+        raise ModelError(
+            f"the gradient of the logits can't be taken: {exc}; name a target layer"
+        ) from exc
+    return dict(zip(probe.values, found, strict=True))
+
+
+def _fan_in(value: Tensor) -> int:
+    return value[0].numel() if value.ndim > 1 else 1
+
+
+CELLS = 8
+"""Positions that are tried; each costs one picture through the network."""
+
+LEAST_RANK = 0.8
+"""Smallest mean share of positions that a change of the own pixels must outdo."""
+
+
+def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Tensor) -> None:
+    """Refuses values whose grid isn't the picture's, row by row.
+
+    Shapes don't tell in which order tokens are kept: Hiera holds those of one window
+    together, so its sequence has the right length and a scrambled grid. So the pixels of
+    a few cells are changed, one cell per picture, and the features must change more at
+    the cell's own position than at most of the others.
+
+    Grids [B, N, h, w] aren't looked at: convolutions and poolings gave them their shape.
+
+    Args:
+        features: images to the branch layer's value.
+        values: among the values of `features`.
+        example: float32 [B, 3, H, W]; only its shape matters.
+
+    Raises:
+        ModelError: a value's positions are in another order; names its layer.
+    """
+    values = tuple(value for value in values if value.layout.kind != "nchw")
+    for shape in {value.layout.shape[1:] for value in values}:
+        same = [value for value in values if value.layout.shape[1:] == shape]
+        for layer, rank in _ranks(features, same, shape, example).items():
+            if rank < LEAST_RANK:
+                raise ModelError(
+                    f"the positions of the layer {layer!r} must lie as the picture's do, row by "
+                    f"row, but they don't change most where the picture does: they are in "
+                    f"another order (windows, perhaps) or mixed, so a map of them would be "
+                    f"scrambled; name another layer"
+                )
+
+
+def _ranks(
+    features: fx.GraphModule, values: list[Value], shape: tuple[int, int], example: Tensor
+) -> dict[str, float]:
+    """Layer to the mean share of positions that change less than the own one."""
+    h, w = shape
+    generator = torch.Generator().manual_seed(0)
+    device = next((p.device for p in features.parameters()), torch.device("cpu"))
+    images = torch.randn((1, *example.shape[1:]), generator=generator)
+    cells = torch.randperm(h * w, generator=generator)[: min(CELLS, h * w)]
+    noise = torch.randn(images.shape, generator=generator)
+    H, W = images.shape[2:]
+    batch = [images]
+    for cell in cells.tolist():
+        row, column = divmod(cell, w)
+        mask = torch.zeros(1, 1, H, W)
+        mask[..., row * H // h : (row + 1) * H // h, column * W // w : (column + 1) * W // w] = 1
+        batch.append(images + noise * mask)
+    probe = Probe(features, {value.node for value in values})
+    with torch.no_grad():
+        probe.run(torch.cat(batch).to(device))
+    return {value.layer: _rank(probe.values[value.node], value.layout, cells) for value in values}
+
+
+def _rank(value: Tensor, layout: Layout, cells: Tensor) -> float:
+    grid = layout.to_grid(value.float().cpu())
+    change = (grid[1:] - grid[:1]).square().sum(1).flatten(1)
+    own = change.gather(1, cells[:, None])
+    # An untrained network may ignore the picture, or where something is in it (LeViT's
+    # batch norms begin at zero, and so its attention at the same value everywhere).
+    seen = change.amax(1) > 1.01 * change.amin(1)
+    if not bool(seen.any()):
+        return 1.0
+    return float((change < own).sum(1)[seen].float().mean() / (change.shape[1] - 1))

@@ -1,0 +1,120 @@
+"""From a name and weights to a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sigcam.classifier.zoo import (
+    efficientnet_lite as lite,
+)
+from sigcam.classifier.zoo import (
+    timm as timm_models,
+)
+from sigcam.classifier.zoo import (
+    torchvision as torchvision_models,
+)
+from sigcam.classifier.zoo import (
+    user as own,
+)
+from sigcam.classifier.zoo import (
+    wsol,
+)
+from sigcam.classifier.zoo.base import FILES, LoadedModel, unknown
+from sigcam.classifier.zoo.weights import load_weights
+from sigcam.core.errors import ModelError, UsageError
+
+
+def load_model(
+    arch: str, weights: str | Path | None = None, num_classes: int | None = None, seed: int = 0
+) -> LoadedModel:
+    """Loads a classifier.
+
+    A bare name is never looked up in timm, although timm has more models: which of the two
+    a name means would then hang on the versions installed.
+
+    A file of weights may hold a sigmoid branch too, under the names of the paper's own
+    code; it comes back as `sigmoid_tensors` (see `sigcam.classifier.zoo.weights.load_weights`). Two
+    things no such file says. That code's VGG-16 with the MLP head has no last max-pool and
+    its ResNet-50 has no stride in layer4, though the tensors fit torchvision's forms: load
+    them as "wsol-vgg16-mlp" and "wsol-resnet50". And torchvision's own weights of
+    inception_v3 and googlenet expect input that their forward function normalises anew:
+    named ("DEFAULT") they get that, from a file they don't, like the paper's.
+
+    Args:
+        arch: one of
+            the name of a torchvision classification model: "resnet50";
+            "timm/" and the name of a timm classifier, with a pretrained tag or without:
+            "timm/convnext_tiny", "timm/convnext_tiny.fb_in22k";
+            "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2";
+            a localisation network of the paper: "wsol-resnet50", "wsol-vgg16",
+            "wsol-inceptionv3", "wsol-vgg16-mlp";
+            a callable of the user's own that returns a module: "package.module:name" or
+            "path/to/file.py:name". It is called with `num_classes=...` if that is given,
+            and is the user's code: it is run.
+        weights: a file (.safetensors, .pth, .pt, .pth.tar; read with `weights_only=True`);
+            "DEFAULT" or another name of trained weights: torchvision's for this model, or
+            timm's pretrained tag (both downloaded by those packages if need be); None or
+            "random": fresh parameters. For a callable: a file, or None for the parameters
+            that it comes with.
+        num_classes: C; the architecture's own when None (usually 1000).
+        seed: of fresh parameters; the global random state is left as it was.
+
+    Raises:
+        UsageError: an unknown name; lists near ones.
+        ModelError: a missing package, a callable that fails, a model that is no
+            classifier, weights that can't be had or don't fit.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"num_classes must be at least 1, got {num_classes}")
+    file = _weights_file(weights)
+    name = None if file is not None or weights in (None, "random") else str(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded = _by_name(arch, name, num_classes)
+    if file is not None:
+        loaded = replace(loaded, sigmoid_tensors=load_weights(loaded.model, file))
+    loaded.model.eval()
+    return loaded
+
+
+def takes_num_classes(arch: str) -> bool:
+    """Whether `load_model` can be told the number of classes of this architecture.
+
+    A callable of the user's own need not have the parameter.
+
+    Raises:
+        UsageError, ModelError: the callable can't be had.
+    """
+    return ":" not in arch or own.takes_num_classes(arch)
+
+
+def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
+    if ":" in arch:
+        return own.load(arch, name, num_classes)
+    if arch.startswith(timm_models.PREFIX):
+        return timm_models.load(arch, name, num_classes)
+    if arch in lite.SIZES:
+        return lite.load(arch, name, num_classes)
+    if arch in wsol.NETWORKS:
+        return wsol.load(arch, name, num_classes)
+    known = torchvision_models.names()
+    if arch in known:
+        return torchvision_models.load(arch, name, num_classes)
+    known = [*known, *lite.SIZES, *wsol.NETWORKS]
+    if timm_models.knows(arch):
+        known = [timm_models.PREFIX + arch]
+    raise unknown("architecture", arch, known, f"{timm_models.PREFIX}NAME or module:callable")
+
+
+def _weights_file(weights: str | Path | None) -> Path | None:
+    if weights is None:
+        return None
+    path = Path(weights)
+    if path.suffix in FILES or path.is_file() or isinstance(weights, Path):
+        if not path.is_file():
+            raise ModelError(f"there is no file of weights {path}")
+        return path
+    return None

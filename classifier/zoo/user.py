@@ -1,0 +1,102 @@
+"""The user's own classifiers, by import path or file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from sigcam.classifier.zoo.base import FILES, LoadedModel
+from sigcam.core.errors import ModelError, UsageError
+from sigcam.core.spec import Geometry
+
+_USUAL_GEOMETRY = Geometry(224, 224, "crop", 256)
+
+
+def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
+    """Calls the user's callable.
+
+    Args:
+        arch: "package.module:name" or "path/to/file.py:name".
+        name: must be None: only files of weights are known here.
+        num_classes: passed on if given.
+
+    Raises:
+        UsageError: there is no such callable, or it doesn't take these arguments.
+        ModelError: it fails, or doesn't return a module.
+    """
+    if name is not None:
+        raise UsageError(f"weights for {arch} must be a file ({', '.join(FILES)}), got {name!r}")
+    model = _call(arch, _callable(arch), num_classes)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{arch} must return a torch.nn.Module, got {type(model).__name__}")
+    return LoadedModel(model, arch, _USUAL_GEOMETRY, ())
+
+
+def takes_num_classes(arch: str) -> bool:
+    """Whether the callable has a parameter num_classes.
+
+    Raises:
+        UsageError, ModelError: the callable can't be had.
+    """
+    return _misfit(_callable(arch), {"num_classes": 1}) is None
+
+
+def _callable(arch: str) -> Callable[..., Any]:
+    where, _, attribute = arch.rpartition(":")
+    function: Callable[..., Any] | None = getattr(_module(where), attribute, None)
+    if not callable(function):
+        raise UsageError(f"{where} has no callable {attribute!r}")
+    return function
+
+
+def _misfit(function: Callable[..., Any], options: dict[str, int]) -> str | None:
+    """Why the function can't be called with these options; None if it can."""
+    try:
+        inspect.signature(function).bind(**options)
+    except (TypeError, ValueError) as exc:
+        return str(exc)
+    return None
+
+
+def _call(arch: str, function: Callable[..., Any], num_classes: int | None) -> Any:
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    misfit = _misfit(function, options)
+    if misfit is not None:
+        wanted = "num_classes=..." if options else "no argument"
+        raise UsageError(f"{arch} must be callable with {wanted}: {misfit}")
+    try:
+        return function(**options)
+    except Exception as exc:  # whatever the user's code raises
+        raise ModelError(f"{arch} failed: {type(exc).__name__}: {exc}") from exc
+
+
+def _module(where: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where).resolve()
+        if not path.is_file():
+            raise UsageError(f"there is no file {where}")
+        name = f"_sigcam_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{where} can't be imported")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses and copy look their module up
+        spec.loader.exec_module(module)
+        return module
+    except UsageError:
+        raise
+    except ModuleNotFoundError as exc:
+        raise UsageError(f"{where} can't be imported: {exc}") from exc
+    except Exception as exc:  # whatever the user's code raises
+        raise ModelError(f"importing {where} failed: {type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,1 @@
+"""An exported model converted: quantised, or built into a TensorRT engine."""

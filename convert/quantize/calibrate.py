@@ -1,0 +1,160 @@
+"""The range of every value that may be rounded, over the calibration pictures.
+
+ONNX Runtime's calibrators do the work, on a copy of the graph that ends at the logits. They
+get one picture at a time, and are made to merge what they keep after each: a histogram of
+every value would otherwise be made of all pictures' activations at once, which are held in
+memory till then.
+
+ONNX Runtime with the graph as it is written, to look at the values inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+from sigcam.convert.onnx_graph import leading_to_logits
+from sigcam.convert.quantize.selection import FOLLOWERS, LAYERS, Selection
+from sigcam.convert.quantize.source import Source
+from sigcam.core.errors import BackendError, DataError, UsageError
+from sigcam.core.progress import Report
+
+Method = Literal["minmax", "entropy", "percentile"]
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+_OPTIONS: dict[str, dict[str, Any]] = {"percentile": {"percentile": 99.99}}
+
+Ranges = Any
+"""ONNX Runtime's TensorsData: a name's `range_value` is its smallest and largest value."""
+
+
+def calibrate(
+    source: Source,
+    selection: Selection,
+    feeds: Iterable[dict[str, Any]],
+    count: int,
+    *,
+    method: Method,
+    threads: int | None,
+    report: Report,
+) -> Ranges:
+    """Runs the pictures through the way to the logits.
+
+    Args:
+        source: the artifact.
+        selection: what computes in 8 bits; ranges of further values may come along.
+        feeds: the inputs of one picture after the other.
+        count: of them.
+        method: "minmax": all values are inside; "percentile": 99.99% are; "entropy": the
+            range whose histogram loses the least in 8 bits.
+        threads: of the engine; None leaves it to the engine.
+        report: called with the pictures done and `count`.
+
+    Raises:
+        UsageError: an unknown method.
+        DataError: a layer's input is the same everywhere, on all pictures.
+        BackendError: the engine failed.
+    """
+    if method not in _METHODS:
+        raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    with tempfile.TemporaryDirectory(prefix="sigcam-calibrate-") as folder:
+        path = Path(folder) / "way.onnx"
+        onnx.save(_way_to_logits(source), str(path))
+        augmented = path.with_name("augmented.onnx")
+        calibrator = create_calibrator(
+            path,
+            sorted(LAYERS | FOLLOWERS),
+            augmented_model_path=str(augmented),
+            calibrate_method=_METHODS[method],
+            extra_options=_OPTIONS.get(method, {}),
+        )
+        calibrator.infer_session = open_unfused(str(augmented), threads)
+        for done, inputs in enumerate(feeds, 1):
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
+                    calibrator.collect_data(_Once({"image": inputs["image"]}))
+            except Exception as exc:  # ONNX Runtime's errors share no narrower base
+                raise BackendError(f"ONNX Runtime failed while calibrating: {exc}") from exc
+            report(done, count)
+        with contextlib.redirect_stdout(io.StringIO()):
+            ranges = calibrator.compute_data()
+        calibrator.infer_session = None  # which holds its file open
+    _check(source, selection, ranges)
+    return ranges
+
+
+class _Once:
+    """One picture, as the calibrators' data reader."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        self._inputs: dict[str, Any] | None = inputs
+
+    def get_next(self) -> dict[str, Any] | None:
+        inputs, self._inputs = self._inputs, None
+        return inputs
+
+
+def _way_to_logits(source: Source) -> onnx.ModelProto:
+    graph = source.model.graph
+    way = leading_to_logits(graph, source.path)
+    nodes = [node for node in graph.node if node.name in way]
+    read = {name for node in nodes for name in node.input}
+    shorter = onnx.helper.make_graph(
+        nodes,
+        "way",
+        [value for value in graph.input if value.name in read],
+        [value for value in graph.output if value.name == "logits"],
+        [tensor for tensor in graph.initializer if tensor.name in read],
+    )
+    return onnx.helper.make_model(
+        shorter, opset_imports=source.model.opset_import, ir_version=source.model.ir_version
+    )
+
+
+def _check(source: Source, selection: Selection, ranges: Ranges) -> None:
+    """Refuses layers whose input says nothing about its range."""
+    layers = set(selection.layers)
+    for node in source.model.graph.node:
+        if node.name not in layers:
+            continue
+        low, high = (float(np.ravel(end)[0]) for end in ranges[node.input[0]].range_value)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise DataError(
+                f"the input of layer {node.name} isn't finite on the calibration pictures; check "
+                "the classifier's weights"
+            )
+        if low == high:
+            raise DataError(
+                f"the input of layer {node.name} is {low:g} everywhere on all calibration "
+                "pictures, so there is no range to round it to; use pictures of the kind that "
+                "the model will see, or keep that layer in float32"
+            )
+
+
+def open_unfused(model: str | bytes, threads: int | None) -> Any:
+    """A session that computes every value of the graph, none fused away.
+
+    Args:
+        model: path of a file, or its bytes.
+        threads: of the engine; None leaves it to the engine.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,130 @@
+"""Which nodes may compute in 8 bits.
+
+Only what leads to the logits is considered: the backbone, in which the features of every target
+layer lie, and the softmax head. The sigmoid branch, the CAM weights, the way back of the
+gradients and the sums of the maps are no ancestors of the logits, and stay in float32.
+
+Layers (convolutions and products with constant weights) take 8-bit inputs. Convolutions also
+give 8-bit outputs, products float32 ones: the logits aren't rounded, and neither is the residual
+stream of a transformer. Between convolutions, a node follows them into 8 bits if all that it
+reads comes out of nodes in 8 bits and something in 8 bits reads it, so that values aren't
+rounded for nothing. So the normalisation of the picture, pooled features and layer norms stay in
+float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from sigcam.convert.onnx_graph import leading_to_logits
+from sigcam.convert.quantize.source import Source
+from sigcam.core.errors import UsageError
+
+LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+ACTIVATIONS = frozenset({"Relu", "Clip"})
+FOLLOWERS = ACTIVATIONS | {"Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"}
+PRODUCTS = ("Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What computes in 8 bits.
+
+    Attributes:
+        layers: names of convolutions and products, in the order of the graph.
+        followers: names of the nodes between them.
+    """
+
+    layers: tuple[str, ...]
+    followers: tuple[str, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of all of them."""
+        return (*self.layers, *self.followers)
+
+
+def select(source: Source, kept_float: Collection[str] = ()) -> Selection:
+    """Chooses the nodes of an artifact that may compute in 8 bits.
+
+    Args:
+        source: the artifact.
+        kept_float: names of layers that are to stay in float32.
+
+    Raises:
+        UsageError: a name in `kept_float` that is none of the layers.
+    """
+    graph = source.model.graph
+    way = leading_to_logits(graph, source.path)
+    constant = {tensor.name for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.name in way and _is_layer(node, constant)]
+    unknown = sorted(set(kept_float) - {node.name for node in layers})
+    if unknown:
+        raise UsageError(
+            f"{source.path} has no layers {', '.join(unknown)} on the way to its logits; those "
+            f"that can be kept in float32 are {', '.join(node.name for node in layers)}"
+        )
+    layers = [node for node in layers if node.name not in kept_float]
+    followers = _followers(graph, way, layers, constant)
+    return Selection(tuple(node.name for node in layers), tuple(followers))
+
+
+def _is_layer(node: onnx.NodeProto, constant: set[str]) -> bool:
+    """With constant weights; an attention's product of two computed values isn't."""
+    return node.op_type in LAYERS and all(name in constant for name in node.input[1:] if name)
+
+
+def _followers(
+    graph: Any, way: set[str], layers: list[onnx.NodeProto], constant: set[str]
+) -> list[str]:
+    coarse = {name for node in layers if node.op_type == "Conv" for name in node.output}
+    outputs = {value.name for value in graph.output}
+    made_by = {name: node for node in layers for name in node.output}
+    found: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:  # in topological order
+        read = [name for name in node.input if name and name not in constant]
+        joined = node.op_type not in ("Add", "Concat") or len(read) == len(node.input)
+        fits = node.op_type in FOLLOWERS and node.name in way and joined
+        if fits and read and coarse.issuperset(read):
+            found[node.name] = node
+            coarse.update(node.output)
+            made_by.update(dict.fromkeys(node.output, node))
+    # From the end: what nothing in 8 bits reads needn't be rounded. An activation right after
+    # a convolution is part of it.
+    needed = {name for node in layers for name in node.input}
+    readers: dict[str, int] = defaultdict(int)
+    for node in graph.node:
+        for name in node.input:
+            readers[name] += 1
+    for name, node in reversed(list(found.items())):
+        before = made_by[node.input[0]]
+        of_layer = (
+            node.op_type in ACTIVATIONS
+            and before.op_type == "Conv"
+            and readers[node.input[0]] == 1
+            and node.input[0] not in outputs
+        )
+        if of_layer or needed.intersection(node.output):
+            needed.update(node.input)
+        else:
+            del found[name]
+    return [node.name for node in graph.node if node.name in found]
+
+
+def maker_of(source: Source, layer: str) -> str | None:
+    """The convolution whose output a layer reads, be it through activations and pools.
+
+    In 8 bits, it would round the input of a layer that is kept in float32. None where the
+    input is something else, a sum for one, or comes from a product.
+    """
+    made_by = {name: node for node in source.model.graph.node for name in node.output}
+    node = next(node for node in source.model.graph.node if node.name == layer)
+    before = made_by.get(node.input[0])
+    while before is not None and before.op_type in FOLLOWERS - {"Add", "Concat"}:
+        before = made_by.get(before.input[0])
+    return before.name if before is not None and before.op_type == "Conv" else None

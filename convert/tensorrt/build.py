@@ -1,0 +1,296 @@
+"""From an artifact to a TensorRT engine and its sidecar."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+from sigcam.convert.tensorrt.float16 import to_half
+from sigcam.convert.tensorrt.monitor import make_monitor, run_stoppable
+from sigcam.convert.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
+from sigcam.convert.tensorrt.timing_cache import TimingCache
+from sigcam.core.artifact import read_spec
+from sigcam.core.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    UsageError,
+)
+from sigcam.core.files import check_writable, model_digest
+from sigcam.core.sidecar import (
+    Sidecar,
+    dotted,
+    here,
+    sidecar_path,
+    write_pair,
+)
+from sigcam.kernels.calls import DeviceInfo
+from sigcam.kernels.errors import CudaUnavailableError
+from sigcam.runtime.backends.tensorrt.package import Seam, choose
+
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+_TURING = "7.5"
+
+
+def build_engine(
+    model: str | Path,
+    out: str | Path | None = None,
+    options: BuildOptions | None = None,
+    *,
+    progress: bool = False,
+) -> Path:
+    """Builds the engine of an artifact, and writes it with its sidecar.
+
+    Args:
+        model: the .onnx file that `sigcam export` wrote.
+        out: the engine's file, whose name ends in .engine; MODEL.engine, or
+            MODEL.rtx.engine of TensorRT-RTX, beside the model when None. The sidecar's name
+            is the engine's with ".json" after it.
+        options: how; `BuildOptions()` when None.
+        progress: whether a bar is drawn on standard error.
+
+    Returns:
+        The engine's path.
+
+    Raises:
+        UsageError: options that the model or the package can't follow.
+        BackendUnavailableError: TensorRT isn't installed, or the package builds on a GPU
+            only and there is none.
+        ArtifactError: the model isn't an artifact, or TensorRT can't parse it.
+        BackendError: TensorRT can't build it.
+        StorageError: a file can't be written.
+        KeyboardInterrupt: Ctrl-C; nothing is written.
+    """
+    model, options = Path(model), options or BuildOptions()
+    if model.suffix == ".engine":
+        raise UsageError(f"{model} is an engine already; pass the .onnx file that it is to be of")
+    spec = read_spec(model)
+    if spec.kind != "artifact":
+        raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
+    seam = choose(options.package)
+    target = Path(out) if out is not None else model.with_suffix(seam.suffix)
+    if target.suffix != ".engine":
+        raise UsageError(f"an engine's name must end in .engine, got {target.name}")
+    check_writable(target)
+    check_writable(sidecar_path(target))
+    if options.timing_cache is not None:
+        check_writable(options.timing_cache)
+    gpu = None if seam.is_rtx or options.capabilities else _gpu_here(seam)
+    source_sha256 = model_digest(model)
+    build = Build(seam, model, options)
+    with memoryview(build.run(progress=progress)) as data:
+        sidecar = Sidecar(
+            spec=spec,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=data.nbytes,
+            package=seam.name,
+            version=seam.version,
+            platform=here(),
+            capabilities=options.capabilities if gpu is None else (dotted(gpu.capability),),
+            gpu=None if gpu is None else gpu.name,
+            shapes=build.shapes,
+            precision=options.precision,
+            tf32=options.tf32,
+            source=model.name,
+            source_sha256=source_sha256,
+            versions=_versions(options),
+        )
+        write_pair(target, data, sidecar)
+    if build.timings is not None:
+        build.timings.save()
+    return target
+
+
+class Build:
+    """One build: the parsed network and how it is to be compiled.
+
+    Attributes:
+        shapes: of each input the smallest, the usual and the largest shape.
+        timings: the timing cache, if one is wanted.
+
+    Raises:
+        UsageError, BackendUnavailableError, ArtifactError: as `build_engine`.
+    """
+
+    def __init__(self, seam: Seam, model: Path, options: BuildOptions) -> None:
+        self._seam, self._model, self._options = seam, model, options
+        self._log = seam.logger()
+        self._log.told()  # what is left of earlier work isn't about this build
+        self._builder = seam.module.Builder(self._log)
+        self._network = self._builder.create_network(seam.network_flags)
+        self._config = self._builder.create_builder_config()
+        seam.set_capabilities(self._config, options.capabilities)
+        self.timings = (
+            None
+            if options.timing_cache is None
+            else TimingCache(options.timing_cache, seam, self._config)
+        )
+        self._parse()
+        self._check_quantisation()
+        self.shapes = self._add_profile()
+        self._configure()
+
+    def run(self, *, progress: bool) -> Any:
+        """Compiles; returns the engine as a buffer of bytes.
+
+        Raises:
+            BackendError: TensorRT can't build it.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        self._monitor = monitor = make_monitor(self._seam.module, show=progress)
+        self._config.progress_monitor = monitor  # which doesn't keep it alive
+        try:
+            engine = run_stoppable(
+                lambda: self._builder.build_serialized_network(self._network, self._config),
+                monitor.stop,
+            )
+        finally:
+            monitor.close()
+        if engine is None:
+            raise BackendError(
+                f"{self._seam.name} {self._seam.version} can't build {self._model}: "
+                f"{self._log.told()}{self._advice()}"
+            )
+        return engine
+
+    def _parse(self) -> None:
+        # Kept: the network's weights lie in the parser's memory until the engine is built.
+        self._parser = parser = self._seam.module.OnnxParser(self._network, self._log)
+        if self._options.precision == "float16":
+            turing = self._seam.is_rtx and _TURING in self._options.capabilities
+            self._converted = to_half(self._model, all_products=turing)
+            parsed = parser.parse(self._converted)
+        else:
+            # By its path, because weights may lie in a file beside it.
+            parsed = parser.parse_from_file(str(self._model))
+        if not parsed:
+            problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise ArtifactError(
+                f"{self._seam.name} {self._seam.version} can't parse {self._model}: "
+                f"{'; '.join(problems) or self._log.told()}; export it again, or use another "
+                "version of TensorRT"
+            )
+
+    def _check_quantisation(self) -> None:
+        kinds = (self._seam.module.LayerType.QUANTIZE, self._seam.module.LayerType.DEQUANTIZE)
+        layers = (self._network.get_layer(i) for i in range(self._network.num_layers))
+        quantised = any(layer.type in kinds for layer in layers)
+        if quantised and self._options.precision != "int8":
+            raise UsageError(
+                f"{self._model} is a quantised graph, so its engine computes in int8; say that "
+                "this is meant with --int8"
+            )
+        if not quantised and self._options.precision == "int8":
+            raise UsageError(
+                f"{self._model} holds no QuantizeLinear nodes, and TensorRT takes int8 from "
+                "these alone; quantise the artifact first with `sigcam quantize --activations "
+                "int8`, or use --fp16"
+            )
+
+    def _add_profile(self) -> Shapes:
+        profile = self._builder.create_optimization_profile()
+        shapes: Shapes = {}
+        named = self._options.classes
+        for index in range(self._network.num_inputs):
+            tensor = self._network.get_input(index)
+            axes = [self._options.batches]
+            if tensor.name == "class_ids":
+                axes.append(named or DEFAULT_CLASSES)
+                named = None
+            shapes[tensor.name] = _three_shapes(tensor.name, tuple(tensor.shape), axes)
+            profile.set_shape(tensor.name, *shapes[tensor.name])
+        if named is not None:
+            raise UsageError(
+                f"classes belongs to artifacts that take class_ids; {self._model} was exported "
+                "without `--classes input`"
+            )
+        if self._config.add_optimization_profile(profile) < 0:
+            raise BackendError(
+                f"{self._seam.name} {self._seam.version} refuses the sizes {shapes}: "
+                f"{self._log.told()}"
+            )
+        return shapes
+
+    def _configure(self) -> None:
+        flags, config = self._seam.module.BuilderFlag, self._config
+        if self._options.tf32:
+            config.set_flag(flags.TF32)
+        else:
+            config.clear_flag(flags.TF32)  # TensorRT sets it by itself
+        if self._seam.is_rtx:
+            # Without it the engine allocates while it runs, which can't be captured into a
+            # CUDA graph (release notes of TensorRT-RTX 1.2).
+            config.set_flag(flags.REQUIRE_USER_ALLOCATION)
+        if self._options.workspace is not None:
+            pool = self._seam.module.MemoryPoolType.WORKSPACE
+            config.set_memory_pool_limit(pool, self._options.workspace)
+            kept = config.get_memory_pool_limit(pool)
+            if kept != self._options.workspace:
+                raise UsageError(
+                    f"{self._seam.name} doesn't take a workspace of {self._options.workspace} "
+                    f"bytes and stays with {kept}: {self._log.told()}"
+                )
+
+    def _advice(self) -> str:
+        turing = self._seam.is_rtx and _TURING in self._options.capabilities
+        if turing and self._options.precision == "float32":
+            return (
+                f"; TensorRT-RTX multiplies no float32 matrices on compute capability {_TURING}: "
+                "add --fp16"
+            )
+        return ""
+
+
+def _three_shapes(
+    name: str, shape: tuple[int, ...], axes: list[Range]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Smallest, usual and largest shape; -1 stands for the sizes of `axes`, in their order."""
+    dynamic = [position for position, size in enumerate(shape) if size < 0]
+    if dynamic != list(range(len(axes))):
+        raise ArtifactError(
+            f"{name} must have {len(axes)} dynamic sizes before its fixed ones, got "
+            f"{list(shape)}; export the model again"
+        )
+    fixed = shape[len(axes) :]
+    return (
+        (*(axis.low for axis in axes), *fixed),
+        (*(axis.usual for axis in axes), *fixed),
+        (*(axis.high for axis in axes), *fixed),
+    )
+
+
+def _described(error: Any) -> str:
+    """One of the parser's errors, with the node that it is about."""
+    node = f"node {error.node_name() or error.node()} ({error.node_operator() or 'no operator'})"
+    return f"{node}: {error.desc()}"
+
+
+def _gpu_here(seam: Seam) -> DeviceInfo:
+    """The GPU that the package builds on, and for."""
+    from sigcam.kernels import driver
+
+    try:
+        driver.available()
+        context = driver.retain_primary_context(0)
+    except CudaUnavailableError as exc:
+        raise BackendUnavailableError(
+            f"{seam.name} builds an engine on the GPU that it is for: {exc}; build it on such a "
+            "machine, or with `--package tensorrt_rtx`, which needs none to build"
+        ) from exc
+    context.close()
+    return context.device
+
+
+def _versions(options: BuildOptions) -> dict[str, str]:
+    names = ["sigcam", *(["onnx", "onnxruntime"] if options.precision == "float16" else [])]
+    found = {}
+    for name in names:
+        try:
+            found[name] = version_of(name)
+        except PackageNotFoundError:  # noqa: PERF203 (three at most; run from a source tree)
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,95 @@
+"""What can be chosen when an engine is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from sigcam.core.errors import UsageError
+from sigcam.core.sidecar import PACKAGES, Precision, parse_capability
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that an engine takes along one axis.
+
+    Attributes:
+        low, usual, high: smallest, the one to tune for, largest.
+    """
+
+    low: int
+    usual: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.usual <= self.high:
+            raise UsageError(
+                f"sizes must be 1 <= min <= opt <= max, got {self.low}, {self.usual}, {self.high}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """From "1/2/8".
+
+        Raises:
+            UsageError: not three whole numbers in order.
+        """
+        parts = text.split("/")
+        if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+            raise UsageError(f"sizes must be given as min/opt/max, such as 1/1/5, got {text!r}")
+        return cls(*map(int, parts))
+
+
+DEFAULT_BATCHES = Range(1, 1, 8)
+"""A Session runs up to 8 pictures at once unless it is told otherwise."""
+
+DEFAULT_CLASSES = Range(1, 1, 10)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        batches: pictures in one run.
+        classes: classes for each picture, for an artifact that takes `class_ids`; None for
+            `DEFAULT_CLASSES`.
+        precision: "float32"; "float16": the way to the logits in float16, maps and evidence
+            in float32 (see `half.py`); "int8": the graph holds QuantizeLinear nodes, whose
+            types are kept.
+        tf32: whether float32 products may round their factors to 10 bits of mantissa, as
+            TensorRT does by itself on GPUs since 8.0. Faster, and outside the tolerance of
+            the parity certificate.
+        workspace: most device memory in bytes that one operation may use for intermediate
+            values; None leaves it to TensorRT.
+        timing_cache: file of timings that is read and brought up to date; only with the
+            package "tensorrt".
+        package: "tensorrt" or "tensorrt_rtx"; None for the first that is installed.
+        capabilities: compute capabilities such as "8.6" that the engine is for; only with
+            the package "tensorrt_rtx". Empty for what that package takes by itself: 8.0 and
+            later.
+    """
+
+    batches: Range = DEFAULT_BATCHES
+    classes: Range | None = None
+    precision: Precision = "float32"
+    tf32: bool = False
+    workspace: int | None = None
+    timing_cache: Path | None = None
+    package: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
+            )
+        if self.package is not None and self.package not in PACKAGES:
+            raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {self.package!r}")
+        if self.workspace is not None and self.workspace < 1:
+            raise UsageError(f"workspace must be at least 1 byte, got {self.workspace}")
+        for one in self.capabilities:
+            parse_capability(one)
+        if len(set(self.capabilities)) != len(self.capabilities):
+            raise UsageError(f"a capability is given twice: {', '.join(self.capabilities)}")

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, the spec, files, threads and progress. Imports nothing of ours."""

@@ -1,0 +1,199 @@
+"""Reading an artifact's spec without the onnx package.
+
+An ONNX file is one protobuf message, ModelProto. Its fields are walked one by one;
+all but the metadata are skipped by seeking, so that the weights are never read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from sigcam.core.errors import ArtifactError, SchemaError
+from sigcam.core.spec import METADATA_KEY, Spec
+
+# Field numbers of ModelProto and StringStringEntryProto, from onnx.proto.
+_IR_VERSION, _GRAPH, _METADATA = 1, 7, 14
+_KEY, _VALUE = 1, 2
+# Protobuf wire types.
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+_MAX_FIELDS = 100_000
+"""No model has so many fields at its top; a file of other bytes may seem to."""
+
+
+class _NotProtobufError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+class _TruncatedError(Exception):
+    """The message goes on after the end of the file."""
+
+
+def read_spec(path: str | Path) -> Spec:
+    """The spec of an exported model, or of a TensorRT engine (`.engine`) from its sidecar.
+
+    Raises:
+        ArtifactError: the file is missing, a folder, empty, truncated, not ONNX, or an
+            ONNX model that sigcam didn't export.
+        SchemaError: the spec is malformed, or from a newer sigcam.
+    """
+    path = Path(path)
+    if path.suffix == ".engine":
+        from sigcam.core.sidecar import read_sidecar
+
+        return read_sidecar(path).spec
+    try:
+        if path.is_dir():
+            raise ArtifactError(f"{path} is a folder; pass the exported .onnx file in it")
+        if not path.is_file():
+            raise ArtifactError(f"there is no model file {path}; make one with `sigcam export`")
+        with path.open("rb") as stream:
+            text = _find_spec(stream, path)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    if text is None:
+        raise ArtifactError(
+            f"{path} is an ONNX model without a sigcam spec, so something else exported it; "
+            "export the PyTorch model with `sigcam export`"
+        )
+    try:
+        return Spec.from_json(text.decode("utf-8"))
+    except SchemaError as exc:
+        raise SchemaError(f"{path}: {exc}") from exc
+    except (UnicodeDecodeError, RecursionError) as exc:
+        raise SchemaError(f"{path}: the spec is not JSON; export the model again") from exc
+
+
+def _find_spec(stream: BinaryIO, path: Path) -> bytes | None:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size == 0:
+        raise ArtifactError(f"{path} is empty; make a model with `sigcam export`")
+    # Writers put the version first. It tells a truncated model from other bytes.
+    looks_right = stream.read(1) == bytes([_IR_VERSION << 3 | _VARINT])
+    stream.seek(0)
+    try:
+        return _walk_model(stream, size)
+    except _NotProtobufError as exc:
+        raise ArtifactError(f"{path} is not an ONNX file; pass what `sigcam export` wrote") from exc
+    except _TruncatedError as exc:
+        if not looks_right:
+            raise ArtifactError(
+                f"{path} is not an ONNX file; pass what `sigcam export` wrote"
+            ) from exc
+        raise ArtifactError(f"{path} is truncated; copy or export it again") from exc
+
+
+def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
+    """The value of our metadata entry; checks that the message is whole and a model."""
+    seen = set()
+    spec = None
+    for _ in range(_MAX_FIELDS):
+        if stream.tell() == size:
+            break
+        field, wire, length = _next_field(stream, size)
+        seen.add(field)
+        if field == _METADATA and wire == _LENGTH:
+            key, value = _read_entry(stream, stream.tell() + length)
+            spec = value if key == METADATA_KEY.encode() else spec
+        elif wire == _LENGTH:
+            stream.seek(length, os.SEEK_CUR)
+    else:
+        raise _NotProtobufError
+    if not {_IR_VERSION, _GRAPH} <= seen:
+        raise _NotProtobufError
+    return spec
+
+
+def _read_entry(stream: BinaryIO, end: int) -> tuple[bytes, bytes]:
+    key = value = b""
+    while stream.tell() < end:
+        field, wire, length = _next_field(stream, end)
+        if wire != _LENGTH:
+            raise _NotProtobufError
+        content = stream.read(length)
+        if field == _KEY:
+            key = content
+        elif field == _VALUE:
+            value = content
+    return key, value
+
+
+def _next_field(stream: BinaryIO, end: int) -> tuple[int, int, int]:
+    """Field number, wire type and, for length-delimited fields, the length.
+
+    The stream then stands at the content of a length-delimited field and after the
+    content of every other.
+    """
+    tag = _read_varint(stream)
+    field, wire = tag >> 3, tag & 7
+    length = 0
+    if wire == _VARINT:
+        _read_varint(stream)
+    elif wire == _LENGTH:
+        length = _read_varint(stream)
+    elif wire in (_FIXED32, _FIXED64):
+        stream.seek(4 if wire == _FIXED32 else 8, os.SEEK_CUR)
+    if field == 0 or wire not in (_VARINT, _LENGTH, _FIXED32, _FIXED64):
+        raise _NotProtobufError
+    if stream.tell() + length > end:
+        raise _TruncatedError
+    return field, wire, length
+
+
+def _read_varint(stream: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = stream.read(1)
+        if not byte:
+            raise _TruncatedError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise _NotProtobufError
+
+
+HOW_TO_EXPORT = "export the artifact and its head graph with `sigcam export --head-graph`"
+
+
+_SHARED = (
+    "method", "method_options", "branch", "nwc", "target_layers", "feature_shapes",
+    "num_classes", "head_input",
+)  # fmt: skip
+"""What an artifact's spec and its head graph's must agree in, beside the weights."""
+
+
+def head_path(path: Path) -> Path:
+    """Where the head graph of an artifact lies: model.head.onnx beside model.onnx.
+
+    Also beside model.engine: head graphs stay ONNX files.
+    """
+    suffix = ".onnx" if path.suffix == ".engine" else path.suffix
+    return path.with_name(f"{path.stem}.head{suffix}")
+
+
+def check_belongs(file: Path, artifact: Spec) -> None:
+    """Refuses a file that isn't the head graph of an artifact with this spec.
+
+    Raises:
+        ArtifactError: it isn't.
+    """
+    head = read_spec(file)
+    if head.kind != "head":
+        raise ArtifactError(f"{file} is not a head graph; {HOW_TO_EXPORT}, or move it away")
+    pairs = {name: (getattr(head, name), getattr(artifact, name)) for name in _SHARED}
+    pairs["weights"] = (head.source.weights_sha256, artifact.source.weights_sha256)
+    pairs["sigmoid branch"] = (head.source.branch_sha256, artifact.source.branch_sha256)
+    differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise ArtifactError(
+            f"{file} is the head graph of another artifact: it has {'; '.join(differing)}; "
+            f"{HOW_TO_EXPORT}, or move it away"
+        )
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a model file is an engine of TensorRT, by its suffix; an ONNX file otherwise."""
+    return path.suffix == ".engine"

@@ -1,0 +1,234 @@
+"""What an engine doesn't say of itself: MODEL.engine.json beside MODEL.engine.
+
+An engine keeps no metadata of the graph that it was built from, and is good for one version
+of TensorRT and certain GPUs only. Loaded elsewhere it fails with a message of the library's
+inside, or not at all. So all of that is written down when it is built, and compared before
+TensorRT sees the file.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sigcam.core.errors import ArtifactError, SchemaError, UsageError
+from sigcam.core.files import atomic_path
+from sigcam.core.spec import Spec
+
+Precision = Literal["float32", "float16", "int8"]
+
+
+Package = Literal["tensorrt", "tensorrt_rtx"]
+
+
+PACKAGES: tuple[Package, ...] = get_args(Package)
+"""The preferred one first."""
+
+
+SUFFIXES: dict[Package, str] = {"tensorrt": ".engine", "tensorrt_rtx": ".rtx.engine"}
+"""What the names of engines end in."""
+
+
+def parse_capability(text: str) -> tuple[int, int]:
+    """(8, 6) from "8.6".
+
+    Raises:
+        UsageError: not two numbers with a point between them.
+    """
+    major, point, minor = text.partition(".")
+    if not (point and major.isdecimal() and minor.isdecimal()):
+        raise UsageError(f"a compute capability must look like 8.6, got {text!r}")
+    return int(major), int(minor)
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """From (8, 6) to "8.6"."""
+    return f"{capability[0]}.{capability[1]}"
+
+
+SIDECAR_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of an engine.
+
+    Attributes:
+        spec: of the artifact that it was built from.
+        sha256, size: of the engine's file.
+        package, version: the TensorRT that built it.
+        platform: operating system and processor that it was built on, "Linux x86_64".
+        capabilities: compute capabilities that it is for, as "8.6"; empty for TensorRT-RTX's
+            own choice, 8.0 and later.
+        gpu: the name of the GPU that it was built on; None for TensorRT-RTX, which builds for
+            all GPUs of a compute capability.
+        shapes: for each input, the smallest, the usual and the largest shape.
+        precision: "float32", "float16" or "int8".
+        tf32: whether float32 products may be rounded.
+        source, source_sha256: name and hash of the .onnx file.
+        versions: package name to version, of what else took part.
+    """
+
+    spec: Spec
+    sha256: str
+    size: int
+    package: Package
+    version: str
+    platform: str
+    capabilities: tuple[str, ...]
+    gpu: str | None
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    precision: str
+    tf32: bool
+    source: str
+    source_sha256: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}")
+        if self.package not in PACKAGES:
+            raise UsageError(f"package must be one of {', '.join(PACKAGES)}")
+        if "image" not in self.shapes:
+            raise UsageError("shapes must name the input image")
+        for one in self.capabilities:
+            parse_capability(one)
+        built_here = self.package == "tensorrt"
+        if built_here and len(self.capabilities) != 1:
+            raise UsageError("capabilities must name that of the GPU that tensorrt built on")
+        if built_here == (self.gpu is None):
+            raise UsageError(f"gpu must {'' if built_here else 'not '}be named for {self.package}")
+
+    def to_json(self) -> str:
+        """One JSON object with `schema_version`; `spec` is what an artifact carries."""
+        values = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "spec"}
+        spec = json.loads(self.spec.to_json())
+        return json.dumps(
+            {"schema_version": SIDECAR_VERSION, **values, "spec": spec},
+            ensure_ascii=False,
+            indent=1,
+        )
+
+    def command(self, engine: str | Path) -> str:
+        """The command that builds such an engine again, in the folder of the model.
+
+        Args:
+            engine: its file, whose name the new one gets.
+        """
+        parts = [f"sigcam build-engine {shlex.quote(self.source)} --package {self.package}"]
+        parts += {"float16": ["--fp16"], "int8": ["--int8"]}.get(self.precision, [])
+        parts += ["--tf32"] if self.tf32 else []
+        batches = [shape[0] for shape in self.shapes["image"]]
+        for name, size, usual in zip(("min", "opt", "max"), batches, (1, 1, 8), strict=True):
+            parts += [f"--{name}-batch {size}"] if size != usual else []
+        if "class_ids" in self.shapes:
+            sizes = [str(shape[1]) for shape in self.shapes["class_ids"]]
+            parts += [f"--classes {'/'.join(sizes)}"]
+        if self.package == "tensorrt_rtx":
+            parts += [f"--capability {one}" for one in self.capabilities]
+        name = Path(engine).name
+        if name != Path(self.source).with_suffix(SUFFIXES[self.package]).name:
+            parts += [f"--out {shlex.quote(name)}"]
+        return " ".join(parts)
+
+
+def sidecar_path(engine: str | Path) -> Path:
+    """MODEL.engine.json of MODEL.engine."""
+    path = Path(engine)
+    return path.with_name(f"{path.name}.json")
+
+
+def here() -> str:
+    """This machine's operating system and processor, as sidecars name them."""
+    return f"{platform.system()} {platform.machine()}"
+
+
+def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
+    """Writes an engine and its sidecar whole or not at all; the sidecar is renamed last.
+
+    Should the machine stop between the two, the pair doesn't fit and loading refuses it.
+
+    Raises:
+        StorageError: the folder can't be written, or the disk is full.
+    """
+    with ExitStack() as stack:
+        # Left in the reverse order: the engine is renamed first.
+        described = stack.enter_context(atomic_path(sidecar_path(engine)))
+        built = stack.enter_context(atomic_path(engine))
+        # The model's name may hold bytes that aren't UTF-8, as lone surrogates; in JSON, the
+        # escape that takes their place stands for the very same characters.
+        described.write_bytes(sidecar.to_json().encode("utf-8", "backslashreplace"))
+        built.write_bytes(data)
+
+
+def read_sidecar(engine: str | Path) -> Sidecar:
+    """The sidecar of an engine.
+
+    Raises:
+        ArtifactError: the engine or its sidecar is missing or can't be read.
+        SchemaError: the sidecar is malformed, or from a newer sigcam.
+    """
+    engine = Path(engine)
+    path = sidecar_path(engine)
+    if not engine.is_file():
+        raise ArtifactError(f"there is no engine {engine}; make one with `sigcam build-engine`")
+    if not path.is_file():
+        raise ArtifactError(
+            f"{engine} has no {path.name} beside it, which says what it is; copy that file too, "
+            "or build the engine again with `sigcam build-engine`"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["schema_version"]
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise SchemaError(
+            f"{path} is not a JSON object with 'schema_version'; build the engine again"
+        ) from exc
+    if not isinstance(version, int) or isinstance(version, bool) or version > SIDECAR_VERSION:
+        raise SchemaError(
+            f"{path} has schema version {version!r}, this sigcam reads up to {SIDECAR_VERSION}; "
+            "upgrade sigcam or build the engine again"
+        )
+    try:
+        return _from_dict(data)
+    except (KeyError, TypeError, ValueError, AttributeError, SchemaError) as exc:
+        raise SchemaError(
+            f"{path} has a missing or wrong field ({exc}); build the engine again"
+        ) from exc
+
+
+def _from_dict(data: Mapping[str, Any]) -> Sidecar:
+    fields = {name: data[name] for name in Sidecar.__dataclass_fields__}
+    for name in (
+        "sha256",
+        "package",
+        "version",
+        "platform",
+        "precision",
+        "source",
+        "source_sha256",
+    ):
+        if not isinstance(fields[name], str):
+            raise TypeError(f"{name} must be text, got {fields[name]!r}")
+    if not isinstance(fields["size"], int) or not isinstance(fields["tf32"], bool):
+        raise TypeError("size must be a whole number and tf32 true or false")
+    if not isinstance(fields["gpu"], (str, type(None))):
+        raise TypeError(f"gpu must be text or null, got {fields['gpu']!r}")
+    fields["spec"] = Spec.from_json(json.dumps(data["spec"]))
+    fields["capabilities"] = tuple(str(one) for one in data["capabilities"])
+    fields["shapes"] = {
+        name: tuple(tuple(int(size) for size in shape) for shape in three)
+        for name, three in data["shapes"].items()
+    }
+    if any(len(three) != 3 for three in fields["shapes"].values()):
+        raise ValueError("shapes must hold three for each input")
+    fields["versions"] = dict(data["versions"])
+    return Sidecar(**fields)

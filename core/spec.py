@@ -1,0 +1,379 @@
+"""The spec: what an artifact is, as frozen dataclasses and as JSON.
+
+An artifact carries its spec in `metadata_props["sigcam"]`. The JSON is an object with
+`schema_version`; a reader refuses a version newer than its own and ignores keys that
+it doesn't know within its own version.
+
+The fidelity certificate: what another precision costs, against float32.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from sigcam.core.errors import SchemaError, UsageError
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "sigcam"
+MAX_RANKS = 1000
+"""How many ranks an artifact with the class selection "input" resolves, if C is larger."""
+
+Branch = Literal["sigmoid", "softmax"]
+Profile = Literal["fused", "split"]
+Kind = Literal["artifact", "head"]
+ResizeRule = Literal["crop", "stretch", "letterbox"]
+InputLayout = Literal["uint8_nhwc", "float32_nchw"]
+SelectionMode = Literal["top1", "topk", "input"]
+
+
+def _choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a picture becomes the network's input.
+
+    Attributes:
+        height, width: input size in pixels.
+        rule: "crop": the shorter side is resized to `resize`, then the centre
+            [height, width] is cut out; "stretch": resized to [height, width] whatever
+            the aspect; "letterbox": fitted inside [height, width], the rest filled
+            with the mean colour.
+        resize: length in pixels of the shorter side before the cut; "crop" only.
+        mean, std: per channel R, G, B, in units of pixel value / 255.
+        layout: "uint8_nhwc": raw RGB bytes, normalised in the graph; "float32_nchw":
+            (pixel / 255 - mean) / std, done by the caller.
+    """
+
+    height: int = 224
+    width: int = 224
+    rule: ResizeRule = "crop"
+    resize: int | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    layout: InputLayout = "uint8_nhwc"
+
+    def __post_init__(self) -> None:
+        _positive("height", self.height)
+        _positive("width", self.width)
+        _choice("resize rule", self.rule, get_args(ResizeRule))
+        _choice("input layout", self.layout, get_args(InputLayout))
+        if self.rule == "crop":
+            if self.resize is None:
+                object.__setattr__(self, "resize", max(self.height, self.width))
+            _positive("resize", self.resize or 0)
+            if (self.resize or 0) < max(self.height, self.width):
+                raise UsageError(
+                    f"resize must be at least the input size {max(self.height, self.width)} "
+                    f"for the rule 'crop', got {self.resize}"
+                )
+        elif self.resize is not None:
+            raise UsageError(f"resize belongs to the rule 'crop', not to {self.rule!r}")
+        for name in ("mean", "std"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) != 3 or not all(math.isfinite(v) for v in values):
+                raise UsageError(f"{name} must be three finite numbers (R, G, B), got {values}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise UsageError(f"std must be above 0, got {self.std}")
+
+
+@dataclass(frozen=True)
+class ClassSelection:
+    """Which classes an artifact makes maps for.
+
+    Attributes:
+        mode: "top1": the predicted class; "topk": the k most probable classes, most
+            probable first; "input": the classes that the caller names in `class_ids`,
+            where -1 stands for the most probable class, -2 for the next, and so on to
+            -min(C, MAX_RANKS). (The graph ranks a fixed number of classes, because engines
+            other than ONNX Runtime take no TopK with a size known only at run time.)
+        k: number of classes per picture for "topk"; 1 otherwise (for "input" the caller
+            decides at run time).
+    """
+
+    mode: SelectionMode = "top1"
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        _choice("class selection", self.mode, get_args(SelectionMode))
+        _positive("k", self.k)
+        if self.mode != "topk" and self.k != 1:
+            raise UsageError(f"k belongs to the class selection 'topk', not to {self.mode!r}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an artifact comes from.
+
+    Attributes:
+        architecture: the name that the model was loaded by.
+        weights_sha256: hash of the classifier's tensors (names, types, shapes, bytes).
+        branch_sha256: the same of the sigmoid branch's tensors; None without one.
+        trained_on: what the sigmoid branch was trained on, in words; None without one.
+        versions: package name to version, of what wrote the file.
+    """
+
+    architecture: str
+    weights_sha256: str
+    branch_sha256: str | None = None
+    trained_on: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Largest difference of one output from the reference.
+
+    Attributes:
+        max_abs: max |got - want|.
+        max_rel: max |got - want| / max |want|, per test batch, the largest of all.
+    """
+
+    max_abs: float
+    max_rel: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The parity certificate: how closely the graph follows PyTorch.
+
+    Attributes:
+        reference: what the graph was compared with, e.g. "torch 2.14.1 float64".
+        engine: what ran the graph, e.g. "onnxruntime 1.31.1 CPUExecutionProvider".
+        tolerance: the largest `max_rel` at which a file is written.
+        batch_sizes: the batch sizes that were tried.
+        inputs: the test inputs, in words.
+        outputs: output name to its error.
+        left_out: pictures that don't count, because the gradient itself jumps there by more
+            than the tolerance within rounding (a ReLU's input at zero); their grids and CAM
+            weights weren't compared.
+        empty: pictures whose grids were zero everywhere, on which the comparison says little.
+    """
+
+    reference: str
+    engine: str
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    inputs: str
+    outputs: Mapping[str, OutputError]
+    left_out: int = 0
+    empty: int = 0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an artifact is and how to use it.
+
+    Attributes:
+        method: name of the CAM method, e.g. "cam".
+        branch: which branch the CAM weights come from.
+        nwc: whether negative weights are clamped to 0 before the weighted sum.
+        target_layers: names of the layers whose output is `features`.
+        profile: "fused" (grids in the graph) or "split" (features and CAM weights out).
+        classes: which classes get a map.
+        geometry: how a picture becomes the input.
+        num_classes: C.
+        feature_shapes: (N, h, w) of the features of each target layer.
+        class_names: C names, or empty if unknown.
+        source: where the artifact comes from.
+        parity: the parity certificate; None only while a file is being made.
+        kind: "artifact": picture in, prediction and map out; "head": the second file, which
+            makes maps of further classes from what the artifact emitted.
+        method_options: numbers that the method was built with, by name.
+        head_input: the output of the artifact that its head graph takes: "features", or
+            "head_input" where the head needs more than the features. None without one.
+        fidelity: what the precision of `sigcam quantize` costs; None for float32.
+    """
+
+    method: str
+    branch: Branch
+    nwc: bool
+    target_layers: tuple[str, ...]
+    profile: Profile
+    classes: ClassSelection
+    geometry: Geometry
+    num_classes: int
+    feature_shapes: tuple[tuple[int, int, int], ...]
+    source: Source
+    class_names: tuple[str, ...] = ()
+    parity: Parity | None = None
+    kind: Kind = "artifact"
+    method_options: Mapping[str, float] = field(default_factory=dict)
+    head_input: str | None = None
+    fidelity: Fidelity | None = None
+
+    def __post_init__(self) -> None:
+        _choice("branch", self.branch, get_args(Branch))
+        _choice("profile", self.profile, get_args(Profile))
+        _positive("num_classes", self.num_classes)
+        _choice("kind", self.kind, get_args(Kind))
+        if len(self.feature_shapes) != len(self.target_layers) or not self.target_layers:
+            raise UsageError(
+                f"feature_shapes must have one (N, h, w) per target layer, got "
+                f"{self.feature_shapes} for {self.target_layers}"
+            )
+        for shape in self.feature_shapes:
+            if len(shape) != 3:
+                raise UsageError(f"a feature shape must be (N, h, w), got {shape}")
+            for size in shape:
+                _positive("feature_shapes", size)
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise UsageError(
+                f"class_names must have {self.num_classes} entries, got {len(self.class_names)}"
+            )
+        if self.classes.k > self.num_classes:
+            raise UsageError(
+                f"k must be at most the number of classes {self.num_classes}, got {self.classes.k}"
+            )
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(h, w) of the grids: the largest of the target layers' (they are fused there)."""
+        h, w = max((shape[1:] for shape in self.feature_shapes), key=lambda size: size[0] * size[1])
+        return h, w
+
+    def label(self, class_id: int) -> str:
+        """The name of a class, or its id as text where names are unknown."""
+        return self.class_names[class_id] if self.class_names else str(class_id)
+
+    def to_json(self) -> str:
+        """The spec as one JSON object with `schema_version`."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            SchemaError: not JSON, a newer schema version, or a missing or wrong field.
+        """
+        try:
+            data = json.loads(text)
+            version = data["schema_version"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise SchemaError(
+                "the spec is not a JSON object with 'schema_version'; export the model again"
+            ) from exc
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"the spec has schema version {version!r}, this sigcam reads up to "
+                f"{SCHEMA_VERSION}; upgrade sigcam or export the model again"
+            )
+        try:
+            return _spec_from_dict(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise SchemaError(
+                f"the spec has a missing or wrong field ({exc!r}); export the model again"
+            ) from exc
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in data.items() if k in cls.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
+    fields = _known(Spec, data)
+    fields["target_layers"] = tuple(fields["target_layers"])
+    fields["feature_shapes"] = tuple(tuple(shape) for shape in fields["feature_shapes"])
+    fields["class_names"] = tuple(fields.get("class_names", ()))
+    fields["classes"] = ClassSelection(**_known(ClassSelection, fields["classes"]))
+    fields["geometry"] = Geometry(**_known(Geometry, fields["geometry"]))
+    fields["source"] = Source(**_known(Source, fields["source"]))
+    if fields.get("parity") is not None:
+        parity = _known(Parity, fields["parity"])
+        parity["batch_sizes"] = tuple(parity["batch_sizes"])
+        parity["outputs"] = {
+            name: OutputError(**_known(OutputError, error))
+            for name, error in parity["outputs"].items()
+        }
+        fields["parity"] = Parity(**parity)
+    if fields.get("fidelity") is not None:
+        fields["fidelity"] = Fidelity.from_dict(fields["fidelity"])
+    return Spec(**fields)
+
+
+Precision = Literal["int8", "int8-head", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How closely an artifact of another precision follows the float32 one.
+
+    Measured by one engine on held-out pictures, none of which was used to calibrate.
+
+    Attributes:
+        precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
+            branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
+            stored in 16 bits.
+        engine: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
+        pictures: held-out pictures, for the agreement.
+        calibration: pictures that the ranges of int8 were taken from; 0 without any.
+        seed: of the shuffle that chose both.
+        agreement: share of the held-out pictures with the same most probable class, 0 to 1.
+        compared: pictures whose grids were compared, for the same class: float32's most
+            probable one. All, where the graph takes `class_ids` (or for the classes that it
+            names, where it picks several); otherwise those on which both chose that class.
+            Not counted are pictures whose grid is constant in both.
+        mean_correlation, worst_correlation: Pearson's, of the two grids of a picture, -1 to
+            1; 0 where one of them is constant. None where `compared` is 0.
+        mean_box_iou: intersection over union of the largest boxes of the two maps at the
+            default threshold, 0 to 1; None where no compared picture has a box.
+        min_agreement, min_correlation: the limits below which no file is written.
+        kept_float: layers that were kept in float32 to stay within these limits, and
+            those that the user named.
+    """
+
+    precision: Precision
+    engine: str
+    pictures: int
+    calibration: int
+    seed: int
+    agreement: float
+    compared: int
+    mean_correlation: float | None
+    worst_correlation: float | None
+    mean_box_iou: float | None
+    min_agreement: float
+    min_correlation: float
+    kept_float: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether agreement and mean correlation reach their limits."""
+        return (
+            self.agreement >= self.min_agreement
+            and self.mean_correlation is not None
+            and self.mean_correlation >= self.min_correlation
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fidelity:
+        """Reads what `dataclasses.asdict` gave; keys that it doesn't know are ignored."""
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        known["kept_float"] = tuple(known.get("kept_float", ()))
+        return cls(**known)
+
+
+def described(fidelity: Fidelity) -> str:
+    """The measured numbers in words."""
+    if fidelity.mean_correlation is None or fidelity.worst_correlation is None:
+        grids = "no grids of the same class to compare"
+    else:
+        grids = (
+            f"grids of {fidelity.compared} correlate {fidelity.mean_correlation:.4f} in the mean "
+            f"and {fidelity.worst_correlation:.4f} at worst"
+        )
+    boxes = "" if fidelity.mean_box_iou is None else f", IoU of boxes {fidelity.mean_box_iou:.3f}"
+    return f"{fidelity.agreement:.1%} of {fidelity.pictures} pictures agree, {grids}{boxes}"

@@ -1,0 +1,150 @@
+"""What is wrong with a data set, found before any long work: all of it, with file and line.
+
+Only headers of pictures and masks are read. A picture that is damaged further on shows when it is
+decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import imagesize
+import numpy as np
+
+from sigcam.core.errors import DataError
+from sigcam.data.dataset import (
+    Dataset,
+    Place,
+    Problem,
+    Sample,
+    data_error,
+    problem,
+)
+
+BOX_SLACK = 1
+"""How many pixels a box may reach over the right and lower edge of its picture.
+
+Where pixels count from 1, or ends lie outside, the last column is `width`; the reference takes
+such boxes as they are."""
+
+
+def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
+    """Looks at every picture and mask, and at what is said about them.
+
+    Found are: missing or damaged pictures and masks, a size other than the one stated, boxes
+    outside the picture or inverted, masks of another shape than the picture, classes without a
+    name, and an empty data set. Masks at another scale than their pictures (most of OpenImages)
+    are no problem, as the reference scales both; a note says how many there are.
+
+    Args:
+        dataset: as a reader returns it, with the problems that were found there.
+        skip_bad: leave out the samples with problems instead of raising; the result's
+            `problems` says what was wrong.
+
+    Returns:
+        The data set with every sample's `size`; a sample with a problem isn't in it.
+
+    Raises:
+        DataError: there are problems, and not `skip_bad`; or nothing is left.
+    """
+    samples, problems, scaled = [], list(dataset.problems), 0
+    for sample in dataset.samples:
+        checked = _Check(sample, dataset.classes)
+        problems += checked.problems
+        if not checked.problems:
+            samples.append(replace(sample, size=checked.size))
+            scaled += checked.scaled
+    if problems and not skip_bad:
+        raise data_error(
+            problems, "correct them, or leave out the pictures that they concern (skip_bad)"
+        )
+    if not samples:
+        empty = f"the data set {dataset.name!r} ({dataset.format}) has no usable pictures"
+        empty += "".join(f"; {note}" for note in dataset.notes)
+        raise data_error(problems, empty) if problems else DataError(empty)
+    notes = dataset.notes
+    if scaled:
+        notes += (f"masks at another scale than their pictures: {scaled}",)
+    return replace(dataset, samples=samples, problems=tuple(problems), notes=notes)
+
+
+class _Check:
+    """What is found out about one sample.
+
+    Attributes:
+        size: (width, height) of its picture; None if that is unknown.
+        problems: what is wrong.
+        scaled: how many of its masks are at another scale.
+    """
+
+    def __init__(self, sample: Sample, classes: Sequence[str] | None) -> None:
+        self.size: tuple[int, int] | None = None
+        self.problems: list[Problem] = []
+        self.scaled = 0
+        if sample.label is not None and classes and sample.label >= len(classes):
+            text = f"{sample.name} has class {sample.label}, there are {len(classes)} classes"
+            self.problems.append(problem(sample.place, text))
+        size = _size_of(sample.path, sample.place, "picture")
+        if isinstance(size, Problem):
+            self.problems.append(size)
+        elif sample.size is not None and sample.size != size:
+            text = f"{sample.path} is {_by(size)} pixels (upright), {_by(sample.size)} are stated"
+            self.problems.append(problem(sample.place, text))
+        else:
+            self.size = size
+            self._look_at_boxes(sample, size)
+            self._look_at_masks(sample, size)
+
+    def _look_at_boxes(self, sample: Sample, size: tuple[int, int]) -> None:
+        if sample.boxes is None:
+            return
+        x0, y0, x1, y1 = sample.boxes.T
+        width, height = size
+        outside = (x0 < 0) | (y0 < 0) | (x0 >= width) | (y0 >= height)
+        outside |= (x1 > width - 1 + BOX_SLACK) | (y1 > height - 1 + BOX_SLACK)
+        inverted = (x1 < x0) | (y1 < y0)
+        for index in np.flatnonzero(outside | inverted):
+            what = "inverted" if inverted[index] else f"outside its picture of {_by(size)} pixels"
+            box = ", ".join(f"{value:g}" for value in sample.boxes[index])
+            text = f"the box [{box}] (x0, y0, x1, y1 from 0) of {sample.name} is {what}"
+            self.problems.append(problem(sample.box_places[index], text))
+
+    def _look_at_masks(self, sample: Sample, size: tuple[int, int]) -> None:
+        places = [*sample.mask_places, *(sample.mask_places[-1:] * len(sample.ignore))]
+        for mask, place in zip([*(sample.masks or ()), *sample.ignore], places, strict=True):
+            if not isinstance(mask, Path):
+                continue
+            found = _size_of(mask, place, "mask")
+            if isinstance(found, Problem):
+                self.problems.append(found)
+            elif not _same_shape(found, size):
+                text = f"the mask {mask} is {_by(found)} pixels, its picture {_by(size)}"
+                self.problems.append(problem(place, text))
+            else:
+                self.scaled += found != size
+
+
+def _same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
+    """Whether one is the other scaled, within a pixel of the smaller one."""
+    return abs(mask[0] * picture[1] - mask[1] * picture[0]) <= max(*mask, *picture)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
+    """Width and height of a picture file, upright, by its header."""
+    try:
+        if not path.is_file():
+            return problem(place, f"the {what} {path} is missing")
+        info = imagesize.get_info(path, dpi=False, colors=False, channels=False)
+    except OSError as exc:
+        return problem(place, f"the {what} {path} can't be read: {exc.strerror or exc}")
+    except Exception:  # a damaged header makes the library raise many kinds
+        return problem(place, f"the {what} {path} is damaged or not a picture")
+    if info.width < 1 or info.height < 1:
+        return problem(place, f"the {what} {path} is damaged or not a picture")
+    return info.width, info.height

@@ -1,0 +1,110 @@
+"""How a data set's classes meet the model's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sigcam.core.errors import DataError
+from sigcam.data.dataset import (
+    Dataset,
+    Problem,
+    data_error,
+    problem,
+)
+
+
+def match_classes(
+    dataset: Dataset, num_classes: int, names: Sequence[str] = (), skip_bad: bool = False
+) -> Dataset:
+    """Gives every sample the class id that the model uses.
+
+    Ids that stand in the data are kept. Ids made from class names are mapped through the model's
+    names, ignoring case and `_` for a space; a model without names, or with none of these, must
+    have as many classes, and their sorted order (COCO: order of ids) is taken for the model's.
+
+    Args:
+        dataset: as `open_dataset` returns it.
+        num_classes: C of the model.
+        names: the model's C names; empty if unknown.
+        skip_bad: leave out samples of classes that the model doesn't have instead of raising.
+
+    Returns:
+        The data set; `classes` are the model's names, or the data set's where these are as many.
+
+    Raises:
+        DataError: another number of classes than the model's; ids of C or more; names that the
+            model doesn't have, or has twice.
+    """
+    if all(sample.label is None for sample in dataset.samples):
+        return dataset
+    ids = None if dataset.ids_given else _ids_by_name(dataset, names)
+    if ids is None:
+        _check_count(dataset, num_classes, names)
+        ids = list(range(num_classes))
+    own = dataset.classes if dataset.classes and len(dataset.classes) == num_classes else None
+    samples, problems = [], list(dataset.problems)
+    for sample in dataset.samples:
+        label = sample.label
+        if label is None:
+            samples.append(sample)
+        elif label >= len(ids):
+            text = f"{sample.name} has class {label}, the model's are 0 to {num_classes - 1}"
+            problems.append(problem(sample.place, text))
+        elif ids[label] < 0:
+            problems.append(problem(sample.place, _unknown(dataset, label, names)))
+        else:
+            samples.append(replace(sample, label=ids[label]))
+    found = problems[len(dataset.problems) :]
+    _refuse(dataset, found, skip_bad, bool(samples))
+    return replace(
+        dataset,
+        classes=tuple(names) or own,
+        samples=samples,
+        problems=tuple(problems),
+        ids_given=True,
+    )
+
+
+def _refuse(dataset: Dataset, found: list[Problem], skip_bad: bool, left: bool) -> None:
+    if found and not (skip_bad and left):
+        raise data_error(
+            found, f"{dataset.name} has classes that the model doesn't have; use the model's"
+        )
+
+
+def _check_count(dataset: Dataset, num_classes: int, names: Sequence[str]) -> None:
+    count = len(dataset.classes or ())
+    if count and count != num_classes:
+        why = "" if dataset.ids_given else " and none of these names" if names else " and no names"
+        shown = ", ".join((dataset.classes or ())[:3]) + (", ..." if count > 3 else "")
+        raise DataError(
+            f"{dataset.name} has {count} classes ({shown}), the model has {num_classes}{why}; "
+            "evaluate a model of these classes, or give the model's class ids"
+        )
+
+
+def _ids_by_name(dataset: Dataset, names: Sequence[str]) -> list[int] | None:
+    """The model's id of each class, -1 for none; None if the model has none of the names."""
+    table: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        table.setdefault(_plain(name), []).append(index)
+    found = [table.get(_plain(name), []) for name in dataset.classes or ()]
+    for name, ids in zip(dataset.classes or (), found, strict=True):
+        if len(ids) > 1:
+            raise DataError(
+                f"the model has {len(ids)} classes called {name!r} (ids {ids}), so the class "
+                f"{name!r} of {dataset.name} isn't clear; give class ids"
+            )
+    return [ids[0] if ids else -1 for ids in found] if any(found) else None
+
+
+def _unknown(dataset: Dataset, label: int, names: Sequence[str]) -> str:
+    name = (dataset.classes or ())[label]
+    near = difflib.get_close_matches(name, names, n=3)
+    return f"the model has no class {name!r}" + (f"; near: {', '.join(near)}" if near else "")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").casefold().split())

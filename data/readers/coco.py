@@ -1,0 +1,208 @@
+"""COCO's JSON of instances: images, annotations with boxes and segmentations, categories.
+
+A box `[x, y, width, height]` in COCO reaches from the left edge of pixel x to the right edge of
+pixel x + width - 1, with decimals. Here both ends are inside: x0 = x, x1 = x + width - 1, and
+x1 = x0 for boxes narrower than a pixel. Category ids become 0..C-1 in their order.
+
+Several classes in a picture: see `objects.py`. Masks are those of the objects that count, as
+polygons or run lengths (plain or compressed); crowds of the same class (`iscrowd`) make the ignore
+mask. Pictures have masks only if every object that counts has one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sigcam.core.errors import DataError
+from sigcam.data.dataset import (
+    Dataset,
+    Place,
+    Problem,
+    Sample,
+    box_array,
+    problem,
+)
+from sigcam.data.readers.objects import Object, left_out_note, of_one_class
+from sigcam.data.readers.text import is_file, read_text
+from sigcam.data.segmentation import BadSegmentation, read_segmentation
+
+LISTS = ("images", "annotations", "categories")
+
+
+def read_coco(file: Path, root: Path | None = None) -> Dataset:
+    """Reads a JSON file of COCO's instances.
+
+    Args:
+        file: the JSON file. It is read whole.
+        root: folder that the pictures are relative to; None: the first of the file's folder,
+            the one above, and the folders in these, that has the first picture.
+
+    Raises:
+        DataError: not JSON, or without the lists images, annotations and categories.
+    """
+    content = _content(file)
+    problems: list[Problem] = []
+    reader = _Reader(file, problems)
+    categories = reader.by_id(content["categories"], "categories", "name")
+    images = reader.by_id(content["images"], "images", "file_name")
+    order = sorted(categories)
+    reader.labels = {category: label for label, category in enumerate(order)}
+    reader.sizes = {key: _size(image) for key, (_, image) in images.items()}
+    objects: dict[int, list[Object]] = {key: [] for key in images}
+    bad = reader.read_annotations(content["annotations"], objects)
+    base = root or _root_of(file, [image["file_name"] for _, image in images.values()])
+    samples, without = [], 0
+    for key, (place, image) in images.items():
+        counting = of_one_class(objects[key])
+        if key in bad:
+            continue
+        if not counting:
+            without += 1
+            continue
+        samples.append(
+            _sample(place, base, image["file_name"], reader.sizes[key], objects[key], counting)
+        )
+    return Dataset(
+        file.stem,
+        "coco",
+        tuple(categories[key][1]["name"] for key in order),
+        samples,
+        tuple(problems),
+        ids_given=False,
+        notes=left_out_note(without),
+    )
+
+
+def _content(file: Path) -> Mapping[str, list[Any]]:
+    try:
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as exc:
+        raise DataError(f"{file}, line {exc.lineno}: not JSON: {exc.msg}") from exc
+    except ValueError as exc:  # whole numbers of thousands of digits
+        raise DataError(f"{file}: not COCO: {exc}") from exc
+    except RecursionError as exc:
+        raise DataError(f"{file}: not COCO: it is nested too deep") from exc
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in LISTS):
+        raise DataError(f"{file}: COCO instances have the lists {', '.join(LISTS)}")
+    return content
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    width, height = image.get("width"), image.get("height")
+    if _is_id(width) and _is_id(height) and min(width, height) > 0 and max(width, height) < 2**31:
+        return width, height
+    return None
+
+
+def _root_of(file: Path, names: Sequence[str]) -> Path:
+    near = (file.parent, file.absolute().parent.parent)
+    inside = [sub for folder in near for sub in sorted(folder.iterdir()) if sub.is_dir()]
+    first = names[0] if names else None
+    return next((f for f in (*near, *inside) if first and is_file(f / first)), file.parent)
+
+
+def _sample(
+    place: Place,
+    root: Path,
+    name: str,
+    size: tuple[int, int] | None,
+    objects: Sequence[Object],
+    counting: Sequence[Object],
+) -> Sample:
+    label = counting[0].label
+    drawn = all(one.masks for one in counting)
+    crowds = [m for one in objects if one.apart and one.label == label for m in one.masks]
+    return Sample(
+        name,
+        root / name,
+        place,
+        label,
+        box_array(one.box for one in counting),
+        tuple(one.place for one in counting),
+        tuple(mask for one in counting for mask in one.masks) if drawn else None,
+        tuple(one.place for one in counting for _ in one.masks) if drawn else (),
+        tuple(crowds) if drawn else (),
+        size=size,
+    )
+
+
+class _Reader:
+    def __init__(self, file: Path, problems: list[Problem]) -> None:
+        self.file = file
+        self.problems = problems
+        self.labels: dict[int, int] = {}
+        self.sizes: dict[int, tuple[int, int] | None] = {}
+
+    def by_id(
+        self, entries: Sequence[Any], what: str, text_field: str
+    ) -> dict[int, tuple[Place, dict[str, Any]]]:
+        """Entries by their ids; those without an id and a text, and repeated ones, are problems."""
+        found: dict[int, tuple[Place, dict[str, Any]]] = {}
+        texts: dict[str, Place] = {}
+        for index, entry in enumerate(entries):
+            place = Place(self.file, None, f"{what}[{index}]")
+            text = entry.get(text_field) if isinstance(entry, dict) else None
+            if not isinstance(text, str) or not text or not _is_id(entry.get("id")):
+                wanted = f"a whole number as id and a {text_field} wanted"
+                self.problems.append(problem(place, wanted))
+            elif entry["id"] in found:
+                before = found[entry["id"]][0].entry
+                self.problems.append(problem(place, f"id {entry['id']} is that of {before} too"))
+            elif text in texts:
+                before = texts[text].entry
+                self.problems.append(problem(place, f"{text} stands in {before} already"))
+            else:
+                found[entry["id"]] = place, entry
+                texts[text] = place
+        return found
+
+    def read_annotations(
+        self, entries: Sequence[Any], objects: Mapping[int, list[Object]]
+    ) -> set[int]:
+        """Adds objects to their pictures; returns the pictures with a wrong one."""
+        bad = set()
+        for index, entry in enumerate(entries):
+            place = Place(self.file, None, f"annotations[{index}]")
+            image = entry.get("image_id") if isinstance(entry, dict) else None
+            if not _is_id(image) or image not in objects:
+                self.problems.append(problem(place, f"there is no image with the id {image!r}"))
+                continue
+            found = self._object(entry, place, image)
+            if isinstance(found, str):
+                self.problems.append(problem(place, found))
+                bad.add(image)
+            else:
+                objects[image].append(found)
+        return bad
+
+    def _object(self, entry: Mapping[str, Any], place: Place, image: int) -> Object | str:
+        """An object, or what is wrong with it."""
+        category = entry.get("category_id")
+        if not _is_id(category) or category not in self.labels:
+            return f"a label without a class: there is no category with the id {category!r}"
+        box = entry.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+            return f"bbox must be four numbers, x, y, width, height, got {box!r}"
+        x, y, width, height = box
+        if width <= 0 or height <= 0:
+            return f"bbox must have a width and a height above 0, got {box}"
+        try:
+            masks = read_segmentation(entry.get("segmentation"), self.sizes[image])
+        except BadSegmentation as exc:
+            return f"segmentation: {exc}"
+        corner = max(x, x + width - 1), max(y, y + height - 1)
+        return Object(
+            self.labels[category], (x, y, *corner), place, bool(entry.get("iscrowd")), masks
+        )
+
+
+def _is_finite(value: object) -> bool:
+    # Whole numbers of any length are JSON; a picture has no side of a billion pixels.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9

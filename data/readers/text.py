@@ -1,0 +1,91 @@
+"""Text files of data sets: their lines, and the numbers on them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from sigcam.core.errors import DataError
+from sigcam.data.dataset import Place, Problem, problem
+
+
+def read_text(file: Path) -> str:
+    """A file's text.
+
+    Raises:
+        DataError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as exc:
+        raise DataError(f"{file} is missing") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(f"{file} can't be read as UTF-8 text: {exc}") from exc
+
+
+def lines_of(file: Path) -> Iterator[tuple[Place, str]]:
+    """The lines of a file that aren't blank, with their places, without blanks at their ends.
+
+    Raises:
+        DataError: it is missing, unreadable or not UTF-8.
+    """
+    # Not splitlines, which also ends a line at characters that a file name may hold.
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if line.strip():
+            yield Place(file, number), line.strip()
+
+
+def rows_of(file: Path) -> Iterator[tuple[Place, list[str]]]:
+    """The rows of a CSV file with the places of their last lines; blank rows are left out.
+
+    Raises:
+        DataError: it is missing, unreadable, or not CSV.
+    """
+    reader = csv.reader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield Place(file, reader.line_num), [cell.strip() for cell in cells]
+    except csv.Error as exc:
+        raise DataError(f"{file}, line {reader.line_num}: not CSV: {exc}") from exc
+
+
+def class_id(text: str, place: Place, problems: list[Problem]) -> int | None:
+    """A class id, >= 0; None, and a problem more, if it isn't one."""
+    if is_count(text):
+        return int(text)
+    problems.append(problem(place, f"a class id is a whole number from 0 on, got {text!r}"))
+    return None
+
+
+def is_count(text: str) -> bool:
+    """Whether it is a whole number from 0 on, of a sensible length."""
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
+def numbers(cells: list[str]) -> list[float] | None:
+    """Finite numbers; None if there is anything else."""
+    try:
+        found = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    return found if all(math.isfinite(value) for value in found) else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a name out of a data set is that of a file, whatever it holds."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def class_file(*folders: Path) -> tuple[str, ...] | None:
+    """The names in the first `classes.txt` there is, one a line; None if there is none."""
+    for folder in folders:
+        if (folder / "classes.txt").is_file():
+            return tuple(text for _, text in lines_of(folder / "classes.txt"))
+    return None

@@ -1,0 +1,1 @@
+"""Metrics of what a changed image does to the prediction."""

@@ -1,0 +1,122 @@
+"""What an artifact says of changed pictures: the fidelity metrics' runs of the engine.
+
+All are of the predicted class, on the picture as the network gets it, with the map of that class
+at the same size (bicubic, min-max). `change_picture` makes what takes long to make and needs no
+engine; `measure_fidelity` runs the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
+from sigcam.evaluate.faithfulness.confidence import masked_picture
+from sigcam.evaluate.faithfulness.insertion_deletion import (
+    BATCH,
+    STEPS,
+    curve_area,
+    deletion_curve,
+    insertion_curve,
+    run_batches,
+)
+from sigcam.evaluate.faithfulness.road import road_pictures, road_score
+from sigcam.evaluate.localization.protocol import enlarge, normalise
+from sigcam.evaluate.model import Answer, Model
+
+FIDELITY = ("confidence", "insertion", "deletion", "road")
+"""What can be asked for. "confidence" takes one more run of the engine a picture, "road" 14,
+"insertion" and "deletion" one more than their steps each."""
+
+
+def check_fidelity(names: Collection[str]) -> None:
+    """Refuses names that aren't in `FIDELITY`."""
+    unknown = sorted(set(names) - set(FIDELITY))
+    if unknown:
+        raise UsageError(f"fidelity must be of {', '.join(FIDELITY)}, got {', '.join(unknown)}")
+
+
+@dataclass(frozen=True, eq=False)
+class ChangedPicture:
+    """A picture's changed versions, of those that are made before the engine runs.
+
+    Insertion and deletion change little from step to step, hundreds of times: their pictures
+    are made as the engine takes them.
+
+    Attributes:
+        picture: uint8 [H, W, 3], unchanged.
+        scores: floating [H, W] in [0, 1], the predicted class's map.
+        masked: uint8 [H, W, 3], the picture times the map; None without "confidence".
+        morf: uint8 [H, W, 3] each, the most relevant pixels removed; none without "road".
+        lerf: the same with the least relevant ones.
+    """
+
+    picture: Array
+    scores: Array
+    masked: Array | None
+    morf: list[Array]
+    lerf: list[Array]
+
+
+def change_picture(picture: Array, answer: Answer, names: Collection[str]) -> ChangedPicture:
+    """Makes a picture's changed versions; runs no engine, so that threads can do it.
+
+    Args:
+        picture: uint8 [H, W, 3], as the network gets it.
+        answer: to it.
+        names: of `FIDELITY`.
+
+    Raises:
+        UsageError: a picture too large for ROAD's imputation (`impute`).
+    """
+    scores = normalise(enlarge(answer.predicted_grid, *picture.shape[:2]))
+    masked = masked_picture(picture, scores) if "confidence" in names else None
+    morf, lerf = (
+        list(road_pictures(picture, scores, most_relevant_first=first)) if "road" in names else []
+        for first in (True, False)
+    )
+    return ChangedPicture(picture, scores, masked, morf, lerf)
+
+
+def measure_fidelity(
+    model: Model,
+    changed: Sequence[ChangedPicture],
+    answers: Sequence[Answer],
+    names: Collection[str],
+    steps: int = STEPS,
+) -> list[dict[str, float]]:
+    """Runs the engine on changed pictures.
+
+    Args:
+        model: the artifact.
+        changed: from `change_picture`, with the same names.
+        answers: to the unchanged ones.
+        names: of `FIDELITY`.
+        steps: of insertion and deletion.
+
+    Returns:
+        For each picture the fields of its record: "after" (confidence on the picture times the
+        map), and "insertion", "deletion", "road" in [-1, 1].
+    """
+    found: list[dict[str, float]] = [{} for _ in changed]
+    classes = [answer.predicted for answer in answers]
+    masked = [one.masked for one in changed if one.masked is not None]
+    if masked:
+        for values, after in zip(found, model.probabilities(masked, classes), strict=True):
+            values["after"] = float(after)
+    for one, class_id, values in zip(changed, classes, found, strict=True):
+
+        def score(pictures: Array, class_id: int = class_id) -> Array:
+            return model.probabilities(list(pictures), [class_id] * len(pictures))
+
+        if "insertion" in names:
+            curve = insertion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            values["insertion"] = curve_area(curve)
+        if "deletion" in names:
+            curve = deletion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            values["deletion"] = curve_area(curve)
+        if "road" in names:
+            morf, lerf = (run_batches(some, score, BATCH) for some in (one.morf, one.lerf))
+            values["road"] = road_score(morf, lerf)
+    return found

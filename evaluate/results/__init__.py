@@ -1,0 +1,1 @@
+"""What was measured of each image: records, their store, metrics and intervals."""

@@ -1,0 +1,249 @@
+"""From records to numbers: each metric as a function of sums over pictures.
+
+So a metric, its interval and the interval of a difference come from one definition
+(`bootstrap.compare`). A picture that a metric isn't defined for (no mask, say) counts in none of
+its sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sigcam.core.types import Array
+from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise
+from sigcam.evaluate.localization.box_accuracy import LOC_IOU, threshold_index, unpack_hits
+from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS
+from sigcam.evaluate.results.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Comparison,
+    compare,
+)
+from sigcam.evaluate.results.records import RECORD, UNKNOWN
+
+_LOC = IOU_THRESHOLDS.index(LOC_IOU)
+EVERY, LARGEST = 0, 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an evaluation.
+
+    Attributes:
+        key: in JSON.
+        label: in tables.
+        higher_is_better: or lower.
+        rows: from records [p] to what each adds, floats [p, ...], and which count, bool [p].
+        of_sums: from the sums [R, ...] and the numbers of pictures that count, [R], to percent.
+    """
+
+    key: str
+    label: str
+    higher_is_better: bool
+    rows: Callable[[Array], tuple[Array, Array]]
+    of_sums: Callable[[Array, Array], Array]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A metric of all artifacts.
+
+    Attributes:
+        metric: which.
+        pictures: number of pictures that it is of.
+        artifacts: its value and its difference to the first artifact, with intervals, percent.
+    """
+
+    metric: Metric
+    pictures: int
+    artifacts: tuple[Comparison, ...]
+
+
+def metrics(threshold: float) -> list[Metric]:
+    """All metrics, in the order of the report.
+
+    Args:
+        threshold: the fixed one of GT-known and Top-1 Loc, a multiple of 0.001 in [0, 1).
+    """
+    fixed = threshold_index(threshold)
+    at = f"at {threshold:g}"
+    return [
+        _mean("top1_cls", "Top-1 Cls", _correct),
+        _mean("top1_loc", f"Top-1 Loc {at}", lambda r: _top1_loc(r, fixed)),
+        _best("top1_loc_best", "Top-1 Loc, best threshold", lambda r: _top1_loc(r, None)),
+        _mean("gt_known", f"GT-known Loc {at}", lambda r: _known(r, fixed)),
+        _best("gt_known_best", "GT-known Loc, best threshold", lambda r: _known(r, None)),
+        Metric(
+            "max_box_acc_v2", "MaxBoxAccV2", True, _every,
+            lambda sums, count: sums.max(axis=2).mean(axis=1) / count * 100,
+        ),
+        *(
+            _best(f"max_box_acc_{iou:g}", f"MaxBoxAccV2, IoU {iou:g}", _at_iou(index))
+            for index, iou in enumerate(IOU_THRESHOLDS)
+        ),
+        Metric("pxap", "PxAP", True, _pixels, _area),
+        _mean("pointing", "Pointing game", _pointing),
+        _mean("energy", "Energy inside", _finite("energy")),
+        _mean("average_drop", "Average Drop", _drop, higher=False),
+        _mean("increase", "% Increase", _increase),
+        _mean("insertion", "Insertion", _finite("insertion")),
+        _mean("deletion", "Deletion", _finite("deletion"), higher=False),
+        _mean("road", "ROAD, LeRF - MoRF", _finite("road")),
+    ]  # fmt: skip
+
+
+def results(
+    artifacts: Sequence[Array],
+    threshold: float,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> list[Result]:
+    """Every metric that at least one picture counts in.
+
+    Args:
+        artifacts: records [P] of each, the same pictures in the same order.
+        threshold: the fixed one.
+        resamples: of the bootstrap.
+        level: of its intervals.
+        seed: of its drawings.
+    """
+    found = []
+    for metric in metrics(threshold):
+        columns = [_Column(records, metric) for records in artifacts]
+        counted = [column.counted() for column in columns]
+        if min(counted) == 0:
+            continue
+        compared = compare(
+            columns,
+            lambda sums, _, metric=metric: _of_sums(metric, sums),  # type: ignore[misc]
+            resamples=resamples, level=level, seed=seed,
+        )  # fmt: skip
+        found.append(Result(metric, counted[0], tuple(compared)))
+    return found
+
+
+def _of_sums(metric: Metric, sums: Array) -> Array:
+    """The first number of a row is how many pictures count; the others are the metric's own."""
+    shape = metric.rows(np.zeros(0, RECORD))[0].shape[1:]
+    count = sums[:, 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return metric.of_sums(sums[:, 1:].reshape(len(sums), *shape), count)
+
+
+class _Column:
+    """Contributions of one metric, made of records where they are asked for."""
+
+    def __init__(self, records: Array, metric: Metric) -> None:
+        self._records, self._metric = records, metric
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, pictures: slice, /) -> Array:
+        values, counts = self._metric.rows(self._records[pictures])
+        flat = np.where(counts[:, None], values.reshape(len(values), -1), 0.0)
+        return np.concatenate([counts[:, None].astype(np.float64), flat], axis=1)
+
+    def counted(self) -> int:
+        """How many pictures count."""
+        return sum(
+            int(self._metric.rows(self._records[start : start + 512])[1].sum())
+            for start in range(0, len(self), 512)
+        )
+
+
+def _mean(
+    key: str,
+    label: str,
+    rows: Callable[[Array], tuple[Array, Array]],
+    *,
+    higher: bool = True,
+) -> Metric:
+    return Metric(
+        key, label, higher, rows, lambda sums, count: sums.reshape(len(sums)) / count * 100
+    )
+
+
+def _best(key: str, label: str, rows: Callable[[Array], tuple[Array, Array]]) -> Metric:
+    return Metric(
+        key, label, True, rows,
+        lambda sums, count: sums.max(axis=1) / count * 100,
+    )  # fmt: skip
+
+
+def _correct(records: Array) -> tuple[Array, Array]:
+    known = records["correct"] != UNKNOWN
+    return (records["correct"] == 1)[:, None].astype(np.float64), known
+
+
+def _known(records: Array, fixed: int | None) -> tuple[Array, Array]:
+    hits = unpack_hits(records["hits"][:, LARGEST, _LOC])
+    return (hits if fixed is None else hits[:, [fixed]]).astype(np.float64), records["has_boxes"]
+
+
+def _top1_loc(records: Array, fixed: int | None) -> tuple[Array, Array]:
+    hits, boxes = _known(records, fixed)
+    return hits * (records["correct"] == 1)[:, None], boxes & (records["correct"] != UNKNOWN)
+
+
+def _every(records: Array) -> tuple[Array, Array]:
+    return unpack_hits(records["hits"][:, EVERY]).astype(np.float64), records["has_boxes"]
+
+
+def _at_iou(index: int) -> Callable[[Array], tuple[Array, Array]]:
+    def rows(records: Array) -> tuple[Array, Array]:
+        hits = unpack_hits(records["hits"][:, EVERY, index])
+        return hits.astype(np.float64), records["has_boxes"]
+
+    return rows
+
+
+def _pixels(records: Array) -> tuple[Array, Array]:
+    return records["pixels"].astype(np.float64), records["has_masks"]
+
+
+def _area(sums: Array, count: Array) -> Array:
+    """PxAP of counts [R, 2, 1001], as `pixel_curve`."""
+    del count
+    background, foreground = np.moveaxis(sums[:, :, ::-1].cumsum(axis=2), 1, 0)
+    recall = foreground / foreground[:, -1:]
+    steps = np.diff(recall, axis=1, prepend=0.0)
+    predicted = background + foreground
+    precision = np.divide(foreground, predicted, out=np.zeros_like(sums[:, 0]), where=predicted > 0)
+    return np.asarray((precision * steps).sum(axis=1) * 100)
+
+
+def _pointing(records: Array) -> tuple[Array, Array]:
+    known = records["pointing"] != UNKNOWN
+    return (records["pointing"] == 1)[:, None].astype(np.float64), known
+
+
+def _finite(name: str) -> Callable[[Array], tuple[Array, Array]]:
+    def rows(records: Array) -> tuple[Array, Array]:
+        values = records[name].astype(np.float64)
+        known = np.isfinite(values)
+        return np.where(known, values, 0.0)[:, None], known
+
+    return rows
+
+
+def _drop(records: Array) -> tuple[Array, Array]:
+    return _confidence(records, confidence_drop)
+
+
+def _increase(records: Array) -> tuple[Array, Array]:
+    return _confidence(records, confidence_rise)
+
+
+def _confidence(records: Array, of_pairs: Callable[[Array, Array], Array]) -> tuple[Array, Array]:
+    known = np.isfinite(records["after"])
+    values = np.zeros((len(records), 1))
+    if known.any():
+        pairs = (records[name][known].astype(np.float64) for name in ("probability", "after"))
+        values[known, 0] = of_pairs(*pairs) / 100
+    return values, known

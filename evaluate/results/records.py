@@ -1,0 +1,98 @@
+"""What is kept of each picture: one record of fixed size, in a file that grows in order.
+
+So memory doesn't grow with the number of pictures, an evaluation that was interrupted goes on
+after the last whole record, and metrics and their intervals are computed from the file alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sigcam.core.errors import StorageError
+from sigcam.core.types import Array
+from sigcam.evaluate.localization.pixel_precision import BINS
+from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, THRESHOLDS
+
+UNKNOWN = -1
+_BITS = -(-len(THRESHOLDS) // 8)
+RECORD = np.dtype(
+    [
+        ("predicted", "<i4"),
+        ("probability", "<f4"),  # of the predicted class
+        ("map_class", "<i4"),
+        ("correct", "i1"),  # -1: no class is known
+        ("valid", "?"),  # whether the map isn't constant
+        ("has_boxes", "?"),
+        ("hits", "u1", (2, len(IOU_THRESHOLDS), _BITS)),  # as `BoxScores.packed`
+        ("iou", "<f4"),  # of the largest contour's box at the fixed threshold; NaN without boxes
+        ("has_masks", "?"),
+        ("pixels", "<u2", (2, BINS)),  # as `pixel_counts`; a square has 50,176 pixels
+        ("pointing", "i1"),  # -1: neither boxes nor masks
+        ("energy", "<f4"),  # NaN: the same
+        ("after", "<f4"),  # the same on the changed picture; NaN from here on: not measured
+        ("insertion", "<f4"),
+        ("deletion", "<f4"),
+        ("road", "<f4"),
+    ]
+)
+"""One picture and artifact: under five kilobytes, most of it the counts of PxAP."""
+
+
+def empty_record() -> Array:
+    """A record [] of which nothing is known yet."""
+    record = np.zeros((), RECORD)
+    for name in ("correct", "pointing"):
+        record[name] = UNKNOWN
+    for name in ("iou", "energy", "after", "insertion", "deletion", "road"):
+        record[name] = np.nan
+    return record
+
+
+class RecordFile:
+    """Records of one artifact, written in the order of the pictures."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        """Number of whole records."""
+        try:
+            return self.path.stat().st_size // RECORD.itemsize
+        except FileNotFoundError:
+            return 0
+
+    def truncate(self, count: int) -> None:
+        """Keeps the first `count` records, and no part of a further one.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.truncate(count * RECORD.itemsize)
+        except OSError as exc:
+            raise StorageError(f"cannot write {self.path}: {exc}") from exc
+
+    def append(self, records: Array) -> None:
+        """Writes further records [p].
+
+        Raises:
+            StorageError: the file can't be written.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.write(records.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise StorageError(f"cannot write {self.path}: {exc}; make room, and go on") from exc
+
+    def read(self) -> Array:
+        """All records [P], read from the file where they are used."""
+        count = len(self)
+        if count == 0:
+            return np.zeros(0, RECORD)
+        return np.memmap(self.path, RECORD, "r", shape=(count,))

@@ -1,0 +1,88 @@
+"""Cuts the features once more, at the value that all target layers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from sigcam.classifier.graph import (
+    ancestors,
+    attribute,
+    crossings,
+    extract,
+    has_batch,
+    module_of,
+    tensor_of,
+)
+from sigcam.classifier.layout import Value
+from sigcam.core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The features in two parts.
+
+    Attributes:
+        front: images to the entry, a value [B, ...] that all targets and the branch
+            layer's value are computed from, and nothing else.
+        tail: from the entry to the branch layer's value.
+        nodes: names of the targets' nodes in the tail's graph.
+        shape: of the entry without the batch.
+        is_target: whether the entry is the value of the only target layer.
+    """
+
+    front: fx.GraphModule
+    tail: fx.GraphModule
+    nodes: tuple[str, ...]
+    shape: tuple[int, ...]
+    is_target: bool
+
+
+def cut_tail(features: fx.GraphModule, branch: Value, targets: Sequence[Value]) -> Cut:
+    """Cuts at the last value through which every way to the target layers goes.
+
+    Args:
+        features: images to the branch layer's value; it isn't changed.
+        branch: that value.
+        targets: values inside.
+    """
+    graph = features.graph
+    by_name = {node.name: node for node in graph.nodes}
+    image = next(iter(graph.nodes))
+    end = by_name[branch.node]
+    nodes = [by_name[target.node] for target in targets]
+    entry = _entry(image, nodes, end)
+    front = module_of(
+        extract(image, entry, image, attribute, "images"), tensor_of(features), "Front"
+    )
+    tail = module_of(extract(entry, end, image, attribute, "entry"), tensor_of(features), "Tail")
+    return Cut(
+        front=front,
+        tail=tail,
+        nodes=tuple(_name_in(tail, node, entry) for node in nodes),
+        shape=tuple(int(size) for size in entry.meta["val"].shape[1:]),
+        is_target=len(targets) == 1 and entry is nodes[0] and targets[0].layout.kind == "nchw",
+    )
+
+
+def _entry(image: fx.Node, nodes: Sequence[fx.Node], end: fx.Node) -> fx.Node:
+    common = set.intersection(*(ancestors(node) for node in nodes))
+    node: fx.Node
+    for node in reversed(image.graph.nodes):
+        value = node.meta.get("val")
+        if node not in common or not isinstance(value, Tensor) or not has_batch(node, image):
+            continue
+        static = all(isinstance(size, int) for size in value.shape[1:])
+        if static and value.is_floating_point() and not crossings(node, end, image):
+            return node
+    raise ModelError("the target layers have no value in common that they come from")
+
+
+def _name_in(tail: fx.GraphModule, node: fx.Node, entry: fx.Node) -> str:
+    """A value has the same name in the tail, but for the entry, which is its input there."""
+    nodes: list[fx.Node] = list(tail.graph.nodes)
+    if node is entry:
+        return nodes[0].name
+    return next(n.name for n in nodes if n.name == node.name)

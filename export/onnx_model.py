@@ -1,0 +1,189 @@
+"""From a module to checked ONNX bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx_ir.passes import common
+from torch import Tensor, nn
+
+from sigcam.core.errors import ExportError, UsageError
+from sigcam.core.spec import METADATA_KEY, Spec
+
+OPSETS = (18, 19, 20)
+LIMIT = 2**31 - 2**20
+"""A protobuf message must stay under 2 GiB; a megabyte is left for all but the weights."""
+
+
+def check_opset(opset: int) -> None:
+    """Refuses an opset that isn't in `OPSETS`.
+
+    Raises:
+        UsageError: it isn't.
+    """
+    if opset not in OPSETS:
+        raise UsageError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+
+
+def needs_external_data(module: nn.Module) -> bool:
+    """Whether the weights are too large for one file."""
+    return sum(p.numel() * p.element_size() for p in module.parameters()) > LIMIT
+
+
+def to_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic: dict[str, dict[int, str]],
+    outputs: Sequence[str],
+    opset: int,
+    data_file: Path | None = None,
+) -> onnx.ModelProto:
+    """Exports `module` with standard operators only.
+
+    Args:
+        module: its forward takes `inputs` in their order.
+        inputs: names and examples, with batch 2 or more.
+        dynamic: per input, axis to the name of its dynamic size.
+        outputs: names of the outputs, in order.
+        opset: of the default domain.
+        data_file: where the weights go, if not into the model itself; in the folder that
+            the model will be written to.
+
+    Raises:
+        ExportError: the exporter failed, or the model is over 2 GiB without a data file.
+    """
+    if data_file is None and needs_external_data(module):
+        raise ExportError("the weights are over 2 GiB; they need a file of their own")
+    dims = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
+    shapes = tuple({a: dims[d] for a, d in dynamic.get(n, {}).items()} for n in inputs)
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.export.export(
+                module.eval(), tuple(inputs.values()), dynamic_shapes=shapes, strict=False
+            )
+            program: Any = torch.onnx.export(
+                exported,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        model = _serialised(program.model, data_file)
+        _strip(model)
+        _name_sizes(model, dynamic)
+        _check(model, data_file)
+    except Exception as exc:  # the exporter lets through errors of many kinds
+        raise ExportError(f"the graph can't be exported to ONNX: {_reason(exc)}") from exc
+    return model
+
+
+def _reason(exc: BaseException) -> str:
+    """The first error's first line: the exporter's own names its steps, not the operator."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc)).strip()
+    return f"{type(exc).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+def _serialised(program: onnx_ir.Model, data_file: Path | None) -> onnx.ModelProto:
+    """Without a constant or a computation that is there twice (both heads share a stem)."""
+    _merge_equal(program.graph)
+    passes = onnx_ir.passes.Sequential(
+        common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()
+    )
+    program = passes(program).model
+    if data_file is not None:
+        program = onnx_ir.external_data.unload_from_model(
+            program, data_file.parent, data_file.name, size_threshold_bytes=1024
+        )
+    model: onnx.ModelProto = onnx_ir.to_proto(program)
+    return model
+
+
+def _merge_equal(graph: onnx_ir.Graph) -> None:
+    """One initializer for all that are equal; onnx_ir's own pass refuses strided arrays."""
+    kept: dict[tuple[str, tuple[object, ...], bytes], onnx_ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output():
+            continue
+        array = np.ascontiguousarray(tensor.numpy())
+        digest = hashlib.sha256(array.data).digest()
+        first = kept.setdefault((str(tensor.dtype), tuple(tensor.shape), digest), value)
+        if first is not value:
+            onnx_ir.convenience.replace_all_uses_with(value, first)
+            del graph.initializers[name]
+
+
+def _check(model: onnx.ModelProto, data_file: Path | None) -> None:
+    with quiet():
+        if data_file is None:
+            onnx.checker.check_model(model, full_check=True)
+            return
+        beside = data_file.with_name("checked.onnx")
+        beside.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(beside), full_check=True)
+        beside.unlink()
+
+
+def with_spec(model: onnx.ModelProto, spec: Spec) -> bytes:
+    """The model's bytes with `spec` in its metadata."""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporter's progress and notes off a user's terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            for name in ("torch", "onnxscript", "copyreg", "onnx_ir"):
+                warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Drops the exporter's notes: they name source files of the machine that exported."""
+    model.producer_name, model.producer_version, model.doc_string = "sigcam", "", ""
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    # Shapes of the values inside follow from the operators; every engine infers them.
+    del graph.value_info[:]
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _name_sizes(model: onnx.ModelProto, dynamic: dict[str, dict[int, str]]) -> None:
+    """Gives the dynamic sizes their names; the exporter made up its own."""
+    names = {}
+    for value in model.graph.input:
+        for axis, name in dynamic.get(value.name, {}).items():
+            names[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = names[dim.dim_param]

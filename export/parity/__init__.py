@@ -1,0 +1,1 @@
+"""The parity check: the exported graph against PyTorch."""

@@ -1,0 +1,1 @@
+"""Reading images and videos, preparing them for a network, and drawing heatmaps over them."""

@@ -1,0 +1,58 @@
+"""Drawing a map and its boxes over a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
+
+# Its lightness rises steadily with the value, so it reads the same in grey print and for
+# colour-blind eyes, and half laid over a photograph it dims what has no evidence.
+_COLOURS = cv2.COLORMAP_INFERNO
+
+ALPHA = 0.5
+"""Weight of the colours unless the caller says otherwise."""
+
+
+def draw(
+    image: Array,
+    evidence: Array | None,
+    window: tuple[int, int, int, int],
+    alpha: float,
+    boxes: Iterable[tuple[int, int, int, int]] = (),
+) -> Array:
+    """Lays a map's colours and boxes over a picture.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        evidence: float32 [H, W] in [0, 1]; None leaves the picture uncoloured.
+        window: x0, y0, x1, y1 in pixels, ends out. Outside it, where the network saw
+            nothing, the picture stays as it is.
+        alpha: weight of the colours, 0 to 1.
+        boxes: x0, y0, x1, y1 each, ends out; drawn in white with a dark edge.
+
+    Returns:
+        uint8 [H, W, 3] RGB in a new array.
+
+    Raises:
+        UsageError: alpha outside 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha must be from 0 to 1, got {alpha}")
+    drawn = image.copy()
+    if evidence is not None:
+        x0, y0, x1, y1 = window
+        levels = cv2.convertScaleAbs(evidence[y0:y1, x0:x1], alpha=255)
+        colours = cv2.cvtColor(cv2.applyColorMap(levels, _COLOURS), cv2.COLOR_BGR2RGB)
+        part = image[y0:y1, x0:x1]
+        drawn[y0:y1, x0:x1] = cv2.addWeighted(colours, alpha, part, 1 - alpha, 0)
+    line = max(1, round(min(image.shape[:2]) / 200))
+    for x0, y0, x1, y1 in boxes:
+        corners = (x0, y0), (x1 - 1, y1 - 1)
+        cv2.rectangle(drawn, *corners, color=(0, 0, 0), thickness=3 * line)
+        cv2.rectangle(drawn, *corners, color=(255, 255, 255), thickness=line)
+    return np.asarray(drawn)

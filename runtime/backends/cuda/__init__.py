@@ -1,0 +1,1 @@
+"""Heatmaps made on the GPU, shared by the backends that run there."""

@@ -1,0 +1,367 @@
+"""Maps made on a GPU, from features and CAM weights that an engine left there.
+
+How a batch of maps is cut into launches of the kernels, and where their results lie.
+
+The kernels make maps of one size per launch, with one placement of the input in the picture.
+So a batch is cut into runs of neighbouring pictures with the same placement, and each run is
+launched at its part of the features and weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.types import Array
+from sigcam.images.preprocess import Axis, Placement
+from sigcam.kernels import driver
+from sigcam.kernels.arguments import Axis as KernelAxis
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+from sigcam.kernels.plan import ALIGNMENT, Inputs, Maps, Plan, Workspace
+from sigcam.runtime.backends.base import MadeMaps, MapRequest
+
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
+
+__all__ = ["DeviceMaps", "DeviceTensor", "Pending", "axis_of", "kernel_errors"]
+
+_MAX_KEPT = 64
+"""Most plans, and most workspaces, that are kept for the next batch of the same shapes."""
+
+
+@contextmanager
+def kernel_errors() -> Iterator[None]:
+    """Raises the kernels' errors as the runtime's.
+
+    Raises:
+        BackendUnavailableError: CUDA, or a package or device for it, is missing.
+        BackendError: a CUDA call or a compilation failed.
+    """
+    try:
+        yield
+    except CudaUnavailableError as exc:
+        raise BackendUnavailableError(f"the GPU can't be used: {exc}") from exc
+    except KernelError as exc:
+        raise BackendError(f"the GPU failed: {exc}") from exc
+
+
+class Pending:
+    """Maps that are being made; `collect` gives them once the stream has been synchronised.
+
+    Where the work was captured in a CUDA graph, `collect` may be called after each launch
+    of the graph, as long as the DeviceMaps' `generation` is the same.
+    """
+
+    def __init__(self, parts: Sequence[Part], memory: Any) -> None:
+        self._parts = parts
+        self._memory = memory
+
+    def collect(self) -> MadeMaps:
+        """Copies the maps out of the memory that the next batch uses."""
+        found: dict[str, list[Array]] = {"maps": [], "valid": [], "grids": []}
+        for part in self._parts:
+            for name, (kind, shape) in part.shapes.items():
+                start = getattr(part, name)
+                size = np.dtype(kind).itemsize * int(np.prod(shape))
+                array = self._memory[start : start + size].view(kind).reshape(shape)
+                found[name].append(array)
+        return MadeMaps(
+            grids=np.concatenate(found["grids"]),
+            # One array for each picture: none keeps the maps of another one alive.
+            maps=tuple(picture.copy() for maps in found["maps"] for picture in maps),
+            valid=np.concatenate(found["valid"]).astype(bool),
+        )
+
+
+class DeviceMaps:
+    """Makes the maps of batches on one stream, one batch at a time.
+
+    The memory is kept for the next batch and grows with the largest one. Everything happens
+    in the context that was current when the kernel was loaded, which the caller makes
+    current.
+
+    Attributes:
+        generation: grows whenever memory was allocated anew; CUDA graphs that were captured
+            before hold addresses that aren't valid any more.
+    """
+
+    def __init__(self, kernel: ClampCombine) -> None:
+        self.generation = 0
+        self._kernel = kernel
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._workspaces: dict[Workspace, driver.DeviceBuffer] = {}
+        self._results: driver.DeviceBuffer | None = None
+        self._host: driver.PinnedBuffer | None = None
+        self._view: Array | None = None
+
+    def enqueue(
+        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest, stream: int
+    ) -> Pending:
+        """Enqueues the kernels and the copies of their results to the host.
+
+        Nothing waits. Memory is allocated if this batch needs more than those before it; a
+        batch of shapes that was enqueued before needs none, so that it may be captured.
+
+        Args:
+            features: [B, N, h, w].
+            weights: [B, K, N] or [B, K, N, h, w], of the same type.
+            request: the maps.
+            stream: handle of the stream that the tensors are made on.
+
+        Raises:
+            ArtifactError: shapes or types that don't belong together.
+            BackendError: a CUDA call failed, memory that is used up included.
+        """
+        check_tensors(features, weights, len(request.placements))
+        with kernel_errors():
+            parts, results, size = self._parts(features, weights, request)
+            device, memory = self._grown(results, size)
+            for part in parts:
+                self._launch(part, features, weights, device.address, memory, stream)
+            driver.copy_to_host(memory, device.address, results, stream)
+        return Pending(parts, memory)
+
+    def close(self) -> None:
+        """Frees the memory; the object can't be used afterwards."""
+        self._free()
+        for workspace in self._workspaces.values():
+            workspace.close()
+        self._workspaces.clear()
+
+    def _parts(
+        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest
+    ) -> tuple[list[Part], int, int]:
+        """The parts, and the sizes of `layout`."""
+        planned = [
+            (run, self._plan(features, weights, run, request.clamp))
+            for run in runs_of(request.placements)
+        ]
+        return layout(planned)
+
+    def _plan(self, features: DeviceTensor, weights: DeviceTensor, run: Run, clamp: bool) -> Plan:
+        addresses = address_of(features, run.first) | address_of(weights, run.first)
+        alignment = min(16, addresses & -addresses)
+        shapes = (features.shape[1:], weights.shape[1:], features.half)
+        key = (*shapes, run.count, run.placement, clamp, alignment)
+        if key not in self._plans:
+            _, channels, height, width = features.shape
+            inputs = Inputs(
+                batch=run.count,
+                channels=channels,
+                height=height,
+                width=width,
+                classes=weights.shape[1],
+                half=features.half,
+                per_position=len(weights.shape) == 5,
+                clamp=clamp,
+                alignment=alignment,
+            )
+            rows, columns = run.placement.rows, run.placement.columns
+            if len(self._plans) >= _MAX_KEPT:
+                self._plans.clear()
+            maps = Maps(axis_of(rows, height), axis_of(columns, width))
+            self._plans[key] = self._kernel.plan(inputs, maps)
+        return self._plans[key]
+
+    def _launch(
+        self,
+        part: Part,
+        features: DeviceTensor,
+        weights: DeviceTensor,
+        results: int,
+        memory: Array,
+        stream: int,
+    ) -> None:
+        plan, first = part.plan, part.run.first
+        workspace = self._workspace(plan, stream)
+        self._kernel.launch(
+            plan,
+            features=address_of(features, first),
+            weights=address_of(weights, first),
+            maps=results + part.maps,
+            valid=results + part.valid,
+            workspace=workspace,
+            stream=stream,
+        )
+        size = grids_size(plan)
+        grids = memory[part.grids : part.grids + size]
+        driver.copy_to_host(grids, workspace + plan.workspace.grids, size, stream)
+
+    def _workspace(self, plan: Plan, stream: int) -> int:
+        """Memory for plans with this layout: its counters are 0 and stay so between launches."""
+        if plan.workspace not in self._workspaces:
+            if len(self._workspaces) >= _MAX_KEPT:
+                # They may be in use; that freeing waits for it is nothing to rely on.
+                driver.synchronize(stream)
+                for old in self._workspaces.values():
+                    old.close()
+                self._workspaces.clear()
+            buffer = driver.DeviceBuffer(plan.workspace.size)
+            self._kernel.prepare_workspace(plan, buffer.address, stream)
+            self._workspaces[plan.workspace] = buffer
+            self.generation += 1
+        return self._workspaces[plan.workspace].address
+
+    def _grown(self, results: int, size: int) -> tuple[driver.DeviceBuffer, Array]:
+        """Device memory of at least `results` bytes, and pinned memory of at least `size`."""
+        device, view = self._results, self._view
+        if device is None or view is None or device.size < results or view.size < size:
+            # Both anew and half as large again, so that growing batches don't do this often.
+            # The old ones first: there may not be room for both.
+            self._free()
+            device = driver.DeviceBuffer(results + results // 2)
+            host = driver.PinnedBuffer(size + size // 2)
+            view = host.view(np.uint8, (host.size,))
+            self._results, self._host, self._view = device, host, view
+            self.generation += 1
+        return device, view
+
+    def _free(self) -> None:
+        buffers = (self._results, self._host)
+        self._results = self._host = self._view = None
+        for buffer in buffers:
+            if buffer is not None:
+                buffer.close()
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor in device memory.
+
+    Attributes:
+        address: of its first element.
+        shape: it is C-contiguous.
+        half: whether it is float16; float32 otherwise.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    half: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring pictures of a batch that share a launch.
+
+    Attributes:
+        first, count: which pictures.
+        placement: of all of them.
+    """
+
+    first: int
+    count: int
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run, how it is launched, and where its results begin in the results, in bytes."""
+
+    run: Run
+    plan: Plan
+    maps: int
+    valid: int
+    grids: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
+        """Type and shape of each result."""
+        inputs, maps = self.plan.inputs, self.plan.maps
+        count = (inputs.batch, inputs.classes)
+        return {
+            "maps": (np.float32, (*count, maps.rows.size, maps.columns.size)),
+            "valid": (np.uint8, count),
+            "grids": (np.float32, (*count, inputs.height, inputs.width)),
+        }
+
+
+def axis_of(axis: Axis, cells: int) -> KernelAxis:
+    """A placement's axis as the kernels take it.
+
+    Args:
+        axis: how the input lies along an axis of the picture.
+        cells: of the grid along it.
+
+    Returns:
+        Pixel i is at ((i + 0.5 - start) * shown / used + first) * cells / length - 0.5 in
+        the grid, 0 being the first cell's centre; the window is [low, high).
+    """
+    step, share = axis.shown / axis.used, cells / axis.length
+    offset = ((0.5 - axis.start) * step + axis.first) * share - 0.5
+    return KernelAxis(axis.size, axis.low, axis.high, cells, step * share, offset)
+
+
+def runs_of(placements: Sequence[Placement]) -> list[Run]:
+    """The batch cut into runs of neighbours with the same placement, in order."""
+    runs = []
+    first = 0
+    for placement, same in groupby(placements):
+        count = len(list(same))
+        runs.append(Run(first, count, placement))
+        first += count
+    return runs
+
+
+def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
+    """Where the results of the runs lie: all maps and flags, then all grids.
+
+    Returns:
+        The parts; bytes of maps and flags, which lie on the device too; bytes of everything.
+    """
+    at = 0
+    places: list[list[int]] = []
+    for _, plan in planned:
+        count = plan.inputs.batch * plan.inputs.classes
+        valid = at + _aligned(4 * count * plan.maps.rows.size * plan.maps.columns.size)
+        places.append([at, valid])
+        at = valid + _aligned(count)
+    results = at
+    for (_, plan), place in zip(planned, places, strict=True):
+        place.append(at)
+        at += _aligned(grids_size(plan))
+    parts = [Part(*one, *place) for one, place in zip(planned, places, strict=True)]
+    return parts, results, at
+
+
+def grids_size(plan: Plan) -> int:
+    """Bytes of a run's grids."""
+    return 4 * plan.inputs.batch * plan.inputs.classes * plan.inputs.positions
+
+
+def address_of(tensor: DeviceTensor, picture: int) -> int:
+    """The address of a picture's part of the batch."""
+    elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
+    return tensor.address + picture * elements * (2 if tensor.half else 4)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def check_tensors(features: DeviceTensor, weights: DeviceTensor, pictures: int) -> None:
+    """Refuses tensors that the kernels don't take.
+
+    Raises:
+        ArtifactError: shapes or types that don't belong together.
+    """
+    shape, other = features.shape, weights.shape
+    fits = len(shape) == 4 and len(other) in (3, 5) and shape[0] == other[0] == pictures
+    if (
+        not fits
+        or other[2] != shape[1]
+        or (len(other) == 5 and other[3:] != shape[2:])
+        or features.half != weights.half
+        or 0 in (*shape, *other)
+    ):
+        kinds = ["float16" if tensor.half else "float32" for tensor in (features, weights)]
+        raise ArtifactError(
+            f"the graph's outputs don't belong together: the weights must be [{pictures}, K, N] or "
+            f"[{pictures}, K, N, h, w] for features [{pictures}, N, h, w] of the same type, got "
+            f"{kinds[1]} {list(other)} and {kinds[0]} {list(shape)}; export the model again"
+        )

@@ -1,0 +1,131 @@
+"""A stream on a GPU with the memory that a backend needs beside the engine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+
+from sigcam.core.errors import BackendError
+from sigcam.core.types import Array
+from sigcam.kernels import driver
+from sigcam.runtime.backends.base import MapRequest
+from sigcam.runtime.backends.cuda.maps import (
+    DeviceMaps,
+    DeviceTensor,
+    Pending,
+    kernel_errors,
+)
+
+
+class CudaLane:
+    """One stream: inputs go to the device on it, and maps are made on it.
+
+    One caller at a time. It shares the device's primary context, as the CUDA runtime does,
+    which ONNX Runtime is built on.
+
+    Attributes:
+        device: ONNX Runtime's name of the kind of device.
+        ordinal: number of the GPU.
+        handle: the stream's.
+    """
+
+    device = "cuda"
+
+    def __init__(self, ordinal: int) -> None:
+        """Opens a stream.
+
+        Raises:
+            BackendUnavailableError: the driver, its Python package or the GPU is missing.
+            BackendError: a CUDA call failed.
+        """
+        self.ordinal = ordinal
+        self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer]] = {}
+        self._maps: DeviceMaps | None = None
+        with kernel_errors():
+            driver.available()
+            self._context = driver.retain_primary_context(ordinal)
+            try:
+                with self._context:
+                    self._stream = driver.Stream()
+            except BaseException:
+                self._context.close()
+                raise
+        self.handle = self._stream.handle
+
+    def load_kernels(self) -> None:
+        """Compiles the map kernels, or takes them from their cache.
+
+        Raises:
+            BackendUnavailableError: the compiler's package is missing, or the GPU is too old.
+            BackendError: the compilation failed.
+        """
+        from sigcam.kernels.clamp_combine import ClampCombine
+
+        with self.current():
+            self._maps = DeviceMaps(ClampCombine())
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes the GPU's context current in this thread, and tells CUDA's errors as ours."""
+        with kernel_errors(), self._context:
+            yield
+
+    def stage(self, feeds: Mapping[str, Array]) -> dict[str, int]:
+        """Enqueues the copies of arrays to the device, through pinned memory.
+
+        Returns:
+            The addresses on the device; the next call writes to them again.
+        """
+        addresses = {}
+        for name, array in feeds.items():
+            pinned, device = self._room(name, array.nbytes)
+            pinned.view(array.dtype, array.shape)[...] = array
+            driver.copy_to_device(device.address, pinned.address, array.nbytes, self._stream)
+            addresses[name] = device.address
+        return addresses
+
+    def enqueue_maps(
+        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest
+    ) -> Pending:
+        """Enqueues the maps of what the engine left on the device; see `DeviceMaps`.
+
+        Raises:
+            BackendError: the kernels weren't loaded, or a CUDA call failed.
+            ArtifactError: tensors that don't belong together.
+        """
+        if self._maps is None:
+            raise BackendError(
+                "this model has no features and CAM weights to make maps of; export it with "
+                "the profile 'split'"
+            )
+        return self._maps.enqueue(features, weights, request, self.handle)
+
+    def synchronize(self) -> None:
+        """Waits until everything on the stream is done."""
+        self._stream.synchronize()
+
+    def close(self) -> None:
+        """Frees stream and memory; what the engine has on the stream must be gone before."""
+        # One that fails doesn't keep the others; the last in is the first out.
+        with kernel_errors(), ExitStack() as last:
+            last.callback(self._context.close)
+            with self._context, ExitStack() as rest:
+                rest.callback(self._stream.close)
+                for pair in self._inputs.values():
+                    for buffer in pair:
+                        rest.callback(buffer.close)
+                self._inputs = {}
+                if self._maps is not None:
+                    rest.callback(self._maps.close)
+                    self._maps = None  # the kernels are unloaded while there is a context
+
+    def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer]:
+        kept = self._inputs.get(name)
+        if kept is None or kept[0].size < size:
+            for buffer in self._inputs.pop(name, ()):
+                buffer.close()
+            grown = max(size + size // 2 if kept else size, np.dtype(np.int64).itemsize)
+            self._inputs[name] = driver.PinnedBuffer(grown), driver.DeviceBuffer(grown)
+        return self._inputs[name]

@@ -1,0 +1,133 @@
+"""What the backends on ONNX Runtime share: opening a model, its tensors, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.types import Array
+from sigcam.runtime.backends.base import Backend, BackendOptions, TensorInfo
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+}
+"""ONNX Runtime's names of the types that artifacts have."""
+
+_FATAL_ONLY = 4  # ONNX Runtime's log severity; its errors reach us as exceptions anyway
+
+Provider = str | tuple[str, dict[str, str]]
+"""An execution provider: its name, or name and options."""
+
+
+class OrtBase(Backend):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs = tuple(_tensor_info(value) for value in session.get_inputs())
+        self.outputs = tuple(_tensor_info(value) for value in session.get_outputs())
+
+    def _opened(self) -> Any:
+        """The session.
+
+        Raises:
+            BackendError: the backend is closed.
+        """
+        if self._session is None:
+            raise BackendError("the backend is closed; load the model again")
+        return self._session
+
+    def close(self) -> None:
+        """Frees the engine's memory, as soon as the calls still running in it are done."""
+        self._session = None
+
+
+def import_onnxruntime(backend: str, extra: str) -> Any:
+    """The package onnxruntime.
+
+    Raises:
+        BackendUnavailableError: it isn't installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise BackendUnavailableError(
+            f"the backend {backend!r} needs ONNX Runtime, which isn't installed; "
+            f'install it with `pip install "sigcam[{extra}]"`'
+        ) from exc
+    return onnxruntime
+
+
+def session_options(ort: Any, options: BackendOptions) -> Any:
+    """Settings of a session that all providers have."""
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    settings.add_session_config_entry(
+        "session.intra_op.allow_spinning", "1" if options.spinning else "0"
+    )
+    return settings
+
+
+def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provider]) -> Any:
+    """A session with the model at `path`.
+
+    Raises:
+        ArtifactError: ONNX Runtime refuses the file.
+        BackendUnavailableError: a provider's libraries can't be used.
+    """
+    try:
+        # Without "enable_fallback", a provider that fails is replaced by another one and a
+        # few lines are printed.
+        return ort.InferenceSession(
+            str(path), sess_options=settings, providers=list(providers), enable_fallback=0
+        )
+    except RuntimeError as exc:  # raised while a provider is set up; files have other types
+        raise BackendUnavailableError(
+            f"ONNX Runtime {ort.__version__} can't set up {_names(providers)}: {exc}"
+        ) from exc
+    except Exception as exc:  # ONNX Runtime's errors share no narrower base
+        raise ArtifactError(
+            f"ONNX Runtime {ort.__version__} refuses {path}: {exc}; export the model again "
+            "or upgrade onnxruntime"
+        ) from exc
+
+
+def run_error(exc: Exception) -> BackendError:
+    """What to raise when a run failed with `exc`."""
+    return BackendError(f"ONNX Runtime failed while running the model: {exc}")
+
+
+def dtype_of(kind: str, name: str) -> np.dtype[Any]:
+    """The NumPy dtype of ONNX Runtime's type name.
+
+    Raises:
+        ArtifactError: a type that artifacts don't have; `name` says whose it is.
+    """
+    if kind not in DTYPES:
+        raise ArtifactError(
+            f"{name} is {kind}, not one of {', '.join(DTYPES)}; export the model again"
+        )
+    return DTYPES[kind]
+
+
+def own(value: Any) -> Array:
+    """An OrtValue's tensor as an array of its own, copied from the device if it is on one."""
+    return np.array(value.numpy())
+
+
+def _tensor_info(value: Any) -> TensorInfo:
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return TensorInfo(value.name, dtype_of(value.type, value.name), shape)
+
+
+def _names(providers: Sequence[Provider]) -> str:
+    return ", ".join(one if isinstance(one, str) else one[0] for one in providers)

@@ -1,0 +1,1 @@
+"""TensorRT engines, run by TensorRT itself."""

@@ -1,0 +1,139 @@
+"""TensorRT, native: engines made by `sigcam build-engine`, maps made on the GPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.types import Array
+from sigcam.kernels import driver
+from sigcam.runtime.backends.base import Backend, BackendOptions, MadeMaps, MapRequest, TensorInfo
+from sigcam.runtime.backends.cuda.maps import kernel_errors
+from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
+from sigcam.runtime.backends.tensorrt.executor import Call
+from sigcam.runtime.backends.tensorrt.pool import Pool, Worker
+
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
+
+
+class TensorRtBackend(Backend):
+    """An engine on one GPU, for several callers at once.
+
+    Calls of the same kind are captured into a CUDA graph: copies to the device, the engine,
+    the map kernels and the copies back are then launched as one.
+    """
+
+    name = "tensorrt"
+    makes_maps = True
+    understands = frozenset({"device"})
+
+    def __init__(
+        self, engine: Engine, context: driver.Context, kernel: ClampCombine | None
+    ) -> None:
+        self._engine = engine
+        self._context = context
+        self._kernel = kernel
+        self._pool = Pool(lambda: Worker(self._engine, self._kernel))
+        self._lock = threading.Lock()
+        self._closed = False
+        self.inputs = tuple(_info(t) for t in engine.tensors if t.is_input)
+        self.outputs = tuple(_info(t) for t in engine.tensors if not t.is_input)
+
+    @classmethod
+    def open(cls, path: Path, options: BackendOptions) -> TensorRtBackend:
+        """Loads the engine at `path` onto a GPU.
+
+        Raises:
+            BackendUnavailableError: TensorRT, the driver or the GPU is missing.
+            ArtifactError: not an engine, or one that was built for something else; says how
+                to build it.
+            BackendError: TensorRT can't load it.
+        """
+        if path.suffix != ".engine":
+            raise ArtifactError(
+                f"the backend 'tensorrt' runs engines, and {path} is none; build one with "
+                f"`sigcam build-engine {path}` and load the file that it names"
+            )
+        try:
+            with kernel_errors():
+                driver.available()
+                context = driver.retain_primary_context(options.device)
+        except BackendUnavailableError as exc:
+            raise BackendUnavailableError(
+                f"the backend 'tensorrt' can't run here: {exc}; the backend 'ort' runs the "
+                ".onnx file on the CPU"
+            ) from exc
+        try:
+            with kernel_errors(), context:
+                engine = Engine.open(path, context.device)
+                try:
+                    return cls(engine, context, _kernel(engine))
+                except BaseException:
+                    engine.close()  # while there still is a context
+                    raise
+        except BaseException:
+            with kernel_errors():
+                context.close()
+            raise
+
+    @property
+    def description(self) -> str:
+        """What runs, where, and whether repeated calls are launched as CUDA graphs."""
+        seam, sidecar = self._engine.seam, self._engine.sidecar
+        refusal = self._engine.no_capture
+        graphs = "with CUDA graphs" if refusal is None else f"without CUDA graphs ({refusal})"
+        device = self._context.device
+        return f"{seam.name} {seam.version}, {sidecar.precision}, on {device.name}, {graphs}"
+
+    def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
+        return self._run(Call(feeds, tuple(wanted), None))[0]
+
+    def _infer_maps(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: MapRequest
+    ) -> tuple[dict[str, Array], MadeMaps]:
+        outputs, maps = self._run(Call(feeds, tuple(wanted), request))
+        if maps is None:
+            raise BackendError("this engine has no features and CAM weights to make maps of")
+        return outputs, maps
+
+    def _run(self, call: Call) -> tuple[dict[str, Array], MadeMaps | None]:
+        if self._closed:
+            raise BackendError("the backend is closed; load the model again")
+        self._engine.check_sizes(call.feeds)
+        with kernel_errors(), self._context, self._pool.worker() as worker:
+            return worker.run(call)
+
+    def close(self) -> None:
+        """Frees everything on the GPU, once the calls still running are done."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        with kernel_errors(), self._context:
+            self._pool.close()
+            self._pool.wait()
+            self._engine.close()
+            self._kernel = None  # unloaded while there still is a context
+        with kernel_errors():
+            self._context.close()
+
+
+def _info(tensor: Tensor) -> TensorInfo:
+    # float16 stays within: callers get what the artifact's contract says.
+    kind = np.dtype(np.float32) if tensor.dtype == np.float16 else tensor.dtype
+    return TensorInfo(tensor.name, kind, tensor.shape)
+
+
+def _kernel(engine: Engine) -> ClampCombine | None:
+    """The map kernels, in the context that is current, where the engine has what they take."""
+    if not {"features", "cam_weights"} <= {tensor.name for tensor in engine.tensors}:
+        return None
+    from sigcam.kernels.clamp_combine import ClampCombine
+
+    return ClampCombine()

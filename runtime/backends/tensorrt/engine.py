@@ -1,0 +1,341 @@
+"""Opening an engine: every check that can be made before TensorRT sees it, then the rest.
+
+Whether an engine is the one that its sidecar describes, and can run here.
+
+TensorRT: building engines from artifacts, and running them.
+
+`seam.py` chooses between the packages `tensorrt` and `tensorrt_rtx`, which have nearly the
+same API, and holds what differs. `build.py` makes an engine and its sidecar, `sidecar.py`
+keeps and checks what the engine itself doesn't say, `engine.py` opens a pair of them, and
+`lane.py` and `pool.py` run it for several callers at once. Nothing here imports either
+package before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigcam.core.errors import ArtifactError, BackendError, UsageError
+from sigcam.core.files import model_digest
+from sigcam.core.sidecar import Sidecar, dotted, here, read_sidecar
+from sigcam.core.types import Array
+from sigcam.kernels.calls import DeviceInfo
+from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, Seam, choose
+
+_LOG = logging.getLogger(__name__)
+
+_PROFILE = 0  # an engine of ours has one
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine.
+
+    Attributes:
+        name: of the artifact's tensor.
+        dtype: of the engine's memory.
+        shape: None for a dynamic size.
+        is_input: whether it is one.
+        low, high: smallest and largest shape of an input; the shape itself of an output.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    is_input: bool
+    low: tuple[int, ...] = ()
+    high: tuple[int, ...] = ()
+
+
+class Engine:
+    """A deserialised engine and what its sidecar says; serves any number of contexts.
+
+    Attributes:
+        sidecar: what it is.
+        seam: the TensorRT that runs it.
+        tensors: inputs and outputs, in the engine's order.
+    """
+
+    def __init__(self, sidecar: Sidecar, seam: Seam, log: Any, runtime: Any, native: Any) -> None:
+        self.sidecar, self.seam = sidecar, seam
+        self._log, self._runtime, self._native = log, runtime, native
+        # No generator: its closure would outlive the clearing of frames in `open`.
+        self.tensors = tuple(map(self._tensor, range(native.num_io_tensors)))
+        self._lock = threading.Lock()
+        self._no_capture: str | None = None
+
+    @classmethod
+    def open(cls, path: Path, gpu: DeviceInfo) -> Engine:
+        """Checks an engine against its sidecar and this machine, and loads it.
+
+        Args:
+            path: of the .engine file.
+            gpu: the GPU whose context is current.
+
+        Raises:
+            ArtifactError: a file is missing or isn't the one that was written; or the engine
+                was built for another TensorRT, platform or GPU; or from another model.
+            BackendUnavailableError: its TensorRT package isn't installed.
+            BackendError: TensorRT can't load it.
+        """
+        sidecar = read_sidecar(path)
+        seam = choose(sidecar.package)
+        check_fit(path, sidecar, package=seam.name, version=seam.version, gpu=gpu)
+        check_source(path, sidecar)
+        data = read_engine(path, sidecar)
+        log = seam.logger()
+        log.told()  # what is left of earlier work isn't about this engine
+        runtime = native = engine = None
+        try:
+            with log.warnings():
+                runtime = seam.module.Runtime(log)
+                _check_header(path, seam, runtime, data, sidecar, log)
+                native = runtime.deserialize_cuda_engine(data)
+            if native is None:
+                raise BackendError(
+                    f"{seam.name} {seam.version} can't load {path}: {log.told()}; build it again "
+                    f"here with `{sidecar.command(path)}`"
+                )
+            engine = cls(sidecar, seam, log, runtime, native)
+            engine._check_shapes(path)
+            return engine
+        except BaseException as exc:
+            # The traceback's frames would keep them until the context that they belong to is gone.
+            engine = native = runtime = None
+            traceback.clear_frames(exc.__traceback__)
+            raise
+
+    @property
+    def no_capture(self) -> str | None:
+        """Why runs can't be captured into CUDA graphs, as TensorRT said; None if they can."""
+        return self._no_capture
+
+    def refuse_capture(self, reason: str) -> None:
+        """Remembers, and logs once, that TensorRT can't be captured with this engine."""
+        with self._lock:
+            if self._no_capture is None:
+                self._no_capture = reason
+                _LOG.warning("the engine runs without CUDA graphs: %s", reason)
+
+    def context(self, *, settled: bool) -> Any:
+        """A new execution context, for one thread at a time.
+
+        Args:
+            settled: its shapes won't change. TensorRT-RTX then compiles the kernels for them
+                at once; otherwise it begins with general ones and replaces them later,
+                which a captured graph would never see.
+
+        Raises:
+            BackendError: TensorRT can't make one, for lack of memory for example.
+        """
+        if self.seam.is_rtx:
+            config = self._native.create_runtime_config()
+            if settled:
+                strategies = self.seam.module.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            made = self._native.create_execution_context(runtime_config=config)
+        else:
+            made = self._native.create_execution_context()
+        if made is None:
+            raise BackendError(f"TensorRT can't make an execution context: {self.told()}")
+        return made
+
+    def close(self) -> None:
+        """Lets TensorRT free the engine; all contexts must be gone before."""
+        self._native = self._runtime = None
+
+    def told(self) -> str:
+        """What TensorRT logged as errors since the last call."""
+        return str(self._log.told())
+
+    def check_sizes(self, feeds: Mapping[str, Array]) -> None:
+        """Refuses shapes outside of what the engine was built for.
+
+        Raises:
+            UsageError: names the range, and how to get a larger one.
+        """
+        for tensor in self.tensors:
+            if not tensor.is_input:
+                continue
+            shape = feeds[tensor.name].shape
+            for axis, (low, size, high) in enumerate(
+                zip(tensor.low, shape, tensor.high, strict=True)
+            ):
+                if not low <= size <= high:
+                    raise UsageError(_outside(tensor.name, axis, low, size, high))
+
+    def _tensor(self, index: int) -> Tensor:
+        native, modes = self._native, self.seam.module.TensorIOMode
+        name = native.get_tensor_name(index)
+        kind = self.seam.type_of(native.get_tensor_dtype(name))
+        if kind is None:
+            raise ArtifactError(
+                f"the engine's {name} is {native.get_tensor_dtype(name)}, which NumPy lacks; "
+                "export the model again"
+            )
+        shape = tuple(int(size) for size in native.get_tensor_shape(name))
+        dynamic = tuple(None if size < 0 else size for size in shape)
+        if native.get_tensor_mode(name) != modes.INPUT:
+            return Tensor(name, np.dtype(kind), dynamic, False)
+        low, _, high = (
+            tuple(int(size) for size in one)
+            for one in native.get_tensor_profile_shape(name, _PROFILE)
+        )
+        return Tensor(name, np.dtype(kind), dynamic, True, low, high)
+
+    def _check_shapes(self, path: Path) -> None:
+        found = {t.name: (t.low, t.high) for t in self.tensors if t.is_input}
+        wanted = {name: (three[0], three[2]) for name, three in self.sidecar.shapes.items()}
+        if found != wanted:
+            raise ArtifactError(
+                f"{path} takes {found}, its sidecar says {wanted}; build it again with "
+                f"`{self.sidecar.command(path)}`"
+            )
+
+
+def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
+    if name == "class_ids" and axis == 1:
+        return (
+            f"this engine makes maps of {low} to {high} classes for each picture, got {size}; ask "
+            "for as many, or build it again with another --classes"
+        )
+    if axis == 0:
+        way = (
+            f"pass batch_size={high} at most when loading it, or build it again with --max-batch "
+            f"{size}"
+            if size > high
+            else f"build it again with --min-batch {size}"
+        )
+        return f"this engine takes {low} to {high} pictures in one run, got {size}; {way}"
+    return f"{name} must have {low} to {high} along axis {axis}, got {size}"
+
+
+_ADVICE = {
+    "OLD_CUDA_DRIVER": "update NVIDIA's driver",
+    "OLD_CUDA_RUNTIME": "update CUDA's runtime library",
+    "INSUFFICIENT_GPU_MEMORY": "free memory of the GPU, or build it with a smaller --max-batch",
+    "CUDA_ERROR": "look at what nvidia-smi says of the GPU",
+}
+"""What helps where the engine isn't to blame; otherwise another engine does."""
+
+
+def _check_header(
+    path: Path, seam: Seam, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
+) -> None:
+    """Asks TensorRT-RTX whether an engine can run here; TensorRT has no such question."""
+    if not seam.is_rtx:
+        return
+    module = seam.module
+    validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity == module.EngineValidity.SUBOPTIMAL:
+        _LOG.warning(
+            "%s says that %s may be slower here than where it was meant for", seam.name, path
+        )
+    if validity != module.EngineValidity.INVALID:
+        return
+    members = module.EngineInvalidityDiagnostics.__members__
+    named = [name for name, value in members.items() if int(reasons) & int(value)]
+    again = f"build it again here with `{sidecar.command(path)}`"
+    advice = dict.fromkeys(_ADVICE.get(name, again) for name in named) or [again]
+    elsewhere = bool(named) and _ADVICE.keys() >= set(named)
+    raise (BackendError if elsewhere else ArtifactError)(
+        f"{seam.name} {seam.version} says that {path} can't run here "
+        f"({', '.join(named) or log.told()}); {'; '.join(advice)}"
+    )
+
+
+_BY_DEFAULT = (8, 0)
+"""TensorRT-RTX builds for this compute capability and later ones if none is named
+(NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
+
+
+def read_engine(engine: Path, sidecar: Sidecar) -> bytes:
+    """The bytes of an engine, once they are known to be those that the sidecar describes.
+
+    Raises:
+        ArtifactError: the file can't be read, or has another size or hash.
+    """
+    again = f"copy both files again, or run `{sidecar.command(engine)}`"
+    try:
+        size = engine.stat().st_size
+        data = engine.read_bytes() if size == sidecar.size else b""
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {engine}: {exc.strerror or exc}") from exc
+    if size != sidecar.size:
+        raise ArtifactError(
+            f"{engine} has {size} bytes, its sidecar is for one of {sidecar.size}; {again}"
+        )
+    if hashlib.sha256(data).hexdigest() != sidecar.sha256:
+        raise ArtifactError(f"{engine} is not the file that its sidecar is for; {again}")
+    return data
+
+
+def check_source(engine: Path, sidecar: Sidecar) -> None:
+    """Refuses an engine whose model was exported anew beside it since; a missing one is fine.
+
+    Raises:
+        ArtifactError: the .onnx file beside it is another one, or can't be read.
+    """
+    model = engine.with_name(sidecar.source)
+    if model.is_file() and model_digest(model) != sidecar.source_sha256:
+        raise ArtifactError(
+            f"{engine} was built from another {model.name} than the one beside it now; run "
+            f"`{sidecar.command(engine)}`, or move the engine elsewhere"
+        )
+
+
+def check_fit(
+    engine: Path, sidecar: Sidecar, *, package: str, version: str, gpu: DeviceInfo
+) -> None:
+    """Refuses an engine that can't run with this TensorRT on this GPU.
+
+    Engines are good for the version that built them, to the last number, as none is built
+    with TensorRT's flag for others. Those of the package tensorrt are good for one model of
+    GPU: kernels are chosen by its multiprocessors, caches and memory, and TensorRT itself says
+    that elsewhere an engine is likely to be slower or even to fail, though it would load it.
+
+    Args:
+        engine: the file, for messages.
+        sidecar: of it.
+        package: the TensorRT at hand.
+        version: its version.
+        gpu: the GPU that it is to run on.
+
+    Raises:
+        ArtifactError: one of them isn't what the engine was built for.
+    """
+    command = sidecar.command(engine)
+    again = f"build it again here with `{command}`"
+    if (package, version) != (sidecar.package, sidecar.version):
+        raise ArtifactError(
+            f"{engine} was built by {sidecar.package} {sidecar.version}, and runs with no other "
+            f"version; installed is {package} {version}; install "
+            f"{DISTRIBUTIONS[sidecar.package]}=={sidecar.version} or {again}"
+        )
+    if package == "tensorrt" and sidecar.platform != here():
+        raise ArtifactError(f"{engine} was built on {sidecar.platform}, this is {here()}; {again}")
+    mine = dotted(gpu.capability)
+    if sidecar.capabilities:
+        fits, wanted = mine in sidecar.capabilities, ", ".join(sidecar.capabilities)
+    else:
+        fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"
+    if not fits:
+        named = f" --capability {mine}" if package == "tensorrt_rtx" else ""
+        raise ArtifactError(
+            f"{engine} was built for compute capability {wanted}, this GPU has {mine}; run "
+            f"`{command}{named}`" + ("" if named else " here")
+        )
+    if sidecar.gpu is not None and sidecar.gpu != gpu.name:
+        raise ArtifactError(
+            f"{engine} was built on {sidecar.gpu}, this GPU is {gpu.name}, and an engine of "
+            f"TensorRT is for one model of GPU; {again}"
+        )

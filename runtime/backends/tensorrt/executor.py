@@ -1,0 +1,291 @@
+"""One way through an engine: an execution context with its memory, and perhaps a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigcam.core.errors import BackendError
+from sigcam.core.types import Array
+from sigcam.kernels import driver
+from sigcam.kernels.errors import KernelError
+from sigcam.runtime.backends.base import MadeMaps, MapRequest
+from sigcam.runtime.backends.cuda.maps import DeviceMaps, DeviceTensor, Pending
+from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
+
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
+
+Results = tuple[dict[str, Array], MadeMaps | None]
+
+_BROKEN_BEFORE = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
+"""What every call says once an earlier one has broken the capture off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What one call asks for.
+
+    Attributes:
+        feeds: every input, C-contiguous, within the engine's sizes.
+        wanted: outputs to bring back.
+        request: maps to make of features and CAM weights; None for none.
+    """
+
+    feeds: Mapping[str, Array]
+    wanted: tuple[str, ...]
+    request: MapRequest | None
+
+    @cached_property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """The inputs' shapes."""
+        return tuple((name, array.shape) for name, array in self.feeds.items())
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for calls that enqueue the very same work."""
+        return self.shapes, self.wanted, self.request
+
+
+class _Room:
+    """Memory of one tensor: on the device, and page-locked on the host where it is copied."""
+
+    def __init__(self) -> None:
+        self.device: driver.DeviceBuffer | None = None
+        self.host: driver.PinnedBuffer | None = None
+
+    def on_device(self, size: int) -> int:
+        """Address of at least `size` bytes on the device."""
+        if self.device is None or self.device.size < size:
+            if self.device is not None:
+                self.device.close()
+                self.device = None
+            self.device = driver.DeviceBuffer(size)
+        return self.device.address
+
+    def on_host(self, size: int) -> driver.PinnedBuffer:
+        """At least `size` bytes of page-locked memory."""
+        if self.host is None or self.host.size < size:
+            if self.host is not None:
+                self.host.close()
+                self.host = None
+            self.host = driver.PinnedBuffer(size)
+        return self.host
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for buffer in (self.device, self.host):
+                if buffer is not None:
+                    stack.callback(buffer.close)
+
+
+class Lane:
+    """An execution context and its memory; one caller at a time.
+
+    Memory is kept and grows. A lane that captures a graph serves that graph's calls alone:
+    its addresses are in the graph, and TensorRT keeps state for the shapes in the context,
+    so NVIDIA's advice is one context for each captured graph.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stream: driver.Stream,
+        kernel: ClampCombine | None,
+        *,
+        settled: bool = False,
+    ) -> None:
+        self._engine, self._stream = engine, stream
+        self._context = engine.context(settled=settled)
+        self._maps = None if kernel is None else DeviceMaps(kernel)
+        self._rooms = {tensor.name: _Room() for tensor in engine.tensors}
+        self._tensors = {tensor.name: tensor for tensor in engine.tensors}
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._bound: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+        self._graph: driver.Graph | None = None
+        self._pending: Pending | None = None
+
+    def run(self, call: Call) -> Results:
+        """Enqueues the call's work, waits for it, and copies the results out.
+
+        Raises:
+            BackendError: TensorRT refuses the shapes or fails.
+            KernelError: a CUDA call failed.
+        """
+        self._bind(call)
+        self._fill(call)
+        self._enqueue_copies_in(call)
+        if not self._execute():
+            raise BackendError(f"TensorRT failed while running the engine: {self._engine.told()}")
+        pending = self._enqueue_rest(call)
+        self._stream.synchronize()
+        return self._collected(call, pending)
+
+    def capture(self, call: Call) -> str | None:
+        """Captures the work of a call that `run` has just done into a CUDA graph.
+
+        A run comes first because TensorRT brings its state up to date with new shapes in
+        the first one, which a graph can't hold.
+
+        Returns:
+            None, or why TensorRT or CUDA can't capture it; the lane must then be closed.
+
+        Raises:
+            BackendError, KernelError: our own part of the work failed, which no network can
+                be the reason of.
+        """
+        if self._engine.seam.is_rtx and not self._context.is_stream_capturable(self._stream.handle):
+            return "TensorRT-RTX says that its work can't be captured for these shapes"
+        generation = 0 if self._maps is None else self._maps.generation
+        refused, ours = False, False
+        try:
+            with driver.Graph.capture(self._stream) as graph:
+                self._enqueue_copies_in(call)
+                refused = not self._execute()
+                if refused:
+                    raise KernelError("the engine was not captured")
+                ours = True
+                self._pending = self._enqueue_rest(call)
+                ours = False
+        except (BackendError, KernelError) as exc:
+            if refused:
+                return f"TensorRT can't be captured: {self._engine.told()}"
+            # TensorRT may do what breaks a capture off and still return True; our kernels
+            # are then the first to be told, and not to blame.
+            if ours and _BROKEN_BEFORE not in str(exc):
+                raise
+            return f"CUDA can't capture it: {exc}"
+        if self._maps is not None and self._maps.generation != generation:
+            graph.close()
+            raise BackendError("memory moved while a CUDA graph was captured")
+        self._graph = graph
+        return None
+
+    def replay(self, call: Call) -> Results:
+        """Does a call of the same key as the captured one.
+
+        Raises:
+            BackendError: nothing was captured.
+            KernelError: a CUDA call failed.
+        """
+        if self._graph is None:
+            raise BackendError("this lane holds no CUDA graph")
+        self._fill(call)
+        self._graph.launch(self._stream)
+        self._stream.synchronize()
+        return self._collected(call, self._pending)
+
+    def close(self) -> None:
+        """Frees everything, once the work on the stream that uses it is done."""
+        with ExitStack() as stack:  # all of it, even if one fails; in the reverse order
+            for room in self._rooms.values():
+                stack.callback(room.close)
+            if self._maps is not None:
+                stack.callback(self._maps.close)
+            stack.callback(self._drop_context)
+            if self._graph is not None:
+                stack.callback(self._graph.close)
+                self._graph = None
+            with suppress(KernelError):  # after a failed call, which is the error to tell
+                self._stream.synchronize()
+
+    def _drop_context(self) -> None:
+        self._context = None  # TensorRT frees it with its last reference
+
+    def _bind(self, call: Call) -> None:
+        """Sets shapes and addresses of all tensors, if they aren't those of the last call."""
+        if self._bound == call.shapes:
+            return
+        self._bound = None
+        for name, shape in call.shapes:
+            self._accepted(self._context.set_input_shape(name, shape), f"the shape of {name}")
+            self._sizes[name] = shape
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as exc:
+            raise BackendError(f"TensorRT can't infer the outputs' shapes: {exc}") from exc
+        if missing:
+            raise BackendError(f"TensorRT wants more to be said of {', '.join(missing)}")
+        for name, tensor in self._tensors.items():
+            if not tensor.is_input:
+                self._sizes[name] = self._output_shape(name)
+            address = self._rooms[name].on_device(self._bytes(tensor))
+            self._accepted(
+                self._context.set_tensor_address(name, address), f"the address of {name}"
+            )
+        self._bound = call.shapes
+
+    def _output_shape(self, name: str) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise BackendError(
+                f"TensorRT can't tell the size of {name} before it runs, only {list(shape)}: it "
+                "depends on the picture's content, and no memory can be set aside for it; export "
+                "the model again with `sigcam export`"
+            )
+        return shape
+
+    def _accepted(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise BackendError(f"TensorRT refuses {what}: {self._engine.told()}")
+
+    def _bytes(self, tensor: Tensor) -> int:
+        count = int(np.prod(self._sizes[tensor.name], dtype=np.int64))
+        return max(1, count * tensor.dtype.itemsize)
+
+    def _host_view(self, name: str) -> Array:
+        tensor = self._tensors[name]
+        host = self._rooms[name].on_host(self._bytes(tensor))
+        return host.view(tensor.dtype, self._sizes[name])
+
+    def _fill(self, call: Call) -> None:
+        """Copies the feeds to page-locked memory."""
+        for name, array in call.feeds.items():
+            np.copyto(self._host_view(name), array)
+
+    def _enqueue_copies_in(self, call: Call) -> None:
+        for name in call.feeds:
+            size = self._bytes(self._tensors[name])
+            room = self._rooms[name]
+            driver.copy_to_device(
+                room.on_device(size), room.on_host(size).address, size, self._stream
+            )
+
+    def _execute(self) -> bool:
+        return bool(self._context.execute_async_v3(self._stream.handle))
+
+    def _enqueue_rest(self, call: Call) -> Pending | None:
+        """Enqueues the maps, where there is what they are made of, and the copies of outputs."""
+        pending = None
+        if call.request is not None and self._maps is not None:
+            pending = self._maps.enqueue(
+                self._on_device("features"),
+                self._on_device("cam_weights"),
+                call.request,
+                self._stream.handle,
+            )
+        for name in call.wanted:
+            size = self._bytes(self._tensors[name])
+            room = self._rooms[name]
+            driver.copy_to_host(
+                room.on_host(size).address, room.on_device(size), size, self._stream
+            )
+        return pending
+
+    def _on_device(self, name: str) -> DeviceTensor:
+        tensor = self._tensors[name]
+        address = self._rooms[name].on_device(self._bytes(tensor))
+        return DeviceTensor(address, self._sizes[name], tensor.dtype == np.float16)
+
+    def _collected(self, call: Call, pending: Pending | None) -> Results:
+        outputs = {}
+        for name in call.wanted:
+            view = self._host_view(name)
+            kind = np.dtype(np.float32) if view.dtype == np.float16 else view.dtype
+            outputs[name] = view.astype(kind, copy=True)
+        return outputs, None if pending is None else pending.collect()

@@ -1,0 +1,176 @@
+"""The one place that knows which TensorRT this is, and what the two differ in.
+
+| | tensorrt | tensorrt_rtx |
+|---|---|---|
+| an engine is built | on the GPU that it is for | anywhere, for named compute capabilities |
+| it runs on | that GPU's compute capability and platform | all capabilities that were named |
+| kernels are chosen | while building, by timing them | at load, by compiling them |
+| timing cache | saves most of a second build's time | has no effect |
+| capture into a CUDA graph | tried | asked first (`is_stream_capturable`) |
+
+Networks are strongly typed in both: the types are the graph's own. TensorRT 10 wants a flag
+for that; TensorRT 11 and TensorRT-RTX know no other networks (NVIDIA, "Migrating from
+TensorRT 10.x to 11.x"), and so no builder flags for float16 and int8 either.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from sigcam.core.errors import BackendError, BackendUnavailableError, UsageError
+from sigcam.core.sidecar import PACKAGES, SUFFIXES, Package, parse_capability
+from sigcam.runtime.backends.tensorrt.log import logger_of
+
+INSTALL: dict[Package, str] = {
+    "tensorrt": 'pip install "sigcam[tensorrt]"',
+    "tensorrt_rtx": "pip install tensorrt-rtx-cu13 (or tensorrt-rtx-cu12 for a driver of CUDA 12)",
+}
+
+DISTRIBUTIONS: dict[Package, str] = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx-cu13",
+}
+"""What to ask pip for; modules are named otherwise."""
+
+
+_OLDEST = (10, 13)
+"""Of the package tensorrt; what the extra `tensorrt` asks for."""
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A TensorRT package that is installed.
+
+    Attributes:
+        name: the name that it is imported by.
+        module: the module.
+        version: its version.
+    """
+
+    name: Package
+    module: Any
+    version: str
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether this is TensorRT-RTX."""
+        return self.name == "tensorrt_rtx"
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its engines end in."""
+        return SUFFIXES[self.name]
+
+    @property
+    def capabilities(self) -> dict[str, Any]:
+        """The compute capabilities that can be named for a build, as "8.6"; empty if none can."""
+        if not self.is_rtx:
+            return {}
+        members = self.module.ComputeCapability.__members__
+        named = {_dotted(name): value for name, value in members.items() if name[:2] == "SM"}
+        return dict(sorted(named.items(), key=lambda item: parse_capability(item[0])))
+
+    @property
+    def network_flags(self) -> int:
+        """What a network is created with, so that it is strongly typed."""
+        flags = self.module.NetworkDefinitionCreationFlag
+        if self.is_rtx or int(self.version.partition(".")[0]) > 10:
+            return 0  # the flag is ignored there, and deprecated
+        return 1 << int(flags.STRONGLY_TYPED)
+
+    def logger(self) -> Any:
+        """The package's logger, which keeps the last errors; see `logger_of`."""
+        return logger_of(self.module)
+
+    def type_of(self, data_type: Any) -> str | None:
+        """The NumPy name of a data type of the package; None for one that NumPy lacks."""
+        return _TYPES.get(data_type.name)
+
+    def set_capabilities(self, config: Any, wanted: tuple[str, ...]) -> None:
+        """Names the compute capabilities that an engine is for.
+
+        Raises:
+            UsageError: one that this package doesn't build for, or any with a package that
+                always builds for the GPU at hand.
+            BackendError: the package refuses one that it names itself.
+        """
+        if not wanted:
+            return
+        known = self.capabilities
+        if not known:
+            raise UsageError(
+                f"capability can't be chosen with the package {self.name!r}, which builds for "
+                "the GPU of this machine; use the package 'tensorrt_rtx', or build where the "
+                "engine will run"
+            )
+        unknown = [one for one in wanted if one not in known]
+        if unknown:
+            raise UsageError(
+                f"{self.name} {self.version} builds for the compute capabilities "
+                f"{', '.join(known)}, not for {', '.join(unknown)}"
+            )
+        config.num_compute_capabilities = len(wanted)
+        for index, one in enumerate(wanted):
+            if not config.set_compute_capability(known[one], index):
+                raise BackendError(
+                    f"{self.name} {self.version} refuses the compute capability {one}: "
+                    f"{self.logger().told()}; build for others, or with another version"
+                )
+
+
+_TYPES = {
+    "UINT8": "uint8",
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "BOOL": "bool",
+}
+
+
+def choose(package: str | None = None) -> Seam:
+    """The package of that name; without one, the first of `PACKAGES` that is installed.
+
+    Raises:
+        UsageError: no such package is known.
+        BackendUnavailableError: it, or both, aren't installed or can't be loaded; or the
+            first one that is installed is too old.
+    """
+    if package is not None and package not in PACKAGES:
+        raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {package!r}")
+    candidates = PACKAGES if package is None else (package,)
+    problems: list[str] = []
+    cause: ImportError | OSError | None = None
+    for name in candidates:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as exc:  # noqa: PERF203 (there are two)
+            # A package that is there without its libraries fails with either.
+            problems.append(f"{name} ({exc})")
+            cause = cause or exc
+        else:
+            found = Seam(name, module, str(module.__version__))
+            _check_version(found)
+            return found
+    how = "; or ".join(f"{INSTALL[name]}" for name in candidates)
+    raise BackendUnavailableError(
+        f"TensorRT can't be imported: {'; '.join(problems)}; install it with {how}"
+    ) from cause
+
+
+def _check_version(seam: Seam) -> None:
+    parts = tuple(int(part) for part in seam.version.split(".")[:2] if part.isdecimal())
+    if not seam.is_rtx and parts < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise BackendUnavailableError(
+            f"the package tensorrt must be {oldest} or later, installed is {seam.version}; "
+            f'upgrade it: pip install "{DISTRIBUTIONS[seam.name]}>={oldest}"'
+        )
+
+
+def _dotted(name: str) -> str:
+    """From "SM120" to "12.0"."""
+    digits = name.removeprefix("SM")
+    return f"{digits[:-1]}.{digits[-1]}"

@@ -1,0 +1,187 @@
+"""Several callers on one engine: each gets a stream, contexts and memory of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from sigcam.core.errors import BackendError
+from sigcam.kernels import driver
+from sigcam.kernels.errors import KernelError
+from sigcam.runtime.backends.tensorrt.engine import Engine
+from sigcam.runtime.backends.tensorrt.executor import Call, Lane, Results
+
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
+
+MAX_WORKERS = 4
+"""Calls at once; further ones wait. Each has the engine's working memory several times."""
+
+MAX_GRAPHS = 2
+"""CUDA graphs that a worker keeps; each has an execution context and memory of its own."""
+
+_REMEMBERED = 32
+"""Kinds of calls that a worker remembers, to see one come again; and calls after which a graph
+that none of them used may be given up for another one."""
+
+
+class Worker:
+    """A stream with a lane for whatever comes, and lanes for calls that came again.
+
+    The first call of its kind (shapes, outputs, where the pictures lie) runs as it is. The
+    second one runs in a lane of its own and is then captured there; from the third on, the
+    graph is launched. Where all graphs are in use, further kinds stay without one: making a
+    lane costs far more than a graph saves, so kinds that take turns must not push each other
+    out.
+    """
+
+    def __init__(self, engine: Engine, kernel: ClampCombine | None) -> None:
+        self._engine, self._kernel = engine, kernel
+        self._stream = driver.Stream()
+        try:
+            self._plain = Lane(engine, self._stream, kernel)
+        except BaseException:
+            self._stream.close()
+            raise
+        self._captured: OrderedDict[Any, Lane] = OrderedDict()  # used last: at the end
+        self._used: dict[Any, int] = {}
+        self._calls = 0
+        self._seen: OrderedDict[Any, None] = OrderedDict()
+
+    def run(self, call: Call) -> Results:
+        """Does the call; the arrays belong to the caller.
+
+        Raises:
+            BackendError: TensorRT failed.
+            KernelError: a CUDA call failed.
+        """
+        key = call.key
+        self._calls += 1
+        if key in self._captured:
+            self._captured.move_to_end(key)
+            self._used[key] = self._calls
+            return self._captured[key].replay(call)
+        if key in self._seen and self._engine.no_capture is None and self._has_room():
+            return self._run_and_capture(call)
+        self._seen[key] = None
+        self._seen.move_to_end(key)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return self._plain.run(call)
+
+    def close(self) -> None:
+        """Frees stream and memory."""
+        with ExitStack() as stack:  # all of it, even if one fails; the stream is the last
+            stack.callback(self._stream.close)
+            for lane in (self._plain, *self._captured.values()):
+                stack.callback(lane.close)
+            self._captured.clear()
+
+    def _has_room(self) -> bool:
+        """Whether there is room for a graph, or one that hasn't been used for long."""
+        if len(self._captured) < MAX_GRAPHS:
+            return True
+        oldest = next(iter(self._captured))
+        return self._calls - self._used[oldest] > _REMEMBERED
+
+    def _run_and_capture(self, call: Call) -> Results:
+        if len(self._captured) >= MAX_GRAPHS:
+            key, oldest = self._captured.popitem(last=False)
+            del self._used[key]
+            oldest.close()
+        lane = Lane(self._engine, self._stream, self._kernel, settled=True)
+        try:
+            results = lane.run(call)
+            refusal = lane.capture(call)
+        except BaseException:
+            lane.close()
+            raise
+        if refusal is None:
+            self._captured[call.key] = lane
+            self._used[call.key] = self._calls
+        else:
+            self._engine.refuse_capture(refusal)
+            lane.close()
+        return results
+
+
+class Pool:
+    """Workers, made when they are first needed.
+
+    Args:
+        make: makes one.
+        limit: most of them.
+    """
+
+    def __init__(self, make: Callable[[], Worker], limit: int = MAX_WORKERS) -> None:
+        self._make, self._limit = make, limit
+        self._idle: list[Worker] = []
+        self._count = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        """A worker for the caller alone; waits for one if all are busy.
+
+        A worker whose call failed isn't used again: what is left on its stream isn't known.
+
+        Raises:
+            BackendError: the pool was closed.
+        """
+        worker = self._taken()
+        try:
+            yield worker
+        except BaseException:
+            self._forget(worker)
+            raise
+        with self._changed:
+            keep = not self._closed
+            if keep:
+                self._idle.append(worker)  # the warmest one is the next to be taken
+                self._changed.notify()
+        if not keep:
+            self._forget(worker)
+
+    def close(self) -> None:
+        """Frees the idle workers now, the others when their calls are done."""
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+            self._changed.notify_all()
+        for worker in idle:
+            self._forget(worker)
+
+    def wait(self) -> None:
+        """Waits until no worker is left; after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0)
+
+    def _taken(self) -> Worker:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._idle or self._count < self._limit)
+            if self._closed:
+                raise BackendError("the backend is closed; load the model again")
+            if self._idle:
+                return self._idle.pop()
+            self._count += 1
+        try:
+            return self._make()
+        except BaseException:
+            self._gone()
+            raise
+
+    def _forget(self, worker: Worker) -> None:
+        try:
+            with suppress(KernelError):  # after a failed call, which is the error to tell
+                worker.close()
+        finally:
+            self._gone()
+
+    def _gone(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()

@@ -1,0 +1,269 @@
+"""One call's work: what it asks for, and how a batch of pictures is done.
+
+Maps of further classes of a picture, after the fact, from the head graph.
+
+From pictures that are read to their results: in batches, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from sigcam.core.errors import ImageError, UsageError
+from sigcam.core.progress import Report, reporter
+from sigcam.core.spec import Spec
+from sigcam.core.threads import Stopwatch, ahead, close, in_order
+from sigcam.core.types import Array
+from sigcam.images.decode import PictureLike
+from sigcam.runtime.backends.base import MadeMaps
+from sigcam.runtime.classes import Classes, Request, resolve_classes
+from sigcam.runtime.explanation import ClassResult, Explanation
+from sigcam.runtime.head_graph import Head
+from sigcam.runtime.model import (
+    Picture,
+    class_results,
+    made_maps,
+    makes_maps,
+    own_grids,
+    softmax,
+)
+from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call asks for.
+
+    Attributes:
+        request: the classes.
+        method: None for the artifact's own.
+        wanted: the outputs to read.
+        batch_size: most pictures in the first run.
+        report: how to tell the progress.
+        readers: threads that read pictures ahead; 0: nothing runs ahead.
+        engine: runs while the engine does.
+    """
+
+    request: Request
+    method: MultiPass | None
+    wanted: list[str]
+    batch_size: int
+    report: Report
+    readers: int = 0
+    engine: Stopwatch = field(default_factory=Stopwatch)
+
+
+def explain_batch(pictures: list[Picture], work: Work, tools: Tools) -> list[list[Explanation]]:
+    """Runs one batch and makes its results.
+
+    Raises:
+        BackendError: the engine failed, or what it gave isn't finite.
+        ArtifactError: the graph's outputs don't belong together.
+    """
+    first = pictures[0].tensor
+    batch = first[None] if len(pictures) == 1 else np.stack([p.tensor for p in pictures])
+    feeds = {"image": batch}
+    if work.request.ids is not None:
+        feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(pictures), 1))
+    made: MadeMaps | None = None
+    if work.method is None and makes_maps(tools.spec, tools.network):
+        with work.engine:
+            outputs, made = made_maps(tools.spec, tools.network, feeds, work.wanted, pictures)
+    else:
+        with work.engine:
+            outputs = tools.network.infer(feeds, work.wanted)
+        if work.method is None:
+            outputs["grids"] = own_grids(outputs, tools.spec)
+    results = []
+    for row, picture in enumerate(pictures):
+        values = {name: array[row] for name, array in outputs.items()}
+        maps = None if made is None else _of_classes(made, row)
+        results.append(_explain(picture, values, maps, work, tools))
+    return results
+
+
+def _of_classes(made: MadeMaps, row: int) -> list[tuple[Array, bool]]:
+    """The map of each class of a picture, read-only, and whether it is valid."""
+    maps = made.maps[row]
+    maps.setflags(write=False)
+    return [(one, bool(valid)) for one, valid in zip(maps, made.valid[row], strict=True)]
+
+
+def _explain(
+    picture: Picture,
+    row: Mapping[str, Array],
+    maps: list[tuple[Array, bool]] | None,
+    work: Work,
+    tools: Tools,
+) -> list[Explanation]:
+    """The results of one picture, from its row of the first run's outputs and finished maps."""
+    spec, method, head = tools.spec, work.method, tools.head
+    probabilities = softmax(row["logits"])  # first: it refuses what isn't worth more passes
+    ids = row["class_ids_out"][: work.request.count]
+    if method is None:
+        grids, passes = row["grids"][: len(ids)], 1
+        work.report(1, 1)
+    else:
+        subject = Subject(row["features"], ids, picture.tensor)
+        with work.engine:
+            grids, passes = method.grids(subject, work.report)
+    results = class_results(probabilities, ids, row.get("evidence_logits"), grids, spec)
+    further = None
+    if head is not None:
+        shared = results[0].grid
+        further = Further(spec, head, method, probabilities, row[head.head_input], shared)
+    return [
+        Explanation(
+            *result,
+            method=spec.method if method is None else method.name,
+            placement=picture.placement,
+            original=picture.original,
+            source=picture.source,
+            passes=passes,
+            further=further,
+            made=None if maps is None else maps[rank],
+        )
+        for rank, result in enumerate(results)
+    ]
+
+
+class Further:
+    """What the network said of one picture, and what makes maps of it.
+
+    Shared by all Explanations of the picture that came from one call. Holds copies: no part
+    of a batch is kept alive.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        head: Head,
+        method: MultiPass | None,
+        probabilities: Array,
+        values: Array,
+        grid: Array,
+    ) -> None:
+        """Keeps what is needed of a picture.
+
+        Args:
+            spec: of the artifact.
+            head: its head graph.
+            method: that made the picture's maps; None for the artifact's own.
+            probabilities: float64 [C].
+            values: float32 [...], the picture's row of the output `head.head_input`.
+            grid: float32 [h, w], one of the picture's maps.
+        """
+        self._spec = spec
+        self._head = head
+        self._method = method
+        self._probabilities = probabilities
+        self._values = values.copy()
+        self._grid = grid
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """A copy, or one sent to another process, has no engine: there `further` is None."""
+        return _nothing, ()
+
+    def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
+        """One result for each class in the order given, and the passes that they took.
+
+        Raises:
+            UsageError, UnknownClassError, BackendError: as `Explanation.for_classes`.
+        """
+        ids = np.array(resolve_classes(classes, self._spec), np.int64)
+        method = self._method
+        if method is None:
+            outputs = self._run(ids, "grids", "evidence_logits")
+            grids, passes = outputs["grids"][0], 1
+        else:
+            if not method.from_features:
+                raise UsageError(
+                    f"{method.name} runs the whole network for every channel, so further classes "
+                    f"cost as much as a new call: explain(..., classes=..., "
+                    f"method={method.name!r}) makes all maps in one"
+                )
+            outputs = self._run(ids, "evidence_logits")
+            passes = 1 if outputs else 0
+            if method.class_agnostic:
+                grids = np.broadcast_to(self._grid, (len(ids), *self._grid.shape))
+            else:
+                subject = Subject(self._values, ids)
+                grids, more = method.grids(subject, reporter(False, method.name))
+                passes += more - 1  # all but the network's
+        evidence = outputs["evidence_logits"][0] if "evidence_logits" in outputs else None
+        return class_results(self._probabilities, ids, evidence, grids, self._spec), passes
+
+    def _run(self, ids: Array, *wanted: str) -> dict[str, Array]:
+        return self._head.infer(self._values[None], ids[None], wanted)
+
+
+def _nothing() -> None:
+    return None
+
+
+Read = Callable[[PictureLike], "Picture | ImageError"]
+Slot = list[Explanation] | ImageError
+
+
+def slots(
+    images: Iterable[PictureLike], read: Read, work: Work, tools: Tools, *, stop_at_error: bool
+) -> Generator[Slot, None, None]:
+    """What comes of each picture, in order: its results, or why it can't be read.
+
+    Args:
+        images: the pictures.
+        read: reads and prepares one.
+        work: with `readers` above 0, pictures are read in threads
+            meanwhile.
+        tools: of the session.
+        stop_at_error: whether the first bad picture is the last slot.
+    """
+    if work.readers == 0:
+        return _explained(map(read, images), work, tools, stop_at_error=stop_at_error)
+    # The engine stays in the caller's thread. In another one, glibc gave it memory of its own
+    # beside what loading the model had freed: 70 MB more for a ResNet-50.
+    pictures = in_order(read, images, work.readers, "sigcam-read")
+    ready = ahead(pictures, work.batch_size, "sigcam-feed")
+    return _explained(ready, work, tools, stop_at_error=stop_at_error)
+
+
+def _explained(
+    read: Iterator[Picture | ImageError], work: Work, tools: Tools, *, stop_at_error: bool
+) -> Generator[Slot, None, None]:
+    try:
+        stopped = False
+        while not stopped:
+            chunk = _chunk(read, work.batch_size, stop_at_error=stop_at_error)
+            bad = stop_at_error and any(isinstance(one, ImageError) for one in chunk)
+            stopped = bad or len(chunk) < work.batch_size
+            done = _done(chunk, work, tools)
+            # Nothing of this batch may live on in here once the caller has its results.
+            del chunk
+            while done:
+                yield done.pop(0)
+    finally:
+        close(read)
+
+
+def _chunk(
+    read: Iterator[Picture | ImageError], size: int, *, stop_at_error: bool
+) -> list[Picture | ImageError]:
+    """The next `size` pictures; fewer if they end, or at a bad one."""
+    chunk: list[Picture | ImageError] = []
+    for one in islice(read, size):
+        chunk.append(one)
+        if isinstance(one, ImageError):
+            if stop_at_error:
+                break
+            one.with_traceback(None)  # it would keep the picture's bytes alive
+    return chunk
+
+
+def _done(chunk: list[Picture | ImageError], work: Work, tools: Tools) -> list[Slot]:
+    pictures = [one for one in chunk if isinstance(one, Picture)]
+    found = iter(explain_batch(pictures, work, tools) if pictures else ())
+    return [one if isinstance(one, ImageError) else next(found) for one in chunk]

@@ -1,0 +1,7 @@
+"""Fixtures of this folder's tests."""
+
+from tests.support.sessions import (  # noqa: F401 (fixtures)
+    make_artifact,
+    spec_of,
+    stored,
+)

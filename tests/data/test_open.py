@@ -1,0 +1,201 @@
+"""Class folders, CSV files, which format a path is, and how classes meet the model's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from sigcam.core.errors import DataError, UsageError
+from sigcam.data import match_classes, open_dataset, read_masks
+from tests.support.paths import DATA
+from tests.support.tiny_datasets import picture_writer, text_writer
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return picture_writer(tmp_path)
+
+
+@pytest.fixture
+def text(tmp_path):
+    return text_writer(tmp_path)
+
+
+@pytest.fixture
+def folders(picture, tmp_path):
+    for name in ("val/dog/2.png", "val/dog/1.jpg", "val/Border_Collie/3.png", "val/.hidden/4.png"):
+        picture(name)
+    return tmp_path
+
+
+@pytest.fixture
+def table(text, picture, tmp_path):
+    def write(*lines):
+        for name in ("1.png", "2.png", "3.png"):
+            picture(f"images/{name}")
+        text("list.csv", *lines)
+        return tmp_path
+
+    return write
+
+
+def test_class_folders(folders):
+    data = open_dataset(folders, split="val")
+    assert (data.format, data.classes, data.ids_given) == (
+        "folders", ("Border_Collie", "dog"), False,
+    )  # fmt: skip
+    assert [(s.name, s.label) for s in data.samples] == [
+        ("Border_Collie/3.png", 0),
+        ("dog/1.jpg", 1),
+        ("dog/2.png", 1),
+    ]
+    assert all(s.boxes is None and s.masks is None and s.size == (40, 30) for s in data.samples)
+
+
+def test_a_class_folder_without_pictures(folders):
+    (folders / "val" / "ant").mkdir()
+    with pytest.raises(DataError, match="ant: no pictures in it"):
+        open_dataset(folders / "val")
+    data = open_dataset(folders / "val", skip_bad=True)
+    assert {s.label for s in data.samples} == {0, 2}  # the empty one keeps its id
+
+
+def test_a_folder_of_splits_is_not_taken_for_classes(folders):
+    with pytest.raises(DataError, match=r"(?s)is no data set of these forms.*give the split.*val/"):
+        open_dataset(folders)
+
+
+def test_csv_with_ids_and_names(table):
+    root = table("Image,class_index,class_name", "images/1.png,1,dog", "images/3.png,0,'cat'")
+    data = open_dataset(root)
+    assert (data.format, data.name, data.ids_given) == ("csv", "list", True)
+    assert data.classes == ("'cat'", "dog")
+    assert [(s.name, s.label, s.place.line) for s in data.samples] == [
+        ("images/1.png", 1, 2),
+        ("images/3.png", 0, 3),
+    ]
+    assert (
+        open_dataset(root / "list.csv", "csv", root=root).samples[0].path == root / "images/1.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lines", "classes", "given", "labels"),
+    [
+        (("image,label", "images/1.png,b", "images/2.png,a"), ("a", "b"), False, [1, 0]),
+        (("image,label", "images/1.png,7", "images/2.png,0"), None, True, [7, 0]),
+        (("path,class_id", '"images/1.png",5'), None, True, [5]),
+        (("path,class_id,class", "images/1.png,5,e", "images/2.png,0,a"), None, True, [5, 0]),
+    ],
+)
+def test_csv_with_names_or_ids(table, lines, classes, given, labels):
+    data = open_dataset(table(*lines))
+    assert (data.classes, data.ids_given) == (classes, given)
+    assert [s.label for s in data.samples] == labels
+
+
+HEAD = "image,class_id,label"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("picture,kind",), r"list\.csv, line 1: the header needs a column image or path or file"),
+        ((), r"list\.csv, line 1: the header needs .* got nothing"),
+        ((HEAD, "images/1.png,0,a", '"x'), r"list\.csv, line 3: not CSV"),
+        ((HEAD, "images/1.png,0,a", "", "images/2.png,1"), r"list\.csv, line 4: 3 columns wanted"),
+        ((HEAD, "images/1.png,0,a", ",1,b"), r"list\.csv, line 3: a picture and a class wanted"),
+        ((HEAD, "images/1.png,0,a", "images/2.png,,b"), r"list\.csv, line 3: a picture and a cl"),
+        ((HEAD, "images/1.png,0,a", "images/2.png,1.5,b"), r"list\.csv, line 3: a class id is a"),
+        ((HEAD, "images/1.png,0,a", "images/1.png,0,a"), r"line 3: images/1\.png stands in line 2"),
+        ((HEAD, "images/1.png,0,a", "images/2.png,0,b"), r"list\.csv, line 3: class 0 is called"),
+        ((HEAD, "images/1.png,0,a", "images/9.png,1,b"), r"line 3: the picture .*9\.png is miss"),
+        ((HEAD,), r"'list' \(csv\) has no usable pictures"),
+    ],
+)
+def test_a_mistake_in_a_csv(table, lines, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(table(*lines))
+
+
+def test_nothing_fits(tmp_path, text):
+    with pytest.raises(DataError, match=r"(?s)wsol: .*voc: .*coco: .*csv: .*It has: nothing"):
+        open_dataset(tmp_path)
+    text("notes.txt", "x")
+    with pytest.raises(DataError, match=r"(?s)Pascal VOC\)\nIt has: notes\.txt$"):
+        open_dataset(tmp_path, "voc")
+    with pytest.raises(DataError, match=r"it is a file, notes\.txt"):
+        open_dataset(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="nowhere doesn't exist"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="format must be auto, wsol, voc"):
+        open_dataset(tmp_path, "yolo")
+    with pytest.raises(UsageError, match="first_pixel is 0 or 1, got 2"):
+        open_dataset(tmp_path, first_pixel=2)
+
+
+def test_several_tables(table, text):
+    root = table("image,label")
+    text("more.csv", "image,label")
+    with pytest.raises(DataError, match=r"several CSV files \(list\.csv, more\.csv\)"):
+        open_dataset(root)
+
+
+def test_classes_are_mapped_by_the_models_names(folders):
+    data = open_dataset(folders / "val")
+    mapped = match_classes(data, 4, ("Dog", "cat", "border collie", "fish"))
+    assert [s.label for s in mapped.samples] == [2, 0, 0]
+    assert mapped.classes == ("Dog", "cat", "border collie", "fish")
+    assert match_classes(mapped, 4).samples[0].label == 2  # ids now
+    assert [s.label for s in match_classes(data, 2).samples] == [0, 1, 1]
+
+
+def test_classes_that_do_not_meet_the_models(folders, table):
+    data = open_dataset(folders / "val")
+    with pytest.raises(DataError, match=r"has 2 classes .* the model has 3 and no names"):
+        match_classes(data, 3)
+    with pytest.raises(DataError, match="the model has 3 and none of these names"):
+        match_classes(data, 3, ("x", "y", "z"))
+    with pytest.raises(DataError, match="no class 'Border_Collie'; near: border coli"):
+        match_classes(data, 2, ("dog", "border coli"))
+    with pytest.raises(DataError, match=r"2 classes called 'dog' \(ids \[0, 1\]\)"):
+        match_classes(data, 3, ("dog", "DOG", "border collie"))
+    left = match_classes(data, 2, ("dog", "border coli"), skip_bad=True)
+    assert [s.label for s in left.samples] == [0, 0]
+    assert len(left.problems) == 1
+    ids = open_dataset(table("image,label", "images/1.png,7", "images/2.png,0"))
+    assert match_classes(ids, 8).classes is None
+    with pytest.raises(DataError, match=r"list\.csv, line 2: .* class 7, the model's are 0 to 6"):
+        match_classes(ids, 7)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_real_data():
+    pets = open_dataset(DATA / "pets")
+    assert (pets.format, len(pets), pets.problems) == ("wsol", 300, ())
+    assert pets.classes == ("Abyssinian", "american_bulldog", "Bengal")
+    assert pets.notes == ("trimaps: 300; their level 128 is ignored",)
+    for sample in pets.samples[::10]:
+        inside, ignored = read_masks(sample, None)
+        rows, columns = inside.any(axis=1).nonzero()[0], inside.any(axis=0).nonzero()[0]
+        # These boxes were made from the trimaps' objects, without the borders.
+        extent = [columns[0], rows[0], columns[-1], rows[-1]]
+        assert sample.boxes.tolist() == [extent]
+        assert ignored.any()
+    samples = open_dataset(DATA / "imagenet_samples")
+    assert (samples.format, len(samples), len(samples.classes)) == ("csv", 1000, 1000)
+    assert [s.label for s in match_classes(samples, 1000).samples] == list(range(1000))
+
+
+def test_neither_torch_nor_onnx_is_imported():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'onnx', 'onnxruntime'): sys.modules[name] = None\n"
+        "import sigcam.data, sigcam.evaluate.results.bootstrap\n"
+        "assert not {'sigcam.train', 'sigcam.export'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True)
+    assert done.returncode == 0, done.stderr

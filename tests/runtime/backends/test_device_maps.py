@@ -1,0 +1,268 @@
+"""Maps on a device: cut into launches, placed in memory, and equal to the CPU's maps."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.spec import Geometry
+from sigcam.images.preprocess import place
+from sigcam.images.upsample import spread, to_map
+from sigcam.kernels.arguments import whole
+from sigcam.kernels.errors import CudaUnavailableError, KernelError
+from sigcam.kernels.plan import Inputs, Maps, plan
+from sigcam.kernels.reference import clamp_combine, normalised_maps
+from sigcam.runtime.backends.base import MapRequest
+from sigcam.runtime.backends.cuda import maps as device_maps
+from sigcam.runtime.backends.cuda.maps import DeviceMaps, DeviceTensor, Run, axis_of, runs_of
+from tests.support.device_doubles import STREAM, Buffer, FakeDriver, HostKernel, ReferenceKernel
+
+GEOMETRIES = [
+    Geometry(224, 224, resize=256),
+    Geometry(224, 160, rule="stretch"),
+    Geometry(56, 56, rule="letterbox"),
+]
+
+
+@st.composite
+def placements(draw):
+    geometry = draw(st.sampled_from(GEOMETRIES))
+    return place(geometry, draw(st.integers(8, 700)), draw(st.integers(8, 700)))
+
+
+def window_of(placement):
+    x0, y0, x1, y1 = placement.window
+    return slice(y0, y1), slice(x0, x1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(placements(), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
+def test_the_kernels_axes_are_the_placements(placement, height, width, seed):
+    grid = np.random.default_rng(seed).random((height, width), np.float32)
+    rows, columns = axis_of(placement.rows, height), axis_of(placement.columns, width)
+    for interpolation in ("bilinear", "bicubic"):
+        want, valid = to_map(grid, placement, interpolation)
+        got, flags = normalised_maps(grid[None, None], rows, columns, interpolation)
+        assert flags[0, 0] == valid
+        # The kernel's scale and offset are float32, and far from the picture's edge their
+        # products are large. A window that shows a small part of a cell gives a map of a
+        # small range, by which the rounding is divided.
+        inside = spread(grid, placement, interpolation)[window_of(placement)]
+        far = max(abs(rows.offset), abs(columns.offset))
+        rounding = (4 + 2 * far) * np.finfo(np.float32).eps * grid.max()
+        tolerance = 3e-5 + rounding / max(np.ptp(inside), 1e-30)
+        np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=tolerance)
+
+
+def test_axes_of_known_pictures():
+    placement = place(Geometry(224, 224, rule="stretch"), 448, 224)
+    rows, columns = axis_of(placement.rows, 7), axis_of(placement.columns, 7)
+    for found, size in ((rows, 448), (columns, 224)):
+        want = whole(size, 7)
+        assert [getattr(found, n) for n, *_ in found._fields_] == [
+            getattr(want, n) for n, *_ in want._fields_
+        ]
+
+
+def test_runs_of_neighbours():
+    a, b = (place(GEOMETRIES[0], *size) for size in ((300, 400), (400, 300)))
+    again = place(GEOMETRIES[0], 300, 400)
+    assert runs_of([a, again, b, a]) == [Run(0, 2, a), Run(2, 1, b), Run(3, 1, a)]
+
+
+class Tensor:
+    """An array with what DeviceMaps wants to know of it; `off` moves its address."""
+
+    def __init__(self, array, off=0):
+        self._memory = np.full(array.nbytes + 64, 0xFF, np.uint8)
+        start = -self._memory.ctypes.data % 16 + off
+        self._memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
+        address = self._memory.ctypes.data + start
+        self.told = DeviceTensor(address, array.shape, array.dtype == np.float16)
+
+
+def made(maps, driver, features, weights, sizes, off=0, clamp=True):
+    held = Tensor(features, off), Tensor(weights, off)
+    placed = tuple(place(GEOMETRIES[0], *size) for size in sizes)
+    pending = maps.enqueue(held[0].told, held[1].told, MapRequest(placed, clamp), STREAM)
+    driver.synchronize()
+    return pending.collect(), placed
+
+
+def check(found, features, weights, placed, clamp=True, atol=2e-5):
+    exact = clamp_combine(features.astype(np.float32), weights.astype(np.float32), clamp)
+    np.testing.assert_allclose(found.grids, exact, atol=1e-5 * max(1, np.abs(exact).max()))
+    assert found.grids.dtype == np.float32
+    assert len(found.maps) == len(placed)
+    for row, placement in enumerate(placed):
+        assert found.maps[row].dtype == np.float32
+        assert found.maps[row].shape == (weights.shape[1], placement.height, placement.width)
+        for rank, grid in enumerate(found.grids[row]):
+            want, valid = to_map(grid, placement)
+            assert found.valid[row, rank] == valid
+            np.testing.assert_allclose(found.maps[row][rank], want, atol=atol)
+
+
+def data(batch, channels, classes, grid=(7, 7), kind=np.float32, positions=False):
+    rng = np.random.default_rng(batch * 100 + channels)
+    features = rng.normal(size=(batch, channels, *grid)).clip(0).astype(kind)
+    tail = grid if positions else ()
+    return features, rng.normal(size=(batch, classes, channels, *tail)).astype(kind)
+
+
+SIZES = [(300, 400), (300, 400), (211, 97), (640, 480), (300, 400)]
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    fake = FakeDriver()
+    monkeypatch.setattr(device_maps, "driver", fake)
+    return fake
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("off", [0, 4])
+def test_a_batch_of_several_sizes(driver, kind, positions, off):
+    kernel = ReferenceKernel(driver)
+    features, weights = data(5, 13, 3, kind=kind, positions=positions)
+    found, placed = made(DeviceMaps(kernel), driver, features, weights, SIZES, off)
+    check(found, features, weights, placed)
+    assert [plan.inputs.batch for plan, _ in kernel.launches] == [2, 1, 1, 1]
+    assert {plan.inputs.per_position for plan, _ in kernel.launches} == {positions}
+
+
+def test_the_real_kernel_on_real_placements(driver, tmp_path):
+    from tests.support.host_cuda import library
+
+    kernel = HostKernel(driver, library(tmp_path / "kernel.so"))
+    features, weights = data(5, 40, 5)
+    weights[2, 1] = -1  # nothing is left of it
+    maps = DeviceMaps(kernel)
+    for _ in range(2):
+        found, placed = made(maps, driver, features, weights, SIZES)
+        check(found, features, weights, placed)
+        assert not found.valid[2, 1]
+        assert not found.maps[2][1].any()
+
+
+def test_no_clamping_is_passed_on(driver):
+    features, weights = data(1, 8, 2)
+    maps = DeviceMaps(ReferenceKernel(driver))
+    found, placed = made(maps, driver, features, weights, SIZES[:1], clamp=False)
+    check(found, features, weights, placed, clamp=False)
+
+
+def test_memory_is_kept_grows_and_is_freed(driver):
+    before = Buffer.alive
+    maps = DeviceMaps(ReferenceKernel(driver))
+    small, large = data(1, 8, 1), data(4, 8, 3)
+    made(maps, driver, *small, SIZES[:1])
+    first = maps.generation
+    assert first > 0
+    made(maps, driver, *small, SIZES[:1])
+    assert maps.generation == first
+    check(*(lambda f, p: (f, *large, p))(*made(maps, driver, *large, SIZES[:4])))
+    grown = maps.generation
+    assert grown > first
+    # Smaller again: other layouts are kept beside each other, so nothing is made anew.
+    check(*(lambda f, p: (f, *small, p))(*made(maps, driver, *small, SIZES[:1])))
+    assert maps.generation == grown
+    maps.close()
+    assert Buffer.alive == before
+
+
+def test_many_shapes_do_not_pile_up(driver, monkeypatch):
+    monkeypatch.setattr(device_maps, "_MAX_KEPT", 3)
+    before = Buffer.alive
+    maps = DeviceMaps(ReferenceKernel(driver))
+    for classes in (1, 2, 3, 4, 5, 6, 7, 1):
+        features, weights = data(1, 8, classes)
+        found, placed = made(maps, driver, features, weights, [(90, 80)])
+        check(found, features, weights, placed)
+        assert Buffer.alive - before <= 3 + 2
+    assert len(maps._plans) <= 3
+
+
+def test_results_outlive_the_next_batch(driver):
+    maps = DeviceMaps(ReferenceKernel(driver))
+    features, weights = data(2, 8, 2)
+    found, placed = made(maps, driver, features, weights, SIZES[:2])
+    made(maps, driver, features * 3 + 1, weights[:, ::-1].copy(), SIZES[:2])
+    check(found, features, weights, placed)
+    assert found.maps[0].base is None  # each picture's maps are an array of their own
+
+
+def test_collect_again_after_a_graph_ran_again(driver):
+    kernel = ReferenceKernel(driver)
+    maps = DeviceMaps(kernel)
+    features, weights = data(1, 8, 1)
+    held = Tensor(features), Tensor(weights)
+    placed = (place(GEOMETRIES[0], 50, 60),)
+    request = MapRequest(placed, clamp=True)
+    pending = maps.enqueue(held[0].told, held[1].told, request, STREAM)
+    replay = list(driver.queue)
+    driver.synchronize()
+    check(pending.collect(), features, weights, placed)
+    other = np.ascontiguousarray(features[..., ::-1])
+    told = held[0].told
+    from tests.support.device_doubles import at
+
+    at(told.address, np.float32, told.shape)[...] = other
+    for step in replay:
+        step()
+    check(pending.collect(), other, weights, placed)
+
+
+@pytest.mark.parametrize(
+    ("features", "weights", "half", "pictures"),
+    [
+        ((2, 8, 7, 7), (2, 3, 9), (0, 0), 2),
+        ((2, 8, 7, 7), (1, 3, 8), (0, 0), 2),
+        ((2, 8, 7), (2, 3, 8), (0, 0), 2),
+        ((2, 8, 7, 7), (2, 3, 8, 7), (0, 0), 2),
+        ((2, 8, 7, 7), (2, 3, 8, 7, 6), (0, 0), 2),
+        ((2, 8, 7, 7), (2, 3, 8), (0, 1), 2),
+        ((2, 8, 7, 7), (2, 3, 8), (0, 0), 1),
+        ((2, 8, 7, 7), (2, 0, 8), (0, 0), 2),
+    ],
+)
+def test_tensors_that_do_not_belong_together(driver, features, weights, half, pictures):
+    maps = DeviceMaps(ReferenceKernel(driver))
+    request = MapRequest((place(GEOMETRIES[0], 9, 9),) * pictures, clamp=True)
+    first, second = (
+        DeviceTensor(4096, shape, bool(kind))
+        for shape, kind in zip((features, weights), half, strict=True)
+    )
+    with pytest.raises(ArtifactError, match="don't belong together"):
+        maps.enqueue(first, second, request, STREAM)
+    assert not driver.queue
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (KernelError("cuMemAlloc failed: OUT_OF_MEMORY"), BackendError),
+        (CudaUnavailableError("no such GPU"), BackendUnavailableError),
+    ],
+)
+def test_errors_of_cuda_are_told_as_ours(driver, error, kind):
+    def fails(size):
+        raise error
+
+    driver.DeviceBuffer = fails
+    features, weights = data(1, 8, 1)
+    with pytest.raises(kind, match=str(error)) as caught:
+        made(DeviceMaps(ReferenceKernel(driver)), driver, features, weights, SIZES[:1])
+    assert caught.value.__cause__ is error
+
+
+def test_the_double_sees_a_workspace_that_was_not_prepared(driver):
+    kernel = ReferenceKernel(driver)
+    kernel.prepare_workspace = lambda *a: None
+    features, weights = data(1, 8, 1)
+    with pytest.raises(AssertionError, match="prepared"):
+        made(DeviceMaps(kernel), driver, features, weights, SIZES[:1])
+    planned = plan(Inputs(1, 8, 7, 7, 1), Maps(whole(9, 7), whole(9, 7)), processors=1)
+    assert planned.workspace.counters > 0

@@ -1,0 +1,21 @@
+"""ort-cuda with everything but ONNX Runtime's provider: bindings, streams, memory, kernels."""
+
+import pytest
+
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tests.support.fake_cuda import fake_driver
+
+    pytest.importorskip("cuda.bindings.nvrtc")
+    made = tmp_path_factory.mktemp("driver")
+    fake_driver(made)
+    return made
+
+
+def test_in_a_process_with_that_driver(folder):
+    from tests.support.fake_cuda import run_cases
+
+    run_cases(ROOT / "tests" / "support" / "ort_cuda_cases.py", folder)

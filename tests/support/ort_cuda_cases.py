@@ -1,0 +1,92 @@
+"""Run by test_ort_cuda_on_a_fake_driver.py, in a process whose CUDA driver is a stand-in.
+
+That driver's device memory is the host's, so ONNX Runtime's CPU provider can read it: all of
+the path runs but for the provider itself.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+
+from sigcam.core.errors import BackendUnavailableError
+from sigcam.runtime.backends.cuda.stream import CudaLane
+from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
+from sigcam.runtime.session import load
+from tests.support.device_doubles import fake_onnxruntime
+from tests.support.fake_cuda import live
+
+PICTURES = [
+    np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
+    for i, size in enumerate([(70, 90, 3), (70, 90, 3), (41, 56, 3), (120, 200, 3)])
+]
+
+
+class Lane(CudaLane):
+    """A lane that ONNX Runtime's CPU can work on, which isn't on the stream."""
+
+    device = "cpu"
+
+    def stage(self, feeds):
+        found = super().stage(feeds)
+        self.synchronize()
+        return found
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    module = fake_onnxruntime()
+    cpu = module.InferenceSession
+
+    def opened(*args, **kwargs):
+        session = cpu(*args, **kwargs)
+        session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return session
+
+    module.InferenceSession = opened
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    monkeypatch.setattr(ort_cuda, "CudaLane", Lane)
+    monkeypatch.setattr(ort_cuda, "refuse_cpu", lambda session, backend: None)
+    return module
+
+
+@pytest.mark.parametrize("per_position", [False, True])
+def test_the_same_answers_as_on_the_cpu(gpu, make_artifact, per_position):
+    before = live()
+    path = make_artifact(profile="split", per_position=per_position)
+    with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
+        assert session.backend_name == "ort-cuda"
+        for question in ({}, {"top_k": 3}, {}):
+            got, want = session.explain(PICTURES, **question), plain.explain(PICTURES, **question)
+            for one, other in zip(got, want, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    assert a.made is not None
+                    assert (a.class_id, a.probability, a.valid) == (
+                        b.class_id, b.probability, b.valid,
+                    )  # fmt: skip
+                    np.testing.assert_allclose(a.grid, b.grid, atol=1e-6)
+                    np.testing.assert_allclose(a.map, b.map, atol=3e-5)
+    assert live() == before
+
+
+def test_the_profile_fused(gpu, make_artifact):
+    path = make_artifact()
+    with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
+        got, want = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+        assert got.made is None
+        np.testing.assert_array_equal(got.map, want.map)
+
+
+def test_a_gpu_that_is_not_there(gpu, make_artifact):
+    with pytest.raises(BackendUnavailableError, match="there is no GPU 99"):
+        load(make_artifact(), "ort-cuda", device=99)
+
+
+def test_a_file_that_is_refused_frees_everything(gpu, tmp_path, make_artifact):
+    before = live()
+    path = make_artifact(metadata=True)
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    with pytest.raises(Exception, match=r"bad\.onnx"):
+        load(bad, "ort-cuda")
+    assert live() == before
