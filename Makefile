@@ -15,7 +15,7 @@ PARTS := core images kernels runtime classifier data train export convert evalua
 .PHONY: demo test check lint types unit budget format bench clean
 
 demo: $(DEMO_ENV)/.installed
-	@echo "== demo: pictures through EfficientNet-Lite0 with its sigmoid branch"
+	@echo "== demo: images through EfficientNet-Lite0 with its sigmoid branch"
 	$(DEMO_ENV)/bin/sigcam demo --out $(OUT)
 
 test: $(TEST_ENV)/.installed check

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sigcam.core.artifact import read_spec as read_spec
     from sigcam.core.errors import SigcamError as SigcamError
     from sigcam.core.spec import ClassSelection as ClassSelection
-    from sigcam.core.spec import Geometry as Geometry
+    from sigcam.core.spec import Preprocessing as Preprocessing
     from sigcam.core.spec import Spec as Spec
     from sigcam.export import export_artifact as export_artifact
     from sigcam.export import export_classifier as export_classifier
@@ -40,7 +40,7 @@ _HOME = {
     "ClassSelection": "sigcam.core.spec",
     "DualBranch": "sigcam.classifier.dual_branch",
     "Explanation": "sigcam.runtime.explanation",
-    "Geometry": "sigcam.core.spec",
+    "Preprocessing": "sigcam.core.spec",
     "Session": "sigcam.runtime.session",
     "SigcamError": "sigcam.core.errors",
     "Spec": "sigcam.core.spec",

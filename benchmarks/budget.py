@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import Effort, measure
-from benchmarks.harness.networks import Network, batch_of, picture
+from benchmarks.harness.networks import Network, batch_of, random_image
 from benchmarks.parts.methods import check_logits
 from sigcam.core.artifact import read_spec
 from sigcam.images.preprocess import prepare
@@ -27,7 +27,7 @@ from sigcam.runtime.session import Session
 TOLERANCE = 0.02
 TRIES = 4
 EFFORT = Effort(seconds=3.0, least=40, most=200)
-PICTURE_SIZE = (480, 640)
+IMAGE_SIZE = (480, 640)
 
 Sample = Callable[[], float]
 """Measures once: what ran over what it is measured against."""
@@ -39,7 +39,7 @@ class Budget:
 
     Attributes:
         network, method: which artifact.
-        explain: whether `explain()` on a decoded 640x480 picture is held against the
+        explain: whether `explain()` on a decoded 640x480 image is held against the
             artifact's own run; if not, the artifact's run against the network without a map.
         ratio: the most that is allowed.
     """
@@ -100,12 +100,15 @@ def sampler(budget: Budget, folder: Path, stack: ExitStack) -> Sample:
     stack.callback(mapped.close)
     if budget.explain:
         session = Session(read_spec(path), mapped)
-        image = picture(*PICTURE_SIZE)
+        image = random_image(*IMAGE_SIZE)
         found = session.explain(image)[0]
-        if found.map.shape != PICTURE_SIZE or not found.valid:
+        if found.heatmap.shape != IMAGE_SIZE or not found.valid:
             raise SystemExit("explain() gave no valid map; nothing was timed")
-        feeds = {"image": prepare(image, session.spec.geometry)[0][None]}
-        calls = {"base": lambda: mapped.infer(feeds), "map": lambda: session.explain(image)[0].map}
+        feeds = {"image": prepare(image, session.spec.preprocessing)[0][None]}
+        calls = {
+            "base": lambda: mapped.infer(feeds),
+            "map": lambda: session.explain(image)[0].heatmap,
+        }
     else:
         plain = open_engine(FP32, network.classifier())
         stack.callback(plain.close)

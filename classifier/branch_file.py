@@ -28,7 +28,7 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.files import write_bytes
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "sigcam_branch"
@@ -44,8 +44,8 @@ class BranchInfo:
         architecture: the name that `load_model` knows the classifier by.
         branch_layer: whose output is F.
         num_classes: C.
-        geometry: of the input that the branch was trained on.
-        trained_on: data set, number of pictures and of views, in words.
+        preprocessing: of the input that the branch was trained on.
+        trained_on: data set, number of images and of views, in words.
         backbone_sha256: of all tensors of the classifier that aren't in the file;
             `save_branch` fills it in.
         positive_weight: of the loss; None if unknown.
@@ -60,7 +60,7 @@ class BranchInfo:
     architecture: str
     branch_layer: str
     num_classes: int
-    geometry: Geometry
+    preprocessing: Preprocessing
     trained_on: str
     backbone_sha256: str = ""
     positive_weight: float | None = None
@@ -231,10 +231,12 @@ def _info(text: str, path: Path) -> BranchInfo:
         )
     try:
         known = {k: v for k, v in data.items() if k in BranchInfo.__dataclass_fields__}
-        geometry = {
-            k: v for k, v in known["geometry"].items() if k in Geometry.__dataclass_fields__
+        preprocessing = {
+            k: v
+            for k, v in known["preprocessing"].items()
+            if k in Preprocessing.__dataclass_fields__
         }
-        known["geometry"] = Geometry(**geometry)
+        known["preprocessing"] = Preprocessing(**preprocessing)
         known["class_names"] = tuple(known.get("class_names", ()))
         info = BranchInfo(**known)
         _check_types(info)

@@ -14,7 +14,7 @@ from sigcam.classifier.branch_file import BranchInfo, load_branch, read_branch_i
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.core.errors import BranchMismatchError, ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Assembled:
     Attributes:
         dual: the model; its sigmoid branch is trained if `has_sigmoid`, else fresh.
         architecture: the name that it was loaded by.
-        geometry: how a picture becomes its input.
+        preprocessing: how an image becomes its input.
         class_names: C names, or empty if unknown.
         info: what the branch file says; None without one.
         checkpoint: name of the file of weights that the sigmoid branch came with; None if
@@ -33,7 +33,7 @@ class Assembled:
 
     dual: DualBranch
     architecture: str
-    geometry: Geometry
+    preprocessing: Preprocessing
     class_names: tuple[str, ...]
     info: BranchInfo | None = None
     checkpoint: str | None = None
@@ -95,22 +95,22 @@ def assemble(
     model, names = loaded.model, loaded.class_names
     if new_classes is not None:
         model, names = replace_classes(model, new_classes), ()
-    geometry = resized(loaded.geometry, size)
-    dual = _dual(model, branch_layer, target_layers, geometry, loaded.architecture)
+    preprocessing = resized(loaded.preprocessing, size)
+    dual = _dual(model, branch_layer, target_layers, preprocessing, loaded.architecture)
     checkpoint = None
     if new_classes is None and _load_sigmoid(dual, loaded.sigmoid_tensors):
         checkpoint = Path(str(weights)).name
-    return Assembled(dual, loaded.architecture, geometry, names, checkpoint=checkpoint)
+    return Assembled(dual, loaded.architecture, preprocessing, names, checkpoint=checkpoint)
 
 
-def resized(geometry: Geometry, size: int | None) -> Geometry:
-    """`geometry` for another input size, with the crop's margin kept in proportion."""
+def resized(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
+    """`preprocessing` for another input size, with the crop's margin kept in proportion."""
     if size is None:
-        return geometry
-    resize = geometry.resize
+        return preprocessing
+    resize = preprocessing.resize
     if resize is not None:
-        resize = round(resize * size / max(geometry.height, geometry.width))
-    return replace(geometry, height=size, width=size, resize=resize)
+        resize = round(resize * size / max(preprocessing.height, preprocessing.width))
+    return replace(preprocessing, height=size, width=size, resize=resize)
 
 
 def _with_branch(
@@ -142,10 +142,10 @@ def _with_branch(
     model, names = loaded.model, loaded.class_names
     if info.replaced_classes:
         model, names = replace_classes(model, info.num_classes), ()
-    geometry = resized(info.geometry, size)
-    dual = _dual(model, info.branch_layer, target_layers, geometry, info.architecture)
+    preprocessing = resized(info.preprocessing, size)
+    dual = _dual(model, info.branch_layer, target_layers, preprocessing, info.architecture)
     load_branch(branch_file, dual)
-    return Assembled(dual, info.architecture, geometry, info.class_names or names, info)
+    return Assembled(dual, info.architecture, preprocessing, info.class_names or names, info)
 
 
 def _load_sigmoid(dual: DualBranch, tensors: Mapping[str, Tensor] | None) -> bool:
@@ -160,13 +160,13 @@ def _dual(
     model: nn.Module,
     branch_layer: str | None,
     target_layers: Sequence[str],
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     architecture: str,
 ) -> DualBranch:
     return DualBranch(
         model,
         branch_layer,
-        input_size=(geometry.height, geometry.width),
+        input_size=(preprocessing.height, preprocessing.width),
         target_layers=target_layers,
         architecture=architecture,
     )

@@ -84,7 +84,7 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
 
 
 def _input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
-    """What doesn't depend on the pictures, but for their number."""
+    """What doesn't depend on the images, but for their number."""
     bound = {image}
     for node in graph.nodes:
         if is_batch_size(node, image):

@@ -49,10 +49,10 @@ class Head(nn.Module):
     """From the value of the branch layer (F [B, N, h, w], for most networks) to logits [B, C].
 
     Attributes:
-        stem: F to the stem's output; has neither parameters nor dropout, so its output
+        neck: F to the neck's output; has neither parameters nor dropout, so its output
             can be cached for training (pooled features [B, N], for most networks).
-        body: the stem's output to logits [B, C]; holds every parameter.
-        stem_shape: shape of the stem's output for one picture, without the batch.
+        classifier: the neck's output to logits [B, C]; holds every parameter.
+        neck_shape: shape of the neck's output for one image, without the batch.
     """
 
     def __init__(self, split: Split, *, live_dropout: bool) -> None:
@@ -66,17 +66,17 @@ class Head(nn.Module):
         super().__init__()
         self._split = split
         graph = split.head if live_dropout else unmarked(split.head)
-        border = _stem_output(graph)
+        border = _neck_output(graph)
         source = next(iter(graph.nodes))
-        self.stem = module_of(_between(source, border, "features"), split.traced.tensor, "Stem")
-        body = _between(border, _output(graph), "pooled")
-        self.body = _with_dropout(body, split)
-        self.stem_shape: tuple[int, ...] = tuple(int(s) for s in border.meta["val"].shape[1:])
+        self.neck = module_of(_between(source, border, "features"), split.traced.tensor, "Neck")
+        classifier = _between(border, _output(graph), "pooled")
+        self.classifier = _with_dropout(classifier, split)
+        self.neck_shape: tuple[int, ...] = tuple(int(s) for s in border.meta["val"].shape[1:])
         self._linear: tuple[str, str | None] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """The branch layer's value, float, to logits [B, C]."""
-        logits: Tensor = self.body(self.stem(features))
+        logits: Tensor = self.classifier(self.neck(features))
         return logits
 
     def named_tensors(self) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Head(nn.Module):
 
         They are the head's own tensors, not copies; detached.
         """
-        return {name: value.detach() for name, value in self.body.state_dict().items()}
+        return {name: value.detach() for name, value in self.classifier.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies values into the head.
@@ -128,8 +128,8 @@ class Head(nn.Module):
         new = Head(self._split, live_dropout=True)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         # The originals are shared with the frozen head until here.
-        new.body = copy.deepcopy(new.body)
-        parameters = dict(new.body.named_parameters())
+        new.classifier = copy.deepcopy(new.classifier)
+        parameters = dict(new.classifier.named_parameters())
         owners = sorted({name.rpartition(".")[0] for name in parameters})
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -165,7 +165,7 @@ def _output(graph: fx.Graph) -> fx.Node:
     return result
 
 
-def _stem_output(graph: fx.Graph) -> fx.Node:
+def _neck_output(graph: fx.Graph) -> fx.Node:
     """The last value computed from the input alone that everything later comes from."""
     nodes = list(graph.nodes)
     source, end = nodes[0], _output(graph)
@@ -177,7 +177,7 @@ def _stem_output(graph: fx.Graph) -> fx.Node:
         if not all(argument in plain for argument in node.all_input_nodes):
             continue
         plain.add(node)
-        # With a row per picture: what is cached, and where the batch size is read later.
+        # With a row per image: what is cached, and where the batch size is read later.
         whole = isinstance(node.meta.get("val"), Tensor) and has_batch(node, source)
         if whole and node is not end and not crossings(node, end, source):
             border = node
@@ -249,12 +249,12 @@ def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) 
     generator = torch.Generator().manual_seed(0)
     device = tensors[weight].device
     random = {
-        f"body.{name}": torch.randn(value.shape, generator=generator, dtype=torch.float64).to(
+        f"classifier.{name}": torch.randn(value.shape, generator=generator, dtype=torch.float64).to(
             device
         )
         for name, value in tensors.items()
     }
-    matrix = random[f"body.{weight}"].flatten(1)
+    matrix = random[f"classifier.{weight}"].flatten(1)
     training = head.training
     head.eval()
     try:
@@ -264,7 +264,7 @@ def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) 
                 value = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
                 got = functional_call(head, random, (value,))
                 want = layout.to_grid(value).mean((2, 3)) @ matrix.T
-                want = want if bias is None else want + random[f"body.{bias}"]
+                want = want if bias is None else want + random[f"classifier.{bias}"]
                 if not torch.allclose(got, want, rtol=1e-9, atol=1e-9):
                     return False
     except RuntimeError:  # an operator that only takes float32 is no linear head

@@ -129,7 +129,7 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
         first, second, third = (int(size) for size in sizes)
         if axis == 1:
             layout = Layout("nchw", (first, second, third))
-        elif axis == 3 and _like_picture(first, second, image):
+        elif axis == 3 and _like_image(first, second, image):
             layout = Layout("nhwc", (third, first, second))
         else:
             # Attention's [B, heads, T, d] has four axes too.
@@ -140,8 +140,8 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
     return None
 
 
-def _like_picture(h: int, w: int, image: fx.Node) -> bool:
-    """Whether a grid has the picture's proportions, give or take two cells each way.
+def _like_image(h: int, w: int, image: fx.Node) -> bool:
+    """Whether a grid has the image's proportions, give or take two cells each way.
 
     What has its channels last may be attention's [B, heads, T, d] rather than a grid.
     """

@@ -93,7 +93,7 @@ def split(
 
     Raises:
         ModelError: a layer doesn't exist or doesn't return a grid, or one whose positions
-            are in another order than the picture's; the logits don't depend on it, or not
+            are in another order than the image's; the logits don't depend on it, or not
             on the branch layer alone; or the model can't be exported.
     """
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]

@@ -1,6 +1,6 @@
 """Which layer a map is made of, where the user names none.
 
-Checks that the positions of a grid lie as the picture's do.
+Checks that the positions of a grid lie as the image's do.
 """
 
 from __future__ import annotations
@@ -146,18 +146,18 @@ def _fan_in(value: Tensor) -> int:
 
 
 CELLS = 8
-"""Positions that are tried; each costs one picture through the network."""
+"""Positions that are tried; each costs one image through the network."""
 
 LEAST_RANK = 0.8
 """Smallest mean share of positions that a change of the own pixels must outdo."""
 
 
 def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Tensor) -> None:
-    """Refuses values whose grid isn't the picture's, row by row.
+    """Refuses values whose grid isn't the image's, row by row.
 
     Shapes don't tell in which order tokens are kept: Hiera holds those of one window
     together, so its sequence has the right length and a scrambled grid. So the pixels of
-    a few cells are changed, one cell per picture, and the features must change more at
+    a few cells are changed, one cell per image, and the features must change more at
     the cell's own position than at most of the others.
 
     Grids [B, N, h, w] aren't looked at: convolutions and poolings gave them their shape.
@@ -176,8 +176,8 @@ def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Te
         for layer, rank in _ranks(features, same, shape, example).items():
             if rank < LEAST_RANK:
                 raise ModelError(
-                    f"the positions of the layer {layer!r} must lie as the picture's do, row by "
-                    f"row, but they don't change most where the picture does: they are in "
+                    f"the positions of the layer {layer!r} must lie as the image's do, row by "
+                    f"row, but they don't change most where the image does: they are in "
                     f"another order (windows, perhaps) or mixed, so a map of them would be "
                     f"scrambled; name another layer"
                 )
@@ -210,7 +210,7 @@ def _rank(value: Tensor, layout: Layout, cells: Tensor) -> float:
     grid = layout.to_grid(value.float().cpu())
     change = (grid[1:] - grid[:1]).square().sum(1).flatten(1)
     own = change.gather(1, cells[:, None])
-    # An untrained network may ignore the picture, or where something is in it (LeViT's
+    # An untrained network may ignore the image, or where something is in it (LeViT's
     # batch norms begin at zero, and so its attention at the same value everywhere).
     seen = change.amax(1) > 1.01 * change.amin(1)
     if not bool(seen.any()):

@@ -3,7 +3,7 @@
     SigcamError
     ├── UsageError                 the call itself is wrong (also a ValueError)
     │   └── UnknownClassError      a class name or id that the model doesn't have
-    ├── ImageError                 a picture that can't be read or is over the limit
+    ├── ImageError                 an image that can't be read or is over the limit
     ├── VideoError                 a video that can't be read to its end
     ├── ArtifactError              a model file that isn't a sigcam artifact or can't be used
     │   └── SchemaError            its spec is malformed or newer than this sigcam
@@ -38,7 +38,7 @@ class UnknownClassError(UsageError):
 
 
 class ImageError(SigcamError):
-    """A picture can't be read, isn't a picture, or is larger than the limit."""
+    """An image can't be read, isn't an image, or is larger than the limit."""
 
 
 class VideoError(SigcamError):

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 Report: TypeAlias = Callable[[int, int], None]
-"""Called with the passes done and the passes in all, for the picture at hand."""
+"""Called with the passes done and the passes in all, for the image at hand."""
 
 
 def reporter(progress: bool | Report, label: str) -> Report:
     """What to call after each run of the engine.
 
     Args:
-        progress: True: a bar on standard error for each picture, with the time left; False:
+        progress: True: a bar on standard error for each image, with the time left; False:
             nothing; a callable is used as it is.
         label: before the bar.
     """
@@ -31,7 +31,7 @@ def _silent(done: int, total: int) -> None:
 
 
 class _Bar:
-    """One bar for each picture, of as many steps as there are passes."""
+    """One bar for each image, of as many steps as there are passes."""
 
     def __init__(self, label: str) -> None:
         self._label = label

@@ -4,7 +4,7 @@ An artifact carries its spec in `metadata_props["sigcam"]`. The JSON is an objec
 `schema_version`; a reader refuses a version newer than its own and ignores keys that
 it doesn't know within its own version.
 
-The fidelity certificate: what another precision costs, against float32.
+The fidelity report: what another precision costs, against float32.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def _positive(name: str, value: int) -> None:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a picture becomes the network's input.
+class Preprocessing:
+    """How an image becomes the network's input.
 
     Attributes:
         height, width: input size in pixels.
@@ -99,7 +99,7 @@ class ClassSelection:
             where -1 stands for the most probable class, -2 for the next, and so on to
             -min(C, MAX_RANKS). (The graph ranks a fixed number of classes, because engines
             other than ONNX Runtime take no TopK with a size known only at run time.)
-        k: number of classes per picture for "topk"; 1 otherwise (for "input" the caller
+        k: number of classes per image for "topk"; 1 otherwise (for "input" the caller
             decides at run time).
     """
 
@@ -146,8 +146,8 @@ class OutputError:
 
 
 @dataclass(frozen=True)
-class Parity:
-    """The parity certificate: how closely the graph follows PyTorch.
+class ParityReport:
+    """The parity report: how closely the graph follows PyTorch.
 
     Attributes:
         reference: what the graph was compared with, e.g. "torch 2.14.1 float64".
@@ -156,10 +156,10 @@ class Parity:
         batch_sizes: the batch sizes that were tried.
         inputs: the test inputs, in words.
         outputs: output name to its error.
-        left_out: pictures that don't count, because the gradient itself jumps there by more
-            than the tolerance within rounding (a ReLU's input at zero); their grids and CAM
+        left_out: images that don't count, because the gradient itself jumps there by more
+            than the tolerance within rounding (a ReLU's input at zero); their CAMs and CAM
             weights weren't compared.
-        empty: pictures whose grids were zero everywhere, on which the comparison says little.
+        empty: images whose CAMs were zero everywhere, on which the comparison says little.
     """
 
     reference: str
@@ -181,15 +181,15 @@ class Spec:
         branch: which branch the CAM weights come from.
         nwc: whether negative weights are clamped to 0 before the weighted sum.
         target_layers: names of the layers whose output is `features`.
-        profile: "fused" (grids in the graph) or "split" (features and CAM weights out).
+        profile: "fused" (CAMs in the graph) or "split" (features and CAM weights out).
         classes: which classes get a map.
-        geometry: how a picture becomes the input.
+        preprocessing: how an image becomes the input.
         num_classes: C.
         feature_shapes: (N, h, w) of the features of each target layer.
         class_names: C names, or empty if unknown.
         source: where the artifact comes from.
-        parity: the parity certificate; None only while a file is being made.
-        kind: "artifact": picture in, prediction and map out; "head": the second file, which
+        parity: the parity report; None only while a file is being made.
+        kind: "artifact": image in, prediction and map out; "head": the second file, which
             makes maps of further classes from what the artifact emitted.
         method_options: numbers that the method was built with, by name.
         head_input: the output of the artifact that its head graph takes: "features", or
@@ -203,16 +203,16 @@ class Spec:
     target_layers: tuple[str, ...]
     profile: Profile
     classes: ClassSelection
-    geometry: Geometry
+    preprocessing: Preprocessing
     num_classes: int
     feature_shapes: tuple[tuple[int, int, int], ...]
     source: Source
     class_names: tuple[str, ...] = ()
-    parity: Parity | None = None
+    parity: ParityReport | None = None
     kind: Kind = "artifact"
     method_options: Mapping[str, float] = field(default_factory=dict)
     head_input: str | None = None
-    fidelity: Fidelity | None = None
+    fidelity: FidelityReport | None = None
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))
@@ -239,8 +239,8 @@ class Spec:
             )
 
     @property
-    def grid_shape(self) -> tuple[int, int]:
-        """(h, w) of the grids: the largest of the target layers' (they are fused there)."""
+    def cam_shape(self) -> tuple[int, int]:
+        """(h, w) of the CAMs: the largest of the target layers' (they are fused there)."""
         h, w = max((shape[1:] for shape in self.feature_shapes), key=lambda size: size[0] * size[1])
         return h, w
 
@@ -289,18 +289,18 @@ def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
     fields["feature_shapes"] = tuple(tuple(shape) for shape in fields["feature_shapes"])
     fields["class_names"] = tuple(fields.get("class_names", ()))
     fields["classes"] = ClassSelection(**_known(ClassSelection, fields["classes"]))
-    fields["geometry"] = Geometry(**_known(Geometry, fields["geometry"]))
+    fields["preprocessing"] = Preprocessing(**_known(Preprocessing, fields["preprocessing"]))
     fields["source"] = Source(**_known(Source, fields["source"]))
     if fields.get("parity") is not None:
-        parity = _known(Parity, fields["parity"])
+        parity = _known(ParityReport, fields["parity"])
         parity["batch_sizes"] = tuple(parity["batch_sizes"])
         parity["outputs"] = {
             name: OutputError(**_known(OutputError, error))
             for name, error in parity["outputs"].items()
         }
-        fields["parity"] = Parity(**parity)
+        fields["parity"] = ParityReport(**parity)
     if fields.get("fidelity") is not None:
-        fields["fidelity"] = Fidelity.from_dict(fields["fidelity"])
+        fields["fidelity"] = FidelityReport.from_dict(fields["fidelity"])
     return Spec(**fields)
 
 
@@ -308,28 +308,28 @@ Precision = Literal["int8", "int8-head", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class FidelityReport:
     """How closely an artifact of another precision follows the float32 one.
 
-    Measured by one engine on held-out pictures, none of which was used to calibrate.
+    Measured by one engine on held-out images, none of which was used to calibrate.
 
     Attributes:
         precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
             branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
             stored in 16 bits.
         engine: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
-        pictures: held-out pictures, for the agreement.
-        calibration: pictures that the ranges of int8 were taken from; 0 without any.
+        images: held-out images, for the agreement.
+        calibration: images that the ranges of int8 were taken from; 0 without any.
         seed: of the shuffle that chose both.
-        agreement: share of the held-out pictures with the same most probable class, 0 to 1.
-        compared: pictures whose grids were compared, for the same class: float32's most
+        agreement: share of the held-out images with the same most probable class, 0 to 1.
+        compared: images whose CAMs were compared, for the same class: float32's most
             probable one. All, where the graph takes `class_ids` (or for the classes that it
             names, where it picks several); otherwise those on which both chose that class.
-            Not counted are pictures whose grid is constant in both.
-        mean_correlation, worst_correlation: Pearson's, of the two grids of a picture, -1 to
+            Not counted are images whose CAM is constant in both.
+        mean_correlation, worst_correlation: Pearson's, of the two CAMs of an image, -1 to
             1; 0 where one of them is constant. None where `compared` is 0.
         mean_box_iou: intersection over union of the largest boxes of the two maps at the
-            default threshold, 0 to 1; None where no compared picture has a box.
+            default threshold, 0 to 1; None where no compared image has a box.
         min_agreement, min_correlation: the limits below which no file is written.
         kept_float: layers that were kept in float32 to stay within these limits, and
             those that the user named.
@@ -337,7 +337,7 @@ class Fidelity:
 
     precision: Precision
     engine: str
-    pictures: int
+    images: int
     calibration: int
     seed: int
     agreement: float
@@ -359,21 +359,21 @@ class Fidelity:
         )
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fidelity:
+    def from_dict(cls, data: Mapping[str, Any]) -> FidelityReport:
         """Reads what `dataclasses.asdict` gave; keys that it doesn't know are ignored."""
         known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         known["kept_float"] = tuple(known.get("kept_float", ()))
         return cls(**known)
 
 
-def described(fidelity: Fidelity) -> str:
+def described(fidelity: FidelityReport) -> str:
     """The measured numbers in words."""
     if fidelity.mean_correlation is None or fidelity.worst_correlation is None:
-        grids = "no grids of the same class to compare"
+        cams = "no CAMs of the same class to compare"
     else:
-        grids = (
-            f"grids of {fidelity.compared} correlate {fidelity.mean_correlation:.4f} in the mean "
+        cams = (
+            f"CAMs of {fidelity.compared} correlate {fidelity.mean_correlation:.4f} in the mean "
             f"and {fidelity.worst_correlation:.4f} at worst"
         )
     boxes = "" if fidelity.mean_box_iou is None else f", IoU of boxes {fidelity.mean_box_iou:.3f}"
-    return f"{fidelity.agreement:.1%} of {fidelity.pictures} pictures agree, {grids}{boxes}"
+    return f"{fidelity.agreement:.1%} of {fidelity.images} images agree, {cams}{boxes}"

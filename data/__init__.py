@@ -1,4 +1,4 @@
-"""Data sets for evaluation: pictures with classes, boxes and masks, in the forms they come in.
+"""Data sets for evaluation: images with classes, boxes and masks, in the forms they come in.
 
 `open_dataset` reads and checks one, `match_classes` compares it with a model, `read_masks` gives a
 sample's masks as arrays.

@@ -1,6 +1,6 @@
 """What is wrong with a data set, found before any long work: all of it, with file and line.
 
-Only headers of pictures and masks are read. A picture that is damaged further on shows when it is
+Only headers of images and masks are read. An image that is damaged further on shows when it is
 decoded.
 """
 
@@ -24,18 +24,18 @@ from sigcam.data.dataset import (
 )
 
 BOX_SLACK = 1
-"""How many pixels a box may reach over the right and lower edge of its picture.
+"""How many pixels a box may reach over the right and lower edge of its image.
 
 Where pixels count from 1, or ends lie outside, the last column is `width`; the reference takes
 such boxes as they are."""
 
 
 def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
-    """Looks at every picture and mask, and at what is said about them.
+    """Looks at every image and mask, and at what is said about them.
 
-    Found are: missing or damaged pictures and masks, a size other than the one stated, boxes
-    outside the picture or inverted, masks of another shape than the picture, classes without a
-    name, and an empty data set. Masks at another scale than their pictures (most of OpenImages)
+    Found are: missing or damaged images and masks, a size other than the one stated, boxes
+    outside the image or inverted, masks of another shape than the image, classes without a
+    name, and an empty data set. Masks at another scale than their images (most of OpenImages)
     are no problem, as the reference scales both; a note says how many there are.
 
     Args:
@@ -58,15 +58,15 @@ def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
             scaled += checked.scaled
     if problems and not skip_bad:
         raise data_error(
-            problems, "correct them, or leave out the pictures that they concern (skip_bad)"
+            problems, "correct them, or leave out the images that they concern (skip_bad)"
         )
     if not samples:
-        empty = f"the data set {dataset.name!r} ({dataset.format}) has no usable pictures"
+        empty = f"the data set {dataset.name!r} ({dataset.format}) has no usable images"
         empty += "".join(f"; {note}" for note in dataset.notes)
         raise data_error(problems, empty) if problems else DataError(empty)
     notes = dataset.notes
     if scaled:
-        notes += (f"masks at another scale than their pictures: {scaled}",)
+        notes += (f"masks at another scale than their images: {scaled}",)
     return replace(dataset, samples=samples, problems=tuple(problems), notes=notes)
 
 
@@ -74,7 +74,7 @@ class _Check:
     """What is found out about one sample.
 
     Attributes:
-        size: (width, height) of its picture; None if that is unknown.
+        size: (width, height) of its image; None if that is unknown.
         problems: what is wrong.
         scaled: how many of its masks are at another scale.
     """
@@ -86,7 +86,7 @@ class _Check:
         if sample.label is not None and classes and sample.label >= len(classes):
             text = f"{sample.name} has class {sample.label}, there are {len(classes)} classes"
             self.problems.append(problem(sample.place, text))
-        size = _size_of(sample.path, sample.place, "picture")
+        size = _size_of(sample.path, sample.place, "image")
         if isinstance(size, Problem):
             self.problems.append(size)
         elif sample.size is not None and sample.size != size:
@@ -106,7 +106,7 @@ class _Check:
         outside |= (x1 > width - 1 + BOX_SLACK) | (y1 > height - 1 + BOX_SLACK)
         inverted = (x1 < x0) | (y1 < y0)
         for index in np.flatnonzero(outside | inverted):
-            what = "inverted" if inverted[index] else f"outside its picture of {_by(size)} pixels"
+            what = "inverted" if inverted[index] else f"outside its image of {_by(size)} pixels"
             box = ", ".join(f"{value:g}" for value in sample.boxes[index])
             text = f"the box [{box}] (x0, y0, x1, y1 from 0) of {sample.name} is {what}"
             self.problems.append(problem(sample.box_places[index], text))
@@ -120,15 +120,15 @@ class _Check:
             if isinstance(found, Problem):
                 self.problems.append(found)
             elif not _same_shape(found, size):
-                text = f"the mask {mask} is {_by(found)} pixels, its picture {_by(size)}"
+                text = f"the mask {mask} is {_by(found)} pixels, its image {_by(size)}"
                 self.problems.append(problem(place, text))
             else:
                 self.scaled += found != size
 
 
-def _same_shape(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
+def _same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
     """Whether one is the other scaled, within a pixel of the smaller one."""
-    return abs(mask[0] * picture[1] - mask[1] * picture[0]) <= max(*mask, *picture)
+    return abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*mask, *image)
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -136,7 +136,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
-    """Width and height of a picture file, upright, by its header."""
+    """Width and height of an image file, upright, by its header."""
     try:
         if not path.is_file():
             return problem(place, f"the {what} {path} is missing")
@@ -144,7 +144,7 @@ def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
     except OSError as exc:
         return problem(place, f"the {what} {path} can't be read: {exc.strerror or exc}")
     except Exception:  # a damaged header makes the library raise many kinds
-        return problem(place, f"the {what} {path} is damaged or not a picture")
+        return problem(place, f"the {what} {path} is damaged or not an image")
     if info.width < 1 or info.height < 1:
-        return problem(place, f"the {what} {path} is damaged or not a picture")
+        return problem(place, f"the {what} {path} is damaged or not an image")
     return info.width, info.height

@@ -1,6 +1,6 @@
 """What every reader of a data set returns: samples, and what is wrong with them.
 
-Boxes are `[x0, y0, x1, y1]` in pixels of the upright picture, counted from 0, with both ends
+Boxes are `[x0, y0, x1, y1]` in pixels of the upright image, counted from 0, with both ends
 inside the box: a box of one pixel has x0 = x1, its width is x1 - x0 + 1. That is the convention of
 the reference evaluation (wsolevaluation, Choe et al. 2020).
 """
@@ -77,7 +77,7 @@ class RunLengths(NamedTuple):
 
     Attributes:
         counts: int64 [M], lengths of runs of 0 and 1 in turn, beginning with 0, down the
-            columns from left to right; their sum is the number of the picture's pixels.
+            columns from left to right; their sum is the number of the image's pixels.
     """
 
     counts: Array
@@ -92,11 +92,11 @@ Mask: TypeAlias = "Path | Drawn"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One picture and what is known about it.
+    """One image and what is known about it.
 
     Attributes:
         name: as the data set writes it.
-        path: of the picture.
+        path: of the image.
         place: where the data set names it.
         label: its class, >= 0; None if the data set has no classes.
         boxes: float64 [M, 4], M >= 1, [x0, y0, x1, y1] with both ends inside (see above); None
@@ -106,7 +106,7 @@ class Sample:
         mask_places: where each mask stands.
         ignore: masks of what counts neither as the object nor as background.
         ignore_level: the grey level in `masks` that means the same (a trimap's border); or None.
-        size: (width, height) of the upright picture; None before it was looked at.
+        size: (width, height) of the upright image; None before it was looked at.
     """
 
     name: str

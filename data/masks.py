@@ -30,7 +30,7 @@ def read_masks(
 
     Args:
         sample: with masks.
-        size: (width, height) of the result; None for the picture's.
+        size: (width, height) of the result; None for the image's.
 
     Returns:
         object and ignored, bool [height, width] each; no pixel is in both. What is in neither is

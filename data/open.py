@@ -68,8 +68,8 @@ def open_dataset(
         metadata: wsol: the folder of text files; without it `path`/metadata, or `path`.
         split: wsol: folder in the folder of text files; voc: file in ImageSets/Main; coco: part
             of the JSON's name, as in instances_SPLIT.json; folders: folder with class folders.
-        root: wsol, coco, csv: folder that the pictures are relative to, where it isn't found.
-        mask_root: wsol: folder that masks are relative to, where it isn't the pictures'.
+        root: wsol, coco, csv: folder that the images are relative to, where it isn't found.
+        mask_root: wsol: folder that masks are relative to, where it isn't the images'.
         first_pixel: voc: number of the first row and column in the boxes, 1 (VOC, the default)
             or 0 (ImageNet).
         skip_bad: leave out samples with problems instead of raising.
@@ -141,7 +141,7 @@ def _find_wsol(request: _Request) -> Path | None:
 
 
 def _read_wsol(folder: Path, request: _Request) -> Dataset:
-    # Where the text files lie beside the pictures, these are relative to the path itself.
+    # Where the text files lie beside the images, these are relative to the path itself.
     beside = request.metadata is not None or folder.is_relative_to(request.path / "metadata")
     root = request.root or (request.path if beside else None)
     return read_wsol(folder, root, request.mask_root)
@@ -183,7 +183,7 @@ def _find_folders(request: _Request) -> Path | None:
     if request.path.is_file():
         return None
     folder = request.path / request.split if request.split is not None else request.path
-    # Directly in them: a folder of whole data sets, or of splits, holds pictures further down.
+    # Directly in them: a folder of whole data sets, or of splits, holds images further down.
     fits = folder.is_dir() and any(
         file.suffix.lower() in SUFFIXES
         for inside in class_folders(folder)
@@ -212,13 +212,13 @@ FORMATS = {
         lambda found, r: read_coco(found, r.root),
     ),
     "csv": _Format(
-        "a CSV file, or one in the folder, with columns of pictures and classes",
+        "a CSV file, or one in the folder, with columns of images and classes",
         frozenset({"root"}),
         _find_csv,
         lambda found, r: read_csv(found, r.root),
     ),
     "folders": _Format(
-        "a folder of class folders with pictures, or of splits that are such (give the split)",
+        "a folder of class folders with images, or of splits that are such (give the split)",
         frozenset({"split"}),
         _find_folders,
         lambda found, _: read_folders(found),

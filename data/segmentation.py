@@ -21,13 +21,13 @@ def read_segmentation(value: object, size: tuple[int, int] | None) -> tuple[Draw
     Args:
         value: a list of polygons, each [x, y, x, y, ...]; or {"size": [height, width],
             "counts": lengths, or the string of the COCO tools}; or nothing.
-        size: (width, height) of the picture; None if unknown.
+        size: (width, height) of the image; None if unknown.
 
     Returns:
         One mask for each object, empty without a segmentation.
 
     Raises:
-        BadSegmentation: none of these, or run lengths of a picture of another size.
+        BadSegmentation: none of these, or run lengths of an image of another size.
     """
     if not value:
         return ()
@@ -59,9 +59,9 @@ def _run_lengths(value: Mapping[str, object], size: tuple[int, int] | None) -> R
         raise BadSegmentation("counts must be a list of whole numbers or a string")
     if size is None or stated != [size[1], size[0]]:
         wanted = "unknown" if size is None else f"[{size[1]}, {size[0]}]"
-        raise BadSegmentation(f"size must be the picture's [height, width], {wanted}, got {stated}")
+        raise BadSegmentation(f"size must be the image's [height, width], {wanted}, got {stated}")
     if any(not 0 <= n <= size[0] * size[1] for n in lengths) or sum(lengths) != size[0] * size[1]:
-        raise BadSegmentation(f"counts must add up to the picture's {size[0] * size[1]} pixels")
+        raise BadSegmentation(f"counts must add up to the image's {size[0] * size[1]} pixels")
     return RunLengths(np.array(lengths, np.int64))
 
 
@@ -99,7 +99,7 @@ def draw(mask: Drawn, size: tuple[int, int]) -> Array:
 
     Args:
         mask: polygons, of which any may cover a pixel, or run lengths of as many pixels as `size`.
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
 
     Returns:
         bool [height, width].

@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file with its pictures inside."""
+"""The demo's page: one HTML file with its images inside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.core.files import write_text
-from sigcam.demo.pictures import CREDITS
+from sigcam.demo.images import CREDITS
 
 if TYPE_CHECKING:
     from sigcam.demo.timing import Timing
@@ -31,7 +31,7 @@ WIDTH = 480
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, explained by the softmax and by the sigmoid branch."""
+    """One image, explained by the softmax and by the sigmoid branch."""
 
     name: str
     softmax: Explanation
@@ -40,11 +40,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class ShiftRow:
-    """Every picture explained after a shift of the softmax weights.
+    """Every image explained after a shift of the softmax weights.
 
     Attributes:
         text: what was done to the weights.
-        softmax, sigmoid: one explanation per picture.
+        softmax, sigmoid: one explanation per image.
     """
 
     text: str
@@ -72,8 +72,8 @@ def write_page(
         rounds=len(timing.seconds["classification"]),
         machine=escape(f"{os.cpu_count()} cores, {platform.machine()}"),
         timing=_timing_rows(timing),
-        picture_size=f"{width}x{height}",
-        credits=escape("Pictures: " + "; ".join(credits_shown) + "." if credits_shown else ""),
+        image_size=f"{width}x{height}",
+        credits=escape("Images: " + "; ".join(credits_shown) + "." if credits_shown else ""),
     )
     write_text(path, page)
     return path
@@ -99,7 +99,7 @@ def _remark(explanation: Explanation) -> str:
 
 
 def _shift_blocks(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
-    """Per picture two rows, softmax and sigmoid, with a column for each shift."""
+    """Per image two rows, softmax and sigmoid, with a column for each shift."""
     parts = []
     for index, panel in enumerate(panels):
         parts.append(f"<h3>{escape(panel.sigmoid.label)} ({escape(panel.name)})</h3>")
@@ -122,7 +122,7 @@ def _drift(explanation: Explanation, base: Explanation) -> str:
         return ""
     if not explanation.valid:
         return "; no positive evidence left, the map is empty"
-    difference = float(np.abs(explanation.map - base.map).max())
+    difference = float(np.abs(explanation.heatmap - base.heatmap).max())
     return f"; largest change of the map {difference:.3f}"
 
 
@@ -150,7 +150,7 @@ def _figure(image: npt.NDArray[np.uint8], title: str, text: str) -> str:
 
 
 def _data_url(image: npt.NDArray[np.uint8]) -> str:
-    """The picture as a JPEG inside a data URL, at most `WIDTH` pixels wide."""
+    """The image as a JPEG inside a data URL, at most `WIDTH` pixels wide."""
     height, width = image.shape[:2]
     if width > WIDTH:
         size = (WIDTH, max(1, round(height * WIDTH / width)))

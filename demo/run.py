@@ -34,12 +34,12 @@ class Artifacts:
 
 
 def run_demo(
-    pictures: Sequence[Path], out: Path, say: Callable[[str], None], rounds: int = 150
+    images: Sequence[Path], out: Path, say: Callable[[str], None], rounds: int = 150
 ) -> Path:
     """Writes `out/index.html`, with the exported graphs beside it.
 
     Args:
-        pictures: the photographs; one that can't be read is reported and left out.
+        images: the photographs; one that can't be read is reported and left out.
         out: folder for the page and the graphs.
         say: takes one line of progress.
         rounds: alternating rounds of the timing.
@@ -48,23 +48,23 @@ def run_demo(
         The page's path.
 
     Raises:
-        ImageError: none of the pictures can be read.
+        ImageError: none of the images can be read.
     """
     say("loading EfficientNet-Lite0 and its sigmoid branch")
     network = load_network()
     artifacts = export_all(network, out, say)
     panels: list[Panel] = []
     with load(artifacts.sigmoid) as sigmoid, load(artifacts.softmax) as softmax:
-        for picture in pictures:
-            say(f"explaining {picture.name}")
+        for path in images:
+            say(f"explaining {path.name}")
             try:
-                image = read_image(picture)
+                image = read_image(path)
             except ImageError as exc:
                 say(f"left out: {exc}")
                 continue
-            panels.append(Panel(picture.name, softmax.explain(image)[0], sigmoid.explain(image)[0]))
+            panels.append(Panel(path.name, softmax.explain(image)[0], sigmoid.explain(image)[0]))
         if not panels:
-            raise ImageError("none of the pictures could be read; see the messages above")
+            raise ImageError("none of the images could be read; see the messages above")
         rows = explain_shifts(artifacts, panels)
         say("timing, classification alone and with the map, alternating")
         timing = time_all(sigmoid, artifacts, panels[0], rounds)
@@ -75,10 +75,10 @@ def run_demo(
 
 def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Artifacts:
     """Exports what the demo compares: both branches, each shift, classification alone."""
-    dual, geometry = network.dual, network.geometry
+    dual, preprocessing = network.dual, network.preprocessing
     export = partial(
         export_artifact,
-        geometry=geometry,
+        preprocessing=preprocessing,
         class_names=network.class_names,
         trained_on=network.trained_on,
     )
@@ -89,7 +89,7 @@ def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Art
     export(dual, sigmoid)
     say("exporting the softmax branch's artifact (classic CAM) and the bare classifier")
     export(dual, softmax, branch="softmax", nwc=False)
-    export_classifier(dual, classifier, geometry)
+    export_classifier(dual, classifier, preprocessing)
     shifted = []
     for shift in SHIFTS:
         say(f"exporting both again, the softmax branch shifted: {shift.text}")
@@ -102,7 +102,7 @@ def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Art
 
 
 def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftRow]:
-    """Explains every picture with every shifted model."""
+    """Explains every image with every shifted model."""
     rows = [ShiftRow("as trained", [p.softmax for p in panels], [p.sigmoid for p in panels])]
     for shift, softmax_file, sigmoid_file in artifacts.shifted:
         with load(softmax_file) as softmax, load(sigmoid_file) as sigmoid:
@@ -119,15 +119,15 @@ def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftR
 def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) -> Timing:
     """Classification alone, with the map, and the whole explain(), in one run.
 
-    Engine figures are for the prepared input; explain() takes the decoded picture and
-    ends with the map in the picture's own size.
+    Engine figures are for the prepared input; explain() takes the decoded image and
+    ends with the map in the image's own size.
     """
     from sigcam.images.preprocess import prepare
 
     options = BackendOptions(spinning=False)  # two engines would spin against each other
     engine = backend_class(session.backend_name)
     image = panel.sigmoid.image
-    prepared, _ = prepare(image, session.spec.geometry)
+    prepared, _ = prepare(image, session.spec.preprocessing)
     feeds = {"image": prepared[None]}
     plain = engine.open(artifacts.classifier, options)
     control = engine.open(artifacts.classifier, options)
@@ -139,7 +139,7 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
                 "classification": lambda: plain.infer(feeds),
                 "control": lambda: control.infer(feeds),
                 "with_map": lambda: fused.infer(feeds),
-                "explain": lambda: session.explain(image)[0].map,
+                "explain": lambda: session.explain(image)[0].heatmap,
             },
             rounds,
         )

@@ -2,7 +2,7 @@
 
     datasets/          what is evaluated on: readers, checks, masks
     protocol.py        conventions of Choe et al. 2020: the square, thresholds, boxes, masks
-    placing.py         a grid on that square, whatever the resize rule
+    placing.py         a CAM on that square, whatever the resize rule
     threshold_boxes.py boxes at every threshold, fast; with simple_levels, piece_track,
                        contour_search
     box_accuracy.py    MaxBoxAcc, MaxBoxAccV2, GT-known Loc, Top-1 Loc, Top-1 Cls
@@ -11,13 +11,13 @@
     confidence.py      Average Drop, % Increase
     removal.py, road.py, imputation.py   insertion, deletion, ROAD
     model.py           an artifact: what it says of a batch
-    fidelity.py        changed pictures, and the engine's runs on them
-    scoring.py         one picture's record
-    stages.py          what is done with a picture, step by step
-    records.py, state.py   what is kept of each picture, and how an evaluation goes on
+    faithfulness.py        changed images, and the engine's runs on them
+    scoring.py         one image's record
+    stages.py          what is done with an image, step by step
+    records.py, state.py   what is kept of each image, and how an evaluation goes on
     metrics.py, bootstrap.py   from records to numbers, and how sure they are
     run.py             all of it
-    gallery.py, reports/   pictures and pages of the result
+    gallery.py, reports/   images and pages of the result
 
 The metrics work on arrays and know nothing of engines or files.
 """

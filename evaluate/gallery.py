@@ -1,4 +1,4 @@
-"""The pictures that a report shows: those that the first artifact does best and worst on."""
+"""The images that a report shows: those that the first artifact does best and worst on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sigcam.images.preprocess import Prepared, read_input
 from sigcam.runtime.explanation import Explanation
 
 SHOWN = 6
-"""Pictures at each end."""
+"""Images at each end."""
 
 _SIDE = 260
 _TRUTH = (80, 220, 120)
@@ -23,7 +23,7 @@ _TRUTH = (80, 220, 120)
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A picture of the gallery.
+    """An image of the gallery.
 
     Attributes:
         name: of the sample.
@@ -40,7 +40,7 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Pictures by what they were chosen by.
+    """Images by what they were chosen by.
 
     Attributes:
         by: words for it.
@@ -53,19 +53,19 @@ class Gallery:
 
 
 def ranked(records: Array) -> tuple[str, Array]:
-    """What pictures are chosen by, in words, and its value of each picture, NaN for none."""
+    """What images are chosen by, in words, and its value of each image, NaN for none."""
     if records["has_boxes"].any():
         return "IoU of the largest contour's box", np.array(records["iou"], np.float64)
     if np.isfinite(records["energy"]).any():
         return "energy inside the object", np.array(records["energy"], np.float64)
     before, after = (np.array(records[name], np.float64) for name in ("probability", "after"))
-    return "confidence kept on the picture times its map", np.minimum(1.0, after / before)
+    return "confidence kept on the image times its map", np.minimum(1.0, after / before)
 
 
 def make_gallery(
     models: Sequence[Model], dataset: Dataset, records: Array, threshold: float
 ) -> Gallery:
-    """Runs the chosen pictures again and draws them.
+    """Runs the chosen images again and draws them.
 
     Args:
         models: the artifacts.
@@ -74,7 +74,7 @@ def make_gallery(
         threshold: of the boxes that are drawn.
 
     Raises:
-        ImageError: a picture that was read before can't be read any more.
+        ImageError: an image that was read before can't be read any more.
     """
     by, values = ranked(records)
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
@@ -94,7 +94,7 @@ def _shown(models: Sequence[Model], sample: Sample, score: float, threshold: flo
         read = read_input(sample.path, model.reading)
         answer = model.answers([read.tensor], [sample.label])[0]
         predicted = model.spec.label(answer.predicted)
-        of = model.spec.label(answer.map_class)
+        of = model.spec.label(answer.cam_class)
         map_of = "" if of == predicted else f", map of {of}"
         captions.append(f"{predicted} {answer.probability:.0%}{map_of}")
         overlays.append(_overlay(model, read, answer, sample, threshold))
@@ -105,7 +105,7 @@ def _overlay(
     model: Model, read: Prepared, answer: Answer, sample: Sample, threshold: float
 ) -> bytes:
     explanation = Explanation(
-        answer.map_class, "", answer.probability, None, answer.grid, model.spec.method,
+        answer.cam_class, "", answer.probability, None, answer.cam, model.spec.method,
         read.placement, read.original,
     )  # fmt: skip
     drawn = explanation.overlay(box_threshold=threshold)

@@ -1,4 +1,4 @@
-"""An artifact under evaluation: what it says of a batch of pictures, and of changed ones."""
+"""An artifact under evaluation: what it says of a batch of images, and of changed ones."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import numpy as np
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import BackendError, UsageError
 from sigcam.core.files import model_digest
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.core.threads import Stopwatch
 from sigcam.core.types import Array
 from sigcam.images.preprocess import prepare
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.model import own_grids, softmax
+from sigcam.runtime.model import own_cams, softmax
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What an artifact says of one picture.
+    """What an artifact says of one image.
 
     Attributes:
         predicted: the most probable class.
         probability: its softmax probability, 0 to 1.
-        map_class: class of `grid`: the true one where the artifact can be asked for it and the
+        cam_class: class of `cam`: the true one where the artifact can be asked for it and the
             sample has one, the predicted one otherwise.
-        grid: float32 [h, w], of `map_class`.
-        predicted_grid: float32 [h, w], of the predicted class.
+        cam: float32 [h, w], of `cam_class`.
+        predicted_cam: float32 [h, w], of the predicted class.
     """
 
     predicted: int
     probability: float
-    map_class: int
-    grid: Array
-    predicted_grid: Array
+    cam_class: int
+    cam: Array
+    predicted_cam: Array
 
 
 class Model:
@@ -68,7 +68,7 @@ class Model:
         self.digest = model_digest(path)
         self._backend = open_backend(path, backend, options)
         self.backend_name = self._backend.name
-        own = ["grids"] if self.spec.profile == "fused" else ["features", "cam_weights"]
+        own = ["cams"] if self.spec.profile == "fused" else ["features", "cam_weights"]
         self._wanted = ["logits", "class_ids_out", *own]
 
     @property
@@ -77,33 +77,33 @@ class Model:
         return self.spec.classes.mode == "input"
 
     @property
-    def reading(self) -> Geometry:
-        """How pictures are read for it: its own geometry, as uint8 [H, W, 3]."""
-        return dataclasses.replace(self.spec.geometry, layout="uint8_nhwc")
+    def reading(self) -> Preprocessing:
+        """How images are read for it: its own preprocessing, as uint8 [H, W, 3]."""
+        return dataclasses.replace(self.spec.preprocessing, layout="uint8_nhwc")
 
-    def answers(self, pictures: Sequence[Array], labels: Sequence[int | None]) -> list[Answer]:
+    def answers(self, images: Sequence[Array], labels: Sequence[int | None]) -> list[Answer]:
         """Runs a batch.
 
         Args:
-            pictures: uint8 [H, W, 3] each, read by `reading`.
+            images: uint8 [H, W, 3] each, read by `reading`.
             labels: the true class of each, or None.
 
         Raises:
             BackendError: the engine failed, or what it gave isn't finite.
         """
         asked = np.array([[-1, -1 if label is None else label] for label in labels], np.int64)
-        outputs = self._run(pictures, asked, self._wanted)
-        grids = own_grids(outputs, self.spec)
-        if not np.isfinite(grids).all():
+        outputs = self._run(images, asked, self._wanted)
+        cams = own_cams(outputs, self.spec)
+        if not np.isfinite(cams).all():
             raise BackendError(f"{self.path} gives a map that isn't finite; export it again")
         return [
-            self._answer(softmax(logits), ids, grid, label)
-            for logits, ids, grid, label in zip(
-                outputs["logits"], outputs["class_ids_out"], grids, labels, strict=True
+            self._answer(softmax(logits), ids, cam, label)
+            for logits, ids, cam, label in zip(
+                outputs["logits"], outputs["class_ids_out"], cams, labels, strict=True
             )
         ]
 
-    def _answer(self, probabilities: Array, ids: Array, grids: Array, label: int | None) -> Answer:
+    def _answer(self, probabilities: Array, ids: Array, cams: Array, label: int | None) -> Answer:
         predicted = int(probabilities.argmax())
         own = np.flatnonzero(ids == predicted)
         first = int(own[0]) if len(own) else 0  # of equal logits the graph may choose another
@@ -111,35 +111,35 @@ class Model:
         if label is not None and label in ids:
             row = int(np.flatnonzero(ids == label)[0])
         return Answer(
-            predicted, float(probabilities[predicted]), int(ids[row]), grids[row].copy(),
-            grids[first].copy(),
+            predicted, float(probabilities[predicted]), int(ids[row]), cams[row].copy(),
+            cams[first].copy(),
         )  # fmt: skip
 
-    def probabilities(self, pictures: Sequence[Array], class_ids: Sequence[int]) -> Array:
-        """Softmax probabilities of one class of each picture, float64 [B].
+    def probabilities(self, images: Sequence[Array], class_ids: Sequence[int]) -> Array:
+        """Softmax probabilities of one class of each image, float64 [B].
 
         Args:
-            pictures: uint8 [H, W, 3] each, of the input's size.
+            images: uint8 [H, W, 3] each, of the input's size.
             class_ids: of each.
         """
-        asked = np.array([[-1]] * len(pictures), np.int64)
-        logits = self._run(pictures, asked, ["logits"])["logits"]
+        asked = np.array([[-1]] * len(images), np.int64)
+        logits = self._run(images, asked, ["logits"])["logits"]
         found = [softmax(row)[one] for row, one in zip(logits, class_ids, strict=True)]
         return np.array(found, np.float64)
 
-    def _run(self, pictures: Sequence[Array], asked: Array, wanted: list[str]) -> dict[str, Array]:
-        feeds = {"image": self._batch(pictures)}
+    def _run(self, images: Sequence[Array], asked: Array, wanted: list[str]) -> dict[str, Array]:
+        feeds = {"image": self._batch(images)}
         if self.asks:
             feeds["class_ids"] = asked
         with self.engine:
             return self._backend.infer(feeds, wanted)
 
-    def _batch(self, pictures: Sequence[Array]) -> Array:
-        if self.spec.geometry.layout == "uint8_nhwc":
-            return np.stack(pictures)
+    def _batch(self, images: Sequence[Array]) -> Array:
+        if self.spec.preprocessing.layout == "uint8_nhwc":
+            return np.stack(images)
         # They have the input's size already, so only the numbers change.
-        plain = dataclasses.replace(self.spec.geometry, rule="stretch", resize=None)
-        return np.stack([prepare(picture, plain)[0] for picture in pictures])
+        plain = dataclasses.replace(self.spec.preprocessing, rule="stretch", resize=None)
+        return np.stack([prepare(image, plain)[0] for image in images])
 
     def close(self) -> None:
         """Frees the engine."""

@@ -1,6 +1,6 @@
-"""`evaluate`: several artifacts over the same pictures, in one run.
+"""`evaluate`: several artifacts over the same images, in one run.
 
-Pictures are read and changed (for the fidelity metrics), and maps are scored, in threads while the
+Images are read and changed (for the faithfulness metrics), and maps are scored, in threads while the
 engines run, one artifact after the other on each batch, in the caller's thread.
 """
 
@@ -24,7 +24,7 @@ from sigcam.core.types import Array
 from sigcam.data import Dataset, Sample, match_classes
 from sigcam.data.dataset import data_error, problem
 from sigcam.evaluate.faithfulness.insertion_deletion import STEPS
-from sigcam.evaluate.faithfulness.measure import check_fidelity
+from sigcam.evaluate.faithfulness.measure import check_faithfulness
 from sigcam.evaluate.gallery import Gallery, make_gallery
 from sigcam.evaluate.model import Model, names_of
 from sigcam.evaluate.results.records import empty_record
@@ -35,7 +35,7 @@ from sigcam.evaluate.stages import (
     Measured,
     Read,
     answer_batches,
-    change_pictures,
+    change_images,
     measure_batches,
     read_sample,
     score_answers,
@@ -45,7 +45,7 @@ from sigcam.runtime.backends.base import BackendOptions
 Report = Callable[[int, int], None]
 
 _WRITTEN_AT_ONCE = 64
-"""Pictures whose records are written together; so many are done again after an interruption."""
+"""Images whose records are written together; so many are done again after an interruption."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class EvaluateOptions:
     Attributes:
         backend: engine, as for `sigcam.load`.
         engine: its options.
-        batch_size: pictures in one run of the engine.
-        workers: threads that read pictures, as many that score maps, and twice as many that
-            change pictures for the fidelity metrics.
+        batch_size: images in one run of the engine.
+        workers: threads that read images, as many that score maps, and twice as many that
+            change images for the faithfulness metrics.
         threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
         tolerance: of the pointing game, in pixels of the protocol's square of 224.
-        fidelity: which of `fidelity.FIDELITY` are measured.
+        faithfulness: which of `faithfulness.FAITHFULNESS` are measured.
         steps: of insertion and deletion.
-        skip_bad: go on without pictures that can't be decoded.
+        skip_bad: go on without images that can't be decoded.
     """
 
     backend: str = "auto"
@@ -71,12 +71,12 @@ class EvaluateOptions:
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     threshold: float = 0.2
     tolerance: float = 0.0
-    fidelity: tuple[str, ...] = ("confidence",)
+    faithfulness: tuple[str, ...] = ("confidence",)
     steps: int = STEPS
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        check_fidelity(self.fidelity)
+        check_faithfulness(self.faithfulness)
         for name in ("batch_size", "workers", "steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -99,15 +99,15 @@ class Evaluation:
     """A finished run.
 
     Attributes:
-        dataset: the samples, in the order of the records; its problems include pictures that
+        dataset: the samples, in the order of the records; its problems include images that
             couldn't be read (their records are empty and count nowhere).
         artifacts: in the order given.
         records: of each artifact, [P].
         options: of the run.
         seconds: of this run, without what an earlier one did.
         engine_seconds: those in which an engine ran.
-        resumed: pictures that an earlier run had done.
-        gallery: pictures to show.
+        resumed: images that an earlier run had done.
+        gallery: images to show.
     """
 
     dataset: Dataset
@@ -136,12 +136,12 @@ def evaluate(
         folder: for the records; an evaluation of the same files and options that was
             interrupted there goes on.
         options: how.
-        progress: called with the pictures done and all.
+        progress: called with the images done and all.
 
     Raises:
         UsageError: options that contradict each other; another evaluation in the folder.
         ArtifactError, BackendUnavailableError: an artifact that can't be loaded.
-        DataError: classes that don't fit the model, nothing to evaluate, or pictures that
+        DataError: classes that don't fit the model, nothing to evaluate, or images that
             can't be read (with `skip_bad`, those are left out).
         BackendError: an engine failed.
         StorageError: the records can't be written.
@@ -202,7 +202,7 @@ def described(options: EvaluateOptions) -> dict[str, Any]:
         "precision": options.engine.precision,
         "threshold": options.threshold,
         "tolerance": options.tolerance,
-        "fidelity": sorted(options.fidelity),
+        "faithfulness": sorted(options.faithfulness),
         "steps": options.steps,
     }
 
@@ -233,37 +233,37 @@ def _run(
 def _scored(
     models: Sequence[Model], samples: Iterable[Sample], options: EvaluateOptions
 ) -> Generator[tuple[Read, list[Array]], None, None]:
-    """The samples with their records, which are none where a picture can't be read.
+    """The samples with their records, which are none where an image can't be read.
 
     The engines run in the caller's thread, and what needs none of them in others: reading,
-    changing pictures, scoring. While the engines run on a batch's changed pictures, threads make
+    changing images, scoring. While the engines run on a batch's changed images, threads make
     those of the next; two batches of them, and one for each thread, are held at most.
     """
-    geometries = list(dict.fromkeys(model.reading for model in models))
+    preprocessings = list(dict.fromkeys(model.reading for model in models))
     batch_size, workers = options.batch_size, options.workers
     depth = 2 * batch_size
 
     def read(sample: Sample) -> Read:
-        return read_sample(sample, geometries)
+        return read_sample(sample, preprocessings)
 
     def change(one: Answered) -> Changed:
-        return change_pictures(one, models, options.fidelity)
+        return change_images(one, models, options.faithfulness)
 
     def score(one: Measured) -> tuple[Read, list[Array]]:
         return one.read, score_answers(one, models, options.threshold, options.tolerance)
 
-    pictures = ahead(in_order(read, samples, workers, "sigcam-read"), depth, "sigcam-feed")
-    answered = answer_batches(pictures, models, batch_size)
-    # ROAD's pictures take longer than all else: by default they get a thread for each core.
+    images = ahead(in_order(read, samples, workers, "sigcam-read"), depth, "sigcam-feed")
+    answered = answer_batches(images, models, batch_size)
+    # ROAD's images take longer than all else: by default they get a thread for each core.
     changed = in_order(change, answered, 2 * workers, "sigcam-change", batch_size)
-    measured = measure_batches(changed, models, batch_size, options.fidelity, options.steps)
+    measured = measure_batches(changed, models, batch_size, options.faithfulness, options.steps)
     scored = in_order(score, measured, workers, "sigcam-score", depth)
-    with closing(pictures), closing(answered), closing(changed), closing(measured):
+    with closing(images), closing(answered), closing(changed), closing(measured):
         yield from scored
 
 
 def _unread(one: Read, dataset: Dataset, options: EvaluateOptions) -> Any:
     found = problem(one.sample.place, f"{one.sample.name} can't be read: {one.error}")
     if not options.skip_bad:
-        raise data_error([found], f"{dataset.name} has a picture that can't be read; skip bad ones")
+        raise data_error([found], f"{dataset.name} has an image that can't be read; skip bad ones")
     return found

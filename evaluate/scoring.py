@@ -1,4 +1,4 @@
-"""One picture's record: its map against the sample's boxes and masks."""
+"""One image's record: its map against the sample's boxes and masks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sigcam.evaluate.results.records import empty_record
 from sigcam.images.preprocess import Placement
 
 
-def score_picture(
+def score_image(
     answer: Answer, sample: Sample, placement: Placement, threshold: float, tolerance: float
 ) -> Array:
     """A record [] with all that doesn't need the engine.
 
     Args:
         answer: of the artifact.
-        sample: the picture's, with its size.
-        placement: of the network's input in the picture.
+        sample: the image's, with its size.
+        placement: of the network's input in the image.
         threshold: the fixed one, as `score_boxes` has it.
         tolerance: of the pointing game, in pixels of the protocol's square.
 
@@ -32,9 +32,9 @@ def score_picture(
         DataError: a mask that can't be read.
     """
     record = empty_record()
-    scores, valid = place_scores(answer.grid, placement)
+    scores, valid = place_scores(answer.cam, placement)
     record["predicted"], record["probability"] = answer.predicted, answer.probability
-    record["map_class"], record["valid"] = answer.map_class, valid
+    record["cam_class"], record["valid"] = answer.cam_class, valid
     if sample.label is not None:
         record["correct"] = answer.predicted == sample.label
     region = None

@@ -19,11 +19,11 @@ import numpy.typing as npt
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.clamp_combine import ClampCombine
 from sigcam.kernels.errors import CudaUnavailableError
-from sigcam.kernels.reference import clamp_combine, normalised_maps
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
 
 Array = npt.NDArray[Any]
 
-SHAPE = (2, 2048, 14, 14)  # ResNet-50's features for two pictures
+SHAPE = (2, 2048, 14, 14)  # ResNet-50's features for two images
 CLASSES = 5
 SIZE = (224, 224)
 NOT_HERE = 3
@@ -62,21 +62,21 @@ def compare(cuda: Any) -> int:
     # PyCUDA's arrays don't tell which stream they were made on: everything is on this one.
     given = gpuarray.to_gpu_async(features, stream=stream)
     used = gpuarray.to_gpu_async(weights, stream=stream)
-    maps = gpuarray.empty((SHAPE[0], CLASSES, *SIZE), np.float32)
+    heatmaps = gpuarray.empty((SHAPE[0], CLASSES, *SIZE), np.float32)
     valid = gpuarray.empty((SHAPE[0], CLASSES), np.uint8)
-    kernel(given, used, size=SIZE, out=maps, valid_out=valid, stream=stream)
-    found = maps.get_async(stream=stream)
+    kernel(given, used, size=SIZE, out=heatmaps, valid_out=valid, stream=stream)
+    found = heatmaps.get_async(stream=stream)
     good = valid.get_async(stream=stream)
     stream.synchronize()
     return judge(features, weights, found, good)
 
 
-def judge(features: Array, weights: Array, maps: Array, valid: Array) -> int:
+def judge(features: Array, weights: Array, heatmaps: Array, valid: Array) -> int:
     """Compares with NumPy; returns the exit code."""
     axes = whole(SIZE[0], SHAPE[2]), whole(SIZE[1], SHAPE[3])
-    want, flags = normalised_maps(clamp_combine(features, weights), *axes)
-    error = float(np.abs(maps - want).max())
-    print(f"{len(maps)} x {CLASSES} maps, largest difference from NumPy {error:.1e}")
+    want, flags = normalised_heatmaps(clamp_combine(features, weights), *axes)
+    error = float(np.abs(heatmaps - want).max())
+    print(f"{len(heatmaps)} x {CLASSES} maps, largest difference from NumPy {error:.1e}")
     return 0 if error <= ALLOWED and (valid.astype(bool) == flags).all() else 1
 
 

@@ -1,13 +1,13 @@
 """Every method on one photograph, side by side, as one PNG.
 
-    python examples/side_by_side.py [PICTURE] --out methods.png [--class NAME]
+    python examples/side_by_side.py [IMAGE] --out methods.png [--class NAME]
         [--target-layer NAME]
 
 EfficientNet-Lite0 with its ImageNet weights and the sigmoid branch that sigcam ships. The
 first row are the methods as they were published: softmax branch, weights with their signs.
 The second is the sigmoid branch with sigcam's defaults: negative weights clamped, but for
 layercam and hirescam. Without --class the maps are for the predicted class; without
-PICTURE they are of one that scikit-image ships.
+IMAGE they are of one that scikit-image ships.
 
 At this network's last layer, before pooling and a linear layer, most methods are one and
 the same (docs/methods.md); with `--target-layer _blocks.10` they part.
@@ -34,8 +34,8 @@ from sigcam.classifier.build import Assembled, assemble
 from sigcam.core.errors import ExportError, ParityError
 from sigcam.core.files import check_writable, write_bytes
 from sigcam.core.spec import Branch, ClassSelection
+from sigcam.demo.images import shipped_images
 from sigcam.demo.network import BRANCH_FILE
-from sigcam.demo.pictures import shipped_pictures
 from sigcam.export import export_artifact
 from sigcam.export.methods import METHODS, method_of
 from sigcam.images.decode import read_image
@@ -63,7 +63,7 @@ def explanations(
             try:
                 export_artifact(
                     network.dual, path, method=method, branch=branch, nwc=clamps,
-                    classes=ClassSelection("input"), geometry=network.geometry,
+                    classes=ClassSelection("input"), preprocessing=network.preprocessing,
                     class_names=network.class_names, head_graph=last,
                 )  # fmt: skip
             except ExportError as exc:
@@ -79,7 +79,7 @@ def explanations(
 
 
 def tile(image: Array, lines: list[str]) -> Array:
-    """A picture of `WIDTH` with lines of text under it, uint8 RGB."""
+    """An image of `WIDTH` with lines of text under it, uint8 RGB."""
     height = round(image.shape[0] * WIDTH / image.shape[1])
     small = cv2.resize(image, (WIDTH, height), interpolation=cv2.INTER_AREA)
     text = np.full((LINE * len(lines) + 8, WIDTH, 3), WHITE, np.uint8)
@@ -125,15 +125,15 @@ def sheet(image: Array, rows: dict[Branch, list[Explanation | None]]) -> Array:
 
 @click.command()
 @click.argument(
-    "picture", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
+    "image", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .png file.")
 @click.option("--class", "asked", help="Class to explain, instead of the predicted one.")
 @click.option("--target-layer", help="Layer that the maps are made of; the last one by default.")
-def main(picture: Path | None, out: Path, asked: str | None, target_layer: str | None) -> None:
-    """Draw every method on PICTURE."""
+def main(path: Path | None, out: Path, asked: str | None, target_layer: str | None) -> None:
+    """Draw every method on IMAGE."""
     check_writable(out)
-    image = read_image(picture or shipped_pictures()[0])
+    image = read_image(path or shipped_images()[0])
     network = assemble(BRANCH_FILE, target_layers=[target_layer] if target_layer else ())
     total = len(ROWS) * (len(METHODS) + len(MULTIPASS))
     rows: dict[Branch, list[Explanation | None]] = {branch: [] for branch in ROWS}

@@ -20,9 +20,9 @@ from torch.utils.dlpack import from_dlpack
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.clamp_combine import ClampCombine
 from sigcam.kernels.errors import CudaUnavailableError
-from sigcam.kernels.reference import clamp_combine, normalised_maps
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
 
-SHAPE = (2, 2048, 14, 14)  # ResNet-50's features for two pictures
+SHAPE = (2, 2048, 14, 14)  # ResNet-50's features for two images
 CLASSES = 5
 SIZE = (224, 224)
 NOT_HERE = 3
@@ -45,18 +45,18 @@ def main() -> int:
         stream = torch.cuda.current_stream()
         stream.wait_stream(torch.cuda.default_stream())  # which made the tensors
         # New memory, which torch shares and sigcam frees when the tensors are gone.
-        maps, valid = map(from_dlpack, kernel(features, weights, size=SIZE, stream=stream))
+        heatmaps, valid = map(from_dlpack, kernel(features, weights, size=SIZE, stream=stream))
         # Torch's own memory.
-        again = torch.empty_like(maps)
+        again = torch.empty_like(heatmaps)
         flags = torch.empty_like(valid)
         kernel(features, weights, size=SIZE, out=again, valid_out=flags, stream=stream)
-        same = bool((maps == again).all() & (valid == flags).all())  # waits for the stream
+        same = bool((heatmaps == again).all() & (valid == flags).all())  # waits for the stream
     axes = whole(SIZE[0], SHAPE[2]), whole(SIZE[1], SHAPE[3])
-    want, good = normalised_maps(
+    want, good = normalised_heatmaps(
         clamp_combine(features.cpu().numpy(), weights.cpu().numpy()), *axes
     )
-    error = float(np.abs(maps.cpu().numpy() - want).max())
-    print(f"{len(maps)} x {CLASSES} maps, largest difference from NumPy {error:.1e}")
+    error = float(np.abs(heatmaps.cpu().numpy() - want).max())
+    print(f"{len(heatmaps)} x {CLASSES} maps, largest difference from NumPy {error:.1e}")
     right = error <= ALLOWED and bool((valid.cpu().numpy() == good).all())
     return 0 if same and right else 1
 

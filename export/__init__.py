@@ -1,4 +1,4 @@
-"""Writes the artifact: one forward-only ONNX graph with its spec and parity certificate."""
+"""Writes the artifact: one forward-only ONNX graph with its spec and parity report."""
 
 from sigcam.export.export import export_artifact, export_classifier
 from sigcam.export.methods import METHODS

@@ -1,4 +1,4 @@
-"""From the entry of the tail to CAM weights, grids and scores: what makes the map."""
+"""From the entry of the tail to CAM weights, CAMs and scores: what makes the map."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ class Evidence(nn.Module):
             return State(self.head.trunk(entry), entry, (features,), ())
         z, value, *rest = self.forward_part(entry)
         count = len(self.layouts)
-        grids = tuple(
+        values = tuple(
             layout.to_grid(raw) for layout, raw in zip(self.layouts, rest[:count], strict=True)
         )
-        return State(z, value, grids, tuple(rest[count:]))
+        return State(z, value, values, tuple(rest[count:]))
 
     def weights(self, state: State, rows: Tensor) -> list[Tensor]:
         """CAM weights of each target layer, [B, K, N] or [B, K, N, h, w].
@@ -171,7 +171,7 @@ def contrast(
 
 
 def combine(weights: Tensor, features: Tensor, nwc: bool) -> Tensor:
-    """The grids: max(0, sum_n w_n F_n), with w clamped at 0 first under NWC.
+    """The CAMs: max(0, sum_n w_n F_n), with w clamped at 0 first under NWC.
 
     Beyond Softmax, Eq. 4 with negative-weight clamping.
 
@@ -187,30 +187,30 @@ def combine(weights: Tensor, features: Tensor, nwc: bool) -> Tensor:
     used = weights.relu() if nwc else weights
     if weights.ndim == 5:
         return (used * features.unsqueeze(1)).sum(2).relu()
-    grids = (used @ features.reshape(-1, N, h * w)).relu()
-    return grids.reshape(*_leading(weights.shape[0], weights.shape[1]), h, w)
+    cams = (used @ features.reshape(-1, N, h * w)).relu()
+    return cams.reshape(*_leading(weights.shape[0], weights.shape[1]), h, w)
 
 
-def fuse(grids: list[Tensor]) -> Tensor:
-    """The mean of the grids of several target layers, each scaled to [0, 1] before.
+def fuse(cams: list[Tensor]) -> Tensor:
+    """The mean of the CAMs of several target layers, each scaled to [0, 1] before.
 
-    Smaller grids are enlarged to the largest, bilinearly, pixel centres at halves. A
-    constant grid counts as zeros: one whose range is at most 1e-5 of its largest value, as
+    Smaller CAMs are enlarged to the largest, bilinearly, pixel centres at halves. A
+    constant CAM counts as zeros: one whose range is at most 1e-5 of its largest value, as
     everywhere.
 
     Args:
-        grids: of each target layer, [B, K, h, w].
+        cams: of each target layer, [B, K, h, w].
 
     Returns:
         [B, K, h, w] with the largest h and w.
     """
-    size = max((tuple(grid.shape[2:]) for grid in grids), key=lambda hw: hw[0] * hw[1])
+    size = max((tuple(cam.shape[2:]) for cam in cams), key=lambda hw: hw[0] * hw[1])
     scaled = []
-    for grid in grids:
-        low, high = grid.amin((2, 3), keepdim=True), grid.amax((2, 3), keepdim=True)
+    for cam in cams:
+        low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
         span = high - low
-        one = torch.where(span > _FLAT * high, (grid - low) / span.clamp(min=_TINY), 0.0)
-        if tuple(grid.shape[2:]) != size:
+        one = torch.where(span > _FLAT * high, (cam - low) / span.clamp(min=_TINY), 0.0)
+        if tuple(cam.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)
     return torch.stack(scaled).mean(0)

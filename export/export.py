@@ -19,21 +19,21 @@ from sigcam.core.files import check_writable
 from sigcam.core.spec import (
     Branch,
     ClassSelection,
-    Geometry,
+    Preprocessing,
     Profile,
     Source,
     Spec,
 )
 from sigcam.export.modules import (
     ArtifactGraph,
+    CamGraph,
     Classifier,
     HeadGraph,
-    MapGraph,
 )
 from sigcam.export.onnx_model import check_opset
 from sigcam.export.options import GraphOptions
-from sigcam.export.parity import certify as parity
-from sigcam.export.staging import Drafts
+from sigcam.export.parity import verify as parity
+from sigcam.export.staging import StagedFiles
 
 DEFAULT_OPSET = 18
 
@@ -47,7 +47,7 @@ def export_artifact(
     nwc: bool | None = None,
     profile: Profile = "fused",
     classes: ClassSelection | None = None,
-    geometry: Geometry | None = None,
+    preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] = (),
     trained_on: str | None = None,
     has_sigmoid: bool = True,
@@ -68,9 +68,9 @@ def export_artifact(
         branch: which branch the CAM weights come from; "softmax" gives the classic CAM.
         nwc: whether negative weights are clamped to 0 before the weighted sum; None for
             the method's own way (yes, but for those with a weight per position).
-        profile: "fused": grids out; "split": features and signed CAM weights out.
+        profile: "fused": CAMs out; "split": features and signed CAM weights out.
         classes: which classes get a map; the predicted one when None.
-        geometry: how a picture becomes the input; ImageNet's when None.
+        preprocessing: how an image becomes the input; ImageNet's when None.
         class_names: C names, or none.
         trained_on: what the sigmoid branch was trained on, in words.
         has_sigmoid: whether `dual` holds a trained sigmoid branch to give evidence.
@@ -86,7 +86,7 @@ def export_artifact(
         opset: of the ONNX standard, 18 to 20.
 
     Returns:
-        The spec that the file carries, with the parity certificate.
+        The spec that the file carries, with the parity report.
 
     Raises:
         UsageError: options that contradict each other or the model.
@@ -109,13 +109,13 @@ def export_artifact(
         features=features or head_graph,
         method_options=method_options or {},
     )
-    geometry = _fitting(dual, geometry)
+    preprocessing = _fitting(dual, preprocessing)
     path = Path(path)
     check_writable(path)
     dual.check_finite(sigmoid=has_sigmoid)
     frozen = _on_cpu(dual)
-    maps = MapGraph(frozen, options)
-    graph = ArtifactGraph(maps, geometry)
+    cams = CamGraph(frozen, options)
+    graph = ArtifactGraph(cams, preprocessing)
     spec = Spec(
         method=method,
         branch=branch,
@@ -123,7 +123,7 @@ def export_artifact(
         target_layers=tuple(target.layer for target in dual.targets),
         profile=profile,
         classes=options.classes,
-        geometry=geometry,
+        preprocessing=preprocessing,
         num_classes=dual.num_classes,
         feature_shapes=tuple(target.layout.shape for target in dual.targets),
         source=_source(dual, trained_on, has_sigmoid),
@@ -131,33 +131,33 @@ def export_artifact(
         method_options=options.method_options,
         head_input=graph.head_input if head_graph else None,
     )
-    with Drafts(path) as drafts:
-        inputs, dynamic = _inputs(geometry, options)
-        main = drafts.export(path, graph, inputs, dynamic, graph.output_names, opset, external_data)
-        certificate = parity.certify(
-            frozen, main.runnable, graph.output_names, options, geometry, tolerance
+    with StagedFiles(path) as staged:
+        inputs, dynamic = _inputs(preprocessing, options)
+        main = staged.export(path, graph, inputs, dynamic, graph.output_names, opset, external_data)
+        report = parity.verify(
+            frozen, main.runnable, graph.output_names, options, preprocessing, tolerance
         )
-        spec = dataclasses.replace(spec, parity=certificate)
+        spec = dataclasses.replace(spec, parity=report)
         main.spec = spec
         if head_graph:
-            head = HeadGraph(maps)
-            inputs, dynamic = _head_inputs(maps, graph.head_input)
-            second = drafts.export(
+            head = HeadGraph(cams)
+            inputs, dynamic = _head_inputs(cams, graph.head_input)
+            second = staged.export(
                 head_path(path), head, inputs, dynamic, head.output_names, opset, external_data
             )
-            certificate = parity.certify_head(
+            report = parity.verify_head(
                 frozen, main.runnable, second.runnable, head.output_names, graph.head_input,
-                options, geometry, tolerance,
+                options, preprocessing, tolerance,
             )  # fmt: skip
-            second.spec = dataclasses.replace(spec, kind="head", parity=certificate)
-        drafts.publish()
+            second.spec = dataclasses.replace(spec, kind="head", parity=report)
+        staged.publish()
     return spec
 
 
 def export_classifier(
     dual: DualBranch,
     path: str | Path,
-    geometry: Geometry | None = None,
+    preprocessing: Preprocessing | None = None,
     *,
     tolerance: float = 1e-4,
     opset: int = DEFAULT_OPSET,
@@ -169,7 +169,7 @@ def export_classifier(
     Args:
         dual: its backbone and softmax branch are exported; it isn't changed.
         path: of the file; written whole or not at all.
-        geometry: how a picture becomes the input; ImageNet's when None.
+        preprocessing: how an image becomes the input; ImageNet's when None.
         tolerance: largest relative error to accept.
         opset: of the ONNX standard, 18 to 20.
 
@@ -177,29 +177,29 @@ def export_classifier(
         As `export_artifact`.
     """
     check_opset(opset)
-    geometry = _fitting(dual, geometry)
+    preprocessing = _fitting(dual, preprocessing)
     path = Path(path)
     check_writable(path)
     dual.check_finite(sigmoid=False)
     frozen = _on_cpu(dual)
-    inputs, dynamic = _inputs(geometry, GraphOptions())
-    with Drafts(path) as drafts:
-        graph = Classifier(frozen, geometry)
-        draft = drafts.export(path, graph, inputs, dynamic, ["logits"], opset, False)
-        parity.certify_logits(frozen, draft.runnable, geometry, tolerance)
-        drafts.publish()
+    inputs, dynamic = _inputs(preprocessing, GraphOptions())
+    with StagedFiles(path) as staged:
+        graph = Classifier(frozen, preprocessing)
+        staged_file = staged.export(path, graph, inputs, dynamic, ["logits"], opset, False)
+        parity.verify_logits(frozen, staged_file.runnable, preprocessing, tolerance)
+        staged.publish()
 
 
-def _fitting(dual: DualBranch, geometry: Geometry | None) -> Geometry:
+def _fitting(dual: DualBranch, preprocessing: Preprocessing | None) -> Preprocessing:
     height, width = dual.input_size
-    geometry = geometry or Geometry(height, width)
-    if (geometry.height, geometry.width) != (height, width):
+    preprocessing = preprocessing or Preprocessing(height, width)
+    if (preprocessing.height, preprocessing.width) != (height, width):
         raise ExportError(
-            f"the geometry must have the size that the model was split for, {height}x{width}, "
-            f"got {geometry.height}x{geometry.width}; make the DualBranch with "
-            f"input_size=({geometry.height}, {geometry.width})"
+            f"the preprocessing must have the size that the model was split for, {height}x{width}, "
+            f"got {preprocessing.height}x{preprocessing.width}; make the DualBranch with "
+            f"input_size=({preprocessing.height}, {preprocessing.width})"
         )
-    return geometry
+    return preprocessing
 
 
 def _on_cpu(dual: DualBranch) -> DualBranch:
@@ -211,13 +211,13 @@ def _on_cpu(dual: DualBranch) -> DualBranch:
 
 
 def _inputs(
-    geometry: Geometry, options: GraphOptions
+    preprocessing: Preprocessing, options: GraphOptions
 ) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     """Examples and names of dynamic sizes."""
-    H, W = geometry.height, geometry.width
+    H, W = preprocessing.height, preprocessing.width
     image = (
         torch.zeros(2, H, W, 3, dtype=torch.uint8)
-        if geometry.layout == "uint8_nhwc"
+        if preprocessing.layout == "uint8_nhwc"
         else torch.zeros(2, 3, H, W)
     )
     inputs, dynamic = {"image": image}, {"image": {0: "batch"}}
@@ -228,9 +228,9 @@ def _inputs(
     return inputs, dynamic
 
 
-def _head_inputs(maps: MapGraph, name: str) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
+def _head_inputs(cams: CamGraph, name: str) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     inputs = {
-        name: torch.zeros(2, *maps.cut.shape),
+        name: torch.zeros(2, *cams.cut.shape),
         "class_ids": torch.zeros(2, 3, dtype=torch.int64),
     }
     return inputs, {name: {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}}

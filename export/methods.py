@@ -2,7 +2,7 @@
 
 All of them are a weight for every channel, or for every channel and position, from the
 features F and the gradient g = dL/dF of a class's logit L (before sigmoid or softmax):
-grid = max(0, sum_n w_n F_n). docs/methods.md has formulas, sources and costs.
+cam = max(0, sum_n w_n F_n). docs/methods.md has formulas, sources and costs.
 
 The tests run over `METHODS`, so a new entry inherits the whole parity suite.
 """

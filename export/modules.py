@@ -1,4 +1,4 @@
-"""The module that is exported: picture in, prediction and evidence map out."""
+"""The module that is exported: image in, prediction and evidence map out."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.spec import (
     MAX_RANKS,
     ClassSelection,
-    Geometry,
     InputLayout,
+    Preprocessing,
     SelectionMode,
 )
 from sigcam.export.cam import (
@@ -30,11 +30,11 @@ from sigcam.export.score_head import ScoreHead
 class Normalise(nn.Module):
     """`image` as the artifact takes it to normalised float32 [B, 3, H, W]."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.layout: InputLayout = geometry.layout
-        mean = torch.tensor(geometry.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
-        std = torch.tensor(geometry.std, dtype=torch.float64).reshape(1, 3, 1, 1)
+        self.layout: InputLayout = preprocessing.layout
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(1, 3, 1, 1)
         # (pixel / 255 - mean) / std as one factor and one shift.
         self.factor = nn.Parameter((1 / (255 * std)).float(), requires_grad=False)
         self.shift = nn.Parameter((-mean / std).float(), requires_grad=False)
@@ -52,9 +52,9 @@ class Normalise(nn.Module):
 class Classifier(nn.Module):
     """The network alone: `image` to `logits`. The baseline of every benchmark."""
 
-    def __init__(self, dual: DualBranch, geometry: Geometry) -> None:
+    def __init__(self, dual: DualBranch, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.normalise = Normalise(geometry)
+        self.normalise = Normalise(preprocessing)
         self.features = dual.features
         self.head = dual.softmax_head
 
@@ -64,8 +64,8 @@ class Classifier(nn.Module):
         return logits
 
 
-class MapGraph(nn.Module):
-    """What artifact and head graph share: from the entry to scores, weights and grids."""
+class CamGraph(nn.Module):
+    """What artifact and head graph share: from the entry to scores, weights and CAMs."""
 
     def __init__(self, dual: DualBranch, options: GraphOptions) -> None:
         """Takes the parts of `dual`, without changing it.
@@ -133,8 +133,8 @@ class MapGraph(nn.Module):
             rows = contrast(head, logits, class_ids, rows, gamma, int(similar))
         weights = self.evidence.weights(state, rows)
         nwc = bool(self.options.nwc)
-        grids = [combine(w, F, nwc) for w, F in zip(weights, state.features, strict=True)]
-        found["grids"] = grids[0] if len(grids) == 1 else fuse(grids)
+        cams = [combine(w, F, nwc) for w, F in zip(weights, state.features, strict=True)]
+        found["cams"] = cams[0] if len(cams) == 1 else fuse(cams)
         if len(weights) == 1:
             found["cam_weights"] = self._for_positions(weights[0], state.features[0])
         return found
@@ -157,32 +157,32 @@ class MapGraph(nn.Module):
 class ArtifactGraph(nn.Module):
     """The artifact's graph: outputs as `output_names` lists them."""
 
-    def __init__(self, maps: MapGraph, geometry: Geometry) -> None:
-        """Takes a `MapGraph` and puts the picture and the prediction before it.
+    def __init__(self, cams: CamGraph, preprocessing: Preprocessing) -> None:
+        """Takes a `CamGraph` and puts the image and the prediction before it.
 
         Raises:
             UsageError: k is above the number of classes.
         """
         super().__init__()
-        self.maps = maps
-        self.normalise = Normalise(geometry)
-        self.front = maps.cut.front
-        self.select = Select(maps.options.classes, maps.softmax.num_classes)
+        self.cams = cams
+        self.normalise = Normalise(preprocessing)
+        self.front = cams.cut.front
+        self.select = Select(cams.options.classes, cams.softmax.num_classes)
 
     @property
     def head_input(self) -> str:
         """Name of the output that the head graph takes."""
-        return "features" if self.maps.cut.is_target else "head_input"
+        return "features" if self.cams.cut.is_target else "head_input"
 
     @property
     def output_names(self) -> list[str]:
         """Names of the graph's outputs, in order."""
-        options = self.maps.options
+        options = self.cams.options
         names = ["logits", "class_ids_out"]
         names += ["evidence_logits"] if options.has_sigmoid else []
         names += ["sigmoid_logits"] if options.sigmoid_logits else []
-        names += ["grids"] if options.profile == "fused" else ["features", "cam_weights"]
-        if options.features and options.profile == "fused" and len(self.maps.evidence.layouts) == 1:
+        names += ["cams"] if options.profile == "fused" else ["features", "cam_weights"]
+        if options.features and options.profile == "fused" and len(self.cams.evidence.layouts) == 1:
             names.append("features")
         if options.features and self.head_input not in names:
             names.append(self.head_input)
@@ -192,14 +192,14 @@ class ArtifactGraph(nn.Module):
         """One pass.
 
         Args:
-            image: uint8 [B, H, W, 3] RGB or float32 [B, 3, H, W], by the geometry.
+            image: uint8 [B, H, W, 3] RGB or float32 [B, 3, H, W], by the preprocessing.
             class_ids: int64 [B, K], for the class selection "input".
         """
         entry = self.front(self.normalise(image))
-        state = self.maps.evidence.run(entry)
-        logits = self.maps.softmax_logits(state)
+        state = self.cams.evidence.run(entry)
+        logits = self.cams.softmax_logits(state)
         ids = self.select(logits, class_ids)
-        outputs = self.maps.explain(state, ids, logits)
+        outputs = self.cams.explain(state, ids, logits)
         outputs |= {"logits": logits, "class_ids_out": ids, "head_input": entry}
         outputs["features"] = state.features[0]
         return tuple(outputs[name] for name in self.output_names)
@@ -208,16 +208,16 @@ class ArtifactGraph(nn.Module):
 class HeadGraph(nn.Module):
     """Maps of further classes from what the artifact emitted, without the backbone."""
 
-    def __init__(self, maps: MapGraph) -> None:
+    def __init__(self, cams: CamGraph) -> None:
         super().__init__()
-        self.maps = maps
+        self.cams = cams
 
     @property
     def output_names(self) -> list[str]:
         """Names of the graph's outputs, in order."""
-        names = ["scores"] + (["evidence_logits"] if self.maps.options.has_sigmoid else [])
-        single = len(self.maps.evidence.layouts) == 1
-        return [*names, *(["cam_weights"] if single else []), "grids"]
+        names = ["scores"] + (["evidence_logits"] if self.cams.options.has_sigmoid else [])
+        single = len(self.cams.evidence.layouts) == 1
+        return [*names, *(["cam_weights"] if single else []), "cams"]
 
     def forward(self, entry: Tensor, class_ids: Tensor) -> tuple[Tensor, ...]:
         """One pass.
@@ -226,7 +226,7 @@ class HeadGraph(nn.Module):
             entry: float32 [B, ...], the output of the artifact that `head_input` names.
             class_ids: int64 [B, K], ids 0 to C - 1.
         """
-        outputs = self.maps.explain(self.maps.evidence.run(entry), class_ids)
+        outputs = self.cams.explain(self.cams.evidence.run(entry), class_ids)
         return tuple(outputs[name] for name in self.output_names)
 
 

@@ -99,7 +99,7 @@ def _reason(exc: BaseException) -> str:
 
 
 def _serialised(program: onnx_ir.Model, data_file: Path | None) -> onnx.ModelProto:
-    """Without a constant or a computation that is there twice (both heads share a stem)."""
+    """Without a constant or a computation that is there twice (both heads share a neck)."""
     _merge_equal(program.graph)
     passes = onnx_ir.passes.Sequential(
         common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()

@@ -37,7 +37,7 @@ _FLATTENS = {
 
 
 class Pool(nn.Module):
-    """Mean over the grid: the value of the branch layer to [B, N]."""
+    """Mean over the CAM: the value of the branch layer to [B, N]."""
 
     def __init__(self, layout: Layout) -> None:
         super().__init__()
@@ -45,8 +45,8 @@ class Pool(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """[B, N]."""
-        grid = self.layout.to_grid(value)
-        return functional.adaptive_avg_pool2d(grid, 1).flatten(1)
+        cam = self.layout.to_grid(value)
+        return functional.adaptive_avg_pool2d(cam, 1).flatten(1)
 
 
 class ScoreHead(nn.Module):
@@ -127,21 +127,21 @@ class ScoreHead(nn.Module):
 
 def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | None]:
     """What comes before the last layer, and the names of that layer's weight and bias."""
-    graph = head.body.graph
+    graph = head.classifier.graph
     start, (layer,) = next(iter(graph.nodes)), outputs_of(graph)
     while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
         layer = argument(layer)
     z = _input_of_linear(layer)
     if z is None:
-        return nn.Sequential(head.stem, head.body), None
+        return nn.Sequential(head.neck, head.classifier), None
     names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
-    body = module_of(
-        extract(start, z, start, attribute, "stem"),
-        tensor_of(head.body),
+    classifier = module_of(
+        extract(start, z, start, attribute, "neck"),
+        tensor_of(head.classifier),
         "Trunk",
-        dict(head.body.named_children()),
+        dict(head.classifier.named_children()),
     )
-    return nn.Sequential(head.stem, body, nn.Flatten(1)), (str(names[0]), names[1])
+    return nn.Sequential(head.neck, classifier, nn.Flatten(1)), (str(names[0]), names[1])
 
 
 def _input_of_linear(layer: fx.Node) -> fx.Node | None:
@@ -156,7 +156,7 @@ def _input_of_linear(layer: fx.Node) -> fx.Node | None:
 
 
 def _count(node: fx.Node) -> int:
-    """Entries of a value per picture; 0 where that isn't a fixed number."""
+    """Entries of a value per image; 0 where that isn't a fixed number."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return 0

@@ -20,7 +20,7 @@ from sigcam.export.onnx_model import needs_external_data, to_onnx, with_spec
 
 
 @dataclass
-class Draft:
+class StagedFile:
     """A model that isn't published yet.
 
     Attributes:
@@ -46,12 +46,12 @@ class Draft:
         return beside
 
 
-class Drafts:
+class StagedFiles:
     """Drafts of files for one folder. What isn't published leaves nothing behind."""
 
     def __init__(self, beside: Path) -> None:
         self._beside = beside
-        self._drafts: list[Draft] = []
+        self._staged: list[StagedFile] = []
         self._folder: Path | None = None
 
     def export(
@@ -63,7 +63,7 @@ class Drafts:
         outputs: Sequence[str],
         opset: int,
         external_data: bool,
-    ) -> Draft:
+    ) -> StagedFile:
         """Makes a draft; the arguments are those of `to_onnx`.
 
         Args:
@@ -83,9 +83,9 @@ class Drafts:
         if external_data or needs_external_data(module):
             data = self._made_folder() / f"{path.name}.data"
         model = to_onnx(module, inputs, dynamic, outputs, opset, data)
-        draft = Draft(path, model, data)
-        self._drafts.append(draft)
-        return draft
+        staged_file = StagedFile(path, model, data)
+        self._staged.append(staged_file)
+        return staged_file
 
     def publish(self) -> None:
         """Moves every draft to its place: all of them or none.
@@ -98,27 +98,29 @@ class Drafts:
             StorageError: a file can't be written or moved.
         """
         ready = []
-        for draft in reversed(self._drafts):
-            if draft.data is not None:
-                ready.append((draft.data, draft.path.with_name(draft.data.name)))
-            model = draft.model
+        for staged_file in reversed(self._staged):
+            if staged_file.data is not None:
+                ready.append((staged_file.data, staged_file.path.with_name(staged_file.data.name)))
+            model = staged_file.model
             content = (
-                model.SerializeToString() if draft.spec is None else with_spec(model, draft.spec)
+                model.SerializeToString()
+                if staged_file.spec is None
+                else with_spec(model, staged_file.spec)
             )
-            written = self._made_folder() / draft.path.name
+            written = self._made_folder() / staged_file.path.name
             write_bytes(written, content)
-            ready.append((written, draft.path))
+            ready.append((written, staged_file.path))
         previous: list[tuple[Path, Path | None]] = []
         try:
             for number, (source, place) in enumerate(ready):
-                previous.append((place, self._put_aside(place, number)))
+                previous.append((place, self._set_aside(place, number)))
                 source.replace(place)
         except OSError as exc:
             for place, kept in reversed(previous):
                 _put_back(place, kept)
             raise StorageError(f"cannot write {place}: {exc}; nothing was changed") from exc
 
-    def _put_aside(self, place: Path, number: int) -> Path | None:
+    def _set_aside(self, place: Path, number: int) -> Path | None:
         """Where a file that was there is kept; None where there was none."""
         if not place.exists():
             return None
@@ -136,7 +138,7 @@ class Drafts:
                 raise StorageError(f"cannot write beside {self._beside}: {exc}") from exc
         return self._folder
 
-    def __enter__(self) -> Drafts:  # noqa: PYI034 (Self is new in Python 3.11)
+    def __enter__(self) -> StagedFiles:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
     def __exit__(

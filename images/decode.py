@@ -1,6 +1,6 @@
-"""Picture files in memory: what they are, whether they are whole, and their pixels.
+"""Image files in memory: what they are, whether they are whole, and their pixels.
 
-Reading pictures: a path, encoded bytes or an array becomes upright RGB bytes.
+Reading images: a path, encoded bytes or an array becomes upright RGB bytes.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _FLIPPED = {
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A picture file whose header is readable and whose end is there.
+    """An image file whose header is readable and whose end is there.
 
     Attributes:
         data: the file's bytes.
         kind: its format.
         name: what errors call it.
-        height, width: of the upright picture, by the header.
+        height, width: of the upright image, by the header.
         orientation: by EXIF, 1 to 8; anything else where there is none.
     """
 
@@ -61,7 +61,7 @@ class Encoded:
     orientation: int
 
     def decode(self) -> Array:
-        """The picture, uint8 [H, W, 3] RGB, upright.
+        """The image, uint8 [H, W, 3] RGB, upright.
 
         Raises:
             ImageError: damaged.
@@ -69,9 +69,9 @@ class Encoded:
         return self._decoded(cv2.IMREAD_COLOR_RGB)
 
     def decode_reduced(self, reduction: int) -> Array:
-        """The picture shrunk so many times, [ceil(H / reduction), ceil(W / reduction), 3].
+        """The image shrunk so many times, [ceil(H / reduction), ceil(W / reduction), 3].
 
-        Cell by cell from the upright picture's first row and column on. A cell's pixel is
+        Cell by cell from the upright image's first row and column on. A cell's pixel is
         made from the lowest frequencies of its block, which is its mean but for the ringing
         of the higher ones.
 
@@ -87,7 +87,7 @@ class Encoded:
     def coarsest(self, reduction: int) -> int:
         """The largest divisor of `reduction`, a power of two, that it can be decoded at; or 1.
 
-        Only JPEG's blocks allow it. They count from the stored picture's first row and
+        Only JPEG's blocks allow it. They count from the stored image's first row and
         column: where the upright one's is another, its size must be a multiple.
         """
         if self.kind != "JPEG":
@@ -102,7 +102,7 @@ class Encoded:
         )
         with quiet_opencv():
             try:
-                # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the picture by its EXIF tag.
+                # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
                 image = cast(
                     "Array | None", cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
                 )
@@ -114,7 +114,7 @@ class Encoded:
 
 
 def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded:
-    """Reads a picture file whole, unless its first bytes refuse it.
+    """Reads an image file whole, unless its first bytes refuse it.
 
     Args:
         stream: of the file.
@@ -122,14 +122,14 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
         max_pixels: most that it may have; None for no limit.
 
     Raises:
-        ImageError: empty, not a picture, too large or truncated.
+        ImageError: empty, not an image, too large or truncated.
     """
     head = stream.read(16)
     if not head:
-        raise ImageError(f"{name} is empty; a picture ({FORMATS}) is wanted")
+        raise ImageError(f"{name} is empty; an image ({FORMATS}) is wanted")
     kind = _format_of(head)
     if kind is None:
-        raise ImageError(f"{name} is not a picture that sigcam reads; convert it to {FORMATS}")
+        raise ImageError(f"{name} is not an image that sigcam reads; convert it to {FORMATS}")
     width, height, orientation = _header(stream)
     if width < 1 or height < 1:
         raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
@@ -146,7 +146,7 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
 
 
 def _header(stream: BinaryIO) -> tuple[int, int, int]:
-    """Width and height of the upright picture, and its EXIF orientation; 0 for what isn't there."""
+    """Width and height of the upright image, and its EXIF orientation; 0 for what isn't there."""
     try:
         info = imagesize.get_info(stream, dpi=False, colors=False, channels=False)
     except Exception:  # a damaged header makes the library raise many kinds
@@ -242,17 +242,17 @@ def quiet_opencv() -> Iterator[None]:
                 logging.setLogLevel(_quiet_before)
 
 
-PictureLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-"""How the names of such files end; what counts as a picture in a folder."""
+"""How the names of such files end; what counts as an image in a folder."""
 
 
-def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Array:
-    """Reads a picture.
+def read_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Array:
+    """Reads an image.
 
     Args:
         source: the path of a file; the bytes of one; or an array: uint8 or uint16,
@@ -267,8 +267,8 @@ def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
         returned itself, not a copy.
 
     Raises:
-        ImageError: a file that is missing, unreadable, empty, truncated, too large or not a
-            picture; an array of another shape or dtype.
+        ImageError: a file that is missing, unreadable, empty, truncated, too large or not an
+            image; an array of another shape or dtype.
         UsageError: `source` is none of the above.
     """
     if isinstance(source, np.ndarray):
@@ -276,8 +276,8 @@ def read_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
     return open_image(source, max_pixels).decode()
 
 
-def open_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Encoded:
-    """Reads a picture's file and checks it, without decoding it.
+def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Encoded:
+    """Reads an image's file and checks it, without decoding it.
 
     Args:
         source: path or bytes, as for `read_image`.
@@ -288,19 +288,19 @@ def open_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
-        name = f"the picture given as {len(data)} bytes"
+        name = f"the image given as {len(data)} bytes"
         return read_encoded(io.BytesIO(data), name, max_pixels)
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(
-            f"a picture is a path, bytes or an array, got {type(source).__name__}; "
-            "pass several pictures as a list, or use Session.stream"
+            f"an image is a path, bytes or an array, got {type(source).__name__}; "
+            "pass several images as a list, or use Session.stream"
         )
     path = Path(source)
     try:
         if path.is_dir():
-            raise ImageError(f"{path} is a folder, not a picture; pass the files in it")
+            raise ImageError(f"{path} is a folder, not an image; pass the files in it")
         if not path.is_file():
-            raise ImageError(f"there is no picture file {path}; check the path")
+            raise ImageError(f"there is no image file {path}; check the path")
         with path.open("rb") as stream:
             return read_encoded(stream, str(path), max_pixels)
     except OSError as exc:
@@ -309,21 +309,21 @@ def open_image(source: PictureLike, max_pixels: int | None = DEFAULT_MAX_PIXELS)
 
 
 def from_array(array: Array) -> Array:
-    """The picture of an array, as `read_image` gives it; ImageError of another shape or dtype."""
+    """The image of an array, as `read_image` gives it; ImageError of another shape or dtype."""
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
         return np.ascontiguousarray(array)  # the usual one, without the texts below
     wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
     got = f"{array.dtype} {list(array.shape)}"
     if array.ndim == 4:
-        raise ImageError(f"one picture is {wanted}, got {got}; pass several as a list of arrays")
+        raise ImageError(f"one image is {wanted}, got {got}; pass several as a list of arrays")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"a picture is {wanted}, got {got}")
+        raise ImageError(f"an image is {wanted}, got {got}")
     if array.size == 0:
-        raise ImageError(f"a picture has at least one pixel, got {got}")
+        raise ImageError(f"an image has at least one pixel, got {got}")
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise ImageError(f"a picture is {wanted}, got {got}; scale it to 0..255 as uint8")
+        raise ImageError(f"an image is {wanted}, got {got}; scale it to 0..255 as uint8")
     if array.ndim == 2 or array.shape[2] == 1:
         array = np.broadcast_to(array.reshape(*array.shape[:2], 1), (*array.shape[:2], 3))
     elif array.shape[2] == 4:

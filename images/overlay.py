@@ -1,4 +1,4 @@
-"""Drawing a map and its boxes over a picture."""
+"""Drawing a heatmap and its boxes over an image."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ ALPHA = 0.5
 def draw(
     image: Array,
     evidence: Array | None,
-    window: tuple[int, int, int, int],
+    crop_box: tuple[int, int, int, int],
     alpha: float,
     boxes: Iterable[tuple[int, int, int, int]] = (),
 ) -> Array:
-    """Lays a map's colours and boxes over a picture.
+    """Lays a heatmap's colours and boxes over an image.
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        evidence: float32 [H, W] in [0, 1]; None leaves the picture uncoloured.
-        window: x0, y0, x1, y1 in pixels, ends out. Outside it, where the network saw
-            nothing, the picture stays as it is.
+        evidence: float32 [H, W] in [0, 1]; None leaves the image uncoloured.
+        crop_box: x0, y0, x1, y1 in pixels, ends out. Outside it, where the network saw
+            nothing, the image stays as it is.
         alpha: weight of the colours, 0 to 1.
         boxes: x0, y0, x1, y1 each, ends out; drawn in white with a dark edge.
 
@@ -45,7 +45,7 @@ def draw(
         raise UsageError(f"alpha must be from 0 to 1, got {alpha}")
     drawn = image.copy()
     if evidence is not None:
-        x0, y0, x1, y1 = window
+        x0, y0, x1, y1 = crop_box
         levels = cv2.convertScaleAbs(evidence[y0:y1, x0:x1], alpha=255)
         colours = cv2.cvtColor(cv2.applyColorMap(levels, _COLOURS), cv2.COLOR_BGR2RGB)
         part = image[y0:y1, x0:x1]

@@ -1,6 +1,6 @@
-"""From a picture to the network's input, and where that lies in the picture.
+"""From an image to the network's input, and where that lies in the image.
 
-The network's window is a rectangle of whole picture pixels. Along one axis (rows or
+The network's crop box is a rectangle of whole image pixels. Along one axis (rows or
 columns) every step is affine: a whole-factor box average, a bilinear resize, a border.
 An `Axis` holds the whole numbers of these steps, so that the way back is exact.
 
@@ -11,12 +11,12 @@ From a path, encoded bytes or an array to the network's input, decoding no more 
 
 A JPEG that is at least twice as large as the input is decoded at 1/2, 1/4 or 1/8 of its
 size: at 1/8, 12 megapixels take 0.4 of the time and 1/64 of the memory. Its pixels are the
-cells of the box average that `geometry.prepare` makes of a whole picture, but for the ringing of
+cells of the box average that `preprocessing.prepare` makes of a whole image, but for the ringing of
 a block's higher frequencies and for chroma, which isn't enlarged and averaged again. The
-network's input differs by 0.2 levels of 255 on average on pictures with little detail in a
+network's input differs by 0.2 levels of 255 on average on images with little detail in a
 pixel, as large photographs are, and by 0.4 (at 1/8) to 0.7 levels (at 1/2) on small ones, where
 one value in a hundred differs by more than 2 to 5. EfficientNet-Lite0's predictions agree to 98.4
-to 99.6% and its grids correlate to 0.9998 (pictures enlarged to 540 to 2,100 pixels).
+to 99.6% and its CAMs correlate to 0.9998 (images enlarged to 540 to 2,100 pixels).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import cv2
 import numpy as np
 
 from sigcam.core.errors import ImageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.images.decode import (
     DEFAULT_MAX_PIXELS,
-    PictureLike,
+    ImageLike,
     from_array,
     open_image,
 )
@@ -49,15 +49,15 @@ _Number = TypeVar("_Number", float, Array)
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis of the picture lies in the input. Whole pixels throughout.
+    """How one axis of the image lies in the input. Whole pixels throughout.
 
     Attributes:
-        size: length of the picture.
-        low, high: the picture pixels [low, high) that the network sees.
+        size: length of the image.
+        low, high: the image pixels [low, high) that the network sees.
         factor: whole factor of the box average before the bilinear resize: 1, 2, 4 or a
             multiple of 8.
-        first: first input pixel that shows the picture; those before it are border.
-        shown: number of input pixels that show the picture.
+        first: first input pixel that shows the image; those before it are border.
+        shown: number of input pixels that show the image.
         length: length of the input.
     """
 
@@ -71,14 +71,14 @@ class Axis:
 
     @property
     def used(self) -> int:
-        """Number of picture pixels that are read: a multiple of `factor`."""
+        """Number of image pixels that are read: a multiple of `factor`."""
         return (self.high - self.low) // self.factor * self.factor
 
     @property
     def start(self) -> int:
-        """First picture pixel that is read.
+        """First image pixel that is read.
 
-        What is left over for the factor lies at both ends of the window, as evenly as whole
+        What is left over for the factor lies at both ends of the crop box, as evenly as whole
         steps of `low` allow; together it is less than one input pixel.
         """
         step = math.gcd(COARSEST, self.factor)
@@ -86,21 +86,21 @@ class Axis:
 
     @property
     def filled(self) -> slice:
-        """The input pixels that show the picture and not a border."""
+        """The input pixels that show the image and not a border."""
         return slice(self.first, self.first + self.shown)
 
-    def to_picture(self, position: _Number) -> _Number:
-        """From an input coordinate to a picture coordinate; 0 is a first pixel's centre."""
+    def to_image(self, position: _Number) -> _Number:
+        """From an input coordinate to an image coordinate; 0 is a first pixel's centre."""
         return (position + 0.5 - self.first) * (self.used / self.shown) + self.start - 0.5
 
     def to_input(self, position: _Number) -> _Number:
-        """From a picture coordinate to an input coordinate; undoes `to_picture`."""
+        """From an image coordinate to an input coordinate; undoes `to_image`."""
         return (position + 0.5 - self.start) * (self.shown / self.used) + self.first - 0.5
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the network's input lies in the original picture.
+    """Where the network's input lies in the original image.
 
     Attributes:
         rows, columns: the same for each axis.
@@ -111,49 +111,53 @@ class Placement:
 
     @property
     def height(self) -> int:
-        """Height of the picture in pixels."""
+        """Height of the image in pixels."""
         return self.rows.size
 
     @property
     def width(self) -> int:
-        """Width of the picture in pixels."""
+        """Width of the image in pixels."""
         return self.columns.size
 
     @property
-    def window(self) -> tuple[int, int, int, int]:
-        """The part of the picture that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
+    def crop_box(self) -> tuple[int, int, int, int]:
+        """The part of the image that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
         return self.columns.low, self.rows.low, self.columns.high, self.rows.high
 
     @property
     def reduction(self) -> int:
         """The largest of 1, 2, 4, 8 whose square cells make up what is averaged.
 
-        A picture shrunk so many times, cell by cell from its first row and column on, gives
+        An image shrunk so many times, cell by cell from its first row and column on, gives
         the same input as the whole one.
         """
         rows, columns = self.rows, self.columns
         return math.gcd(COARSEST, rows.factor, columns.factor, rows.start, columns.start)
 
 
-def place(geometry: Geometry, height: int, width: int) -> Placement:
-    """Where the input of `geometry` lies in a picture of [height, width].
+def place(preprocessing: Preprocessing, height: int, width: int) -> Placement:
+    """Where the input of `preprocessing` lies in an image of [height, width].
 
     The rule "crop" sees what torchvision's Resize and CenterCrop would leave, rounded to
-    whole pixels of the picture, or to whole cells of the box average where there is one:
-    less than a pixel's difference at each edge, of the picture or of the input.
+    whole pixels of the image, or to whole cells of the box average where there is one:
+    less than a pixel's difference at each edge, of the image or of the input.
     """
-    if geometry.rule == "crop":
-        scale = min(height, width) / (geometry.resize or min(geometry.height, geometry.width))
-        return Placement(_cut(height, geometry.height, scale), _cut(width, geometry.width, scale))
-    rows, columns = geometry.height, geometry.width
-    if geometry.rule == "letterbox":
+    if preprocessing.rule == "crop":
+        scale = min(height, width) / (
+            preprocessing.resize or min(preprocessing.height, preprocessing.width)
+        )
+        return Placement(
+            _cut(height, preprocessing.height, scale), _cut(width, preprocessing.width, scale)
+        )
+    rows, columns = preprocessing.height, preprocessing.width
+    if preprocessing.rule == "letterbox":
         if height * columns >= width * rows:
             columns = max(1, round(width * rows / height))
         else:
             rows = max(1, round(height * columns / width))
     return Placement(
-        _axis(height, 0, height, rows, geometry.height),
-        _axis(width, 0, width, columns, geometry.width),
+        _axis(height, 0, height, rows, preprocessing.height),
+        _axis(width, 0, width, columns, preprocessing.width),
     )
 
 
@@ -176,55 +180,58 @@ def _factor(seen: int, shown: int) -> int:
     return most // COARSEST * COARSEST or 1 << (most.bit_length() - 1)
 
 
-def prepare(image: Array, geometry: Geometry, out: Array | None = None) -> tuple[Array, Placement]:
-    """Makes the network's input from a picture.
+def prepare(
+    image: Array, preprocessing: Preprocessing, out: Array | None = None
+) -> tuple[Array, Placement]:
+    """Makes the network's input from an image.
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        geometry: of the model.
+        preprocessing: of the model.
         out: where to write the input; a new array when None.
 
     Returns:
         The input: for the layout "uint8_nhwc" uint8 [height, width, 3] RGB, for
         "float32_nchw" float32 [3, height, width], (pixel / 255 - mean) / std; and where
-        it lies in the picture.
+        it lies in the image.
     """
-    placement = place(geometry, *image.shape[:2])
-    return input_of(image, placement, geometry, out=out), placement
+    placement = place(preprocessing, *image.shape[:2])
+    return input_of(image, placement, preprocessing, out=out), placement
 
 
 def input_of(
     image: Array,
     placement: Placement,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     *,
     reduction: int = 1,
     out: Array | None = None,
 ) -> Array:
-    """Makes the network's input from a picture, or from one that was shrunk before.
+    """Makes the network's input from an image, or from one that was shrunk before.
 
     Args:
         image: uint8 RGB, [H, W, 3], or [ceil(H / reduction), ceil(W / reduction), 3].
-        placement: of the input in the whole picture.
-        geometry: of the model.
+        placement: of the input in the whole image.
+        preprocessing: of the model.
         reduction: a divisor of `placement.reduction`.
         out: as for `prepare`.
 
     Returns:
         The input, as from `prepare`.
     """
-    as_bytes = geometry.layout == "uint8_nhwc"
-    shape = (geometry.height, geometry.width, 3)
+    as_bytes = preprocessing.layout == "uint8_nhwc"
+    shape = (preprocessing.height, preprocessing.width, 3)
     canvas = out if as_bytes and out is not None else np.empty(shape, np.uint8)
     rows, columns = placement.rows, placement.columns
     if (rows.shown, columns.shown) != (rows.length, columns.length):
-        canvas[:] = [round(255 * min(max(value, 0.0), 1.0)) for value in geometry.mean]
+        canvas[:] = [round(255 * min(max(value, 0.0), 1.0)) for value in preprocessing.mean]
     _shrink(image, placement, reduction, canvas[rows.filled, columns.filled])
     if as_bytes:
         return canvas
-    scale = np.array([1 / (255 * std) for std in geometry.std], np.float32)
+    scale = np.array([1 / (255 * std) for std in preprocessing.std], np.float32)
     shift = np.array(
-        [-mean / std for mean, std in zip(geometry.mean, geometry.std, strict=True)], np.float32
+        [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)],
+        np.float32,
     )
     planes = out if out is not None else np.empty((3, *shape[:2]), np.float32)
     np.multiply(canvas.transpose(2, 0, 1), scale[:, None, None], out=planes)
@@ -233,7 +240,7 @@ def input_of(
 
 
 def _shrink(image: Array, placement: Placement, reduction: int, out: Array) -> None:
-    """Writes the window into `out`, uint8 [shown, shown, 3], at that size."""
+    """Writes the crop box into `out`, uint8 [shown, shown, 3], at that size."""
     rows, columns = placement.rows, placement.columns
     top, height = rows.start // reduction, rows.used // reduction
     left, width = columns.start // reduction, columns.used // reduction
@@ -251,9 +258,9 @@ Source = Path | bytes
 
 
 class Original:
-    """A picture at its full size: at hand, or decoded when it is first asked for.
+    """An image at its full size: at hand, or decoded when it is first asked for.
 
-    Shared by the Explanations of a picture, from any thread.
+    Shared by the Explanations of an image, from any thread.
     """
 
     def __init__(
@@ -263,12 +270,12 @@ class Original:
         shape: tuple[int, ...] = (),
         stamp: tuple[int, int] | None = None,
     ) -> None:
-        """Keeps a picture or where it comes from.
+        """Keeps an image or where it comes from.
 
         Args:
             image: uint8 [H, W, 3] RGB, upright; None to decode `source` later.
             source: absolute path or the bytes of a file, which was read before.
-            shape: of the picture.
+            shape: of the image.
             stamp: length and time of change of the file.
         """
         self._image = image
@@ -279,7 +286,7 @@ class Original:
 
     @property
     def image(self) -> Array:
-        """The picture, uint8 [H, W, 3] RGB, upright; decoded once.
+        """The image, uint8 [H, W, 3] RGB, upright; decoded once.
 
         Raises:
             ImageError: its file is gone, or another one since it was read.
@@ -295,7 +302,7 @@ class Original:
             found = open_image(self._source, None)
         except ImageError as exc:
             raise ImageError(
-                f"the picture was explained, but can't be shown: {exc}; keep the file until then, "
+                f"the image was explained, but can't be shown: {exc}; keep the file until then, "
                 "or pass its bytes"
             ) from exc
         image = found.decode()
@@ -303,7 +310,7 @@ class Original:
         if _stamp(self._source) != self._stamp or image.shape != self._shape:
             raise ImageError(
                 f"{found.name} has changed since it was explained, so it can't be shown with "
-                "that map; explain it again"
+                "that heatmap; explain it again"
             )
         return image
 
@@ -317,12 +324,12 @@ class Original:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A picture that was read for the network.
+    """An image that was read for the network.
 
     Attributes:
-        tensor: the network's input, as `geometry.prepare` gives it.
-        placement: where that lies in the picture.
-        original: the picture.
+        tensor: the network's input, as `preprocessing.prepare` gives it.
+        placement: where that lies in the image.
+        original: the image.
     """
 
     tensor: Array
@@ -331,38 +338,38 @@ class Prepared:
 
 
 def read_input(
-    source: PictureLike, geometry: Geometry, max_pixels: int | None = DEFAULT_MAX_PIXELS
+    source: ImageLike, preprocessing: Preprocessing, max_pixels: int | None = DEFAULT_MAX_PIXELS
 ) -> Prepared:
-    """Reads a picture and makes the network's input of it.
+    """Reads an image and makes the network's input of it.
 
     Args:
         source: as for `read_image`.
-        geometry: of the model.
+        preprocessing: of the model.
         max_pixels: as for `read_image`.
 
     Raises:
         ImageError, UsageError: as `read_image`.
     """
     if isinstance(source, np.ndarray):
-        return _whole(from_array(source), geometry)
+        return _whole(from_array(source), preprocessing)
     path = Path(source).absolute() if isinstance(source, (str, os.PathLike)) else None
     stamp = None if path is None else _stamp(path)
     found = open_image(source, max_pixels)
-    placement = place(geometry, found.height, found.width)
+    placement = place(preprocessing, found.height, found.width)
     reduction = found.coarsest(placement.reduction)
     if reduction == 1:
-        return _whole(found.decode(), geometry)
+        return _whole(found.decode(), preprocessing)
     image = found.decode_reduced(reduction)
     shape = (found.height, found.width, 3)
     if image.shape != (-(-shape[0] // reduction), -(-shape[1] // reduction), 3):
         # The header isn't what the decoder goes by, so the pixels decide.
-        return _whole(found.decode(), geometry)
-    tensor = input_of(image, placement, geometry, reduction=reduction)
+        return _whole(found.decode(), preprocessing)
+    tensor = input_of(image, placement, preprocessing, reduction=reduction)
     return Prepared(tensor, placement, Original(None, path or found.data, shape, stamp))
 
 
-def _whole(image: Array, geometry: Geometry) -> Prepared:
-    tensor, placement = prepare(image, geometry)
+def _whole(image: Array, preprocessing: Preprocessing) -> Prepared:
+    tensor, placement = prepare(image, preprocessing)
     return Prepared(tensor, placement, Original(image))
 
 

@@ -1,4 +1,4 @@
-"""From a grid to the map: enlarged to the original picture and normalised."""
+"""From a CAM to the heatmap: enlarged to the original image and normalised."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from sigcam.images.preprocess import Axis, Placement
 Interpolation = Literal["bilinear", "bicubic"]
 
 _FLAT = 1e-5
-"""A map whose range is below this part of its largest value is constant: float32
-products of a constant grid differ by some 1e-7 from pixel to pixel."""
+"""A heatmap whose range is below this part of its largest value is constant: float32
+products of a constant CAM differ by some 1e-7 from pixel to pixel."""
 
 _MARGIN = 2.0**-20
 _NEAR = 4.0
-"""Cells of at most `_NEAR` are enlarged with an error below `_MARGIN`, so a map that is
+"""Cells of at most `_NEAR` are enlarged with an error below `_MARGIN`, so a heatmap that is
 scaled to that distance from 0 and 1 stays between them. Cutting every pixel off there
-takes longer than enlarging the grid."""
+takes longer than enlarging the CAM."""
 
 
-def spread(grid: Array, placement: Placement, interpolation: Interpolation = "bilinear") -> Array:
-    """Enlarges a grid to the original picture, in one step.
+def spread(cam: Array, placement: Placement, interpolation: Interpolation = "bilinear") -> Array:
+    """Enlarges a CAM to the original image, in one step.
 
     Pixel centres, edge cells repeated outwards; "bicubic" uses a = -0.75. Separable, so
-    it is two products with small matrices, which are kept for the next picture of the
+    it is two products with small matrices, which are kept for the next image of the
     same size.
 
     Args:
-        grid: float32 [h, w] over the whole input.
-        placement: of the input in the picture.
+        cam: float32 [h, w] over the whole input.
+        placement: of the input in the image.
         interpolation: "bilinear", or "bicubic" as in the protocol of Choe et al. (2020).
 
     Returns:
-        float32 [H, W] in a new array; 0 outside the window.
+        float32 [H, W] in a new array; 0 outside the crop box.
     """
-    return _enlarged(grid, placement, interpolation)
+    return _enlarged(cam, placement, interpolation)
 
 
 def _enlarged(
-    grid: Array,
+    cam: Array,
     placement: Placement,
     interpolation: Interpolation,
     bounds: tuple[float, float] | None = None,
@@ -55,9 +55,9 @@ def _enlarged(
     of 0.1 ms. So the rows are done in blocks that stay below, and are cut while they are
     still in the processor's cache.
     """
-    down = _matrix(placement.rows, grid.shape[0], interpolation)
-    across = _matrix(placement.columns, grid.shape[1], interpolation)
-    wide = _wide(grid, across)
+    down = _matrix(placement.rows, cam.shape[0], interpolation)
+    across = _matrix(placement.columns, cam.shape[1], interpolation)
+    wide = _wide(cam, across)
     out = np.empty((len(down), len(across)), np.float32)
     block = max(2, 2**18 // wide.size)
     for first in range(0, len(down), block):
@@ -68,45 +68,45 @@ def _enlarged(
     return out
 
 
-def _wide(grid: Array, across: Array) -> Array:
-    """The grid with its columns enlarged, [h, W]; no product large enough for threads."""
-    wide = np.empty((len(grid), len(across)), np.float32)
-    block = max(2, 2**18 // grid.size)
+def _wide(cam: Array, across: Array) -> Array:
+    """The CAM with its columns enlarged, [h, W]; no product large enough for threads."""
+    wide = np.empty((len(cam), len(across)), np.float32)
+    block = max(2, 2**18 // cam.size)
     for first in range(0, len(across), block):
-        np.matmul(grid, across[first : first + block].T, out=wide[:, first : first + block])
+        np.matmul(cam, across[first : first + block].T, out=wide[:, first : first + block])
     return wide
 
 
-def to_map(
-    grid: Array, placement: Placement, interpolation: Interpolation = "bilinear"
+def to_heatmap(
+    cam: Array, placement: Placement, interpolation: Interpolation = "bilinear"
 ) -> tuple[Array, bool]:
-    """The map of a grid: enlarged to the picture, then min-max normalised.
+    """The heatmap of a CAM: enlarged to the image, then min-max normalised.
 
-    Normalising and enlarging may change places, as every pixel inside the window is a
+    Normalising and enlarging may change places, as every pixel inside the crop box is a
     weighted mean of cells: so minimum and maximum are found first, on the few pixels
-    where they can be, and the picture-sized array is written once.
+    where they can be, and the image-sized array is written once.
 
     Args:
-        grid: float32 [h, w] over the whole input.
-        placement: of the input in the picture.
+        cam: float32 [h, w] over the whole input.
+        placement: of the input in the image.
         interpolation: as for `spread`.
 
     Returns:
-        The map, float32 [H, W] in a new array: 0 to 1 inside the window (minimum and
+        The heatmap, float32 [H, W] in a new array: 0 to 1 inside the crop box (minimum and
         maximum are taken there; they come out as 0 and 1 within 2e-6), 0 outside. And
-        whether it is valid: a grid that is constant or not finite gives a map of zeros
+        whether it is valid: a CAM that is constant or not finite gives a heatmap of zeros
         and False.
     """
     shape = (placement.height, placement.width)
-    if not np.isfinite(grid).all():
+    if not np.isfinite(cam).all():
         return np.zeros(shape, np.float32), False
-    low, high = _extremes(grid.astype(np.float64), placement, interpolation)
+    low, high = _extremes(cam.astype(np.float64), placement, interpolation)
     extent = high - low
     flat = max(_FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
     if not flat < extent < np.finfo(np.float32).max:
         return np.zeros(shape, np.float32), False
-    scaled = (grid - low) / extent
-    # Cells may lie outside 0 to 1 where no pixel does: far outside in a picture of a few
+    scaled = (cam - low) / extent
+    # Cells may lie outside 0 to 1 where no pixel does: far outside in an image of a few
     # pixels, whose rounding errors then have to be cut off.
     bounds = (0.0, 1.0) if np.abs(scaled).max() > _NEAR else None
     inner = (_MARGIN + scaled * (1 - 2 * _MARGIN)).astype(np.float32)
@@ -114,12 +114,12 @@ def to_map(
 
 
 def _extremes(
-    grid: Array, placement: Placement, interpolation: Interpolation
+    cam: Array, placement: Placement, interpolation: Interpolation
 ) -> tuple[float, float]:
-    """Smallest and largest value of the enlarged grid inside the window."""
-    rows = _candidates(placement.rows, grid.shape[0], interpolation)
-    columns = _candidates(placement.columns, grid.shape[1], interpolation)
-    values = (rows @ grid) @ columns.T
+    """Smallest and largest value of the enlarged CAM inside the crop box."""
+    rows = _candidates(placement.rows, cam.shape[0], interpolation)
+    columns = _candidates(placement.columns, cam.shape[1], interpolation)
+    values = (rows @ cam) @ columns.T
     return float(values.min()), float(values.max())
 
 
@@ -127,9 +127,9 @@ def _extremes(
 def _candidates(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
     """The rows of `_matrix` that can hold an extreme value, float64 [n, cells].
 
-    Between two neighbouring cell centres a bilinear map is linear along each axis, so
+    Between two neighbouring cell centres a bilinear heatmap is linear along each axis, so
     its extremes lie at the first and last pixel there. A bicubic one may have them
-    anywhere in the window.
+    anywhere in the crop box.
     """
     kept = np.arange(axis.low, axis.high)
     if interpolation == "bilinear":
@@ -142,16 +142,16 @@ def _candidates(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
 
 
 def _cell_coordinate(axis: Axis, cells: int, pixels: Array) -> Array:
-    """Where the pixels of the picture lie in the grid; 0 is a first cell's centre."""
+    """Where the pixels of the image lie in the CAM; 0 is a first cell's centre."""
     at: Array = (axis.to_input(pixels.astype(np.float64)) + 0.5) * (cells / axis.length) - 0.5
     return at
 
 
 @lru_cache(maxsize=32)
 def _matrix(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
-    """Weights of the grid's cells for each pixel of an axis, float32 [size, cells].
+    """Weights of the CAM's cells for each pixel of an axis, float32 [size, cells].
 
-    Rows inside the window sum to 1; rows outside are 0. Read-only, as it is shared.
+    Rows inside the crop box sum to 1; rows outside are 0. Read-only, as it is shared.
     """
     if interpolation not in ("bilinear", "bicubic"):
         raise UsageError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")

@@ -1,1 +1,1 @@
-"""Clamp-and-combine: CAM weights and features to grids. Imports nothing of ours."""
+"""Clamp-and-combine: CAM weights and features to CAMs. Imports nothing of ours."""

@@ -6,10 +6,10 @@ import ctypes
 
 
 class Axis(ctypes.Structure):
-    """How one axis of the map lies over the grid.
+    """How one axis of the heatmap lies over the CAM.
 
-    Pixel i of the map is at `scale * i + offset` in the grid, where 0 is the centre of the
-    first cell; pixels outside [low, high) are outside the window, where the map is 0.
+    Pixel i of the heatmap is at `scale * i + offset` in the CAM, where 0 is the centre of the
+    first cell; pixels outside [low, high) are outside the crop box, where the heatmap is 0.
     """
 
     _fields_ = (
@@ -27,7 +27,7 @@ class Axis(ctypes.Structure):
 
 
 def whole(size: int, cells: int) -> Axis:
-    """The axis of a map that shows the grid's whole extent, enlarged to `size` pixels."""
+    """The axis of a heatmap that shows the CAM's whole extent, enlarged to `size` pixels."""
     return Axis(size, 0, size, cells, cells / size, 0.5 * cells / size - 0.5)
 
 
@@ -38,7 +38,7 @@ class CombineArguments(ctypes.Structure):
         ("features", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
         ("partial", ctypes.c_void_p),
-        ("grids", ctypes.c_void_p),
+        ("cams", ctypes.c_void_p),
         ("bounds", ctypes.c_void_p),
         ("valid", ctypes.c_void_p),
         ("arrived", ctypes.c_void_p),
@@ -59,16 +59,16 @@ class CombineArguments(ctypes.Structure):
     )
 
 
-class MapArguments(ctypes.Structure):
+class HeatmapArguments(ctypes.Structure):
     """Argument of the kernels `extremes_bicubic` and `enlarge_*`."""
 
     _fields_ = (
-        ("grids", ctypes.c_void_p),
+        ("cams", ctypes.c_void_p),
         ("bounds", ctypes.c_void_p),
         ("valid", ctypes.c_void_p),
         ("partial", ctypes.c_void_p),
         ("arrived", ctypes.c_void_p),
-        ("maps", ctypes.c_void_p),
+        ("heatmaps", ctypes.c_void_p),
         ("count", ctypes.c_int),
         ("vectors", ctypes.c_int),
         ("rows", Axis),

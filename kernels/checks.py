@@ -14,7 +14,7 @@ from sigcam.kernels.plan import Inputs, Interpolation
 def axes(
     shape: tuple[int, ...], size: tuple[int, int] | None, rows: Axis | None, columns: Axis | None
 ) -> tuple[Axis, Axis]:
-    """How the maps lie over the grid of features [B, N, h, w]."""
+    """How the heatmaps lie over the CAM of features [B, N, h, w]."""
     if len(shape) != 4:
         raise ValueError(f"features must be [B, N, h, w], got {list(shape)}")
     if size is not None and rows is None and columns is None:
@@ -69,7 +69,7 @@ def writable(
 
 
 def pixel(dtype: str) -> np.dtype[Any]:
-    """The type of the maps, by its name."""
+    """The type of the heatmaps, by its name."""
     if dtype not in ("float32", "uint8"):
         raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
     return np.dtype(dtype)

@@ -1,11 +1,11 @@
-// Clamp-and-combine: from features and CAM weights to normalised maps.
+// Clamp-and-combine: from features and CAM weights to normalised heatmaps.
 //
-// combine   grid = max(0, sum_n max(0, w_n) F_n)          ("Beyond Softmax", Eq. 4, with NWC)
-//           and, for bilinear maps, the smallest and largest value that the map will have
-// extremes  the same two values for bicubic maps, which can have them at any pixel
-// enlarge   map = (upsample(grid) - smallest) / (largest - smallest), 0 outside the window
+// combine   cam = max(0, sum_n max(0, w_n) F_n)          ("Beyond Softmax", Eq. 4, with NWC)
+//           and, for bilinear heatmaps, the smallest and largest value that the heatmap will have
+// extremes  the same two values for bicubic heatmaps, which can have them at any pixel
+// enlarge   heatmap = (upsample(cam) - smallest) / (largest - smallest), 0 outside the crop box
 //
-// So a bilinear map takes two launches and a bicubic one three. Sums have a fixed order: the
+// So a bilinear heatmap takes two launches and a bicubic one three. Sums have a fixed order: the
 // same input gives the same bits. docs/kernels.md explains the mapping to threads; plan.py
 // decides the launches and lays out the arguments.
 //
@@ -28,7 +28,7 @@ constexpr int WARP = 32;
 constexpr int TILE_COLUMNS = 128;  // pixels of a row that a warp of `enlarge` writes
 constexpr float LARGEST = 3.402823466e38f;
 constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
-constexpr float FLAT = 1e-5f;  // a map whose range is below this part of its largest value
+constexpr float FLAT = 1e-5f;  // a heatmap whose range is below this part of its largest value
 
 struct Half {
     unsigned short bits;
@@ -38,8 +38,8 @@ struct Half {
 
 // These three are laid out in the same order in plan.py, which the tests compare with this.
 
-// How one axis of the map lies over the grid: pixel i is at scale * i + offset, where 0 is
-// the first cell's centre. Pixels outside [low, high) are outside the window.
+// How one axis of the heatmap lies over the cam: pixel i is at scale * i + offset, where 0 is
+// the first cell's centre. Pixels outside [low, high) are outside the crop box.
 struct Axis {
     int size, low, high, cells;
     float scale, offset;
@@ -49,8 +49,8 @@ struct CombineArguments {
     const void* features;   // [B, N, P], P = h * w
     const void* weights;    // [B, K, N] or [B, K, N, P], of the same type
     float* partial;         // [B, K, chunks, P]
-    float* grids;           // [B, K, P]
-    float* bounds;          // [B, K, 2]: smallest and largest value of the map
+    float* cams;           // [B, K, P]
+    float* bounds;          // [B, K, 2]: smallest and largest value of the heatmap
     unsigned char* valid;   // [B, K]
     unsigned* arrived;      // [B, class tiles]; 0 before the launch and after it
     int channels, positions, classes;
@@ -66,12 +66,12 @@ struct CombineArguments {
 };
 
 struct MapArguments {
-    const float* grids;
+    const float* cams;
     float* bounds;
     unsigned char* valid;
     float* partial;         // [B * K, blocks of `extremes`, 2]
     unsigned* arrived;      // [B * K]; 0 before the launch and after it
-    void* maps;             // [B * K, H, W], float32 or uint8
+    void* heatmaps;             // [B * K, H, W], float32 or uint8
     int count;              // B * K
     int vectors;            // whether four pixels can be stored at once
     Axis rows, columns;
@@ -82,7 +82,7 @@ namespace {
 __device__ __forceinline__ float to_float(float value) { return value; }
 __device__ __forceinline__ float to_float(Half value) { return half_to_float(value.bits); }
 
-// Unlike fmaxf these keep a NaN, so that a broken weight makes an invalid map.
+// Unlike fmaxf these keep a NaN, so that a broken weight makes an invalid heatmap.
 __device__ __forceinline__ float not_negative(float value) { return value < 0.f ? 0.f : value; }
 
 template <typename T, int VECTOR>
@@ -103,7 +103,7 @@ __device__ __forceinline__ void load(const T* from, int count, float (&into)[VEC
     }
 }
 
-// ---- values of the enlarged map ------------------------------------------------------
+// ---- values of the enlarged heatmap ------------------------------------------------------
 
 __device__ __forceinline__ int clipped(int value, int low, int high) {
     return value < low ? low : value > high ? high : value;
@@ -143,11 +143,11 @@ struct Taps {
 
 template <bool CUBIC>
 __device__ __forceinline__ float sample(
-    const float* grid, int width, const Taps<CUBIC>& row, const Taps<CUBIC>& column) {
+    const float* cam, int width, const Taps<CUBIC>& row, const Taps<CUBIC>& column) {
     float value = 0.f;
 #pragma unroll
     for (int i = 0; i < Taps<CUBIC>::COUNT; ++i) {
-        const float* line = grid + row.cells[i] * width;
+        const float* line = cam + row.cells[i] * width;
         float across = 0.f;
 #pragma unroll
         for (int j = 0; j < Taps<CUBIC>::COUNT; ++j)
@@ -202,8 +202,8 @@ __device__ __forceinline__ unsigned char is_map(const Extremes& found) {
     return found.finite && extent > flat && extent < LARGEST ? 1 : 0;
 }
 
-// The pixels that can hold an extreme value of a bilinear map, which is linear between two
-// neighbouring cell centres: the window's ends and the pixels on both sides of each centre.
+// The pixels that can hold an extreme value of a bilinear heatmap, which is linear between two
+// neighbouring cell centres: the crop box's ends and the pixels on both sides of each centre.
 __device__ __forceinline__ int candidates(const Axis& axis) { return 2 * axis.cells + 2; }
 
 __device__ __forceinline__ int candidate(const Axis& axis, int index) {
@@ -246,12 +246,12 @@ __device__ __forceinline__ float chunks_of(
     return sum;
 }
 
-// Adds up the chunks, in a fixed order, and finds the extremes. One block for one map.
-__device__ void finish(const CombineArguments& a, long long map, float* scratch) {
+// Adds up the chunks, in a fixed order, and finds the extremes. One block for one heatmap.
+__device__ void finish(const CombineArguments& a, long long heatmap, float* scratch) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const float* partial = a.partial + map * a.chunks * a.positions;
-    float* grid = a.grids + map * a.positions;
-    // A small grid leaves threads over: they share the chunks, which are read one after the
+    const float* partial = a.partial + heatmap * a.chunks * a.positions;
+    float* cam = a.cams + heatmap * a.positions;
+    // A small cam leaves threads over: they share the chunks, which are read one after the
     // other otherwise.
     const int lanes = min(threads / a.positions, a.chunks);
     if (lanes > 1) {
@@ -270,7 +270,7 @@ __device__ void finish(const CombineArguments& a, long long map, float* scratch)
             sum = chunks_of(a, partial, p, 0, 1);
         }
         const float value = not_negative(sum);
-        grid[p] = value;
+        cam[p] = value;
         mine.finite &= fabsf(value) <= LARGEST ? 1 : 0;
     }
     __syncthreads();
@@ -280,14 +280,14 @@ __device__ void finish(const CombineArguments& a, long long map, float* scratch)
         for (int i = thread; i < count; i += threads) {
             const Taps<false> row(a.rows, candidate(a.rows, i / across));
             const Taps<false> column(a.columns, candidate(a.columns, i % across));
-            mine.add(sample<false>(grid, a.columns.cells, row, column));
+            mine.add(sample<false>(cam, a.columns.cells, row, column));
         }
     }
     const Extremes found = over_block(mine, scratch);
     if (threadIdx.x == 0) {
-        a.bounds[2 * map] = found.low;
-        a.bounds[2 * map + 1] = found.high;
-        a.valid[map] = a.bilinear ? is_map(found) : static_cast<unsigned char>(found.finite);
+        a.bounds[2 * heatmap] = found.low;
+        a.bounds[2 * heatmap + 1] = found.high;
+        a.valid[heatmap] = a.bilinear ? is_map(found) : static_cast<unsigned char>(found.finite);
     }
 }
 
@@ -301,14 +301,14 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
     const int tile = static_cast<int>(blockIdx.x) % a.tiles;
     const int chunk = static_cast<int>(blockIdx.x) / a.tiles;
     const int first_class = static_cast<int>(blockIdx.y) * CLASSES;
-    const long long picture = blockIdx.z;
+    const long long image = blockIdx.z;
     const int classes = min(CLASSES, a.classes - first_class);
     const int first_channel = chunk * a.chunk_groups * a.group;
     const int channels = min(a.chunk_groups * a.group, a.channels - first_channel);
     const long long size = static_cast<long long>(a.channels) * a.positions;
-    const long long first_map = picture * a.classes + first_class;
+    const long long first_map = image * a.classes + first_class;
     const long long start = static_cast<long long>(first_channel) * a.positions;
-    const T* features = static_cast<const T*>(a.features) + picture * size + start;
+    const T* features = static_cast<const T*>(a.features) + image * size + start;
     const T* weights = static_cast<const T*>(a.weights) +
                        (PER_POSITION ? first_map * size + start : first_map * a.channels + first_channel);
 
@@ -378,45 +378,45 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
         }
     }
 
-    unsigned* counter = a.arrived + picture * gridDim.y + blockIdx.y;
+    unsigned* counter = a.arrived + image * gridDim.y + blockIdx.y;
     __syncthreads();
     if (!is_last(counter, gridDim.x, scratch)) return;
     for (int k = 0; k < classes; ++k) finish(a, first_map + k, scratch);
 }
 
-// ---- maps ----------------------------------------------------------------------------
+// ---- heatmaps ----------------------------------------------------------------------------
 
-// A block takes every gridDim.y-th pixel row of the window of one map.
+// A block takes every gridDim.y-th pixel row of the crop box of one heatmap.
 __device__ __forceinline__ void extremes(const MapArguments& a) {
     SIGCAM_SHARED(scratch);
-    const long long map = blockIdx.x;
-    const float* grid = a.grids + map * a.rows.cells * a.columns.cells;
+    const long long heatmap = blockIdx.x;
+    const float* cam = a.cams + heatmap * a.rows.cells * a.columns.cells;
     Extremes mine;
     const int height = a.rows.high - a.rows.low, width = a.columns.high - a.columns.low;
     for (int y = static_cast<int>(blockIdx.y); y < height; y += static_cast<int>(gridDim.y)) {
         const Taps<true> row(a.rows, a.rows.low + y);
         for (int x = static_cast<int>(threadIdx.x); x < width; x += static_cast<int>(blockDim.x)) {
             const Taps<true> column(a.columns, a.columns.low + x);
-            mine.add(sample<true>(grid, a.columns.cells, row, column));
+            mine.add(sample<true>(cam, a.columns.cells, row, column));
         }
     }
     Extremes found = over_block(mine, scratch);
-    float* partial = a.partial + map * gridDim.y * 2;
+    float* partial = a.partial + heatmap * gridDim.y * 2;
     if (threadIdx.x == 0) {
         partial[2 * blockIdx.y] = found.low;
         partial[2 * blockIdx.y + 1] = found.high;
     }
     __syncthreads();
-    if (!is_last(a.arrived + map, gridDim.y, scratch)) return;
+    if (!is_last(a.arrived + heatmap, gridDim.y, scratch)) return;
     if (threadIdx.x == 0) {
         for (unsigned i = 0; i < gridDim.y; ++i) {
             found.low = fminf(found.low, partial[2 * i]);
             found.high = fmaxf(found.high, partial[2 * i + 1]);
         }
-        found.finite = a.valid[map];
-        a.bounds[2 * map] = found.low;
-        a.bounds[2 * map + 1] = found.high;
-        a.valid[map] = is_map(found);
+        found.finite = a.valid[heatmap];
+        a.bounds[2 * heatmap] = found.low;
+        a.bounds[2 * heatmap + 1] = found.high;
+        a.valid[heatmap] = is_map(found);
     }
 }
 
@@ -439,12 +439,12 @@ __device__ __forceinline__ void enlarge(const MapArguments& a) {
     if (y >= height) return;
     const bool inside = y >= a.rows.low && y < a.rows.high;
     const Taps<CUBIC> row(a.rows, y);
-    for (long long map = blockIdx.z; map < a.count; map += gridDim.z) {
-        const float* grid = a.grids + map * a.rows.cells * a.columns.cells;
-        Pixel* out = static_cast<Pixel*>(a.maps) + (map * height + y) * width;
-        const bool drawn = inside && a.valid[map];
-        const float low = a.bounds[2 * map];
-        const float factor = drawn ? 1.f / (a.bounds[2 * map + 1] - low) : 0.f;
+    for (long long heatmap = blockIdx.z; heatmap < a.count; heatmap += gridDim.z) {
+        const float* cam = a.cams + heatmap * a.rows.cells * a.columns.cells;
+        Pixel* out = static_cast<Pixel*>(a.heatmaps) + (heatmap * height + y) * width;
+        const bool drawn = inside && a.valid[heatmap];
+        const float low = a.bounds[2 * heatmap];
+        const float factor = drawn ? 1.f / (a.bounds[2 * heatmap + 1] - low) : 0.f;
         // Bicubic pixels are made one after the other: with four at a time the compiler takes so
         // many registers for their taps that one block fills a multiprocessor.
         const bool together = !CUBIC && a.vectors;
@@ -456,7 +456,7 @@ __device__ __forceinline__ void enlarge(const MapArguments& a) {
             float value = 0.f;
             if (drawn && x >= a.columns.low && x < a.columns.high) {
                 const Taps<CUBIC> column(a.columns, x);
-                value = (sample<CUBIC>(grid, a.columns.cells, row, column) - low) * factor;
+                value = (sample<CUBIC>(cam, a.columns.cells, row, column) - low) * factor;
                 value = fminf(fmaxf(value, 0.f), 1.f);
             }
             Pixel pixel;

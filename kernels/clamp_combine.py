@@ -19,7 +19,7 @@ from sigcam.kernels import plan as planning
 from sigcam.kernels.arguments import Axis
 from sigcam.kernels.arrays import DeviceArray, View
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Inputs, Interpolation, Maps, Plan
+from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
 
 KERNELS = (
     *(
@@ -70,13 +70,13 @@ class ClampCombine:
         except KernelError as exc:
             raise self._refused(origin, exc) from exc
 
-    def plan(self, inputs: Inputs, maps: Maps) -> Plan:
+    def plan(self, inputs: Inputs, heatmaps: Heatmaps) -> Plan:
         """The launches for a batch on this GPU.
 
         Raises:
             ValueError: as `sigcam.kernels.plan.plan`.
         """
-        return planning.plan(inputs, maps, processors=self.device.multiprocessors)
+        return planning.plan(inputs, heatmaps, processors=self.device.multiprocessors)
 
     def prepare_workspace(self, plan: Plan, workspace: int, stream: driver.Stream | int) -> None:
         """Enqueues the zeroing of the counters; once for a workspace and a plan.
@@ -98,7 +98,7 @@ class ClampCombine:
         *,
         features: int,
         weights: int,
-        maps: int,
+        heatmaps: int,
         valid: int,
         workspace: int,
         stream: driver.Stream | int,
@@ -112,14 +112,14 @@ class ClampCombine:
             plan: of `plan`; its `alignment`s must hold for the addresses.
             features: address of float32 or float16 [B, N, h, w].
             weights: address of the same type, [B, K, N] or [B, K, N, h, w].
-            maps: address of the float32 or uint8 [B, K, H, W] to write.
-            valid: address of the uint8 [B, K] to write: 1 where a map is one, else 0.
+            heatmaps: address of the float32 or uint8 [B, K, H, W] to write.
+            valid: address of the uint8 [B, K] to write: 1 where a heatmap is one, else 0.
             workspace: address of `plan.workspace.size` bytes, prepared. Afterwards it holds
-                the grids, float32 [B, K, h, w], at `plan.workspace.grids`.
+                the CAMs, float32 [B, K, h, w], at `plan.workspace.cams`.
             stream: where the work goes.
         """
         combine, enlarge = plan.arguments(
-            features=features, weights=weights, maps=maps, valid=valid, workspace=workspace
+            features=features, weights=weights, heatmaps=heatmaps, valid=valid, workspace=workspace
         )
         self._launch(plan.combine, combine, stream)
         if plan.extremes is not None:
@@ -141,7 +141,7 @@ class ClampCombine:
         valid_out: Any = None,
         stream: Any = None,
     ) -> tuple[Any, Any]:
-        """Makes normalised maps from arrays on the GPU; enqueues only, waits for nothing.
+        """Makes normalised heatmaps from arrays on the GPU; enqueues only, waits for nothing.
 
         The results are there once `stream` has come to them. Memory that isn't given is
         allocated, in the order of the stream where the GPU can (`cuMemAllocAsync`).
@@ -151,20 +151,20 @@ class ClampCombine:
                 `__cuda_array_interface__`, C-contiguous. Whoever made them on another stream
                 is waited for by `stream`, as the protocols say.
             weights: the same type, [B, K, N] or [B, K, N, h, w].
-            size: (H, W) of maps that show the grid's whole extent.
-            rows: how the maps lie over the grid; with `columns`, instead of `size`.
+            size: (H, W) of heatmaps that show the CAM's whole extent.
+            rows: how the heatmaps lie over the CAM; with `columns`, instead of `size`.
             columns: the same for the other axis.
             clamp: NWC: negative weights count as 0.
             interpolation: "bilinear" or "bicubic" (a = -0.75).
-            dtype: of the maps: "float32" (0 to 1) or "uint8" (0 to 255).
-            out: an array to write the maps to, of `dtype` [B, K, H, W].
+            dtype: of the heatmaps: "float32" (0 to 1) or "uint8" (0 to 255).
+            out: an array to write the heatmaps to, of `dtype` [B, K, H, W].
             valid_out: an array to write the flags to, bool or uint8 [B, K].
             stream: a stream of torch, CuPy or PyCUDA, which the results keep, or a handle,
                 whose stream must outlive them; the legacy default stream when None.
 
         Returns:
-            Maps and flags: `out` and `valid_out` where they were given, else new
-            `DeviceArray`s, the flags as bool. A map that isn't valid is 0 everywhere.
+            Heatmaps and flags: `out` and `valid_out` where they were given, else new
+            `DeviceArray`s, the flags as bool. A heatmap that isn't valid is 0 everywhere.
 
         Raises:
             TypeError, ValueError: arguments that don't fit, or arrays that lie elsewhere.
@@ -197,19 +197,19 @@ class ClampCombine:
             else:
                 kinds = (np.dtype(bool), np.dtype(np.uint8))
                 flags = checks.writable(take(valid_out, "valid_out"), "valid_out", shape[:2], kinds)
-            maps = Maps(
+            heatmaps = Heatmaps(
                 *wanted,
                 dtype == "uint8",
                 checks.way(interpolation),
                 checks.alignment(target.address),
             )
-            plan = self.plan(inputs, maps)
+            plan = self.plan(inputs, heatmaps)
             # Its memory goes back in the stream's order, so after the kernels.
             workspace = self._buffer(plan.workspace.size, handle, stream)
             try:
                 self.prepare_workspace(plan, workspace.address, handle)
                 self.launch(
-                    plan, features=given.address, weights=used.address, maps=target.address,
+                    plan, features=given.address, weights=used.address, heatmaps=target.address,
                     valid=flags.address, workspace=workspace.address, stream=handle,
                 )  # fmt: skip
             finally:

@@ -1,4 +1,4 @@
-"""Which launches of clamp_combine.cu make the maps of a batch, and with what arguments.
+"""Which launches of clamp_combine.cu make the heatmaps of a batch, and with what arguments.
 
 Pure arithmetic: nothing here needs a GPU, a driver or NumPy.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import gcd
 from typing import Literal
 
-from sigcam.kernels.arguments import Axis, CombineArguments, MapArguments
+from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -30,7 +30,7 @@ BLOCKS_PER_PROCESSOR = 4
 """Blocks that keep a multiprocessor busy while others wait for memory."""
 
 MAX_CHUNKS = 64
-"""Most parts that the channels are cut into; the last block of a map adds them up."""
+"""Most parts that the channels are cut into; the last block of a heatmap adds them up."""
 
 ALIGNMENT = 256
 """Bytes to which the parts of the workspace are aligned."""
@@ -68,12 +68,12 @@ class Inputs:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.positions * CHUNK_CHANNELS > _MAX_INT:
             raise ValueError(
-                f"a grid may have at most {_MAX_INT // CHUNK_CHANNELS} positions, got "
+                f"a CAM may have at most {_MAX_INT // CHUNK_CHANNELS} positions, got "
                 f"{self.height} x {self.width}"
             )
         if self.batch > _MAX_GRID or -(-self.classes // CLASS_TILE) > _MAX_GRID:
             raise ValueError(
-                f"at most {_MAX_GRID} pictures and {_MAX_GRID * CLASS_TILE} classes fit one "
+                f"at most {_MAX_GRID} images and {_MAX_GRID * CLASS_TILE} classes fit one "
                 f"launch, got {self.batch} and {self.classes}; split the batch"
             )
 
@@ -89,14 +89,14 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Maps:
-    """The maps [B, K, H, W] that are wanted.
+class Heatmaps:
+    """The heatmaps [B, K, H, W] that are wanted.
 
     Attributes:
-        rows, columns: how they lie over the grid.
+        rows, columns: how they lie over the CAM.
         bytes_: whether they are uint8 (0 to 255); float32 (0 to 1) otherwise.
         interpolation: "bilinear" or "bicubic" (a = -0.75).
-        alignment: as in `Inputs`, of the maps' address.
+        alignment: as in `Inputs`, of the heatmaps' address.
     """
 
     rows: Axis
@@ -141,7 +141,7 @@ class Workspace:
 
     arrived: int
     counters: int
-    grids: int
+    cams: int
     bounds: int
     partial: int
     size: int
@@ -152,15 +152,15 @@ class Plan:
     """All that is known before there are addresses.
 
     Attributes:
-        inputs, maps: what was planned for.
+        inputs, heatmaps: what was planned for.
         combine, extremes, enlarge: the launches, in this order; `extremes` for bicubic only.
         workspace: device memory that they share.
         fields: the numbers of `CombineArguments`.
-        vectors: whether maps are stored four pixels at a time.
+        vectors: whether heatmaps are stored four pixels at a time.
     """
 
     inputs: Inputs
-    maps: Maps
+    heatmaps: Heatmaps
     combine: Launch
     extremes: Launch | None
     enlarge: Launch
@@ -169,8 +169,8 @@ class Plan:
     vectors: bool
 
     def arguments(
-        self, *, features: int, weights: int, maps: int, valid: int, workspace: int
-    ) -> tuple[CombineArguments, MapArguments]:
+        self, *, features: int, weights: int, heatmaps: int, valid: int, workspace: int
+    ) -> tuple[CombineArguments, HeatmapArguments]:
         """The arguments of the launches, from device addresses.
 
         Raises:
@@ -179,7 +179,7 @@ class Plan:
         for name, address, alignment in (
             ("features", features, self.inputs.alignment),
             ("weights", weights, self.inputs.alignment),
-            ("maps", maps, self.maps.alignment),
+            ("heatmaps", heatmaps, self.heatmaps.alignment),
         ):
             if address % alignment:
                 raise ValueError(
@@ -191,64 +191,64 @@ class Plan:
             features=features,
             weights=weights,
             partial=workspace + parts.partial,
-            grids=workspace + parts.grids,
+            cams=workspace + parts.cams,
             bounds=workspace + parts.bounds,
             valid=valid,
             arrived=workspace + parts.arrived,
-            rows=self.maps.rows,
-            columns=self.maps.columns,
+            rows=self.heatmaps.rows,
+            columns=self.heatmaps.columns,
             **self.fields,
         )
-        enlarge = MapArguments(
-            grids=workspace + parts.grids,
+        enlarge = HeatmapArguments(
+            cams=workspace + parts.cams,
             bounds=workspace + parts.bounds,
             valid=valid,
             partial=workspace + parts.partial,
             arrived=workspace + parts.arrived,
-            maps=maps,
+            heatmaps=heatmaps,
             count=self.inputs.batch * self.inputs.classes,
             vectors=self.vectors,
-            rows=self.maps.rows,
-            columns=self.maps.columns,
+            rows=self.heatmaps.rows,
+            columns=self.heatmaps.columns,
         )
         return combine, enlarge
 
 
-def plan(inputs: Inputs, maps: Maps, *, processors: int, threads: int = THREADS) -> Plan:
+def plan(inputs: Inputs, heatmaps: Heatmaps, *, processors: int, threads: int = THREADS) -> Plan:
     """The launches for a batch.
 
     Args:
         inputs: what there is.
-        maps: what is wanted.
+        heatmaps: what is wanted.
         processors: multiprocessors of the GPU. The sums' order depends on it, so equal GPUs
             give equal bits.
         threads: of a block; a multiple of WARP.
 
     Raises:
-        ValueError: a grid of another size than the maps' axes are for, or `threads`.
+        ValueError: a CAM of another size than the heatmaps' axes are for, or `threads`.
     """
     if threads < WARP or threads % WARP or processors < 1:
         raise ValueError(
             f"threads must be a multiple of {WARP} and processors at least 1, got {threads} "
             f"and {processors}"
         )
-    if (maps.rows.cells, maps.columns.cells) != (inputs.height, inputs.width):
+    if (heatmaps.rows.cells, heatmaps.columns.cells) != (inputs.height, inputs.width):
         raise ValueError(
-            f"the maps' axes are for a grid of {maps.rows.cells} x {maps.columns.cells}, the "
+            f"the heatmaps' axes are for a CAM of {heatmaps.rows.cells} x {heatmaps.columns.cells}, the "
             f"features have {inputs.height} x {inputs.width}"
         )
     count = inputs.batch * inputs.classes
-    rows = -(-maps.rows.size // (threads // WARP))
+    rows = -(-heatmaps.rows.size // (threads // WARP))
     if count > _MAX_INT or rows > _MAX_GRID:
         raise ValueError(
-            f"at most {_MAX_INT} maps of {_MAX_GRID * (threads // WARP)} rows fit one launch, got "
-            f"{count} of {maps.rows.size}; split the batch"
+            f"at most {_MAX_INT} heatmaps of {_MAX_GRID * (threads // WARP)} rows fit one launch, got "
+            f"{count} of {heatmaps.rows.size}; split the batch"
         )
     vector = _vector(inputs, threads)
     classes = 1 if inputs.classes == 1 else CLASS_TILE
     class_tiles = -(-inputs.classes // classes)
     fields = _fields(inputs, vector, class_tiles, processors, threads)
-    fields["bilinear"] = int(maps.interpolation == "bilinear")
+    fields["bilinear"] = int(heatmaps.interpolation == "bilinear")
     kind = "combine_positions" if inputs.per_position else "combine"
     staged = 0 if inputs.per_position else classes * fields["chunk_groups"] * fields["group"]
     combine = Launch(
@@ -258,15 +258,15 @@ def plan(inputs: Inputs, maps: Maps, *, processors: int, threads: int = THREADS)
         shared=4 * (threads * vector + staged),
     )
     extremes = None
-    if maps.interpolation == "bicubic":
-        height = maps.rows.high - maps.rows.low
+    if heatmaps.interpolation == "bicubic":
+        height = heatmaps.rows.high - heatmaps.rows.low
         blocks = min(height, MAX_CHUNKS, -(-BLOCKS_PER_PROCESSOR * processors // count))
         extremes = Launch("extremes_bicubic", (count, blocks, 1), threads, 4 * 3 * threads // WARP)
-    pixel = 1 if maps.bytes_ else 4
+    pixel = 1 if heatmaps.bytes_ else 4
     enlarge = Launch(
-        kernel=f"enlarge_{maps.interpolation}_{'u8' if maps.bytes_ else 'f32'}",
+        kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
         grid=(
-            -(-maps.columns.size // TILE_COLUMNS),
+            -(-heatmaps.columns.size // TILE_COLUMNS),
             rows,
             min(count, _MAX_GRID),
         ),
@@ -279,20 +279,20 @@ def plan(inputs: Inputs, maps: Maps, *, processors: int, threads: int = THREADS)
         partial = max(partial, count * extremes.grid[1] * 2)
     return Plan(
         inputs=inputs,
-        maps=maps,
+        heatmaps=heatmaps,
         combine=combine,
         extremes=extremes,
         enlarge=enlarge,
         workspace=_workspace(counters, 4 * count * inputs.positions, 8 * count, 4 * partial),
         fields=fields,
-        vectors=maps.columns.size % 4 == 0 and maps.alignment % (4 * pixel) == 0,
+        vectors=heatmaps.columns.size % 4 == 0 and heatmaps.alignment % (4 * pixel) == 0,
     )
 
 
 def _vector(inputs: Inputs, threads: int) -> int:
     """Elements that a thread reads at once: 16 bytes of them where all addresses allow it."""
     vector = 16 // inputs.itemsize
-    # Every picture, and for weights per position every class, must begin on 16 bytes.
+    # Every image, and for weights per position every class, must begin on 16 bytes.
     starts = inputs.channels * inputs.positions
     one_only = inputs.batch == 1 and not (inputs.per_position and inputs.classes > 1)
     if inputs.alignment < 16 or (starts % vector and not one_only):
@@ -335,8 +335,8 @@ def _fields(
     }
 
 
-def _workspace(counters: int, grids: int, bounds: int, partial: int) -> Workspace:
+def _workspace(counters: int, cams: int, bounds: int, partial: int) -> Workspace:
     starts = [0]
-    for size in (counters, grids, bounds, partial):
+    for size in (counters, cams, bounds, partial):
         starts.append(-(-(starts[-1] + size) // ALIGNMENT) * ALIGNMENT)
     return Workspace(starts[0], counters, starts[1], starts[2], starts[3], starts[4])

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 
 def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
-    """Grids from features and CAM weights: max(0, sum_n max(0, w_n) F_n).
+    """CAMs from features and CAM weights: max(0, sum_n max(0, w_n) F_n).
 
     Beyond Softmax, Eq. 4, with negative-weight clamping (NWC) unless it is switched off.
     What the CUDA kernel computes, and what a Session uses on artifacts of the profile
@@ -26,7 +26,7 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
         clamp: whether negative weights count as 0 (NWC).
 
     Returns:
-        Grids, float32 [B, K, h, w], >= 0, in a new array. A NaN stays NaN.
+        CAMs, float32 [B, K, h, w], >= 0, in a new array. A NaN stays NaN.
 
     Raises:
         ValueError: shapes that don't belong together, or another dtype.
@@ -35,60 +35,60 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
     used = np.maximum(weights, 0) if clamp else weights
     # Not matmul: the threads of a BLAS library would wait for a core while an engine's own
     # threads spin, and einsum needs only 0.02 ms for a class of 1280 x 7 x 7.
-    grids: Array
+    cams: Array
     if weights.ndim == 3:
         flat = features.reshape(*features.shape[:2], -1)
-        grids = np.einsum("bkn,bnp->bkp", used, flat)
-        grids = grids.reshape(*grids.shape[:2], *features.shape[2:])
+        cams = np.einsum("bkn,bnp->bkp", used, flat)
+        cams = cams.reshape(*cams.shape[:2], *features.shape[2:])
     else:
-        grids = np.einsum("bknhw,bnhw->bkhw", used, features)
-    return np.maximum(grids, 0, out=grids)
+        cams = np.einsum("bknhw,bnhw->bkhw", used, features)
+    return np.maximum(cams, 0, out=cams)
 
 
-def normalised_maps(
-    grids: Array, rows: Axis, columns: Axis, interpolation: Interpolation = "bilinear"
+def normalised_heatmaps(
+    cams: Array, rows: Axis, columns: Axis, interpolation: Interpolation = "bilinear"
 ) -> tuple[Array, Array]:
-    """Enlarges grids and scales each to its range inside the window.
+    """Enlarges CAMs and scales each to its range inside the crop box.
 
-    The definition, step by step in float64. The runtime's own maps on the CPU
+    The definition, step by step in float64. The runtime's own heatmaps on the CPU
     (`sigcam.images.upsample`) take a faster way to the same values.
 
     Args:
-        grids: [B, K, h, w].
-        rows: how the maps lie over the grids along the height.
+        cams: [B, K, h, w].
+        rows: how the heatmaps lie over the CAMs along the height.
         columns: the same along the width.
         interpolation: "bilinear", or "bicubic" with a = -0.75 (Keys 1981, Eq. 4).
 
     Returns:
-        Maps float64 [B, K, H, W], 0 to 1, 0 outside the window; and valid, bool [B, K]:
-        False where a grid is constant (a range of at most 1e-5 of its largest value) or not
-        finite, and the map 0.
+        Heatmaps float64 [B, K, H, W], 0 to 1, 0 outside the crop box; and valid, bool [B, K]:
+        False where a CAM is constant (a range of at most 1e-5 of its largest value) or not
+        finite, and the heatmap 0.
     """
-    valid = np.logical_and.reduce(np.isfinite(grids), axis=(2, 3))
-    large = enlarged(np.where(valid[..., None, None], grids, 0), rows, columns, interpolation)
-    window = large[..., rows.low : rows.high, columns.low : columns.high]
-    low, high = window.min((2, 3)), window.max((2, 3))
+    valid = np.logical_and.reduce(np.isfinite(cams), axis=(2, 3))
+    large = enlarged(np.where(valid[..., None, None], cams, 0), rows, columns, interpolation)
+    crop_box = large[..., rows.low : rows.high, columns.low : columns.high]
+    low, high = crop_box.min((2, 3)), crop_box.max((2, 3))
     extent = high - low
     flat = np.maximum(1e-5 * np.maximum(abs(low), abs(high)), np.finfo(np.float32).tiny)
     valid &= (extent > flat) & (extent < np.finfo(np.float32).max)
-    maps = np.zeros(large.shape)
+    heatmaps = np.zeros(large.shape)
     inside = (..., slice(rows.low, rows.high), slice(columns.low, columns.high))
     scale = np.where(valid, extent, 1)[..., None, None]
-    scaled = (window - low[..., None, None]) / scale
-    maps[inside] = np.where(valid[..., None, None], scaled, 0)
-    return maps, valid
+    scaled = (crop_box - low[..., None, None]) / scale
+    heatmaps[inside] = np.where(valid[..., None, None], scaled, 0)
+    return heatmaps, valid
 
 
-def enlarged(grids: Array, rows: Axis, columns: Axis, interpolation: Interpolation) -> Array:
-    """Grids [..., h, w] at the maps' size, float64 [..., H, W]; edge cells repeated outwards."""
+def enlarged(cams: Array, rows: Axis, columns: Axis, interpolation: Interpolation) -> Array:
+    """CAMs [..., h, w] at the heatmaps' size, float64 [..., H, W]; edge cells repeated outwards."""
     down, across = _weights(rows, interpolation), _weights(columns, interpolation)
-    large: Array = down @ grids.astype(np.float64) @ across.T
+    large: Array = down @ cams.astype(np.float64) @ across.T
     return large
 
 
-def to_bytes(maps: Array) -> Array:
-    """Maps as uint8: 255 times the value, rounded half up."""
-    return np.floor(maps * 255 + 0.5).astype(np.uint8)
+def to_bytes(heatmaps: Array) -> Array:
+    """Heatmaps as uint8: 255 times the value, rounded half up."""
+    return np.floor(heatmaps * 255 + 0.5).astype(np.uint8)
 
 
 def _weights(axis: Axis, interpolation: Interpolation) -> Array:

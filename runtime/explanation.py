@@ -1,4 +1,4 @@
-"""What a Session returns for one class of one picture."""
+"""What a Session returns for one class of one image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sigcam.core.files import atomic_path, write_bytes, write_text
 from sigcam.core.types import Array
 from sigcam.images.overlay import ALPHA, draw
 from sigcam.images.preprocess import Original, Placement
-from sigcam.images.upsample import to_map
+from sigcam.images.upsample import to_heatmap
 
 if TYPE_CHECKING:
     from sigcam.runtime.classes import Classes
     from sigcam.runtime.explain import Further
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class ClassResult(NamedTuple):
@@ -33,11 +33,11 @@ class ClassResult(NamedTuple):
     label: str
     probability: float
     evidence: float | None
-    grid: Array
+    cam: Array
 
 
 class Box(NamedTuple):
-    """A rectangle in whole pixels of the original picture; x1 and y1 are just outside."""
+    """A rectangle in whole pixels of the original image; x1 and y1 are just outside."""
 
     x0: int
     y0: int
@@ -47,7 +47,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """One class of one picture: the prediction and its evidence map.
+    """One class of one image: the prediction and its evidence map.
 
     Attributes:
         class_id: the class.
@@ -55,16 +55,16 @@ class Explanation:
         probability: softmax of the classifier's logits at the class, 0 to 1.
         evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
             the artifact has no sigmoid branch.
-        grid: float32 [h, w], the map at feature resolution, not normalised. Read-only.
-        method: the CAM method that made the map.
-        placement: where the network's input lies in the picture.
-        original: the picture; see `image`.
+        cam: float32 [h, w], the heatmap at feature resolution, not normalised. Read-only.
+        method: the CAM method that made the heatmap.
+        placement: where the network's input lies in the image.
+        original: the image; see `image`.
         source: the path that was given; None for bytes and arrays.
-        passes: runs of this picture through the network and through the head graph, added,
-            that the maps of one call took; 1 for the artifact's own method.
+        passes: runs of this image through the network and through the head graph, added,
+            that the heatmaps of one call took; 1 for the artifact's own method.
         further: what `for_classes` works with; None where the session has no head graph.
-        made: the map, read-only, and whether it is valid, where the engine made them on its
-            device; None where they are made of `grid` on first use. The maps of a picture's
+        made: the heatmap, read-only, and whether it is valid, where the engine made them on its
+            device; None where they are made of `cam` on first use. The heatmaps of an image's
             classes lie in one array.
     """
 
@@ -72,7 +72,7 @@ class Explanation:
     label: str
     probability: float
     evidence: float | None
-    grid: Array = field(repr=False)
+    cam: Array = field(repr=False)
     method: str
     placement: Placement = field(repr=False)
     original: Original = field(repr=False)
@@ -82,11 +82,11 @@ class Explanation:
     made: tuple[Array, bool] | None = field(default=None, repr=False)
 
     def for_classes(self, classes: Classes) -> list[Explanation]:
-        """Maps of further classes of this picture, without running the backbone again.
+        """Heatmaps of further classes of this image, without running the backbone again.
 
-        From what the network said of the picture, which is kept where the session has a head
-        graph. The maps are of this explanation's method: ablationcam runs its passes over the
-        head again; eigencam's map is the same for every class.
+        From what the network said of the image, which is kept where the session has a head
+        graph. The heatmaps are of this explanation's method: ablationcam runs its passes over the
+        head again; eigencam's heatmap is the same for every class.
 
         Args:
             classes: a class or several, by id or name.
@@ -103,7 +103,7 @@ class Explanation:
         """
         if self.further is None:
             raise UsageError(
-                "maps of further classes need the head graph, which this session doesn't have; "
+                "heatmaps of further classes need the head graph, which this session doesn't have; "
                 f"{HOW_TO_EXPORT} and load the model again"
             )
         results, passes = self.further.results(classes)
@@ -111,11 +111,11 @@ class Explanation:
 
     @property
     def image(self) -> Array:
-        """The picture, uint8 [H, W, 3] RGB, upright.
+        """The image, uint8 [H, W, 3] RGB, upright.
 
         An array given to the Session is held here itself: change it, and the overlay changes.
         A large JPEG was decoded smaller for the network, and is decoded whole when this is
-        first asked for, once for all classes of the picture: from the bytes, which are kept,
+        first asked for, once for all classes of the image: from the bytes, which are kept,
         or from the file, which must still be there.
 
         Raises:
@@ -124,36 +124,36 @@ class Explanation:
         return self.original.image
 
     @cached_property
-    def _map(self) -> tuple[Array, bool]:
+    def _heatmap(self) -> tuple[Array, bool]:
         if self.made is not None:
             return self.made
-        array, valid = to_map(self.grid, self.placement)
+        array, valid = to_heatmap(self.cam, self.placement)
         array.setflags(write=False)
         return array, valid
 
     @property
-    def map(self) -> Array:
-        """The evidence map, float32 [H, W] in [0, 1], in the picture's own pixels.
+    def heatmap(self) -> Array:
+        """The evidence map, float32 [H, W] in [0, 1], in the image's own pixels.
 
-        0 outside the window that the network saw. Made on first use and kept by this
+        0 outside the crop box that the network saw. Made on first use and kept by this
         object, so it is read-only; copy it to change it. All zeros where not `valid`.
         """
-        return self._map[0]
+        return self._heatmap[0]
 
     @property
     def valid(self) -> bool:
-        """Whether there is a map: False where the grid is constant or not finite."""
-        return self._map[1]
+        """Whether there is a heatmap: False where the CAM is constant or not finite."""
+        return self._heatmap[1]
 
     def boxes(self, threshold: float = 0.2) -> list[Box]:
-        """Boxes around the connected regions where the map is at least `threshold`.
+        """Boxes around the connected regions where the heatmap is at least `threshold`.
 
         Args:
             threshold: above 0, up to 1.
 
         Returns:
             Boxes of the outer outlines, the one around the largest area first; none
-            where the map isn't valid.
+            where the heatmap isn't valid.
 
         Raises:
             UsageError: a threshold out of range.
@@ -163,7 +163,7 @@ class Explanation:
         if not self.valid:
             return []
         # Of the maximum itself, which is 1 only up to rounding.
-        mask = (self.map >= threshold * self.map.max()).astype(np.uint8)
+        mask = (self.heatmap >= threshold * self.heatmap.max()).astype(np.uint8)
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         found = []
         for outline in outlines:
@@ -175,22 +175,22 @@ class Explanation:
         return [box for _, box in found]
 
     def overlay(self, alpha: float = ALPHA, box_threshold: float | None = None) -> Array:
-        """The picture with the map's colours over the window that the network saw.
+        """The image with the heatmap's colours over the crop box that the network saw.
 
         Args:
             alpha: weight of the colours, 0 to 1.
             box_threshold: draws `boxes(box_threshold)` too; None draws none.
 
         Returns:
-            uint8 [H, W, 3] RGB in a new array. The plain picture where the map isn't valid.
+            uint8 [H, W, 3] RGB in a new array. The plain image where the heatmap isn't valid.
 
         Raises:
             UsageError: alpha or box_threshold out of range.
             ImageError: as for `image`.
         """
         boxes = [] if box_threshold is None else self.boxes(box_threshold)
-        evidence = self.map if self.valid else None
-        return draw(self.image, evidence, self.placement.window, alpha, boxes)
+        evidence = self.heatmap if self.valid else None
+        return draw(self.image, evidence, self.placement.crop_box, alpha, boxes)
 
     def to_dict(self, threshold: float = 0.2) -> dict[str, Any]:
         """Everything but the arrays, ready for JSON.
@@ -212,7 +212,7 @@ class Explanation:
             "passes": self.passes,
             "width": self.placement.width,
             "height": self.placement.height,
-            "window": list(self.placement.window),
+            "crop_box": list(self.placement.crop_box),
             "box_threshold": threshold,
             "boxes": [list(box) for box in self.boxes(threshold)],
         }
@@ -222,17 +222,17 @@ class Explanation:
 
         Args:
             path: .png, .jpg, .jpeg or .webp: the overlay. .json: `to_dict()`. .npz: the
-                arrays `grid`, `map`, and the entries of `to_dict` (`evidence` is NaN and
+                arrays `cam`, `heatmap`, and the entries of `to_dict` (`evidence` is NaN and
                 `source` empty where there is none).
 
         Raises:
-            UsageError: another suffix, or a picture too large for the format.
+            UsageError: another suffix, or an image too large for the format.
             StorageError: the file can't be written.
             ImageError: as for `image`, if it is an overlay.
         """
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix in _PICTURES:
+        if suffix in _IMAGES:
             write_bytes(path, _encoded(self.overlay(), suffix))
         elif suffix == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -243,10 +243,10 @@ class Explanation:
             entries["source"] = self.source or ""
             entries["boxes"] = np.array(entries["boxes"], np.int64).reshape(-1, 4)
             with atomic_path(path) as temporary:
-                np.savez_compressed(temporary, grid=self.grid, map=self.map, **entries)
+                np.savez_compressed(temporary, cam=self.cam, heatmap=self.heatmap, **entries)
         else:
             raise UsageError(
-                f"cannot save as {path.name!r}; the suffixes are {', '.join(_PICTURES)} "
+                f"cannot save as {path.name!r}; the suffixes are {', '.join(_IMAGES)} "
                 "(overlay), .npz (arrays) and .json"
             )
 

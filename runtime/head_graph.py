@@ -1,4 +1,4 @@
-"""The head graph: the second file, which makes maps of further classes without the backbone."""
+"""The head graph: the second file, which makes heatmaps of further classes without the backbone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Head:
             values: float32 [B, ...], rows of the artifact's output `head_input`.
             class_ids: int64 [B, K], 0 <= id < C.
             wanted: of the outputs `scores` [B, K], `evidence_logits` [B, K], `cam_weights`
-                [B, K, N] or [B, K, N, h, w] and `grids` [B, K, h, w]; `evidence_logits` is
+                [B, K, N] or [B, K, N, h, w] and `cams` [B, K, h, w]; `evidence_logits` is
                 left out where there is no sigmoid branch.
 
         Raises:
@@ -72,7 +72,7 @@ class Head:
 def _checked(backend: Backend, head_input: str) -> Backend:
     inputs = {info.name for info in backend.inputs}
     outputs = {info.name for info in backend.outputs}
-    needed, given = {head_input, "class_ids"}, {"scores", "grids"}
+    needed, given = {head_input, "class_ids"}, {"scores", "cams"}
     if inputs != needed or not outputs >= given:
         backend.close()
         raise ArtifactError(

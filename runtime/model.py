@@ -12,18 +12,18 @@ from sigcam.core.spec import Spec
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Original, Placement
 from sigcam.kernels.reference import clamp_combine
-from sigcam.runtime.backends.base import Backend, MadeMaps, MapRequest
+from sigcam.runtime.backends.base import Backend, DeviceHeatmaps, HeatmapRequest
 from sigcam.runtime.explanation import ClassResult
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture that was read.
+class PreparedImage:
+    """An image that was read.
 
     Attributes:
-        original: the whole picture.
+        original: the whole image.
         tensor: the network's input, without the batch axis.
-        placement: where that lies in the picture.
+        placement: where that lies in the image.
         source: the path that was given; None for bytes and arrays.
     """
 
@@ -36,12 +36,12 @@ class Picture:
 def outputs_to_read(
     spec: Spec, backend: Backend, *, features_only: bool = False, head_input: str | None = None
 ) -> list[str]:
-    """The outputs that a Session needs to see; not those that the engine makes maps of itself.
+    """The outputs that a Session needs to see; not those that the engine makes heatmaps of itself.
 
     Args:
         spec: of the artifact.
         backend: that has it loaded.
-        features_only: for a method that makes its own maps of the features.
+        features_only: for a method that makes its own heatmaps of the features.
         head_input: what the head graph takes, if the session has one.
 
     Raises:
@@ -49,7 +49,7 @@ def outputs_to_read(
     """
     inputs = {info.name for info in backend.inputs}
     outputs = {info.name for info in backend.outputs}
-    own = ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    own = ["cams"] if spec.profile == "fused" else ["features", "cam_weights"]
     wanted = ["logits", "class_ids_out", *(["features"] if features_only else own)]
     if head_input is not None and head_input not in wanted:
         wanted.append(head_input)
@@ -59,50 +59,50 @@ def outputs_to_read(
             f"the graph doesn't fit its spec: it should take {sorted(needed)} and give {wanted}, "
             f"but takes {sorted(inputs)} and gives {sorted(outputs)}; export the model again"
         )
-    if not features_only and makes_maps(spec, backend):
+    if not features_only and makes_heatmaps(spec, backend):
         wanted = [name for name in wanted if name not in own or name == head_input]
     return [*wanted, "evidence_logits"] if "evidence_logits" in outputs else wanted
 
 
-def makes_maps(spec: Spec, backend: Backend) -> bool:
-    """Whether the engine makes the maps of the artifact's own method, where its outputs are."""
-    return backend.makes_maps and spec.profile == "split"
+def makes_heatmaps(spec: Spec, backend: Backend) -> bool:
+    """Whether the engine makes the heatmaps of the artifact's own method, where its outputs are."""
+    return backend.makes_heatmaps and spec.profile == "split"
 
 
-def made_maps(
+def made_heatmaps(
     spec: Spec,
     backend: Backend,
     feeds: Mapping[str, Array],
     wanted: Sequence[str],
-    pictures: Sequence[Picture],
-) -> tuple[dict[str, Array], MadeMaps]:
-    """Runs the network on an engine that makes the maps itself.
+    images: Sequence[PreparedImage],
+) -> tuple[dict[str, Array], DeviceHeatmaps]:
+    """Runs the network on an engine that makes the heatmaps itself.
 
     Args:
         spec: of the artifact.
-        backend: that `makes_maps`.
+        backend: that `makes_heatmaps`.
         feeds: the graph's inputs.
-        wanted: outputs to return beside the maps.
-        pictures: those in the feeds.
+        wanted: outputs to return beside the heatmaps.
+        images: those in the feeds.
 
     Raises:
         BackendError: the engine failed.
         ArtifactError: the graph's outputs don't belong together.
     """
-    request = MapRequest(tuple(picture.placement for picture in pictures), spec.nwc)
-    outputs, made = backend.infer_maps(feeds, wanted, request)
-    outputs["grids"] = made.grids
+    request = HeatmapRequest(tuple(image.placement for image in images), spec.nwc)
+    outputs, made = backend.infer_heatmaps(feeds, wanted, request)
+    outputs["cams"] = made.cams
     return outputs, made
 
 
-def own_grids(outputs: Mapping[str, Array], spec: Spec) -> Array:
-    """The grids of the artifact's own method, float32 [B, K, h, w].
+def own_cams(outputs: Mapping[str, Array], spec: Spec) -> Array:
+    """The CAMs of the artifact's own method, float32 [B, K, h, w].
 
     Raises:
         ArtifactError: features and CAM weights that don't belong together.
     """
     if spec.profile == "fused":
-        return outputs["grids"]
+        return outputs["cams"]
     try:
         return clamp_combine(outputs["features"], outputs["cam_weights"], clamp=spec.nwc)
     except ValueError as exc:
@@ -115,27 +115,27 @@ def class_results(
     probabilities: Array,
     class_ids: Array,
     evidence_logits: Array | None,
-    grids: Array,
+    cams: Array,
     spec: Spec,
 ) -> list[ClassResult]:
-    """What is to be said of each of K classes of one picture.
+    """What is to be said of each of K classes of one image.
 
     Args:
         probabilities: [C].
         class_ids: int64 [K].
         evidence_logits: float32 [K] or more; None without a sigmoid branch.
-        grids: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
+        cams: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
         spec: of the artifact.
 
     Raises:
         BackendError: evidence that is not a number.
     """
-    ids = class_ids[: len(grids)].tolist()
+    ids = class_ids[: len(cams)].tolist()
     chosen = probabilities[ids].tolist()
     evidence = [None] * len(ids) if evidence_logits is None else _evidence(evidence_logits)
     results = []
-    for rank, grid in enumerate(grids):
-        own = grid.copy()
+    for rank, cam in enumerate(cams):
+        own = cam.copy()
         own.setflags(write=False)
         label = spec.label(ids[rank])
         results.append(ClassResult(ids[rank], label, chosen[rank], evidence[rank], own))

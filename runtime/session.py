@@ -1,4 +1,4 @@
-"""Loading an artifact and explaining pictures with it."""
+"""Loading an artifact and explaining images with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sigcam.core.errors import ArtifactError, ImageError, UsageError
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
-from sigcam.images.decode import DEFAULT_MAX_PIXELS, PictureLike
+from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
 from sigcam.images.preprocess import read_input
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions, Mode, Precision
@@ -24,11 +24,11 @@ from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.explain import Slot, Work, slots
 from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.head_graph import Head, find_head
-from sigcam.runtime.model import Picture, outputs_to_read
+from sigcam.runtime.model import PreparedImage, outputs_to_read
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import Tools
 
-P = TypeVar("P", bound=PictureLike)
+P = TypeVar("P", bound=ImageLike)
 
 
 def load(
@@ -69,9 +69,9 @@ def load(
         cache: folder for engines that are built at first use ("ort-tensorrt", which takes the
             user's cache folder when None) or compiled models ("openvino", which keeps none
             when None).
-        batch_size: most pictures in one run of the engine. "openvino" compiles the model for
-            single pictures where it is 1, which saves up to a millisecond a run.
-        max_pixels: largest picture file that is decoded; None for no limit.
+        batch_size: most images in one run of the engine. "openvino" compiles the model for
+            single images where it is 1, which saves up to a millisecond a run.
+        max_pixels: largest image file that is decoded; None for no limit.
 
     Raises:
         ArtifactError: the file isn't a usable sigcam artifact, or the head graph belongs to
@@ -109,7 +109,7 @@ def load(
 
 
 class Session:
-    """An exported model, ready to explain pictures.
+    """An exported model, ready to explain images.
 
     Nothing that changes is shared between calls, so one Session may serve several threads
     at once. It is a context manager that closes itself.
@@ -147,7 +147,7 @@ class Session:
         return self._backend.name
 
     def passes(self, method: str | None = None) -> int:
-        """Most runs of one picture through network and head that a method takes; 1 for the own.
+        """Most runs of one image through network and head that a method takes; 1 for the own.
 
         Raises:
             UsageError: a method that this artifact can't give.
@@ -158,7 +158,7 @@ class Session:
     @overload
     def explain(
         self,
-        images: PictureLike,
+        images: ImageLike,
         classes: Classes | None = None,
         top_k: int = 1,
         *,
@@ -179,7 +179,7 @@ class Session:
 
     def explain(
         self,
-        images: PictureLike | list[P] | tuple[P, ...],
+        images: ImageLike | list[P] | tuple[P, ...],
         classes: Classes | None = None,
         top_k: int = 1,
         *,
@@ -189,23 +189,23 @@ class Session:
         """Predictions with their evidence maps.
 
         Args:
-            images: one picture (path, bytes of a file, or array, see `read_image`) or a
-                list of pictures, which are run in batches.
+            images: one image (path, bytes of a file, or array, see `read_image`) or a
+                list of images, which are run in batches.
             classes: a class or several, by id or name; only for artifacts exported with
                 `--classes input`. None stands for the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.
             method: None for the artifact's own; "scorecam", "ablationcam" or "eigencam" (see
-                `sigcam.runtime.multipass`), which take `passes(method)` runs for a picture.
-            progress: True shows a bar with the time left on standard error for each picture
+                `sigcam.runtime.multipass`), which take `passes(method)` runs for an image.
+            progress: True shows a bar with the time left on standard error for each image
                 of several passes; or a callable, which is called with the passes done and
-                the passes in all for the picture at hand.
+                the passes in all for the image at hand.
 
         Returns:
             One Explanation for each class, in the order of `classes` or the most probable
-            first; for a list of pictures, one such list for each.
+            first; for a list of images, one such list for each.
 
         Raises:
-            ImageError: a picture that can't be read; use `stream` to go on with the others.
+            ImageError: an image that can't be read; use `stream` to go on with the others.
             UnknownClassError: a class that the model doesn't have.
             UsageError: classes, a top_k or a method that this artifact can't give.
             BackendError: the engine failed, or the model's weights aren't finite.
@@ -218,7 +218,7 @@ class Session:
     @overload
     def stream(
         self,
-        images: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         classes: Classes | None = None,
         top_k: int = 1,
         on_error: Literal["raise"] = "raise",
@@ -232,7 +232,7 @@ class Session:
     @overload
     def stream(
         self,
-        images: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         classes: Classes | None = None,
         top_k: int = 1,
         *,
@@ -245,7 +245,7 @@ class Session:
 
     def stream(
         self,
-        images: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         classes: Classes | None = None,
         top_k: int = 1,
         on_error: Literal["raise", "return"] = "raise",
@@ -255,26 +255,26 @@ class Session:
         readers: int = 0,
         engine: Stopwatch | None = None,
     ) -> Generator[list[Explanation], None, None] | Generator[Slot, None, None]:
-        """Explains any number of pictures, with a few batches in memory at most.
+        """Explains any number of images, with a few batches in memory at most.
 
         Args:
-            images: pictures, taken `batch_size` at a time; one at a time for a method of
+            images: images, taken `batch_size` at a time; one at a time for a method of
                 several passes.
             classes: as for `explain`.
             top_k: as for `explain`.
-            on_error: "raise": a bad picture ends the stream with its ImageError, after
+            on_error: "raise": a bad image ends the stream with its ImageError, after
                 the results of those before it. "return": its ImageError comes in its
                 place, and the others are done.
             method: as for `explain`.
             progress: as for `explain`.
-            readers: threads that read pictures while the engine works: two batches are in
+            readers: threads that read images while the engine works: two batches are in
                 memory instead of one, and `images` is iterated in such a thread. They end with
                 the iterator: at its end, or when it is closed. 0: all is done in the caller's
                 thread, when a result is asked for.
             engine: adds up the seconds in which the engine ran.
 
         Returns:
-            An iterator over the pictures, in their order, of what `explain` returns for one.
+            An iterator over the images, in their order, of what `explain` returns for one.
 
         Raises:
             UsageError, UnknownClassError: as for `explain`, at once.
@@ -285,7 +285,7 @@ class Session:
         work = self._work(classes, top_k, method, progress)
         work = replace(work, readers=readers, engine=engine or work.engine)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
-            raise UsageError("stream takes several pictures; pass one to explain, or put it in []")
+            raise UsageError("stream takes several images; pass one to explain, or put it in []")
         if on_error == "raise":
             return self._results(images, work)
         if on_error != "return":
@@ -326,12 +326,12 @@ class Session:
         report = reporter(progress, method or self._spec.method)
         if found is None:
             return Work(request, None, self._wanted, self._batch_size, report)
-        # One picture at a time where each takes long: the first result needn't wait.
+        # One image at a time where each takes long: the first result needn't wait.
         size = self._batch_size if found.most_passes == 1 else 1
         return Work(request, found, self._outputs(features_only=True), size, report)
 
     def _results(
-        self, images: Iterable[PictureLike], work: Work
+        self, images: Iterable[ImageLike], work: Work
     ) -> Generator[list[Explanation], None, None]:
         found = self._slots(images, work, stop_at_error=True)
         try:
@@ -344,14 +344,14 @@ class Session:
             found.close()
 
     def _slots(
-        self, images: Iterable[PictureLike], work: Work, *, stop_at_error: bool
+        self, images: Iterable[ImageLike], work: Work, *, stop_at_error: bool
     ) -> Generator[Slot, None, None]:
         return slots(images, self._read, work, self._tools, stop_at_error=stop_at_error)
 
-    def _read(self, source: PictureLike) -> Picture | ImageError:
+    def _read(self, source: ImageLike) -> PreparedImage | ImageError:
         try:
-            read = read_input(source, self._spec.geometry, self._max_pixels)
+            read = read_input(source, self._spec.preprocessing, self._max_pixels)
         except ImageError as exc:
             return exc
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-        return Picture(read.original, read.tensor, read.placement, name)
+        return PreparedImage(read.original, read.tensor, read.placement, name)

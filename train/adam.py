@@ -26,11 +26,11 @@ def fit_adam(fit: Fit, resume: bool) -> None:
     """
     rate, epochs, _ = fit.settings.steps
     optimizer = torch.optim.Adam(
-        fit.body.parameters(), lr=rate, weight_decay=fit.settings.decay, fused=True
+        fit.classifier.parameters(), lr=rate, weight_decay=fit.settings.decay, fused=True
     )
     if resume:
         fit.resume(optimizer)
-    net = fit.world.parallel(fit.body)
+    net = fit.world.parallel(fit.classifier)
     with mode(net, training=True), Interruption() as interruption:
         while fit.state.epoch < epochs:
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Random crops and flips, the same again for the same seed, picture and view."""
+"""Random crops and flips, the same again for the same seed, image and view."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import prepare
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 _TRIES = 10
 _MAX_ASPECT = 4 / 3
@@ -20,19 +20,19 @@ _MAX_ASPECT = 4 / 3
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which views of a picture the head is trained on.
+    """Which views of an image the head is trained on.
 
-    View 0 is the picture as it is prepared in use; of a file it is read as in use too, a large
+    View 0 is the image as it is prepared in use; of a file it is read as in use too, a large
     JPEG at a part of its size (`ViewReader`). Every other view is a random crop,
     resized to the input size, and flipped left to right half of the time.
 
     Attributes:
-        views: how many views of each picture are cached, view 0 included.
-        crop_scale: smallest and largest share of the picture's area that a crop keeps.
+        views: how many views of each image are cached, view 0 included.
+        crop_scale: smallest and largest share of the image's area that a crop keeps.
             0.35 rather than the 0.08 usual in training from scratch: the label must still
             be true of the crop, since the branch learns what is evidence for it.
         flip: whether crops may be flipped.
-        seed: with the picture's index and the view's index it settles the crop.
+        seed: with the image's index and the view's index it settles the crop.
     """
 
     views: int = 12
@@ -51,25 +51,25 @@ class Augmentation:
         if self.seed < 0:
             raise UsageError(f"seed must be at least 0, got {self.seed}")
 
-    def view(self, image: Picture, geometry: Geometry, picture: int, view: int) -> Picture:
-        """One view of a picture.
+    def view(self, image: Pixels, preprocessing: Preprocessing, index: int, view: int) -> Pixels:
+        """One view of an image.
 
         Args:
             image: uint8 [H, W, 3] RGB.
-            geometry: of the network's input; its layout and normalisation aren't used.
-            picture: index of the picture in its data set.
+            preprocessing: of the network's input; its layout and normalisation aren't used.
+            index: number of the image in its data set.
             view: 0 for the plain preparation; any other number for a random crop (it may
                 be above `views`: on-the-fly training draws new ones every epoch).
 
         Returns:
-            uint8 [geometry.height, geometry.width, 3] RGB, C-contiguous.
+            uint8 [preprocessing.height, preprocessing.width, 3] RGB, C-contiguous.
         """
         if view == 0:
-            return _prepared(image, replace(geometry, layout="uint8_nhwc"))
-        rng = np.random.default_rng([self.seed, picture, view])
+            return _prepared(image, replace(preprocessing, layout="uint8_nhwc"))
+        rng = np.random.default_rng([self.seed, index, view])
         top, left, height, width = self._rectangle(rng, image.shape[0], image.shape[1])
         crop = np.ascontiguousarray(image[top : top + height, left : left + width])
-        target = Geometry(geometry.height, geometry.width, "stretch")
+        target = Preprocessing(preprocessing.height, preprocessing.width, "stretch")
         made = _prepared(crop, target)
         # Drawn even if flips are off, so that the crops are the same with and without.
         flipped = rng.random() < 0.5
@@ -85,12 +85,12 @@ class Augmentation:
             h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < h <= height and 0 < w <= width:
                 return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-        # A very long picture: the largest crop of an allowed aspect, anywhere along it.
+        # A very long image: the largest crop of an allowed aspect, anywhere along it.
         h = min(height, max(1, round(width * _MAX_ASPECT)))
         w = min(width, max(1, round(height * _MAX_ASPECT)))
         return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
 
 
-def _prepared(image: Picture, geometry: Geometry) -> Picture:
-    made: Picture = prepare(image, geometry)[0]
+def _prepared(image: Pixels, preprocessing: Preprocessing) -> Pixels:
+    made: Pixels = prepare(image, preprocessing)[0]
     return made

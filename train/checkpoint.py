@@ -54,7 +54,7 @@ def save_checkpoint(
     folder: Path,
     run: Mapping[str, Any],
     state: State,
-    body: Mapping[str, torch.Tensor],
+    classifier: Mapping[str, torch.Tensor],
     optimizer: Mapping[str, Any],
 ) -> None:
     """Writes `checkpoint.pt` and `metrics.csv` into `folder`.
@@ -63,7 +63,7 @@ def save_checkpoint(
         folder: made if needed.
         run: what a resumed run must agree on; plain JSON values.
         state: where the run stands.
-        body: state dict of the trained part.
+        classifier: state dict of the trained part.
         optimizer: the optimiser's state dict.
 
     Raises:
@@ -73,7 +73,7 @@ def save_checkpoint(
         "format": FORMAT,
         "run": dict(run),
         "state": asdict(state),
-        "body": dict(body),
+        "classifier": dict(classifier),
         "optimizer": dict(optimizer),
     }
     # Through memory: torch's own writer turns a full disk into a RuntimeError.
@@ -86,7 +86,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, run: Mapping[str, Any]
 ) -> tuple[State, dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads what `save_checkpoint` wrote: state, body, optimiser.
+    """Reads what `save_checkpoint` wrote: state, classifier, optimiser.
 
     Raises:
         TrainingError: there is none, it is damaged or newer, or it is of another run;
@@ -98,7 +98,7 @@ def load_checkpoint(
         version, before = content["format"], content["run"]
         state = State(**content["state"])
         state.history = [EpochMetrics(**entry) for entry in content["state"]["history"]]
-        body, optimizer = content["body"], content["optimizer"]
+        classifier, optimizer = content["classifier"], content["optimizer"]
     except FileNotFoundError as exc:
         raise TrainingError(f"there is no checkpoint {file} to resume; start without it") from exc
     except Exception as exc:  # torch.load raises what its parts raise
@@ -109,7 +109,7 @@ def load_checkpoint(
     if differing:
         told = ", ".join(f"{k}: {before.get(k)!r} before, {run.get(k)!r} now" for k in differing)
         raise TrainingError(f"{file} is of another run ({told}); use the same or start anew")
-    return state, body, optimizer
+    return state, classifier, optimizer
 
 
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:

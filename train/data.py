@@ -1,4 +1,4 @@
-"""A training set: pictures and their classes, and how its classes meet the model's."""
+"""A training set: images and their classes, and how its classes meet the model's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sigcam.core.errors import DataError
 
 @dataclass(frozen=True)
 class ImageList:
-    """Pictures with their classes.
+    """Images with their classes.
 
     Attributes:
         name: what the set is called in reports, e.g. the folder's name.
         root: the folder that `paths` are relative to.
-        paths: one per picture, relative to `root`.
-        class_ids: one per picture, >= 0.
+        paths: one per image, relative to `root`.
+        class_ids: one per image, >= 0.
         class_names: name of class 0, 1, ...; empty if unknown.
         ids_given: whether the ids stand in the data itself. If not, they are positions
             in the sorted class names and may be matched to a model's names.
@@ -35,10 +35,10 @@ class ImageList:
 
     def __post_init__(self) -> None:
         if not self.paths:
-            raise DataError(f"{self.root}: the data set {self.name!r} has no pictures")
+            raise DataError(f"{self.root}: the data set {self.name!r} has no images")
         if len(self.paths) != len(self.class_ids):
             raise DataError(
-                f"{self.root}: {len(self.paths)} pictures but {len(self.class_ids)} classes"
+                f"{self.root}: {len(self.paths)} images but {len(self.class_ids)} classes"
             )
         if min(self.class_ids) < 0:
             raise DataError(f"{self.root}: class ids must be at least 0, got {min(self.class_ids)}")
@@ -52,18 +52,18 @@ class ImageList:
         return len(self.paths)
 
     def file(self, index: int) -> Path:
-        """Where picture `index` lies."""
+        """Where image `index` lies."""
         return self.root / self.paths[index]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over every picture's path, size in bytes and time of change, in order.
+        """SHA-256 (hex) over every image's path, size in bytes and time of change, in order.
 
         Not over the contents: reading ImageNet once more costs longer than many an epoch.
-        A picture that is replaced changes its size or time; a copied data set counts as
+        An image that is replaced changes its size or time; a copied data set counts as
         another one, which costs a recomputation, never a wrong result.
 
         Raises:
-            DataError: pictures are missing.
+            DataError: images are missing.
         """
         digest = hashlib.sha256()
         missing = []
@@ -76,21 +76,21 @@ class ImageList:
             # File names may hold bytes that aren't UTF-8.
             digest.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
         if missing:
-            raise missing_pictures(self.root, missing, len(self.paths))
+            raise missing_images(self.root, missing, len(self.paths))
         return digest.hexdigest()
 
 
-def missing_pictures(root: Path, missing: Sequence[str], total: int) -> DataError:
-    """The error for pictures that the data names and the disk doesn't have."""
+def missing_images(root: Path, missing: Sequence[str], total: int) -> DataError:
+    """The error for images that the data names and the disk doesn't have."""
     shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     return DataError(
-        f"{len(missing)} of {total} pictures are missing below {root}: {shown}; "
+        f"{len(missing)} of {total} images are missing below {root}: {shown}; "
         "give the folder that the paths are relative to, or correct the list"
     )
 
 
 def match_classes(data: ImageList, num_classes: int, class_names: Sequence[str] = ()) -> ImageList:
-    """Gives every picture the class id that the model uses.
+    """Gives every image the class id that the model uses.
 
     Ids that stand in the data are kept and checked. Ids made from class names are mapped
     through the model's class names, ignoring case and `_` for a space. If the model has

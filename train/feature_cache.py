@@ -1,11 +1,11 @@
-"""Features of every view of every picture, computed once and kept on disk.
+"""Features of every view of every image, computed once and kept on disk.
 
 The backbone is frozen, so what the trained part of the head sees of a view never
 changes. A cache is one folder, named by its key:
 
     about.json      what the key stands for
-    features.npy    [pictures, views, *stem], memory-mapped when read
-    done/00012.json chunk 12 (64 pictures) is on disk, and which of its pictures failed
+    features.npy    [images, views, *neck], memory-mapped when read
+    done/00012.json chunk 12 (64 images) is on disk, and which of its images failed
     complete.json   everything is
     lock            held by the process that fills it
 
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
 from sigcam.core.errors import DataError, ModelError, StorageError
 from sigcam.core.files import atomic_path, cache_folder, write_text
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.train.augment import Augmentation
 from sigcam.train.data import ImageList
 from sigcam.train.distributed import World
@@ -69,9 +69,9 @@ class FeatureCache:
     Attributes:
         folder: where it lies.
         key: SHA-256 of what it depends on.
-        features: float16 or float32 [pictures, views, *stem], a read-only mapping of the
-            file; rows of unreadable pictures are 0.
-        failed: index of an unreadable picture to the reason.
+        features: float16 or float32 [images, views, *neck], a read-only mapping of the
+            file; rows of unreadable images are 0.
+        failed: index of an unreadable image to the reason.
     """
 
     folder: Path
@@ -83,16 +83,16 @@ class FeatureCache:
 def describe(
     dual: DualBranch,
     data: ImageList,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     augmentation: Augmentation,
     head: HeadName = "sigmoid",
 ) -> dict[str, Any]:
-    """Everything that the stem's outputs depend on, ready for JSON.
+    """Everything that the neck's outputs depend on, ready for JSON.
 
     The backbone counts by its tensors and by the code of its graph (two networks may
     have the same tensors and another stride).
     """
-    shape = asdict(geometry)
+    shape = asdict(preprocessing)
     del shape["layout"]  # how the pixels reach the exported graph; the values are the same
     return {
         "format": FORMAT,
@@ -100,8 +100,8 @@ def describe(
         "program": _program(dual, head),
         "branch_layer": dual.branch_layer,
         "data": data.fingerprint(),
-        "pictures": len(data),
-        "geometry": shape,
+        "images": len(data),
+        "preprocessing": shape,
         "augmentation": asdict(augmentation),
     }
 
@@ -113,7 +113,7 @@ def key_of(about: Mapping[str, Any]) -> str:
 
 def _program(dual: DualBranch, head: HeadName) -> str:
     parts = []
-    for module in (dual.features, head_of(dual, head).stem):
+    for module in (dual.features, head_of(dual, head).neck):
         for part in module.modules():
             code = getattr(part, "code", None)
             parts.append(code if isinstance(code, str) else repr(part))
@@ -123,7 +123,7 @@ def _program(dual: DualBranch, head: HeadName) -> str:
 def build_cache(
     dual: DualBranch,
     data: ImageList,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     augmentation: Augmentation,
     world: World,
     *,
@@ -143,42 +143,44 @@ def build_cache(
 
     Args:
         dual: its backbone must be on `world.device`.
-        data: which pictures.
-        geometry: how they are prepared.
+        data: which images.
+        preprocessing: how they are prepared.
         augmentation: which views.
         world: the processes of this run.
-        head: whose stem it is; the two differ where a dropout stands before a reshaping,
+        head: whose neck it is; the two differ where a dropout stands before a reshaping,
             and share one cache elsewhere.
         cache_dir: folder of all caches; `default_cache_dir()` when None.
         dtype: "float16" or "float32" on disk.
         workers: decoding threads; `default_workers()` when None.
-        strict: whether an unreadable picture is an error. If not, it is left out and listed.
+        strict: whether an unreadable image is an error. If not, it is left out and listed.
         progress: whether a progress bar is shown on standard error.
 
     Raises:
-        DataError: missing pictures; every picture unreadable, or one with `strict`.
+        DataError: missing images; every image unreadable, or one with `strict`.
         ModelError: features that aren't finite, or too large for float16.
         StorageError: the cache can't be written, or is damaged.
     """
-    about = {**describe(dual, data, geometry, augmentation, head), "dtype": dtype}
+    about = {**describe(dual, data, preprocessing, augmentation, head), "dtype": dtype}
     key = key_of(about)
     builder = CacheFolder(
         (cache_dir or default_cache_dir()) / key[:32],
-        (len(data), augmentation.views, *head_of(dual, head).stem_shape),
+        (len(data), augmentation.views, *head_of(dual, head).neck_shape),
         np.dtype(dtype),
         world,
     )
     # Asked of all: a process that sees it complete must not leave the others waiting.
     if world.any(not builder.complete.is_file()):
-        with ViewReader(data, geometry, augmentation, workers) as reader:
-            builder.build(about, reader, StemRunner(dual, geometry, world.device, head), progress)
+        with ViewReader(data, preprocessing, augmentation, workers) as reader:
+            builder.build(
+                about, reader, StemRunner(dual, preprocessing, world.device, head), progress
+            )
     failed = builder.failed()
     check_failed(data, failed, strict)
     return FeatureCache(builder.folder, key, builder.open(), failed)
 
 
 def check_failed(data: ImageList, failed: Mapping[int, str], strict: bool) -> None:
-    """Refuses unreadable pictures: all of a set, or any if `strict`.
+    """Refuses unreadable images: all of a set, or any if `strict`.
 
     Raises:
         DataError: naming the first ones and how many.
@@ -186,12 +188,12 @@ def check_failed(data: ImageList, failed: Mapping[int, str], strict: bool) -> No
     if failed and (strict or len(failed) == len(data)):
         shown = "; ".join(list(failed.values())[:3])
         raise DataError(
-            f"{len(failed)} of {len(data)} pictures of {data.root} can't be used: {shown}"
+            f"{len(failed)} of {len(data)} images of {data.root} can't be used: {shown}"
         )
 
 
 CHUNK = 64
-"""Pictures that are computed, written and marked as done together."""
+"""Images that are computed, written and marked as done together."""
 
 
 class CacheFolder:
@@ -199,7 +201,7 @@ class CacheFolder:
 
     Args:
         folder: named by the key; made when it is filled.
-        shape: [pictures, views, *stem].
+        shape: [images, views, *neck].
         dtype: float16 or float32, on disk.
         world: the processes that fill it together.
     """
@@ -247,7 +249,7 @@ class CacheFolder:
         return cast("npt.NDArray[Any]", features)
 
     def failed(self) -> dict[int, str]:
-        """Index of an unreadable picture to the reason, of the complete cache.
+        """Index of an unreadable image to the reason, of the complete cache.
 
         Raises:
             StorageError: the file that lists them is damaged.
@@ -299,7 +301,7 @@ class CacheFolder:
             total=total,
             initial=total - sum(map(len, members.values())),
             desc="features",
-            unit="picture",
+            unit="image",
             disable=not (progress and self.world.is_main),
         ) as bar:
             for chunk in todo:
@@ -315,7 +317,7 @@ class CacheFolder:
     def _compute(
         self, items: Iterator[Decoded], run: StemRunner
     ) -> tuple[npt.NDArray[Any], dict[int, str]]:
-        """Rows [pictures of the chunk, views, *stem] and the pictures that failed."""
+        """Rows [images of the chunk, views, *neck] and the images that failed."""
         rows: list[npt.NDArray[Any]] = []
         failed: dict[int, str] = {}
         for group in grouped(items, self.shape[1]):
@@ -324,7 +326,7 @@ class CacheFolder:
             position = 0
             for item in group:
                 if item.pixels is None or made is None:
-                    failed[item.job.picture] = item.error
+                    failed[item.job.image] = item.error
                     rows.append(np.zeros(self.shape[1:], self.dtype))
                 else:
                     rows.append(made[position : position + self.shape[1]])

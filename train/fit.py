@@ -25,17 +25,17 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass
 class Fit:
-    """A body, its samples and where its training stands.
+    """A classifier, its samples and where its training stands.
 
     Attributes:
-        body: stem output to logits; its parameters are trained.
+        classifier: neck output to logits; its parameters are trained.
         loss: (logits [B, C], class ids [B]) to the mean loss of the batch.
         train, val: the samples; val is None without a validation split.
         run: what a resumed run must agree on.
         folder: of checkpoint and metrics; None writes neither.
     """
 
-    body: nn.Module
+    classifier: nn.Module
     loss: Loss
     train: Samples
     val: Samples | None
@@ -48,16 +48,16 @@ class Fit:
     state: State
 
     def resume(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes body, optimiser and state from the checkpoint.
+        """Takes classifier, optimiser and state from the checkpoint.
 
         Raises:
             TrainingError: there is none that fits.
         """
         if self.folder is None:
             raise TrainingError("resuming needs the folder of the run")
-        state, body, moments = load_checkpoint(self.folder, self.run)
+        state, classifier, moments = load_checkpoint(self.folder, self.run)
         try:
-            self.body.load_state_dict(body)
+            self.classifier.load_state_dict(classifier)
             optimizer.load_state_dict(moments)
         except (RuntimeError, ValueError, KeyError) as exc:
             raise TrainingError(
@@ -77,14 +77,18 @@ class Fit:
         self.state.sums = sums if self.world.is_main else [0.0] * 3
         if self.world.is_main and self.folder is not None:
             save_checkpoint(
-                self.folder, self.run, self.state, self.body.state_dict(), optimizer.state_dict()
+                self.folder,
+                self.run,
+                self.state,
+                self.classifier.state_dict(),
+                optimizer.state_dict(),
             )
 
     def end_epoch(self, optimizer: torch.optim.Optimizer, started: float) -> None:
         """Turns the sums into a line of metrics, saves, and tells the caller."""
         loss, right, samples = self.world.total(self.state.sums)
         if samples == 0:
-            raise TrainingError("no picture of the epoch could be read")
+            raise TrainingError("no image of the epoch could be read")
         val_loss, val_top1 = self._validate()
         seconds = self.state.seconds + time.perf_counter() - started
         metrics = EpochMetrics(
@@ -125,10 +129,10 @@ class Fit:
         numbers = np.arange(rank, self.val.size, world)
         chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         sums = [0.0] * 3
-        with torch.no_grad(), mode(self.body, training=False):
+        with torch.no_grad(), mode(self.classifier, training=False):
             for x, ids in self.val.batches(chunks, self.state.epoch):
                 if len(ids):
-                    logits = self.body(x)
+                    logits = self.classifier(x)
                     sums[0] += float(self.loss(logits, ids)) * len(ids)
                     sums[1] += float(right_answers(logits, ids))
                     sums[2] += len(ids)

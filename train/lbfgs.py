@@ -1,4 +1,4 @@
-"""L-BFGS over the whole set, for bodies that are linear in their parameters."""
+"""L-BFGS over the whole set, for classifiers that are linear in their parameters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLERANCE = 1e-5
 """The run ends when the gradient's largest entry is this share of the first gradient's."""
 
 
-def fit_lbfgs(fit: Fit, stem_shape: tuple[int, ...], resume: bool) -> float:
+def fit_lbfgs(fit: Fit, neck_shape: tuple[int, ...], resume: bool) -> float:
     """Minimises mean loss + weight_decay / 2 |theta|^2 over all samples.
 
     torch's L-BFGS with a strong Wolfe line search. Logits that are linear in the
@@ -30,27 +30,27 @@ def fit_lbfgs(fit: Fit, stem_shape: tuple[int, ...], resume: bool) -> float:
 
     Args:
         fit: with cached samples, in one process.
-        stem_shape: shape of the body's input without the batch.
+        neck_shape: shape of the classifier's input without the batch.
         resume: whether to go on from the checkpoint.
 
     Returns:
         Largest absolute entry of the objective's gradient at the end.
 
     Raises:
-        UsageError: the body isn't linear in its parameters, or several processes.
+        UsageError: the classifier isn't linear in its parameters, or several processes.
         TrainingError: a loss that isn't finite; nothing to resume.
         KeyboardInterrupt: Ctrl-C; the checkpoint is that of the last whole epoch.
     """
     if fit.world.size > 1:
         raise UsageError("L-BFGS runs in one process; start it without torchrun, or use Adam")
-    if not linear_in_parameters(fit.body, stem_shape):
+    if not linear_in_parameters(fit.classifier, neck_shape):
         raise UsageError(
             "L-BFGS is for heads whose trained part is one linear layer; this one isn't "
             "linear in its parameters, so use Adam"
         )
     rate, epochs, _ = fit.settings.steps
     optimizer = torch.optim.LBFGS(
-        fit.body.parameters(),
+        fit.classifier.parameters(),
         lr=rate,
         max_iter=ITERATIONS,
         max_eval=4 * ITERATIONS,
@@ -63,7 +63,7 @@ def fit_lbfgs(fit: Fit, stem_shape: tuple[int, ...], resume: bool) -> float:
         fit.resume(optimizer)
     else:
         fit.save(optimizer)
-    with mode(fit.body, training=False), Interruption() as interruption:
+    with mode(fit.classifier, training=False), Interruption() as interruption:
         objective = _Objective(fit, interruption)
         return _run(fit, optimizer, objective, epochs)
 
@@ -102,7 +102,7 @@ class _Objective:
         self._fit, self._interruption = fit, interruption
         size, rows = fit.train.size, fit.settings.steps[2]
         self._chunks = [np.arange(i, min(i + rows, size)) for i in range(0, size, rows)]
-        self._parameters = list(fit.body.parameters())
+        self._parameters = list(fit.classifier.parameters())
         self.loss = self.value = self.right = 0.0
 
     def __call__(self) -> torch.Tensor:
@@ -114,7 +114,7 @@ class _Objective:
         with torch.enable_grad():
             for x, ids in fit.train.batches(self._chunks, 0):
                 self.stop_if_asked()
-                logits = fit.body(x)
+                logits = fit.classifier(x)
                 part = fit.loss(logits, ids) * (len(ids) / fit.train.size)
                 part.backward()  # type: ignore[no-untyped-call]
                 value += part.detach()
@@ -139,8 +139,8 @@ class _Objective:
         return max(float(p.grad.abs().max()) for p in self._parameters if p.grad is not None)
 
 
-def linear_in_parameters(body: nn.Module, stem_shape: tuple[int, ...]) -> bool:
-    """Whether the logits are affine in the body's parameters, tried on random ones.
+def linear_in_parameters(classifier: nn.Module, neck_shape: tuple[int, ...]) -> bool:
+    """Whether the logits are affine in the classifier's parameters, tried on random ones.
 
     f(t a + (1 - t) b) must equal t f(a) + (1 - t) f(b) in float64. Two linear layers in
     a row fail (they multiply parameters), and so does any activation between them.
@@ -150,8 +150,8 @@ def linear_in_parameters(body: nn.Module, stem_shape: tuple[int, ...]) -> bool:
     def random(shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    twin = copy.deepcopy(body).cpu().double().eval()
-    x = random((3, *stem_shape))
+    twin = copy.deepcopy(classifier).cpu().double().eval()
+    x = random((3, *neck_shape))
     a = {name: random(p.shape) for name, p in twin.named_parameters()}
     b = {name: random(p.shape) for name, p in twin.named_parameters()}
     mixed = {name: 0.3 * a[name] + 0.7 * b[name] for name in a}

@@ -1,4 +1,4 @@
-"""Training a head on a frozen backbone, from pictures to the trained branch."""
+"""Training a head on a frozen backbone, from images to the trained branch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.head import Head
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.train.adam import fit_adam
 from sigcam.train.augment import Augmentation
 from sigcam.train.checkpoint import CHECKPOINT, State
@@ -44,7 +44,7 @@ def train_branch(
     data: ImageList,
     settings: TrainSettings | None = None,
     *,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     augmentation: Augmentation | None = None,
     reading: Reading | None = None,
     class_names: Sequence[str] = (),
@@ -63,9 +63,9 @@ def train_branch(
         dual: is moved to the device of the settings and stays there.
         data: the training set.
         settings: optimiser and its numbers; `TrainSettings()` when None.
-        geometry: of the network's input, as it will be deployed.
+        preprocessing: of the network's input, as it will be deployed.
         augmentation: which views; `Augmentation()` when None. Training on the fly draws
-            one random view per picture and epoch and doesn't use `views`.
+            one random view per image and epoch and doesn't use `views`.
         reading: threads, cache folder, strictness; `Reading()` when None.
         class_names: the model's C names, to match the data's by; empty if unknown.
         run_dir: gets checkpoint.pt and metrics.csv, replacing those of an earlier run;
@@ -79,9 +79,9 @@ def train_branch(
         on_epoch: called with the metrics after each epoch is saved, in every process.
 
     Raises:
-        UsageError: a geometry of another size than `dual`'s; L-BFGS for a head that isn't
+        UsageError: a preprocessing of another size than `dual`'s; L-BFGS for a head that isn't
             linear or under torchrun; `resume` without `run_dir`.
-        DataError: pictures or classes that can't be used.
+        DataError: images or classes that can't be used.
         ModelError: weights or features that aren't finite.
         TrainingError: a loss that isn't finite; a checkpoint that is missing or of
             another run.
@@ -90,10 +90,10 @@ def train_branch(
         KeyboardInterrupt: Ctrl-C; the checkpoint is saved.
     """
     settings = settings or TrainSettings()
-    if (geometry.height, geometry.width) != dual.input_size:
+    if (preprocessing.height, preprocessing.width) != dual.input_size:
         raise UsageError(
-            f"the geometry must have the input size {list(dual.input_size)} that the model was "
-            f"split at, got {[geometry.height, geometry.width]}"
+            f"the preprocessing must have the input size {list(dual.input_size)} that the model was "
+            f"split at, got {[preprocessing.height, preprocessing.width]}"
         )
     if resume and run_dir is None:
         raise UsageError("resume needs run_dir, the folder with the checkpoint")
@@ -106,7 +106,7 @@ def train_branch(
         chosen = head_of(dual, head)
         decay = settings.weight_decay
         if decay is None:
-            shapes = [parameter.shape for parameter in chosen.body.parameters()]
+            shapes = [parameter.shape for parameter in chosen.classifier.parameters()]
             own = head == "sigmoid" and all(one[:1] == (dual.num_classes,) for one in shapes)
             decay = default_weight_decay(dual.num_classes, own)
         settings = replace(settings, weight_decay=decay)
@@ -114,7 +114,7 @@ def train_branch(
             dual=dual,
             data=matched,
             settings=settings,
-            geometry=geometry,
+            preprocessing=preprocessing,
             augmentation=augmentation or Augmentation(),
             reading=reading or Reading(),
             world=world,
@@ -122,7 +122,7 @@ def train_branch(
             progress=progress,
         ).make()
         fit = Fit(
-            body=chosen.body,
+            classifier=chosen.classifier,
             loss=_loss(settings, head),
             train=samples.train,
             val=samples.val,
@@ -140,7 +140,7 @@ def train_branch(
     weight = settings.positive_weight or default_positive_weight(dual.num_classes)
     return TrainResult(
         history=tuple(fit.state.history),
-        pictures=samples.pictures - len(unread[0]),
+        images=samples.images - len(unread[0]),
         views=samples.views,
         positive_weight=weight if head == "sigmoid" else None,
         weight_decay=decay,
@@ -152,7 +152,7 @@ def train_branch(
 
 def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
     if fit.settings.optimizer == "lbfgs":
-        return fit_lbfgs(fit, head.stem_shape, resume)
+        return fit_lbfgs(fit, head.neck_shape, resume)
     fit_adam(fit, resume)
     return None
 
@@ -170,13 +170,13 @@ def _loss(settings: TrainSettings, head: HeadName) -> Loss:
 
 @contextmanager
 def _trainable(head: Head) -> Iterator[None]:
-    """Lets the head's body take gradients, and restores what was frozen."""
-    before = {name: p.requires_grad for name, p in head.body.named_parameters()}
-    head.body.requires_grad_(True)
+    """Lets the head's classifier take gradients, and restores what was frozen."""
+    before = {name: p.requires_grad for name, p in head.classifier.named_parameters()}
+    head.classifier.requires_grad_(True)
     try:
         yield
     finally:
-        for name, parameter in head.body.named_parameters():
+        for name, parameter in head.classifier.named_parameters():
             parameter.requires_grad_(before[name])
             parameter.grad = None
 

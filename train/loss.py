@@ -25,7 +25,7 @@ def evidence_loss(
         L = -1 / (B C) * sum_b sum_c [p y log s + (1 - y) log(1 - s)]
 
     With p = C - 1 this is Eq. 12 up to a constant factor: the sum over the classes of one
-    picture is divided by C, so that the value doesn't grow with the number of classes.
+    image is divided by C, so that the value doesn't grow with the number of classes.
     It equals `binary_cross_entropy_with_logits(..., pos_weight=p)`, mean reduction. No
     one-hot target is made: softplus(z) is summed over everything, and the one positive
     entry of each row is corrected by p softplus(-z) - softplus(z).

@@ -1,6 +1,6 @@
 """The samples that a head is trained on: cached features, or views made anew.
 
-Training samples as the head's body sees them: from the cache, or made on the fly.
+Training samples as the head's classifier sees them: from the cache, or made on the fly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import DataError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.train.augment import Augmentation
 from sigcam.train.data import ImageList
 from sigcam.train.distributed import World
@@ -33,16 +33,16 @@ class SampleSet:
 
     Attributes:
         train, val: the samples; `val` is None without a validation split.
-        pictures: how many are trained on.
+        images: how many are trained on.
         views: of each; 0 where every epoch draws its own.
-        key: of the features: which backbone, data, geometry and augmentation.
-        failed: index of an unreadable picture to the reason.
+        key: of the features: which backbone, data, preprocessing and augmentation.
+        failed: index of an unreadable image to the reason.
         folder: of the cached features; None without a cache.
     """
 
     train: Samples
     val: Samples | None
-    pictures: int
+    images: int
     views: int
     key: str
     failed: Mapping[int, str]
@@ -56,7 +56,7 @@ class SampleSource:
     dual: DualBranch
     data: ImageList
     settings: TrainSettings
-    geometry: Geometry
+    preprocessing: Preprocessing
     augmentation: Augmentation
     reading: Reading
     world: World
@@ -71,7 +71,7 @@ class SampleSource:
         cache = build_cache(
             self.dual,
             self.data,
-            self.geometry,
+            self.preprocessing,
             self.augmentation,
             self.world,
             head=self.head,
@@ -87,7 +87,7 @@ class SampleSource:
         return SampleSet(
             train=CachedSamples(cache, self.data, train, views, device),
             val=CachedSamples(cache, self.data, held, 1, device) if len(held) else None,
-            pictures=len(train),
+            images=len(train),
             views=views,
             key=cache.key,
             failed=cache.failed,
@@ -99,19 +99,19 @@ class SampleSource:
         make = partial(
             LiveSamples,
             self.data,
-            self.geometry,
+            self.preprocessing,
             self.augmentation,
-            run=StemRunner(self.dual, self.geometry, self.world.device, self.head),
+            run=StemRunner(self.dual, self.preprocessing, self.world.device, self.head),
             workers=self.reading.workers,
             strict=self.reading.strict,
-            stem_shape=head_of(self.dual, self.head).stem_shape,
+            neck_shape=head_of(self.dual, self.head).neck_shape,
         )
         one_view = replace(self.augmentation, views=1)
-        about = describe(self.dual, self.data, self.geometry, one_view, self.head)
+        about = describe(self.dual, self.data, self.preprocessing, one_view, self.head)
         return SampleSet(
-            train=make(pictures=train),
-            val=make(pictures=held, random=False) if len(held) else None,
-            pictures=len(train),
+            train=make(images=train),
+            val=make(images=held, random=False) if len(held) else None,
+            images=len(train),
             views=0,
             key=key_of(about),
             failed={},
@@ -120,11 +120,11 @@ class SampleSource:
 
 
 def _split(usable: Indices, settings: TrainSettings) -> tuple[Indices, Indices]:
-    train, held = split_pictures(usable, settings.val_fraction, settings.seed)
+    train, held = split_images(usable, settings.val_fraction, settings.seed)
     if not len(train) or (settings.val_fraction and not len(held)):
         raise DataError(
             f"a validation share of {settings.val_fraction} leaves {len(train)} of "
-            f"{len(usable)} pictures to train on and {len(held)} to validate; change it"
+            f"{len(usable)} images to train on and {len(held)} to validate; change it"
         )
     return train, held
 
@@ -136,8 +136,8 @@ RESIDENT_BYTES = 4 << 30
 """A cache up to this size is held in memory (of the GPU, if there is one)."""
 
 
-def split_pictures(usable: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Indices of the pictures to train on and of those held out, both sorted."""
+def split_images(usable: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Indices of the images to train on and of those held out, both sorted."""
     order = np.random.default_rng([seed, 1]).permutation(usable)
     held = round(len(usable) * fraction)
     return np.sort(order[held:]), np.sort(order[:held])
@@ -150,7 +150,7 @@ def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> list[Indic
 
 
 class Samples(abc.ABC):
-    """Samples 0..size-1; `batches` gives stem outputs [B, *stem] and class ids [B]."""
+    """Samples 0..size-1; `batches` gives neck outputs [B, *neck] and class ids [B]."""
 
     size: int
 
@@ -160,7 +160,7 @@ class Samples(abc.ABC):
 
 
 class CachedSamples(Samples):
-    """Views of cached pictures; sample s is view s % views of picture s // views.
+    """Views of cached images; sample s is view s % views of image s // views.
 
     A cache of up to `RESIDENT_BYTES` is held in memory; a larger one is read through its
     mapping batch by batch, in the order of the file.
@@ -170,13 +170,13 @@ class CachedSamples(Samples):
         self,
         cache: FeatureCache,
         data: ImageList,
-        pictures: Indices,
+        images: Indices,
         views: int,
         device: torch.device,
     ) -> None:
         stored = cache.features.shape[1]
-        self._rows: Indices = (pictures[:, None] * stored + np.arange(views)).reshape(-1)
-        self._ids = torch.tensor(np.repeat(np.array(data.class_ids)[pictures], views))
+        self._rows: Indices = (images[:, None] * stored + np.arange(views)).reshape(-1)
+        self._ids = torch.tensor(np.repeat(np.array(data.class_ids)[images], views))
         self._device = device
         self.size = len(self._rows)
         self._file = cache.features.reshape(-1, *cache.features.shape[2:])
@@ -203,51 +203,53 @@ class CachedSamples(Samples):
 
 
 class LiveSamples(Samples):
-    """One view per picture and epoch through the frozen backbone; sample s is picture s.
+    """One view per image and epoch through the frozen backbone; sample s is image s.
 
-    Unreadable pictures are left out of their batch, and kept in `failed`.
+    Unreadable images are left out of their batch, and kept in `failed`.
     """
 
     def __init__(
         self,
         data: ImageList,
-        geometry: Geometry,
+        preprocessing: Preprocessing,
         augmentation: Augmentation,
-        pictures: Indices,
+        images: Indices,
         run: StemRunner,
         *,
         random: bool = True,
         workers: int | None = None,
         strict: bool = False,
-        stem_shape: tuple[int, ...] = (),
+        neck_shape: tuple[int, ...] = (),
     ) -> None:
-        self._data, self._geometry, self._augmentation = data, geometry, augmentation
-        self._pictures, self._run, self._random = pictures, run, random
-        self._workers, self._strict, self._stem_shape = workers, strict, stem_shape
-        self.size = len(pictures)
+        self._data, self._preprocessing, self._augmentation = data, preprocessing, augmentation
+        self._images, self._run, self._random = images, run, random
+        self._workers, self._strict, self._neck_shape = workers, strict, neck_shape
+        self.size = len(images)
         self.failed: dict[int, str] = {}
 
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
-        """See `Samples`; a batch may lack unreadable pictures, or be empty.
+        """See `Samples`; a batch may lack unreadable images, or be empty.
 
         Raises:
-            DataError: a picture is unreadable and `strict` is set, or all are.
+            DataError: an image is unreadable and `strict` is set, or all are.
         """
         view = 1 + epoch if self._random else 0
         ids = np.array(self._data.class_ids)
-        jobs = (Job(int(self._pictures[n]), (view,)) for numbers in wanted for n in numbers)
-        with ViewReader(self._data, self._geometry, self._augmentation, self._workers) as reader:
+        jobs = (Job(int(self._images[n]), (view,)) for numbers in wanted for n in numbers)
+        with ViewReader(
+            self._data, self._preprocessing, self._augmentation, self._workers
+        ) as reader:
             stream = reader.read(jobs)
             for numbers in wanted:
                 pixels: list[npt.NDArray[Any]] = []
                 classes = []
                 for item in (next(stream) for _ in range(len(numbers))):
                     if item.pixels is None:
-                        self.failed[item.job.picture] = item.error
+                        self.failed[item.job.image] = item.error
                         check_failed(self._data, self.failed, self._strict)
                     else:
                         pixels.append(item.pixels)
-                        classes.append(int(ids[item.job.picture]))
+                        classes.append(int(ids[item.job.image]))
                 yield (
                     self._made(pixels),
                     torch.tensor(classes, dtype=torch.int64).to(self._run.device),
@@ -255,5 +257,5 @@ class LiveSamples(Samples):
 
     def _made(self, pixels: list[npt.NDArray[Any]]) -> torch.Tensor:
         if not pixels:
-            return torch.empty(0, *self._stem_shape, device=self._run.device)
+            return torch.empty(0, *self._neck_shape, device=self._run.device)
         return self._run(np.concatenate(pixels))

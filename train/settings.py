@@ -48,7 +48,7 @@ class TrainSettings:
         cached: whether features of a fixed number of views are computed once. If not,
             every epoch crops and flips anew and runs the backbone.
         cache_dtype: of the features on disk, "float16" or "float32".
-        val_fraction: share of the pictures held out for validation, 0 <= share < 1.
+        val_fraction: share of the images held out for validation, 0 <= share < 1.
         device: "auto", "cpu", "cuda" or "cuda:<n>".
     """
 
@@ -136,12 +136,12 @@ def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How pictures are read and where features are kept.
+    """How images are read and where features are kept.
 
     Attributes:
         cache_dir: folder of all feature caches; the user's cache folder when None.
         workers: decoding threads; the cores, at most 8, when None.
-        strict: whether an unreadable picture is an error. If not, it is left out and
+        strict: whether an unreadable image is an error. If not, it is left out and
             listed in the result.
     """
 
@@ -160,7 +160,7 @@ class EpochMetrics:
         top1: share of the samples whose class has the head's largest logit.
         seconds: that the epoch took, validation included.
         samples_per_s: training samples over `seconds`.
-        val_loss, val_top1: of the plain view of the held-out pictures after the epoch;
+        val_loss, val_top1: of the plain view of the held-out images after the epoch;
             None without a validation split.
     """
 
@@ -179,18 +179,18 @@ class TrainResult:
 
     Attributes:
         history: one entry per epoch, those before a resumption included.
-        pictures: how many were trained on, validation and unreadable ones not counted.
-        views: per picture; 0 when every epoch drew its own.
+        images: how many were trained on, validation and unreadable ones not counted.
+        views: per image; 0 when every epoch drew its own.
         positive_weight: the one used; None for the softmax head.
         weight_decay: the one used.
         gradient_norm: largest absolute entry of the objective's gradient at the end;
             L-BFGS only.
-        failed: index of an unreadable picture to the reason.
+        failed: index of an unreadable image to the reason.
         cache_folder: of the features; None without a cache.
     """
 
     history: tuple[EpochMetrics, ...]
-    pictures: int
+    images: int
     views: int
     positive_weight: float | None
     weight_decay: float

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sigcam.core.errors import DataError
 from sigcam.images.decode import SUFFIXES
-from sigcam.train.data import ImageList, missing_pictures
+from sigcam.train.data import ImageList, missing_images
 
 IMAGE_COLUMNS = ("image", "path", "file")
 ID_COLUMNS = ("class_index", "class_id")
@@ -29,8 +29,8 @@ def open_data(path: str | Path, root: str | Path | None = None) -> ImageList:
             `metadata/` (wsolevaluation, Choe et al. 2020; lines "path" and "path,class_id");
             names come from `classes.txt`, one a line, if there is one;
             a folder with one CSV file;
-            a folder of class folders, each with the pictures of that class.
-        root: folder that the pictures' paths are relative to; None: the folder of the CSV,
+            a folder of class folders, each with the images of that class.
+        root: folder that the images' paths are relative to; None: the folder of the CSV,
             or the folder around the text files.
 
     Raises:
@@ -59,18 +59,18 @@ def _from_folders(where: Path) -> ImageList:
     paths: list[str] = []
     ids: list[int] = []
     for class_id, folder in enumerate(folders):
-        pictures = sorted(
+        images = sorted(
             f.relative_to(where).as_posix()
             for f in folder.rglob("*")
             if f.suffix.lower() in SUFFIXES and f.is_file()
         )
-        if not pictures:
+        if not images:
             raise DataError(
-                f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}); a folder of class "
+                f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}); a folder of class "
                 "folders needs some in each"
             )
-        paths += pictures
-        ids += [class_id] * len(pictures)
+        paths += images
+        ids += [class_id] * len(images)
     if not folders:
         raise DataError(
             f"{where} is none of: a folder of class folders, a folder with one CSV file, a folder "
@@ -136,10 +136,10 @@ def _from_csv(file: Path, root: Path | None) -> ImageList:
             "" if names is None else cells[names].strip(),
         )
         if not row[0] or not (row[1] or row[2]):
-            raise DataError(f"{file}, line {line}: a picture and a class are wanted, got {cells}")
+            raise DataError(f"{file}, line {line}: an image and a class are wanted, got {cells}")
         rows.append((line, *row))
     if not rows:
-        raise DataError(f"{file} lists no pictures")
+        raise DataError(f"{file} lists no images")
     class_ids, class_names, given = _csv_classes(file, rows, ids is not None)
     return _existing(
         ImageList(
@@ -156,7 +156,7 @@ def _from_csv(file: Path, root: Path | None) -> ImageList:
 def _csv_classes(
     file: Path, rows: Sequence[tuple[int, str, str, str]], have_ids: bool
 ) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
-    """Ids, names and whether the ids stand in the file, from (line, picture, id, name)."""
+    """Ids, names and whether the ids stand in the file, from (line, image, id, name)."""
     if have_ids:
         ids = [_class_id(row[2], file, row[0]) for row in rows]
         by_id: dict[int, str] = {}
@@ -198,7 +198,7 @@ def _from_wsol(folder: Path, root: Path | None) -> ImageList:
                 )
             paths.append(text.strip())
     if not paths:
-        raise DataError(f"{file} lists no pictures")
+        raise DataError(f"{file} lists no images")
     base = root or _wsol_root(folder, paths[0])
     names = _class_file(folder, base)
     return _existing(
@@ -207,7 +207,7 @@ def _from_wsol(folder: Path, root: Path | None) -> ImageList:
 
 
 def _wsol_root(folder: Path, first: str) -> Path:
-    """The nearest folder upwards of the text files that has the first picture."""
+    """The nearest folder upwards of the text files that has the first image."""
     around = (folder, *list(folder.resolve().parents)[:3])
     return next((base for base in around if (base / first).is_file()), folder)
 
@@ -222,7 +222,7 @@ def _class_file(folder: Path, root: Path) -> tuple[str, ...]:
 def _existing(data: ImageList) -> ImageList:
     missing = _missing(data.root, data.paths)
     if missing:
-        raise missing_pictures(data.root, missing, len(data))
+        raise missing_images(data.root, missing, len(data))
     return data
 
 

@@ -1,6 +1,6 @@
-"""From picture files to the head's input: decode, augment, backbone, stem.
+"""From image files to the head's input: decode, augment, backbone, neck.
 
-Pictures are decoded and cut in worker threads (OpenCV frees the interpreter's lock)
+Images are decoded and cut in worker threads (OpenCV frees the interpreter's lock)
 while the backbone works on those before.
 """
 
@@ -20,10 +20,10 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.head import Head
 from sigcam.classifier.rewrite import fold_batch_norms
 from sigcam.core.errors import ImageError, ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import Original, read_input
-from sigcam.train.augment import Augmentation, Picture
+from sigcam.train.augment import Augmentation, Pixels
 from sigcam.train.data import ImageList
 
 HeadName = Literal["sigmoid", "softmax"]
@@ -44,18 +44,18 @@ def default_workers() -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """Views of one picture that are wanted: its index and the views' indices."""
+    """Views of one image that are wanted: its index and the views' indices."""
 
-    picture: int
+    image: int
     views: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a job gave: uint8 [V, H, W, 3], or the reason why the picture can't be read."""
+    """What a job gave: uint8 [V, H, W, 3], or the reason why the image can't be read."""
 
     job: Job
-    pixels: Picture | None
+    pixels: Pixels | None
     error: str = ""
 
 
@@ -65,15 +65,15 @@ class ViewReader:
     def __init__(
         self,
         data: ImageList,
-        geometry: Geometry,
+        preprocessing: Preprocessing,
         augmentation: Augmentation,
         workers: int | None = None,
     ) -> None:
         count = default_workers() if workers is None else workers
         if count < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
-        self.data, self.geometry, self.augmentation = data, geometry, augmentation
-        self._plain = replace(geometry, layout="uint8_nhwc")
+        self.data, self.preprocessing, self.augmentation = data, preprocessing, augmentation
+        self._plain = replace(preprocessing, layout="uint8_nhwc")
         self._ahead = 4 * count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="sigcam-decode")
 
@@ -103,13 +103,13 @@ class ViewReader:
         except ImageError as exc:
             return Decoded(job, None, str(exc))
 
-    def _views(self, job: Job) -> list[Picture]:
+    def _views(self, job: Job) -> list[Pixels]:
         """The plain view is read as in use, a large JPEG smaller; crops are cut of the whole."""
-        file = self.data.file(job.picture)
+        file = self.data.file(job.image)
         plain = read_input(file, self._plain) if 0 in job.views else None
         whole = Original(read_image(file)) if plain is None else plain.original
         return [
-            self.augmentation.view(whole.image, self.geometry, job.picture, view)
+            self.augmentation.view(whole.image, self.preprocessing, job.image, view)
             if view or plain is None
             else plain.tensor
             for view in job.views
@@ -117,24 +117,24 @@ class ViewReader:
 
 
 class StemRunner:
-    """Runs prepared pictures through the frozen backbone and the head's stem."""
+    """Runs prepared images through the frozen backbone and the head's neck."""
 
     def __init__(
         self,
         dual: DualBranch,
-        geometry: Geometry,
+        preprocessing: Preprocessing,
         device: torch.device,
         head: HeadName = "sigmoid",
     ) -> None:
         self.features = fold_batch_norms(dual.features)
-        self.stem, self.device = head_of(dual, head).stem, device
+        self.neck, self.device = head_of(dual, head).neck, device
         shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(geometry.mean, device=device).reshape(shape) * 255
-        self._scale = 1 / (torch.tensor(geometry.std, device=device).reshape(shape) * 255)
-        self._format = self._memory_format(geometry)
+        self._mean = torch.tensor(preprocessing.mean, device=device).reshape(shape) * 255
+        self._scale = 1 / (torch.tensor(preprocessing.std, device=device).reshape(shape) * 255)
+        self._format = self._memory_format(preprocessing)
 
-    def __call__(self, pixels: Picture) -> torch.Tensor:
-        """The stem's output.
+    def __call__(self, pixels: Pixels) -> torch.Tensor:
+        """The neck's output.
 
         Args:
             pixels: uint8 [B, H, W, 3] RGB.
@@ -157,17 +157,17 @@ class StemRunner:
 
     def _run(self, pixels: torch.Tensor) -> torch.Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() - self._mean) * self._scale
-        made: torch.Tensor = self.stem(self.features(images.contiguous(memory_format=self._format)))
+        made: torch.Tensor = self.neck(self.features(images.contiguous(memory_format=self._format)))
         return made.float()
 
-    def _memory_format(self, geometry: Geometry) -> torch.memory_format:
+    def _memory_format(self, preprocessing: Preprocessing) -> torch.memory_format:
         """Channels last where the network's graph takes it.
 
         A quarter less CPU time for EfficientNet-Lite0, the same values to rounding. A graph
         that reshapes with `view` (channel shuffles) refuses it; that is tried once.
         """
         self._format = torch.channels_last
-        blank = torch.zeros(2, geometry.height, geometry.width, 3, dtype=torch.uint8)
+        blank = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
         try:
             with torch.inference_mode():
                 self._run(blank.to(self.device))
@@ -177,7 +177,7 @@ class StemRunner:
 
 
 def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
-    """Collects decoded pictures until about `BATCH` views are together."""
+    """Collects decoded images until about `BATCH` views are together."""
     size = max(1, BATCH // views)
     group: list[Decoded] = []
     for item in decoded:
@@ -189,7 +189,7 @@ def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
         yield group
 
 
-def stack(group: Sequence[Decoded]) -> Picture | None:
-    """All views of the readable pictures, uint8 [B, H, W, 3]; None if there are none."""
+def stack(group: Sequence[Decoded]) -> Pixels | None:
+    """All views of the readable images, uint8 [B, H, W, 3]; None if there are none."""
     pixels = [item.pixels for item in group if item.pixels is not None]
     return np.concatenate(pixels) if pixels else None

@@ -12,9 +12,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
     "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
-    "explain": ("explain", "Predict and explain pictures with an artifact."),
+    "explain": ("explain", "Predict and explain images with an artifact."),
     "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
-    "info": ("info", "Print the spec and parity certificate of an artifact."),
+    "info": ("info", "Print the spec and parity report of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),
 }

@@ -25,20 +25,20 @@ _MIB = 1 << 20
 )
 @click.option(
     "--min-batch", type=click.IntRange(min=1), default=1, show_default=True,
-    help="Fewest pictures in one run.",
+    help="Fewest images in one run.",
 )  # fmt: skip
 @click.option(
     "--opt-batch", type=click.IntRange(min=1), default=1, show_default=True,
-    help="Pictures in one run that the engine is tuned for.",
+    help="Images in one run that the engine is tuned for.",
 )  # fmt: skip
 @click.option(
     "--max-batch", type=click.IntRange(min=1), default=8, show_default=True,
-    help="Most pictures in one run.",
+    help="Most images in one run.",
 )  # fmt: skip
 @click.option(
     "--classes",
     metavar="MIN/OPT/MAX",
-    help="Classes for each picture, for an artifact exported with --classes input; 1/1/10 by "
+    help="Classes for each image, for an artifact exported with --classes input; 1/1/10 by "
     "default.",
 )
 @click.option(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from sigcam.core.errors import SigcamError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,13 +121,13 @@ model_options = options(
     click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the model."),
 )
 
-geometry_options = options(
+preprocessing_options = options(
     click.option("--size", type=click.IntRange(min=1), help="Input side length in pixels."),
     click.option(
         "--resize-rule",
         "rule",
         type=click.Choice(["crop", "stretch", "letterbox"]),
-        help="How a picture is fitted to the input: centre crop after resizing the shorter "
+        help="How an image is fitted to the input: centre crop after resizing the shorter "
         "side, resized whatever the aspect, or fitted inside.",
     ),
     click.option(
@@ -194,14 +194,14 @@ def engine_options(function: F) -> F:
     return _engine(gathered)  # type: ignore[return-value]
 
 
-def changed_geometry(geometry: Geometry, **changes: Any) -> Geometry:
-    """A model's own geometry with the options put in that were given.
+def changed_preprocessing(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
+    """A model's own preprocessing with the options put in that were given.
 
     Args:
-        geometry: the model's.
+        preprocessing: the model's.
         changes: rule, resize, mean, std, layout; None leaves the model's value.
     """
     given = {name: value for name, value in changes.items() if value is not None}
-    if given.get("rule", geometry.rule) != "crop":
+    if given.get("rule", preprocessing.rule) != "crop":
         given.setdefault("resize", None)  # the model's own belongs to its crop
-    return dataclasses.replace(geometry, **given)
+    return dataclasses.replace(preprocessing, **given)

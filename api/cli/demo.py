@@ -10,7 +10,7 @@ from sigcam.cli.common import echo, reports_errors, say
 
 
 @click.command(name="demo")
-@click.argument("pictures", nargs=-1)
+@click.argument("images", nargs=-1)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -19,15 +19,15 @@ from sigcam.cli.common import echo, reports_errors, say
     help="Folder for the page and the exported graphs.",
 )
 @reports_errors
-def command(pictures: tuple[str, ...], out: Path) -> None:
-    """Explain PICTURES (files, folders, globs) and write a page about it.
+def command(images: tuple[str, ...], out: Path) -> None:
+    """Explain IMAGES (files, folders, globs) and write a page about it.
 
-    Without pictures, the photographs that scikit-image ships are used. The page's path
+    Without images, the photographs that scikit-image ships are used. The page's path
     is printed.
     """
-    from sigcam.cli.explain.images import find_pictures
-    from sigcam.demo.pictures import shipped_pictures
+    from sigcam.cli.explain.images import find_images
+    from sigcam.demo.images import shipped_images
     from sigcam.demo.run import run_demo
 
-    found = list(find_pictures(pictures)) or shipped_pictures()
+    found = list(find_images(images)) or shipped_images()
     echo(str(run_demo(found, out, say)))

@@ -11,7 +11,7 @@ import click
 from sigcam.cli.common import echo, engine_options, options, reports_errors, say
 
 _FORMATS = ["auto", "wsol", "voc", "coco", "csv", "folders"]
-_FIDELITY = ["confidence", "insertion", "deletion", "road"]
+_FAITHFULNESS = ["confidence", "insertion", "deletion", "road"]
 
 _data_options = options(
     click.option(
@@ -19,7 +19,7 @@ _data_options = options(
         type=click.Path(path_type=Path),
         required=True,
         help="Data set: wsolevaluation's text files, Pascal VOC, COCO instances, a CSV file of "
-        "pictures and classes, or class folders.",
+        "images and classes, or class folders.",
     ),
     click.option(
         "--format",
@@ -34,7 +34,7 @@ _data_options = options(
     ),
     click.option("--split", help="Which part of the data set, where it has several."),
     click.option(
-        "--root", type=click.Path(path_type=Path), help="Folder that the pictures are relative to."
+        "--root", type=click.Path(path_type=Path), help="Folder that the images are relative to."
     ),
     click.option("--mask-root", type=click.Path(path_type=Path), help="wsol: the same for masks."),
     click.option(
@@ -65,11 +65,11 @@ _metric_options = options(
         help="Of the pointing game, in pixels of a square of 224; 15 is usual elsewhere.",
     ),
     click.option(
-        "--fidelity",
-        "fidelity",
+        "--faithfulness",
+        "faithfulness",
         multiple=True,
-        type=click.Choice([*_FIDELITY, "none"]),
-        help="Repeats. confidence (Average Drop, % Increase) takes a second run of each picture, "
+        type=click.Choice([*_FAITHFULNESS, "none"]),
+        help="Repeats. confidence (Average Drop, % Increase) takes a second run of each image, "
         "road 14 more, insertion and deletion one more than --steps each.  [default: confidence]",
     ),
     click.option(
@@ -105,8 +105,8 @@ _metric_options = options(
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Threads that read pictures, as many that score maps, and twice as many that change "
-    "pictures for --fidelity.  [default: half of the cores]",
+    help="Threads that read images, as many that score maps, and twice as many that change "
+    "images for --faithfulness.  [default: half of the cores]",
 )
 @reports_errors
 def command(
@@ -122,7 +122,7 @@ def command(
     out: Path,
     threshold: float,
     tolerance: float,
-    fidelity: tuple[str, ...],
+    faithfulness: tuple[str, ...],
     steps: int,
     resamples: int,
     seed: int,
@@ -134,17 +134,17 @@ def command(
 
     \b
     Localisation as in Choe et al. 2020 where there are boxes or masks: Top-1 and
-    GT-known Loc, MaxBoxAccV2, PxAP, pointing game, energy inside. Fidelity on any
-    pictures: Average Drop, % Increase, insertion, deletion, ROAD.
-    Writes report.html, report.md, report.json and pictures.csv, and prints their paths.
+    GT-known Loc, MaxBoxAccV2, PxAP, pointing game, energy inside. Faithfulness on any
+    images: Average Drop, % Increase, insertion, deletion, ROAD.
+    Writes report.html, report.md, report.json and images.csv, and prints their paths.
     """
     from sigcam.core.errors import UsageError
     from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset
     from sigcam.evaluate.reports import summarise, write_reports
     from sigcam.runtime.backends.base import BackendOptions
 
-    if "none" in fidelity and len(fidelity) > 1:
-        raise UsageError("--fidelity none goes with no other; leave it out")
+    if "none" in faithfulness and len(faithfulness) > 1:
+        raise UsageError("--faithfulness none goes with no other; leave it out")
     backend = engine.pop("backend")
     own = {} if workers is None else {"workers": workers}
     chosen = EvaluateOptions(
@@ -153,7 +153,9 @@ def command(
         batch_size=batch_size,
         threshold=threshold,
         tolerance=tolerance,
-        fidelity=tuple(one for one in fidelity if one != "none") if fidelity else ("confidence",),
+        faithfulness=tuple(one for one in faithfulness if one != "none")
+        if faithfulness
+        else ("confidence",),
         steps=steps,
         skip_bad=skip_bad,
         **own,
@@ -165,14 +167,14 @@ def command(
     )  # fmt: skip
     for one in dataset.problems:
         say(f"left out: {one}")
-    say(f"{len(dataset)} pictures ({dataset.format}), {len(models)} artifacts")
+    say(f"{len(dataset)} images ({dataset.format}), {len(models)} artifacts")
     with _Bar() as bar:
         found = evaluate(models, dataset, out, chosen, progress=bar)
     summary = summarise(found, resamples=resamples, seed=seed)
     if found.seconds:
         share = found.engine_seconds / found.seconds
         done = len(dataset) - found.resumed
-        say(f"{done} pictures in {found.seconds:.1f} s, {share:.0%} of it in an engine")
+        say(f"{done} images in {found.seconds:.1f} s, {share:.0%} of it in an engine")
     for path in write_reports(summary, found.gallery, out):
         echo(str(path))
 
@@ -190,7 +192,7 @@ class _Bar:
 
             # What an earlier run did must not count in the rate.
             self._bar = tqdm(
-                total=total, initial=done, desc="evaluate", unit="picture", file=sys.stderr
+                total=total, initial=done, desc="evaluate", unit="image", file=sys.stderr
             )
         self._bar.update(done - self._bar.n)
 

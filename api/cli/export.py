@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from sigcam.cli.common import (
-    changed_geometry,
+    changed_preprocessing,
     echo,
-    geometry_options,
     import_from_here,
     model_options,
+    preprocessing_options,
     reports_errors,
     say,
 )
@@ -70,7 +70,7 @@ _NO_BRANCH = (
     type=click.Choice(["fused", "split"]),
     default="fused",
     show_default=True,
-    help="Finished grids out of the graph, or features and CAM weights.",
+    help="Finished CAMs out of the graph, or features and CAM weights.",
 )
 @click.option(
     "--classes",
@@ -87,7 +87,7 @@ _NO_BRANCH = (
     show_default=True,
     help="Raw RGB bytes [B, H, W, 3], or normalised float32 [B, 3, H, W].",
 )
-@geometry_options
+@preprocessing_options
 @click.option(
     "--class-names",
     type=click.Path(path_type=Path),
@@ -171,15 +171,15 @@ def command(
         raise UsageError(f"{weights} holds no sigmoid branch for this model; {_NO_BRANCH}")
     if built.checkpoint is not None:
         say(f"the sigmoid branch is the one in {built.checkpoint}")
-    geometry = changed_geometry(
-        built.geometry, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
+    preprocessing = changed_preprocessing(
+        built.preprocessing, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
     )
     say("exporting, and comparing with PyTorch")
     export_artifact(
         built.dual,
         out,
         classes=selection,
-        geometry=geometry,
+        preprocessing=preprocessing,
         class_names=built.class_names if names is None else names,
         trained_on=built.trained_on,
         has_sigmoid=built.has_sigmoid,

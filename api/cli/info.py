@@ -10,7 +10,7 @@ import click
 from sigcam.cli.common import reports_errors
 
 if TYPE_CHECKING:
-    from sigcam.core.spec import Fidelity
+    from sigcam.core.spec import FidelityReport
 
 
 @click.command(name="info")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON.")
 @reports_errors
 def command(model: Path, as_json: bool) -> None:
-    """Print the spec and parity certificate of MODEL, or of a TensorRT engine's model."""
+    """Print the spec and parity report of MODEL, or of a TensorRT engine's model."""
     from sigcam.core.artifact import read_spec
 
     spec = read_spec(model)
@@ -60,7 +60,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
     from sigcam.core.spec import Spec
 
     assert isinstance(spec, Spec)  # noqa: S101 (narrows the type for the reader and mypy)
-    geometry, classes, source = spec.geometry, spec.classes, spec.source
+    preprocessing, classes, source = spec.preprocessing, spec.classes, spec.source
     features = [
         f"{channels} channels, {height}x{width}, from {layer}"
         for layer, (channels, height, width) in zip(
@@ -72,7 +72,11 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         "topk": f"the {classes.k} most probable classes",
         "input": "named at run time",
     }[classes.mode]
-    fitted = f"{geometry.rule} {geometry.resize}" if geometry.resize else geometry.rule
+    fitted = (
+        f"{preprocessing.rule} {preprocessing.resize}"
+        if preprocessing.resize
+        else preprocessing.rule
+    )
     numbers = ", ".join(f"{name} {value:g}" for name, value in spec.method_options.items())
     numbers = f" ({numbers})" if numbers else ""
     rows = [
@@ -83,7 +87,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         ("profile", spec.profile),
         ("maps for", selection),
         ("classes", f"{spec.num_classes}" + ("" if spec.class_names else " (no names)")),
-        ("input", f"{geometry.layout} {geometry.height}x{geometry.width}, {fitted}"),
+        ("input", f"{preprocessing.layout} {preprocessing.height}x{preprocessing.width}, {fitted}"),
         ("features", "; ".join(features)),
         ("weights", source.weights_sha256[:16]),
     ]
@@ -99,15 +103,15 @@ def _rows(spec: object) -> list[tuple[str, str]]:
         rows.append(("tolerance", f"{parity.tolerance:g}"))
         if parity.left_out:
             why = "their gradients jump within rounding"
-            rows.append(("left out", f"maps of {parity.left_out} of these pictures: {why}"))
+            rows.append(("left out", f"maps of {parity.left_out} of these images: {why}"))
         if parity.empty:
-            rows.append(("empty maps", f"{parity.empty} of these pictures"))
+            rows.append(("empty maps", f"{parity.empty} of these images"))
     if spec.fidelity is not None:
         rows += _fidelity_rows(spec.fidelity)
     return rows
 
 
-def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str]]:
+def _fidelity_rows(fidelity: FidelityReport) -> list[tuple[str, str]]:
     from sigcam.core.spec import described
 
     rows = [
@@ -119,7 +123,7 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str]]:
         ),
     ]
     if fidelity.calibration:
-        rows.append(("calibrated on", f"{fidelity.calibration} other pictures"))
+        rows.append(("calibrated on", f"{fidelity.calibration} other images"))
     if fidelity.kept_float:
         rows.append(("in float32", ", ".join(fidelity.kept_float)))
     return rows

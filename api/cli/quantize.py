@@ -17,7 +17,7 @@ from sigcam.cli.common import echo, reports_errors, say
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder of pictures of the kind that the model will see, subfolders included.",
+    help="Folder of images of the kind that the model will see, subfolders included.",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The new .onnx file.")
 @click.option(
@@ -31,11 +31,11 @@ from sigcam.cli.common import echo, reports_errors, say
 )
 @click.option(
     "--calibration", type=int, default=128, show_default=True,
-    help="Pictures that the ranges of int8 are taken from.",
+    help="Images that the ranges of int8 are taken from.",
 )  # fmt: skip
 @click.option(
     "--held-out", type=int, default=128, show_default=True,
-    help="Further pictures, that the result is compared with float32 on.",
+    help="Further images, that the result is compared with float32 on.",
 )  # fmt: skip
 @click.option(
     "--calibration-method",
@@ -68,11 +68,11 @@ from sigcam.cli.common import echo, reports_errors, say
 )  # fmt: skip
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 1), default=0.99, show_default=True,
-    help="Smallest share of held-out pictures with the same prediction.",
+    help="Smallest share of held-out images with the same prediction.",
 )  # fmt: skip
 @click.option(
     "--min-correlation", type=click.FloatRange(-1, 1), default=0.98, show_default=True,
-    help="Smallest mean correlation of the grids.",
+    help="Smallest mean correlation of the CAMs.",
 )  # fmt: skip
 @click.option(
     "--head",
@@ -80,10 +80,10 @@ from sigcam.cli.common import echo, reports_errors, say
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images.")
 @reports_errors
 def command(model: Path, data: Path, out: Path, head: Path | None, **options: Any) -> None:
-    """Convert MODEL to another precision, measured against float32 on held-out pictures.
+    """Convert MODEL to another precision, measured against float32 on held-out images.
 
     The sigmoid branch, CAM weights and sums of the maps compute in float32 (but for int8-head).
     Below the limits, int8 keeps the layers that hurt in float32 too; if that doesn't do, nothing

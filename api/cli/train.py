@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sigcam.cli.common import (
-    changed_geometry,
+    changed_preprocessing,
     echo,
-    geometry_options,
     import_from_here,
     is_first_process,
     model_options,
     options,
+    preprocessing_options,
     reports_errors,
     say,
 )
@@ -37,7 +37,7 @@ data_options = options(
         type=click.Path(path_type=Path),
         help="Folder that the paths in --data are relative to.",
     ),
-    click.option("--views", default=12, show_default=True, help="Cached views of each picture."),
+    click.option("--views", default=12, show_default=True, help="Cached views of each image."),
     click.option(
         "--crop-scale",
         type=(float, float),
@@ -54,7 +54,7 @@ data_options = options(
     ),
     click.option("--cache-dir", type=click.Path(path_type=Path), help="Folder of the features."),
     click.option("--workers", type=click.IntRange(min=1), help="Decoding threads."),
-    click.option("--strict", is_flag=True, help="Stop at a picture that can't be read."),
+    click.option("--strict", is_flag=True, help="Stop at an image that can't be read."),
     click.option("--val-fraction", default=0.0, show_default=True, help="Share held out."),
 )
 
@@ -103,7 +103,7 @@ fit_options = options(
 )
 @data_options
 @fit_options
-@geometry_options
+@preprocessing_options
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -150,7 +150,7 @@ def command(
     out: Path,
     **fit: Any,
 ) -> None:
-    """Train the sigmoid branch of a classifier on pictures with class labels.
+    """Train the sigmoid branch of a classifier on images with class labels.
 
     The classifier itself stays as it is. The branch is written to --out, whose path is
     printed. Several GPUs: torchrun --nproc-per-node N -m sigcam train ...
@@ -167,7 +167,7 @@ def command(
     check_writable(out)
     import_from_here()
     settings = TrainSettings(**fit)
-    pictures = open_data(data, data_root)
+    images = open_data(data, data_root)
     say("loading the model")
     built = assemble(
         arch=arch,
@@ -175,14 +175,16 @@ def command(
         num_classes=num_classes,
         branch_layer=branch_layer,
         size=size,
-        new_classes=_class_count(pictures) if new_classes else None,
+        new_classes=_class_count(images) if new_classes else None,
     )
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")
-    geometry = changed_geometry(built.geometry, rule=rule, resize=resize, mean=mean, std=std)
+    preprocessing = changed_preprocessing(
+        built.preprocessing, rule=rule, resize=resize, mean=mean, std=std
+    )
     run_dir = run_dir or out.with_suffix(".run")
     common: dict[str, Any] = {
-        "geometry": geometry,
+        "preprocessing": preprocessing,
         "augmentation": Augmentation(views, crop_scale, flip, settings.seed),
         "reading": Reading(cache_dir, workers, strict),
         "class_names": built.class_names,
@@ -191,21 +193,21 @@ def command(
         say("training the new softmax head")
         probe = replace(settings, positive_weight=None)
         probe_dir = run_dir / "softmax"
-        train_classifier(built.dual, pictures, probe, run_dir=probe_dir, resume=resume, **common)
+        train_classifier(built.dual, images, probe, run_dir=probe_dir, resume=resume, **common)
         # Stopped in the first stage, a run has no checkpoint of the second yet.
         resume = resume and (run_dir / CHECKPOINT).exists()
     say("training the sigmoid branch (Ctrl-C keeps a checkpoint, --resume goes on from it)")
-    result = train_branch(built.dual, pictures, settings, run_dir=run_dir, resume=resume, **common)
+    result = train_branch(built.dual, images, settings, run_dir=run_dir, resume=resume, **common)
     info = BranchInfo(
         architecture=built.architecture,
         branch_layer=built.dual.branch_layer,
         num_classes=built.dual.num_classes,
-        geometry=geometry,
-        trained_on=trained_on or f"{pictures.name}: {_counts(result)}",
+        preprocessing=preprocessing,
+        trained_on=trained_on or f"{images.name}: {_counts(result)}",
         positive_weight=result.positive_weight,
         weights=weights,
         loaded_classes=num_classes,
-        class_names=built.class_names or _names(pictures, built.dual.num_classes),
+        class_names=built.class_names or _names(images, built.dual.num_classes),
         replaced_classes=new_classes,
         settings={
             **asdict(settings),
@@ -223,7 +225,7 @@ def command(
 
 
 def report(result: TrainResult) -> None:
-    """Says how the run ended, and which pictures were left out."""
+    """Says how the run ended, and which images were left out."""
     last = result.history[-1]
     held = "" if last.val_top1 is None else f", held-out top-1 {last.val_top1:.3f}"
     say(f"loss {last.loss:.4f}, top-1 of the branch {last.top1:.3f}{held}; {_counts(result)}")
@@ -233,12 +235,12 @@ def report(result: TrainResult) -> None:
 
 def _counts(result: TrainResult) -> str:
     views = f"{result.views} views of each" if result.views else "new views every epoch"
-    return f"{result.pictures} pictures, {views}"
+    return f"{result.images} images, {views}"
 
 
-def _class_count(pictures: ImageList) -> int:
-    return len(pictures.class_names) or max(pictures.class_ids) + 1
+def _class_count(images: ImageList) -> int:
+    return len(images.class_names) or max(images.class_ids) + 1
 
 
-def _names(pictures: ImageList, num_classes: int) -> tuple[str, ...]:
-    return pictures.class_names if len(pictures.class_names) == num_classes else ()
+def _names(images: ImageList, num_classes: int) -> tuple[str, ...]:
+    return images.class_names if len(images.class_names) == num_classes else ()

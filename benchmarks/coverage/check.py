@@ -1,7 +1,7 @@
 """One network's gradient maps in ONNX Runtime against autograd, for `coverage.py`.
 
 A network of random weights is split, both methods are put into one graph by the modules
-that artifacts are made of, and every grid is compared with `Definition`: the whole model
+that artifacts are made of, and every CAM is compared with `Reference`: the whole model
 and PyTorch's autograd, in float64.
 """
 
@@ -24,21 +24,21 @@ from sigcam.classifier.layer_names import operator_name
 from sigcam.classifier.rewrite import in_double
 from sigcam.classifier.zoo import load_model
 from sigcam.core.errors import ExportError, SigcamError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.cam import combine
 from sigcam.export.export import DEFAULT_OPSET
 from sigcam.export.methods import Gradient, method_of
-from sigcam.export.modules import ArtifactGraph, MapGraph
+from sigcam.export.modules import ArtifactGraph, CamGraph
 from sigcam.export.onnx_model import to_onnx
 from sigcam.export.options import GraphOptions
 from sigcam.export.parity.compare import compare, is_unstable
-from sigcam.export.parity.inputs import as_images, feed, sample_pictures
-from sigcam.export.parity.reference import Definition
+from sigcam.export.parity.inputs import as_images, feed, sample_images
+from sigcam.export.parity.reference import Reference
 
 METHODS = ("gradcam", "layercam")
 BATCHES = ([0], [1, 2, 0])
-"""Which of the sample pictures (two smooth ones, noise) make the batches of 1 and 3."""
+"""Which of the sample images (two smooth ones, noise) make the batches of 1 and 3."""
 TOLERANCE = 1e-4
 OPSET = DEFAULT_OPSET
 PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -50,19 +50,19 @@ class Outcome:
 
     Attributes:
         name: as `load_model` takes it.
-        status: "agrees": every grid within `TOLERANCE`; "differs": a grid isn't, which an
+        status: "agrees": every CAM within `TOLERANCE`; "differs": a CAM isn't, which an
             export refuses; "unstable": the definition itself jumps on more than half of
-            the grids; "empty": every grid is zero, so that nothing was tested; "refused":
+            the CAMs; "empty": every CAM is zero, so that nothing was tested; "refused":
             by an error of sigcam's; "failed": by any other error.
         reason: of all but "agrees".
         size: input (H, W).
         head: its operators in words.
         branch_layer, target_layer: as found.
-        grid: (N, h, w) of the target layer.
-        errors: method to the worst error of a grid's cells over that grid's maximum.
-        unstable: grids that don't count, as the definition jumps within rounding.
-        empty: grids that are zero everywhere, rightly.
-        grids: how many grids were compared, those included.
+        cam: (N, h, w) of the target layer.
+        errors: method to the worst error of a CAM's cells over that CAM's maximum.
+        unstable: CAMs that don't count, as the definition jumps within rounding.
+        empty: CAMs that are zero everywhere, rightly.
+        cams: how many CAMs were compared, those included.
         backbone: whether all of the network went through ONNX, see `check`.
         seconds: of wall time.
         packages: that ran it, with their versions.
@@ -75,11 +75,11 @@ class Outcome:
     head: str = ""
     branch_layer: str = ""
     target_layer: str = ""
-    grid: tuple[int, int, int] = (0, 0, 0)
+    cam: tuple[int, int, int] = (0, 0, 0)
     errors: dict[str, float] = field(default_factory=dict)
     unstable: int = 0
     empty: int = 0
-    grids: int = 0
+    cams: int = 0
     backbone: bool = True
     seconds: float = 0.0
     packages: str = ""
@@ -114,17 +114,17 @@ def check(name: str, size: int | None = None, *, backbone: bool = True) -> Outco
 
 def _check(outcome: Outcome, size: int | None, backbone: bool) -> None:
     loaded = load_model(outcome.name, num_classes=1000, seed=0)
-    own = loaded.geometry
-    geometry = Geometry(size or own.height, size or own.width, mean=own.mean, std=own.std)
-    outcome.size = (geometry.height, geometry.width)
-    pictures = sample_pictures(geometry)
-    prepare(loaded.model, torch.cat(as_images(pictures, geometry)).float())
+    own = loaded.preprocessing
+    preprocessing = Preprocessing(size or own.height, size or own.width, mean=own.mean, std=own.std)
+    outcome.size = (preprocessing.height, preprocessing.width)
+    images = sample_images(preprocessing)
+    prepare(loaded.model, torch.cat(as_images(images, preprocessing)).float())
     dual = DualBranch(loaded.model, input_size=outcome.size).eval()
     (target,) = dual.targets
     outcome.branch_layer, outcome.target_layer = dual.branch.layer, target.layer
-    outcome.grid = target.layout.shape
+    outcome.cam = target.layout.shape
     outcome.head = head_in_words(dual)
-    _compare(outcome, dual, Engine(dual, geometry, backbone), pictures, geometry)
+    _compare(outcome, dual, Engine(dual, preprocessing, backbone), images, preprocessing)
 
 
 def prepare(model: nn.Module, images: Tensor) -> None:
@@ -158,48 +158,48 @@ def prepare(model: nn.Module, images: Tensor) -> None:
             norm.momentum = momentum
 
 
-class Maps(nn.Module):
-    """The artifact's graph with the grids of several methods."""
+class Heatmaps(nn.Module):
+    """The artifact's graph with the CAMs of several methods."""
 
     def __init__(self, graphs: list[ArtifactGraph], backbone: bool) -> None:
         super().__init__()
         self.graphs, self.backbone = nn.ModuleList(graphs), backbone
 
     def front(self, image: Tensor) -> Tensor:
-        """The picture to the value that the maps come from."""
+        """The image to the value that the maps come from."""
         first: Any = self.graphs[0]
         entry: Tensor = first.front(first.normalise(image))
         return entry
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """From the picture, or from `front` of it: logits, class ids, grids of each method."""
+        """From the image, or from `front` of it: logits, class ids, CAMs of each method."""
         entry = self.front(x) if self.backbone else x
         first: Any = self.graphs[0]
-        logits = first.maps.softmax_logits(first.maps.evidence.run(entry))
+        logits = first.heatmaps.softmax_logits(first.heatmaps.evidence.run(entry))
         ids = first.select(logits, None)
-        parts: list[Any] = [graph.maps for graph in self.graphs]  # type: ignore[union-attr]
-        states = [maps.evidence.run(entry) for maps in parts]
-        grids = [m.explain(s, ids, logits)["grids"] for m, s in zip(parts, states, strict=True)]
-        return (logits, ids, *grids)
+        parts: list[Any] = [graph.heatmaps for graph in self.graphs]  # type: ignore[union-attr]
+        states = [heatmaps.evidence.run(entry) for heatmaps in parts]
+        cams = [m.explain(s, ids, logits)["cams"] for m, s in zip(parts, states, strict=True)]
+        return (logits, ids, *cams)
 
 
 class Engine:
     """The exported graph in ONNX Runtime."""
 
-    def __init__(self, dual: DualBranch, geometry: Geometry, backbone: bool) -> None:
+    def __init__(self, dual: DualBranch, preprocessing: Preprocessing, backbone: bool) -> None:
         """Exports it.
 
         Raises:
             ExportError: it can't be, or ONNX Runtime refuses it.
         """
-        parts = [ArtifactGraph(MapGraph(dual, _options(m)), geometry) for m in METHODS]
-        self.geometry, self.backbone = geometry, backbone
-        self.maps = Maps(parts, backbone).eval()
+        parts = [ArtifactGraph(CamGraph(dual, _options(m)), preprocessing) for m in METHODS]
+        self.preprocessing, self.backbone = preprocessing, backbone
+        self.heatmaps = Heatmaps(parts, backbone).eval()
         self.names = ["logits", "class_ids", *METHODS]
-        example = torch.zeros(2, geometry.height, geometry.width, 3, dtype=torch.uint8)
+        example = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
         if not backbone:
-            example = torch.zeros(2, *parts[0].maps.cut.shape)
-        model = to_onnx(self.maps, {"x": example}, {"x": {0: "batch"}}, self.names, OPSET)
+            example = torch.zeros(2, *parts[0].heatmaps.cut.shape)
+        model = to_onnx(self.heatmaps, {"x": example}, {"x": {0: "batch"}}, self.names, OPSET)
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = torch.get_num_threads()
@@ -210,12 +210,12 @@ class Engine:
         except Exception as exc:  # ONNX Runtime's own exceptions share no base
             raise ExportError(f"ONNX Runtime refuses the exported graph: {exc}") from exc
 
-    def run(self, pictures: Array) -> dict[str, Array]:
+    def run(self, images: Array) -> dict[str, Array]:
         """The outputs for uint8 [B, H, W, 3], by name."""
-        x = feed(pictures, self.geometry)
+        x = feed(images, self.preprocessing)
         if not self.backbone:
             with torch.no_grad():
-                x = self.maps.front(torch.from_numpy(x)).numpy()
+                x = self.heatmaps.front(torch.from_numpy(x)).numpy()
         try:
             return dict(zip(self.names, self.session.run(self.names, {"x": x}), strict=True))
         except Exception as exc:  # as above
@@ -227,28 +227,28 @@ def _options(method: str) -> GraphOptions:
 
 
 def _compare(
-    outcome: Outcome, dual: DualBranch, engine: Engine, pictures: Array, geometry: Geometry
+    outcome: Outcome, dual: DualBranch, engine: Engine, images: Array, preprocessing: Preprocessing
 ) -> None:
     twin = in_double(dual).eval()
     outcome.errors = dict.fromkeys(METHODS, 0.0)
-    got = [(part, engine.run(pictures[part])) for part in BATCHES]
-    for index, image in enumerate(as_images(pictures, geometry)):
+    got = [(part, engine.run(images[part])) for part in BATCHES]
+    for index, image in enumerate(as_images(images, preprocessing)):
         rows = [(out, part.index(index)) for part, out in got if index in part]
         if not rows:
             continue
         # hirescam's weights are the gradient itself: one pass serves both methods.
-        known = Definition(twin, image, _options("hirescam"))
+        known = Reference(twin, image, _options("hirescam"))
         jumps: dict[str, bool] = {}
         for out, row in rows:
             ids = torch.from_numpy(out["class_ids"][row : row + 1])
             _check_class(outcome, known.logits, out["logits"][row], ids, dual, image)
-            for method, want in _grids(known.outputs(ids)).items():
+            for method, want in _cams(known.outputs(ids)).items():
                 error = compare(out[method][row : row + 1], want, 0.0).max_rel
-                outcome.grids += 1
+                outcome.cams += 1
                 outcome.empty += int(not want.any() and error == 0)
                 if not error <= TOLERANCE and method not in jumps:
-                    at, options = pictures[index : index + 1], _options(method)
-                    jumps[method] = is_unstable(twin, at, geometry, options, ids, TOLERANCE)
+                    at, options = images[index : index + 1], _options(method)
+                    jumps[method] = is_unstable(twin, at, preprocessing, options, ids, TOLERANCE)
                 if not error <= TOLERANCE and jumps[method]:
                     outcome.unstable += 1
                 else:
@@ -257,7 +257,7 @@ def _compare(
     _judge(outcome)
 
 
-def _grids(known: Mapping[str, Tensor]) -> dict[str, Array]:
+def _cams(known: Mapping[str, Tensor]) -> dict[str, Array]:
     features, gradient = known["features"], known["cam_weights"]
     found = {}
     for name in METHODS:
@@ -273,15 +273,15 @@ def _judge(outcome: Outcome) -> None:
         outcome.status = "differs"
     elif not worst <= TOLERANCE:
         outcome.status = "differs"
-        outcome.reason = f"a grid differs from autograd's by {worst:.2g} of its maximum"
-    elif 2 * outcome.unstable > outcome.grids:
+        outcome.reason = f"a CAM differs from autograd's by {worst:.2g} of its maximum"
+    elif 2 * outcome.unstable > outcome.cams:
         outcome.status = "unstable"
         outcome.reason = (
-            f"the gradient jumps within rounding on {outcome.unstable} of {outcome.grids} grids"
+            f"the gradient jumps within rounding on {outcome.unstable} of {outcome.cams} CAMs"
         )
-    elif outcome.empty == outcome.grids:
+    elif outcome.empty == outcome.cams:
         outcome.status = "empty"
-        outcome.reason = "every grid is zero, which tests nothing"
+        outcome.reason = "every CAM is zero, which tests nothing"
     else:
         outcome.status = "agrees"
 
@@ -326,7 +326,7 @@ def head_in_words(dual: DualBranch) -> str:
     "pool + linear", "conv + pool", "norm + pool + linear", "flatten + MLP", "class token +
     linear", "attention pool + linear", ...
     """
-    graph = dual.softmax_head.stem.graph.nodes, dual.softmax_head.body.graph.nodes
+    graph = dual.softmax_head.neck.graph.nodes, dual.softmax_head.classifier.graph.nodes
     steps: list[str] = []
     for node in (n for part in graph for n in part if n.op == "call_function"):
         word = _word(node, dual.branch.layout.kind)

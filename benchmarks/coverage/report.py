@@ -69,11 +69,11 @@ statistics that fit, since gradients of zero would test nothing. The branch laye
 target layer are those that sigcam finds by itself. One ONNX graph with the maps of gradcam
 and layercam of the most probable class (softmax branch, 1,000 classes, opset 18) is made of
 the same modules as artifacts are, and runs in ONNX Runtime in float32, on batches of 1 and
-3 pictures (two smooth random ones and noise). Each grid is compared with PyTorch's autograd
-through the whole model in float64: the largest difference over the grid's own maximum.
+3 images (two smooth random ones and noise). Each CAM is compared with PyTorch's autograd
+through the whole model in float64: the largest difference over the CAM's own maximum.
 """
-_TABLE = """"error" is the worst over both methods, both batches and all pictures; N x h x w is the
-target layer's grid. Seconds are wall time of everything, both methods, with several networks
+_TABLE = """"error" is the worst over both methods, both batches and all images; N x h x w is the
+target layer's CAM. Seconds are wall time of everything, both methods, with several networks
 and other work on two cores. A head that begins at a class token, or at an early layer, holds
 blocks of the network; its words are then those of all that comes after the branch layer."""
 
@@ -102,7 +102,7 @@ def _summary(results: Sequence[Result]) -> str:
     good = [r for r in results if r["status"] == "agrees"]
     bad = [r for r in results if r["status"] != "agrees"]
     jumps = [r for r in results if r["unstable"]]
-    grids, unstable = (sum(r[key] for r in results) for key in ("grids", "unstable"))
+    cams, unstable = (sum(r[key] for r in results) for key in ("cams", "unstable"))
     worst = sorted(max(r["errors"].values()) for r in good) or [0.0]
     counts = Counter(r["status"] for r in bad)
     others = ", ".join(f"{n} {status}" for status, n in counts.items()) or "none"
@@ -112,10 +112,10 @@ def _summary(results: Sequence[Result]) -> str:
             f"agree within 1e-4.** Their worst error is {worst[-1]:.1e}, their median "
             f"{worst[len(worst) // 2]:.1e}.",
             f"- The others: {others}.",
-            f"- Of {grids} grids, {unstable} don't count, because the definition itself jumps by "
+            f"- Of {cams} CAMs, {unstable} don't count, because the definition itself jumps by "
             f"more than 1e-4 when weights and pixels move by 2^-22 of their size (a ReLU within "
             f"rounding of zero): {_names(jumps)}.",
-            f"- {sum(r['empty'] for r in good)} grids of the networks that agree are zero "
+            f"- {sum(r['empty'] for r in good)} CAMs of the networks that agree are zero "
             f"everywhere, on both sides; each of these networks has others that aren't.",
         ]
     )
@@ -142,7 +142,7 @@ def _row(result: Result) -> str:
         result["head"],
         result["branch_layer"],
         result["target_layer"],
-        "x".join(map(str, result["grid"])),
+        "x".join(map(str, result["cam"])),
         _error(result) if result["status"] == "agrees" else result["status"],
         f"{result['seconds']:.0f}",
     ]

@@ -35,7 +35,7 @@ from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.errors import SigcamError
 from sigcam.core.files import write_text
 from sigcam.core.sidecar import Precision
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from sigcam.export import export_artifact
 from sigcam.export.methods import METHODS
 from sigcam.runtime.backends.tensorrt.package import choose
@@ -75,11 +75,11 @@ def builds(model: Path, capabilities: tuple[str, ...]) -> list[Row]:
     return rows
 
 
-def network(name: str, size: int) -> tuple[DualBranch, Geometry]:
-    """A backbone of the paper with both branches, for pictures of [size, size]."""
+def network(name: str, size: int) -> tuple[DualBranch, Preprocessing]:
+    """A backbone of the paper with both branches, for images of [size, size]."""
     loaded = load_model(name, num_classes=20)
     dual = DualBranch(loaded.model, None, input_size=(size, size), architecture=name)
-    return dual, replace(loaded.geometry, height=size, width=size)
+    return dual, replace(loaded.preprocessing, height=size, width=size)
 
 
 @click.command()
@@ -96,19 +96,24 @@ def main(
     out: Path | None,
 ) -> None:
     """Build everything and say what failed."""
-    seam = choose("tensorrt_rtx")
-    named = capabilities or tuple(seam.capabilities)
-    click.echo(f"{seam.name} {seam.version}, compute capabilities {', '.join(named)}")
+    package = choose("tensorrt_rtx")
+    named = capabilities or tuple(package.capabilities)
+    click.echo(f"{package.name} {package.version}, compute capabilities {', '.join(named)}")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "matrix.onnx"
         for name in networks or NETWORKS:
-            dual, geometry = network(name, size or (80 if "inception" in name else 64))
+            dual, preprocessing = network(name, size or (80 if "inception" in name else 64))
             for method, profile in itertools.product(methods or tuple(METHODS), PROFILES):
                 about = {"network": name, "method": method, "profile": profile}
                 classes = ClassSelection("input")
                 export_artifact(
-                    dual, path, method=method, profile=profile, classes=classes, geometry=geometry
+                    dual,
+                    path,
+                    method=method,
+                    profile=profile,
+                    classes=classes,
+                    preprocessing=preprocessing,
                 )
                 some = [{**about, **row} for row in builds(path, named)]
                 rows += some
@@ -119,7 +124,7 @@ def main(
                 click.echo(f"{name}: float32 for {TURING} {'refused' if still else 'not refused'}")
     failed = [row for row in rows if row["result"] == "failed"]
     if out is not None:
-        write_text(out, json.dumps({"builder": seam.version, "builds": rows}, indent=1) + "\n")
+        write_text(out, json.dumps({"builder": package.version, "builds": rows}, indent=1) + "\n")
     counts = {r: sum(row["result"] == r for row in rows) for r in {row["result"] for row in rows}}
     click.echo(", ".join(f"{result}: {count}" for result, count in sorted(counts.items())))
     raise SystemExit(1 if failed else 0)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.datasets.evaluate_cost MODEL.onnx [MODEL.onnx ...] --data DATA --times 10
 
-DATA is in the text files of wsolevaluation. Each row is one fresh process; pictures and masks are
+DATA is in the text files of wsolevaluation. Each row is one fresh process; images and masks are
 linked, not copied. The share is that of the time in which an engine ran, of the whole run but for
 opening the artifacts and writing the report; scoring and reading go on meanwhile in threads.
 """
@@ -69,7 +69,7 @@ def main(models: tuple[Path, ...], data: Path, times: int) -> None:
             found = evaluate_data(models, made, Path(folder) / "out", threads=THREADS)
         peaks.append(found["peak_mb"])
         click.echo(
-            f"{len(models)} artifacts, {count * len(samples)} pictures: {found['seconds']:.1f} s, "
+            f"{len(models)} artifacts, {count * len(samples)} images: {found['seconds']:.1f} s, "
             f"engine {found['engine_busy']:.0%}, peak {found['peak_mb']:.0f} MB"
         )
     click.echo(f"peak of the larger over the smaller: {peaks[1] / peaks[0]:.3f}")

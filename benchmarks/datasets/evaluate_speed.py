@@ -7,7 +7,7 @@ for the largest one. Maps are random fields of 7x7, 14x14 and 28x28 cells, their
 cut off like evidence after ReLU, blurred by a Gaussian of some cells, enlarged as the protocol
 has it: the more cells and the less blur, the more pieces. One thread; the two alternate, map by
 map, and the ratio is the median of the maps' ratios. With an artifact and a data set, the maps
-that it makes of the first pictures are measured too.
+that it makes of the first images are measured too.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import numpy as np
 from sigcam.core.threads import Stopwatch
 from sigcam.evaluate import open_dataset
 from sigcam.evaluate.localization.box_accuracy import score_boxes
-from sigcam.evaluate.localization.protocol import THRESHOLDS, place_scores, quantise, score_map
+from sigcam.evaluate.localization.protocol import THRESHOLDS, place_scores, quantise, score_heatmap
 from sigcam.evaluate.model import Model
 from sigcam.images.preprocess import read_input
 from sigcam.runtime.backends.base import BackendOptions
 from tests.support import direct_boxes
 
-MAPS = 20
+HEATMAPS = 20
 TRUTH = np.array([[40, 50, 160, 170], [100, 20, 220, 120]])
 
 
 def random_field(rng: np.random.Generator, cells: int, blur: float = 1.0) -> np.ndarray:
     """A score map, float64 [224, 224], from cells x cells blurred random values."""
-    grid = np.maximum(0, rng.normal(size=(cells, cells)))
-    return score_map(cv2.GaussianBlur(grid, (0, 0), blur))
+    cam = np.maximum(0, rng.normal(size=(cells, cells)))
+    return score_heatmap(cv2.GaussianBlur(cam, (0, 0), blur))
 
 
 def timed(run: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[float, list[np.ndarray]]:
@@ -46,11 +46,11 @@ def timed(run: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[float, list
     return 1e3 * (time.thread_time() - start), list(result)
 
 
-def compare(name: str, maps: Iterable[np.ndarray]) -> None:
+def compare(name: str, heatmaps: Iterable[np.ndarray]) -> None:
     """Prints one line for a kind of map."""
     boxes = [tuple(box) for box in TRUTH.tolist()]
     times = []
-    for scores in maps:
+    for scores in heatmaps:
 
         def fast(scores: np.ndarray = scores) -> tuple[np.ndarray, np.ndarray]:
             found = score_boxes(scores, TRUTH)
@@ -68,14 +68,14 @@ def compare(name: str, maps: Iterable[np.ndarray]) -> None:
     click.echo(f"{name}: direct {slow:6.1f} ms, fast {quick:5.1f} ms, {ratio:4.1f}x")
 
 
-def maps_of(model: Path, data: Path) -> list[np.ndarray]:
-    """Score maps that an artifact makes of a data set's first pictures."""
+def heatmaps_of(model: Path, data: Path) -> list[np.ndarray]:
+    """Score maps that an artifact makes of a data set's first images."""
     with Model(model.name, model, "ort", BackendOptions(), Stopwatch()) as opened:
         found = []
-        for sample in open_dataset(data).samples[:MAPS]:
+        for sample in open_dataset(data).samples[:HEATMAPS]:
             read = read_input(sample.path, opened.reading)
             answer = opened.answers([read.tensor], [None])[0]
-            found.append(place_scores(answer.grid, read.placement)[0])
+            found.append(place_scores(answer.cam, read.placement)[0])
         return found
 
 
@@ -87,10 +87,10 @@ def main(model: Path | None, data: Path | None) -> None:
     cv2.setNumThreads(1)
     for cells, blur in ((7, 1), (7, 2), (14, 1), (14, 2), (28, 1), (28, 4)):
         rng = np.random.default_rng(cells)
-        fields = (random_field(rng, cells, blur) for _ in range(MAPS))
+        fields = (random_field(rng, cells, blur) for _ in range(HEATMAPS))
         compare(f"{cells:2}x{cells:<2} cells, blur {blur:g}", fields)
     if model is not None and data is not None:
-        compare(f"{model.name} on {data.name}", maps_of(model, data))
+        compare(f"{model.name} on {data.name}", heatmaps_of(model, data))
 
 
 if __name__ == "__main__":

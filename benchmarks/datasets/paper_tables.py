@@ -4,11 +4,11 @@
     python -m benchmarks.datasets.paper_tables DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
 
 With --train-data the classifier's branch is trained there and DATA is scored; with --folds, DATA
-is split and every picture is scored by networks that were trained on the others. Where DATA has
+is split and every image is scored by networks that were trained on the others. Where DATA has
 other classes than the classifier, its last layer is trained anew (which the paper doesn't do).
-Baselines are the softmax branch without clamping. Maps are of the true class, pictures are
+Baselines are the softmax branch without clamping. Maps are of the true class, images are
 resized whatever their aspect, as in the protocol of Choe et al. 2020. Values have 95% bootstrap
-intervals over the pictures.
+intervals over the images.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _values(
     num_classes: int,
     work: Path,
 ) -> Values:
-    """Every metric of every variant, over the scored pictures of all parts together."""
+    """Every metric of every variant, over the scored images of all parts together."""
     columns: list[list[np.ndarray[Any, Any]]] = [[] for _ in variants]
     # Variants that share a trained branch follow each other.
     order = sorted(variants, key=lambda one: (one.branch, one.positive_weight or 0))
@@ -140,7 +140,7 @@ def _text(
     decay = "as by default" if given["weight_decay"] is None else f"{given['weight_decay']:g}"
     how = f"{folds} folds" if folds else "trained on another set"
     lines = [
-        f"{len(scored)} pictures of {num_classes} classes, {how}. {given['arch']}, weights "
+        f"{len(scored)} images of {num_classes} classes, {how}. {given['arch']}, weights "
         f"{Path(str(given['weights'])).name}. {given['optimizer']}, "
         f"epochs {given['epochs'] or 'as by default'}, weight decay {decay}, "
         f"{given['views']} views, crops of {given['crop_scale'][0]:g} to "

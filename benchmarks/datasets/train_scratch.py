@@ -1,4 +1,4 @@
-"""Trains `paper/small_network.py` from scratch on each fold's pictures of a data set.
+"""Trains `paper/small_network.py` from scratch on each fold's images of a data set.
 
     python -m benchmarks.datasets.train_scratch DATA --folds 3 --out out/scratch
 
@@ -23,21 +23,21 @@ from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
 from benchmarks.datasets.paper.options import data_options
 from benchmarks.datasets.paper.small_network import SmallNetwork
 from sigcam.core.files import write_bytes
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.evaluate import Dataset, open_dataset
 from sigcam.export.modules import Normalise
 from sigcam.images.decode import read_image
 from sigcam.train.augment import Augmentation
 
-Pictures = npt.NDArray[np.uint8]
-GEOMETRY = Geometry(128, 128, "stretch")
+Images = npt.NDArray[np.uint8]
+GEOMETRY = Preprocessing(128, 128, "stretch")
 BATCH = 32
 
 
 def batch_of(
-    images: list[Pictures], chosen: npt.NDArray[np.int64], augmentation: Augmentation, view: int
+    images: list[Images], chosen: npt.NDArray[np.int64], augmentation: Augmentation, view: int
 ) -> torch.Tensor:
-    """Normalised float32 [n, 3, 128, 128] of one view of each chosen picture."""
+    """Normalised float32 [n, 3, 128, 128] of one view of each chosen image."""
     made = np.stack([augmentation.view(images[i], GEOMETRY, int(i), view) for i in chosen])
     normalised: torch.Tensor = Normalise(GEOMETRY)(torch.from_numpy(made))
     return normalised
@@ -57,7 +57,7 @@ def train(dataset: Dataset, num_classes: int, epochs: int, seed: int) -> SmallNe
     for epoch in range(epochs):
         total = 0.0
         for chosen in np.array_split(rng.permutation(len(images)), -(-len(images) // BATCH)):
-            # View 0 is the whole picture; each epoch draws another one.
+            # View 0 is the whole image; each epoch draws another one.
             logits = network(batch_of(images, chosen, augmentation, epoch + 1))
             loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad()
@@ -71,7 +71,7 @@ def train(dataset: Dataset, num_classes: int, epochs: int, seed: int) -> SmallNe
 
 
 def accuracy(network: SmallNetwork, dataset: Dataset) -> float:
-    """Share of right answers on the whole pictures."""
+    """Share of right answers on the whole images."""
     images = [read_image(sample.path) for sample in dataset.samples]
     with torch.no_grad():
         logits = network(batch_of(images, np.arange(len(images)), Augmentation(), 0))
@@ -94,7 +94,7 @@ def main(
         network = train(training, class_count(dataset), epochs, seed)
         write_bytes(out / f"{number}.safetensors", save(network.state_dict()))
         right = 100 * accuracy(network, scored)
-        click.echo(f"fold {number}: {right:.1f}% of the held-out pictures right")
+        click.echo(f"fold {number}: {right:.1f}% of the held-out images right")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python -m benchmarks.datasets.training_choices DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
 
 For each fold and each choice the branch is trained anew from the same start on the other folds'
-pictures, and the true class's CAM (sigmoid branch) of each held-out picture is scored as by
+images, and the true class's CAM (sigmoid branch) of each held-out image is scored as by
 `sigcam evaluate`, with clamping (NWC) and without. Maps are made by the exported module in
 PyTorch; no choice is exported. Differences are to the base (Adam, 3 epochs, 12 views, weight decay
-5e-4), with 95% bootstrap intervals over all pictures, and for each fold alone. The softmax
+5e-4), with 95% bootstrap intervals over all images, and for each fold alone. The softmax
 branch's own maps stand beside.
 """
 
@@ -31,8 +31,8 @@ from sigcam.evaluate import Dataset, open_dataset
 from sigcam.evaluate.model import Answer
 from sigcam.evaluate.reports.tables import markdown_table
 from sigcam.evaluate.results.metrics import Result, results
-from sigcam.evaluate.scoring import score_picture
-from sigcam.export.modules import MapGraph, Normalise
+from sigcam.evaluate.scoring import score_image
+from sigcam.export.modules import CamGraph, Normalise
 from sigcam.export.options import GraphOptions
 from sigcam.images.preprocess import read_input
 from sigcam.train.augment import Augmentation
@@ -102,37 +102,37 @@ def choices(num_classes: int) -> list[Choice]:
 
 
 class Scorer:
-    """Scores maps of a fold's held-out pictures; the backbone runs over them once."""
+    """Scores maps of a fold's held-out images; the backbone runs over them once."""
 
     def __init__(self, workshop: Workshop, scored: Dataset) -> None:
         self._workshop, self._samples = workshop, scored.samples
         self._labels = torch.tensor([sample.label for sample in scored.samples])
-        geometry = dataclasses.replace(workshop.geometry, layout="uint8_nhwc")
-        normalise = Normalise(geometry)
-        read = [read_input(sample.path, geometry) for sample in scored.samples]
+        preprocessing = dataclasses.replace(workshop.preprocessing, layout="uint8_nhwc")
+        normalise = Normalise(preprocessing)
+        read = [read_input(sample.path, preprocessing) for sample in scored.samples]
         self._placements = [one.placement for one in read]
-        front = self._maps("softmax", None).cut.front
+        front = self._heatmaps("softmax", None).cut.front
         with torch.no_grad():
             self._entries = [front(normalise(torch.from_numpy(one.tensor[None]))) for one in read]
 
-    def _maps(self, branch: Branch, nwc: bool | None) -> MapGraph:
+    def _heatmaps(self, branch: Branch, nwc: bool | None) -> CamGraph:
         options = GraphOptions("cam", branch, nwc, has_sigmoid=branch == "sigmoid")
-        return MapGraph(self._workshop.dual, options)
+        return CamGraph(self._workshop.dual, options)
 
     def records(self, branch: Branch, nwc: bool) -> Array:
         """Records [P] of one kind of map, by the branch as it is now."""
-        maps = self._maps(branch, nwc)
+        heatmaps = self._heatmaps(branch, nwc)
         found = []
         for entry, label, placement, sample in zip(
             self._entries, self._labels, self._placements, self._samples, strict=True
         ):
             with torch.no_grad():
-                state = maps.evidence.run(entry)
-                grid = maps.explain(state, label.reshape(1, 1))["grids"][0, 0].numpy()
-                probabilities = maps.softmax_logits(state)[0].softmax(0)
+                state = heatmaps.evidence.run(entry)
+                cam = heatmaps.explain(state, label.reshape(1, 1))["cams"][0, 0].numpy()
+                probabilities = heatmaps.softmax_logits(state)[0].softmax(0)
             best = int(probabilities.argmax())
-            answer = Answer(best, float(probabilities[best]), int(label), grid, grid)
-            found.append(score_picture(answer, sample, placement, 0.2, 0.0))
+            answer = Answer(best, float(probabilities[best]), int(label), cam, cam)
+            found.append(score_image(answer, sample, placement, 0.2, 0.0))
         return np.stack(found)
 
 

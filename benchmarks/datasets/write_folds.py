@@ -34,7 +34,7 @@ from sigcam.evaluate import open_dataset
 @click.option("--seed", type=int, default=0)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(data: Path, folds: int, seed: int, out: Path) -> None:
-    """Writes the lines of each part's pictures."""
+    """Writes the lines of each part's images."""
     dataset = labelled(open_dataset(data, "wsol"))
     metadata = dataset.samples[0].place.file.parent
     for number, parts in enumerate(fold_datasets(dataset, folds, seed)):

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.compare import LIMITS, ask, differences, judge, pictures
+from benchmarks.gpu.compare import LIMITS, ask, differences, images, judge
 from benchmarks.gpu.latency import Clock, measure
 from benchmarks.gpu.report import CheckFailed, CheckSkipped
 from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection, Profile
 from sigcam.images.preprocess import place
 from sigcam.runtime.backends import open_backend
-from sigcam.runtime.backends.base import Backend, BackendOptions, MapRequest
+from sigcam.runtime.backends.base import Backend, BackendOptions, HeatmapRequest
 from sigcam.runtime.session import Session, load
 
 BACKENDS = ("ort-cuda", "ort-tensorrt", "tensorrt")
@@ -56,17 +56,17 @@ def export_network(network: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(network, NETWORKS[network])
     dual = DualBranch(loaded.model)
-    geometry = loaded.geometry
+    preprocessing = loaded.preprocessing
     asked = ClassSelection("input")
     for name, (method, profile) in compared(network).items():
         export_artifact(
             dual, folder / f"{name}.onnx", method=method, profile=profile, classes=asked,
-            geometry=geometry,
+            preprocessing=preprocessing,
         )  # fmt: skip
     for profile in PROFILES:
         path = folder / f"time-{profile}.onnx"
-        export_artifact(dual, path, method="gradcam", profile=profile, geometry=geometry)
-    export_classifier(dual, folder / "classifier.onnx", geometry)
+        export_artifact(dual, path, method="gradcam", profile=profile, preprocessing=preprocessing)
+    export_classifier(dual, folder / "classifier.onnx", preprocessing)
     return {"files": len(list(folder.glob("*.onnx")))}
 
 
@@ -120,7 +120,7 @@ def options_for(backend: str, folder: Path) -> BackendOptions:
 
 
 def compare_file(path: Path, backend: str, folder: Path, name: str) -> dict[str, Any]:
-    """One artifact on a GPU backend and on the CPU, on several pictures and classes.
+    """One artifact on a GPU backend and on the CPU, on several images and classes.
 
     Returns:
         As `differences`; and `description` and `nodes` where the backend tells how it ran.
@@ -165,19 +165,19 @@ def check_backend(backend: str, path: Path, folder: Path, name: str) -> dict[str
 
 
 def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """Times a network without and with maps, batch 1, a picture of 480 x 640.
+    """Times a network without and with maps, batch 1, an image of 480 x 640.
 
     "network": the classification graph alone, which the others are compared with. TensorRT's
     engines are built of artifacts only, so there it has none, and "logits" is the engine of
     the maps with nothing but the logits copied back: no baseline, as it works out the rest
-    too. "grids": the profile fused. "maps": the profile split, with finished maps.
-    "explain": all of it, from the decoded picture.
+    too. "CAMs": the profile fused. "maps": the profile split, with finished maps.
+    "explain": all of it, from the decoded image.
     """
     missing = not_installed(backend)
     if missing is not None:
         raise CheckSkipped(missing)
     first = "logits" if backend == "tensorrt" else "network"
-    files = {first: "time-split", "grids": "time-fused", "maps": "time-split"}
+    files = {first: "time-split", "cams": "time-fused", "heatmaps": "time-split"}
     if first == "network":
         files[first] = "classifier"
     with ExitStack() as stack:
@@ -185,19 +185,19 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
         session = Session(
             read_spec(folder / "time-split.onnx"), _opened(backend, folder, "time-split", stack)
         )
-        spec, picture = session.spec, pictures()[0]
-        size = (spec.geometry.height, spec.geometry.width, 3)
-        image = np.random.default_rng(0).integers(0, 256, (1, *size), dtype=np.uint8)
-        request = MapRequest((place(spec.geometry, *picture.shape[:2]),), spec.nwc)
+        spec, image = session.spec, images()[0]
+        size = (spec.preprocessing.height, spec.preprocessing.width, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, (1, *size), dtype=np.uint8)
+        request = HeatmapRequest((place(spec.preprocessing, *image.shape[:2]),), spec.nwc)
         head = ["logits", "class_ids_out"]
         calls: dict[str, Callable[[], object]] = {
-            first: lambda: kept[first].infer({"image": image}, ["logits"]),
-            "grids": lambda: kept["grids"].infer({"image": image}, [*head, "grids"]),
-            "maps": lambda: kept["maps"].infer_maps({"image": image}, head, request),
-            "explain": lambda: session.explain(picture)[0].map,
+            first: lambda: kept[first].infer({"image": pixels}, ["logits"]),
+            "cams": lambda: kept["cams"].infer({"image": pixels}, [*head, "cams"]),
+            "heatmaps": lambda: kept["heatmaps"].infer_heatmaps({"image": pixels}, head, request),
+            "explain": lambda: session.explain(image)[0].heatmap,
         }
         clocks = {name: _clock(one, stack) for name, one in kept.items() if _handle(one)}
-        against = [] if backend == "tensorrt" else ["grids", "maps", "explain"]
+        against = [] if backend == "tensorrt" else ["cams", "heatmaps", "explain"]
         baselines = dict.fromkeys(against, first)
         found = measure(calls, clocks, baselines, rounds=rounds, warmup=max(20, rounds // 10))
     return {"latency": found, "rounds": rounds}

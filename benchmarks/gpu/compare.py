@@ -28,26 +28,26 @@ class Limits:
 
     Attributes:
         probability: largest difference of probability and evidence.
-        grid: largest mean difference of a grid, relative to its largest value. The mean, as
+        cam: largest mean difference of a CAM, relative to its largest value. The mean, as
             a gradient jumps where a ReLU's input is within rounding of zero.
         map: largest mean difference of a finished map, whose range is 0 to 1.
-        correlation: least correlation of grids.
+        correlation: least correlation of CAMs.
     """
 
     probability: float
-    grid: float
-    map: float
+    cam: float
+    heatmap: float
     correlation: float
 
 
-EXACT = Limits(probability=1e-4, grid=2e-3, map=5e-3, correlation=0.9995)
-TF32 = Limits(probability=1e-2, grid=2e-2, map=3e-2, correlation=0.99)
+EXACT = Limits(probability=1e-4, cam=2e-3, heatmap=5e-3, correlation=0.9995)
+TF32 = Limits(probability=1e-2, cam=2e-2, heatmap=3e-2, correlation=0.99)
 LIMITS: Mapping[str, Limits] = {"ort-cuda": EXACT, "tensorrt": EXACT, "ort-tensorrt": TF32}
 """TensorRT rounds factors to 10 bits by itself; only its own interface turns that off."""
 
 
-def pictures(turn: int = 0) -> list[Array]:
-    """Smooth random pictures, uint8 [H, W, 3]: in every turn others, of the same sizes."""
+def images(turn: int = 0) -> list[Array]:
+    """Smooth random images, uint8 [H, W, 3]: in every turn others, of the same sizes."""
     rng = np.random.default_rng(turn)
     found = []
     for height, width in SIZES:
@@ -59,7 +59,7 @@ def pictures(turn: int = 0) -> list[Array]:
 def ask(gpu: Session, cpu: Session) -> tuple[list[Explanation], list[Explanation]]:
     """The same questions to two sessions: one after the other, then from threads at once.
 
-    A batch and a picture alone in every turn. The threads ask what the turns asked, so the
+    A batch and an image alone in every turn. The threads ask what the turns asked, so the
     CPU's answers to those serve twice.
     """
     classes = [one for one in CLASSES if one < cpu.spec.num_classes]
@@ -68,7 +68,7 @@ def ask(gpu: Session, cpu: Session) -> tuple[list[Explanation], list[Explanation
     want: list[Explanation] = []
     batches: list[list[Explanation]] = []
     for turn in range(TURNS):
-        asked = pictures(turn)
+        asked = images(turn)
         for part in (asked, [asked[2]]):
             got += _flat(gpu.explain(part, **question))
             answers = _flat(cpu.explain(part, **question))
@@ -78,7 +78,7 @@ def ask(gpu: Session, cpu: Session) -> tuple[list[Explanation], list[Explanation
     together = threading.Barrier(TURNS, timeout=60)
 
     def thread(turn: int) -> list[Explanation]:
-        asked = pictures(turn)
+        asked = images(turn)
         together.wait()
         return _flat(gpu.explain(asked, **question))
 
@@ -100,7 +100,7 @@ def differences(got: Sequence[Explanation], want: Sequence[Explanation]) -> dict
     """
     if len(got) != len(want):
         raise CheckFailed(f"{len(got)} answers came for {len(want)}")
-    found = dict.fromkeys(("probability", "grid", "grid_max", "map", "map_max"), 0.0)
+    found = dict.fromkeys(("probability", "cam", "cam_max", "map", "map_max"), 0.0)
     least, flags, valid = 1.0, 0, 0
     for one, other in zip(got, want, strict=True):
         _refuse_another_kind(one, other)
@@ -109,7 +109,7 @@ def differences(got: Sequence[Explanation], want: Sequence[Explanation]) -> dict
         flags += one.valid != other.valid
         if one.valid and other.valid:
             valid += 1
-            pair = np.corrcoef(one.grid.reshape(-1), other.grid.reshape(-1))
+            pair = np.corrcoef(one.cam.reshape(-1), other.cam.reshape(-1))
             least = float(np.minimum(least, pair[0, 1]))
     counts = {"answers": len(want), "valid": valid, "wrong_flags": flags}
     return {**found, "correlation": least, **{name: float(n) for name, n in counts.items()}}
@@ -118,7 +118,7 @@ def differences(got: Sequence[Explanation], want: Sequence[Explanation]) -> dict
 def _refuse_another_kind(one: Explanation, other: Explanation) -> None:
     if one.class_id != other.class_id:
         raise CheckFailed(f"class {one.class_id} came for class {other.class_id}")
-    for name, a, b in (("grid", one.grid, other.grid), ("map", one.map, other.map)):
+    for name, a, b in (("cam", one.cam, other.cam), ("map", one.heatmap, other.heatmap)):
         if a.shape != b.shape:
             raise CheckFailed(f"a {name} of {list(a.shape)} came for one of {list(b.shape)}")
     if (one.evidence is None) != (other.evidence is None):
@@ -129,13 +129,13 @@ def _difference(one: Explanation, other: Explanation) -> dict[str, float]:
     numbers = [abs(one.probability - other.probability)]
     if one.evidence is not None and other.evidence is not None:
         numbers.append(abs(one.evidence - other.evidence))
-    scale = max(float(np.abs(other.grid).max()), 1e-12)
-    grid = np.abs(one.grid - other.grid) / scale
-    between = np.abs(one.map - other.map)
+    scale = max(float(np.abs(other.cam).max()), 1e-12)
+    cam = np.abs(one.cam - other.cam) / scale
+    between = np.abs(one.heatmap - other.heatmap)
     return {
         "probability": float(np.max(numbers)),
-        "grid": float(grid.mean()),
-        "grid_max": float(grid.max()),
+        "cam": float(cam.mean()),
+        "cam_max": float(cam.max()),
         "map": float(between.mean()),
         "map_max": float(between.max()),
     }
@@ -147,11 +147,11 @@ def judge(name: str, figures: Mapping[str, float], limits: Limits) -> list[str]:
         return [f"{name}: there were no answers to compare"]
     problems = [
         f"{name}: {key} is off by {figures[key]:.3g}"
-        for key in ("probability", "grid", "map")
+        for key in ("probability", "cam", "map")
         if not figures[key] <= getattr(limits, key)
     ]
     if not figures["correlation"] >= limits.correlation:
-        problems.append(f"{name}: grids correlate only {figures['correlation']:.5f}")
+        problems.append(f"{name}: CAMs correlate only {figures['correlation']:.5f}")
     if figures["wrong_flags"]:
         problems.append(f"{name}: {figures['wrong_flags']:.0f} maps are valid on one of them only")
     return problems

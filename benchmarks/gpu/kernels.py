@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.gpu.report import CheckFailed
 from sigcam.core.types import Array
 from sigcam.kernels.arguments import Axis, whole
-from sigcam.kernels.plan import Inputs, Interpolation, Maps, Plan
-from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
+from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
 
 # B, N, h, w, K and the maps' size.
 SHAPES = (
@@ -29,7 +29,7 @@ SHAPES = (
 )
 ROUNDING = 4e-6
 """Of a sum, relative to the sum of its terms' sizes."""
-MAP_ERROR = 3e-5
+HEATMAP_ERROR = 3e-5
 REPEATS = 50
 STREAMS = 4
 
@@ -39,10 +39,10 @@ class Case:
     """Inputs and the maps wanted of them."""
 
     inputs: Inputs
-    maps: Maps
+    heatmaps: Heatmaps
 
     def __str__(self) -> str:
-        i, m = self.inputs, self.maps
+        i, m = self.inputs, self.heatmaps
         kind = "float16" if i.half else "float32"
         positions = ", weights per position" if i.per_position else ""
         clamp = "" if i.clamp else ", not clamped"
@@ -55,11 +55,11 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What the kernels left: maps [B, K, H, W], valid [B, K], grids [B, K, h, w]."""
+    """What the kernels left: maps [B, K, H, W], valid [B, K], CAMs [B, K, h, w]."""
 
-    maps: Array
+    heatmaps: Array
     valid: Array
-    grids: Array
+    cams: Array
 
 
 Runner = Callable[[Case, Array, Array], Made]
@@ -78,12 +78,12 @@ def cases() -> Iterator[Case]:
             batch=batch, channels=channels, height=height, width=width, classes=classes,
             half=half, per_position=positions, clamp=not (half and bytes_),
         )  # fmt: skip
-        axes = _windowed(rows, height), whole(columns, width)
-        yield Case(inputs, Maps(*axes, bytes_=bytes_, interpolation=way))
+        axes = _cropped(rows, height), whole(columns, width)
+        yield Case(inputs, Heatmaps(*axes, bytes_=bytes_, interpolation=way))
 
 
-def _windowed(size: int, cells: int) -> Axis:
-    """An axis of which the first and the last eighth are outside the window."""
+def _cropped(size: int, cells: int) -> Axis:
+    """An axis of which the first and the last eighth are outside the crop box."""
     low = size // 8
     inner = whole(size - 2 * low, cells)
     return Axis(size, low, size - low, cells, inner.scale, inner.offset - inner.scale * low)
@@ -111,20 +111,20 @@ def compare(case: Case, runner: Runner) -> dict[str, float]:
     wide = features.astype(np.float32), weights.astype(np.float32)
     exact = clamp_combine(*wide, clamp=case.inputs.clamp)
     terms = clamp_combine(np.abs(wide[0]), np.abs(wide[1]), clamp=False)
-    of_grids = float((np.abs(made.grids - exact) / np.maximum(terms, 1e-30)).max())
-    # From the kernel's own grids on: scaling to the range enlarges what the sums differ by.
-    m = case.maps
-    maps, valid = normalised_maps(made.grids, m.rows, m.columns, m.interpolation)
+    of_cams = float((np.abs(made.cams - exact) / np.maximum(terms, 1e-30)).max())
+    # From the kernel's own CAMs on: scaling to the range enlarges what the sums differ by.
+    m = case.heatmaps
+    heatmaps, valid = normalised_heatmaps(made.cams, m.rows, m.columns, m.interpolation)
     if m.bytes_:
-        levels = np.abs(to_bytes(maps).astype(int) - made.maps.astype(int)).max()
-        of_maps = max(0.0, float(levels) - 1) / 255
+        levels = np.abs(to_bytes(heatmaps).astype(int) - made.heatmaps.astype(int)).max()
+        of_heatmaps = max(0.0, float(levels) - 1) / 255
     else:
-        of_maps = float(np.abs(maps - made.maps).max())
-    figures = {"grids": of_grids, "maps": of_maps}
+        of_heatmaps = float(np.abs(heatmaps - made.heatmaps).max())
+    figures = {"cams": of_cams, "heatmaps": of_heatmaps}
     wrong = int((made.valid != valid.astype(np.uint8)).sum())  # another byte than 1 is wrong
-    if not (of_grids <= ROUNDING and of_maps <= MAP_ERROR and wrong == 0):  # NaN fails too
+    if not (of_cams <= ROUNDING and of_heatmaps <= HEATMAP_ERROR and wrong == 0):  # NaN fails too
         raise CheckFailed(
-            f"{case}: grids are off by {of_grids:.2g} of their terms, maps by {of_maps:.2g}, "
+            f"{case}: CAMs are off by {of_cams:.2g} of their terms, maps by {of_heatmaps:.2g}, "
             f"{wrong} flags are wrong", figures,
         )  # fmt: skip
     return figures
@@ -132,7 +132,7 @@ def compare(case: Case, runner: Runner) -> dict[str, float]:
 
 def check_values(runner: Runner) -> dict[str, Any]:
     """Compares every case; the first failures are named, none hides the others."""
-    worst = {"grids": 0.0, "maps": 0.0}
+    worst = {"cams": 0.0, "heatmaps": 0.0}
     failures = []
     count = 0
     for case in cases():
@@ -153,7 +153,7 @@ def check_repeats(runner: Runner, repeats: int = REPEATS) -> dict[str, Any]:
     ways: tuple[Interpolation, ...] = ("bilinear", "bicubic")
     for way in ways:
         inputs = Inputs(4, 1280, 7, 7, 5)
-        case = Case(inputs, Maps(whole(224, 7), whole(224, 7), interpolation=way))
+        case = Case(inputs, Heatmaps(whole(224, 7), whole(224, 7), interpolation=way))
         features, weights = data(case)
         first = runner(case, features, weights)
         for step in range(repeats):
@@ -165,9 +165,9 @@ def check_repeats(runner: Runner, repeats: int = REPEATS) -> dict[str, Any]:
 
 def _same(one: Made, other: Made) -> bool:
     return (
-        np.array_equal(one.maps, other.maps)
+        np.array_equal(one.heatmaps, other.heatmaps)
         and np.array_equal(one.valid, other.valid)
-        and np.array_equal(one.grids, other.grids)
+        and np.array_equal(one.cams, other.cams)
     )
 
 
@@ -202,7 +202,7 @@ class OnGpu:
 
     def check_streams(self) -> dict[str, Any]:
         """Work on several streams at once gives the bits that it gives alone."""
-        case = Case(Inputs(2, 1280, 7, 7, 5), Maps(whole(480, 7), whole(640, 7)))
+        case = Case(Inputs(2, 1280, 7, 7, 5), Heatmaps(whole(480, 7), whole(640, 7)))
         features, weights = data(case)
         alone = self(case, features, weights)
         with self.context:
@@ -230,14 +230,14 @@ class Job:
         self, gpu: OnGpu, case: Case, features: Array, weights: Array, stream: Any
     ) -> None:
         self.gpu, self.stream = gpu, stream
-        self.plan: Plan = gpu.kernel.plan(case.inputs, case.maps)
-        i, m = case.inputs, case.maps
+        self.plan: Plan = gpu.kernel.plan(case.inputs, case.heatmaps)
+        i, m = case.inputs, case.heatmaps
         self.kind = np.dtype(np.uint8 if m.bytes_ else np.float32)
         self.shape = (i.batch, i.classes, m.rows.size, m.columns.size)
         sizes = {
             "features": features.nbytes,
             "weights": weights.nbytes,
-            "maps": self.kind.itemsize * int(np.prod(self.shape)),
+            "heatmaps": self.kind.itemsize * int(np.prod(self.shape)),
             "valid": i.batch * i.classes,
             "workspace": self.plan.workspace.size,
         }
@@ -245,7 +245,7 @@ class Job:
         self.buffers = {name: driver.DeviceBuffer(size) for name, size in sizes.items()}
         self.addresses = {name: buffer.address for name, buffer in self.buffers.items()}
         if gpu.poison:  # NaN, and neither of a flag's values
-            for name in ("maps", "valid", "workspace"):
+            for name in ("heatmaps", "valid", "workspace"):
                 driver.memset(self.addresses[name], 0xFF, sizes[name], stream)
         for name, array in (("features", features), ("weights", weights)):
             driver.copy_to_device(self.addresses[name], array, array.nbytes, stream)
@@ -259,15 +259,15 @@ class Job:
     def made(self) -> Made:
         """The results; waits for them."""
         i = self.plan.inputs
-        maps = np.empty(self.shape, self.kind)
+        heatmaps = np.empty(self.shape, self.kind)
         valid = np.empty(self.shape[:2], np.uint8)
-        grids = np.empty((*self.shape[:2], i.height, i.width), np.float32)
+        cams = np.empty((*self.shape[:2], i.height, i.width), np.float32)
         at = self.addresses
-        places = (at["maps"], at["valid"], at["workspace"] + self.plan.workspace.grids)
-        for target, address in zip((maps, valid, grids), places, strict=True):
+        places = (at["heatmaps"], at["valid"], at["workspace"] + self.plan.workspace.cams)
+        for target, address in zip((heatmaps, valid, cams), places, strict=True):
             self.gpu.driver.copy_to_host(target, address, target.nbytes, self.stream)
         self.stream.synchronize()
-        return Made(maps, valid, grids)
+        return Made(heatmaps, valid, cams)
 
     def close(self) -> None:
         """Frees the memory."""
@@ -295,5 +295,5 @@ def small_cases() -> list[Case]:
 
 
 def _sizes(case: Case) -> tuple[int, ...]:
-    i, m = case.inputs, case.maps
+    i, m = case.inputs, case.heatmaps
     return i.batch, i.classes, max(i.channels * i.positions, m.rows.size * m.columns.size)

@@ -1,4 +1,4 @@
-"""How two sets of answers agree: classes and grids."""
+"""How two sets of answers agree: classes and CAMs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ Figures = dict[str, Any]
 
 
 def agreement(wanted: list[dict[str, Any]], got: list[dict[str, Any]]) -> Figures:
-    """Correlation of the grids, mean and worst, and share of equal predictions.
+    """Correlation of the CAMs, mean and worst, and share of equal predictions.
 
-    A constant grid has no correlation: it counts as 1 where both are constant, as 0 where
-    one is. Where the predictions differ the grids are of different classes, and count.
+    A constant CAM has no correlation: it counts as 1 where both are constant, as 0 where
+    one is. Where the predictions differ the CAMs are of different classes, and count.
     """
     found = [
-        _correlation(a["grids"].ravel(), b["grids"].ravel())
-        for a, b in zip(wanted, got, strict=True)
+        _correlation(a["cams"].ravel(), b["cams"].ravel()) for a, b in zip(wanted, got, strict=True)
     ]
     same = [a["logits"].argmax() == b["logits"].argmax() for a, b in zip(wanted, got, strict=True)]
     return {
         "mean": float(f"{np.mean(found):.6g}"),
         "worst": float(f"{np.min(found):.6g}"),
         "same_class": float(np.mean(same)),
-        "pictures": len(found),
+        "images": len(found),
     }
 
 

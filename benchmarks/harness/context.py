@@ -21,7 +21,7 @@ class Context:
         folder: of the exported files; kept ones are used again.
         effort: how long a case may take.
         quick: whether only a small selection of each part is wanted, in seconds.
-        data: folder with the real pictures (`imagenet_samples`, `pets`).
+        data: folder with the real images (`imagenet_samples`, `pets`).
         networks: instead of the part's own; empty for those.
         say: takes a line of progress.
     """

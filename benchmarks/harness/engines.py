@@ -74,7 +74,7 @@ def open_engine(
         engine: that runs it.
         path: of the graph.
         threads: of one inference.
-        batch: most pictures in a run, as `load` has it; None for any number.
+        batch: most images in a run, as `load` has it; None for any number.
 
     Raises:
         UnavailableError: with the reason.

@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 class Network:
     """A network with fresh weights: time doesn't depend on them.
 
-    Its pictures are resized to the input ("stretch"), so that one of the input's size is
+    Its images are resized to the input ("stretch"), so that one of the input's size is
     the input itself; a network with trained weights takes them as it was trained to.
     """
 
@@ -64,7 +64,7 @@ class Network:
         path = self._folder / "classification.onnx"
         if not path.is_file():
             loaded, dual = self._parts()
-            export_classifier(dual, path, loaded.geometry)
+            export_classifier(dual, path, loaded.preprocessing)
         return path
 
     def artifact(self, method: str, **options: Any) -> Path:
@@ -77,7 +77,9 @@ class Network:
         path = self._folder / f"{method}{kind}.onnx"
         if not path.is_file():
             loaded, dual = self._parts()
-            export_artifact(dual, path, method=method, geometry=loaded.geometry, **options)
+            export_artifact(
+                dual, path, method=method, preprocessing=loaded.preprocessing, **options
+            )
         return path
 
     def softmax_artifact(self, method: str) -> Path:
@@ -99,7 +101,7 @@ class Network:
 
     @property
     def loaded(self) -> LoadedModel:
-        """The module with its geometry."""
+        """The module with its preprocessing."""
         return self._parts()[0]
 
     @property
@@ -128,25 +130,25 @@ class Network:
     def _parts(self) -> tuple[LoadedModel, DualBranch]:
         if self._made is None:
             loaded = load_model(self.name, self.weights)
-            geometry = loaded.geometry
+            preprocessing = loaded.preprocessing
             if self.weights == "random":
-                geometry = replace(geometry, rule="stretch", resize=None)
+                preprocessing = replace(preprocessing, rule="stretch", resize=None)
             if self.size is not None:
-                geometry = replace(geometry, height=self.size, width=self.size)
-            size = (geometry.height, geometry.width)
+                preprocessing = replace(preprocessing, height=self.size, width=self.size)
+            size = (preprocessing.height, preprocessing.width)
             dual = DualBranch(loaded.model, input_size=size)
             if self._branch is not None:
                 load_branch(self._branch, dual)
-            self._made = replace(loaded, geometry=geometry), dual
+            self._made = replace(loaded, preprocessing=preprocessing), dual
         return self._made
 
 
-def certificate(path: Path) -> dict[str, Any]:
-    """Largest relative error of the grids, and pictures left out for a rounding kink."""
+def report(path: Path) -> dict[str, Any]:
+    """Largest relative error of the CAMs, and images left out for a rounding kink."""
     parity = read_spec(path).parity
     if parity is None:
-        raise ValueError(f"{path} has no certificate")
-    return {"error": parity.outputs["grids"].max_rel, "left_out": parity.left_out}
+        raise ValueError(f"{path} has no parity report")
+    return {"error": parity.outputs["cams"].max_rel, "left_out": parity.left_out}
 
 
 def megabytes(path: Path) -> float:
@@ -155,7 +157,7 @@ def megabytes(path: Path) -> float:
     return round(sum(len(tensor.raw_data) for tensor in graph.initializer) / 1e6, 1)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Array:
+def random_image(height: int, width: int, seed: int = 0) -> Array:
     """Smooth and random, uint8 [height, width, 3]; no two seeds give the same."""
     coarse = np.random.default_rng(seed).random((7, 7, 3)).astype(np.float32)
     fine = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -163,15 +165,15 @@ def picture(height: int, width: int, seed: int = 0) -> Array:
 
 
 def batch_of(shape: tuple[int | None, ...], size: int) -> Array:
-    """`size` pictures for an input of this shape, uint8 [size, H, W, 3]."""
+    """`size` images for an input of this shape, uint8 [size, H, W, 3]."""
     _, height, width, _ = shape
     if height is None or width is None:
         raise ValueError(f"the input must be uint8 [B, H, W, 3] with fixed H and W, got {shape}")
-    return np.stack([picture(height, width, seed) for seed in range(size)])
+    return np.stack([random_image(height, width, seed) for seed in range(size)])
 
 
 def jpeg(image: Array) -> bytes:
-    """The picture as a file, quality 90."""
+    """The image as a file, quality 90."""
     _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     return bytes(data)
 

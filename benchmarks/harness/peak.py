@@ -31,8 +31,8 @@ def peak_memory(
         path: of the graph.
         backend: name of the engine.
         threads: of one inference.
-        batch: pictures in a run.
-        classes: for artifacts that take class ids: how many per picture.
+        batch: images in a run.
+        classes: for artifacts that take class ids: how many per image.
     """
     words = ["graph", str(path)]
     for name, value in (
@@ -47,12 +47,12 @@ def explain_folder(path: Path, folder: Path, out: Path | None, *, threads: int) 
 
     Args:
         path: of the artifact.
-        folder: of the pictures.
+        folder: of the images.
         out: folder that the maps are written to, as PNG files; None writes none.
         threads: of the engine.
 
     Returns:
-        "peak_mb", "per_second" (pictures) and "engine_busy", the share of the time that the
+        "peak_mb", "per_second" (images) and "engine_busy", the share of the time that the
         engine ran, 0 to 1.
     """
     words = ["sigcam", "explain", str(path), str(folder), "--verbose", "--backend", "ort"]
@@ -80,11 +80,11 @@ def evaluate_data(
         threads: of the engine.
 
     Returns:
-        "peak_mb", "seconds" (of the pictures, without opening and report) and "engine_busy".
+        "peak_mb", "seconds" (of the images, without opening and report) and "engine_busy".
     """
     words = ["sigcam", "evaluate", *map(str, paths), "--data", str(data), "--out", str(out)]
     lines = _last_lines([*words, "--backend", "ort", "--threads", str(threads)])
-    found = re.search(r"pictures in ([\d.]+) s, (\d+)% of it in an engine", "\n".join(lines))
+    found = re.search(r"images in ([\d.]+) s, (\d+)% of it in an engine", "\n".join(lines))
     if found is None:
         raise SystemExit(f"`sigcam evaluate` must tell its time, said {lines[-2:]!r}")
     return {

@@ -19,25 +19,25 @@ ONLY_TIME: dict[str, Any] = {**LIMITS_OFF, "calibration": 16, "held_out": 8}
 """For fresh weights, which no precision can be true to: time doesn't depend on them."""
 
 
-def quantized(network: Network, path: Path, pictures: Path, **options: Any) -> Path:
+def quantized(network: Network, path: Path, images: Path, **options: Any) -> Path:
     """The artifact at `path` in another precision, its fidelity in its spec.
 
     Args:
         network: that the artifact is of.
         path: of the float32 artifact.
-        pictures: folder; calibration and held-out ones are drawn from it, never the same.
+        images: folder; calibration and held-out ones are drawn from it, never the same.
         options: of `QuantizeOptions`.
 
     Raises:
-        UnavailableError: there are no pictures, or it refuses.
+        UnavailableError: there are no images, or it refuses.
     """
-    if not pictures.is_dir():
-        raise UnavailableError("needs the real pictures (--data)")
+    if not images.is_dir():
+        raise UnavailableError("needs the real images (--data)")
     chosen = QuantizeOptions(**options)
 
     def make(target: Path) -> None:
         try:
-            quantize_artifact(path, pictures, target, chosen)
+            quantize_artifact(path, images, target, chosen)
         except SigcamError as exc:
             raise UnavailableError(f"sigcam quantize refused: {exc}") from exc
 

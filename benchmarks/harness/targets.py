@@ -71,27 +71,27 @@ TARGETS: dict[str, Target] = {
     "peer_int8": Target("peers", "the same in int8", 17.0, least=True),
     "int8_correlation": Target(
         "precisions",
-        "correlation of int8's grids with fp32's, EfficientNet-Lite0 with trained weights, "
-        "held-out pictures, mean",
+        "correlation of int8's CAMs with fp32's, EfficientNet-Lite0 with trained weights, "
+        "held-out images, mean",
         0.98,
         least=True,
     ),
     "classes": Target(
-        "scaling", "engine only: grids of 100 classes over those of one, ResNet-50", 1.10
+        "scaling", "engine only: CAMs of 100 classes over those of one, ResNet-50", 1.10
     ),
-    "classes_grids": Target(
-        "end_to_end", "the same from a 640x480 JPEG by explain(), grids only", 1.10
+    "classes_cams": Target(
+        "end_to_end", "the same from a 640x480 JPEG by explain(), CAMs only", 1.10
     ),
     "classes_maps": Target("end_to_end", "the same with all maps made", 1.10),
     "training": Target(
         "training", "times less time to train the head to the same loss", 30.0, least=True
     ),
     "memory": Target(
-        "memory", "peak memory of `sigcam explain` on 1,000 pictures, ResNet-50 fp32", 400.0,
+        "memory", "peak memory of `sigcam explain` on 1,000 images, ResNet-50 fp32", 400.0,
         unit=" MB",
     ),
     "memory_flat": Target(
-        "memory", "the same, over the peak on 100 pictures (flat)", 1.05
+        "memory", "the same, over the peak on 100 images (flat)", 1.05
     ),
     "engine_busy": Target(
         "memory", "share of the time that the engine runs meanwhile", 0.9, least=True

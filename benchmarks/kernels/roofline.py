@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from sigcam.kernels.arguments import whole
-from sigcam.kernels.plan import Inputs, Maps, Plan, plan
+from sigcam.kernels.plan import Heatmaps, Inputs, Plan, plan
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ GPUS = (
 )
 
 # The paper's networks: ResNet-50, VGG-16 and InceptionV3 of its localisation experiments
-# with grids of 14 x 14, and VGG-16's plain last layer.
+# with CAMs of 14 x 14, and VGG-16's plain last layer.
 FEATURES = (
     ("ResNet-50", (2048, 14, 14)),
     ("VGG-16, InceptionV3", (1024, 14, 14)),
@@ -48,13 +48,13 @@ class Work:
 
     inputs: int
     between: int
-    maps: int
+    heatmaps: int
     operations: int
 
     @property
     def total(self) -> int:
         """All bytes."""
-        return self.inputs + self.between + self.maps
+        return self.inputs + self.between + self.heatmaps
 
 
 def planned(
@@ -63,13 +63,13 @@ def planned(
     """The launches of a case: features [1, *shape], bilinear float32 maps of `size`."""
     channels, height, width = shape
     inputs = Inputs(1, channels, height, width, classes, half=half)
-    maps = Maps(whole(size[0], height), whole(size[1], width))
-    return plan(inputs, maps, processors=gpu.multiprocessors)
+    heatmaps = Heatmaps(whole(size[0], height), whole(size[1], width))
+    return plan(inputs, heatmaps, processors=gpu.multiprocessors)
 
 
 def work(case: Plan) -> Work:
     """What the kernels move: the features once for each tile of classes."""
-    i, m = case.inputs, case.maps
+    i, m = case.inputs, case.heatmaps
     count, grid = i.batch * i.classes, i.positions
     features = i.itemsize * i.batch * i.channels * grid
     weights = i.itemsize * count * i.channels
@@ -78,22 +78,22 @@ def work(case: Plan) -> Work:
     return Work(
         inputs=features * case.combine.grid[1] + weights,
         between=2 * partial + 2 * 4 * count * grid,
-        maps=pixels * (1 if m.bytes_ else 4),
+        heatmaps=pixels * (1 if m.bytes_ else 4),
         operations=2 * count * i.channels * grid + pixels * PIXEL_OPERATIONS,
     )
 
 
 def single_operators(case: Plan) -> int:
     """Bytes that `SINGLE` moves: each reads its inputs and writes its result once."""
-    i, m = case.inputs, case.maps
+    i, m = case.inputs, case.heatmaps
     count = i.batch * i.classes
     features = i.itemsize * i.batch * i.channels * i.positions
     weights = i.itemsize * count * i.channels
-    grids = 4 * count * i.positions
-    maps: int = 4 * count * m.rows.size * m.columns.size
-    small = 2 * weights + (features + weights + grids) + 2 * grids
-    # resize: grids in, maps out; min and max: maps in; subtract and divide: in and out.
-    return small + grids + maps + 2 * maps + 2 * 2 * maps
+    cams = 4 * count * i.positions
+    heatmaps: int = 4 * count * m.rows.size * m.columns.size
+    small = 2 * weights + (features + weights + cams) + 2 * cams
+    # resize: CAMs in, maps out; min and max: maps in; subtract and divide: in and out.
+    return small + cams + heatmaps + 2 * heatmaps + 2 * 2 * heatmaps
 
 
 def page() -> str:
@@ -112,7 +112,7 @@ def page() -> str:
         ]
         rows.append(
             [label, str(classes), "fp16" if half else "fp32", large, _mb(moved.inputs),
-             _mb(moved.between), _mb(moved.maps), f"{moved.operations / 1e6:.1f} M",
+             _mb(moved.between), _mb(moved.heatmaps), f"{moved.operations / 1e6:.1f} M",
              *(f"{time:.1f}" for time in times)]
         )  # fmt: skip
         if not half:

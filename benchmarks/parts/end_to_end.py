@@ -10,7 +10,7 @@ from benchmarks.harness import plots as drawing
 from benchmarks.harness.context import Context
 from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
-from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.targets import TARGETS, Reached
 from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection
@@ -29,22 +29,22 @@ LIMITED = ("resnet50", "640x480")
 CLASSES = 100
 
 TEXT = f"""
-`Session.explain` from the bytes of a JPEG file to the map in the picture's own size, over the
+`Session.explain` from the bytes of a JPEG file to the map in the image's own size, over the
 engine's run on the prepared input, method cam, ONNX Runtime fp32, {THREADS} threads, batch 1.
-"decoded" is the same from a decoded picture. The target is at most {LIMIT} for a 640x480 JPEG on
+"decoded" is the same from a decoded image. The target is at most {LIMIT} for a 640x480 JPEG on
 ResNet-50.
 """
 
 CLASSES_TEXT = f"""
 `Session.explain(file, classes=[...])` of an artifact with `--classes input`, from the bytes of a
-640x480 JPEG file: {CLASSES} classes over one, after one pass of the backbone each. "grids" are the
-maps at feature resolution, which `explain` returns; "maps" are all enlarged to the picture. The
+640x480 JPEG file: {CLASSES} classes over one, after one pass of the backbone each. "CAMs" are the
+maps at feature resolution, which `explain` returns; "maps" are all enlarged to the image. The
 target is at most {CLASSES_LIMIT:.2f} times the time of one for either.
 """
 
 
 def measure(context: Context) -> Figures:
-    """Ratios by network and size of the picture."""
+    """Ratios by network and size of the image."""
     sizes = QUICK_SIZES if context.quick else SIZES
     found: Figures = {}
     classes: Figures = {}
@@ -64,38 +64,38 @@ def measure(context: Context) -> Figures:
 
 def _classes(context: Context, network: Network) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
-    file = jpeg(picture(480, 640))
+    file = jpeg(random_image(480, 640))
     with Session(read_spec(path), open_engine(FP32, path)) as session:
         many = min(CLASSES, session.spec.num_classes)
 
-        def grids(count: int) -> Any:
+        def cams(count: int) -> Any:
             return session.explain(file, classes=list(range(count)))
 
         timed = time_calls(
             {
-                "1, grids": lambda: grids(1),
-                "all, grids": lambda: grids(many),
-                "1, maps": lambda: [found.map for found in grids(1)],
-                "all, maps": lambda: [found.map for found in grids(many)],
+                "1, CAMs": lambda: cams(1),
+                "all, CAMs": lambda: cams(many),
+                "1, maps": lambda: [found.heatmap for found in cams(1)],
+                "all, maps": lambda: [found.heatmap for found in cams(many)],
             },
             {},
             context.effort,
-            {kind: (f"all, {kind}", f"1, {kind}") for kind in ("grids", "maps")},
+            {kind: (f"all, {kind}", f"1, {kind}") for kind in ("cams", "heatmaps")},
         )
     return {**timed, "count": many}
 
 
 def _case(context: Context, session: Session, engine: Backend, size: tuple[int, int]) -> Figures:
-    image = picture(*size)
+    image = random_image(*size)
     file = jpeg(image)
-    if session.explain(file)[0].map.shape != size:
-        raise SystemExit("explain() gave no map of the picture's size; nothing was timed")
-    feeds = {"image": prepare(image, session.spec.geometry)[0][None]}
+    if session.explain(file)[0].heatmap.shape != size:
+        raise SystemExit("explain() gave no map of the image's size; nothing was timed")
+    feeds = {"image": prepare(image, session.spec.preprocessing)[0][None]}
     return time_calls(
         {
             "engine": lambda: engine.infer(feeds),
-            "from a JPEG": lambda: session.explain(file)[0].map,
-            "decoded": lambda: session.explain(image)[0].map,
+            "from a JPEG": lambda: session.explain(file)[0].heatmap,
+            "decoded": lambda: session.explain(image)[0].heatmap,
         },
         {"from a JPEG": "engine", "decoded": "engine"},
         context.effort,
@@ -115,7 +115,7 @@ def section(figures: Figures) -> str:
             ]
             rows.append([name, label, *times, *ratios])
     head = [
-        "network", "picture", "engine, ms", "explain() from a JPEG, ms", "decoded, ms",
+        "network", "image", "engine, ms", "explain() from a JPEG, ms", "decoded, ms",
         "from a JPEG over engine", "decoded over engine",
     ]  # fmt: skip
     title = "\n### End to end from a JPEG: explain() over the bare engine\n"
@@ -125,7 +125,7 @@ def section(figures: Figures) -> str:
 def _classes_section(figures: Figures) -> str:
     rows = []
     for name, row in figures.items():
-        for kind in ("grids", "maps"):
+        for kind in ("cams", "heatmaps"):
             limit = CLASSES_LIMIT if name == "resnet50" else None
             times = [markdown.ms(row["ms"][f"{count}, {kind}"]) for count in ("1", "all")]
             ratio = markdown.ratio(row["pairs"][kind], limit)
@@ -144,8 +144,8 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
         found["explain"] = Reached(row["ratios"]["from a JPEG"]["ratio"])
     classes = figures["classes"].get(name)
     if classes is not None:
-        found["classes_grids"] = Reached(classes["pairs"]["grids"])
-        found["classes_maps"] = Reached(classes["pairs"]["maps"])
+        found["classes_cams"] = Reached(classes["pairs"]["cams"])
+        found["classes_maps"] = Reached(classes["pairs"]["heatmaps"])
     return found
 
 

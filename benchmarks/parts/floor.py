@@ -64,8 +64,8 @@ def product_graph(path: Path, side: int) -> Path:
 
 
 def flops(network: Network) -> int:
-    """Of convolutions and matrix products for one picture; 2 per multiply-add."""
-    height, width = network.loaded.geometry.height, network.loaded.geometry.width
+    """Of convolutions and matrix products for one image; 2 per multiply-add."""
+    height, width = network.loaded.preprocessing.height, network.loaded.preprocessing.width
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network.model.eval()(torch.zeros(1, 3, height, width))

@@ -28,7 +28,7 @@ TEXT = f"""
 What `sigcam quantize --precision int8-head` makes: the large matrices of the sigmoid branch are
 stored in 8 bits with a scale for each output channel, and the prediction keeps every bit.
 Classification, the artifact in fp32 and this one alternate. The target is at most {LIMIT:.2f} for
-gradcam on VGG-16. The correlation is that of the grid with fp32's on one input, of fresh weights.
+gradcam on VGG-16. The correlation is that of the CAM with fp32's on one input, of fresh weights.
 """
 
 
@@ -63,7 +63,7 @@ def measure(context: Context, network: Network) -> Figures:
         found[method] = {
             **timed,
             "mb": {"fp32": megabytes(path), "int8-head": megabytes(small)},
-            "correlation": float(f"{correlation(wanted['grids'], got['grids']):.6g}"),
+            "correlation": float(f"{correlation(wanted['cams'], got['cams']):.6g}"),
         }
         context.say(f"  {network.name} {method} int8-head: {timed['ratios']['int8-head']['ratio']}")
     return found

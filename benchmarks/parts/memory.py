@@ -24,17 +24,17 @@ LIMIT, FLAT, BUSY = (TARGETS[name].limit for name in ("memory", "memory_flat", "
 TEXT = f"""
 `sigcam explain MODEL FOLDER --verbose` on photographs of many sizes, method cam, ONNX Runtime fp32,
 {THREADS} threads, batches of 4 as by default: each row is one fresh process, started once.
-"maps written" is with `--out`, one PNG overlay for each picture. The peak is the process's largest
+"maps written" is with `--out`, one PNG overlay for each image. The peak is the process's largest
 resident size; the share is what `--verbose` tells. Targets: at most {LIMIT:g} MB, at most {FLAT:g}
 times that of the smaller folder, and an engine that runs at least {BUSY:.0%} of the time.
 """
 
 
 def measure(context: Context) -> Figures:
-    """Peak, rate and share by network, way and number of pictures."""
+    """Peak, rate and share by network, way and number of images."""
     folder = context.data / "imagenet_samples" / "images"
     if not folder.is_dir():
-        return {"unavailable": "needs the real pictures (--data)", "networks": {}}
+        return {"unavailable": "needs the real images (--data)", "networks": {}}
     found: Figures = {}
     for name in context.chosen(NETWORKS, QUICK):
         path = context.network(name).artifact("cam")
@@ -42,16 +42,16 @@ def measure(context: Context) -> Figures:
         for count in context.some(COUNTS, QUICK_COUNTS):
             for way in WAYS:
                 with tempfile.TemporaryDirectory() as work:
-                    pictures = linked(folder, count, Path(work) / "pictures")
-                    out = Path(work) / "maps" if way == "maps written" else None
-                    row = explain_folder(path, pictures, out, threads=THREADS)
+                    images = linked(folder, count, Path(work) / "images")
+                    out = Path(work) / "heatmaps" if way == "maps written" else None
+                    row = explain_folder(path, images, out, threads=THREADS)
                 found[name][way][str(count)] = row
                 context.say(f"  {name} {count} {way}: {row}")
     return {"networks": found}
 
 
 def linked(folder: Path, count: int, target: Path) -> Path:
-    """A folder with links to this many of the pictures, over again where there are fewer."""
+    """A folder with links to this many of the images, over again where there are fewer."""
     files = sorted(folder.iterdir())
     target.mkdir()
     for index in range(count):
@@ -74,7 +74,7 @@ def section(figures: Figures) -> str:
         for way, counts in ways.items()
         for count, row in counts.items()
     ]  # fmt: skip
-    head = ["network", "what", "pictures", "peak, MB", "pictures/s", "engine busy"]
+    head = ["network", "what", "images", "peak, MB", "images/s", "engine busy"]
     return title + TEXT + markdown.table(head, rows)
 
 
@@ -99,7 +99,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
 
 
 def plots(figures: Figures, folder: Path) -> list[Path]:
-    """Peaks by number of pictures."""
+    """Peaks by number of images."""
     found = figures["networks"]
     if not found:
         return []
@@ -107,7 +107,7 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
              for way, counts in ways.items()]  # fmt: skip
     numbers = list(dict.fromkeys(count for _, counts in cases for count in counts))
     series = {
-        f"{count} pictures": [
+        f"{count} images": [
             [counts[count]["peak_mb"]] * 3 if count in counts else None for _, counts in cases
         ]
         for count in numbers

@@ -13,7 +13,7 @@ from benchmarks.harness import plots as drawing
 from benchmarks.harness.context import Context
 from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
-from benchmarks.harness.networks import Network, batch_of, certificate, megabytes
+from benchmarks.harness.networks import Network, batch_of, megabytes, report
 from benchmarks.harness.targets import FORMS, LIMITED_METHODS, TARGETS, Reached
 from benchmarks.parts import int8_head
 from sigcam.core.errors import ExportError
@@ -47,7 +47,7 @@ REFUSED = "\n`-`: cam can't express an MLP head; gradcam is the method for it.\n
 
 
 def measure(context: Context) -> Figures:
-    """Ratios, certificates and sizes by network and method."""
+    """Ratios, reports and sizes by network and method."""
     found, heads = {}, {}
     for name in context.chosen(NETWORKS, QUICK):
         network = context.network(name)
@@ -81,7 +81,7 @@ def _network(context: Context, network: Network) -> Figures:
             context.effort,
         )
         graph.close()
-        found["methods"][method] = {**timed, "mb": megabytes(path), **certificate(path)}
+        found["methods"][method] = {**timed, "mb": megabytes(path), **report(path)}
         context.say(f"  {network.name} {method}: {timed['ratios']['map']['ratio']}")
     return found
 
@@ -126,9 +126,9 @@ def section(figures: Figures) -> str:
             REFUSED
             if any("refused" in r for o in found.values() for r in o["methods"].values())
             else "",
-            "\n### Error of the maps\n\nThe certificate in each file: the largest error of the "
-            "grids against PyTorch's autograd in\nfloat64, relative to the grid's largest value. "
-            '"(n)" are pictures left out because the\ndefinition itself jumps within rounding '
+            "\n### Error of the maps\n\nThe parity report in each file: the largest error of the "
+            "CAMs against PyTorch's autograd in\nfloat64, relative to the CAM's largest value. "
+            '"(n)" are images left out because the\ndefinition itself jumps within rounding '
             "there (see [methods.md](methods.md)).\n",
             markdown.table(head, errors),
             "\n### Size of the weights\n\nIn megabytes. An artifact has the classifier's weights "

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.parts.peer_packages import Maps
-from sigcam.core.spec import Geometry
+from benchmarks.parts.peer_packages import Heatmaps
+from sigcam.core.spec import Preprocessing
 from sigcam.images.decode import read_image
 from sigcam.runtime.session import Session
 
@@ -18,12 +18,14 @@ TOLERANCE = 1e-3
 
 def explain(session: Session, files: list[bytes]) -> Any:
     """Our maps, float32 [B, H, W]."""
-    return np.stack([found[0].map for found in session.explain(files)])
+    return np.stack([found[0].heatmap for found in session.explain(files)])
 
 
-def theirs(maps: Maps, files: list[bytes], geometry: Geometry) -> Any:
+def theirs(heatmaps: Heatmaps, files: list[bytes], preprocessing: Preprocessing) -> Any:
     """A package's maps, float32 [B, H, W], decoding and normalising included."""
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (geometry.mean, geometry.std))
+    mean, std = (
+        torch.tensor(v).reshape(1, 3, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+    )
     pixels = np.stack([read_image(file) for file in files])
     tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return maps((tensor - mean) / std)
+    return heatmaps((tensor - mean) / std)

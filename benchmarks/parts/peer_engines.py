@@ -11,7 +11,7 @@ from benchmarks.harness import markdown
 from benchmarks.harness.context import Context
 from benchmarks.harness.engines import ENGINES, FP32, Engine, UnavailableError, check, open_engine
 from benchmarks.harness.measure import measure as time_calls
-from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.quantize import ONLY_TIME, quantized
 from benchmarks.harness.targets import TARGETS, Reached
 from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
@@ -33,7 +33,7 @@ PRECISIONS = {
 
 TEXT = """
 grad-cam as in its manual against `Session.explain` in every engine and precision, Grad-CAM of the
-predicted class, batch 1, the same picture; all of them alternate, and a figure is the median over
+predicted class, batch 1, the same image; all of them alternate, and a figure is the median over
 the rounds of grad-cam's time over the engine's in the same round. The int8 file is made by
 `sigcam quantize` with its limits off and all layers in 8 bits: the weights are fresh, so its maps
 say nothing (see precisions for trained ones). "maps differ by" is the largest difference of two
@@ -46,8 +46,8 @@ def measure(context: Context, network: Network) -> Figures:
     path = network.artifact(
         "gradcam", branch="softmax", nwc=False, has_sigmoid=False, classes=ClassSelection("input")
     )
-    geometry = read_spec(path).geometry
-    files = [jpeg(picture(geometry.height, geometry.width))]
+    preprocessing = read_spec(path).preprocessing
+    files = [jpeg(random_image(preprocessing.height, preprocessing.width))]
     missing: dict[str, str] = {}
     calls: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -60,7 +60,7 @@ def measure(context: Context, network: Network) -> Figures:
             stack.callback(session.close)
             calls[engine.name] = partial(explain, session, files)
         make = packages(network.model.eval(), LAYERS[network.name], "gradcam")[PEER]
-        calls[PEER] = partial(theirs, make, files, geometry)
+        calls[PEER] = partial(theirs, make, files, preprocessing)
         wanted = calls[FP32.name]()
         difference = {
             name: float(f"{apart(wanted, call()):.2g}")
@@ -79,8 +79,8 @@ def measure(context: Context, network: Network) -> Figures:
 def _session(context: Context, network: Network, path: Path, engine: Engine) -> Session:
     check(engine)
     if engine.quantized:
-        pictures = context.data / "imagenet_samples" / "images"
-        path = quantized(network, path, pictures, **ONLY_TIME, rounds=0)
+        images = context.data / "imagenet_samples" / "images"
+        path = quantized(network, path, images, **ONLY_TIME, rounds=0)
     return Session(read_spec(path), open_engine(engine, path, batch=1), batch_size=1)
 
 

@@ -1,7 +1,7 @@
 """openvino-xai, in an environment of its own with the versions that it pins.
 
 It has no gradient method and none of ours: its way for classifiers is ReciproCAM, which
-runs the head once for each cell of the grid. So the two can't make the same map, nor run
+runs the head once for each cell of the CAM. So the two can't make the same map, nor run
 in one process; what is compared is what each map adds to classification in its own engine.
 The environment is made in a temporary folder with pip.
 """
@@ -27,7 +27,7 @@ RUN_LIMIT = 300
 
 TEXT = f"""
 `{PACKAGE}` with the versions that it pins, in an environment of its own. It makes another map
-(ReciproCAM, the head once for each cell of the grid), so this isn't the same work as ours: the
+(ReciproCAM, the head once for each cell of the cam), so this isn't the same work as ours: the
 figure is what its map adds to the same classification graph in its OpenVINO, same number of
 threads, alternating in one process there. What ours adds is in the part `methods`.
 """

@@ -61,7 +61,7 @@ TARGETS = {
     "vgg16": Target("features.30", "features.28.bias"),
 }
 
-Maps = Callable[[Tensor], Any]
+Heatmaps = Callable[[Tensor], Any]
 """A normalised batch to float32 [B, H, W]."""
 
 
@@ -71,9 +71,9 @@ def freeze(model: Any, unfrozen: str | None) -> None:
         parameter.requires_grad_(unfrozen is None or name == unfrozen)
 
 
-def packages(model: Any, target: Target, method: str) -> dict[str, Maps]:
+def packages(model: Any, target: Target, method: str) -> dict[str, Heatmaps]:
     """Package and way of use to the function that makes the maps."""
-    found: dict[str, Maps] = {}
+    found: dict[str, Heatmaps] = {}
     made = {
         "grad-cam": grad_cam(model, target, method),
         "torchcam": torchcam(model, target, method),
@@ -89,7 +89,7 @@ def packages(model: Any, target: Target, method: str) -> dict[str, Maps]:
     return found
 
 
-def _with(model: Any, unfrozen: str | None, call: Maps) -> Maps:
+def _with(model: Any, unfrozen: str | None, call: Heatmaps) -> Heatmaps:
     def run(batch: Tensor) -> Any:
         freeze(model, unfrozen)
         return call(batch)
@@ -127,8 +127,8 @@ def torchcam(model: Any, target: Target, method: str) -> Peer | None:
     def run(batch: Tensor, frozen: bool) -> Any:  # noqa: ARG001 (the same call either way)
         with kind(model, target.layer) as cam:
             scores = model(batch)
-            [grids] = cam(scores.argmax(1).tolist(), scores)
-        return _enlarged(grids[:, None], batch)
+            [cams] = cam(scores.argmax(1).tolist(), scores)
+        return _enlarged(cams[:, None], batch)
 
     return run
 
@@ -147,17 +147,17 @@ def captum(model: Any, target: Target, method: str) -> Peer | None:
         if classes is None:
             with torch.no_grad():
                 classes = known[len(batch)] = model(batch).argmax(1)
-        grids = peer.attribute(batch, target=classes, relu_attributions=True)
-        return _enlarged(grids.detach(), batch)
+        cams = peer.attribute(batch, target=classes, relu_attributions=True)
+        return _enlarged(cams.detach(), batch)
 
     return run
 
 
-def _enlarged(grids: Tensor, batch: Tensor) -> Any:
-    """Grids [B, 1, h, w] to maps [B, H, W], bilinear, then to [0, 1]."""
-    maps = interpolate(grids, batch.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return ((maps - low) / (high - low).clamp_min(1e-30)).numpy()
+def _enlarged(cams: Tensor, batch: Tensor) -> Any:
+    """CAMs [B, 1, h, w] to maps [B, H, W], bilinear, then to [0, 1]."""
+    heatmaps = interpolate(cams, batch.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    low, high = heatmaps.amin((1, 2), keepdim=True), heatmaps.amax((1, 2), keepdim=True)
+    return ((heatmaps - low) / (high - low).clamp_min(1e-30)).numpy()
 
 
 def apart(ours: Any, theirs: Any) -> float:
@@ -165,10 +165,10 @@ def apart(ours: Any, theirs: Any) -> float:
 
     The packages' own scaling adds small constants to the divisor.
     """
-    ours, theirs = (_scaled(np.asarray(maps)) for maps in (ours, theirs))
+    ours, theirs = (_scaled(np.asarray(heatmaps)) for heatmaps in (ours, theirs))
     return float(np.abs(ours - theirs).max())
 
 
-def _scaled(maps: Any) -> Any:
-    low = maps.min((1, 2), keepdims=True)
-    return (maps - low) / np.maximum(maps.max((1, 2), keepdims=True) - low, 1e-30)
+def _scaled(heatmaps: Any) -> Any:
+    low = heatmaps.min((1, 2), keepdims=True)
+    return (heatmaps - low) / np.maximum(heatmaps.max((1, 2), keepdims=True) - low, 1e-30)

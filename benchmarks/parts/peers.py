@@ -14,7 +14,7 @@ from benchmarks.harness.context import Context
 from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.measure import measure as time_calls
-from benchmarks.harness.networks import Network, jpeg, picture
+from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.targets import Reached
 from benchmarks.parts import peer_engines, peer_openvino_xai
 from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
@@ -35,7 +35,7 @@ QUICK = (("resnet18", ("gradcam",), 1, 7),)
 
 TEXT = f"""
 From JPEG files of the network's input size in memory to the maps at that size and the predicted
-classes: the same network and weights, the same pictures, the same {THREADS} threads, the same
+classes: the same network and weights, the same images, the same {THREADS} threads, the same
 decoder and resizing. Softmax branch, no clamping, no second branch in our graph. Maps are compared
 before they are timed; a package whose map differs by more than {TOLERANCE:g} isn't timed, and the
 difference is shown. All alternate in one process. Figures are how many times as long a package
@@ -74,14 +74,16 @@ def measure(context: Context) -> Figures:
 
 def _case(network: Network, method: str, batch: int, effort: Effort) -> Figures:
     path = network.softmax_artifact(method)
-    geometry = read_spec(path).geometry
-    files = [jpeg(picture(geometry.height, geometry.width, seed)) for seed in range(batch)]
+    preprocessing = read_spec(path).preprocessing
+    files = [
+        jpeg(random_image(preprocessing.height, preprocessing.width, seed)) for seed in range(batch)
+    ]
     difference: dict[str, float] = {}
     with Session(read_spec(path), open_engine(FP32, path), batch_size=batch) as session:
         calls: dict[str, Any] = {FP32.name: partial(explain, session, files)}
         wanted = calls[FP32.name]()
         for name, make in packages(network.model.eval(), TARGETS[network.name], method).items():
-            call = partial(theirs, make, files, geometry)
+            call = partial(theirs, make, files, preprocessing)
             difference[name] = float(f"{apart(wanted, call()):.2g}")
             if difference[name] <= TOLERANCE:
                 calls[name] = call

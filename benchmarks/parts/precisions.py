@@ -43,11 +43,11 @@ WAYS: dict[str, dict[str, Any]] = {
 QUICK_WAYS = ("int8", "fp16")
 
 MEASURED: dict[str, Any] = {**LIMITS_OFF, "calibration": 128, "held_out": 256}
-"""Of the trained network: enough pictures for its fidelity."""
+"""Of the trained network: enough images for its fidelity."""
 
 TEXT = f"""
-Files of `sigcam quantize`, method cam, classes as an input. Their fidelity is the certificate that
-the command writes into the file: against float32 on held-out pictures, none of which calibrated
+Files of `sigcam quantize`, method cam, classes as an input. Their fidelity is the parity report that
+the command writes into the file: against float32 on held-out images, none of which calibrated
 ({MEASURED["held_out"]} of the ImageNet samples, {MEASURED["calibration"]} others calibrate). It is
 shown for EfficientNet-Lite0, with its trained weights and the demo's trained sigmoid branch; other
 networks are fresh, so only their times mean something. The limits are off and no layer is kept in
@@ -64,7 +64,7 @@ def measure(context: Context) -> Figures:
     """Fidelity, size and times by network and file."""
     folder = context.data / "imagenet_samples" / "images"
     if not folder.is_dir():
-        return {"unavailable": "needs the real pictures (--data)", "networks": {}}
+        return {"unavailable": "needs the real images (--data)", "networks": {}}
     found = {}
     for name in context.chosen(NETWORKS, QUICK):
         trained = name == TRAINED
@@ -81,9 +81,9 @@ def _network(
 ) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
     paths, missing = _files(context, network, path, folder, trained)
-    geometry = read_spec(path).geometry
-    chosen = choose(folder, geometry, 0, 8, 0, reporter(False, ""))
-    inputs = next(feeds(chosen.held_out, geometry, named=True))
+    preprocessing = read_spec(path).preprocessing
+    chosen = choose(folder, preprocessing, 0, 8, 0, reporter(False, ""))
+    inputs = next(feeds(chosen.held_out, preprocessing, named=True))
     calls = {}
     for file, engine in _cases(list(paths)):
         try:
@@ -178,7 +178,7 @@ def _times(one: Figures, file: str) -> list[str]:
 
 
 def reached(figures: Figures) -> dict[str, Reached | None]:
-    """The correlation of int8, as the file's certificate has it."""
+    """The correlation of int8, as the file's parity report has it."""
     file = figures["networks"].get(TRAINED, {}).get("files", {}).get("int8")
     if file is None or file["fidelity"] is None:
         return {}
@@ -187,7 +187,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
         "int8_correlation": Reached(
             [fidelity["mean_correlation"]],
             f"worst {fidelity['worst_correlation']:.3f}, {fidelity['agreement']:.1%} of "
-            f"{fidelity['pictures']} agree, no layer in float32",
+            f"{fidelity['images']} agree, no layer in float32",
         )
     }
 

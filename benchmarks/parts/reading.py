@@ -17,7 +17,7 @@ from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import jpeg
 from benchmarks.harness.targets import Reached
 from sigcam.core.artifact import read_spec
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.decode import open_image, read_image
 from sigcam.images.preprocess import prepare, read_input
 from sigcam.runtime.backends.base import Backend
@@ -27,14 +27,14 @@ Figures = dict[str, Any]
 
 NETWORKS = QUICK = ("efficientnet_lite0",)
 SIDES, QUICK_SIDES = (640, 1100, 2200), (640,)
-PICTURES, QUICK_PICTURES = 60, 4
+IMAGES, QUICK_IMAGES = 60, 4
 
 TEXT = """
 A JPEG that is at least twice as large as the input is decoded at 1/2, 1/4 or 1/8 of its size.
-Pictures enlarged to the shorter side given (Lanczos), quality 90. Against the same JPEG decoded
+Images enlarged to the shorter side given (Lanczos), quality 90. Against the same JPEG decoded
 whole: `explain()` from its bytes to the result without the map; the levels (of 255) that the
 network's input differs by; how often the most probable class is the same, and the correlation of
-the grids (cam of the softmax branch, trained weights).
+the CAMs (cam of the softmax branch, trained weights).
 """
 
 
@@ -42,9 +42,9 @@ def measure(context: Context) -> Figures:
     """Times and differences, by network and shorter side."""
     folder = context.data / "imagenet_samples" / "images"
     if not folder.is_dir():
-        return {"unavailable": "needs the real pictures (--data)", "networks": {}}
+        return {"unavailable": "needs the real images (--data)", "networks": {}}
     files = sorted(folder.iterdir())
-    count = QUICK_PICTURES if context.quick else PICTURES
+    count = QUICK_IMAGES if context.quick else IMAGES
     chosen = [files[int(i)] for i in np.linspace(0, len(files) - 1, min(count, len(files)))]
     found: Figures = {}
     for name in context.chosen(NETWORKS, QUICK):
@@ -63,12 +63,12 @@ def measure(context: Context) -> Figures:
 def _side(
     context: Context, session: Session, engine: Backend, files: list[Path], side: int
 ) -> Figures:
-    geometry = session.spec.geometry
+    preprocessing = session.spec.preprocessing
     levels, smaller, whole = [], [], []
     for file in files:
         data = _enlarged(file, side)
         image = read_image(data)
-        pair = read_input(data, geometry).tensor, prepare(image, geometry)[0]
+        pair = read_input(data, preprocessing).tensor, prepare(image, preprocessing)[0]
         levels.append(np.abs(pair[0].astype(int) - pair[1]))
         for tensor, answers in zip(pair, (smaller, whole), strict=True):
             answers.append(engine.infer({"image": tensor[None]}))
@@ -83,7 +83,7 @@ def _side(
     )
     return {
         "size": list(read_image(data).shape[1::-1]),
-        "reduction": _reduction(data, geometry),
+        "reduction": _reduction(data, preprocessing),
         "mean_levels": float(f"{np.mean([one.mean() for one in levels]):.3g}"),
         "most_levels": int(max(one.max() for one in levels)),
         **agreement(whole, smaller),
@@ -98,9 +98,9 @@ def _enlarged(file: Path, side: int) -> bytes:
     return jpeg(cv2.resize(image, size, interpolation=cv2.INTER_LANCZOS4))
 
 
-def _reduction(data: bytes, geometry: Geometry) -> int:
+def _reduction(data: bytes, preprocessing: Preprocessing) -> int:
     found = open_image(data)
-    return found.coarsest(read_input(data, geometry).placement.reduction)
+    return found.coarsest(read_input(data, preprocessing).placement.reduction)
 
 
 def section(figures: Figures) -> str:
@@ -119,7 +119,7 @@ def section(figures: Figures) -> str:
                 f"{row['same_class']:.1%}", f"{row['mean']:.4f}", f"{row['worst']:.4f}",
             ])  # fmt: skip
     head = [
-        "network", "shorter side", "timed picture, decoded at", "smaller, ms", "whole, ms",
+        "network", "shorter side", "timed image, decoded at", "smaller, ms", "whole, ms",
         "smaller over whole", "mean levels", "most levels", "same class", "mean correlation",
         "worst",
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
 
 
 def plots(figures: Figures, folder: Path) -> list[Path]:
-    """The time against that of a picture decoded whole."""
+    """The time against that of an image decoded whole."""
     cases = [
         (f"{name}\n{side}", row["ratios"]["smaller"]["ratio"])
         for name, sides in figures["networks"].items()

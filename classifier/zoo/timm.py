@@ -14,7 +14,7 @@ from sigcam.classifier.zoo.base import (
     unknown,
 )
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 PREFIX = "timm/"
 
@@ -56,10 +56,10 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     if name is not None:
         check_count(arch, config.tag or "DEFAULT", num_classes, config.num_classes)
     model = _create(timm, full_name, num_classes, pretrained=name is not None)
-    geometry = _geometry(timm.data.resolve_model_data_config(model))
+    preprocessing = _preprocessing(timm.data.resolve_model_data_config(model))
     named = name is not None and config.num_classes == _IMAGENET_CLASSES
     named = named and (config.tag or "").split("_")[-1] == "in1k"
-    return LoadedModel(model, arch, geometry, imagenet_names() if named else ())
+    return LoadedModel(model, arch, preprocessing, imagenet_names() if named else ())
 
 
 def knows(name: str) -> bool:
@@ -119,23 +119,23 @@ def _create(timm: Any, full_name: str, num_classes: int | None, *, pretrained: b
         ) from exc
 
 
-def _geometry(config: Mapping[str, Any]) -> Geometry:
-    """The geometry that a data config of timm's stands for.
+def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing that a data config of timm's stands for.
 
     Its crop mode "center" becomes "crop", "squash" becomes "stretch", "border" becomes
     "letterbox". Where timm stretches or pads to a margin that it then cuts off (`crop_pct`
-    under 1), the whole picture is kept here; where it resizes to less than the input and
+    under 1), the whole image is kept here; where it resizes to less than the input and
     pads (over 1), the input is filled. For an input that isn't square, "crop" resizes the
     shorter side to the longer of the two.
     """
     channels, height, width = config["input_size"]
     mean, std = tuple(config["mean"]), tuple(config["std"])
     if channels != 3 or len(mean) != 3 or len(std) != 3:
-        raise ModelError(f"the model must take RGB pictures, it takes {channels} channels")
+        raise ModelError(f"the model must take RGB images, it takes {channels} channels")
     if config["crop_mode"] == "squash":
-        return Geometry(height, width, "stretch", None, mean, std)
+        return Preprocessing(height, width, "stretch", None, mean, std)
     if config["crop_mode"] == "border":
-        return Geometry(height, width, "letterbox", None, mean, std)
+        return Preprocessing(height, width, "letterbox", None, mean, std)
     side = max(height, width)
     resize = max(side, math.floor(side / config["crop_pct"]))
-    return Geometry(height, width, "crop", resize, mean, std)
+    return Preprocessing(height, width, "crop", resize, mean, std)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sigcam.classifier.zoo.base import LoadedModel, check_count, unknown
 from sigcam.core.errors import ModelError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 
 def names() -> list[str]:
@@ -49,10 +49,12 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
             "and give the file"
         ) from exc
     class_names = tuple(chosen.meta["categories"]) if chosen is not None else ()
-    return LoadedModel(model, arch, _geometry(chosen or enum.DEFAULT), class_names)
+    return LoadedModel(model, arch, _preprocessing(chosen or enum.DEFAULT), class_names)
 
 
-def _geometry(weights: Any) -> Geometry:
+def _preprocessing(weights: Any) -> Preprocessing:
     preset = weights.transforms()
     size, resize = int(preset.crop_size[0]), int(preset.resize_size[0])
-    return Geometry(size, size, "crop", max(size, resize), tuple(preset.mean), tuple(preset.std))
+    return Preprocessing(
+        size, size, "crop", max(size, resize), tuple(preset.mean), tuple(preset.std)
+    )

@@ -16,9 +16,9 @@ from torch import nn
 
 from sigcam.classifier.zoo.base import FILES, LoadedModel
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
-_USUAL_GEOMETRY = Geometry(224, 224, "crop", 256)
+_USUAL_GEOMETRY = Preprocessing(224, 224, "crop", 256)
 
 
 def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:

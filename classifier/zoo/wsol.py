@@ -2,7 +2,7 @@
 
 "Beyond Softmax" (Oh and Noh, BMVC 2025), Section 4 and Table 3, takes the three networks
 of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR
-2020): classifiers whose last feature map is 14x14 for a 224x224 picture. The names of the
+2020): classifiers whose last feature map is 14x14 for a 224x224 image. The names of the
 layers are those of that code, so that its checkpoints fit as they are.
 """
 
@@ -21,10 +21,10 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 from sigcam.classifier.zoo import torchvision as torchvision_models
 from sigcam.classifier.zoo.base import LoadedModel, check_count, unknown
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
-# Choe et al. test on pictures resized to 224x224 whatever their aspect.
-_GEOMETRY = Geometry(224, 224, "stretch")
+# Choe et al. test on images resized to 224x224 whatever their aspect.
+_GEOMETRY = Preprocessing(224, 224, "stretch")
 
 
 def resnet50(num_classes: int = 1000) -> nn.Module:

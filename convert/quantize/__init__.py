@@ -1,7 +1,7 @@
 """Artifacts in other precisions: select the nodes, convert them, measure what it costs.
 
     source.py     the float32 artifact that is converted
-    pictures.py   which of the user's pictures calibrate, and which are held out
+    images.py   which of the user's images calibrate, and which are held out
     selection.py  which nodes may compute in 8 bits
     engine.py     ONNX Runtime with every value of a graph to be seen
     calibrate.py  the range of every value between them
@@ -11,7 +11,7 @@
     aside.py      layers computed again, rounded, beside the float32 ones
     bias.py       the mean of the rounding error, taken back by the biases
     blame.py      which layers hurt
-    gate.py       the fidelity certificate
+    gate.py       the fidelity report
     run.py        all of it, and the file
 
 A further way to convert is one function from a `Source` to a model, and one entry in `run.py`.

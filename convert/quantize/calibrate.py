@@ -1,8 +1,8 @@
-"""The range of every value that may be rounded, over the calibration pictures.
+"""The range of every value that may be rounded, over the calibration images.
 
 ONNX Runtime's calibrators do the work, on a copy of the graph that ends at the logits. They
-get one picture at a time, and are made to merge what they keep after each: a histogram of
-every value would otherwise be made of all pictures' activations at once, which are held in
+get one image at a time, and are made to merge what they keep after each: a histogram of
+every value would otherwise be made of all images' activations at once, which are held in
 memory till then.
 
 ONNX Runtime with the graph as it is written, to look at the values inside.
@@ -51,21 +51,21 @@ def calibrate(
     threads: int | None,
     report: Report,
 ) -> Ranges:
-    """Runs the pictures through the way to the logits.
+    """Runs the images through the way to the logits.
 
     Args:
         source: the artifact.
         selection: what computes in 8 bits; ranges of further values may come along.
-        feeds: the inputs of one picture after the other.
+        feeds: the inputs of one image after the other.
         count: of them.
         method: "minmax": all values are inside; "percentile": 99.99% are; "entropy": the
             range whose histogram loses the least in 8 bits.
         threads: of the engine; None leaves it to the engine.
-        report: called with the pictures done and `count`.
+        report: called with the images done and `count`.
 
     Raises:
         UsageError: an unknown method.
-        DataError: a layer's input is the same everywhere, on all pictures.
+        DataError: a layer's input is the same everywhere, on all images.
         BackendError: the engine failed.
     """
     if method not in _METHODS:
@@ -97,7 +97,7 @@ def calibrate(
 
 
 class _Once:
-    """One picture, as the calibrators' data reader."""
+    """One image, as the calibrators' data reader."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self._inputs: dict[str, Any] | None = inputs
@@ -133,13 +133,13 @@ def _check(source: Source, selection: Selection, ranges: Ranges) -> None:
         low, high = (float(np.ravel(end)[0]) for end in ranges[node.input[0]].range_value)
         if not (np.isfinite(low) and np.isfinite(high)):
             raise DataError(
-                f"the input of layer {node.name} isn't finite on the calibration pictures; check "
+                f"the input of layer {node.name} isn't finite on the calibration images; check "
                 "the classifier's weights"
             )
         if low == high:
             raise DataError(
                 f"the input of layer {node.name} is {low:g} everywhere on all calibration "
-                "pictures, so there is no range to round it to; use pictures of the kind that "
+                "images, so there is no range to round it to; use images of the kind that "
                 "the model will see, or keep that layer in float32"
             )
 

@@ -1,7 +1,7 @@
-"""The fidelity certificate: another precision against float32, on held-out pictures.
+"""The fidelity report: another precision against float32, on held-out images.
 
-Both graphs run in the same engine, ONNX Runtime on the CPU, on the same inputs, one picture at a
-time, so that neither memory nor a picture's neighbours in a batch matter.
+Both graphs run in the same engine, ONNX Runtime on the CPU, on the same inputs, one image at a
+time, so that neither memory nor an image's neighbours in a batch matter.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from sigcam.images.preprocess import Original, Placement
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions
 from sigcam.runtime.explanation import Box, Explanation
-from sigcam.runtime.model import outputs_to_read, own_grids
+from sigcam.runtime.model import outputs_to_read, own_cams
 
 ENGINE = "ort"
-_NO_PICTURE = Original(np.zeros((1, 1, 3), np.uint8))
+_NO_IMAGE = Original(np.zeros((1, 1, 3), np.uint8))
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a graph says of one picture.
+    """What a graph says of one image.
 
     Attributes:
         top: the most probable class.
-        ids: int64 [K], the classes that the grids are for.
-        grids: float32 [K, h, w].
+        ids: int64 [K], the classes that the CAMs are for.
+        cams: float32 [K, h, w].
     """
 
     top: int
     ids: Array
-    grids: Array
+    cams: Array
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Two graphs on the held-out pictures; see `Fidelity` for the words."""
+    """Two graphs on the held-out images; see `FidelityReport` for the words."""
 
     agreement: float
     compared: int
@@ -53,8 +53,8 @@ class Measured:
     mean_box_iou: float | None
 
 
-class Gate:
-    """Holds what float32 says of the held-out pictures, and compares other graphs with it."""
+class FidelityCheck:
+    """Holds what float32 says of the held-out images, and compares other graphs with it."""
 
     def __init__(
         self, path: Path, spec: Spec, held_out: Sequence[Path], threads: int | None, report: Report
@@ -64,9 +64,9 @@ class Gate:
         Args:
             path: of the float32 artifact.
             spec: that it carries.
-            held_out: pictures, decoded again at each comparison.
+            held_out: images, decoded again at each comparison.
             threads: of the engine.
-            report: called with the pictures done and their number.
+            report: called with the images done and their number.
 
         Raises:
             ArtifactError: the engine refuses the file.
@@ -77,7 +77,7 @@ class Gate:
         self._float32 = self._run(path, None, report)
 
     def compare(self, path: Path, report: Report) -> Measured:
-        """Runs another graph on the same pictures.
+        """Runs another graph on the same images.
 
         Raises:
             ArtifactError: the engine refuses the file.
@@ -89,11 +89,11 @@ class Gate:
         correlations: list[float] = []
         ious: list[float] = []
         for source, (one, other) in zip(self._held_out, pairs, strict=True):
-            grids = _same_class(one, other)
-            if grids is None or (np.ptp(grids[0]) == 0 and np.ptp(grids[1]) == 0):
+            cams = _same_class(one, other)
+            if cams is None or (np.ptp(cams[0]) == 0 and np.ptp(cams[1]) == 0):
                 continue
-            correlations.append(correlation(*grids))
-            iou = self._box_iou(grids, self._placements[source])
+            correlations.append(correlation(*cams))
+            iou = self._box_iou(cams, self._placements[source])
             if iou is not None:
                 ious.append(iou)
         return Measured(
@@ -112,7 +112,7 @@ class Gate:
             wanted = outputs_to_read(self._spec, backend)
             answers = []
             for index, source in enumerate(self._held_out):
-                tensor, placements[source] = prepared(source, self._spec.geometry)
+                tensor, placements[source] = prepared(source, self._spec.preprocessing)
                 class_id = -1 if given is None else given[index].top
                 answers.append(self._answer(backend, wanted, tensor, class_id))
                 report(index + 1, len(self._held_out))
@@ -128,38 +128,38 @@ class Gate:
         if self._spec.classes.mode == "input":
             feeds["class_ids"] = np.array([[class_id]], np.int64)
         outputs = backend.infer(feeds, wanted)
-        grids = own_grids(outputs, self._spec)[0]
+        cams = own_cams(outputs, self._spec)[0]
         logits = outputs["logits"][0]
-        if not (np.isfinite(logits).all() and np.isfinite(grids).all()):
+        if not (np.isfinite(logits).all() and np.isfinite(cams).all()):
             raise BackendError(
-                "logits or grids are not finite on a held-out picture; check the classifier's "
+                "logits or CAMs are not finite on a held-out image; check the classifier's "
                 "weights and export it again"
             )
-        return Answer(int(logits.argmax()), outputs["class_ids_out"][0], grids)
+        return Answer(int(logits.argmax()), outputs["class_ids_out"][0], cams)
 
-    def _box_iou(self, grids: tuple[Array, Array], placement: Placement) -> float | None:
+    def _box_iou(self, cams: tuple[Array, Array], placement: Placement) -> float | None:
         """Of the largest boxes at the threshold that users get by default; None without any."""
-        first, second = (self._boxes(grid, placement) for grid in grids)
+        first, second = (self._boxes(cam, placement) for cam in cams)
         if not first and not second:
             return None
         return iou(first[0], second[0]) if first and second else 0.0
 
-    def _boxes(self, grid: Array, placement: Placement) -> list[Box]:
-        shown = Explanation(0, "", 0.0, None, grid, self._spec.method, placement, _NO_PICTURE)
+    def _boxes(self, cam: Array, placement: Placement) -> list[Box]:
+        shown = Explanation(0, "", 0.0, None, cam, self._spec.method, placement, _NO_IMAGE)
         return shown.boxes()
 
 
 def _same_class(one: Answer, other: Answer) -> tuple[Array, Array] | None:
-    """The grids of both for float32's most probable class, if both made one."""
+    """The CAMs of both for float32's most probable class, if both made one."""
     first, second = (np.flatnonzero(answer.ids == one.top) for answer in (one, other))
     if not len(first) or not len(second):
         return None
-    return one.grids[first[0]], other.grids[second[0]]
+    return one.cams[first[0]], other.cams[second[0]]
 
 
 def correlation(one: Array, other: Array) -> float:
-    """Pearson's correlation of two grids in float64; 0 where one of them is constant."""
-    a, b = (grid.astype(np.float64).ravel() for grid in (one, other))
+    """Pearson's correlation of two CAMs in float64; 0 where one of them is constant."""
+    a, b = (cam.astype(np.float64).ravel() for cam in (one, other))
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Which of the user's pictures calibrate, and which are held out."""
+"""Which of the user's images calibrate, and which are held out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 
 from sigcam.core.errors import DataError, ImageError, UsageError
 from sigcam.core.progress import Report
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.images.decode import SUFFIXES
 from sigcam.images.preprocess import Placement, read_input
 
 FEWEST = 8
-"""The fewest pictures that either set may have: fewer say nothing."""
+"""The fewest images that either set may have: fewer say nothing."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Two disjoint sets of pictures, no picture twice, none of one colour.
+    """Two disjoint sets of images, no image twice, none of one colour.
 
     Attributes:
         calibration: paths of those that ranges are taken from.
@@ -38,30 +38,35 @@ class Chosen:
 
 
 def choose(
-    folder: Path, geometry: Geometry, calibration: int, held_out: int, seed: int, report: Report
+    folder: Path,
+    preprocessing: Preprocessing,
+    calibration: int,
+    held_out: int,
+    seed: int,
+    report: Report,
 ) -> Chosen:
-    """Draws pictures by a seeded shuffle of the folder, subfolders included.
+    """Draws images by a seeded shuffle of the folder, subfolders included.
 
     Each is decoded once here, so that no set has a file that can't be read, or the same
-    picture twice; one picture is in memory at a time.
+    image twice; one image is in memory at a time.
 
     Args:
-        folder: of the pictures.
-        geometry: of the artifact; two pictures are equal if the network sees the same.
+        folder: of the images.
+        preprocessing: of the artifact; two images are equal if the network sees the same.
         calibration: how many calibrate; 0, or at least `FEWEST`.
         held_out: how many are held out; at least `FEWEST`.
         seed: of the shuffle.
-        report: called with the pictures chosen and the number wanted.
+        report: called with the images chosen and the number wanted.
 
     Raises:
         UsageError: too small a number.
-        DataError: the folder is missing, or has too few usable pictures.
+        DataError: the folder is missing, or has too few usable images.
     """
     for name, count, zero in (("calibration", calibration, True), ("held-out", held_out, False)):
         if count < FEWEST and not (zero and count == 0):
-            raise UsageError(f"there must be at least {FEWEST} {name} pictures, got {count}")
+            raise UsageError(f"there must be at least {FEWEST} {name} images, got {count}")
     paths = _listed(folder)
-    random.Random(seed).shuffle(paths)  # noqa: S311 (a choice of pictures is no secret)
+    random.Random(seed).shuffle(paths)  # noqa: S311 (a choice of images is no secret)
     wanted = calibration + held_out
     kept: list[Path] = []
     seen: set[bytes] = set()
@@ -71,14 +76,14 @@ def choose(
         if len(kept) == wanted:
             break
         try:
-            tensor, _ = prepared(path, geometry)
+            tensor, _ = prepared(path, preprocessing)
         except ImageError as exc:
             unread.append(str(exc))
             continue
         digest = hashlib.sha256(tensor.data).digest()
         if digest in seen:
             refused["equal to another"] += 1
-        elif _is_plain(tensor, geometry):
+        elif _is_plain(tensor, preprocessing):
             refused["of a single colour"] += 1
         else:
             kept.append(path)
@@ -88,51 +93,53 @@ def choose(
         refused["unreadable"] = len(unread)
         why = ", ".join(f"{count} {reason}" for reason, count in refused.items() if count)
         raise DataError(
-            f"{folder} must have {wanted} different pictures ({calibration} to calibrate, "
+            f"{folder} must have {wanted} different images ({calibration} to calibrate, "
             f"{held_out} held out), but has {len(kept)} usable ones of {len(paths)}"
-            f"{f' ({why})' if why else ''}; add pictures of the kind that the model will see, or "
+            f"{f' ({why})' if why else ''}; add images of the kind that the model will see, or "
             "lower the numbers"
         )
     return Chosen(tuple(kept[:calibration]), tuple(kept[calibration:]), tuple(unread))
 
 
-def prepared(path: Path, geometry: Geometry) -> tuple[Array, Placement]:
-    """The network's input of a picture, made as a Session makes it, and where it lies.
+def prepared(path: Path, preprocessing: Preprocessing) -> tuple[Array, Placement]:
+    """The network's input of an image, made as a Session makes it, and where it lies.
 
     Raises:
         ImageError: the file can't be read.
     """
-    read = read_input(path, geometry)
+    read = read_input(path, preprocessing)
     return np.ascontiguousarray(read.tensor), read.placement
 
 
-def feeds(paths: Sequence[Path], geometry: Geometry, named: bool) -> Iterator[dict[str, Array]]:
-    """The inputs of the graph for one picture after the other.
+def feeds(
+    paths: Sequence[Path], preprocessing: Preprocessing, named: bool
+) -> Iterator[dict[str, Array]]:
+    """The inputs of the graph for one image after the other.
 
     Args:
-        paths: of the pictures.
-        geometry: of the artifact.
+        paths: of the images.
+        preprocessing: of the artifact.
         named: whether the graph takes `class_ids`; it gets the most probable class.
     """
     for path in paths:
-        given = {"image": prepared(path, geometry)[0][None]}
+        given = {"image": prepared(path, preprocessing)[0][None]}
         if named:
             given["class_ids"] = np.array([[-1]], np.int64)
         yield given
 
 
-def _is_plain(tensor: Array, geometry: Geometry) -> bool:
-    axes = (0, 1) if geometry.layout == "uint8_nhwc" else (1, 2)
+def _is_plain(tensor: Array, preprocessing: Preprocessing) -> bool:
+    axes = (0, 1) if preprocessing.layout == "uint8_nhwc" else (1, 2)
     return bool((tensor.min(axes) == tensor.max(axes)).all())
 
 
 def _listed(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "doesn't exist"
-        raise DataError(f"{folder} {what}; pass a folder of pictures that the model will see")
+        raise DataError(f"{folder} {what}; pass a folder of images that the model will see")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(
-            f"{folder} has no pictures ({', '.join(sorted(SUFFIXES))}); pass a folder that has"
+            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); pass a folder that has"
         )
     return paths

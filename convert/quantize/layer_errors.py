@@ -9,7 +9,7 @@ Takes the mean of the rounding error out of each layer, through its bias.
 Rounding moves a channel's output to one side on the average, for the errors of a filter's few
 weights don't cancel; layer after layer, that adds up. The bias can take it back at no cost at run
 time (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
-section 4.2). Departures: the mean is measured on pictures (their appendix D) instead of derived
+section 4.2). Departures: the mean is measured on images (their appendix D) instead of derived
 from batch norm, and on each layer's float32 input, so all layers are corrected in one pass
 instead of one after the other.
 
@@ -40,8 +40,8 @@ from sigcam.core.progress import Report
 from sigcam.core.types import Array
 
 
-class Aside:
-    """The graph while it is put together, and the pictures that run through it.
+class LayerErrors:
+    """The graph while it is put together, and the images that run through it.
 
     Attributes:
         layers: the selected layers by name, in the order of the graph.
@@ -114,13 +114,13 @@ class Aside:
     def sums(
         self, feeds: Iterable[dict[str, Any]], count: int, *, threads: int | None, report: Report
     ) -> dict[str, Array]:
-        """Each output, float64 [channels], added up over the pictures.
+        """Each output, float64 [channels], added up over the images.
 
         Args:
-            feeds: the inputs of one picture after the other.
+            feeds: the inputs of one image after the other.
             count: of them.
             threads: of the engine.
-            report: called with the pictures done and `count`.
+            report: called with the images done and `count`.
 
         Raises:
             BackendError: the engine failed.
@@ -151,7 +151,7 @@ class Aside:
         model = self._source.model
         graph = helper.make_graph(
             self._nodes,
-            "aside",
+            "errors",
             [value for value in model.graph.input if value.name in read],
             [
                 helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None])
@@ -183,20 +183,20 @@ def correct_biases(
         source: the float32 artifact.
         converted: what `to_int8` made of it.
         selection: what computes in 8 bits there.
-        feeds: the inputs of one picture after the other.
+        feeds: the inputs of one image after the other.
         count: of them.
         threads: of the engine.
-        report: called with the pictures done and `count`.
+        report: called with the images done and `count`.
 
     Raises:
         BackendError: the engine failed.
     """
-    aside = Aside(source, converted, selection)
-    names = [name for name, layer in aside.layers.items() if layer.op_type != "MatMul"]
+    errors = LayerErrors(source, converted, selection)
+    names = [name for name, layer in errors.layers.items() if layer.op_type != "MatMul"]
     for name in names:
-        aside.add_error(name, f"{name}/error", of_input=True, of_weight=True)
-        aside.add_reduced(name, f"{name}/error", "ReduceMean", f"{name}/mean error")
-    sums = aside.sums(feeds, count, threads=threads, report=report)
+        errors.add_error(name, f"{name}/error", of_input=True, of_weight=True)
+        errors.add_reduced(name, f"{name}/error", "ReduceMean", f"{name}/mean error")
+    sums = errors.sums(feeds, count, threads=threads, report=report)
     corrected = copy.deepcopy(converted)
     nodes = {node.name: node for node in corrected.graph.node}
     stored = {tensor.name: tensor for tensor in corrected.graph.initializer}
@@ -220,13 +220,13 @@ def _bias(layer: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
 
 
 @dataclass(frozen=True)
-class Blame:
+class LayerError:
     """What rounding does to one layer's output.
 
     Attributes:
         layer: its name.
         by_input, by_weight: the error from rounding one of the two: ||rounded - float32|| /
-            ||float32|| of the output over all pictures and positions, for each output channel,
+            ||float32|| of the output over all images and positions, for each output channel,
             then their mean. A channel that is large beside the others neither hides their
             errors nor makes up for them.
     """
@@ -250,36 +250,36 @@ def rank_layers(
     *,
     threads: int | None,
     report: Report,
-) -> list[Blame]:
+) -> list[LayerError]:
     """The layers, the worst first.
 
     Args:
         source: the float32 artifact.
         converted: what `to_int8` made of it.
         selection: what computes in 8 bits there.
-        feeds: the inputs of one picture after the other.
+        feeds: the inputs of one image after the other.
         count: of them.
         threads: of the engine.
-        report: called with the pictures done and `count`.
+        report: called with the images done and `count`.
 
     Raises:
         BackendError: the engine failed.
     """
-    aside = Aside(source, converted, selection)
-    for name, layer in aside.layers.items():
-        aside.add_error(name, f"{name}/input error", of_input=True, of_weight=False)
-        aside.add_error(name, f"{name}/weight error", of_input=False, of_weight=True)
+    errors = LayerErrors(source, converted, selection)
+    for name, layer in errors.layers.items():
+        errors.add_error(name, f"{name}/input error", of_input=True, of_weight=False)
+        errors.add_error(name, f"{name}/weight error", of_input=False, of_weight=True)
         for value, output in zip(
             (layer.output[0], f"{name}/input error", f"{name}/weight error"),
             _outputs(name),
             strict=True,
         ):
-            aside.add_reduced(name, value, "ReduceSumSquare", output)
-    sums = aside.sums(feeds, count, threads=threads, report=report)
+            errors.add_reduced(name, value, "ReduceSumSquare", output)
+    sums = errors.sums(feeds, count, threads=threads, report=report)
     found = []
-    for name in aside.layers:
+    for name in errors.layers:
         kept, by_input, by_weight = (sums[output] for output in _outputs(name))
-        found.append(Blame(name, _error(kept, by_input), _error(kept, by_weight)))
+        found.append(LayerError(name, _error(kept, by_input), _error(kept, by_weight)))
     return sorted(found, key=lambda one: one.error, reverse=True)
 
 

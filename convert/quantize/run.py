@@ -15,27 +15,27 @@ from typing import Any, get_args
 import onnx
 
 from sigcam.convert.quantize.calibrate import Method, Ranges, calibrate
-from sigcam.convert.quantize.fidelity import Gate, Measured
+from sigcam.convert.quantize.fidelity import FidelityCheck, Measured
 from sigcam.convert.quantize.float16 import to_half_storage
 from sigcam.convert.quantize.images import Chosen, choose, feeds
 from sigcam.convert.quantize.int8 import Activations, to_int8
 from sigcam.convert.quantize.int8_head import quantize_sigmoid_head
-from sigcam.convert.quantize.layer_errors import Blame, correct_biases, rank_layers
+from sigcam.convert.quantize.layer_errors import LayerError, correct_biases, rank_layers
 from sigcam.convert.quantize.selection import Selection, maker_of, select
 from sigcam.convert.quantize.source import Source, read_source
 from sigcam.core.artifact import check_belongs, head_path
 from sigcam.core.errors import FidelityError, UsageError
 from sigcam.core.files import atomic_path, check_writable, write_bytes
 from sigcam.core.progress import reporter
-from sigcam.core.spec import METADATA_KEY, Fidelity, Precision, Spec, described
+from sigcam.core.spec import METADATA_KEY, FidelityReport, Precision, Spec, described
 
 Say = Callable[[str], None]
 
 _RANKED_ON = 8
-"""Calibration pictures that layers are ranked on: their order hardly changes with more."""
+"""Calibration images that layers are ranked on: their order hardly changes with more."""
 
 _CORRECTED_ON = 32
-"""Calibration pictures that biases are corrected on: means of many positions each."""
+"""Calibration images that biases are corrected on: means of many positions each."""
 
 _NAMED = 5
 """How many of the layers that hurt a refusal names."""
@@ -49,17 +49,17 @@ class QuantizeOptions:
         precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
             branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
             stored in 16 bits.
-        calibration: pictures that the ranges of int8 are taken from.
-        held_out: further pictures, that the result is measured on.
+        calibration: images that the ranges of int8 are taken from.
+        held_out: further images, that the result is measured on.
         method: how a range follows from the values, see `calibrate`; int8 only.
         activations: type of rounded values, "int8" for TensorRT; int8 only.
         wide_weights: 8 instead of 7 bits for all weights, see `static.py`; int8 only.
         keep_float: layers that stay in float32 whatever they cost; int8 only.
         rounds: how often further layers may be kept in float32 before giving up; int8 only.
         min_agreement: smallest share of equal predictions, 0 to 1.
-        min_correlation: smallest mean correlation of the grids, -1 to 1.
+        min_correlation: smallest mean correlation of the CAMs, -1 to 1.
         threads: threads of the engine; None leaves it to the engine.
-        seed: of the shuffle that chooses the pictures.
+        seed: of the shuffle that chooses the images.
     """
 
     precision: Precision = "int8"
@@ -109,7 +109,7 @@ def quantize_artifact(
 
     Args:
         path: of the float32 artifact.
-        data: folder of pictures of the kind that the model will see.
+        data: folder of images of the kind that the model will see.
         out: of the new artifact; written whole or not at all.
         options: how; `QuantizeOptions()` when None.
         head: the artifact's head graph; None for `model.head.onnx` beside `model.onnx`. It
@@ -123,7 +123,7 @@ def quantize_artifact(
     Raises:
         UsageError: a file that can't be converted, or options that contradict it or each other.
         ArtifactError: the file isn't a usable artifact, or `head` isn't there.
-        DataError: too few usable pictures, or pictures that say nothing of a layer's range.
+        DataError: too few usable images, or images that say nothing of a layer's range.
         FidelityError: the result differs by more than the limits; nothing is written.
         ExportError: the graph can't be converted.
         BackendError: the engine failed.
@@ -184,35 +184,35 @@ def _stored(source: Source, precision: Precision) -> tuple[onnx.ModelProto, tupl
 
 
 class _Work:
-    """One conversion: the pictures, the gate, and the rounds."""
+    """One conversion: the images, the gate, and the rounds."""
 
     def __init__(
         self, source: Source, data: Path, options: QuantizeOptions, folder: Path,
         progress: bool, say: Say,
     ) -> None:  # fmt: skip
         self._source, self._options, self._say = source, options, say
-        self._draft, self._progress = folder / "draft.onnx", progress
+        self._staged_file, self._progress = folder / "staged_file.onnx", progress
         is_int8 = options.precision == "int8"
         # Both refuse before the long steps: unknown names, or nothing to convert.
         if is_int8:
             select(source, options.keep_float)
         else:
             self._stored = _stored(source, options.precision)
-        say(f"choosing pictures from {data}")
+        say(f"choosing images from {data}")
         self._chosen: Chosen = choose(
-            data, source.spec.geometry, options.calibration if is_int8 else 0, options.held_out,
+            data, source.spec.preprocessing, options.calibration if is_int8 else 0, options.held_out,
             options.seed, reporter(progress, "choose"),
         )  # fmt: skip
         for reason in self._chosen.unread:
             say(f"left out: {reason}")
-        say(f"running float32 on {options.held_out} held-out pictures")
-        self._gate = Gate(
+        say(f"running float32 on {options.held_out} held-out images")
+        self._check = FidelityCheck(
             source.path, source.spec, self._chosen.held_out, options.threads,
             reporter(progress, "float32"),
         )  # fmt: skip
 
-    def converted(self) -> tuple[onnx.ModelProto, Fidelity]:
-        """The model within the limits, and its certificate.
+    def converted(self) -> tuple[onnx.ModelProto, FidelityReport]:
+        """The model within the limits, and its parity report.
 
         Raises:
             FidelityError: it can't be had.
@@ -225,17 +225,17 @@ class _Work:
             raise FidelityError(self._refusal(fidelity, "take fp16 or float32"))
         return model, fidelity
 
-    def _int8(self) -> tuple[onnx.ModelProto, Fidelity]:
+    def _int8(self) -> tuple[onnx.ModelProto, FidelityReport]:
         options = self._options
         kept = list(dict.fromkeys(options.keep_float))
         every = select(self._source)
-        self._say(f"calibrating {len(every.layers)} layers on {options.calibration} pictures")
+        self._say(f"calibrating {len(every.layers)} layers on {options.calibration} images")
         ranges = calibrate(
             self._source, select(self._source, kept), self._feeds(), options.calibration,
             method=options.method, threads=options.threads,
             report=reporter(self._progress, "calibrate"),
         )  # fmt: skip
-        ranking: list[Blame] = []
+        ranking: list[LayerError] = []
         for round_number in range(options.rounds + 1):
             selection = select(self._source, kept)
             model = self._converted(selection, ranges)
@@ -270,7 +270,7 @@ class _Work:
             threads=options.threads, report=reporter(self._progress, "biases"),
         )  # fmt: skip
 
-    def _to_keep(self, worst: Sequence[Blame], kept: Sequence[str]) -> list[str]:
+    def _to_keep(self, worst: Sequence[LayerError], kept: Sequence[str]) -> list[str]:
         """These layers, and those that round their inputs where that is what hurts."""
         names = [one.layer for one in worst]
         for one in worst:
@@ -279,7 +279,7 @@ class _Work:
                 names.append(maker)
         return names
 
-    def _ranked(self, model: onnx.ModelProto, kept: Sequence[str]) -> list[Blame]:
+    def _ranked(self, model: onnx.ModelProto, kept: Sequence[str]) -> list[LayerError]:
         count = min(_RANKED_ON, self._options.calibration)
         return rank_layers(
             self._source, model, select(self._source, kept), self._feeds(count), count,
@@ -288,16 +288,18 @@ class _Work:
 
     def _feeds(self, count: int | None = None) -> Iterator[dict[str, Any]]:
         spec = self._source.spec
-        return feeds(self._chosen.calibration[:count], spec.geometry, named=False)
+        return feeds(self._chosen.calibration[:count], spec.preprocessing, named=False)
 
-    def _measured(self, model: onnx.ModelProto, kept: Sequence[str]) -> Fidelity:
-        self._draft.write_bytes(model.SerializeToString())
-        found: Measured = self._gate.compare(self._draft, reporter(self._progress, "compare"))
+    def _measured(self, model: onnx.ModelProto, kept: Sequence[str]) -> FidelityReport:
+        self._staged_file.write_bytes(model.SerializeToString())
+        found: Measured = self._check.compare(
+            self._staged_file, reporter(self._progress, "compare")
+        )
         options = self._options
-        fidelity = Fidelity(
+        fidelity = FidelityReport(
             precision=options.precision,
             engine=f"onnxruntime {version_of('onnxruntime')} CPUExecutionProvider",
-            pictures=options.held_out,
+            images=options.held_out,
             calibration=len(self._chosen.calibration),
             seed=options.seed,
             **dataclasses.asdict(found),
@@ -308,9 +310,9 @@ class _Work:
         self._say(f"{options.precision}: {described(fidelity)}")
         return fidelity
 
-    def _refusal(self, fidelity: Fidelity, advice: str) -> str:
+    def _refusal(self, fidelity: FidelityReport, advice: str) -> str:
         return (
             f"{self._source.path} in {fidelity.precision} must agree with float32 on "
-            f"{fidelity.min_agreement:.1%} of the held-out pictures with a mean correlation of "
+            f"{fidelity.min_agreement:.1%} of the held-out images with a mean correlation of "
             f"{fidelity.min_correlation:g}, but reaches {described(fidelity)}; {advice}"
         )

@@ -8,7 +8,7 @@ Layers (convolutions and products with constant weights) take 8-bit inputs. Conv
 give 8-bit outputs, products float32 ones: the logits aren't rounded, and neither is the residual
 stream of a transformer. Between convolutions, a node follows them into 8 bits if all that it
 reads comes out of nodes in 8 bits and something in 8 bits reads it, so that values aren't
-rounded for nothing. So the normalisation of the picture, pooled features and layer norms stay in
+rounded for nothing. So the normalisation of the image, pooled features and layer norms stay in
 float32.
 """
 

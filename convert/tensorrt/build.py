@@ -29,7 +29,7 @@ from sigcam.core.sidecar import (
 )
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError
-from sigcam.runtime.backends.tensorrt.package import Seam, choose
+from sigcam.runtime.backends.tensorrt.package import TensorRTPackage, choose
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
@@ -71,24 +71,24 @@ def build_engine(
     spec = read_spec(model)
     if spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
-    seam = choose(options.package)
-    target = Path(out) if out is not None else model.with_suffix(seam.suffix)
+    package = choose(options.package)
+    target = Path(out) if out is not None else model.with_suffix(package.suffix)
     if target.suffix != ".engine":
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     check_writable(target)
     check_writable(sidecar_path(target))
     if options.timing_cache is not None:
         check_writable(options.timing_cache)
-    gpu = None if seam.is_rtx or options.capabilities else _gpu_here(seam)
+    gpu = None if package.is_rtx or options.capabilities else _gpu_here(package)
     source_sha256 = model_digest(model)
-    build = Build(seam, model, options)
+    build = Build(package, model, options)
     with memoryview(build.run(progress=progress)) as data:
         sidecar = Sidecar(
             spec=spec,
             sha256=hashlib.sha256(data).hexdigest(),
             size=data.nbytes,
-            package=seam.name,
-            version=seam.version,
+            package=package.name,
+            version=package.version,
             platform=here(),
             capabilities=options.capabilities if gpu is None else (dotted(gpu.capability),),
             gpu=None if gpu is None else gpu.name,
@@ -116,18 +116,18 @@ class Build:
         UsageError, BackendUnavailableError, ArtifactError: as `build_engine`.
     """
 
-    def __init__(self, seam: Seam, model: Path, options: BuildOptions) -> None:
-        self._seam, self._model, self._options = seam, model, options
-        self._log = seam.logger()
+    def __init__(self, package: TensorRTPackage, model: Path, options: BuildOptions) -> None:
+        self._package, self._model, self._options = package, model, options
+        self._log = package.logger()
         self._log.told()  # what is left of earlier work isn't about this build
-        self._builder = seam.module.Builder(self._log)
-        self._network = self._builder.create_network(seam.network_flags)
+        self._builder = package.module.Builder(self._log)
+        self._network = self._builder.create_network(package.network_flags)
         self._config = self._builder.create_builder_config()
-        seam.set_capabilities(self._config, options.capabilities)
+        package.set_capabilities(self._config, options.capabilities)
         self.timings = (
             None
             if options.timing_cache is None
-            else TimingCache(options.timing_cache, seam, self._config)
+            else TimingCache(options.timing_cache, package, self._config)
         )
         self._parse()
         self._check_quantisation()
@@ -141,7 +141,7 @@ class Build:
             BackendError: TensorRT can't build it.
             KeyboardInterrupt: Ctrl-C.
         """
-        self._monitor = monitor = make_monitor(self._seam.module, show=progress)
+        self._monitor = monitor = make_monitor(self._package.module, show=progress)
         self._config.progress_monitor = monitor  # which doesn't keep it alive
         try:
             engine = run_stoppable(
@@ -152,16 +152,16 @@ class Build:
             monitor.close()
         if engine is None:
             raise BackendError(
-                f"{self._seam.name} {self._seam.version} can't build {self._model}: "
+                f"{self._package.name} {self._package.version} can't build {self._model}: "
                 f"{self._log.told()}{self._advice()}"
             )
         return engine
 
     def _parse(self) -> None:
         # Kept: the network's weights lie in the parser's memory until the engine is built.
-        self._parser = parser = self._seam.module.OnnxParser(self._network, self._log)
+        self._parser = parser = self._package.module.OnnxParser(self._network, self._log)
         if self._options.precision == "float16":
-            turing = self._seam.is_rtx and _TURING in self._options.capabilities
+            turing = self._package.is_rtx and _TURING in self._options.capabilities
             self._converted = to_half(self._model, all_products=turing)
             parsed = parser.parse(self._converted)
         else:
@@ -170,13 +170,13 @@ class Build:
         if not parsed:
             problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
             raise ArtifactError(
-                f"{self._seam.name} {self._seam.version} can't parse {self._model}: "
+                f"{self._package.name} {self._package.version} can't parse {self._model}: "
                 f"{'; '.join(problems) or self._log.told()}; export it again, or use another "
                 "version of TensorRT"
             )
 
     def _check_quantisation(self) -> None:
-        kinds = (self._seam.module.LayerType.QUANTIZE, self._seam.module.LayerType.DEQUANTIZE)
+        kinds = (self._package.module.LayerType.QUANTIZE, self._package.module.LayerType.DEQUANTIZE)
         layers = (self._network.get_layer(i) for i in range(self._network.num_layers))
         quantised = any(layer.type in kinds for layer in layers)
         if quantised and self._options.precision != "int8":
@@ -210,33 +210,33 @@ class Build:
             )
         if self._config.add_optimization_profile(profile) < 0:
             raise BackendError(
-                f"{self._seam.name} {self._seam.version} refuses the sizes {shapes}: "
+                f"{self._package.name} {self._package.version} refuses the sizes {shapes}: "
                 f"{self._log.told()}"
             )
         return shapes
 
     def _configure(self) -> None:
-        flags, config = self._seam.module.BuilderFlag, self._config
+        flags, config = self._package.module.BuilderFlag, self._config
         if self._options.tf32:
             config.set_flag(flags.TF32)
         else:
             config.clear_flag(flags.TF32)  # TensorRT sets it by itself
-        if self._seam.is_rtx:
+        if self._package.is_rtx:
             # Without it the engine allocates while it runs, which can't be captured into a
             # CUDA graph (release notes of TensorRT-RTX 1.2).
             config.set_flag(flags.REQUIRE_USER_ALLOCATION)
         if self._options.workspace is not None:
-            pool = self._seam.module.MemoryPoolType.WORKSPACE
+            pool = self._package.module.MemoryPoolType.WORKSPACE
             config.set_memory_pool_limit(pool, self._options.workspace)
             kept = config.get_memory_pool_limit(pool)
             if kept != self._options.workspace:
                 raise UsageError(
-                    f"{self._seam.name} doesn't take a workspace of {self._options.workspace} "
+                    f"{self._package.name} doesn't take a workspace of {self._options.workspace} "
                     f"bytes and stays with {kept}: {self._log.told()}"
                 )
 
     def _advice(self) -> str:
-        turing = self._seam.is_rtx and _TURING in self._options.capabilities
+        turing = self._package.is_rtx and _TURING in self._options.capabilities
         if turing and self._options.precision == "float32":
             return (
                 f"; TensorRT-RTX multiplies no float32 matrices on compute capability {_TURING}: "
@@ -269,7 +269,7 @@ def _described(error: Any) -> str:
     return f"{node}: {error.desc()}"
 
 
-def _gpu_here(seam: Seam) -> DeviceInfo:
+def _gpu_here(package: TensorRTPackage) -> DeviceInfo:
     """The GPU that the package builds on, and for."""
     from sigcam.kernels import driver
 
@@ -278,7 +278,7 @@ def _gpu_here(seam: Seam) -> DeviceInfo:
         context = driver.retain_primary_context(0)
     except CudaUnavailableError as exc:
         raise BackendUnavailableError(
-            f"{seam.name} builds an engine on the GPU that it is for: {exc}; build it on such a "
+            f"{package.name} builds an engine on the GPU that it is for: {exc}; build it on such a "
             "machine, or with `--package tensorrt_rtx`, which needs none to build"
         ) from exc
     context.close()

@@ -42,7 +42,7 @@ class Range:
 
 
 DEFAULT_BATCHES = Range(1, 1, 8)
-"""A Session runs up to 8 pictures at once unless it is told otherwise."""
+"""A Session runs up to 8 images at once unless it is told otherwise."""
 
 DEFAULT_CLASSES = Range(1, 1, 10)
 
@@ -52,15 +52,15 @@ class BuildOptions:
     """How an engine is built.
 
     Attributes:
-        batches: pictures in one run.
-        classes: classes for each picture, for an artifact that takes `class_ids`; None for
+        batches: images in one run.
+        classes: classes for each image, for an artifact that takes `class_ids`; None for
             `DEFAULT_CLASSES`.
         precision: "float32"; "float16": the way to the logits in float16, maps and evidence
             in float32 (see `half.py`); "int8": the graph holds QuantizeLinear nodes, whose
             types are kept.
         tf32: whether float32 products may round their factors to 10 bits of mantissa, as
             TensorRT does by itself on GPUs since 8.0. Faster, and outside the tolerance of
-            the parity certificate.
+            the parity report.
         workspace: most device memory in bytes that one operation may use for intermediate
             values; None leaves it to TensorRT.
         timing_cache: file of timings that is read and brought up to date; only with the

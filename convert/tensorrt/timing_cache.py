@@ -8,7 +8,7 @@ from typing import Any
 
 from sigcam.core.errors import ArtifactError, UsageError
 from sigcam.core.files import write_bytes
-from sigcam.runtime.backends.tensorrt.package import Seam
+from sigcam.runtime.backends.tensorrt.package import TensorRTPackage
 
 
 class TimingCache:
@@ -16,7 +16,7 @@ class TimingCache:
 
     Args:
         path: of the file; it need not exist yet.
-        seam: the TensorRT.
+        package: the TensorRT.
         config: the builder's configuration, which gets the timings.
 
     Raises:
@@ -25,8 +25,8 @@ class TimingCache:
         ArtifactError: the file can't be read.
     """
 
-    def __init__(self, path: Path, seam: Seam, config: Any) -> None:
-        if seam.is_rtx:
+    def __init__(self, path: Path, package: TensorRTPackage, config: Any) -> None:
+        if package.is_rtx:
             raise UsageError(
                 "a timing cache has no effect with the package 'tensorrt_rtx', which chooses "
                 "its kernels when an engine is loaded; leave --timing-cache out"
@@ -42,7 +42,7 @@ class TimingCache:
             # Of another version or GPU, or no cache at all. Timings can be had anew, so that
             # is no reason not to build; the file is replaced by one that fits.
             warnings.warn(
-                f"{path} is not a timing cache of this TensorRT {seam.version} and this GPU; it "
+                f"{path} is not a timing cache of this TensorRT {package.version} and this GPU; it "
                 "isn't used, and will be replaced",
                 stacklevel=2,
             )

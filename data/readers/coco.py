@@ -4,9 +4,9 @@ A box `[x, y, width, height]` in COCO reaches from the left edge of pixel x to t
 pixel x + width - 1, with decimals. Here both ends are inside: x0 = x, x1 = x + width - 1, and
 x1 = x0 for boxes narrower than a pixel. Category ids become 0..C-1 in their order.
 
-Several classes in a picture: see `objects.py`. Masks are those of the objects that count, as
+Several classes in an image: see `objects.py`. Masks are those of the objects that count, as
 polygons or run lengths (plain or compressed); crowds of the same class (`iscrowd`) make the ignore
-mask. Pictures have masks only if every object that counts has one.
+mask. Images have masks only if every object that counts has one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
 
     Args:
         file: the JSON file. It is read whole.
-        root: folder that the pictures are relative to; None: the first of the file's folder,
-            the one above, and the folders in these, that has the first picture.
+        root: folder that the images are relative to; None: the first of the file's folder,
+            the one above, and the folders in these, that has the first image.
 
     Raises:
         DataError: not JSON, or without the lists images, annotations and categories.
@@ -166,7 +166,7 @@ class _Reader:
     def read_annotations(
         self, entries: Sequence[Any], objects: Mapping[int, list[Object]]
     ) -> set[int]:
-        """Adds objects to their pictures; returns the pictures with a wrong one."""
+        """Adds objects to their images; returns the images with a wrong one."""
         bad = set()
         for index, entry in enumerate(entries):
             place = Place(self.file, None, f"annotations[{index}]")
@@ -204,5 +204,5 @@ class _Reader:
 
 
 def _is_finite(value: object) -> bool:
-    # Whole numbers of any length are JSON; a picture has no side of a billion pixels.
+    # Whole numbers of any length are JSON; an image has no side of a billion pixels.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9

@@ -1,4 +1,4 @@
-"""A CSV file of pictures and classes with a header; no boxes."""
+"""A CSV file of images and classes with a header; no boxes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Row(NamedTuple):
 
 
 def read_csv(file: Path, root: Path | None = None) -> Dataset:
-    """Reads a CSV file whose header names a column of pictures and one or two of classes.
+    """Reads a CSV file whose header names a column of images and one or two of classes.
 
     Columns: `image`, `path` or `file`; `class_index` or `class_id` (ids from 0 on); `class`,
     `label` or `class_name` (names; ids where all are whole numbers and there is no column of
@@ -37,7 +37,7 @@ def read_csv(file: Path, root: Path | None = None) -> Dataset:
 
     Args:
         file: the CSV file, UTF-8, commas.
-        root: folder that the pictures are relative to; None: the file's.
+        root: folder that the images are relative to; None: the file's.
 
     Raises:
         DataError: not CSV, or a header without these columns.
@@ -86,7 +86,7 @@ def _read_rows(file: Path, problems: list[Problem]) -> tuple[list[_Row], bool]:
             "" if names is None else cells[names],
         )
         if not row.image or not (row.name if ids is None else row.id):
-            problems.append(problem(place, f"a picture and a class wanted, got {cells}"))
+            problems.append(problem(place, f"an image and a class wanted, got {cells}"))
         elif row.image in seen:
             text = f"{row.image} stands in line {seen[row.image].line} already"
             problems.append(problem(place, text))

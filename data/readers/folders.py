@@ -19,15 +19,15 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures in a folder and its subfolders, sorted."""
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder and its subfolders, sorted."""
     return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
 def read_folders(folder: Path) -> Dataset:
     """Reads a folder of class folders.
 
-    A class folder without pictures is a problem, and keeps its class id.
+    A class folder without images is a problem, and keeps its class id.
 
     Raises:
         DataError: there are no folders in it.
@@ -37,13 +37,13 @@ def read_folders(folder: Path) -> Dataset:
         raise DataError(f"{folder} holds no folders; one for each class is wanted")
     samples, problems = [], []
     for label, inside in enumerate(folders):
-        pictures = pictures_in(inside)
-        if not pictures:
+        images = images_in(inside)
+        if not images:
             problems.append(
-                Problem(inside, None, f"no pictures in it ({', '.join(sorted(SUFFIXES))})")
+                Problem(inside, None, f"no images in it ({', '.join(sorted(SUFFIXES))})")
             )
         samples += [
-            Sample(p.relative_to(folder).as_posix(), p, Place(inside), label) for p in pictures
+            Sample(p.relative_to(folder).as_posix(), p, Place(inside), label) for p in images
         ]
     names = tuple(inside.name for inside in folders)
     return Dataset(

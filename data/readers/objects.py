@@ -1,8 +1,8 @@
-"""Pictures with several objects of several classes: which class and which boxes count.
+"""Images with several objects of several classes: which class and which boxes count.
 
 The label is the class of the object with the largest box (the first of equally large ones). The
 boxes, and masks, are those of all objects of that class. Objects that the data set itself sets
-apart (`difficult` in Pascal VOC, `iscrowd` in COCO) choose no label and are no boxes. A picture
+apart (`difficult` in Pascal VOC, `iscrowd` in COCO) choose no label and are no boxes. An image
 that has no other object is left out, which a note of the data set counts.
 """
 
@@ -16,7 +16,7 @@ from sigcam.data.dataset import Mask, Place
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Object:
-    """An object of a picture.
+    """An object of an image.
 
     Attributes:
         label: its class, >= 0.
@@ -49,5 +49,5 @@ def of_one_class(objects: Sequence[Object]) -> list[Object]:
 
 
 def left_out_note(count: int) -> tuple[str, ...]:
-    """The note that says how many pictures have no object that counts."""
-    return (f"pictures left out, without an object that counts: {count}",) if count else ()
+    """The note that says how many images have no object that counts."""
+    return (f"images left out, without an object that counts: {count}",) if count else ()

@@ -1,8 +1,8 @@
-"""Pascal VOC: an XML file for each picture in Annotations/, pictures in JPEGImages/.
+"""Pascal VOC: an XML file for each image in Annotations/, images in JPEGImages/.
 
 VOC counts pixels from 1 with both ends inside, so 1 is taken off every coordinate; ImageNet's XML
 counts from 0, which `first_pixel=0` says. Files of VOC hold decimals at times, which are kept.
-Several classes in a picture, and `difficult`: see `objects.py`. The segmentations
+Several classes in an image, and `difficult`: see `objects.py`. The segmentations
 (SegmentationClass, SegmentationObject) are not read.
 
 XML as elements that know their line, from files that nobody vouches for.
@@ -51,9 +51,9 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
 
     Args:
         folder: with Annotations/ and JPEGImages/.
-        split: a file ImageSets/Main/SPLIT.txt, one picture's name a line without its suffix;
+        split: a file ImageSets/Main/SPLIT.txt, one image's name a line without its suffix;
             None: all annotations.
-        first_pixel: number of a picture's first row and column, 1 or 0.
+        first_pixel: number of an image's first row and column, 1 or 0.
 
     Classes are numbered by `classes.txt` in the folder, one a line; or, where there is none, by
     the sorted names in all annotations, whatever the split.
@@ -63,7 +63,7 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
     """
     for name in ("Annotations", "JPEGImages"):
         if not (folder / name).is_dir():
-            raise DataError(f"{folder / name} is missing; Pascal VOC has pictures and annotations")
+            raise DataError(f"{folder / name} is missing; Pascal VOC has images and annotations")
     problems: list[Problem] = []
     stems = _split(folder, split, problems)
     given = class_file(folder)
@@ -142,8 +142,8 @@ class _Maker:
     def __init__(
         self, folder: Path, classes: Sequence[str], first_pixel: int, problems: list[Problem]
     ) -> None:
-        pictures = sorted((folder / "JPEGImages").iterdir())
-        self.pictures = {p.stem: p for p in pictures if p.suffix.lower() in SUFFIXES}
+        images = sorted((folder / "JPEGImages").iterdir())
+        self.images = {p.stem: p for p in images if p.suffix.lower() in SUFFIXES}
         self.folder = folder / "JPEGImages"
         self.ids = {name: index for index, name in enumerate(classes)}
         self.first_pixel = first_pixel
@@ -162,7 +162,7 @@ class _Maker:
         if not known:
             self.without += 1
             return
-        path = self.pictures.get(stem, self.folder / f"{stem}.jpg")
+        path = self.images.get(stem, self.folder / f"{stem}.jpg")
         self.samples.append(
             Sample(
                 path.relative_to(self.folder).as_posix(),

@@ -8,16 +8,16 @@ each split, has
     image_sizes.txt     path,width,height
     localization.txt    path,x0,y0,x1,y1            one line for each box, both ends inside
                         path,mask,ignore_mask       one line for each mask; the ignore mask on one
-                                                    of a picture's lines, nothing after the comma
+                                                    of an image's lines, nothing after the comma
                                                     on the others
 
 More than the reference:
 - `masks.txt` may hold the masks beside boxes in localization.txt.
 - `path,mask` without a second comma names a trimap: 255 (or 1) is the object, 128 its border,
   which is ignored. The reference would take 128 for the object; write the second comma for that.
-- Only image_ids.txt must be there. A picture without a line in a file that has lines for others
+- Only image_ids.txt must be there. An image without a line in a file that has lines for others
   is a problem, which the reference meets as a KeyError. Box coordinates may have decimals.
-- No picture needs an ignore mask; the reference opens a folder as a picture then.
+- No image needs an ignore mask; the reference opens a folder as an image then.
 - Blanks around a line or between its commas don't count, nor do blank lines.
 """
 
@@ -66,7 +66,7 @@ class _Masks:
 
 
 class _Reader:
-    """The files of one folder; pictures with a wrong line are kept in `bad`."""
+    """The files of one folder; images with a wrong line are kept in `bad`."""
 
     def __init__(self, folder: Path, mask_root: Path) -> None:
         self.folder = folder
@@ -197,8 +197,8 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
 
     Args:
         folder: with the text files.
-        root: folder that pictures are relative to; None: the nearest one from `folder` upwards
-            (four steps) that has the first picture. Names of classes come from `classes.txt`
+        root: folder that images are relative to; None: the nearest one from `folder` upwards
+            (four steps) that has the first image. Names of classes come from `classes.txt`
             in `folder`, its parent or `root`, one a line, if there is one.
         mask_root: folder that masks are relative to; None: `root`.
 
@@ -206,7 +206,7 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
         DataError: a file can't be read. What is wrong inside is in the result's `problems`.
     """
     if not (folder / IDS_FILE).is_file():
-        raise DataError(f"{folder / IDS_FILE} is missing: the list of the pictures, one a line")
+        raise DataError(f"{folder / IDS_FILE} is missing: the list of the images, one a line")
     base = root or _root_of(folder)
     reader = _Reader(folder, mask_root or base)
     reader.read()

@@ -1,7 +1,7 @@
-"""Average Drop and Increase in Confidence, for a picture multiplied by its map.
+"""Average Drop and Increase in Confidence, for an image multiplied by its map.
 
 Chattopadhay et al. 2018 (Grad-CAM++), as in Beyond Softmax, Table 1. Y is the confidence of
-the predicted class on the picture, O that of the same class on the masked picture, both by
+the predicted class on the image, O that of the same class on the masked image, both by
 the softmax branch.
 """
 
@@ -15,17 +15,17 @@ from sigcam.core.errors import UsageError
 Floats = npt.NDArray[np.float64]
 
 
-def masked_picture(
-    picture: npt.NDArray[np.uint8], scores: npt.NDArray[np.floating]
+def masked_image(
+    image: npt.NDArray[np.uint8], scores: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.uint8]:
-    """The picture times its map, pixel by pixel, rounded.
+    """The image times its map, pixel by pixel, rounded.
 
     Pixels of 0 to 255 are multiplied, before the network's own normalisation, so that what
-    the map leaves out turns black. Code that multiplies the normalised picture turns it to
-    the mean colour instead. A constant map is all zero and gives a black picture.
+    the map leaves out turns black. Code that multiplies the normalised image turns it to
+    the mean colour instead. A constant map is all zero and gives a black image.
 
     Args:
-        picture: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
         scores: floating [H, W] in [0, 1].
 
     Returns:
@@ -34,28 +34,26 @@ def masked_picture(
     Raises:
         UsageError: other shapes or types, or scores outside [0, 1].
     """
-    check_picture(picture, scores)
+    check_image(image, scores)
     if not (scores.min() >= 0 and scores.max() <= 1):
         raise UsageError(
             f"map must lie in [0, 1] without NaN, got {scores.min()} to {scores.max()}"
         )
-    return np.rint(picture * scores[..., None]).astype(np.uint8)
+    return np.rint(image * scores[..., None]).astype(np.uint8)
 
 
-def check_picture(picture: npt.NDArray[np.uint8], scores: npt.NDArray[np.floating]) -> None:
-    """Refuses a picture that isn't uint8 [H, W, 3], or a map that isn't [H, W]."""
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+def check_image(image: npt.NDArray[np.uint8], scores: npt.NDArray[np.floating]) -> None:
+    """Refuses an image that isn't uint8 [H, W, 3], or a map that isn't [H, W]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UsageError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    if scores.shape != image.shape[:2] or scores.size == 0:
         raise UsageError(
-            f"picture must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
-        )
-    if scores.shape != picture.shape[:2] or scores.size == 0:
-        raise UsageError(
-            f"map must have the picture's size {list(picture.shape[:2])}, got {list(scores.shape)}"
+            f"map must have the image's size {list(image.shape[:2])}, got {list(scores.shape)}"
         )
 
 
 def confidence_drop(before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
-    """Each picture's term of Average Drop in percent: 100 max(0, Y - O) / Y.
+    """Each image's term of Average Drop in percent: 100 max(0, Y - O) / Y.
 
     Args:
         before: floats [n], Y, in (0, 1].
@@ -69,7 +67,7 @@ def confidence_drop(before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
 
 
 def confidence_rise(before: npt.ArrayLike, after: npt.ArrayLike) -> Floats:
-    """Each picture's term of Increase in Confidence in percent: 100 where O > Y, else 0.
+    """Each image's term of Increase in Confidence in percent: 100 where O > Y, else 0.
 
     Args and result as in `confidence_drop`; the mean is % Increase (higher is better).
     """

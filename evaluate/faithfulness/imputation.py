@@ -3,7 +3,7 @@
 Rong et al. 2022 (ROAD): a removed pixel gets 1/6 of each pixel beside, above and below
 and 1/12 of each across a corner, removed ones included: a sparse linear system. Its matrix is
 symmetric and positive definite, so that conjugate gradients solve it, and a product with it is
-one 3x3 filter. Plain, they took 200 to 500 steps on a 224x224 picture; with corrections on
+one 3x3 filter. Plain, they took 200 to 500 steps on a 224x224 image; with corrections on
 blocks of 2, 4, 8, ... pixels as preconditioner (Bramble, Pasciak and Xu 1990, with blocks as
 basis) it is 30 to 90. SciPy's direct solver would be one more dependency of 35 MB for this
 function alone.
@@ -23,7 +23,7 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 NOISE = 0.01
 # Largest amount, in levels of 255, by which a removed pixel may differ from its neighbours'
-# mean. What is left of the error was below 0.1 levels with up to half of a 224x224 picture's pixels
+# mean. What is left of the error was below 0.1 levels with up to half of a 224x224 image's pixels
 # removed, and below 0.3 with 90%; the noise is 2.55.
 TOLERANCE = 3e-3
 _STEPS = 1000
@@ -33,38 +33,38 @@ _SIDE = 1 / 3
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-def impute(picture: U8, removed: npt.NDArray[np.bool_]) -> F32:
+def impute(image: U8, removed: npt.NDArray[np.bool_]) -> F32:
     """Fills removed pixels so that each is the weighted mean of its neighbours.
 
     Args:
-        picture: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
         removed: bool [H, W]; at least one pixel stays.
 
     Returns:
-        float32 [H, W, 3] in [0, 255]; pixels that stay are unchanged. Outside the picture
+        float32 [H, W, 3] in [0, 255]; pixels that stay are unchanged. Outside the image
         there are no neighbours: the weights of the others count for more.
 
     Raises:
         UsageError: shapes that don't fit, nothing stays, or no solution within 1,000 steps.
     """
-    if removed.dtype != np.bool_ or removed.shape != picture.shape[:2] or removed.all():
+    if removed.dtype != np.bool_ or removed.shape != image.shape[:2] or removed.all():
         raise UsageError(
-            f"removed must be bool {list(picture.shape[:2])} with a pixel that stays, got "
+            f"removed must be bool {list(image.shape[:2])} with a pixel that stays, got "
             f"{removed.dtype} {list(removed.shape)}"
         )
     if not removed.any():
-        return picture.astype(np.float32)
-    values = np.clip(_System(picture, removed).solve(), 0, 255)
-    return np.where(removed[..., None], values, picture.astype(np.float32))
+        return image.astype(np.float32)
+    values = np.clip(_System(image, removed).solve(), 0, 255)
+    return np.where(removed[..., None], values, image.astype(np.float32))
 
 
 def remove_pixels(
-    picture: U8, removed: npt.NDArray[np.bool_], rng: np.random.Generator, noise: float = NOISE
+    image: U8, removed: npt.NDArray[np.bool_], rng: np.random.Generator, noise: float = NOISE
 ) -> U8:
     """Imputes the removed pixels and adds Gaussian noise to them.
 
     Args:
-        picture: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
         removed: bool [H, W]; at least one pixel stays.
         rng: where the noise comes from; each value has its own.
         noise: standard deviation, as a share of 255.
@@ -75,15 +75,15 @@ def remove_pixels(
     Raises:
         UsageError: as `impute`.
     """
-    values = impute(picture, removed)
+    values = impute(image, removed)
     values[removed] += rng.normal(0.0, noise * 255.0, (int(removed.sum()), 3)).astype(np.float32)
     return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
 class _System:
-    """The equations of one picture."""
+    """The equations of one image."""
 
-    def __init__(self, picture: U8, removed: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, image: U8, removed: npt.NDArray[np.bool_]) -> None:
         hole = removed.astype(np.float32)
         kept = 1 - hole
         # All in three colours: broadcasting along a last axis of three is slow.
@@ -91,7 +91,7 @@ class _System:
         self.weights = _coloured(_neighbours(np.ones_like(hole)))
         self.shares = self.hole / self.weights
         self.inverses = _block_inverses(hole, kept)
-        self.values = np.ascontiguousarray(picture, np.float32) * _coloured(kept)
+        self.values = np.ascontiguousarray(image, np.float32) * _coloured(kept)
         self.values += self.hole * _filled(self.values, kept)
 
     def solve(self) -> F32:
@@ -114,8 +114,8 @@ class _System:
             last, energy = energy, _dot(residual, scaled)
             cv2.scaleAdd(step, energy / max(last, _TINY), scaled, dst=step)
         raise UsageError(
-            f"imputation didn't reach {TOLERANCE} in {_STEPS} steps on a picture of "
-            f"{values.shape[1]}x{values.shape[0]}; give a smaller picture"
+            f"imputation didn't reach {TOLERANCE} in {_STEPS} steps on an image of "
+            f"{values.shape[1]}x{values.shape[0]}; give a smaller image"
         )
 
     def _product(self, values: F32) -> F32:
@@ -172,14 +172,14 @@ def _filled(values: F32, kept: F32) -> F32:
 
 
 def _neighbours(values: F32) -> F32:
-    """Weighted sum of the eight neighbours; nothing lies outside the picture."""
+    """Weighted sum of the eight neighbours; nothing lies outside the image."""
     return np.asarray(
         cv2.filter2D(values, -1, _WEIGHTS, borderType=cv2.BORDER_CONSTANT), np.float32
     )
 
 
 def _halved(values: F32) -> F32:
-    """Means of 2x2 pixels; those outside the picture are zero."""
+    """Means of 2x2 pixels; those outside the image are zero."""
     height, width = values.shape[:2]
     even: Any = values
     if height % 2 or width % 2:

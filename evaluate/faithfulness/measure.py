@@ -1,8 +1,8 @@
-"""What an artifact says of changed pictures: the fidelity metrics' runs of the engine.
+"""What an artifact says of changed images: the faithfulness metrics' runs of the engine.
 
-All are of the predicted class, on the picture as the network gets it, with the map of that class
-at the same size (bicubic, min-max). `change_picture` makes what takes long to make and needs no
-engine; `measure_fidelity` runs the engine.
+All are of the predicted class, on the image as the network gets it, with the map of that class
+at the same size (bicubic, min-max). `change_image` makes what takes long to make and needs no
+engine; `measure_faithfulness` runs the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
-from sigcam.evaluate.faithfulness.confidence import masked_picture
+from sigcam.evaluate.faithfulness.confidence import masked_image
 from sigcam.evaluate.faithfulness.insertion_deletion import (
     BATCH,
     STEPS,
@@ -21,82 +21,84 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
     insertion_curve,
     run_batches,
 )
-from sigcam.evaluate.faithfulness.road import road_pictures, road_score
+from sigcam.evaluate.faithfulness.road import road_images, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import Answer, Model
 
-FIDELITY = ("confidence", "insertion", "deletion", "road")
-"""What can be asked for. "confidence" takes one more run of the engine a picture, "road" 14,
+FAITHFULNESS = ("confidence", "insertion", "deletion", "road")
+"""What can be asked for. "confidence" takes one more run of the engine an image, "road" 14,
 "insertion" and "deletion" one more than their steps each."""
 
 
-def check_fidelity(names: Collection[str]) -> None:
-    """Refuses names that aren't in `FIDELITY`."""
-    unknown = sorted(set(names) - set(FIDELITY))
+def check_faithfulness(names: Collection[str]) -> None:
+    """Refuses names that aren't in `FAITHFULNESS`."""
+    unknown = sorted(set(names) - set(FAITHFULNESS))
     if unknown:
-        raise UsageError(f"fidelity must be of {', '.join(FIDELITY)}, got {', '.join(unknown)}")
+        raise UsageError(
+            f"faithfulness must be of {', '.join(FAITHFULNESS)}, got {', '.join(unknown)}"
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class ChangedPicture:
-    """A picture's changed versions, of those that are made before the engine runs.
+class ChangedImage:
+    """An image's changed versions, of those that are made before the engine runs.
 
-    Insertion and deletion change little from step to step, hundreds of times: their pictures
+    Insertion and deletion change little from step to step, hundreds of times: their images
     are made as the engine takes them.
 
     Attributes:
-        picture: uint8 [H, W, 3], unchanged.
+        image: uint8 [H, W, 3], unchanged.
         scores: floating [H, W] in [0, 1], the predicted class's map.
-        masked: uint8 [H, W, 3], the picture times the map; None without "confidence".
+        masked: uint8 [H, W, 3], the image times the map; None without "confidence".
         morf: uint8 [H, W, 3] each, the most relevant pixels removed; none without "road".
         lerf: the same with the least relevant ones.
     """
 
-    picture: Array
+    image: Array
     scores: Array
     masked: Array | None
     morf: list[Array]
     lerf: list[Array]
 
 
-def change_picture(picture: Array, answer: Answer, names: Collection[str]) -> ChangedPicture:
-    """Makes a picture's changed versions; runs no engine, so that threads can do it.
+def change_image(image: Array, answer: Answer, names: Collection[str]) -> ChangedImage:
+    """Makes an image's changed versions; runs no engine, so that threads can do it.
 
     Args:
-        picture: uint8 [H, W, 3], as the network gets it.
+        image: uint8 [H, W, 3], as the network gets it.
         answer: to it.
-        names: of `FIDELITY`.
+        names: of `FAITHFULNESS`.
 
     Raises:
-        UsageError: a picture too large for ROAD's imputation (`impute`).
+        UsageError: an image too large for ROAD's imputation (`impute`).
     """
-    scores = normalise(enlarge(answer.predicted_grid, *picture.shape[:2]))
-    masked = masked_picture(picture, scores) if "confidence" in names else None
+    scores = normalise(enlarge(answer.predicted_cam, *image.shape[:2]))
+    masked = masked_image(image, scores) if "confidence" in names else None
     morf, lerf = (
-        list(road_pictures(picture, scores, most_relevant_first=first)) if "road" in names else []
+        list(road_images(image, scores, most_relevant_first=first)) if "road" in names else []
         for first in (True, False)
     )
-    return ChangedPicture(picture, scores, masked, morf, lerf)
+    return ChangedImage(image, scores, masked, morf, lerf)
 
 
-def measure_fidelity(
+def measure_faithfulness(
     model: Model,
-    changed: Sequence[ChangedPicture],
+    changed: Sequence[ChangedImage],
     answers: Sequence[Answer],
     names: Collection[str],
     steps: int = STEPS,
 ) -> list[dict[str, float]]:
-    """Runs the engine on changed pictures.
+    """Runs the engine on changed images.
 
     Args:
         model: the artifact.
-        changed: from `change_picture`, with the same names.
+        changed: from `change_image`, with the same names.
         answers: to the unchanged ones.
-        names: of `FIDELITY`.
+        names: of `FAITHFULNESS`.
         steps: of insertion and deletion.
 
     Returns:
-        For each picture the fields of its record: "after" (confidence on the picture times the
+        For each image the fields of its record: "after" (confidence on the image times the
         map), and "insertion", "deletion", "road" in [-1, 1].
     """
     found: list[dict[str, float]] = [{} for _ in changed]
@@ -107,14 +109,14 @@ def measure_fidelity(
             values["after"] = float(after)
     for one, class_id, values in zip(changed, classes, found, strict=True):
 
-        def score(pictures: Array, class_id: int = class_id) -> Array:
-            return model.probabilities(list(pictures), [class_id] * len(pictures))
+        def score(images: Array, class_id: int = class_id) -> Array:
+            return model.probabilities(list(images), [class_id] * len(images))
 
         if "insertion" in names:
-            curve = insertion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            curve = insertion_curve(one.image, one.scores, score, steps=steps, batch=BATCH)
             values["insertion"] = curve_area(curve)
         if "deletion" in names:
-            curve = deletion_curve(one.picture, one.scores, score, steps=steps, batch=BATCH)
+            curve = deletion_curve(one.image, one.scores, score, steps=steps, batch=BATCH)
             values["deletion"] = curve_area(curve)
         if "road" in names:
             morf, lerf = (run_batches(some, score, BATCH) for some in (one.morf, one.lerf))

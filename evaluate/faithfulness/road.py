@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
-from sigcam.evaluate.faithfulness.confidence import check_picture
+from sigcam.evaluate.faithfulness.confidence import check_image
 from sigcam.evaluate.faithfulness.imputation import NOISE, remove_pixels
 from sigcam.evaluate.faithfulness.insertion_deletion import (
     BATCH,
@@ -31,7 +31,7 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
 
 
 def road_curve(
-    picture: U8,
+    image: U8,
     scores: npt.NDArray[np.floating],
     score: Score,
     *,
@@ -44,7 +44,7 @@ def road_curve(
     """The score with a growing share of the pixels removed.
 
     Args:
-        picture: uint8 [H, W, 3] RGB.
+        image: uint8 [H, W, 3] RGB.
         scores: floating [H, W], any range.
         score: uint8 [n, H, W, 3] to floats [n]: the class's probability, or whether it is
             still the predicted one (ROAD's own accuracy).
@@ -52,7 +52,7 @@ def road_curve(
         fractions: shares of the pixels to remove, each in [0, 1).
         noise: as in `remove_pixels`.
         seed: of the noise; each fraction's noise depends on it and on its place in the list.
-        batch: pictures per call of `score`.
+        batch: images per call of `score`.
 
     Returns:
         float64 [n], one per fraction. MoRF: low is good; LeRF: high is good.
@@ -60,15 +60,15 @@ def road_curve(
     Raises:
         UsageError: shapes, types or numbers that don't fit.
     """
-    changed = road_pictures(
-        picture, scores, most_relevant_first=most_relevant_first, fractions=fractions,
+    changed = road_images(
+        image, scores, most_relevant_first=most_relevant_first, fractions=fractions,
         noise=noise, seed=seed,
     )  # fmt: skip
     return run_batches(changed, score, batch)
 
 
-def road_pictures(
-    picture: U8,
+def road_images(
+    image: U8,
     scores: npt.NDArray[np.floating],
     *,
     most_relevant_first: bool = True,
@@ -76,11 +76,11 @@ def road_pictures(
     noise: float = NOISE,
     seed: int = 0,
 ) -> Iterator[U8]:
-    """The pictures that `road_curve` scores: uint8 [H, W, 3], one per fraction, made one by one.
+    """The images that `road_curve` scores: uint8 [H, W, 3], one per fraction, made one by one.
 
     Args and errors as there. It needs no engine, so that it can run in a thread of its own.
     """
-    check_picture(picture, scores)
+    check_image(image, scores)
     if not fractions or not all(0 <= fraction < 1 for fraction in fractions):
         raise UsageError(f"fractions must lie in [0, 1), got {list(fractions)}")
     order = removal_order(scores if most_relevant_first else -scores)
@@ -89,7 +89,7 @@ def road_pictures(
         removed = np.zeros(scores.size, bool)
         removed[order[: min(round(fraction * len(order)), len(order) - 1)]] = True
         rng = np.random.default_rng([seed, place])
-        return remove_pixels(picture, removed.reshape(scores.shape), rng, noise)
+        return remove_pixels(image, removed.reshape(scores.shape), rng, noise)
 
     return (changed(place, fraction) for place, fraction in enumerate(fractions))
 

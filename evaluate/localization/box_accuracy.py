@@ -1,9 +1,9 @@
 """Localisation against boxes: MaxBoxAcc, MaxBoxAccV2, GT-known Loc, Top-1 Loc, Top-1 Cls.
 
-Choe et al. 2020, conventions of their code (protocol.py). A picture is a hit at a threshold
+Choe et al. 2020, conventions of their code (protocol.py). An image is a hit at a threshold
 if the best IoU between its boxes at that threshold and its true boxes reaches the IoU
 threshold. MaxBoxAccV2 takes the boxes of all contours, the others that of the largest one.
-A Max... accuracy is the best over the thresholds, which are common to all pictures.
+A Max... accuracy is the best over the thresholds, which are common to all images.
 
 A constant map has the box (0, 0, 0, 0) at every threshold, one pixel in the corner: no hit
 unless a true box is about as small and lies there.
@@ -49,7 +49,7 @@ def box_iou(a: npt.NDArray[np.integer], b: npt.NDArray[np.integer]) -> Floats:
 
 @dataclass(frozen=True)
 class BoxScores:
-    """One picture's best IoU over its true boxes, at each of the T = 1,000 thresholds.
+    """One image's best IoU over its true boxes, at each of the T = 1,000 thresholds.
 
     Attributes:
         every: float64 [T], of all contours' boxes.
@@ -68,7 +68,7 @@ class BoxScores:
         return self.largest >= np.array(IOU_THRESHOLDS)[:, None]
 
     def packed(self) -> npt.NDArray[np.uint8]:
-        """Both kinds of hits in bits, to keep per picture: uint8 [2, 3, 125] (750 bytes)."""
+        """Both kinds of hits in bits, to keep per image: uint8 [2, 3, 125] (750 bytes)."""
         return np.packbits(np.stack([self.hits(), self.hits_largest()]), axis=-1)
 
     def at(self, threshold: float) -> tuple[float, float]:
@@ -97,10 +97,10 @@ def threshold_index(threshold: float) -> int:
 
 
 def score_boxes(scores: npt.NDArray[np.floating], truth: npt.NDArray[np.integer]) -> BoxScores:
-    """Scores one picture's map against its true boxes.
+    """Scores one image's map against its true boxes.
 
     Args:
-        scores: floating [S, S] in [0, 1], from `score_map` (float64, as the protocol has it).
+        scores: floating [S, S] in [0, 1], from `score_heatmap` (float64, as the protocol has it).
         truth: integers [n, 4], from `scale_boxes`.
 
     Raises:
@@ -120,19 +120,19 @@ class BoxResult:
     """Accuracies in percent, each best with the threshold that gives it (the lowest of those).
 
     Attributes:
-        pictures: number of pictures.
+        images: number of images.
         max_box_acc_v2: mean of MaxBoxAccV2 over the IoUs.
         at_iou: MaxBoxAccV2 at IoU 0.3, 0.5, 0.7.
         at_iou_threshold: their best thresholds.
         gt_known: GT-known Loc at the fixed threshold.
         gt_known_best: the same at the best threshold (MaxBoxAcc), and that threshold.
-        top1_cls: share of pictures whose class is right; None where that isn't known.
+        top1_cls: share of images whose class is right; None where that isn't known.
         top1_loc: class right and GT-known hit, at the fixed threshold; or None.
         top1_loc_best: the same at its own best threshold, and that threshold; or None.
         fixed_threshold: the fixed threshold.
     """
 
-    pictures: int
+    images: int
     max_box_acc_v2: float
     at_iou: tuple[float, ...]
     at_iou_threshold: tuple[float, ...]
@@ -145,10 +145,10 @@ class BoxResult:
 
 
 class BoxAccuracy:
-    """Counts hits over pictures; memory doesn't grow with their number."""
+    """Counts hits over images; memory doesn't grow with their number."""
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.images = 0
         self.classified = 0
         self.correct = 0
         self.every = np.zeros((len(IOU_THRESHOLDS), len(THRESHOLDS)), np.int64)
@@ -156,15 +156,15 @@ class BoxAccuracy:
         self.top1 = np.zeros(len(THRESHOLDS), np.int64)
 
     def add(self, scores: BoxScores, correct: bool | None = None) -> None:
-        """Counts a picture.
+        """Counts an image.
 
         Args:
             scores: from `score_boxes`.
             correct: whether the predicted class is the true one; None if not known. Either
-                all pictures have it or none.
+                all images have it or none.
         """
         hits = scores.hits_largest()
-        self.pictures += 1
+        self.images += 1
         self.every += scores.hits()
         self.largest += hits
         if correct is not None:
@@ -173,13 +173,13 @@ class BoxAccuracy:
             self.top1 += hits[IOU_THRESHOLDS.index(LOC_IOU)] & bool(correct)
 
     def merge(self, other: BoxAccuracy) -> None:
-        """Adds the counts of pictures that were scored elsewhere."""
+        """Adds the counts of images that were scored elsewhere."""
         for name, value in other.arrays().items():
             setattr(self, name, getattr(self, name) + (int(value) if value.ndim == 0 else value))
 
     def arrays(self) -> dict[str, Ints]:
         """All counts as int64 arrays (copies), to be stored; `from_arrays` reads them."""
-        names = ("pictures", "classified", "correct", "every", "largest", "top1")
+        names = ("images", "classified", "correct", "every", "largest", "top1")
         return {name: np.array(getattr(self, name), np.int64) for name in names}
 
     @classmethod
@@ -207,14 +207,14 @@ class BoxAccuracy:
             fixed_threshold: one of 0, 0.001, ..., 0.999, as a share of the map's maximum.
 
         Raises:
-            UsageError: no pictures, classes known for some of them only, or a threshold
+            UsageError: no images, classes known for some of them only, or a threshold
                 that isn't in the list.
         """
-        if self.pictures == 0:
-            raise UsageError("accuracy needs at least one picture, got none")
-        if self.classified not in (0, self.pictures):
+        if self.images == 0:
+            raise UsageError("accuracy needs at least one image, got none")
+        if self.classified not in (0, self.images):
             raise UsageError(
-                f"{self.classified} of {self.pictures} pictures came with `correct`; give it "
+                f"{self.classified} of {self.images} images came with `correct`; give it "
                 "for all or for none"
             )
         fixed = threshold_index(fixed_threshold)
@@ -222,7 +222,7 @@ class BoxAccuracy:
         known = self.largest[IOU_THRESHOLDS.index(LOC_IOU)]
         with_class = self.classified > 0
         return BoxResult(
-            pictures=self.pictures,
+            images=self.images,
             max_box_acc_v2=float(np.mean([value for value, _ in best])),
             at_iou=tuple(value for value, _ in best),
             at_iou_threshold=tuple(threshold for _, threshold in best),
@@ -235,7 +235,7 @@ class BoxAccuracy:
         )
 
     def _percent(self, count: int) -> float:
-        return float(count * 100.0 / self.pictures)
+        return float(count * 100.0 / self.images)
 
     def _best(self, counts: Ints) -> tuple[float, float]:
         index = int(counts.argmax())

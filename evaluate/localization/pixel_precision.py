@@ -1,7 +1,7 @@
 """PxAP: the area under the precision-recall curve of pixels (Choe et al. 2020).
 
 A pixel is predicted as foreground at a threshold if its score reaches it. Pixels of all
-pictures are counted together; those of the ignore region don't count. The 1,001 thresholds
+images are counted together; those of the ignore region don't count. The 1,001 thresholds
 are 0, 0.001, ..., 0.999 and 1 (only the pixels with the largest score); the area is the sum
 of precision times the step in recall, going down from an empty prediction.
 
@@ -34,15 +34,15 @@ BINS = len(EDGES)
 def pixel_counts(
     scores: npt.NDArray[np.floating], labels: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.int32]:
-    """Counts one picture's pixels by score.
+    """Counts one image's pixels by score.
 
     Args:
-        scores: floating [S, S] in [0, 1], from `score_map` (float64, as the protocol has it).
+        scores: floating [S, S] in [0, 1], from `score_heatmap` (float64, as the protocol has it).
         labels: uint8 [S, S], from `pixel_labels`: 0 background, 1 foreground, else ignored.
 
     Returns:
         int32 [2, 1001], background and foreground pixels with a score in [0, 0.001), ...,
-        [0.999, 1), and equal to 1. Eight kilobytes, to be kept per picture for a bootstrap.
+        [0.999, 1), and equal to 1. Eight kilobytes, to be kept per image for a bootstrap.
 
     Raises:
         UsageError: no score map, or labels of another size.
@@ -88,7 +88,7 @@ class PixelCurve:
 
 
 def pixel_curve(counts: npt.NDArray[np.integer]) -> PixelCurve:
-    """The curve of counts as `pixel_counts` gives them, summed over pictures.
+    """The curve of counts as `pixel_counts` gives them, summed over images.
 
     Args:
         counts: integers [2, 1001].
@@ -98,7 +98,7 @@ def pixel_curve(counts: npt.NDArray[np.integer]) -> PixelCurve:
     """
     background, foreground = counts.astype(np.int64)[:, ::-1].cumsum(axis=1)
     if foreground[-1] == 0:
-        raise UsageError("PxAP needs at least one foreground pixel, got none in any picture")
+        raise UsageError("PxAP needs at least one foreground pixel, got none in any image")
     predicted = background + foreground
     precision = np.full(BINS, np.nan)
     np.divide(foreground, predicted, out=precision, where=predicted > 0)
@@ -109,25 +109,25 @@ def pixel_curve(counts: npt.NDArray[np.integer]) -> PixelCurve:
 
 
 class PixelPrecision:
-    """Sums pixel counts over pictures; memory doesn't grow with their number."""
+    """Sums pixel counts over images; memory doesn't grow with their number."""
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.images = 0
         self.counts = np.zeros((2, BINS), np.int64)
 
     def add(self, counts: npt.NDArray[np.integer]) -> None:
-        """Adds a picture's counts, integers [2, 1001], from `pixel_counts`."""
-        self.pictures += 1
+        """Adds an image's counts, integers [2, 1001], from `pixel_counts`."""
+        self.images += 1
         self.counts += counts
 
     def merge(self, other: PixelPrecision) -> None:
-        """Adds the counts of pictures that were scored elsewhere."""
-        self.pictures += other.pictures
+        """Adds the counts of images that were scored elsewhere."""
+        self.images += other.images
         self.counts += other.counts
 
     def arrays(self) -> dict[str, Ints]:
         """All counts as int64 arrays (copies), to be stored; `from_arrays` reads them."""
-        return {"pictures": np.array(self.pictures, np.int64), "counts": self.counts.copy()}
+        return {"images": np.array(self.images, np.int64), "counts": self.counts.copy()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.integer]]) -> PixelPrecision:
@@ -137,11 +137,11 @@ class PixelPrecision:
             UsageError: an array is missing or has another shape.
         """
         made = cls()
-        if set(arrays) < {"pictures", "counts"} or arrays["counts"].shape != made.counts.shape:
+        if set(arrays) < {"images", "counts"} or arrays["counts"].shape != made.counts.shape:
             raise UsageError(
-                f"stored counts need 'pictures' and 'counts' [2, {BINS}], got {sorted(arrays)}"
+                f"stored counts need 'images' and 'counts' [2, {BINS}], got {sorted(arrays)}"
             )
-        made.pictures = int(arrays["pictures"])
+        made.images = int(arrays["images"])
         made.counts = arrays["counts"].astype(np.int64)
         return made
 

@@ -12,9 +12,9 @@ def box_region(boxes: npt.NDArray[np.integer], height: int, width: int) -> npt.N
     """The pixels of boxes (x0, y0, x1, y1) whose corners both belong to them.
 
     Args:
-        boxes: integers [n, 4]; what lies outside the picture is cut off.
-        height: the picture's.
-        width: the picture's.
+        boxes: integers [n, 4]; what lies outside the image is cut off.
+        height: the image's.
+        width: the image's.
 
     Returns:
         bool [height, width].

@@ -7,7 +7,7 @@ values 0, 0.001, ..., 0.999 (at 1 no pixel lies above the largest, so it could o
 ground-truth boxes of a few pixels at the corner). PxAP has one class of scores more, those
 that are exactly 1: 1,001 in all.
 
-Maps where the protocol wants them: on its square, which stands for the whole picture.
+Maps where the protocol wants them: on its square, which stands for the whole image.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 255
 
 
-def score_map(grid: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[np.float64]:
-    """Enlarges a grid to the protocol's square and normalises it, in that order.
+def score_heatmap(cam: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[np.float64]:
+    """Enlarges a CAM to the protocol's square and normalises it, in that order.
 
     Bicubic (OpenCV's INTER_CUBIC, a = -0.75) in float64, then min-max. The overshoot of the
-    bicubic kernel is part of the protocol. The grid is taken to cover the whole picture, as
+    bicubic kernel is part of the protocol. The CAM is taken to cover the whole image, as
     it does for the resize rule "stretch"; `placing.place_scores` is for the others.
 
     Args:
-        grid: floating [h, w], any range; usually ReLU'd evidence, >= 0.
+        cam: floating [h, w], any range; usually ReLU'd evidence, >= 0.
         size: side of the square in pixels.
 
     Returns:
@@ -45,21 +45,21 @@ def score_map(grid: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[n
         constant or has a NaN (a map with `valid = False`): the protocol's definition.
 
     Raises:
-        UsageError: the grid isn't a non-empty array [h, w].
+        UsageError: the CAM isn't a non-empty array [h, w].
     """
-    return normalise(enlarge(grid, size, size))
+    return normalise(enlarge(cam, size, size))
 
 
-def enlarge(grid: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float64]:
-    """The grid [h, w] at another size, bicubic: float64 [height, width].
+def enlarge(cam: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float64]:
+    """The CAM [h, w] at another size, bicubic: float64 [height, width].
 
     Raises:
-        UsageError: the grid isn't a non-empty array [h, w].
+        UsageError: the CAM isn't a non-empty array [h, w].
     """
-    if grid.ndim != 2 or grid.size == 0:
-        raise UsageError(f"grid must be a non-empty array [h, w], got shape {list(grid.shape)}")
+    if cam.ndim != 2 or cam.size == 0:
+        raise UsageError(f"CAM must be a non-empty array [h, w], got shape {list(cam.shape)}")
     size = (width, height)
-    resized = cv2.resize(grid.astype(np.float64), size, interpolation=cv2.INTER_CUBIC)
+    resized = cv2.resize(cam.astype(np.float64), size, interpolation=cv2.INTER_CUBIC)
     return np.array(resized, np.float64)
 
 
@@ -84,7 +84,7 @@ def check_scores(scores: npt.NDArray[np.floating]) -> None:
     low, high = scores.min(), scores.max()
     if not (low >= 0 and high <= 1):
         raise UsageError(
-            f"score map must lie in [0, 1] without NaN, got {low} to {high}; use score_map()"
+            f"score map must lie in [0, 1] without NaN, got {low} to {high}; use score_heatmap()"
         )
 
 
@@ -95,15 +95,15 @@ def quantise(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
 
 
 def scale_boxes(
-    boxes: npt.ArrayLike, picture_size: tuple[int, int], size: int = SIZE
+    boxes: npt.ArrayLike, image_size: tuple[int, int], size: int = SIZE
 ) -> npt.NDArray[np.int64]:
-    """Moves ground-truth boxes from the picture to the protocol's square.
+    """Moves ground-truth boxes from the image to the protocol's square.
 
     Each coordinate is multiplied by size / side and truncated; both corners belong to the box.
 
     Args:
         boxes: numbers [n, 4] or [4], (x0, y0, x1, y1) in pixels, 0 <= x0 <= x1, 0 <= y0 <= y1.
-        picture_size: width and height in pixels.
+        image_size: width and height in pixels.
         size: side of the square.
 
     Returns:
@@ -122,9 +122,9 @@ def scale_boxes(
             "a box must be (x0, y0, x1, y1) with 0 <= x0 <= x1 and 0 <= y0 <= y1, "
             f"got {given[wrong][0].tolist()}"
         )
-    width, height = picture_size
+    width, height = image_size
     if width < 1 or height < 1:
-        raise UsageError(f"picture size must be at least 1x1, got {width}x{height}")
+        raise UsageError(f"image size must be at least 1x1, got {width}x{height}")
     # First times, then by: the other order rounds differently, and truncation shows it.
     scaled = given * float(size) / np.array([width, height, width, height], np.float64)
     return scaled.astype(np.int64)
@@ -135,7 +135,7 @@ def pixel_labels(
     ignore: npt.NDArray[np.generic] | None = None,
     size: int = SIZE,
 ) -> npt.NDArray[np.uint8]:
-    """Puts a picture's masks together on the protocol's square.
+    """Puts an image's masks together on the protocol's square.
 
     Args:
         masks: at least one [H, W], bool or number; a pixel is set where it is > 0.5 after
@@ -150,7 +150,7 @@ def pixel_labels(
         UsageError: no mask, or one that isn't [H, W].
     """
     if not masks:
-        raise UsageError("a picture needs at least one mask, got none")
+        raise UsageError("an image needs at least one mask, got none")
     foreground = np.zeros((size, size), bool)
     for mask in masks:
         foreground |= _resized(mask, size)
@@ -171,19 +171,19 @@ Floats = npt.NDArray[np.float64]
 
 
 def place_scores(
-    grid: npt.NDArray[np.floating], placement: Placement, size: int = SIZE
+    cam: npt.NDArray[np.floating], placement: Placement, size: int = SIZE
 ) -> tuple[Floats, bool]:
-    """The score map of a grid on the protocol's square.
+    """The score map of a CAM on the protocol's square.
 
-    The protocol resizes pictures to the network's input whatever their aspect, so that a grid
-    covers the whole picture; such a grid is treated exactly as there. With the resize rules "crop"
-    and "letterbox" a grid covers a part of the picture or more than it: it is enlarged to the
+    The protocol resizes images to the network's input whatever their aspect, so that a CAM
+    covers the whole image; such a CAM is treated exactly as there. With the resize rules "crop"
+    and "letterbox" a CAM covers a part of the image or more than it: it is enlarged to the
     rectangle that it covers on the square, in whole pixels, and normalised over what is inside the
-    picture; where the network saw nothing, the score is 0.
+    image; where the network saw nothing, the score is 0.
 
     Args:
-        grid: floating [h, w].
-        placement: of the network's input in the picture.
+        cam: floating [h, w].
+        placement: of the network's input in the image.
         size: side of the square.
 
     Returns:
@@ -191,9 +191,9 @@ def place_scores(
     """
     (y0, y1), (x0, x1) = _span(placement.rows, size), _span(placement.columns, size)
     if (y0, y1, x0, x1) == (0, size, 0, size):
-        scores = score_map(grid, size)
+        scores = score_heatmap(cam, size)
         return scores, bool(scores.any())
-    part = enlarge(grid, y1 - y0, x1 - x0)
+    part = enlarge(cam, y1 - y0, x1 - x0)
     inside = normalise(part[max(0, -y0) : size - y0, max(0, -x0) : size - x0])
     scores = np.zeros((size, size))
     scores[max(0, y0) : y1, max(0, x0) : x1] = inside
@@ -201,7 +201,7 @@ def place_scores(
 
 
 def _span(axis: Axis, size: int) -> tuple[int, int]:
-    """First and last pixel (the latter just outside) of the square that a grid covers."""
+    """First and last pixel (the latter just outside) of the square that a CAM covers."""
     if axis.low == 0 and axis.high == axis.size and axis.shown == axis.length:
         return 0, size  # less than one input pixel may be cut off for the box average
     scale = axis.used / axis.shown

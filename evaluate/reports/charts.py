@@ -53,8 +53,8 @@ def chart(lines: Sequence[Line], x_label: str, y_label: str, x_end: float, y_end
             tuple(map(float, place(*at).split(","))) for at in ((0, 0), (x_end, y), (x, y_end))
         )
         across, down = (tuple(map(float, place(*at).split(","))) for at in ((x, 0), (0, y)))
-        parts.append(f'<line class="grid" x1="{across[0]}" y1="{y0}" x2="{across[0]}" y2="{y1}"/>')
-        parts.append(f'<line class="grid" x1="{x0}" y1="{down[1]}" x2="{x1}" y2="{down[1]}"/>')
+        parts.append(f'<line class="CAM" x1="{across[0]}" y1="{y0}" x2="{across[0]}" y2="{y1}"/>')
+        parts.append(f'<line class="CAM" x1="{x0}" y1="{down[1]}" x2="{x1}" y2="{down[1]}"/>')
         parts.append(f'<text x="{across[0]}" y="{y0 + 16}" text-anchor="middle">{x:g}</text>')
         parts.append(f'<text x="{x0 - 6}" y="{down[1] + 4}" text-anchor="end">{y:g}</text>')
     middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2

@@ -18,7 +18,7 @@ from sigcam.evaluate.reports.summary import Summary, map_of, versions
 from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of
 
 _LISTED = 50
-"""Most pictures that are listed as left out; the JSON has all."""
+"""Most images that are listed as left out; the JSON has all."""
 
 
 def page(summary: Summary, gallery: Gallery) -> str:
@@ -26,16 +26,16 @@ def page(summary: Summary, gallery: Gallery) -> str:
 
     Args:
         summary: the numbers.
-        gallery: pictures to show; may be empty.
+        gallery: images to show; may be empty.
     """
     run = summary.evaluation
     template = files("sigcam.evaluate.reports").joinpath("page.html").read_text(encoding="utf-8")
     seconds = f"{run.seconds:.1f} s, in {run.engine_seconds:.1f} s of which an engine ran"
-    again = f" {run.resumed} pictures were done by an earlier run." if run.resumed else ""
+    again = f" {run.resumed} images were done by an earlier run." if run.resumed else ""
     return Template(template).substitute(
         title=html.escape(f"Evaluation on {run.dataset.name}"),
         about=html.escape(
-            f"{len(run.dataset)} pictures ({run.dataset.format}), {len(run.artifacts)} artifacts. "
+            f"{len(run.dataset)} images ({run.dataset.format}), {len(run.artifacts)} artifacts. "
             f"This run took {seconds}.{again}"
         ),
         table=_table(head_of(summary), rows_of(summary)),
@@ -84,7 +84,7 @@ def _charts(summary: Summary) -> str:
         )
     ]
     if lines:
-        text = chart(lines, "threshold", "pictures with a hit, %", 1, 100)
+        text = chart(lines, "threshold", "images with a hit, %", 1, 100)
         drawn.append(f"<div><h3>Any contour's box, by IoU (MaxBoxAccV2)</h3>{text}</div>")
     lines = [
         Line(name, 100 * curves.recall, 100 * curves.precision, index)
@@ -103,16 +103,16 @@ def _gallery(gallery: Gallery, names: Sequence[str]) -> str:
     if not gallery.worst:
         return ""
     parts = [
-        f"<h2>Pictures</h2><p class=dim>Chosen by the first artifact's "
+        f"<h2>Images</h2><p class=dim>Chosen by the first artifact's "
         f"{html.escape(gallery.by)}. Boxes of the map in white, true ones in green.</p>"
     ]
     for title, shown in (("Worst", gallery.worst), ("Best", gallery.best)):
         parts.append(f"<h3>{title}</h3>")
-        parts += [_picture(one, names) for one in shown]
+        parts += [_image(one, names) for one in shown]
     return "".join(parts)
 
 
-def _picture(shown: Shown, names: Sequence[str]) -> str:
+def _image(shown: Shown, names: Sequence[str]) -> str:
     figures = "".join(
         f'<figure><img alt="{html.escape(name)} on {html.escape(shown.name)}" '
         f'src="data:image/jpeg;base64,{base64.b64encode(overlay).decode()}">'
@@ -120,7 +120,7 @@ def _picture(shown: Shown, names: Sequence[str]) -> str:
         for name, caption, overlay in zip(names, shown.captions, shown.overlays, strict=True)
     )
     return (
-        f'<div class="picture"><div class="dim">{html.escape(shown.name)}: {shown.score:.2f}</div>'
+        f'<div class="image"><div class="dim">{html.escape(shown.name)}: {shown.score:.2f}</div>'
         f'<div class="row">{figures}</div></div>'
     )
 
@@ -129,11 +129,11 @@ def _artifacts(summary: Summary) -> str:
     rows = []
     for one in summary.evaluation.artifacts:
         spec = one.spec
-        geometry = spec["geometry"]
+        preprocessing = spec["preprocessing"]
         rows.append(
             [
                 one.name, spec["method"], spec["branch"], "yes" if spec["nwc"] else "no",
-                f"{geometry['width']} x {geometry['height']}, {geometry['rule']}", one.backend,
+                f"{preprocessing['width']} x {preprocessing['height']}, {preprocessing['rule']}", one.backend,
                 map_of(one.asks), one.digest[:12],
             ]
         )  # fmt: skip
@@ -159,7 +159,7 @@ def _method(summary: Summary) -> str:
         f"{SIZE} x {SIZE} and min-max normalised, boxes around contours with both ends inside, "
         f"{len(THRESHOLDS)} thresholds; the fixed threshold is {options.threshold:g} of the map's "
         "maximum.",
-        "Fidelity on the network's input, of the predicted class by the softmax branch.",
+        "Faithfulness on the network's input, of the predicted class by the softmax branch.",
         f"Intervals: percentile bootstrap, seed {summary.seed}.",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
     ]
@@ -170,5 +170,5 @@ def _method(summary: Summary) -> str:
                 summary.evaluation.artifacts, summary.evaluation.records, strict=True
             )
         )
-        parts.append(f"Pictures without a map (constant grid): {counts}.")
+        parts.append(f"Images without a map (constant CAM): {counts}.")
     return " ".join(parts)

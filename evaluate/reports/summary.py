@@ -72,7 +72,7 @@ class Summary:
             "dataset": {
                 "name": run.dataset.name,
                 "format": run.dataset.format,
-                "pictures": len(run.dataset),
+                "images": len(run.dataset),
                 "left_out": [str(one) for one in run.dataset.problems],
                 "notes": list(run.dataset.notes),
             },
@@ -90,7 +90,7 @@ class Summary:
                     "label": result.metric.label,
                     "unit": "percent",
                     "higher_is_better": result.metric.higher_is_better,
-                    "pictures": result.pictures,
+                    "images": result.images,
                     "artifacts": [_numbers(one) for one in result.artifacts],
                 }
                 for result in self.results
@@ -98,7 +98,7 @@ class Summary:
             "run": {
                 "seconds": round(run.seconds, 2),
                 "engine_seconds": round(run.engine_seconds, 2),
-                "pictures": len(run.dataset) - run.resumed,
+                "images": len(run.dataset) - run.resumed,
                 "machine": {
                     "processor": platform.machine(), "cores": os.cpu_count(),
                     "system": platform.system(),

@@ -12,7 +12,7 @@ from sigcam.evaluate.results.metrics import Result
 def head_of(summary: Summary) -> list[str]:
     """The table's first row."""
     names = [one.name for one in summary.evaluation.artifacts]
-    return ["metric, %", "pictures", names[0], *names[1:]]
+    return ["metric, %", "images", names[0], *names[1:]]
 
 
 def rows_of(summary: Summary) -> list[list[str]]:
@@ -20,7 +20,7 @@ def rows_of(summary: Summary) -> list[list[str]]:
     return [
         [
             f"{one.metric.label} {'↑' if one.metric.higher_is_better else '↓'}",
-            str(one.pictures),
+            str(one.images),
             _first(one.artifacts[0]),
             *(_other(one, further) for further in one.artifacts[1:]),
         ]
@@ -53,7 +53,7 @@ def explanation_of(summary: Summary) -> str:
     """What the numbers of the table are, in a sentence or two."""
     text = (
         f"In brackets {summary.level:.0%} intervals of {summary.resamples} bootstrap drawings of "
-        "the pictures"
+        "the images"
     )
     if len(summary.evaluation.artifacts) > 1:
         text += (

@@ -24,11 +24,11 @@ _COLUMNS = (
 
 
 def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path]:
-    """Writes report.json, report.md, report.html and pictures.csv.
+    """Writes report.json, report.md, report.html and images.csv.
 
     Args:
         summary: the numbers.
-        gallery: pictures of the page.
+        gallery: images of the page.
         folder: where; it exists.
 
     Returns:
@@ -44,9 +44,9 @@ def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    table = folder / "pictures.csv"
+    table = folder / "images.csv"
     with atomic_path(table) as temporary:
-        _write_pictures(summary, temporary)
+        _write_images(summary, temporary)
     return [*(folder / name for name in texts), table]
 
 
@@ -60,7 +60,7 @@ def _markdown(summary: Summary) -> str:
         for one in run.artifacts
     ]  # fmt: skip
     parts = [
-        f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} pictures.\n\n",
+        f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} images.\n\n",
         markdown_table(head_of(summary), rows_of(summary)),
         f"\n{explanation_of(summary)}\n\n",
         markdown_table(["artifact", "method", "branch", "NWC", "engine", "map of"], artifacts),
@@ -71,13 +71,13 @@ def _markdown(summary: Summary) -> str:
     return "".join(parts)
 
 
-def _write_pictures(summary: Summary, path: Path) -> None:
-    """A row a picture; of each artifact the columns of its record, as it is read."""
+def _write_images(summary: Summary, path: Path) -> None:
+    """A row an image; of each artifact the columns of its record, as it is read."""
     run = summary.evaluation
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["picture", "label"]
+            ["image", "label"]
             + [f"{one.name}: {column}" for one in run.artifacts for column in _COLUMNS]
         )
         for index, sample in enumerate(run.dataset.samples):

@@ -1,16 +1,16 @@
 """How sure a metric and the difference of two artifacts are: paired bootstrap intervals.
 
-Pictures are drawn with replacement, as many as there are, and the metric is computed of these; the
+Images are drawn with replacement, as many as there are, and the metric is computed of these; the
 interval reaches from the 2.5th to the 97.5th percentile of its values (the percentile bootstrap,
-Efron 1979). All artifacts are computed of the same drawn pictures, so what makes a picture hard
+Efron 1979). All artifacts are computed of the same drawn images, so what makes an image hard
 for all of them cancels in the difference.
 
-A metric is a function of sums over pictures: a mean is the sum over the number; MaxBoxAccV2 is the
+A metric is a function of sums over images: a mean is the sum over the number; MaxBoxAccV2 is the
 largest of the sums of hits at each threshold; PxAP is an area under sums of histograms. So a
-drawing is a count for each picture, and its sums are a matrix product of counts and contributions.
+drawing is a count for each image, and its sums are a matrix product of counts and contributions.
 
-A maximum over thresholds is a little larger in drawn pictures than in the pictures themselves, the
-more so the fewer pictures and the flatter its peak; its value may even lie below its interval. In
+A maximum over thresholds is a little larger in drawn images than in the images themselves, the
+more so the fewer images and the flatter its peak; its value may even lie below its interval. In
 a difference that cancels, unless one artifact's peak is much flatter than the other's.
 """
 
@@ -27,27 +27,27 @@ from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
 
 Metric: TypeAlias = Callable[[Array, int], Array]
-"""From float64 [R, ...], R sums over P pictures each, and P to R values [R]."""
+"""From float64 [R, ...], R sums over P images each, and P to R values [R]."""
 
 LEVEL = 0.95
 RESAMPLES = 2000
-# Fixed, because the drawn pictures depend on them. 250 sums of 3 x 1001 hits take 6 MB.
+# Fixed, because the drawn images depend on them. 250 sums of 3 x 1001 hits take 6 MB.
 _RESAMPLES_AT_ONCE = 250
-_PICTURES_AT_ONCE = 512
+_IMAGES_AT_ONCE = 512
 
 
 class Contributions(Protocol):
-    """What each picture adds to the sums: an array [P, ...], or what acts like one.
+    """What each image adds to the sums: an array [P, ...], or what acts like one.
 
-    Slices of pictures are asked for in order, several times over, so they may be read from a file
+    Slices of images are asked for in order, several times over, so they may be read from a file
     or unpacked then (`PackedHits`).
     """
 
     def __len__(self) -> int:
-        """Number of pictures P."""
+        """Number of images P."""
 
-    def __getitem__(self, pictures: slice, /) -> Array:
-        """Contributions of some pictures, numbers or bools [p, ...], finite."""
+    def __getitem__(self, images: slice, /) -> Array:
+        """Contributions of some images, numbers or bools [p, ...], finite."""
 
 
 class PackedHits:
@@ -61,8 +61,8 @@ class PackedHits:
     def __len__(self) -> int:
         return len(self._bits)
 
-    def __getitem__(self, pictures: slice, /) -> Array:
-        bits = self._bits[pictures]
+    def __getitem__(self, images: slice, /) -> Array:
+        bits = self._bits[images]
         flat = np.unpackbits(bits, axis=1, count=math.prod(self._shape))
         return flat.reshape(len(bits), *self._shape)
 
@@ -72,8 +72,8 @@ class Estimate:
     """A number with its interval; the limits are NaN where a drawing has no finite value.
 
     Attributes:
-        value: computed of the pictures themselves.
-        low, high: percentiles of the values of drawn pictures.
+        value: computed of the images themselves.
+        low, high: percentiles of the values of drawn images.
     """
 
     value: float
@@ -87,16 +87,16 @@ class Comparison:
 
     Attributes:
         metric: of the artifact.
-        difference: metric minus that of the first artifact, on the same drawn pictures.
+        difference: metric minus that of the first artifact, on the same drawn images.
     """
 
     metric: Estimate
     difference: Estimate
 
 
-def mean(sums: Array, num_pictures: int) -> Array:
-    """The metric that is the mean of one value per picture: [R] or [R, 1] to [R]."""
-    return cast("Array", sums.reshape(len(sums)) / num_pictures)
+def mean(sums: Array, num_images: int) -> Array:
+    """The metric that is the mean of one value per image: [R] or [R, 1] to [R]."""
+    return cast("Array", sums.reshape(len(sums)) / num_images)
 
 
 def compare(
@@ -107,33 +107,33 @@ def compare(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Comparison]:
-    """A metric of several artifacts on the same pictures, with intervals.
+    """A metric of several artifacts on the same images, with intervals.
 
-    Memory doesn't grow with the number of pictures, but for the contributions themselves and
+    Memory doesn't grow with the number of images, but for the contributions themselves and
     `resamples` values of each artifact.
 
     Args:
-        artifacts: contributions of each, the same pictures in the same order.
+        artifacts: contributions of each, the same images in the same order.
         metric: from sums to values.
-        resamples: how often pictures are drawn.
+        resamples: how often images are drawn.
         level: probability of the interval, in (0, 1).
-        seed: of the drawing; the same seed draws the same pictures.
+        seed: of the drawing; the same seed draws the same images.
 
     Returns:
         One for each artifact; the first one's difference is 0 to 0.
 
     Raises:
-        UsageError: no artifacts or pictures; other numbers of pictures; not finite contributions;
+        UsageError: no artifacts or images; other numbers of images; not finite contributions;
             a metric that doesn't return one value for each sum; level or resamples out of range.
     """
-    num_pictures = _check(artifacts, resamples, level)
-    values = np.array([_values(metric, _total(one), num_pictures)[0] for one in artifacts])
+    num_images = _check(artifacts, resamples, level)
+    values = np.array([_values(metric, _total(one), num_images)[0] for one in artifacts])
     drawn = np.empty((len(artifacts), resamples))
     for first in range(0, resamples, _RESAMPLES_AT_ONCE):
         count = min(_RESAMPLES_AT_ONCE, resamples - first)
         block = slice(first, first + count)
         for row, sums in zip(drawn, _sums(artifacts, count, first, seed), strict=True):
-            row[block] = _values(metric, sums, num_pictures)
+            row[block] = _values(metric, sums, num_images)
     tails = (1 - level) / 2, (1 + level) / 2
     with np.errstate(invalid="ignore"):  # infinities, which have no difference
         differences, beyond = values - values[0], drawn - drawn[0]
@@ -144,29 +144,29 @@ def compare(
 
 
 def drawn_counts(
-    num_pictures: int, resamples: int, first: int = 0, seed: int = 0
+    num_images: int, resamples: int, first: int = 0, seed: int = 0
 ) -> Iterator[tuple[slice, Array]]:
-    """How often each picture is drawn, a slice of pictures at a time.
+    """How often each image is drawn, a slice of images at a time.
 
-    P pictures drawn from P are multinomial counts. How many fall into a slice is drawn first, from
+    P images drawn from P are multinomial counts. How many fall into a slice is drawn first, from
     those that are left, and then which ones: the same distribution, in the memory of one slice.
 
     Args:
-        num_pictures: P.
+        num_images: P.
         resamples: how many drawings R.
         first: number of the first one, which seeds them together with `seed`.
         seed: of all.
 
     Yields:
-        Pictures p and int64 [R, p]; over all slices, the rows add up to P.
+        Images p and int64 [R, p]; over all slices, the rows add up to P.
     """
     random = np.random.default_rng((seed, first))
-    left = np.full(resamples, num_pictures, np.int64)
-    for start in range(0, num_pictures, _PICTURES_AT_ONCE):
-        size = min(_PICTURES_AT_ONCE, num_pictures - start)
-        here = random.binomial(left, size / (num_pictures - start))
+    left = np.full(resamples, num_images, np.int64)
+    for start in range(0, num_images, _IMAGES_AT_ONCE):
+        size = min(_IMAGES_AT_ONCE, num_images - start)
+        here = random.binomial(left, size / (num_images - start))
         left -= here
-        # Drawing each picture and counting takes a third of the time of `multinomial`.
+        # Drawing each image and counting takes a third of the time of `multinomial`.
         cells = np.repeat(np.arange(resamples) * size, here)
         cells += random.integers(0, size, len(cells))
         counts = np.bincount(cells, minlength=resamples * size)
@@ -175,10 +175,10 @@ def drawn_counts(
 
 def _check(artifacts: Sequence[Contributions], resamples: int, level: float) -> int:
     if not artifacts or not len(artifacts[0]):
-        raise UsageError("at least one artifact and one picture are needed")
+        raise UsageError("at least one artifact and one image are needed")
     lengths = [len(one) for one in artifacts]
     if len(set(lengths)) > 1:
-        raise UsageError(f"artifacts are compared on the same pictures, got {lengths} pictures")
+        raise UsageError(f"artifacts are compared on the same images, got {lengths} images")
     if resamples < 1 or not 0 < level < 1:
         raise UsageError(
             f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}"
@@ -186,31 +186,31 @@ def _check(artifacts: Sequence[Contributions], resamples: int, level: float) -> 
     return lengths[0]
 
 
-def _rows(contributions: Contributions, pictures: slice) -> Array:
-    rows = np.asarray(contributions[pictures]).astype(np.float64)
+def _rows(contributions: Contributions, images: slice) -> Array:
+    rows = np.asarray(contributions[images]).astype(np.float64)
     if not np.isfinite(rows).all():
         raise UsageError(
-            f"contributions must be finite, got others in pictures {pictures.start} to "
-            f"{pictures.stop - 1}; leave out pictures without a value, or count them in a column"
+            f"contributions must be finite, got others in images {images.start} to "
+            f"{images.stop - 1}; leave out images without a value, or count them in a column"
         )
     return rows
 
 
 def _total(contributions: Contributions) -> Array:
-    """Sums over all pictures, float64 [1, ...]."""
+    """Sums over all images, float64 [1, ...]."""
     count = len(contributions)
-    chunks = range(0, count, _PICTURES_AT_ONCE)
-    parts = (slice(i, min(i + _PICTURES_AT_ONCE, count)) for i in chunks)
+    chunks = range(0, count, _IMAGES_AT_ONCE)
+    parts = (slice(i, min(i + _IMAGES_AT_ONCE, count)) for i in chunks)
     return cast("Array", sum(_rows(contributions, p).sum(axis=0, keepdims=True) for p in parts))
 
 
 def _sums(artifacts: Sequence[Contributions], resamples: int, first: int, seed: int) -> list[Array]:
-    """Sums of drawn pictures, float64 [R, ...] for each artifact."""
+    """Sums of drawn images, float64 [R, ...] for each artifact."""
     sums: list[Array] = []
-    for pictures, counts in drawn_counts(len(artifacts[0]), resamples, first, seed):
+    for images, counts in drawn_counts(len(artifacts[0]), resamples, first, seed):
         weights = counts.astype(np.float64)
         for index, one in enumerate(artifacts):
-            rows = _rows(one, pictures)
+            rows = _rows(one, images)
             if index == len(sums):
                 sums.append(np.zeros((resamples, *rows.shape[1:])))
             flat = weights @ rows.reshape(len(rows), -1)
@@ -218,9 +218,9 @@ def _sums(artifacts: Sequence[Contributions], resamples: int, first: int, seed: 
     return sums
 
 
-def _values(metric: Metric, sums: Array, num_pictures: int) -> Array:
+def _values(metric: Metric, sums: Array, num_images: int) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.asarray(metric(sums, num_pictures), np.float64)
+        values = np.asarray(metric(sums, num_images), np.float64)
     if values.shape != (len(sums),):
         raise UsageError(
             f"a metric returns one value for each of {len(sums)} sums, got shape {values.shape}"

@@ -1,7 +1,7 @@
-"""From records to numbers: each metric as a function of sums over pictures.
+"""From records to numbers: each metric as a function of sums over images.
 
 So a metric, its interval and the interval of a difference come from one definition
-(`bootstrap.compare`). A picture that a metric isn't defined for (no mask, say) counts in none of
+(`bootstrap.compare`). An image that a metric isn't defined for (no mask, say) counts in none of
 its sums.
 """
 
@@ -37,7 +37,7 @@ class Metric:
         label: in tables.
         higher_is_better: or lower.
         rows: from records [p] to what each adds, floats [p, ...], and which count, bool [p].
-        of_sums: from the sums [R, ...] and the numbers of pictures that count, [R], to percent.
+        of_sums: from the sums [R, ...] and the numbers of images that count, [R], to percent.
     """
 
     key: str
@@ -53,12 +53,12 @@ class Result:
 
     Attributes:
         metric: which.
-        pictures: number of pictures that it is of.
+        images: number of images that it is of.
         artifacts: its value and its difference to the first artifact, with intervals, percent.
     """
 
     metric: Metric
-    pictures: int
+    images: int
     artifacts: tuple[Comparison, ...]
 
 
@@ -103,10 +103,10 @@ def results(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Result]:
-    """Every metric that at least one picture counts in.
+    """Every metric that at least one image counts in.
 
     Args:
-        artifacts: records [P] of each, the same pictures in the same order.
+        artifacts: records [P] of each, the same images in the same order.
         threshold: the fixed one.
         resamples: of the bootstrap.
         level: of its intervals.
@@ -128,7 +128,7 @@ def results(
 
 
 def _of_sums(metric: Metric, sums: Array) -> Array:
-    """The first number of a row is how many pictures count; the others are the metric's own."""
+    """The first number of a row is how many images count; the others are the metric's own."""
     shape = metric.rows(np.zeros(0, RECORD))[0].shape[1:]
     count = sums[:, 0]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -144,13 +144,13 @@ class _Column:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, pictures: slice, /) -> Array:
-        values, counts = self._metric.rows(self._records[pictures])
+    def __getitem__(self, images: slice, /) -> Array:
+        values, counts = self._metric.rows(self._records[images])
         flat = np.where(counts[:, None], values.reshape(len(values), -1), 0.0)
         return np.concatenate([counts[:, None].astype(np.float64), flat], axis=1)
 
     def counted(self) -> int:
-        """How many pictures count."""
+        """How many images count."""
         return sum(
             int(self._metric.rows(self._records[start : start + 512])[1].sum())
             for start in range(0, len(self), 512)

@@ -1,6 +1,6 @@
-"""What is kept of each picture: one record of fixed size, in a file that grows in order.
+"""What is kept of each image: one record of fixed size, in a file that grows in order.
 
-So memory doesn't grow with the number of pictures, an evaluation that was interrupted goes on
+So memory doesn't grow with the number of images, an evaluation that was interrupted goes on
 after the last whole record, and metrics and their intervals are computed from the file alone.
 """
 
@@ -22,7 +22,7 @@ RECORD = np.dtype(
     [
         ("predicted", "<i4"),
         ("probability", "<f4"),  # of the predicted class
-        ("map_class", "<i4"),
+        ("cam_class", "<i4"),
         ("correct", "i1"),  # -1: no class is known
         ("valid", "?"),  # whether the map isn't constant
         ("has_boxes", "?"),
@@ -32,13 +32,13 @@ RECORD = np.dtype(
         ("pixels", "<u2", (2, BINS)),  # as `pixel_counts`; a square has 50,176 pixels
         ("pointing", "i1"),  # -1: neither boxes nor masks
         ("energy", "<f4"),  # NaN: the same
-        ("after", "<f4"),  # the same on the changed picture; NaN from here on: not measured
+        ("after", "<f4"),  # the same on the changed image; NaN from here on: not measured
         ("insertion", "<f4"),
         ("deletion", "<f4"),
         ("road", "<f4"),
     ]
 )
-"""One picture and artifact: under five kilobytes, most of it the counts of PxAP."""
+"""One image and artifact: under five kilobytes, most of it the counts of PxAP."""
 
 
 def empty_record() -> Array:
@@ -52,7 +52,7 @@ def empty_record() -> Array:
 
 
 class RecordFile:
-    """Records of one artifact, written in the order of the pictures."""
+    """Records of one artifact, written in the order of the images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

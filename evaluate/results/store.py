@@ -70,7 +70,7 @@ class State:
                 file.truncate(count)
 
     def done(self) -> int:
-        """Pictures whose records are all there."""
+        """Images whose records are all there."""
         return min(len(file) for file in self.files)
 
     def append(self, columns: Sequence[Array]) -> None:
@@ -79,14 +79,14 @@ class State:
             file.append(records)
 
     def add_problem(self, problem: Problem) -> None:
-        """Keeps what was wrong with a picture."""
+        """Keeps what was wrong with an image."""
         kept = {"file": str(problem.file), "line": problem.line, "text": problem.text}
         if kept not in self._problems:  # done again after an interruption
             self._problems.append(kept)
             self._write()
 
     def problems(self) -> tuple[Problem, ...]:
-        """What was wrong with pictures, of all runs."""
+        """What was wrong with images, of all runs."""
         return tuple(Problem(Path(p["file"]), p["line"], p["text"]) for p in self._problems)
 
     def _write(self) -> None:
@@ -95,7 +95,7 @@ class State:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Of the samples and what is known of them; pictures count by name, size and date."""
+    """Of the samples and what is known of them; images count by name, size and date."""
     digest = hashlib.sha256()
     for sample in samples:
         status = sample.path.stat()

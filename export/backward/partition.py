@@ -2,8 +2,8 @@
 
 What depends on the cotangent is the backward part; the rest is the forward part. The
 values that the backward part needs of the forward part are its saved values. The forward
-part runs once for B pictures. The backward part runs for M = B K rows, one per picture and
-class, with the saved values repeated for the K classes of each picture.
+part runs once for B images. The backward part runs for M = B K rows, one per image and
+class, with the saved values repeated for the K classes of each image.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Saved:
     """Where a saved value has the batch.
 
     Attributes:
-        axis: the axis; None for a value that is the same for all pictures.
-        rows: entries per picture along it (windows times heads, for window attention).
+        axis: the axis; None for a value that is the same for all images.
+        rows: entries per image along it (windows times heads, for window attention).
     """
 
     axis: int | None
     rows: int
 
     def repeat(self, value: Tensor, count: int | torch.SymInt) -> Tensor:
-        """`value` for each of `count` classes of each picture, the classes of one together."""
+        """`value` for each of `count` classes of each image, the classes of one together."""
         if self.axis is None:
             return value
         moved = value.movedim(self.axis, 0)
@@ -67,7 +67,7 @@ def partition(joint: fx.GraphModule, targets: int) -> Partition:
         targets: how many target values and gradients there are.
 
     Raises:
-        ExportError: the way back mixes the pictures of a batch.
+        ExportError: the way back mixes the images of a batch.
     """
     graph = joint.graph
     x, cotangent = graph.find_nodes(op="placeholder")
@@ -170,8 +170,8 @@ def _batch_axis(node: fx.Node, batch: torch.SymInt) -> Saved:
         return Saved(None, 1)
     if len(free) > 1:
         raise ExportError(
-            f"the value {node.name} {list(shape)} mixes the pictures of a batch, so that there is "
-            f"no gradient of one picture's logit alone"
+            f"the value {node.name} {list(shape)} mixes the images of a batch, so that there is "
+            f"no gradient of one image's logit alone"
         )
     return Saved(free[0], _multiple(shape[free[0]], batch))
 
@@ -181,6 +181,6 @@ def _multiple(size: torch.SymInt, batch: torch.SymInt) -> int:
     if not ratio.is_Integer:
         raise ExportError(
             f"a size on the way back is {size} for a batch of {batch}; sizes must be multiples "
-            f"of it, so that each picture has its own"
+            f"of it, so that each image has its own"
         )
     return int(ratio)

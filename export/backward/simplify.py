@@ -139,7 +139,7 @@ def _same_shape(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _fold_expanded(node: fx.Node) -> bool:
-    """bmm(x, w expanded to the batch) is matmul(x, w): no copy of w for each picture."""
+    """bmm(x, w expanded to the batch) is matmul(x, w): no copy of w for each image."""
     if node.target is not _aten.bmm.default:
         return False
     left, right = node.args

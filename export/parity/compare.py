@@ -1,7 +1,7 @@
 """Differences of a graph's outputs from their definition, and whether those can be told.
 
 A gradient can jump: a ReLU whose input lies within rounding of zero may be open on one
-engine and shut on another. `is_unstable` finds the pictures where that happens.
+engine and shut on another. `is_unstable` finds the images where that happens.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import ParityError
-from sigcam.core.spec import Geometry, OutputError
+from sigcam.core.spec import OutputError, Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.options import GraphOptions
 from sigcam.export.parity.inputs import as_images
-from sigcam.export.parity.reference import Definition
+from sigcam.export.parity.reference import Reference
 
 _FLOOR = 1e-6
 """Outputs that are smaller than this everywhere are compared absolutely."""
 _TINY = 1e-30
 _CANCELLED = 1e-3
-"""Grids that are smaller than this share of their terms are compared with that share."""
+"""CAMs that are smaller than this share of their terms are compared with that share."""
 _PLAIN = ("logits", "features", "all_scores")
-JUMPING = ("grids", "cam_weights")
-"""Outputs that hang on gradients and may jump; the others count on every picture."""
+JUMPING = ("cams", "cam_weights")
+"""Outputs that hang on gradients and may jump; the others count on every image."""
 _NOISE = 2.0**-22
 _TRIALS = 8
 
@@ -49,11 +49,11 @@ def compare(got: Array, want: Array, floor: float = _FLOOR) -> OutputError:
 
 
 def errors_of(got: Mapping[str, Array], want: Mapping[str, Tensor]) -> dict[str, OutputError]:
-    """The errors of each output of one picture; `want` is what `Definition.outputs` gives."""
+    """The errors of each output of one image; `want` is what `Reference.outputs` gives."""
     # One class's logit may lie near zero by chance; the logits of all say how large they are.
     evidence, scores = (float(want[name].abs().max()) for name in ("sigmoid_logits", "all_scores"))
     floors = {
-        "grids": _CANCELLED * float(want["grid_size"]),
+        "cams": _CANCELLED * float(want["cam_size"]),
         "cam_weights": 0.0,
         "evidence_logits": evidence,
         "scores": scores,
@@ -71,8 +71,8 @@ def worse(one: OutputError, other: OutputError) -> OutputError:
 
 def is_unstable(
     twin: DualBranch,
-    pictures: Array,
-    geometry: Geometry,
+    images: Array,
+    preprocessing: Preprocessing,
     options: GraphOptions,
     ids: Tensor,
     tolerance: float,
@@ -82,16 +82,16 @@ def is_unstable(
     The pixels and the weights are moved by 2^-22 of their size, what a few float32
     operations may do, eight times; the outputs without gradients must stay.
     """
-    (images,) = as_images(pictures, geometry)
-    want = Definition(twin, images, options).outputs(ids)
+    (inputs,) = as_images(images, preprocessing)
+    want = Reference(twin, inputs, options).outputs(ids)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_TRIALS):
         moved = copy.deepcopy(twin)
         with torch.no_grad():
             for value in [*moved.parameters()]:
                 value.mul_(1 + _NOISE * _random(value.shape, generator))
-        nudged = images * (1 + _NOISE * _random(images.shape, generator))
-        got = Definition(moved, nudged, options).outputs(ids)
+        nudged = inputs * (1 + _NOISE * _random(inputs.shape, generator))
+        got = Reference(moved, nudged, options).outputs(ids)
         numbers = {name: got[name].numpy() for name in (*_PLAIN, *JUMPING)}
         errors = errors_of(numbers, want)
         plain = max(errors[name].max_rel for name in _PLAIN)

@@ -18,8 +18,8 @@ from sigcam.export.methods import Gradient, method_of
 from sigcam.export.options import GraphOptions
 
 
-class Definition:
-    """The outputs for some pictures.
+class Reference:
+    """The outputs for some images.
 
     Attributes:
         logits: [B, C] of the softmax branch.
@@ -51,7 +51,7 @@ class Definition:
     def outputs(self, class_ids: Tensor) -> dict[str, Tensor]:
         """Outputs by name, for the classes that the graph chose; made once for each choice.
 
-        Beside them "grid_size": the largest sum_n |w_n F_n|, which the rounding of a grid
+        Beside them "cam_size": the largest sum_n |w_n F_n|, which the rounding of a CAM
         goes by, as positive and negative terms may cancel; and "all_scores": the logits of
         all classes in the branch that the weights come from.
 
@@ -83,7 +83,7 @@ class Definition:
         weights = self._weights(class_ids, features)
         sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
         nwc = bool(self._options.nwc)
-        grids = [combine(w, F, nwc) for w, F in zip(weights, features, strict=True)]
+        cams = [combine(w, F, nwc) for w, F in zip(weights, features, strict=True)]
         return {
             "logits": softmax,
             "class_ids_out": class_ids,
@@ -93,9 +93,9 @@ class Definition:
             "sigmoid_logits": sigmoid,
             "features": features[0],
             "cam_weights": weights[0],
-            # Several grids are scaled to [0, 1] before their mean is taken.
-            "grid_size": sizes[0].max() if len(grids) == 1 else torch.ones(()),
-            "grids": grids[0] if len(grids) == 1 else fuse(grids),
+            # Several CAMs are scaled to [0, 1] before their mean is taken.
+            "cam_size": sizes[0].max() if len(cams) == 1 else torch.ones(()),
+            "cams": cams[0] if len(cams) == 1 else fuse(cams),
         }
 
     def _weights(self, class_ids: Tensor, features: list[Tensor]) -> list[Tensor]:

@@ -59,7 +59,7 @@ class BackendOptions:
             each on fewer threads, so that more of them are done in a second.
         cache: folder for engines that are built, or models that are compiled, at first use;
             None for what the engine does by itself.
-        batch_size: most pictures in one run; None for any number. A hint, which no engine
+        batch_size: most images in one run; None for any number. A hint, which no engine
             refuses: one that compiles for shapes may compile for this one.
     """
 
@@ -91,11 +91,11 @@ class BackendOptions:
 
 
 @dataclass(frozen=True)
-class MapRequest:
-    """The maps that are wanted of a batch whose features and CAM weights stay on a device.
+class HeatmapRequest:
+    """The heatmaps that are wanted of a batch whose features and CAM weights stay on a device.
 
     Attributes:
-        placements: where each picture's input lies in it, in the order of the batch.
+        placements: where each image's input lies in it, in the order of the batch.
         clamp: NWC: negative weights count as 0.
     """
 
@@ -104,17 +104,17 @@ class MapRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class MadeMaps:
-    """Maps that a device made.
+class DeviceHeatmaps:
+    """Heatmaps that a device made.
 
     Attributes:
-        grids: float32 [B, K, h, w].
-        maps: for each picture, float32 [K, H, W] in [0, 1] at its own size.
-        valid: bool [B, K]; a map that isn't valid is 0 everywhere.
+        cams: float32 [B, K, h, w].
+        heatmaps: for each image, float32 [K, H, W] in [0, 1] at its own size.
+        valid: bool [B, K]; a heatmap that isn't valid is 0 everywhere.
     """
 
-    grids: Array
-    maps: tuple[Array, ...]
+    cams: Array
+    heatmaps: tuple[Array, ...]
     valid: Array
 
 
@@ -126,8 +126,8 @@ class Backend(abc.ABC):
     """
 
     name: ClassVar[str]
-    makes_maps: ClassVar[bool] = False
-    """Whether `infer_maps` works: features and CAM weights then never leave the device."""
+    makes_heatmaps: ClassVar[bool] = False
+    """Whether `infer_heatmaps` works: features and CAM weights then never leave the device."""
     understands: ClassVar[frozenset[str]] = frozenset({"threads", "spinning"})
     """Names of the `BackendOptions` that mean something here; the others are refused."""
     inputs: tuple[TensorInfo, ...]
@@ -158,27 +158,27 @@ class Backend(abc.ABC):
         """
         return self._infer(feeds, self._checked(feeds, wanted))
 
-    def infer_maps(
-        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: MapRequest
-    ) -> tuple[dict[str, Array], MadeMaps]:
-        """Runs a graph of the profile "split" once and makes the maps where its outputs are.
+    def infer_heatmaps(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
+    ) -> tuple[dict[str, Array], DeviceHeatmaps]:
+        """Runs a graph of the profile "split" once and makes the heatmaps where its outputs are.
 
         Args:
             feeds: as for `infer`.
-            wanted: outputs to return beside the maps.
-            request: the maps.
+            wanted: outputs to return beside the heatmaps.
+            request: the heatmaps.
 
         Raises:
             UsageError: as for `infer`.
-            BackendError: the engine or a kernel failed, or this engine makes no maps.
+            BackendError: the engine or a kernel failed, or this engine makes no heatmaps.
         """
         chosen = self._checked(feeds, wanted)
         if len(request.placements) != len(feeds["image"]):
             raise UsageError(
-                f"there must be a placement for each of {len(feeds['image'])} pictures, got "
+                f"there must be a placement for each of {len(feeds['image'])} images, got "
                 f"{len(request.placements)}"
             )
-        return self._infer_maps(feeds, chosen, request)
+        return self._infer_heatmaps(feeds, chosen, request)
 
     def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
         """The outputs to return, once everything fits."""
@@ -201,14 +201,14 @@ class Backend(abc.ABC):
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         """Runs the engine on checked feeds."""
 
-    def _infer_maps(
+    def _infer_heatmaps(
         self,
         feeds: Mapping[str, Array],  # noqa: ARG002 (for the engines that can)
         wanted: Sequence[str],  # noqa: ARG002
-        request: MapRequest,  # noqa: ARG002
-    ) -> tuple[dict[str, Array], MadeMaps]:
-        """Runs the engine and the map kernels on checked feeds."""
-        raise BackendError(f"the backend {self.name!r} makes no maps on a device")
+        request: HeatmapRequest,  # noqa: ARG002
+    ) -> tuple[dict[str, Array], DeviceHeatmaps]:
+        """Runs the engine and the heatmap kernels on checked feeds."""
+        raise BackendError(f"the backend {self.name!r} makes no heatmaps on a device")
 
     def close(self) -> None:  # noqa: B027 (most engines free themselves)
         """Frees what the engine holds; the backend can't be used afterwards."""

@@ -28,13 +28,13 @@ class AblationCam(MultiPass):
 
     s is the class's score and s_n the same with channel n of the features set to 0, both
     from the head graph: the pre-sigmoid logit of the sigmoid branch, or the logit before
-    softmax, as the artifact's CAM weights. Then grid = max(0, sum_n w_n F_n) with negative
+    softmax, as the artifact's CAM weights. Then cam = max(0, sum_n w_n F_n) with negative
     weights clamped if the artifact's are (NWC).
 
     - The definition means scores above 0. Below, its quotient would turn every sign round,
       and with it the meaning: a channel whose loss lowers the score would count against the
       class. So |s| divides, as it also does in effect for s > 0. (The package grad-cam
-      divides by s.) Within 1e-6 of 0 nothing divides. No divisor changes the normalised map.
+      divides by s.) Within 1e-6 of 0 nothing divides. No divisor changes the normalised heatmap.
     - s and s_n differ by little, so s is computed by the same graph as s_n and not taken from
       the artifact's output, whose rounding differs.
     - A channel that is 0 everywhere has the weight 0 and isn't run.
@@ -64,8 +64,8 @@ class AblationCam(MultiPass):
         """N + 2: 1 over the network and N + 1 over the head."""
         return self.channels + 2
 
-    def grids(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.grids`."""
+    def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
+        """See `MultiPass.cams`."""
         features, ids = subject.features, subject.class_ids
         # The intact features come first, in one run with others: an engine's rounding
         # depends on the size of the batch.

@@ -25,7 +25,7 @@ class Tools:
         spec: of the artifact.
         network: the artifact in its engine.
         head: its head graph, if the session has one.
-        batch_size: most pictures in one run of the network.
+        batch_size: most images in one run of the network.
     """
 
     spec: Spec
@@ -36,7 +36,7 @@ class Tools:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One picture and the classes that maps are wanted for.
+    """One image and the classes that heatmaps are wanted for.
 
     Attributes:
         features: float32 [N, h, w], from the first pass over the network.
@@ -51,14 +51,14 @@ class Subject:
 
 
 class MultiPass(abc.ABC):
-    """A method that makes maps from an artifact's features, whatever its own method is.
+    """A method that makes heatmaps from an artifact's features, whatever its own method is.
 
     Nothing that changes is kept between calls, so one object serves several threads.
 
     Attributes:
         name: as in the registry.
-        class_agnostic: whether the map is the same for every class.
-        from_features: whether a picture's features are all that is needed of it.
+        class_agnostic: whether the heatmap is the same for every class.
+        from_features: whether an image's features are all that is needed of it.
     """
 
     name: ClassVar[str]
@@ -68,7 +68,7 @@ class MultiPass(abc.ABC):
     def __init__(self, tools: Tools) -> None:
         if len(tools.spec.target_layers) > 1:
             raise UsageError(
-                f"{self.name} makes its map of one target layer, this artifact has "
+                f"{self.name} makes its heatmap of one target layer, this artifact has "
                 f"{len(tools.spec.target_layers)}; export it with one --target-layer and "
                 "`--features`"
             )
@@ -92,18 +92,18 @@ class MultiPass(abc.ABC):
     @property
     @abc.abstractmethod
     def most_passes(self) -> int:
-        """Most passes over network and head for one picture, the first one included."""
+        """Most passes over network and head for one image, the first one included."""
 
     @abc.abstractmethod
-    def grids(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """The maps of one picture at feature resolution.
+    def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
+        """The heatmaps of one image at feature resolution.
 
         Args:
-            subject: the picture, after the first pass over the network.
+            subject: the image, after the first pass over the network.
             report: called with the passes done and the passes in all after each run.
 
         Returns:
-            Grids, float32 [K, h, w], >= 0, and the number of passes that they took: over the
+            CAMs, float32 [K, h, w], >= 0, and the number of passes that they took: over the
             network and the head together, the first one included.
 
         Raises:
@@ -111,10 +111,10 @@ class MultiPass(abc.ABC):
         """
 
     def combined(self, weights: Array, features: Array) -> Array:
-        """Grids [K, h, w] of weights [K, N] and features [N, h, w], by `clamp_combine`."""
+        """CAMs [K, h, w] of weights [K, N] and features [N, h, w], by `clamp_combine`."""
         used = weights.astype(np.float32)[None]
-        grids = clamp_combine(features[None], used, clamp=self.tools.spec.nwc)
-        return np.asarray(grids[0])
+        cams = clamp_combine(features[None], used, clamp=self.tools.spec.nwc)
+        return np.asarray(cams[0])
 
     def finite(self, scores: Array) -> Array:
         """The scores in float64.

@@ -23,16 +23,16 @@ _CONVERGED = 1e-12
 class EigenCam(MultiPass):
     """Eigen-CAM of Muhammad and Yeasin (2020): the features' first principal component.
 
-    A [h w, N] holds the features, a row for each position. With A = U S V^T, the map is
-    A v_1, the projection onto the first right singular vector; grid = max(0, A v_1). The
+    A [h w, N] holds the features, a row for each position. With A = U S V^T, the heatmap is
+    A v_1, the projection onto the first right singular vector; cam = max(0, A v_1). The
     features are not centred, as in the paper. (The package grad-cam subtracts each
-    channel's mean before: another map, whose sign is left to chance.)
+    channel's mean before: another heatmap, whose sign is left to chance.)
 
     A v_1 is the same up to its sign, which is chosen so that its product with the mean of
     the features over the channels is positive. Features without negative values (after a
-    ReLU) give a map without negative values.
+    ReLU) give a heatmap without negative values.
 
-    The map doesn't depend on the class: it is the same for all that are asked for. Clamping
+    The heatmap doesn't depend on the class: it is the same for all that are asked for. Clamping
     (NWC) means the weights of a class, so it isn't applied to v_1.
 
     Passes: one over the network.
@@ -46,14 +46,14 @@ class EigenCam(MultiPass):
         """1."""
         return 1
 
-    def grids(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.grids`."""
+    def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
+        """See `MultiPass.cams`."""
         features = subject.features
         channels = features.reshape(len(features), -1).astype(np.float64)
-        grid = np.maximum(_projection(channels), 0).astype(np.float32)
+        cam = np.maximum(_projection(channels), 0).astype(np.float32)
         report(1, 1)
         shape = (len(subject.class_ids), *features.shape[1:])
-        return np.broadcast_to(grid.reshape(features.shape[1:]), shape), 1
+        return np.broadcast_to(cam.reshape(features.shape[1:]), shape), 1
 
 
 def _projection(channels: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Score-CAM: a channel weighs as much as what it shows of the picture scores."""
+"""Score-CAM: a channel weighs as much as what it shows of the image scores."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from sigcam.core.errors import UsageError
 from sigcam.core.progress import Report
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
-from sigcam.images.upsample import to_map
+from sigcam.images.upsample import to_heatmap
 from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
 
 
@@ -22,18 +22,18 @@ class ScoreCam(MultiPass):
 
     For every channel F_n: M_n = min-max(upsample(F_n)), at the input's size (bilinear,
     half-pixel centres); s_n = score(x * M_n); w = softmax over n of s_n. Then
-    grid = max(0, sum_n w_n F_n), as for the other methods.
+    cam = max(0, sum_n w_n F_n), as for the other methods.
 
     - The score is the class's logit in the branch that the artifact's CAM weights come from:
       the pre-sigmoid logit of the sigmoid branch, or the logit before softmax. The increase
-      of confidence over a baseline picture, s_n - s(baseline), has the same softmax, so no
+      of confidence over a baseline image, s_n - s(baseline), has the same softmax, so no
       baseline is run.
     - x * M_n is taken in normalised space, where 0 is the mean colour. An artifact that takes
       bytes gets mean + (pixel - mean) * M_n instead, rounded to a byte: an error of at most
       0.5 / (255 std) of the normalised value. A mean outside 0 to 255 counts as 0 or 255.
-    - A channel whose mask is constant shows nothing of the picture. It isn't run, takes no
+    - A channel whose mask is constant shows nothing of the image. It isn't run, takes no
       part in the softmax, and gets the weight 0, as in the authors' code (which weighs by the
-      probabilities of single masked pictures instead, unlike their Algorithm 1). The package
+      probabilities of single masked images instead, unlike their Algorithm 1). The package
       grad-cam runs it with a black mask, and upsamples with aligned corners.
     - Softmax weights are positive, so clamping (NWC) changes nothing.
 
@@ -63,17 +63,17 @@ class ScoreCam(MultiPass):
         if "sigmoid_logits" in self.outputs:
             return "sigmoid_logits"
         raise UsageError(
-            "scorecam needs the sigmoid branch's score of one class in every masked picture, "
+            "scorecam needs the sigmoid branch's score of one class in every masked image, "
             f"but this artifact chooses its classes itself ({spec.classes.mode}); export it "
             "with `sigcam export --classes input` or `--sigmoid-logits`"
         )
 
-    def grids(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.grids`."""
+    def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
+        """See `MultiPass.cams`."""
         features, total = subject.features, self.most_passes
         if subject.tensor is None:
-            raise UsageError("scorecam runs the whole network, so it needs the picture itself")
-        masked = _Masked(subject.tensor, self.tools.spec.geometry)
+            raise UsageError("scorecam runs the whole network, so it needs the image itself")
+        masked = _Masked(subject.tensor, self.tools.spec.preprocessing)
         kept: list[int] = []
         scores: list[Array] = []
         done = 1
@@ -92,11 +92,11 @@ class ScoreCam(MultiPass):
 
     def _batches(self, features: Array) -> Iterator[tuple[list[int], list[Array]]]:
         """Channels that aren't constant with their masks [H, W], `batch_size` at a time."""
-        whole = _whole(self.tools.spec.geometry)
+        whole = _whole(self.tools.spec.preprocessing)
         channels: list[int] = []
         masks: list[Array] = []
         for channel, values in enumerate(features):
-            mask, valid = to_map(values, whole)
+            mask, valid = to_heatmap(values, whole)
             if valid:
                 channels.append(channel)
                 masks.append(mask)
@@ -118,11 +118,11 @@ class ScoreCam(MultiPass):
 class _Masked:
     """The network's input seen through masks."""
 
-    def __init__(self, tensor: Array, geometry: Geometry) -> None:
+    def __init__(self, tensor: Array, preprocessing: Preprocessing) -> None:
         self._pixels = tensor
         self._half_up: Array | None = None
-        if geometry.layout == "uint8_nhwc":
-            mean = [255 * min(max(value, 0.0), 1.0) for value in geometry.mean]
+        if preprocessing.layout == "uint8_nhwc":
+            mean = [255 * min(max(value, 0.0), 1.0) for value in preprocessing.mean]
             centre = np.array(mean, np.float32)
             self._pixels = tensor.astype(np.float32) - centre
             self._half_up = np.empty_like(self._pixels)
@@ -143,10 +143,11 @@ class _Masked:
         return out
 
 
-def _whole(geometry: Geometry) -> Placement:
-    """A picture that is the input itself, so that maps come at the input's size."""
+def _whole(preprocessing: Preprocessing) -> Placement:
+    """An image that is the input itself, so that heatmaps come at the input's size."""
     rows, columns = (
-        Axis(size, 0, size, 1, 0, size, size) for size in (geometry.height, geometry.width)
+        Axis(size, 0, size, 1, 0, size, size)
+        for size in (preprocessing.height, preprocessing.width)
     )
     return Placement(rows, columns)
 

@@ -1,4 +1,4 @@
-"""A toy classifier, pictures of two classes, and what the commands make of them."""
+"""A toy classifier, images of two classes, and what the commands make of them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def write_pictures(folder, rng):
+def write_images(folder, rng):
     for number, name in enumerate(("green", "red")):
         (folder / name).mkdir(parents=True)
         for index in range(4):
-            picture = rng.integers(0, 60, (40 + index, 50, 3), dtype=np.uint8)
-            picture[8:30, 10:36, 1 + number] = 230  # BGR: green, then red
-            assert cv2.imwrite(str(folder / name / f"{index}.png"), picture)
+            image = rng.integers(0, 60, (40 + index, 50, 3), dtype=np.uint8)
+            image[8:30, 10:36, 1 + number] = 230  # BGR: green, then red
+            assert cv2.imwrite(str(folder / name / f"{index}.png"), image)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def work(tmp_path_factory):
     """A folder where the toy model was trained and exported by the commands."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "net.py").write_text(NET)
-    write_pictures(folder / "data", np.random.default_rng(0))
+    write_images(folder / "data", np.random.default_rng(0))
     made = SimpleNamespace(
         folder=folder,
         data=folder / "data",

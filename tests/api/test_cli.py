@@ -34,15 +34,15 @@ def test_export_reads_the_architecture_from_the_branch_file(work):
 def test_info_prints_spec_and_certificate(work, cli):
     found = cli("info", work.top1)
     assert found.exit_code == 0
-    for expected in ("cam, from the sigmoid branch", "32x32", "8 pictures, 2 views", "grids"):
+    for expected in ("cam, from the sigmoid branch", "32x32", "8 images, 2 views", "cams"):
         assert expected in found.stdout
     spec = json.loads(cli("info", work.top1, "--json").stdout)
     assert spec["class_names"] == ["green", "red"]
-    assert spec["parity"]["outputs"]["grids"]["max_rel"] <= 1e-4
+    assert spec["parity"]["outputs"]["cams"]["max_rel"] <= 1e-4
 
 
 def test_explain_writes_json_lines_and_overlays(work, cli, tmp_path):
-    out = tmp_path / "maps"
+    out = tmp_path / "heatmaps"
     found = cli("explain", work.top1, work.data, "--json", "--out", out)
     assert found.exit_code == 0, found.stderr
     records = [json.loads(line) for line in lines(found.stdout)]
@@ -68,21 +68,21 @@ def test_explain_takes_globs_and_classes_by_name_and_id(work, cli):
 
 def test_explain_passes_on_what_the_engine_is_asked_for(work, cli, tmp_path):
     pytest.importorskip("openvino")
-    picture, cache = work.data / "red" / "0.png", tmp_path / "cache"
+    image, cache = work.data / "red" / "0.png", tmp_path / "cache"
     engine = ["--backend", "openvino", "--mode", "throughput", "--threads", 1]
-    found = cli("explain", work.top1, picture, *engine, "--engine-cache", cache)
+    found = cli("explain", work.top1, image, *engine, "--engine-cache", cache)
     assert found.exit_code == 0, found.stderr
     assert len(list(cache.iterdir())) == 1
-    by_default = cli("explain", work.top1, picture)
+    by_default = cli("explain", work.top1, image)
     assert found.stdout.split("\t")[:3] == by_default.stdout.split("\t")[:3]
-    refused = cli("explain", work.top1, picture, "--backend", "ort", "--precision", "bf16")
+    refused = cli("explain", work.top1, image, "--backend", "ort", "--precision", "bf16")
     assert refused.exit_code == 2
     assert "no option precision" in refused.stderr
 
 
-def test_one_bad_picture_is_reported_and_the_others_are_done(work, cli, tmp_path):
+def test_one_bad_image_is_reported_and_the_others_are_done(work, cli, tmp_path):
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"not a picture")
+    bad.write_bytes(b"not an image")
     good = work.data / "red" / "0.png"
     found = cli("explain", work.top1, bad, good, tmp_path / "absent.jpg")
     assert found.exit_code == 1
@@ -98,15 +98,13 @@ def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     paths = [folder / "a.jpg", folder / "b.jpg"]
-    picture = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     for path in paths:
-        assert cv2.imwrite(str(path), cv2.resize(picture, (320, 240)))
+        assert cv2.imwrite(str(path), cv2.resize(image, (320, 240)))
     return paths
 
 
-def test_explain_without_overlays_decodes_no_large_picture_whole(
-    work, cli, photographs, monkeypatch
-):
+def test_explain_without_overlays_decodes_no_large_image_whole(work, cli, photographs, monkeypatch):
     def never(self):
         raise AssertionError("decoded whole")
 
@@ -117,7 +115,7 @@ def test_explain_without_overlays_decodes_no_large_picture_whole(
     assert [(one["width"], one["height"]) for one in records] == [(320, 240)] * 2
 
 
-def test_a_picture_that_goes_before_its_overlay_is_drawn(
+def test_an_image_that_goes_before_its_overlay_is_drawn(
     work, cli, photographs, tmp_path, monkeypatch
 ):
     def gone(name, *_, **__):
@@ -125,32 +123,32 @@ def test_a_picture_that_goes_before_its_overlay_is_drawn(
             photographs[0].unlink()
 
     monkeypatch.setattr("sigcam.cli.explain.images.print_results", gone)
-    found = cli("explain", work.top1, *photographs, "--out", tmp_path / "maps")
+    found = cli("explain", work.top1, *photographs, "--out", tmp_path / "heatmaps")
     assert found.exit_code == 1
     assert "a.jpg; check the path" in found.stderr
-    assert "1 of 2 pictures" in found.stderr
-    assert [path.name for path in (tmp_path / "maps").rglob("*.png")] == ["b.png"]
+    assert "1 of 2 images" in found.stderr
+    assert [path.name for path in (tmp_path / "heatmaps").rglob("*.png")] == ["b.png"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["explain", "{absent}", "{picture}"], 1, "absent.onnx"),
-        (["explain", "{picture}", "{picture}"], 1, "ONNX"),
-        (["explain", "{named}", "{picture}", "--class", "gren"], 2, "green"),
-        (["explain", "{named}", "{picture}", "--class", "7"], 2, "7"),
-        (["explain", "{top1}", "{picture}", "--class", "red"], 2, "--classes input"),
-        (["explain", "{top1}", "{picture}", "--topk", "2"], 2, "top_k"),
-        (["explain", "{named}", "{picture}", "--class", "red", "--topk", "2"], 2, "exclude"),
-        (["explain", "{top1}", "{empty}"], 2, "no pictures"),
-        (["explain", "{top1}", "{picture}", "--backend", "magic"], 2, "ort"),
+        (["explain", "{absent}", "{image}"], 1, "absent.onnx"),
+        (["explain", "{image}", "{image}"], 1, "ONNX"),
+        (["explain", "{named}", "{image}", "--class", "gren"], 2, "green"),
+        (["explain", "{named}", "{image}", "--class", "7"], 2, "7"),
+        (["explain", "{top1}", "{image}", "--class", "red"], 2, "--classes input"),
+        (["explain", "{top1}", "{image}", "--topk", "2"], 2, "top_k"),
+        (["explain", "{named}", "{image}", "--class", "red", "--topk", "2"], 2, "exclude"),
+        (["explain", "{top1}", "{empty}"], 2, "no images"),
+        (["explain", "{top1}", "{image}", "--backend", "magic"], 2, "ort"),
         (["explain", "{top1}"], 2, "Usage"),
         (["explain", "{top1}", ""], 2, "empty"),
         (["explain", "{top1}", "{empty}/**.png"], 2, "glob"),
-        (["explain", "{named}", "{picture}", "--class", "9" * 5000], 2, "class"),
-        (["explain", "{top1}", "{picture}", "--out", "{picture}"], 1, "cannot write"),
+        (["explain", "{named}", "{image}", "--class", "9" * 5000], 2, "class"),
+        (["explain", "{top1}", "{image}", "--out", "{image}"], 1, "cannot write"),
         ([*BRANCH, "--out", "{empty}"], 1, "folder"),
-        (["train", "--arch", "resnet18", "--data", "{picture}", "--out", "{empty}"], 1, "folder"),
+        (["train", "--arch", "resnet18", "--data", "{image}", "--out", "{empty}"], 1, "folder"),
         (["export", "--arch", "resnet18", "--out", "{new}"], 2, "--sigmoid-branch"),
         (
             ["export", "--sigmoid-branch", "{branch}", "--classes", "best", "--out", "{new}"],
@@ -163,10 +161,10 @@ def test_a_picture_that_goes_before_its_overlay_is_drawn(
             1,
             "net",
         ),
-        (["export", "--sigmoid-branch", "{picture}", "--out", "{new}"], 1, "safetensors"),
+        (["export", "--sigmoid-branch", "{image}", "--out", "{new}"], 1, "safetensors"),
         (["export", "--branch", "softmax", "--arch", "resnet81", "--out", "{new}"], 2, "resnet18"),
         (["train", "--arch", "resnet18", "--data", "{absent}", "--out", "{new}"], 1, "absent"),
-        (["info", "{picture}"], 1, "ONNX"),
+        (["info", "{image}"], 1, "ONNX"),
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
@@ -175,7 +173,7 @@ def test_errors_have_an_exit_code_and_name_the_trouble(work, cli, tmp_path, argu
     new = tmp_path / "new.file"
     places = {
         "absent": tmp_path / "absent.onnx",
-        "picture": work.data / "red" / "0.png",
+        "image": work.data / "red" / "0.png",
         "empty": tmp_path / "empty",
         "new": new,
         **{name: getattr(work, name) for name in ("named", "top1", "branch")},
@@ -208,7 +206,7 @@ def test_new_classes_trains_both_heads(work, cli, tmp_path):
     found = cli("explain", model, work.data)
     right = [line.split("\t")[1] in line.split("\t")[0] for line in lines(found.stdout)]
     assert len(right) == 8
-    assert all(right)  # green and red pictures are told apart by their colour
+    assert all(right)  # green and red images are told apart by their colour
 
 
 def test_new_classes_of_weights_with_another_number_of_classes(work, cli, tmp_path):

@@ -56,7 +56,7 @@ def test_a_head_graph_that_is_missing(work, cli, split, tmp_path):
     assert "without a head graph" in found.stderr
 
 
-def test_the_meter_counts_passes_of_all_pictures():
+def test_the_meter_counts_passes_of_all_images():
     from sigcam.cli.explain.output import Meter
 
     class Bar:

@@ -43,7 +43,7 @@ def test_a_video_becomes_lines_and_an_overlay(work, cli, clip, tmp_path, every):
     original, _ = frames_of(clip)
     assert (len(overlay), video.fps) == (20, 10)
     assert (video.width, video.height) == (64, 48)
-    # Each frame is drawn over its own picture: the square is where it was.
+    # Each frame is drawn over its own image: the square is where it was.
     for number in (0, 5, 19):
         inside = original[number][20, 2 * number + 10].astype(int)
         outside = original[number][44, 60].astype(int)
@@ -83,13 +83,13 @@ def test_a_video_that_ends_early_is_written_as_far_as_it_goes(work, cli, clip, t
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["{clip}", "{picture}"], 2, "explained alone"),
-        (["{clip}", "--format", "png"], 2, "--format is for pictures"),
+        (["{clip}", "{image}"], 2, "explained alone"),
+        (["{clip}", "--format", "png"], 2, "--format is for images"),
         (["{clip}", "--out", "{new}.png"], 2, "cannot write a video"),
         (["{clip}", "--out", "{clip}"], 2, "the video itself"),
         (["{clip}", "--out", "{new}.mp4", "--topk", "2"], 2, "shows one class"),
-        (["{picture}", "--every", "2"], 2, "--every is for a video"),
-        (["{picture}", "--out", "{new}.mp4"], 2, "comes out of a video"),
+        (["{image}", "--every", "2"], 2, "--every is for a video"),
+        (["{image}", "--out", "{new}.mp4"], 2, "comes out of a video"),
         (["{new}.mp4"], 1, "no video file"),
         (["{bad}"], 1, "no video that OpenCV can read"),
         (["{clip}", "--max-pixels", "100"], 1, "max_pixels"),
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(work, cli, clip, tmp_path, arguments, code
     bad.write_bytes(b"not a video")
     places = {
         "clip": clip,
-        "picture": work.data / "red" / "0.png",
+        "image": work.data / "red" / "0.png",
         "new": tmp_path / "new",
         "bad": bad,
     }
@@ -122,17 +122,17 @@ def test_a_failing_engine_leaves_no_overlay(work, cli, clip, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_videos_in_a_folder_are_no_pictures(work, cli, clip):
+def test_videos_in_a_folder_are_no_images(work, cli, clip):
     found = cli("explain", work.top1, clip.parent)
     assert found.exit_code == 2
-    assert "no pictures" in found.stderr
+    assert "no images" in found.stderr
 
 
 @pytest.mark.parametrize("readers", [1, 3])
 def test_verbose_tells_the_rate(work, cli, readers):
     found = cli("explain", work.top1, work.data, "--verbose", "--readers", readers)
     assert found.exit_code == 0
-    assert "8 pictures in" in found.stderr
+    assert "8 images in" in found.stderr
     assert "the engine ran" in found.stderr
     names = [line.split("\t")[0] for line in found.stdout.splitlines()]
     assert names == sorted(names)

@@ -49,9 +49,9 @@ def on_cpu(parts, tmp_path_factory):
     lib = library(tmp_path_factory.mktemp("host") / "kernel.so")
 
     def runner(case, features, weights):
-        planned = plan(replace(case.inputs, alignment=4), case.maps, processors=8)
+        planned = plan(replace(case.inputs, alignment=4), case.heatmaps, processors=8)
         found = run_in_library(lib, planned, features, weights)
-        return parts.kernels.Made(found.maps, found.valid, found.grids)
+        return parts.kernels.Made(found.heatmaps, found.valid, found.cams)
 
     return runner
 
@@ -64,27 +64,27 @@ def test_the_kernel_passes_the_comparison(parts, on_cpu, monkeypatch):
     figures = parts.kernels.check_values(on_cpu)
     assert figures["cases"] == len(few[::3])
     assert figures["failed"] == 0
-    assert figures["worst"]["grids"] < 1e-6
+    assert figures["worst"]["cams"] < 1e-6
 
 
 def broken(kind):
     def change(made):
-        if kind == "grids":
-            made.grids[...] *= 1.001
-        elif kind == "maps":
-            made.maps[..., 0] = 255 if made.maps.dtype == np.uint8 else 0.5
+        if kind == "cams":
+            made.cams[...] *= 1.001
+        elif kind == "heatmaps":
+            made.heatmaps[..., 0] = 255 if made.heatmaps.dtype == np.uint8 else 0.5
         elif kind == "flags":
             made.valid[0, 0] ^= 1
         elif kind == "unwritten":
             made.valid[made.valid == 1] = 255
         else:
-            made.grids[0, 0, 0, 0] = np.nan
+            made.cams[0, 0, 0, 0] = np.nan
         return made
 
     return change
 
 
-@pytest.mark.parametrize("kind", ["grids", "maps", "flags", "unwritten", "nan"])
+@pytest.mark.parametrize("kind", ["cams", "heatmaps", "flags", "unwritten", "nan"])
 def test_a_wrong_kernel_fails_the_comparison(parts, on_cpu, kind, monkeypatch):
     case = parts.kernels.small_cases()[0]
     change = broken(kind)
@@ -100,10 +100,10 @@ def test_runs_that_differ_in_a_bit_are_found(parts):
     def runner(case, features, weights):
         runs.append(case)
         shape = (case.inputs.batch, case.inputs.classes)
-        maps = np.zeros((*shape, 4, 4), np.float32)
+        heatmaps = np.zeros((*shape, 4, 4), np.float32)
         if len(runs) == 3:
-            maps[-1, -1, -1, -1] = 1e-45
-        return parts.kernels.Made(maps, np.ones(shape, np.uint8), np.zeros((*shape, 7, 7)))
+            heatmaps[-1, -1, -1, -1] = 1e-45
+        return parts.kernels.Made(heatmaps, np.ones(shape, np.uint8), np.zeros((*shape, 7, 7)))
 
     with pytest.raises(parts.report.CheckFailed, match="run 3 gave other bits"):
         parts.kernels.check_repeats(runner, repeats=4)
@@ -188,13 +188,13 @@ def test_what_the_kernels_write_is_poisoned_before(parts, poison):
     driver = FakeDriver()
     prepared = []
     kernel = SimpleNamespace(
-        plan=lambda inputs, maps: plan(inputs, maps, processors=8),
+        plan=lambda inputs, heatmaps: plan(inputs, heatmaps, processors=8),
         prepare_workspace=lambda *given: prepared.append(dict(driver.filled)),
     )
     gpu = SimpleNamespace(driver=driver, kernel=kernel, poison=poison)
     stream = SimpleNamespace(synchronize=lambda: None)
     job = parts.kernels.Job(gpu, case, *parts.kernels.data(case), stream)
-    outputs = ("maps", "valid", "workspace") if poison else ()
+    outputs = ("heatmaps", "valid", "workspace") if poison else ()
     expected = {job.addresses[n]: (0xFF, job.buffers[n].size) for n in outputs}
     assert driver.filled == expected
     assert prepared == [expected]  # the counters are zeroed after that
@@ -206,19 +206,19 @@ def test_what_the_kernels_write_is_poisoned_before(parts, poison):
 @pytest.fixture
 def answers(make_artifact, parts):
     with load(make_artifact(profile="split"), "ort") as session:
-        return [e for one in session.explain(parts.compare.pictures(), [0, 2, 3]) for e in one]
+        return [e for one in session.explain(parts.compare.images(), [0, 2, 3]) for e in one]
 
 
 def test_equal_answers_are_within_the_limits(parts, answers):
     figures = parts.compare.differences(answers, answers)
-    assert figures["grid_max"] == figures["map_max"] == figures["probability"] == 0
+    assert figures["cam_max"] == figures["map_max"] == figures["probability"] == 0
     assert figures["answers"] == len(answers) == 15
     assert figures["valid"] > 0
     assert parts.compare.judge("x", figures, parts.compare.EXACT) == []
 
 
-def test_every_turn_has_other_pictures_of_the_same_sizes(parts):
-    turns = [parts.compare.pictures(turn) for turn in range(parts.compare.TURNS)]
+def test_every_turn_has_other_images_of_the_same_sizes(parts):
+    turns = [parts.compare.images(turn) for turn in range(parts.compare.TURNS)]
     for same in zip(*turns, strict=True):
         assert len({one.shape for one in same}) == 1
         assert len({one.tobytes() for one in same}) == len(turns) == 4
@@ -233,8 +233,8 @@ SMALL = np.full((480, 640), 0.5, np.float32)
         ({"probability": 0.9}, "probability is off"),
         ({"probability": float("nan")}, "probability is off by nan"),
         ({"evidence": float("nan")}, "probability is off by nan"),
-        ({"grid": np.ones((7, 7), np.float32)}, "grid is off"),
-        ({"grid": np.full((7, 7), np.nan, np.float32)}, "valid on one of them only"),
+        ({"cam": np.ones((7, 7), np.float32)}, "CAM is off"),
+        ({"cam": np.full((7, 7), np.nan, np.float32)}, "valid on one of them only"),
         ({"made": (SMALL, True)}, "map is off by 0."),
         ({"made": (SMALL * np.nan, True)}, "map is off by nan"),
     ],
@@ -249,7 +249,7 @@ def test_other_answers_are_not(parts, answers, change, said):
     ("change", "said"),
     [
         ({"made": (SMALL[:1], True)}, r"a map of \[1, 640\] came for one of \[480, 640\]"),
-        ({"grid": np.ones((1, 7), np.float32)}, r"a grid of \[1, 7\]"),
+        ({"cam": np.ones((1, 7), np.float32)}, r"a CAM of \[1, 7\]"),
         ({"evidence": None}, "evidence came from one of them only"),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_call_that_is_replayed_is_compared(parts, make_artifact, stale):
         found = parts.compare.differences(*parts.compare.ask(Once(session, stale), session))
         good = parts.compare.differences(*parts.compare.ask(session, session))
     assert good["map_max"] == good["probability"] == 0
-    # Four turns of 5 + 1 pictures and 5 from each thread; of the classes the artifact has two.
+    # Four turns of 5 + 1 images and 5 from each thread; of the classes the artifact has two.
     assert good["answers"] == (4 * 6 + 4 * 5) * 2
     problems = parts.compare.judge("x", found, parts.compare.EXACT)
     assert problems, found
@@ -388,7 +388,7 @@ def test_differences_fail_the_check(parts, make_artifact, tmp_path, monkeypatch)
     strict = replace(parts.compare.EXACT, correlation=2.0)
     monkeypatch.setitem(parts.compare.LIMITS, "ort", strict)
     good = make_artifact(profile="split")
-    with pytest.raises(parts.report.CheckFailed, match="x: grids correlate only") as caught:
+    with pytest.raises(parts.report.CheckFailed, match="x: CAMs correlate only") as caught:
         parts.backends.check_backend("ort", good, tmp_path, "x")
     assert list(caught.value.figures["differences"]) == ["x"]
 
@@ -441,18 +441,18 @@ def test_what_latencies_are_compared_with(parts, make_artifact, tmp_path, monkey
 
     def measure(calls, clocks, baselines, *, rounds, warmup):
         for name, call in calls.items():
-            if name != "maps":  # which the CPU's backend doesn't make
+            if name != "heatmaps":  # which the CPU's backend doesn't make
                 call()
         return {name: baselines.get(name) for name in calls}
 
     monkeypatch.setattr(parts.backends, "measure", measure)
     found = parts.backends.check_latency(backend, tmp_path, 100)["latency"]
     if backend == "tensorrt":
-        assert list(found) == ["logits", "grids", "maps", "explain"]
+        assert list(found) == ["logits", "cams", "heatmaps", "explain"]
         assert set(found.values()) == {None}
         assert "classifier" not in asked
     else:
-        assert list(found) == ["network", "grids", "maps", "explain"]
+        assert list(found) == ["network", "cams", "heatmaps", "explain"]
         assert set(list(found.values())[1:]) == {"network"}
         assert found["network"] is None
         assert asked[0] == "classifier"
@@ -468,15 +468,15 @@ class FakeClock:
 
 
 def test_latencies(parts):
-    calls = {"network": lambda: time.sleep(0.001), "maps": lambda: time.sleep(0.002)}
+    calls = {"network": lambda: time.sleep(0.001), "heatmaps": lambda: time.sleep(0.002)}
     found = parts.latency.measure(
-        calls, {"maps": FakeClock()}, {"maps": "network"}, rounds=15, warmup=2
+        calls, {"heatmaps": FakeClock()}, {"heatmaps": "network"}, rounds=15, warmup=2
     )
-    assert found["maps"]["between_events_ms"] == {"p50": 2.5, "p95": 2.5, "p99": 2.5}
+    assert found["heatmaps"]["between_events_ms"] == {"p50": 2.5, "p95": 2.5, "p99": 2.5}
     assert found["network"]["between_events_ms"] is None
     assert found["network"]["ratio"] is None
-    assert 1.2 < found["maps"]["ratio"] < 3
-    wall = found["maps"]["wall_ms"]
+    assert 1.2 < found["heatmaps"]["ratio"] < 3
+    wall = found["heatmaps"]["wall_ms"]
     assert 1.9 < wall["p50"] <= wall["p95"] <= wall["p99"]
 
 
@@ -612,8 +612,8 @@ def made_report(parts, *statuses, values="passed"):
     report = parts.report.Report(parts.report.machine([GPU], (13, 0)), {"numpy": "2"})
     row = {"wall_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}, "between_events_ms": None}
     row["ratio"] = None
-    with_maps = {**row, "between_events_ms": row["wall_ms"], "ratio": 1.07}
-    figures = {"latency": {"network": row, "maps": with_maps}}
+    with_heatmaps = {**row, "between_events_ms": row["wall_ms"], "ratio": 1.07}
+    figures = {"latency": {"network": row, "heatmaps": with_heatmaps}}
     report.results.append(parts.report.Result("values", values, "", 1.0))
     for status in statuses:
         report.results.append(parts.report.Result("latency a b", status, "", 1.0, figures))

@@ -20,8 +20,8 @@ def test_bytes_by_hand():
     chunks = case.fields["chunks"]
     assert moved.inputs == 2 * (2 * 512 * 49 + 5 * 512)  # the features for two tiles of classes
     assert moved.between == 2 * 4 * 5 * 49 * (chunks + 1)
-    assert moved.maps == 4 * 5 * 224 * 224
-    assert moved.total == moved.inputs + moved.between + moved.maps
+    assert moved.heatmaps == 4 * 5 * 224 * 224
+    assert moved.total == moved.inputs + moved.between + moved.heatmaps
     assert moved.operations == 2 * 5 * 512 * 49 + 5 * 224 * 224 * 24
     pixels, cells, weights, features = 5 * 224 * 224, 5 * 49, 5 * 512, 512 * 49
     single = 2 * (2 * weights) + 2 * (features + weights) + 4 * (cells + 2 * cells + cells)

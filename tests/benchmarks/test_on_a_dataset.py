@@ -10,7 +10,7 @@ from sigcam.classifier.build import assemble
 from sigcam.data import read_masks
 from sigcam.evaluate import open_dataset
 from tests.support.paths import BENCHMARKS, ROOT
-from tests.support.tiny_datasets import picture_writer, text_writer
+from tests.support.tiny_datasets import image_writer, text_writer
 
 TINY = f"{ROOT / 'tests' / 'support' / 'tiny_network.py'}:tiny"
 SMALL = f"{BENCHMARKS / 'datasets' / 'paper' / 'small_network.py'}:SmallNetwork"
@@ -19,19 +19,19 @@ PER_CLASS = 4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Twelve pictures of three classes, told apart by their colour, with boxes and trimaps."""
+    """Twelve images of three classes, told apart by their colour, with boxes and trimaps."""
     folder = tmp_path_factory.mktemp("data")
-    picture, text = picture_writer(folder), text_writer(folder)
+    image, text = image_writer(folder), text_writer(folder)
     rng = np.random.default_rng(0)
     names = [f"images/{i:02}.png" for i in range(3 * PER_CLASS)]
     for index, name in enumerate(names):
         pixels = rng.integers(0, 40, (50, 60, 3), dtype=np.uint8)
         pixels[10:30, 20:50, index % 3] += 200
-        picture(name, pixels=pixels)
+        image(name, pixels=pixels)
         mask = np.zeros((50, 60), np.uint8)
         mask[10:30, 20:50] = 255
         mask[9, 20:50] = 128
-        picture(f"masks/{index:02}.png", pixels=mask)
+        image(f"masks/{index:02}.png", pixels=mask)
     text("metadata/image_ids.txt", *names)
     text("metadata/class_labels.txt", *(f"{name},{i % 3}" for i, name in enumerate(names)))
     text("metadata/localization.txt", *(f"{name},20,10,49,29" for name in names))
@@ -108,7 +108,7 @@ def test_a_network_from_scratch_for_each_fold(data, tmp_path):
     from benchmarks.datasets import train_scratch
 
     printed = run(train_scratch.main, data, "--folds", 2, "--epochs", 1, "--out", tmp_path)
-    assert printed.count("of the held-out pictures right") == 2
+    assert printed.count("of the held-out images right") == 2
     weights = str(tmp_path / "1.safetensors")
     built = assemble(arch=SMALL, weights=weights, num_classes=3, size=128)
     assert built.dual.targets[0].layout.shape == (256, 8, 8)
@@ -120,7 +120,7 @@ def test_a_table_of_the_paper_from_training_on(data, tmp_path):
     words = ["--folds", 2, "--arch", TINY, "--weights", "random", "--table", "5", "--views", 2]
     run(paper_tables.main, data, *words, "--work", tmp_path / "work", "--out", tmp_path / "t.md")
     text = (tmp_path / "t.md").read_text()
-    assert "12 pictures of 3 classes, 2 folds" in text
+    assert "12 images of 3 classes, 2 folds" in text
     rows = [line for line in text.splitlines() if line.startswith("| positive weight")]
     assert len(rows) == 3
     assert rows[0].split("|")[2:] == rows[1].split("|")[2:]  # with three classes (C-1)/2 is 1

@@ -1,4 +1,4 @@
-"""Parts that need pictures or other packages, on tiny networks and drawn pictures."""
+"""Parts that need images or other packages, on tiny networks and drawn images."""
 
 import pytest
 
@@ -10,15 +10,15 @@ TINY, MLP = f"{NETWORKS}:tiny", f"{NETWORKS}:mlp"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A data folder with 30 pictures of two sizes."""
-    from benchmarks.harness.networks import jpeg, picture
+    """A data folder with 30 images of two sizes."""
+    from benchmarks.harness.networks import jpeg, random_image
 
     folder = tmp_path_factory.mktemp("data")
     images = folder / "imagenet_samples" / "images"
     images.mkdir(parents=True)
     for seed in range(30):
         size = (60, 80) if seed % 2 else (90, 50)
-        (images / f"{seed:02}.jpg").write_bytes(jpeg(picture(*size, seed)))
+        (images / f"{seed:02}.jpg").write_bytes(jpeg(random_image(*size, seed)))
     return folder
 
 
@@ -66,19 +66,19 @@ def test_precisions_read_the_fidelity_from_the_file(context, monkeypatch):
     )
     assert missing == {}
     fidelity = read_spec(files["int8"]).fidelity
-    assert (fidelity.pictures, fidelity.calibration, fidelity.kept_float) == (12, 8, ())
+    assert (fidelity.images, fidelity.calibration, fidelity.kept_float) == (12, 8, ())
     assert read_spec(files["fp16"]).fidelity.precision == "fp16"
 
 
-def test_too_few_pictures_are_a_reason_in_the_table(context, data):
+def test_too_few_images_are_a_reason_in_the_table(context, data):
     from benchmarks.harness.engines import UnavailableError
     from benchmarks.harness.quantize import quantized
 
     network = context(TINY).network(TINY)
     folder = data / "imagenet_samples" / "images"
-    with pytest.raises(UnavailableError, match=r"refused: .*must have 60 different pictures"):
+    with pytest.raises(UnavailableError, match=r"refused: .*must have 60 different images"):
         quantized(network, network.artifact("cam"), folder, calibration=30, held_out=30)
-    with pytest.raises(UnavailableError, match="needs the real pictures"):
+    with pytest.raises(UnavailableError, match="needs the real images"):
         quantized(network, network.artifact("cam"), data / "nothing")
 
 
@@ -87,9 +87,9 @@ def test_memory_is_that_of_the_command_itself(context, tmp_path):
     from benchmarks.parts.memory import linked
 
     run = context(TINY)
-    pictures = linked(run.data / "imagenet_samples" / "images", 35, tmp_path / "pictures")
-    out = tmp_path / "maps"
-    found = explain_folder(run.network(TINY).artifact("cam"), pictures, out, threads=1)
+    images = linked(run.data / "imagenet_samples" / "images", 35, tmp_path / "images")
+    out = tmp_path / "heatmaps"
+    found = explain_folder(run.network(TINY).artifact("cam"), images, out, threads=1)
     assert len(list(out.iterdir())) == 35
     assert 30 < found["peak_mb"] < 500
     assert 0 <= found["engine_busy"] <= 1
@@ -99,8 +99,8 @@ def test_memory_is_that_of_the_command_itself(context, tmp_path):
 def test_a_command_that_fails_stops_the_run(context, tmp_path):
     from benchmarks.harness.peak import explain_folder
 
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match=r"1 of 1 pictures could not be explained"):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"1 of 1 images could not be explained"):
         explain_folder(context(TINY).network(TINY).artifact("cam"), tmp_path, None, threads=1)
 
 
@@ -110,7 +110,7 @@ def test_classes_are_compared_with_one_of_the_same_kind(context):
     figures = end_to_end.measure(context(TINY))
     row = figures["classes"][TINY]
     assert row["count"] == 12
-    assert row["pairs"].keys() == {"grids", "maps"}
+    assert row["pairs"].keys() == {"cams", "heatmaps"}
     assert "| maps | 12 |" in end_to_end.section(figures)
     assert end_to_end.reached(figures) == {}
 

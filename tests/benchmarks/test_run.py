@@ -98,15 +98,15 @@ def test_agreement_of_maps():
 
     from benchmarks.harness.agreement import agreement
 
-    grid = np.arange(4.0).reshape(1, 1, 2, 2)
+    cam = np.arange(4.0).reshape(1, 1, 2, 2)
     logits = np.array([[1.0, 2.0]])
 
-    def one(grids, scores=logits):
-        return {"grids": grids, "logits": scores}
+    def one(cams, scores=logits):
+        return {"cams": cams, "logits": scores}
 
-    flat = np.zeros_like(grid)
+    flat = np.zeros_like(cam)
     found = agreement(
-        [one(grid), one(grid), one(flat), one(flat)],
-        [one(2 * grid), one(-grid, logits[:, ::-1]), one(flat), one(grid)],
+        [one(cam), one(cam), one(flat), one(flat)],
+        [one(2 * cam), one(-cam, logits[:, ::-1]), one(flat), one(cam)],
     )
-    assert found == {"mean": 0.25, "worst": -1.0, "same_class": 0.75, "pictures": 4}
+    assert found == {"mean": 0.25, "worst": -1.0, "same_class": 0.75, "images": 4}

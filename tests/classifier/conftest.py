@@ -3,9 +3,9 @@
 from tests.support.toy import (  # noqa: F401 (fixtures)
     data,
     folder,
-    geometry,
     make_dual,
     make_model,
+    preprocessing,
     toy,
     views,
 )

@@ -28,13 +28,13 @@ from sigcam.core.errors import (
 
 
 @pytest.fixture
-def info(toy, geometry) -> BranchInfo:
+def info(toy, preprocessing) -> BranchInfo:
     return BranchInfo(
         architecture="toy",
         branch_layer=toy.branch_layer,
         num_classes=4,
-        geometry=geometry,
-        trained_on="40 pictures, 3 views each",
+        preprocessing=preprocessing,
+        trained_on="40 images, 3 views each",
         positive_weight=3.0,
         class_names=("a", "b", "c", "d"),
         settings={"optimizer": "adam"},
@@ -76,14 +76,14 @@ def test_round_trip(file, toy, info, make_dual) -> None:
     for name, value in toy.sigmoid_head.named_tensors().items():
         assert torch.equal(other.sigmoid_head.named_tensors()[name], value)
     assert read == read_branch_info(file)
-    assert (read.trained_on, read.geometry, read.class_names, read.settings) == (
-        info.trained_on, info.geometry, info.class_names, info.settings,
+    assert (read.trained_on, read.preprocessing, read.class_names, read.settings) == (
+        info.trained_on, info.preprocessing, info.class_names, info.settings,
     )  # fmt: skip
     assert read.backbone_sha256 == toy.weights_sha256()
     assert read.versions["torch"].startswith(torch.__version__.split("+")[0])
     assert set(load_file(file)) == {"sigmoid.fc.weight", "sigmoid.fc.bias"}
     with pytest.raises(UsageError, match="class_names"):
-        BranchInfo("toy", "x", 3, info.geometry, "", class_names=("a",))
+        BranchInfo("toy", "x", 3, info.preprocessing, "", class_names=("a",))
 
 
 def test_float16_is_half_the_size(file, toy, info, make_dual, tmp_path) -> None:
@@ -179,8 +179,8 @@ def test_other_files(tmp_path, toy) -> None:
         (lambda m: m.pop("schema_version"), "'schema_version'"),
         (lambda m: m.pop("branch_layer"), "missing or wrong field"),
         (lambda m: m.update(num_classes="4"), "missing or wrong field"),
-        (lambda m: m["geometry"].update(height=-1), "missing or wrong field"),
-        (lambda m: m.update(geometry=None), "missing or wrong field"),
+        (lambda m: m["preprocessing"].update(height=-1), "missing or wrong field"),
+        (lambda m: m.update(preprocessing=None), "missing or wrong field"),
         (lambda m: m.update(positive_weight="x"), "missing or wrong field"),
     ],
 )
@@ -211,4 +211,6 @@ def test_writing_fails_whole(toy, info, tmp_path, monkeypatch) -> None:
         save_branch(tmp_path / "b.safetensors", toy, info)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
     with pytest.raises(UsageError, match="info is of"):
-        save_branch(tmp_path / "b.safetensors", toy, BranchInfo("t", "x", 4, info.geometry, ""))
+        save_branch(
+            tmp_path / "b.safetensors", toy, BranchInfo("t", "x", 4, info.preprocessing, "")
+        )

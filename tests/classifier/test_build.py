@@ -30,7 +30,7 @@ def saved(built: Assembled, file: Path, weights: str | None) -> None:
         architecture=built.architecture,
         branch_layer=built.dual.branch_layer,
         num_classes=built.dual.num_classes,
-        geometry=built.geometry,
+        preprocessing=built.preprocessing,
         trained_on="nothing",
         weights=weights,
     )

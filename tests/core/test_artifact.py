@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import ArtifactError, SchemaError
-from sigcam.core.spec import ClassSelection, OutputError, Parity
+from sigcam.core.spec import ClassSelection, OutputError, ParityReport
 
 
 def test_the_spec_comes_back(make_artifact, spec_of):
-    parity = Parity("torch", "ort", 1e-4, (1, 3), "noise", {"logits": OutputError(1e-6, 1e-5)})
+    parity = ParityReport(
+        "torch", "ort", 1e-4, (1, 3), "noise", {"logits": OutputError(1e-6, 1e-5)}
+    )
     changes = {"class_names": ("écru", "b", "c", "d"), "parity": parity}
     assert read_spec(make_artifact(**changes)) == spec_of(**changes)
     assert read_spec(str(make_artifact(classes=ClassSelection("topk", 2)))).classes.k == 2

@@ -19,7 +19,7 @@ def bright(image):
     return np.array([image.mean(), 0, 0, 0]), np.arange(49.0).reshape(1, 7, 7)
 
 
-def picture(value):
+def image(value):
     return np.full((10, 10, 3), value, np.uint8)
 
 
@@ -106,17 +106,17 @@ def values_of(results):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_stream_gives_the_same_with_and_without_readers(fake_session, readers, batch_size):
     session = fake_session(bright, batch_size=batch_size)
-    pictures = [picture(value) for value in range(10)]
-    assert values_of(session.stream(pictures, readers=readers)) == list(range(10))
+    images = [image(value) for value in range(10)]
+    assert values_of(session.stream(images, readers=readers)) == list(range(10))
     assert max(session._backend.batches) == min(batch_size, 10)
     assert list(session.stream([], readers=readers)) == []
     with pytest.raises(UsageError, match="readers"):
-        session.stream(pictures, readers=-1)
+        session.stream(images, readers=-1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_bad_pictures_with_readers(fake_session, tmp_path, batch_size):
-    good = picture(7)
+def test_bad_images_with_readers(fake_session, tmp_path, batch_size):
+    good = image(7)
     sources = [good, tmp_path / "missing.jpg", good, b"junk", good]
     session = fake_session(bright, batch_size=batch_size)
     got = list(session.stream(sources, on_error="return", readers=2))
@@ -135,14 +135,14 @@ def test_an_engine_that_fails_ends_the_stream(fake_session):
         return bright(image)
 
     session = fake_session(answer, batch_size=1)
-    results = session.stream((picture(value) for value in range(9)), readers=1)
+    results = session.stream((image(value) for value in range(9)), readers=1)
     assert values_of([next(results), next(results)]) == [0, 1]
     with pytest.raises(BackendError, match="no more"):
         next(results)
 
 
 def test_reading_overlaps_with_the_engine(fake_session):
-    """Each waits until the other is at another picture; one after the other would fail."""
+    """Each waits until the other is at another image; one after the other would fail."""
     reading, running = threading.Event(), threading.Event()
 
     def answer(image):
@@ -151,15 +151,15 @@ def test_reading_overlaps_with_the_engine(fake_session):
             assert reading.wait(10)
         return bright(image)
 
-    def pictures():
+    def images():
         for value in range(4):
             if value == 2:
                 assert running.wait(10)
                 reading.set()
-            yield picture(value)
+            yield image(value)
 
     watch = Stopwatch()
-    results = fake_session(answer, batch_size=1).stream(pictures(), readers=1, engine=watch)
+    results = fake_session(answer, batch_size=1).stream(images(), readers=1, engine=watch)
     assert values_of(results) == [0, 1, 2, 3]
     assert watch.seconds > 0
 
@@ -188,7 +188,7 @@ def test_leaving_a_loop_ends_the_threads(fake_session):
 
     def endless():
         while True:
-            yield picture(1)
+            yield image(1)
 
     for _ in session.stream(endless(), readers=2):
         break
@@ -198,7 +198,7 @@ def test_leaving_a_loop_ends_the_threads(fake_session):
 
 
 def test_a_stream_with_readers_holds_a_few_batches(fake_session):
-    """However many pictures come: two batches and what passes between the threads."""
+    """However many images come: two batches and what passes between the threads."""
 
     class Watched(np.ndarray):
         pass
@@ -206,7 +206,7 @@ def test_a_stream_with_readers_holds_a_few_batches(fake_session):
     references = []
     most = 0
 
-    def pictures():
+    def images():
         nonlocal most
         for _ in range(60):
             image = Watched((10, 10, 3), np.uint8)  # owns its memory, so views of it count
@@ -218,7 +218,7 @@ def test_a_stream_with_readers_holds_a_few_batches(fake_session):
 
     readers, batch_size = 2, 3
     session = fake_session(bright, batch_size=batch_size)
-    for results in session.stream(pictures(), readers=readers):
+    for results in session.stream(images(), readers=readers):
         time.sleep(0.002)  # a slow caller: the queues fill
         del results
     assert len(references) == 60

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sigcam.core.errors import DataError
 from sigcam.data import open_dataset
-from tests.support.tiny_datasets import picture_writer
+from tests.support.tiny_datasets import image_writer
 
 NAMES = ("a.png", "b.png", "m.png", "", " ", "c\0", "../a.png")
 CELLS = (*NAMES, "0", "1", "-1", "39", "40", "1e9", "nan", "inf", "9" * 30, '"', "'", "é")
@@ -30,7 +30,7 @@ def read_or_refuse(files):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for name in NAMES[:3]:
-            picture_writer(root)(name)
+            image_writer(root)(name)
         for name, content in files.items():
             path = root / name
             path.parent.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def check(root, skip_bad):
     try:
         data = open_dataset(root, skip_bad=skip_bad)
     except DataError as exc:
-        assert str(root) in str(exc) or "no usable pictures" in str(exc)
+        assert str(root) in str(exc) or "no usable images" in str(exc)
     else:
         assert len(data) > 0
         assert skip_bad or not data.problems

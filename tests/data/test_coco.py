@@ -14,7 +14,7 @@ from sigcam.core.errors import DataError
 from sigcam.data import open_dataset, read_masks
 from sigcam.data.dataset import Polygons
 from sigcam.data.segmentation import draw, read_segmentation
-from tests.support.tiny_datasets import picture_writer
+from tests.support.tiny_datasets import image_writer
 
 SQUARE = [[2, 3, 8, 3, 8, 9, 2, 9]]
 
@@ -45,11 +45,11 @@ def thing(image, category, box, **more):
 
 @pytest.fixture
 def coco(tmp_path):
-    picture = picture_writer(tmp_path)
+    image = image_writer(tmp_path)
 
     def write(annotations, file="annotations/instances_val.json", **changed):
         for name in ("1.png", "2.png"):
-            picture(f"val/{name}")
+            image(f"val/{name}")
         content = {
             "images": [
                 {"id": 11, "file_name": "1.png", "width": 40, "height": 30},
@@ -86,7 +86,7 @@ def test_label_boxes_and_masks(coco):
         "instances_val",
         ("car", "toothbrush"),
     )
-    assert data.notes == ("pictures left out, without an object that counts: 1",)
+    assert data.notes == ("images left out, without an object that counts: 1",)
     [sample] = data.samples
     assert (sample.name, sample.label) == ("1.png", 1)
     assert sample.boxes.tolist() == [[2, 3, 7, 22.5], [39, 29, 39, 29]]
@@ -129,17 +129,17 @@ GOOD = thing(5, 3, [1, 1, 5, 5])
         (thing(11, 3, [1, 1, 5, float("nan")]), "bbox must be four numbers"),
         (thing(11, 3, [1, 1, 5, 10**400]), "bbox must be four numbers"),
         (thing(11, 3, [1, 1, -5, 5]), "bbox must have a width and a height above 0"),
-        (thing(11, 3, [1, 1, 45, 5]), r"the box \[1, 1, 45, 5\] .* is outside its picture of 40"),
+        (thing(11, 3, [1, 1, 45, 5]), r"the box \[1, 1, 45, 5\] .* is outside its image of 40"),
         (thing(11, 3, [1, 1, 5, 5], segmentation=[[1, 2, 3]]), "segmentation: a polygon is a list"),
         (thing(11, 3, [1, 1, 5, 5], segmentation=["x"]), "segmentation: a polygon is a list of nu"),
         (thing(11, 3, [1, 1, 5, 5], segmentation=5), "segmentation: polygons or run lengths want"),
         (
             thing(11, 3, [1, 1, 5, 5], segmentation={"size": [40, 30], "counts": [1200]}),
-            r"segmentation: size must be the picture's \[height, width\], \[30, 40\], got",
+            r"segmentation: size must be the image's \[height, width\], \[30, 40\], got",
         ),
         (
             thing(11, 3, [1, 1, 5, 5], segmentation={"size": [30, 40], "counts": [1100]}),
-            "segmentation: counts must add up to the picture's 1200 pixels",
+            "segmentation: counts must add up to the image's 1200 pixels",
         ),
         (
             thing(11, 3, [1, 1, 5, 5], segmentation={"size": [30, 40], "counts": "P~"}),
@@ -167,10 +167,10 @@ def test_mistakes_in_other_lists(coco):
         "images[1]: id 5 is that of images[0] too",
         "images[2]: a whole number as id and a file_name wanted",
         "images[3]: a whole number as id",
-        "images[4]: the picture",
+        "images[4]: the image",
         "nnn can't be read",
         "images[5]: 2.png stands in images[0] already",
-        "images[6]: the picture",
+        "images[6]: the image",
         "categories[1]: car stands in categories[0] already",
         "categories[2]: a whole number as id and a name wanted",
     ):
@@ -183,7 +183,7 @@ def test_mistakes_in_other_lists(coco):
         ("{\n\n'", r"instances_val\.json, line 3: not JSON"),
         ("[]", "COCO instances have the lists images, annotations, categories"),
         ('{"images": [], "annotations": {}, "categories": []}', "COCO instances have the lists"),
-        ('{"images": [], "annotations": [], "categories": []}', "has no usable pictures"),
+        ('{"images": [], "annotations": [], "categories": []}', "has no usable images"),
         ("[" * 200_000, "nested too deep"),
         ("9" * 5000, "not COCO"),
     ],

@@ -10,12 +10,12 @@ import pytest
 
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import Place, Sample, read_masks
-from tests.support.tiny_datasets import picture_writer
+from tests.support.tiny_datasets import image_writer
 
 
 @pytest.fixture
 def write(tmp_path):
-    return picture_writer(tmp_path)
+    return image_writer(tmp_path)
 
 
 def sample(masks, ignore=(), level=None, size=None):

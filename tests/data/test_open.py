@@ -10,12 +10,12 @@ import pytest
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import match_classes, open_dataset, read_masks
 from tests.support.paths import DATA
-from tests.support.tiny_datasets import picture_writer, text_writer
+from tests.support.tiny_datasets import image_writer, text_writer
 
 
 @pytest.fixture
-def picture(tmp_path):
-    return picture_writer(tmp_path)
+def image(tmp_path):
+    return image_writer(tmp_path)
 
 
 @pytest.fixture
@@ -24,17 +24,17 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def folders(picture, tmp_path):
+def folders(image, tmp_path):
     for name in ("val/dog/2.png", "val/dog/1.jpg", "val/Border_Collie/3.png", "val/.hidden/4.png"):
-        picture(name)
+        image(name)
     return tmp_path
 
 
 @pytest.fixture
-def table(text, picture, tmp_path):
+def table(text, image, tmp_path):
     def write(*lines):
         for name in ("1.png", "2.png", "3.png"):
-            picture(f"images/{name}")
+            image(f"images/{name}")
         text("list.csv", *lines)
         return tmp_path
 
@@ -54,9 +54,9 @@ def test_class_folders(folders):
     assert all(s.boxes is None and s.masks is None and s.size == (40, 30) for s in data.samples)
 
 
-def test_a_class_folder_without_pictures(folders):
+def test_a_class_folder_without_images(folders):
     (folders / "val" / "ant").mkdir()
-    with pytest.raises(DataError, match="ant: no pictures in it"):
+    with pytest.raises(DataError, match="ant: no images in it"):
         open_dataset(folders / "val")
     data = open_dataset(folders / "val", skip_bad=True)
     assert {s.label for s in data.samples} == {0, 2}  # the empty one keeps its id
@@ -102,17 +102,17 @@ HEAD = "image,class_id,label"
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("picture,kind",), r"list\.csv, line 1: the header needs a column image or path or file"),
+        (("image,kind",), r"list\.csv, line 1: the header needs a column image or path or file"),
         ((), r"list\.csv, line 1: the header needs .* got nothing"),
         ((HEAD, "images/1.png,0,a", '"x'), r"list\.csv, line 3: not CSV"),
         ((HEAD, "images/1.png,0,a", "", "images/2.png,1"), r"list\.csv, line 4: 3 columns wanted"),
-        ((HEAD, "images/1.png,0,a", ",1,b"), r"list\.csv, line 3: a picture and a class wanted"),
-        ((HEAD, "images/1.png,0,a", "images/2.png,,b"), r"list\.csv, line 3: a picture and a cl"),
+        ((HEAD, "images/1.png,0,a", ",1,b"), r"list\.csv, line 3: an image and a class wanted"),
+        ((HEAD, "images/1.png,0,a", "images/2.png,,b"), r"list\.csv, line 3: an image and a cl"),
         ((HEAD, "images/1.png,0,a", "images/2.png,1.5,b"), r"list\.csv, line 3: a class id is a"),
         ((HEAD, "images/1.png,0,a", "images/1.png,0,a"), r"line 3: images/1\.png stands in line 2"),
         ((HEAD, "images/1.png,0,a", "images/2.png,0,b"), r"list\.csv, line 3: class 0 is called"),
-        ((HEAD, "images/1.png,0,a", "images/9.png,1,b"), r"line 3: the picture .*9\.png is miss"),
-        ((HEAD,), r"'list' \(csv\) has no usable pictures"),
+        ((HEAD, "images/1.png,0,a", "images/9.png,1,b"), r"line 3: the image .*9\.png is miss"),
+        ((HEAD,), r"'list' \(csv\) has no usable images"),
     ],
 )
 def test_a_mistake_in_a_csv(table, lines, message):

@@ -6,7 +6,7 @@ import pytest
 
 from sigcam.core.errors import DataError
 from sigcam.data import open_dataset
-from tests.support.tiny_datasets import picture_writer, text_writer
+from tests.support.tiny_datasets import image_writer, text_writer
 
 
 def box(name, x0, y0, x1, y1, difficult=0):
@@ -19,13 +19,13 @@ def box(name, x0, y0, x1, y1, difficult=0):
 
 @pytest.fixture
 def voc(tmp_path):
-    """Writes one annotation for each keyword, a list of lines, and a picture."""
-    picture, text = picture_writer(tmp_path), text_writer(tmp_path)
+    """Writes one annotation for each keyword, a list of lines, and an image."""
+    image, text = image_writer(tmp_path), text_writer(tmp_path)
 
     def write(size=(40, 30), **annotations):
         width, height = size
         for name, lines in annotations.items():
-            picture(f"JPEGImages/{name}.png")
+            image(f"JPEGImages/{name}.png")
             text(
                 f"Annotations/{name}.xml",
                 "<annotation>",
@@ -57,7 +57,7 @@ def test_label_and_boxes(voc):
     assert one.boxes.tolist() == [[0, 0, 39, 29]]  # counted from 0
     assert several.boxes.tolist() == [[1, 2, 19, 21.5], [29, 24, 29, 24]]
     assert [place.line for place in several.box_places] == [6, 9]
-    assert data.notes == ("pictures left out, without an object that counts: 2",)
+    assert data.notes == ("images left out, without an object that counts: 2",)
 
 
 def test_coordinates_from_zero(voc):
@@ -104,7 +104,7 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;">
         (["<object><name>dog</name></object>"], "bad.xml, line 3: <bndbox> with numbers"),
         (box("dog", 1, "x", 3, 4), "bad.xml, line 3: <bndbox> with numbers"),
         (box("dog", 9, 1, 3, 4), r"bad.xml, line 3: the box \[8, 0, 2, 3\] .* is inverted"),
-        (box("dog", 1, 1, 3, 40), "bad.xml, line 3: .* is outside its picture of 40 x 30"),
+        (box("dog", 1, 1, 3, 40), "bad.xml, line 3: .* is outside its image of 40 x 30"),
         (["<a>"] * 99 + ["</a>"] * 99, "bad.xml, line 66: elements are nested deeper than 64"),
     ],
 )
@@ -137,7 +137,7 @@ def test_other_files(voc, tmp_path):
         assert message in str(caught.value)
 
 
-def test_a_stated_size_that_is_not_the_pictures(voc):
+def test_a_stated_size_that_is_not_the_images(voc):
     root = voc(size=(30, 40), a=box("dog", 1, 1, 9, 9))
     with pytest.raises(DataError, match=r"a\.xml: .* is 40 x 30 pixels \(upright\), 30 x 40 are"):
         open_dataset(root)

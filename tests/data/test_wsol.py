@@ -7,14 +7,14 @@ import pytest
 
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import open_dataset
-from tests.support.tiny_datasets import picture_writer, text_writer
+from tests.support.tiny_datasets import image_writer, text_writer
 
 NAMES = ("a/1.png", "a/2.png", "b/3.png")
 
 
 @pytest.fixture
-def picture(tmp_path):
-    return picture_writer(tmp_path)
+def image(tmp_path):
+    return image_writer(tmp_path)
 
 
 @pytest.fixture
@@ -23,13 +23,13 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def files(text, picture, tmp_path):
-    """A data set of three pictures; keyword arguments replace lines of its files."""
+def files(text, image, tmp_path):
+    """A data set of three images; keyword arguments replace lines of its files."""
 
     def write(folder="metadata", **changed):
         for name in NAMES:
-            picture(f"pictures/{name}")
-            picture(f"pictures/m/{name}", level=255)
+            image(f"images/{name}")
+            image(f"images/m/{name}", level=255)
         content = {
             "image_ids": NAMES,
             "class_labels": ("a/1.png,0", "a/2.png,0", "b/3.png,1"),
@@ -44,15 +44,15 @@ def files(text, picture, tmp_path):
         } | changed
         for name, lines in content.items():
             if lines is not None:
-                text(f"pictures/{folder}/{name}.txt", *lines)
-        return tmp_path / "pictures"
+                text(f"images/{folder}/{name}.txt", *lines)
+        return tmp_path / "images"
 
     return write
 
 
 def test_everything_is_read(files):
     data = open_dataset(files())
-    assert (data.format, data.name, data.classes) == ("wsol", "pictures", None)
+    assert (data.format, data.name, data.classes) == ("wsol", "images", None)
     first, second, third = data.samples
     assert [s.name for s in data.samples] == list(NAMES)
     assert [s.label for s in data.samples] == [0, 0, 1]
@@ -67,7 +67,7 @@ def test_everything_is_read(files):
     assert data.notes == ("trimaps: 1; their level 128 is ignored",)
 
 
-def test_only_the_list_of_pictures_must_be_there(files):
+def test_only_the_list_of_images_must_be_there(files):
     data = open_dataset(files(class_labels=None, image_sizes=None, localization=None, masks=None))
     assert [(s.label, s.boxes, s.masks) for s in data.samples] == [(None, None, None)] * 3
     assert data.samples[0].size == (40, 30)
@@ -75,7 +75,7 @@ def test_only_the_list_of_pictures_must_be_there(files):
 
 
 def test_names_of_classes(files, text):
-    text("pictures/classes.txt", "cat", "dog")
+    text("images/classes.txt", "cat", "dog")
     assert open_dataset(files()).classes == ("cat", "dog")
 
 
@@ -84,7 +84,7 @@ def test_splits_and_a_folder_of_its_own(files, tmp_path):
     for given in (
         open_dataset(root, metadata=root / "meta" / "val"),
         open_dataset(root, metadata=root / "meta", split="val"),
-        open_dataset(root / "meta", split="val"),  # looks upwards for the pictures
+        open_dataset(root / "meta", split="val"),  # looks upwards for the images
         open_dataset(root / "meta", split="val", root=root, mask_root=root),
     ):
         assert len(given) == 3
@@ -133,7 +133,7 @@ MISTAKES = [
     ),
     (
         {"localization": ("a/1.png,0,0,41,29", "a/2.png,1,2,3,4", "b/3.png,0,0,1,1")},
-        "localization.txt, line 1: .* of a/1.png is outside its picture of 40 x 30 pixels",
+        "localization.txt, line 1: .* of a/1.png is outside its image of 40 x 30 pixels",
     ),
     (
         {"localization": ("a/1.png,-1,0,4,29", "a/2.png,1,2,3,4", "b/3.png,0,0,1,1")},
@@ -177,7 +177,7 @@ def test_a_box_may_reach_one_pixel_over_the_edge(files):
     assert len(open_dataset(files(localization=lines))) == 3
 
 
-def test_all_problems_are_listed_and_the_first_ones_shown(files, picture):
+def test_all_problems_are_listed_and_the_first_ones_shown(files, image):
     names = [f"c/{index}.png" for index in range(30)]
     root = files(
         image_ids=(*NAMES, *names), class_labels=[f"{n},0" for n in (*NAMES, *names)],
@@ -186,7 +186,7 @@ def test_all_problems_are_listed_and_the_first_ones_shown(files, picture):
     with pytest.raises(DataError, match="30 problems in the data set") as caught:
         open_dataset(root)
     message = str(caught.value)
-    assert "image_ids.txt, line 23: the picture" in message
+    assert "image_ids.txt, line 23: the image" in message
     assert "line 24" not in message
     assert message.endswith("and 10 more")
     left = open_dataset(root, skip_bad=True)
@@ -194,16 +194,16 @@ def test_all_problems_are_listed_and_the_first_ones_shown(files, picture):
     assert [one.line for one in left.problems] == list(range(4, 34))
 
 
-def test_masks_of_another_scale_are_counted_and_of_another_shape_refused(files, picture):
+def test_masks_of_another_scale_are_counted_and_of_another_shape_refused(files, image):
     root = files()
-    picture("pictures/m/a/2.png", 81, 60)
-    assert "masks at another scale than their pictures: 1" in open_dataset(root).notes
-    picture("pictures/m/a/2.png", 60, 60)
+    image("images/m/a/2.png", 81, 60)
+    assert "masks at another scale than their images: 1" in open_dataset(root).notes
+    image("images/m/a/2.png", 60, 60)
     with pytest.raises(DataError, match=r"masks.txt, line 2: the mask .* is 60 x 60 pixels, its"):
         open_dataset(root)
 
 
-def test_damaged_pictures_are_found(files):
+def test_damaged_images_are_found(files):
     root = files()
     (root / "a/1.png").write_bytes(b"nothing")
     (root / "a/2.png").unlink()
@@ -211,9 +211,9 @@ def test_damaged_pictures_are_found(files):
     with pytest.raises(DataError, match="3 problems") as caught:
         open_dataset(root)
     for text in (
-        "image_ids.txt, line 1: the picture",
-        "1.png is damaged or not a picture",
-        "image_ids.txt, line 2: the picture",
+        "image_ids.txt, line 1: the image",
+        "1.png is damaged or not an image",
+        "image_ids.txt, line 2: the image",
         "2.png is missing",
         "masks.txt, line 3: the mask",
     ):
@@ -221,7 +221,7 @@ def test_damaged_pictures_are_found(files):
 
 
 def test_labels_beyond_the_names(files, text):
-    text("pictures/classes.txt", "cat")
+    text("images/classes.txt", "cat")
     with pytest.raises(DataError, match=r"line 3: b/3.png has class 1, there are 1 classes"):
         open_dataset(files())
 
@@ -229,5 +229,5 @@ def test_labels_beyond_the_names(files, text):
 @pytest.mark.parametrize("skip_bad", [False, True])
 def test_an_empty_split(files, skip_bad):
     root = files(image_ids=())
-    with pytest.raises(DataError, match=r"'pictures' \(wsol\) has no usable pictures"):
+    with pytest.raises(DataError, match=r"'images' \(wsol\) has no usable images"):
         open_dataset(root, skip_bad=skip_bad)

@@ -12,10 +12,10 @@ from torch import nn
 
 from sigcam.classifier.branch_file import read_branch_info
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
+from sigcam.demo.images import shipped_images
 from sigcam.demo.network import BRANCH_FILE
 from sigcam.demo.page import Panel, ShiftRow, write_page
-from sigcam.demo.pictures import shipped_pictures
 from sigcam.demo.shift import SHIFTS, shift_softmax
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import export_artifact
@@ -65,10 +65,12 @@ def test_a_shift_changes_the_softmax_weights_and_no_probability(dual, shift):
     torch.testing.assert_close(change, change[:1].expand_as(change))
 
 
-def test_the_page_holds_its_pictures_and_escapes_names(dual, tmp_path):
+def test_the_page_holds_its_images_and_escapes_names(dual, tmp_path):
     path = tmp_path / "toy.onnx"
-    geometry = Geometry(32, 32, "stretch")
-    export_artifact(dual, path, geometry=geometry, class_names=["<b>", "b", "c", "d", "e"])
+    preprocessing = Preprocessing(32, 32, "stretch")
+    export_artifact(
+        dual, path, preprocessing=preprocessing, class_names=["<b>", "b", "c", "d", "e"]
+    )
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     with load(path) as session:
         found = session.explain(image)[0]
@@ -87,9 +89,9 @@ def test_the_shipped_branch_says_what_it_was_trained_on():
     info = read_branch_info(BRANCH_FILE)
     assert info.architecture == "efficientnet_lite0"
     assert len(info.class_names) == info.num_classes == 1000
-    assert "1,000 ImageNet pictures" in info.trained_on
+    assert "1,000 ImageNet images" in info.trained_on
     assert BRANCH_FILE.stat().st_size < 3_000_000
 
 
 def test_scikit_image_ships_the_photographs():
-    assert len(shipped_pictures()) == 5
+    assert len(shipped_images()) == 5

@@ -1,4 +1,4 @@
-"""Artifacts whose maps are known without running them, and pictures with boxes and masks."""
+"""Artifacts whose maps are known without running them, and images with boxes and masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from tests.support.tiny import artifact_graph, tiny_spec, write
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -16,7 +16,7 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 def artifact(tmp_path_factory):
     """artifact(mode="input", rule="stretch", name="model.onnx", **spec changes) -> path.
 
-    Its grid of class 0, 1, 2 is how red, green, blue the picture is.
+    Its CAM of class 0, 1, 2 is how red, green, blue the image is.
     """
     onnx = pytest.importorskip("onnx")
 
@@ -24,7 +24,7 @@ def artifact(tmp_path_factory):
         resize = 64 if rule == "crop" else None
         spec = tiny_spec(
             classes=ClassSelection(mode), class_names=("red", "green", "blue", "warm"),
-            geometry=Geometry(56, 56, rule=rule, resize=resize), **changes,
+            preprocessing=Preprocessing(56, 56, rule=rule, resize=resize), **changes,
         )  # fmt: skip
         path = tmp_path_factory.mktemp("artifact") / name
         return write(onnx, artifact_graph(onnx, spec), path, spec.to_json())
@@ -34,7 +34,7 @@ def artifact(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
-    """A wsol data set: 12 dim pictures with a rectangle in its class's colour, box and mask."""
+    """A wsol data set: 12 dim images with a rectangle in its class's colour, box and mask."""
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(3)
     lines = {name: [] for name in ("image_ids", "class_labels", "image_sizes", "localization")}
@@ -46,12 +46,12 @@ def squares(tmp_path_factory):
         width, height = (int(size) for size in rng.integers(60, 140, 2))
         x0, y0 = (int(rng.integers(0, size // 2)) for size in (width, height))
         x1, y1 = int(rng.integers(x0 + 20, width)), int(rng.integers(y0 + 20, height))
-        picture = rng.integers(0, 40, (height, width, 3), np.uint8)
-        picture[y0 : y1 + 1, x0 : x1 + 1] = COLOURS[label]
+        image = rng.integers(0, 40, (height, width, 3), np.uint8)
+        image[y0 : y1 + 1, x0 : x1 + 1] = COLOURS[label]
         mask = np.zeros((height, width), np.uint8)
         mask[y0 : y1 + 1, x0 : x1 + 1] = 255
         name = f"images/{index}.png"
-        assert cv2.imwrite(str(folder / name), picture[..., ::-1])
+        assert cv2.imwrite(str(folder / name), image[..., ::-1])
         assert cv2.imwrite(str(folder / f"masks/{index}.png"), mask)
         lines["image_ids"].append(name)
         lines["class_labels"].append(f"{name},{label}")

@@ -15,7 +15,7 @@ from sigcam.cli import main
 from sigcam.evaluate.reports.charts import Line, chart
 
 pytest.importorskip("onnxruntime")
-FILES = ["report.html", "report.md", "report.json", "pictures.csv"]
+FILES = ["report.html", "report.md", "report.json", "images.csv"]
 
 
 def run(*arguments):
@@ -37,7 +37,7 @@ def told(artifact, squares, tmp_path_factory):
 def test_files_and_paths(told):
     done, out, _ = told
     assert done.stdout.split() == [str(out / name) for name in FILES]
-    assert "12 pictures (wsol), 3 artifacts" in done.stderr
+    assert "12 images (wsol), 3 artifacts" in done.stderr
     assert "of it in an engine" in done.stderr
 
 
@@ -54,11 +54,11 @@ def test_the_page_stands_alone(told):
     assert "$" not in page
 
 
-def test_json_markdown_and_pictures_say_the_same(told):
+def test_json_markdown_and_images_say_the_same(told):
     _, out, _ = told
     report = json.loads((out / "report.json").read_text())
-    rows = list(csv.DictReader((out / "pictures.csv").read_text().splitlines()))
-    assert [row["picture"] for row in rows] == [f"images/{i}.png" for i in range(12)]
+    rows = list(csv.DictReader((out / "images.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == [f"images/{i}.png" for i in range(12)]
     known = report["metrics"]["gt_known"]
     for artifact, numbers in zip(report["artifacts"], known["artifacts"], strict=True):
         name = artifact["name"]
@@ -77,7 +77,7 @@ def test_going_on_and_refusing(told, squares):
     _, out, paths = told
     again = run(*paths, "--data", squares, "--out", out)
     assert again.exit_code == 0
-    assert "0 pictures in" in again.stderr
+    assert "0 images in" in again.stderr
     other = run(*paths, "--data", squares, "--out", out, "--threshold", "0.5")
     assert other.exit_code == 2
     assert "evaluation with other options" in other.stderr
@@ -87,7 +87,7 @@ def test_going_on_and_refusing(told, squares):
     ("arguments", "code", "said"),
     [
         (["--threshold", "0.12345"], 2, "0, 0.001, ..., 0.999"),
-        (["--fidelity", "none", "--fidelity", "road"], 2, "goes with no other"),
+        (["--faithfulness", "none", "--faithfulness", "road"], 2, "goes with no other"),
         (["--format", "voc"], 1, "is no data set of these forms"),
         (["--batch-size", "0"], 2, "--batch-size"),
     ],
@@ -112,13 +112,13 @@ def test_bad_data_are_listed_before_any_work(artifact, squares, tmp_path):
     done = run(artifact(), "--data", broken, "--out", tmp_path / "out", "--skip-bad")
     assert done.exit_code == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["dataset"]["pictures"] == 10
+    assert report["dataset"]["images"] == 10
     assert len(report["dataset"]["left_out"]) == 2
     assert "masks.txt, line 8" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_only_class_folders(artifact, squares, tmp_path):
-    """No boxes and no masks: classification and fidelity only."""
+    """No boxes and no masks: classification and faithfulness only."""
     for index, name in enumerate(("red", "green", "blue")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(index, 12, 3):
@@ -146,7 +146,7 @@ def test_the_command_offers_what_there_is():
     """It names formats and metrics itself, so that --help imports nothing."""
     from sigcam.cli import evaluate as command
     from sigcam.data import FORMATS
-    from sigcam.evaluate.faithfulness.measure import FIDELITY
+    from sigcam.evaluate.faithfulness.measure import FAITHFULNESS
 
     assert ["auto", *FORMATS] == command._FORMATS
-    assert tuple(command._FIDELITY) == FIDELITY
+    assert tuple(command._FAITHFULNESS) == FAITHFULNESS

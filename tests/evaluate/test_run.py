@@ -10,7 +10,7 @@ import pytest
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import read_masks
 from sigcam.evaluate import EvaluateOptions, evaluate, open_dataset, run, stages
-from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_picture
+from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_image
 from sigcam.evaluate.localization.box_accuracy import BoxAccuracy, score_boxes
 from sigcam.evaluate.localization.pixel_precision import PixelPrecision, pixel_counts
 from sigcam.evaluate.localization.protocol import (
@@ -43,7 +43,7 @@ def options(**changes):
 
 @pytest.mark.parametrize("rule", ["stretch", "crop", "letterbox"])
 def test_numbers_are_those_of_a_sessions_maps(artifact, squares, tmp_path, rule):
-    """One picture at a time, by the public metrics, with nothing of the run's own code."""
+    """One image at a time, by the public metrics, with nothing of the run's own code."""
     path, dataset = artifact(rule=rule), open_dataset(squares)
     found = values(evaluate([path], dataset, tmp_path / "out", options()))
     boxes, pixels = BoxAccuracy(), PixelPrecision()
@@ -53,14 +53,14 @@ def test_numbers_are_those_of_a_sessions_maps(artifact, squares, tmp_path, rule)
             image = read_image(sample.path)
             [asked] = session.explain(image, classes=sample.label)
             [best] = session.explain(image)
-            scores, _ = place_scores(asked.grid, asked.placement)
+            scores, _ = place_scores(asked.cam, asked.placement)
             truth = scale_boxes(sample.boxes, sample.size)
             boxes.add(score_boxes(scores, truth), best.class_id == sample.label)
             inside, ignored = read_masks(sample)
             pixels.add(pixel_counts(scores, pixel_labels([inside], ignored)))
-            tensor = prepare(image, session.spec.geometry)[0]
-            masked = masked_picture(tensor, normalise(enlarge(best.grid, 56, 56)))
-            # A picture of the input's size, so that no rule changes it.
+            tensor = prepare(image, session.spec.preprocessing)[0]
+            masked = masked_image(tensor, normalise(enlarge(best.cam, 56, 56)))
+            # An image of the input's size, so that no rule changes it.
             feeds = {"image": masked[None], "class_ids": np.array([[best.class_id]])}
             logits = session._backend.infer(feeds, ["logits"])["logits"][0].astype(np.float64)
             powers = np.exp(logits - logits.max())
@@ -108,18 +108,18 @@ def test_artifacts_side_by_side(artifact, squares, tmp_path):
     """With other inputs, and one that can't be asked for the true class."""
     paths = [artifact(), artifact(mode="top1", rule="crop"), artifact(mode="topk", name="k.onnx")]
     dataset = open_dataset(squares)
-    together = evaluate(paths, dataset, tmp_path / "all", options(fidelity=ALL, steps=8))
+    together = evaluate(paths, dataset, tmp_path / "all", options(faithfulness=ALL, steps=8))
     for path, records in zip(paths, together.records, strict=True):
         alone = evaluate(
-            [path], dataset, tmp_path / path.parent.name, options(fidelity=ALL, steps=8)
+            [path], dataset, tmp_path / path.parent.name, options(faithfulness=ALL, steps=8)
         )
         assert records.tobytes() == alone.records[0].tobytes()
     assert [one.asks for one in together.artifacts] == [True, False, False]
     assert len({one.name for one in together.artifacts}) == 3
     for records in together.records[1:]:
-        np.testing.assert_array_equal(records["map_class"], records["predicted"])
+        np.testing.assert_array_equal(records["cam_class"], records["predicted"])
     labels = [sample.label for sample in dataset.samples]
-    np.testing.assert_array_equal(together.records[0]["map_class"], labels)
+    np.testing.assert_array_equal(together.records[0]["cam_class"], labels)
     found = values(together)
     assert all(len(found[key]) == 3 for key in ("insertion", "deletion", "road"))
     for comparison in results(together.records, 0.2, resamples=20)[0].artifacts[:1]:
@@ -139,11 +139,11 @@ def test_an_interrupted_evaluation_goes_on(artifact, squares, tmp_path, monkeypa
             raise KeyboardInterrupt
         return run_score(*arguments)
 
-    run_score = stages.score_picture
-    monkeypatch.setattr(stages, "score_picture", stops)
+    run_score = stages.score_image
+    monkeypatch.setattr(stages, "score_image", stops)
     with pytest.raises(KeyboardInterrupt):
         evaluate([path], dataset, tmp_path / "parts", options(batch_size=4, workers=1))
-    monkeypatch.setattr(stages, "score_picture", run_score)
+    monkeypatch.setattr(stages, "score_image", run_score)
     seen = []
     found = evaluate(
         [path], dataset, tmp_path / "parts", options(batch_size=4),
@@ -190,7 +190,7 @@ def test_another_evaluation_in_the_folder(artifact, squares, tmp_path):
         evaluate([path], open_dataset(moved), tmp_path, options())
 
 
-def test_a_picture_that_cannot_be_decoded(artifact, squares, tmp_path):
+def test_an_image_that_cannot_be_decoded(artifact, squares, tmp_path):
     broken = tmp_path / "data"
     shutil.copytree(squares, broken)
     file = broken / "images" / "5.png"
@@ -201,7 +201,7 @@ def test_a_picture_that_cannot_be_decoded(artifact, squares, tmp_path):
         evaluate([path], dataset, tmp_path / "stop", options())
     found = evaluate([path], dataset, tmp_path / "go", options(skip_bad=True))
     assert [one.line for one in found.dataset.problems] == [6]
-    counted = {one.metric.key: one.pictures for one in results(found.records, 0.2, resamples=5)}
+    counted = {one.metric.key: one.images for one in results(found.records, 0.2, resamples=5)}
     assert set(counted.values()) == {11}
     again = evaluate([path], dataset, tmp_path / "go", options(skip_bad=True))
     assert again.dataset.problems == found.dataset.problems
@@ -217,5 +217,5 @@ def test_artifacts_of_other_classes(artifact, squares, tmp_path):
         evaluate([other, other], open_dataset(squares), tmp_path, options())
     with pytest.raises(UsageError, match="at least one artifact"):
         evaluate([], open_dataset(squares), tmp_path, options())
-    with pytest.raises(UsageError, match="fidelity must be of"):
-        options(fidelity=("confidence", "luck"))
+    with pytest.raises(UsageError, match="faithfulness must be of"):
+        options(faithfulness=("confidence", "luck"))

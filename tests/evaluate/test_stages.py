@@ -1,4 +1,4 @@
-"""The fidelity metrics in a run: their numbers, what overlaps, what is held, how it ends."""
+"""The faithfulness metrics in a run: their numbers, what overlaps, what is held, how it ends."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sigcam.evaluate import (
     stages,
 )
 from sigcam.evaluate.faithfulness import imputation
-from sigcam.evaluate.faithfulness.confidence import masked_picture
+from sigcam.evaluate.faithfulness.confidence import masked_image
 from sigcam.evaluate.faithfulness.insertion_deletion import (
     curve_area,
     deletion_curve,
     insertion_curve,
 )
-from sigcam.evaluate.faithfulness.measure import change_picture, measure_fidelity
+from sigcam.evaluate.faithfulness.measure import change_image, measure_faithfulness
 from sigcam.evaluate.faithfulness.road import road_curve, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import Model
@@ -40,7 +40,7 @@ BATCH = 5
 
 
 def options(**changes):
-    given = {"backend": "ort", "batch_size": BATCH, "workers": 2, "steps": 8, "fidelity": ALL}
+    given = {"backend": "ort", "batch_size": BATCH, "workers": 2, "steps": 8, "faithfulness": ALL}
     return EvaluateOptions(**{**given, **changes})
 
 
@@ -49,34 +49,34 @@ def opened(path):
 
 
 def direct(model, samples):
-    """Fields of a batch's records, by the functions that make and score pictures in one go."""
-    pictures = [read_input(one.path, model.reading).tensor for one in samples]
-    answers = model.answers(pictures, [one.label for one in samples])
+    """Fields of a batch's records, by the functions that make and score images in one go."""
+    images = [read_input(one.path, model.reading).tensor for one in samples]
+    answers = model.answers(images, [one.label for one in samples])
     classes = [one.predicted for one in answers]
-    maps = [normalise(enlarge(one.predicted_grid, 56, 56)) for one in answers]
-    masked = [masked_picture(*pair) for pair in zip(pictures, maps, strict=True)]
+    heatmaps = [normalise(enlarge(one.predicted_cam, 56, 56)) for one in answers]
+    masked = [masked_image(*pair) for pair in zip(images, heatmaps, strict=True)]
     found = []
-    for picture, scores, class_id, after in zip(
-        pictures, maps, classes, model.probabilities(masked, classes), strict=True
+    for image, scores, class_id, after in zip(
+        images, heatmaps, classes, model.probabilities(masked, classes), strict=True
     ):
 
         def score(batch, class_id=class_id):
             return model.probabilities(list(batch), [class_id] * len(batch))
 
         morf, lerf = (
-            road_curve(picture, scores, score, most_relevant_first=first) for first in (True, False)
+            road_curve(image, scores, score, most_relevant_first=first) for first in (True, False)
         )
         found.append({
             "after": after,
-            "insertion": curve_area(insertion_curve(picture, scores, score, steps=8)),
-            "deletion": curve_area(deletion_curve(picture, scores, score, steps=8)),
+            "insertion": curve_area(insertion_curve(image, scores, score, steps=8)),
+            "deletion": curve_area(deletion_curve(image, scores, score, steps=8)),
             "road": road_score(morf, lerf),
         })  # fmt: skip
     return found
 
 
 def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares, tmp_path):
-    """Also around a picture that can't be decoded, which makes its batch smaller."""
+    """Also around an image that can't be decoded, which makes its batch smaller."""
     data = tmp_path / "data"
     shutil.copytree(squares, data)
     file = data / "images" / "6.png"
@@ -97,10 +97,10 @@ def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares,
         assert np.isfinite(np.delete(records["road"], 6)).all()
 
 
-def test_pictures_are_changed_in_threads_while_the_engine_runs(
+def test_images_are_changed_in_threads_while_the_engine_runs(
     artifact, squares, tmp_path, monkeypatch
 ):
-    """The first batch is measured only once a picture of the second one is changed."""
+    """The first batch is measured only once an image of the second one is changed."""
     changing, threads, measured_in = threading.Event(), set(), set()
     count, lock = 0, threading.Lock()
 
@@ -111,36 +111,36 @@ def test_pictures_are_changed_in_threads_while_the_engine_runs(
             if count > BATCH:
                 changing.set()
         threads.add(threading.current_thread().name)
-        return change_picture(*arguments)
+        return change_image(*arguments)
 
     def measure(*arguments):
         assert changing.wait(10)
         measured_in.add(threading.current_thread())
-        return measure_fidelity(*arguments)
+        return measure_faithfulness(*arguments)
 
-    monkeypatch.setattr(stages, "change_picture", change)
-    monkeypatch.setattr(stages, "measure_fidelity", measure)
-    evaluate([artifact()], open_dataset(squares), tmp_path, options(fidelity=("road",)))
+    monkeypatch.setattr(stages, "change_image", change)
+    monkeypatch.setattr(stages, "measure_faithfulness", measure)
+    evaluate([artifact()], open_dataset(squares), tmp_path, options(faithfulness=("road",)))
     assert count == 12
     assert all(name.startswith("sigcam-change") for name in threads)
     assert measured_in == {threading.current_thread()}
 
 
-def test_changed_pictures_of_a_few_batches_are_held(artifact, squares, monkeypatch):
-    """However many pictures come: two batches, and one for each thread that changes them."""
+def test_changed_images_of_a_few_batches_are_held(artifact, squares, monkeypatch):
+    """However many images come: two batches, and one for each thread that changes them."""
     alive, most = [], 0
     lock = threading.Lock()
 
     def change(*arguments):
         nonlocal most
-        changed = change_picture(*arguments)
+        changed = change_image(*arguments)
         with lock:
             alive.append(weakref.ref(changed))
             most = max(most, sum(one() is not None for one in alive))
         return changed
 
-    monkeypatch.setattr(stages, "change_picture", change)
-    given = options(fidelity=("confidence",), batch_size=3, workers=1)
+    monkeypatch.setattr(stages, "change_image", change)
+    given = options(faithfulness=("confidence",), batch_size=3, workers=1)
     samples = open_dataset(squares).samples * 10
     with opened(artifact()) as one, opened(artifact(mode="top1")) as other:
         models = [one, other]
@@ -154,7 +154,7 @@ def running():
     return [one.name for one in threading.enumerate() if one.name.startswith("sigcam-")]
 
 
-def test_an_error_in_a_thread_that_changes_pictures(artifact, squares, tmp_path, monkeypatch):
+def test_an_error_in_a_thread_that_changes_images(artifact, squares, tmp_path, monkeypatch):
     monkeypatch.setattr(imputation, "_STEPS", 1)
     dataset = open_dataset(squares)
     with pytest.raises(UsageError, match="didn't reach"):
@@ -162,7 +162,7 @@ def test_an_error_in_a_thread_that_changes_pictures(artifact, squares, tmp_path,
     assert running() == []
 
 
-@pytest.mark.parametrize("stage", ["change_picture", "measure_fidelity", "score_picture"])
+@pytest.mark.parametrize("stage", ["change_image", "measure_faithfulness", "score_image"])
 def test_an_interruption_ends_all_threads(artifact, squares, tmp_path, monkeypatch, stage):
     calls = []
 
@@ -174,7 +174,7 @@ def test_an_interruption_ends_all_threads(artifact, squares, tmp_path, monkeypat
 
     function = getattr(stages, stage)
     path, dataset = artifact(), open_dataset(squares)
-    given = options(fidelity=("confidence",))
+    given = options(faithfulness=("confidence",))
     with monkeypatch.context() as patched:
         patched.setattr(stages, stage, stops)
         with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 
 
 class ToyNet(nn.Module):
@@ -55,7 +55,7 @@ def make_dual(net=ToyNet, branch_layer=None):
     torch.manual_seed(3)
     model = net()
     with torch.no_grad():
-        model.conv1.weight *= 3  # so that features and logits differ between pictures
+        model.conv1.weight *= 3  # so that features and logits differ between images
         model.conv2.weight *= 3
     return DualBranch(model, branch_layer, input_size=SIZE, architecture="toy")
 
@@ -76,5 +76,5 @@ def nets():
 
 
 @pytest.fixture
-def geometry():
-    return Geometry(*SIZE, rule="stretch", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+def preprocessing():
+    return Preprocessing(*SIZE, rule="stretch", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))

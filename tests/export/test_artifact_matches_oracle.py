@@ -13,7 +13,7 @@ import torch
 
 from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
 from sigcam.export import METHODS, export_artifact, export_classifier
-from sigcam.export.parity.inputs import sample_pictures
+from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
 SELECTIONS = {
@@ -36,20 +36,20 @@ def run(path, image, class_ids=None):
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def normalised(pictures, geometry):
-    pixels = (pictures.astype(np.float64) / 255 - geometry.mean) / geometry.std
+def normalised(images, preprocessing):
+    pixels = (images.astype(np.float64) / 255 - preprocessing.mean) / preprocessing.std
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def pictures_of(geometry, batch):
-    pool = sample_pictures(geometry)
+def images_of(preprocessing, batch):
+    pool = sample_images(preprocessing)
     return np.concatenate([pool, pool[::-1]])[1 : 1 + batch]
 
 
-def oracle(dual, geometry, pictures, class_ids, branch, nwc=True, method="cam"):
+def oracle(dual, preprocessing, images, class_ids, branch, nwc=True, method="cam"):
     """Every output from the features on, in NumPy."""
     with torch.no_grad():
-        F = dual.features(torch.from_numpy(normalised(pictures, geometry)).float()).numpy()
+        F = dual.features(torch.from_numpy(normalised(images, preprocessing)).float()).numpy()
     heads = {"softmax": dual.softmax_head, "sigmoid": dual.sigmoid_head}
     tensors = {
         name: {k.removeprefix("fc."): v.numpy() for k, v in head.named_tensors().items()}
@@ -66,7 +66,7 @@ def oracle(dual, geometry, pictures, class_ids, branch, nwc=True, method="cam"):
         "sigmoid_logits": logits["sigmoid"],
         "features": F,
         "cam_weights": weights,
-        "grids": reference.grids(F, weights, nwc),
+        "cams": reference.cams(F, weights, nwc),
     }
 
 
@@ -117,13 +117,13 @@ def cases():
 
 @pytest.mark.parametrize(("net", "method", "selection", "profile", "branch"), list(cases()))
 def test_graph_and_torch_match_the_oracle(
-    tmp_path, make, nets, geometry, net, method, selection, profile, branch
+    tmp_path, make, nets, preprocessing, net, method, selection, profile, branch
 ):
     # The remaining options alternate, so that each meets each profile and branch.
     dual = make(nets[net])
     odd = (profile == "fused") == (branch == "softmax")
     layout = "float32_nchw" if odd else "uint8_nhwc"
-    geometry = dataclasses.replace(geometry, layout=layout)
+    preprocessing = dataclasses.replace(preprocessing, layout=layout)
     path = tmp_path / "model.onnx"
     nwc = not odd if selection == "top1" else odd
     nwc = nwc and METHODS[method].clamps
@@ -136,69 +136,71 @@ def test_graph_and_torch_match_the_oracle(
         nwc=nwc,
         profile=profile,
         classes=SELECTIONS[selection],
-        geometry=geometry,
+        preprocessing=preprocessing,
         sigmoid_logits=every,
     )
     asked = {"top1": [-1], "top3": [-1, -2, -3], "input": [4, -1, 0, -7]}[selection]
     for batch in BATCHES:
-        pictures = pictures_of(geometry, batch)
+        images = images_of(preprocessing, batch)
         request = np.tile(np.array(asked, np.int64), (batch, 1))
-        image = pictures if not odd else normalised(pictures, geometry).astype(np.float32)
+        image = images if not odd else normalised(images, preprocessing).astype(np.float32)
         got = run(path, image, request if selection == "input" else None)
-        want = oracle(dual, geometry, pictures, request, branch, nwc, method)
+        want = oracle(dual, preprocessing, images, request, branch, nwc, method)
         names = ["logits", "class_ids_out", "evidence_logits"]
         names += ["sigmoid_logits"] if every else []
-        names += ["grids"] if profile == "fused" else ["features", "cam_weights"]
+        names += ["cams"] if profile == "fused" else ["features", "cam_weights"]
         assert list(got) == names
         np.testing.assert_array_equal(got["class_ids_out"], want["class_ids_out"])
         for name in names:
             assert relative(got[name], want[name]) < 1e-4, (name, batch)
         assert got["logits"].dtype == np.float32
         with torch.no_grad():
-            output = dual(torch.from_numpy(normalised(pictures, geometry)).float())
+            output = dual(torch.from_numpy(normalised(images, preprocessing)).float())
         assert relative(output.logits.numpy(), want["logits"]) < 1e-4
         assert relative(output.sigmoid_logits.numpy(), want["sigmoid_logits"]) < 1e-4
     assert max(error.max_rel for error in spec.parity.outputs.values()) < 1e-4
     assert spec.parity.left_out == 0
 
 
-def test_without_a_sigmoid_branch(tmp_path, dual, geometry):
+def test_without_a_sigmoid_branch(tmp_path, dual, preprocessing):
     path = tmp_path / "model.onnx"
-    spec = export_artifact(dual, path, branch="softmax", has_sigmoid=False, geometry=geometry)
+    spec = export_artifact(
+        dual, path, branch="softmax", has_sigmoid=False, preprocessing=preprocessing
+    )
     assert spec.source.branch_sha256 is None
-    got = run(path, pictures_of(geometry, 3))
-    assert list(got) == ["logits", "class_ids_out", "grids"]
+    got = run(path, images_of(preprocessing, 3))
+    assert list(got) == ["logits", "class_ids_out", "cams"]
     # The untrained branch isn't in the file, not even unused.
     names = {i.name for i in onnx.load(path).graph.initializer}
     assert not any("sigmoid" in name for name in names)
 
 
-def test_a_convolution_before_the_pooling_is_a_linear_head(tmp_path, make, nets, geometry):
+def test_a_convolution_before_the_pooling_is_a_linear_head(tmp_path, make, nets, preprocessing):
     dual = make(nets["conv"], "relu")
     path = tmp_path / "model.onnx"
-    export_artifact(dual, path, geometry=geometry)
-    pictures = pictures_of(geometry, 3)
-    want = oracle(dual, geometry, pictures, np.full((3, 1), -1), "sigmoid")
-    got = run(path, pictures)
+    export_artifact(dual, path, preprocessing=preprocessing)
+    images = images_of(preprocessing, 3)
+    want = oracle(dual, preprocessing, images, np.full((3, 1), -1), "sigmoid")
+    got = run(path, images)
     for name in got:
         assert relative(got[name], want[name]) < 1e-4, name
 
 
-def test_the_bare_classifier_has_the_same_logits_and_no_spec(tmp_path, dual, geometry):
-    export_artifact(dual, tmp_path / "a.onnx", geometry=geometry)
-    export_classifier(dual, tmp_path / "c.onnx", geometry)
-    pictures = pictures_of(geometry, 3)
-    got = run(tmp_path / "c.onnx", pictures)
+def test_the_bare_classifier_has_the_same_logits_and_no_spec(tmp_path, dual, preprocessing):
+    export_artifact(dual, tmp_path / "a.onnx", preprocessing=preprocessing)
+    export_classifier(dual, tmp_path / "c.onnx", preprocessing)
+    images = images_of(preprocessing, 3)
+    got = run(tmp_path / "c.onnx", images)
     assert list(got) == ["logits"]
-    assert relative(got["logits"], run(tmp_path / "a.onnx", pictures)["logits"]) < 1e-6
+    assert relative(got["logits"], run(tmp_path / "a.onnx", images)["logits"]) < 1e-6
     assert not onnx.load(tmp_path / "c.onnx").metadata_props
 
 
-def test_the_file_carries_its_spec(tmp_path, dual, geometry):
+def test_the_file_carries_its_spec(tmp_path, dual, preprocessing):
     path = tmp_path / "model.onnx"
     names = [f"class {i}" for i in range(7)]
     spec = export_artifact(
-        dual, path, geometry=geometry, class_names=names, trained_on="seven things"
+        dual, path, preprocessing=preprocessing, class_names=names, trained_on="seven things"
     )
     props = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert set(props) == {METADATA_KEY}
@@ -212,11 +214,11 @@ def test_the_file_carries_its_spec(tmp_path, dual, geometry):
     assert spec.parity.batch_sizes == BATCHES
 
 
-def test_the_caller_s_module_stays_as_it_is(tmp_path, make, geometry):
+def test_the_caller_s_module_stays_as_it_is(tmp_path, make, preprocessing):
     dual = make()
     dual.train()
     before = {name: value.clone() for name, value in dual.state_dict().items()}
-    export_artifact(dual, tmp_path / "model.onnx", geometry=geometry)
+    export_artifact(dual, tmp_path / "model.onnx", preprocessing=preprocessing)
     assert dual.sigmoid_head.training
     assert all(p.requires_grad for p in dual.sigmoid_head.parameters())
     for name, value in dual.state_dict().items():

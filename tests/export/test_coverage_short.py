@@ -23,9 +23,9 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(("entry", "head"), NETWORKS.items(), ids=list(NETWORKS))
-def test_grids_agree_with_autograd(entry: str, head: str) -> None:
+def test_cams_agree_with_autograd(entry: str, head: str) -> None:
     name, _, size = entry.partition("@")
     outcome = coverage_check.check(name, int(size) if size else None, backbone=False)
     assert (outcome.status, outcome.reason) == ("agrees", "")
     assert outcome.head == head
-    assert outcome.grids == 8
+    assert outcome.cams == 8

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.export import export_artifact
-from sigcam.export.parity.inputs import sample_pictures
+from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
 
@@ -28,15 +28,15 @@ def test_efficientnet_lite0(tmp_path):
     dual = DualBranch(model)
     assert dual.branch_layer == "_swish"
     assert dual.branch.layout.shape == (1280, 7, 7)
-    geometry = Geometry(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     path = tmp_path / "lite0.onnx"
-    spec = export_artifact(dual, path, geometry=geometry)
+    spec = export_artifact(dual, path, preprocessing=preprocessing)
     assert max(error.max_rel for error in spec.parity.outputs.values()) < 2e-5
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    pictures = sample_pictures(geometry)[:3]
-    logits, ids, evidence, grids = session.run(None, {"image": pictures})
-    pixels = (pictures.astype(np.float64) - 127) / 128
+    images = sample_images(preprocessing)[:3]
+    logits, ids, evidence, cams = session.run(None, {"image": images})
+    pixels = (images.astype(np.float64) - 127) / 128
     with torch.no_grad():
         F = dual.features(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).numpy()
         want = model.eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).numpy()
@@ -44,7 +44,7 @@ def test_efficientnet_lite0(tmp_path):
     np.testing.assert_array_equal(ids, reference.top_k(want, 1))
     tensors = dual.sigmoid_head.named_tensors()
     W, b = tensors["_fc.weight"].numpy(), tensors["_fc.bias"].numpy()
-    want = reference.grids(F, reference.cam_weights(W, ids))
-    assert np.abs(grids - want).max() / want.max() < 1e-4
+    want = reference.cams(F, reference.cam_weights(W, ids))
+    assert np.abs(cams - want).max() / want.max() < 1e-4
     want = reference.evidence_logits(F, W, b, ids)
     assert np.abs(evidence - want).max() / np.abs(want).max() < 1e-4

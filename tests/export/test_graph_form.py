@@ -19,16 +19,16 @@ from sigcam.export import METHODS, export_artifact
 @pytest.fixture(scope="module", params=METHODS)
 def files(request, tmp_path_factory, dual):
     """Two artifacts that meet every operator and sharing of constants."""
-    from sigcam.core.spec import Geometry
+    from sigcam.core.spec import Preprocessing
 
     folder = tmp_path_factory.mktemp("form")
-    geometry = Geometry(*dual.input_size, rule="stretch")
+    preprocessing = Preprocessing(*dual.input_size, rule="stretch")
     export_artifact(
         dual,
         folder / "a.onnx",
         method=request.param,
         classes=ClassSelection("input"),
-        geometry=geometry,
+        preprocessing=preprocessing,
         opset=20,
     )
     export_artifact(
@@ -36,7 +36,7 @@ def files(request, tmp_path_factory, dual):
         folder / "b.onnx",
         method=request.param,
         classes=ClassSelection("topk", 2),
-        geometry=geometry,
+        preprocessing=preprocessing,
         branch="softmax",
         profile="split",
         sigmoid_logits=True,
@@ -78,7 +78,7 @@ def test_dynamic_sizes_are_named(files):
         "logits": ["batch", 7],
         "class_ids_out": ["batch", "classes"],
         "evidence_logits": ["batch", "classes"],
-        "grids": ["batch", "classes", 6, 8],
+        "cams": ["batch", "classes", 6, 8],
     }
 
 
@@ -89,9 +89,9 @@ def test_the_file_names_no_place_on_the_machine_that_wrote_it(files):
         assert not re.search(rb"/(home|tmp|usr|root)/", data)
 
 
-def test_an_opset_that_is_not_supported(dual, geometry, tmp_path):
+def test_an_opset_that_is_not_supported(dual, preprocessing, tmp_path):
     with pytest.raises(UsageError, match="opset must be one of 18, 19, 20, got 17"):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry, opset=17)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing, opset=17)
 
 
 def test_exporting_prints_nothing(tmp_path):

@@ -13,11 +13,11 @@ from tests.support import oracle as reference
 @pytest.mark.parametrize("kind", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(9, 13), (3, 4), (20, 5)])
 def test_upsampling(kind, size):
-    grid = np.random.default_rng(0).random((4, 5))
+    cam = np.random.default_rng(0).random((4, 5))
     want = functional.interpolate(
-        torch.from_numpy(grid)[None, None], size=size, mode=kind, align_corners=False
+        torch.from_numpy(cam)[None, None], size=size, mode=kind, align_corners=False
     )
-    np.testing.assert_allclose(reference.upsample(grid, *size, kind), want[0, 0], atol=1e-12)
+    np.testing.assert_allclose(reference.upsample(cam, *size, kind), want[0, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("positive", [None, 1.0, 2.5])
@@ -41,8 +41,8 @@ def test_ranks_and_equal_logits():
 def test_clamping_and_min_max():
     F = np.ones((1, 2, 1, 2))
     w = np.array([[[2.0, -1.0]]])
-    assert reference.grids(F, w, nwc=True).tolist() == [[[[2.0, 2.0]]]]
-    assert reference.grids(F, w, nwc=False).tolist() == [[[[1.0, 1.0]]]]
+    assert reference.cams(F, w, nwc=True).tolist() == [[[[2.0, 2.0]]]]
+    assert reference.cams(F, w, nwc=False).tolist() == [[[[1.0, 1.0]]]]
     scaled, valid = reference.min_max(np.ones((2, 2)))
     assert not valid
     assert not scaled.any()

@@ -1,4 +1,4 @@
-"""Which pictures count for a certificate."""
+"""Which images count for a parity report."""
 
 from __future__ import annotations
 
@@ -9,106 +9,108 @@ from torch import nn
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
 from sigcam.core.errors import ParityError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.export.options import GraphOptions
-from sigcam.export.parity import certify as module
-from sigcam.export.parity.certify import FURTHER, LEAST, Trial
+from sigcam.export.parity import verify as module
 from sigcam.export.parity.compare import is_unstable
 from sigcam.export.parity.inputs import normalised
+from sigcam.export.parity.verify import FURTHER, LEAST, ParityRun
 
 IDS = np.array([[2, 0]])
 TOLERANCE = 1e-4
 
 
 @pytest.fixture
-def trial(dual, geometry):
-    return Trial(in_double(dual).eval(), GraphOptions(method="gradcam"), geometry, TOLERANCE)
+def parity_run(dual, preprocessing):
+    return ParityRun(
+        in_double(dual).eval(), GraphOptions(method="gradcam"), preprocessing, TOLERANCE
+    )
 
 
 @pytest.fixture
 def jumps(monkeypatch):
-    """Pictures whose gradient is said to jump, by what their certificate compares."""
+    """Images whose gradient is said to jump, by what their parity report compares."""
     found = set()
 
-    def is_unstable(twin, pictures, *_):
-        return pictures.tobytes() in found
+    def is_unstable(twin, images, *_):
+        return images.tobytes() in found
 
     monkeypatch.setattr(module, "is_unstable", is_unstable)
     return found
 
 
-def judge(trial, index, error):
-    """A graph that is right but for a part of its grids."""
-    want = trial.known(index).outputs(module.torch.from_numpy(IDS))
-    got = {name: want[name].numpy() for name in ("logits", "grids")}
-    trial.judge(index, {**got, "grids": got["grids"] * (1 + error)}, IDS)
+def judge(parity_run, index, error):
+    """A graph that is right but for a part of its CAMs."""
+    want = parity_run.known(index).outputs(module.torch.from_numpy(IDS))
+    got = {name: want[name].numpy() for name in ("logits", "cams")}
+    parity_run.judge(index, {**got, "cams": got["cams"] * (1 + error)}, IDS)
 
 
-def run_all(trial, jumps, wrong):
-    """Judges every picture; those in `wrong` are off, and their gradient jumps."""
+def run_all(parity_run, jumps, wrong):
+    """Judges every image; those in `wrong` are off, and their gradient jumps."""
 
     def run(part):
         for index in part:
             if index in wrong:
-                jumps.add(trial.pictures[index : index + 1].tobytes())
-            judge(trial, index, 0.1 if index in wrong else 0)
+                jumps.add(parity_run.images[index : index + 1].tobytes())
+            judge(parity_run, index, 0.1 if index in wrong else 0)
 
     run(range(5))
-    trial.try_further(run)
+    parity_run.try_further(run)
 
 
-def test_five_pictures_where_none_jumps(trial, jumps):
-    run_all(trial, jumps, ())
-    found = trial.certificate((1, 3, 8))
-    trial.check_count("the graph")
+def test_five_images_where_none_jumps(parity_run, jumps):
+    run_all(parity_run, jumps, ())
+    found = parity_run.report((1, 3, 8))
+    parity_run.check_count("the graph")
     assert (found.left_out, found.batch_sizes) == (0, (1, 3, 8))
     assert "further" not in found.inputs
-    assert found.outputs["grids"].max_rel < 1e-12
+    assert found.outputs["cams"].max_rel < 1e-12
 
 
-def test_further_pictures_until_enough_count(trial, jumps):
-    run_all(trial, jumps, {0, 1, 2, 3, 5})
-    found = trial.certificate((1,))
-    trial.check_count("the graph")
+def test_further_images_until_enough_count(parity_run, jumps):
+    run_all(parity_run, jumps, {0, 1, 2, 3, 5})
+    found = parity_run.report((1,))
+    parity_run.check_count("the graph")
     # 4 counts, 5 jumps too, 6 and 7 count.
     assert found.left_out == 5
     assert found.inputs.endswith("3 further smooth random ones")
-    assert len(trial.pictures) == 5 + FURTHER
-    assert len({picture.tobytes() for picture in trial.pictures}) == 5 + FURTHER
+    assert len(parity_run.images) == 5 + FURTHER
+    assert len({image.tobytes() for image in parity_run.images}) == 5 + FURTHER
 
 
-def test_too_few_that_count(trial, jumps):
-    run_all(trial, jumps, set(range(LEAST - 1, 5 + FURTHER)))
-    with pytest.raises(ParityError, match="on 18 of 20 pictures the gradient jumps"):
-        trial.check_count("the graph")
+def test_too_few_that_count(parity_run, jumps):
+    run_all(parity_run, jumps, set(range(LEAST - 1, 5 + FURTHER)))
+    with pytest.raises(ParityError, match="on 18 of 20 images the gradient jumps"):
+        parity_run.check_count("the graph")
 
 
-def test_what_hangs_on_no_gradient_counts_on_every_picture(trial, jumps):
-    jumps.add(trial.pictures[:1].tobytes())
-    want = trial.known(0).outputs(module.torch.from_numpy(IDS))
-    logits, grids = (want[name].numpy() for name in ("logits", "grids"))
-    trial.judge(0, {"logits": logits * 1.5, "grids": grids * 1.1}, IDS)
-    found = trial.certificate((1,))
+def test_what_hangs_on_no_gradient_counts_on_every_image(parity_run, jumps):
+    jumps.add(parity_run.images[:1].tobytes())
+    want = parity_run.known(0).outputs(module.torch.from_numpy(IDS))
+    logits, cams = (want[name].numpy() for name in ("logits", "cams"))
+    parity_run.judge(0, {"logits": logits * 1.5, "cams": cams * 1.1}, IDS)
+    found = parity_run.report((1,))
     assert found.left_out == 1
     assert found.outputs["logits"].max_rel == pytest.approx(0.5)
-    assert "grids" not in found.outputs
+    assert "cams" not in found.outputs
 
 
-def test_a_grid_that_is_not_a_number_is_no_jump(trial, jumps):
-    jumps.add(trial.pictures[:1].tobytes())
-    want = trial.known(0).outputs(module.torch.from_numpy(IDS))
-    trial.judge(0, {"grids": want["grids"].numpy() * np.nan}, IDS)
-    found = trial.certificate((1,))
+def test_a_cam_that_is_not_a_number_is_no_jump(parity_run, jumps):
+    jumps.add(parity_run.images[:1].tobytes())
+    want = parity_run.known(0).outputs(module.torch.from_numpy(IDS))
+    parity_run.judge(0, {"cams": want["cams"].numpy() * np.nan}, IDS)
+    found = parity_run.report((1,))
     assert found.left_out == 0
-    assert np.isnan(found.outputs["grids"].max_rel)
+    assert np.isnan(found.outputs["cams"].max_rel)
 
 
-def test_empty_grids_are_counted(trial, jumps):
+def test_empty_cams_are_counted(parity_run, jumps):
     with module.torch.no_grad():
-        for value in trial.twin.sigmoid_head.parameters():
+        for value in parity_run.twin.sigmoid_head.parameters():
             value.fill_(-1)
-    run_all(trial, jumps, ())
-    assert trial.certificate((1,)).empty == 5
+    run_all(parity_run, jumps, ())
+    assert parity_run.report((1,)).empty == 5
 
 
 class Kink(nn.Module):
@@ -129,11 +131,11 @@ class Kink(nn.Module):
 def test_is_unstable(activation, jumps):
     module.torch.manual_seed(0)
     net = Kink(activation)
-    geometry = Geometry(16, 16, mean=(0.2, 0.3, 0.4), std=(0.3, 0.3, 0.3))
-    picture = np.full((1, 16, 16, 3), 128, np.uint8)
+    preprocessing = Preprocessing(16, 16, mean=(0.2, 0.3, 0.4), std=(0.3, 0.3, 0.3))
+    image = np.full((1, 16, 16, 3), 128, np.uint8)
     dual = DualBranch(net, "conv", input_size=16)
     with module.torch.no_grad():
-        features = dual.features(module.torch.from_numpy(normalised(picture, geometry)).float())
+        features = dual.features(module.torch.from_numpy(normalised(image, preprocessing)).float())
         # One channel's input is zero up to rounding, at every position.
         for head in (dual.softmax_head, dual.sigmoid_head):
             tensors = dict(head.named_parameters())
@@ -143,12 +145,12 @@ def test_is_unstable(activation, jumps):
     twin = in_double(dual).eval()
     options = GraphOptions(method="gradcam", nwc=False)
     ids = module.torch.tensor([[0]])
-    assert is_unstable(twin, picture, geometry, options, ids, TOLERANCE) is jumps
+    assert is_unstable(twin, image, preprocessing, options, ids, TOLERANCE) is jumps
 
 
-def test_an_error_on_a_picture_that_does_not_jump_counts(trial, jumps):
-    judge(trial, 0, 0)
-    judge(trial, 1, 1e-3)
-    found = trial.certificate((1,))
+def test_an_error_on_an_image_that_does_not_jump_counts(parity_run, jumps):
+    judge(parity_run, 0, 0)
+    judge(parity_run, 1, 1e-3)
+    found = parity_run.report((1,))
     assert found.left_out == 0
-    assert found.outputs["grids"].max_rel == pytest.approx(1e-3)
+    assert found.outputs["cams"].max_rel == pytest.approx(1e-3)

@@ -18,7 +18,7 @@ from sigcam.core.errors import (
     StorageError,
     UsageError,
 )
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from sigcam.export import (
     export_artifact,
     export_classifier,
@@ -27,10 +27,10 @@ from sigcam.export import (
     onnx_model as writer,
 )
 from sigcam.export import (
-    staging as drafts,
+    staging as staged,
 )
 from sigcam.export.options import GraphOptions
-from sigcam.export.parity import certify as parity
+from sigcam.export.parity import verify as parity
 
 
 def nothing_in(folder):
@@ -52,7 +52,7 @@ def exported_once(monkeypatch):
         model.CopyFrom(_EXPORTED[key])
         return model
 
-    monkeypatch.setattr(drafts, "to_onnx", cached)
+    monkeypatch.setattr(staged, "to_onnx", cached)
     return cached
 
 
@@ -68,48 +68,48 @@ def plant(monkeypatch, exported_once):
             tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name))
             return model
 
-        monkeypatch.setattr(drafts, "to_onnx", faulty)
+        monkeypatch.setattr(staged, "to_onnx", faulty)
 
     return install
 
 
-def test_a_fault_in_a_weight_is_found(tmp_path, dual, geometry, plant):
+def test_a_fault_in_a_weight_is_found(tmp_path, dual, preprocessing, plant):
     plant("evidence.head.weight", lambda W: W * 1.001)
     with pytest.raises(ParityError) as caught:
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
     lines = str(caught.value).splitlines()
     assert "more than 0.0001" in lines[0]
     faulty = {line.split()[0] for line in lines if "outside tolerance" in line}
-    assert faulty == {"evidence_logits", "grids"}
+    assert faulty == {"evidence_logits", "cams"}
     assert nothing_in(tmp_path)
 
 
-def test_a_wrong_class_choice_is_found(tmp_path, dual, geometry, plant):
+def test_a_wrong_class_choice_is_found(tmp_path, dual, preprocessing, plant):
     plant("softmax.bias", lambda b: b + 100 * np.arange(len(b)))
     with pytest.raises(ParityError, match="chose the classes"):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
     assert nothing_in(tmp_path)
 
 
-def test_a_graph_that_gives_nan_is_found(tmp_path, dual, geometry, plant):
+def test_a_graph_that_gives_nan_is_found(tmp_path, dual, preprocessing, plant):
     plant("unsqueeze", lambda b: b * np.nan)
     with pytest.raises(ParityError, match="nan"):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
     assert nothing_in(tmp_path)
 
 
-def test_a_fault_in_the_bare_classifier_is_found(tmp_path, dual, geometry, plant):
+def test_a_fault_in_the_bare_classifier_is_found(tmp_path, dual, preprocessing, plant):
     plant("fc.bias", lambda b: b + 0.1)
     with pytest.raises(ParityError, match="logits differ"):
-        export_classifier(dual, tmp_path / "c.onnx", geometry)
+        export_classifier(dual, tmp_path / "c.onnx", preprocessing)
     assert nothing_in(tmp_path)
 
 
-def test_an_existing_file_survives_a_failure(tmp_path, dual, geometry, plant):
+def test_an_existing_file_survives_a_failure(tmp_path, dual, preprocessing, plant):
     (tmp_path / "m.onnx").write_bytes(b"precious")
     plant("evidence.head.weight", lambda W: -W)
     with pytest.raises(ParityError):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
     assert (tmp_path / "m.onnx").read_bytes() == b"precious"
 
 
@@ -117,18 +117,18 @@ def test_an_existing_file_survives_a_failure(tmp_path, dual, geometry, plant):
     ("head", "words"),
     [("softmax_head", "of the classifier"), ("sigmoid_head", "of the sigmoid branch")],
 )
-def test_weights_that_are_not_finite(tmp_path, dual, geometry, head, words):
+def test_weights_that_are_not_finite(tmp_path, dual, preprocessing, head, words):
     broken = copy.deepcopy(dual)
     with torch.no_grad():
         getattr(broken, head).body.get_parameter("fc.weight")[0, 0] = torch.nan
     with pytest.raises(ModelError, match=rf"weights {words} are not finite: fc\.weight"):
-        export_artifact(broken, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(broken, tmp_path / "m.onnx", preprocessing=preprocessing)
     assert nothing_in(tmp_path)
 
 
-def test_a_head_that_cam_cannot_express(tmp_path, make, nets, geometry):
+def test_a_head_that_cam_cannot_express(tmp_path, make, nets, preprocessing):
     with pytest.raises(ExportError, match=r"cam needs a head that is global average.*use gradcam"):
-        export_artifact(make(nets["mlp"]), tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(make(nets["mlp"]), tmp_path / "m.onnx", preprocessing=preprocessing)
     assert nothing_in(tmp_path)
 
 
@@ -158,29 +158,29 @@ def test_a_head_that_cam_cannot_express(tmp_path, make, nets, geometry):
         ({"method": "finercam", "method_options": {"similar": 7}}, "set similar to at most 6"),
     ],
 )
-def test_options_that_contradict(tmp_path, dual, geometry, options, words):
+def test_options_that_contradict(tmp_path, dual, preprocessing, options, words):
     with pytest.raises(UsageError, match=words):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry, **options)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing, **options)
     assert nothing_in(tmp_path)
 
 
-def test_a_geometry_of_another_size(tmp_path, dual):
+def test_a_preprocessing_of_another_size(tmp_path, dual):
     with pytest.raises(ExportError, match="size that the model was split for, 24x32"):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=Geometry())
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=Preprocessing())
 
 
-def test_a_target_that_cannot_be_written(tmp_path, dual, geometry, monkeypatch):
+def test_a_target_that_cannot_be_written(tmp_path, dual, preprocessing, monkeypatch):
     # Not a read-only folder: root may write into those.
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(drafts, "to_onnx", lambda *_: pytest.fail("found after the work"))
+    monkeypatch.setattr(staged, "to_onnx", lambda *_: pytest.fail("found after the work"))
     for export in (export_artifact, export_classifier):
         with pytest.raises(StorageError, match="choose a folder that is writable"):
-            export(dual, tmp_path / "file" / "m.onnx", geometry=geometry)
+            export(dual, tmp_path / "file" / "m.onnx", preprocessing=preprocessing)
         with pytest.raises(StorageError, match="is a folder"):
-            export(dual, tmp_path, geometry=geometry)
+            export(dual, tmp_path, preprocessing=preprocessing)
 
 
-def test_a_full_disk(tmp_path, dual, geometry, monkeypatch):
+def test_a_full_disk(tmp_path, dual, preprocessing, monkeypatch):
     from pathlib import Path
 
     def full(self, data):
@@ -190,7 +190,7 @@ def test_a_full_disk(tmp_path, dual, geometry, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
-        export_artifact(dual, tmp_path / "m.onnx", geometry=geometry)
+        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
     assert nothing_in(tmp_path)
 
 

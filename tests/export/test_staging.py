@@ -11,8 +11,8 @@ import pytest
 from torch import nn
 
 from sigcam.core.errors import StorageError
-from sigcam.export import staging as drafts
-from sigcam.export.staging import Drafts
+from sigcam.export import staging as staged
+from sigcam.export.staging import StagedFiles
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +24,12 @@ def tiny_models(monkeypatch):
             data.write_text(outputs[0])
         return onnx.ModelProto(producer_name=outputs[0])
 
-    monkeypatch.setattr(drafts, "to_onnx", to_onnx)
+    monkeypatch.setattr(staged, "to_onnx", to_onnx)
 
 
 def publish(path, version, *, external):
     """An artifact and its head graph."""
-    with Drafts(path) as made:
+    with StagedFiles(path) as made:
         for one in (path, path.with_name("m.head.onnx")):
             made.export(one, nn.Identity(), {}, {}, [version], 18, external)
         made.publish()

@@ -14,14 +14,14 @@ from torch.nn import functional
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ExportError, ModelError, UsageError
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from sigcam.export import export_artifact
 from sigcam.export.cam import fuse
-from sigcam.export.parity.inputs import as_images, sample_pictures
+from sigcam.export.parity.inputs import as_images, sample_images
 from sigcam.runtime.session import load
 
 SIZE = (24, 32)
-GEOMETRY = Geometry(*SIZE, rule="stretch", layout="float32_nchw")
+GEOMETRY = Preprocessing(*SIZE, rule="stretch", layout="float32_nchw")
 
 
 class Residual(nn.Module):
@@ -53,7 +53,7 @@ class Padded(Residual):
 
 
 class Transformer(nn.Module):
-    """Patches of a non-square grid, a class token and a register, one block."""
+    """Patches of a non-square CAM, a class token and a register, one block."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +115,7 @@ def by_hooks(dual, net, layers, branch, ids, to_grid):
         module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o))
     if branch == "sigmoid":
         model.load_state_dict({**model.state_dict(), **head})
-    images = torch.cat(as_images(sample_pictures(GEOMETRY), GEOMETRY))
+    images = torch.cat(as_images(sample_images(GEOMETRY), GEOMETRY))
     logits = model(images)
     out = {}
     for layer in layers:
@@ -130,7 +130,7 @@ def by_hooks(dual, net, layers, branch, ids, to_grid):
 
 def run(path, names, classes=None):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    image = torch.cat(as_images(sample_pictures(GEOMETRY), GEOMETRY)).float().numpy()
+    image = torch.cat(as_images(sample_images(GEOMETRY), GEOMETRY)).float().numpy()
     feeds = {"image": image} if classes is None else {"image": image, "class_ids": classes}
     return dict(zip(names, session.run(names, feeds), strict=True))
 
@@ -162,7 +162,7 @@ def test_gradients_are_those_of_hooks_on_the_model(tmp_path, case, branch):
     assert [target.layer for target in dual.targets] == [layer]
     path = tmp_path / "m.onnx"
     spec = export_artifact(
-        dual, path, method="hirescam", branch=branch, profile="split", geometry=GEOMETRY,
+        dual, path, method="hirescam", branch=branch, profile="split", preprocessing=GEOMETRY,
         classes=ClassSelection("topk", 2),
     )  # fmt: skip
     got = run(path, ["class_ids_out", "features", "cam_weights"])
@@ -179,25 +179,25 @@ def test_several_layers_are_scaled_and_averaged(tmp_path):
     dual = made(Residual, ["down", "stem"])
     path = tmp_path / "m.onnx"
     spec = export_artifact(
-        dual, path, method="gradcam", geometry=GEOMETRY, classes=ClassSelection("input")
+        dual, path, method="gradcam", preprocessing=GEOMETRY, classes=ClassSelection("input")
     )
     assert spec.target_layers == ("down", "stem")
-    assert spec.grid_shape == (12, 16)
+    assert spec.cam_shape == (12, 16)
     ids = np.tile(np.array([[3, 0]]), (5, 1))
-    got = run(path, ["grids"], ids)["grids"]
+    got = run(path, ["cams"], ids)["cams"]
     found = by_hooks(dual, Residual, ["down", "stem"], "sigmoid", ids, lambda x: x)
     total = 0
     for F, g in found.values():
         w = np.maximum(g.mean((3, 4)), 0)
-        grid = np.maximum(np.einsum("bkn,bnhw->bkhw", w, F), 0)
-        low, high = grid.min((2, 3), keepdims=True), grid.max((2, 3), keepdims=True)
-        one = torch.from_numpy((grid - low) / np.maximum(high - low, 1e-12))
+        cam = np.maximum(np.einsum("bkn,bnhw->bkhw", w, F), 0)
+        low, high = cam.min((2, 3), keepdims=True), cam.max((2, 3), keepdims=True)
+        one = torch.from_numpy((cam - low) / np.maximum(high - low, 1e-12))
         total += functional.interpolate(one, size=(12, 16), mode="bilinear").numpy()
     assert np.abs(got - total / 2).max() < 1e-4
     # A layer that is the stem's own output: [B, 8, 12, 16] before its ReLU.
     with load(path) as session:
-        picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-        assert session.explain(picture, classes=[3])[0].grid.shape == (12, 16)
+        image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+        assert session.explain(image, classes=[3])[0].cam.shape == (12, 16)
 
 
 def test_the_head_graph_starts_where_everything_comes_from(tmp_path):
@@ -205,19 +205,19 @@ def test_the_head_graph_starts_where_everything_comes_from(tmp_path):
         dual = made(net, layers)
         path = tmp_path / f"{name}.onnx"
         spec = export_artifact(
-            dual, path, method="layercam", geometry=GEOMETRY, head_graph=True,
+            dual, path, method="layercam", preprocessing=GEOMETRY, head_graph=True,
             classes=ClassSelection("input"),
         )  # fmt: skip
         assert spec.head_input == name
         ids = np.tile(np.array([[4, 1]]), (5, 1))
-        first = run(path, ["grids", "evidence_logits", name], ids)
+        first = run(path, ["cams", "evidence_logits", name], ids)
         head = onnxruntime.InferenceSession(
             str(path.with_name(f"{name}.head.onnx")), providers=["CPUExecutionProvider"]
         )
-        names = ["scores", "evidence_logits", "cam_weights", "grids"]
+        names = ["scores", "evidence_logits", "cam_weights", "cams"]
         assert [output.name for output in head.get_outputs()] == names
         got = dict(zip(names, head.run(names, {name: first[name], "class_ids": ids}), strict=True))
-        np.testing.assert_allclose(got["grids"], first["grids"], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(got["cams"], first["cams"], rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(got["evidence_logits"], first["evidence_logits"], rtol=1e-5)
         assert got["cam_weights"].shape[2:] == spec.feature_shapes[0]
 
@@ -225,27 +225,27 @@ def test_the_head_graph_starts_where_everything_comes_from(tmp_path):
 def test_further_classes_come_out_as_if_they_had_been_asked_for(tmp_path):
     path = tmp_path / "m.onnx"
     export_artifact(
-        made(Transformer), path, method="gradcam", geometry=GEOMETRY, head_graph=True,
+        made(Transformer), path, method="gradcam", preprocessing=GEOMETRY, head_graph=True,
         classes=ClassSelection("input"),
     )  # fmt: skip
-    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     with load(path) as session:
-        (first,) = session.explain(picture)
+        (first,) = session.explain(image)
         further = first.for_classes([5, 2])
-        asked = session.explain(picture, classes=[5, 2])
+        asked = session.explain(image, classes=[5, 2])
         for one, other in zip(further, asked, strict=True):
             assert (one.class_id, one.probability) == (other.class_id, other.probability)
             assert one.evidence == pytest.approx(other.evidence, rel=1e-5)
-            np.testing.assert_allclose(one.grid, other.grid, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(one.cam, other.cam, rtol=1e-4, atol=1e-7)
 
 
 def test_layouts():
     value = torch.arange(2 * 14 * 5.0).reshape(2, 14, 5)
     layout = Layout("tokens", (5, 3, 4), 2)
-    grid = layout.to_grid(value)
-    assert grid.shape == (2, 5, 3, 4)
-    assert torch.equal(grid[1, :, 2, 3], value[1, 13])
-    assert torch.equal(grid[1, :, 0, 0], value[1, 2])
+    cam = layout.to_grid(value)
+    assert cam.shape == (2, 5, 3, 4)
+    assert torch.equal(cam[1, :, 2, 3], value[1, 13])
+    assert torch.equal(cam[1, :, 0, 0], value[1, 2])
     assert layout.value_shape == (14, 5)
     assert made(Transformer).branch.layout == Layout("tokens", (16, 3, 4), 2)
     assert made(ChannelsLast).branch.layout == Layout("nhwc", (10, 6, 8))
@@ -255,7 +255,7 @@ def test_layouts():
     ("layers", "words"),
     [
         (["dwn"], "no layer 'dwn'; did you mean down"),
-        (["fc"], r"layer 'fc' must give a grid .* it gives \[B, 7\]"),
+        (["fc"], r"layer 'fc' must give a CAM .* it gives \[B, 7\]"),
         (["unused"], "don't depend on the output of the layer 'unused'"),
     ],
 )
@@ -277,10 +277,10 @@ def test_what_several_or_lower_layers_cannot_have(tmp_path):
     several = made(Residual, ["down", "stem"])
     with pytest.raises(UsageError, match="the profile split has the features of one target layer"):
         export_artifact(
-            several, tmp_path / "m.onnx", method="gradcam", profile="split", geometry=GEOMETRY
+            several, tmp_path / "m.onnx", method="gradcam", profile="split", preprocessing=GEOMETRY
         )
     with pytest.raises(ExportError, match="the layer before the pooling as its target layer"):
-        export_artifact(made(Residual, ["down"]), tmp_path / "m.onnx", geometry=GEOMETRY)
+        export_artifact(made(Residual, ["down"]), tmp_path / "m.onnx", preprocessing=GEOMETRY)
     assert not list(tmp_path.iterdir())
 
 
@@ -291,17 +291,19 @@ def test_an_operator_without_a_translation(tmp_path):
             return self.fc(torch.linalg.matrix_exp(x.unsqueeze(2) * x.unsqueeze(1)).sum(2))
 
     with pytest.raises(ExportError, match="matrix_exp"):
-        export_artifact(made(Odd), tmp_path / "m.onnx", method="gradcam", geometry=GEOMETRY)
+        export_artifact(made(Odd), tmp_path / "m.onnx", method="gradcam", preprocessing=GEOMETRY)
     assert not list(tmp_path.iterdir())
 
 
-def test_uint8_pictures_reach_the_transformer(tmp_path):
-    geometry = dataclasses.replace(GEOMETRY, layout="uint8_nhwc")
-    spec = export_artifact(made(Averaged), tmp_path / "m.onnx", method="cam", geometry=geometry)
+def test_uint8_images_reach_the_transformer(tmp_path):
+    preprocessing = dataclasses.replace(GEOMETRY, layout="uint8_nhwc")
+    spec = export_artifact(
+        made(Averaged), tmp_path / "m.onnx", method="cam", preprocessing=preprocessing
+    )
     assert spec.feature_shapes == ((16, 3, 4),)
 
 
-def test_fused_grids_by_hand():
+def test_fused_cams_by_hand():
     """A constant layer, up to rounding, adds nothing; a small one counts as much as a large."""
     ramp = torch.arange(6, dtype=torch.float32).reshape(1, 1, 2, 3)
     noise = 5 + 1e-6 * torch.rand(ramp.shape, generator=torch.Generator().manual_seed(0))

@@ -70,7 +70,7 @@ def cases():
 
 
 @pytest.mark.parametrize(("net", "method", "profile", "selection"), list(cases()))
-def test_an_artifact_compiles(tmp_path, make, nets, geometry, net, method, profile, selection):
+def test_an_artifact_compiles(tmp_path, make, nets, preprocessing, net, method, profile, selection):
     dual = make(nets[net])
     path = tmp_path / "model.onnx"
     every = selection == "top3"
@@ -83,18 +83,18 @@ def test_an_artifact_compiles(tmp_path, make, nets, geometry, net, method, profi
         profile=profile,
         branch=branch,
         classes=SELECTIONS[selection],
-        geometry=dataclasses.replace(geometry, layout=layout),
+        preprocessing=dataclasses.replace(preprocessing, layout=layout),
         sigmoid_logits=every,
     )
     names, engine = build(path, {"image": {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}})
     wanted = ["logits", "class_ids_out", "evidence_logits"]
     wanted += ["sigmoid_logits"] if every else []
-    wanted += ["grids"] if profile == "fused" else ["features", "cam_weights"]
+    wanted += ["cams"] if profile == "fused" else ["features", "cam_weights"]
     assert names == wanted
     assert engine.nbytes > 1000
 
 
-def test_the_bare_classifier_compiles(tmp_path, dual, geometry):
-    export_classifier(dual, tmp_path / "c.onnx", geometry)
+def test_the_bare_classifier_compiles(tmp_path, dual, preprocessing):
+    export_classifier(dual, tmp_path / "c.onnx", preprocessing)
     names, _ = build(tmp_path / "c.onnx", {"image": {0: "batch"}})
     assert names == ["logits"]

@@ -36,7 +36,7 @@ def png_header(width, height, depth=8, colour=2):
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
 def test_path_text_and_bytes_agree(tmp_path, suffix):
     data = encoded(bgr(COLOUR), suffix)
-    path = tmp_path / f"picture{suffix}"
+    path = tmp_path / f"image{suffix}"
     path.write_bytes(data)
     for source in (path, str(path), data, bytearray(data), memoryview(data)):
         np.testing.assert_array_equal(read_image(source), COLOUR)
@@ -139,7 +139,7 @@ def test_orientation_of_other_formats(pillow, kind, orientation):
     np.testing.assert_array_equal(read_image(stream.getvalue()), COLOUR)
 
 
-def test_a_huge_picture_is_refused_by_its_header():
+def test_a_huge_image_is_refused_by_its_header():
     data = png_header(20_000, 20_000) + png_chunk(b"IEND", b"")
     with pytest.raises(ImageError, match=r"20000 x 20000 pixels, more than max_pixels = 178956970"):
         read_image(data)
@@ -157,8 +157,8 @@ def test_the_limit_can_be_set():
 def bad_files():
     noise = RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)
     yield "empty", b"", "is empty"
-    yield "text", b"hello, this is not a picture", "not a picture"
-    yield "onnx", b"\x08\x09\x12\x05torch", "not a picture"
+    yield "text", b"hello, this is not an image", "not an image"
+    yield "onnx", b"\x08\x09\x12\x05torch", "not an image"
     yield "png header only", png_header(5, 5), "truncated PNG"
     yield "gif magic only", b"GIF89a", "without a readable size"
     yield "jpeg magic only", b"\xff\xd8\xff\xe0", "without a readable size"
@@ -208,7 +208,7 @@ def test_opencv_says_nothing_and_keeps_its_log_level(capfd):
 
 
 def test_missing_and_folder(tmp_path):
-    with pytest.raises(ImageError, match="no picture file"):
+    with pytest.raises(ImageError, match="no image file"):
         read_image(tmp_path / "missing.jpg")
     with pytest.raises(ImageError, match="is a folder"):
         read_image(str(tmp_path))

@@ -39,7 +39,7 @@ def test_equals_the_definition(sizes, clamp, per_position, seed):
     np.testing.assert_array_equal(weights, before[1])
 
 
-def test_clamping_changes_the_grid():
+def test_clamping_changes_the_cam():
     features = np.array([[[[1.0]], [[1.0]]]], np.float32)
     weights = np.array([[[2.0, -1.5]]], np.float32)
     assert clamp_combine(features, weights).item() == 2.0

@@ -43,7 +43,7 @@ def test_its_judgement(monkeypatch):
     features = np.random.default_rng(0).random((1, 4, 3, 3), np.float32)
     weights = np.ones((1, 2, 4), np.float32)
     axes = example.whole(6, 3), example.whole(6, 3)
-    maps, valid = example.normalised_maps(example.clamp_combine(features, weights), *axes)
-    assert example.judge(features, weights, maps, valid.astype(np.uint8)) == 0
-    assert example.judge(features, weights, maps + 0.01, valid.astype(np.uint8)) == 1
-    assert example.judge(features, weights, maps, 1 - valid.astype(np.uint8)) == 1
+    heatmaps, valid = example.normalised_heatmaps(example.clamp_combine(features, weights), *axes)
+    assert example.judge(features, weights, heatmaps, valid.astype(np.uint8)) == 0
+    assert example.judge(features, weights, heatmaps + 0.01, valid.astype(np.uint8)) == 1
+    assert example.judge(features, weights, heatmaps, 1 - valid.astype(np.uint8)) == 1

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigcam.kernels.arguments import Axis, CombineArguments, MapArguments, whole
-from sigcam.kernels.plan import Inputs, Maps, plan
-from sigcam.kernels.reference import clamp_combine, enlarged, normalised_maps, to_bytes
+from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments, whole
+from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.reference import clamp_combine, enlarged, normalised_heatmaps, to_bytes
 from tests.support.host_cuda import launches, library, run_in_library
 
 
@@ -23,7 +23,7 @@ def lib(tmp_path_factory):
 
 def test_argument_layouts(lib):
     for function, structure in (
-        ("layout_combine", CombineArguments), ("layout_map", MapArguments), ("layout_axis", Axis),
+        ("layout_combine", CombineArguments), ("layout_map", HeatmapArguments), ("layout_axis", Axis),
     ):  # fmt: skip
         read = getattr(lib, function)
         read.restype = ctypes.POINTER(ctypes.c_int)
@@ -34,7 +34,7 @@ def test_argument_layouts(lib):
 
 @st.composite
 def axes(draw, cells):
-    """Whole, a window, or the same with an offset as of a letterbox."""
+    """Whole, a crop box, or the same with an offset as of a letterbox."""
     size = draw(st.integers(1, 40))
     low = draw(st.integers(0, size - 1))
     high = draw(st.integers(low + 1, size))
@@ -57,7 +57,7 @@ def cases(draw):
         clamp=draw(st.booleans()),
         alignment=draw(st.sampled_from([4, 16])),
     )
-    maps = Maps(
+    heatmaps = Heatmaps(
         rows=draw(axes(inputs.height)),
         columns=draw(axes(inputs.width)),
         bytes_=draw(st.booleans()),
@@ -66,7 +66,9 @@ def cases(draw):
     )
     threads = draw(st.sampled_from([32, 64, 256]))
     processors = draw(st.sampled_from([1, 4, 40]))
-    return plan(inputs, maps, threads=threads, processors=processors), draw(st.integers(0, 2**32))
+    return plan(inputs, heatmaps, threads=threads, processors=processors), draw(
+        st.integers(0, 2**32)
+    )
 
 
 def data(inputs, seed):
@@ -90,37 +92,37 @@ def aligned(array):
 
 
 def check(planned, features, weights, result):
-    inputs, maps = planned.inputs, planned.maps
+    inputs, heatmaps = planned.inputs, planned.heatmaps
     wide = features.astype(np.float64), weights.astype(np.float64)
     terms = np.abs(np.maximum(wide[1], 0) if inputs.clamp else wide[1])
     flat = wide[0].reshape(*wide[0].shape[:2], -1)
     size = np.einsum("bkn...,bn...->bk...", terms, wide[0] if terms.ndim == 5 else flat.max(2))
     exact = clamp_combine(features.astype(np.float32), weights.astype(np.float32), inputs.clamp)
     np.testing.assert_allclose(
-        result.grids, exact, rtol=0, atol=2e-6 * max(float(size.max()), 1e-30)
+        result.cams, exact, rtol=0, atol=2e-6 * max(float(size.max()), 1e-30)
     )
-    # From the kernel's own grids on, as the scaling enlarges what the sums differ by.
-    grids, axes = result.grids, (maps.rows, maps.columns, maps.interpolation)
-    want, valid = normalised_maps(grids, *axes)
-    window = enlarged(np.nan_to_num(grids), *axes)[
-        ..., maps.rows.low : maps.rows.high, maps.columns.low : maps.columns.high
+    # From the kernel's own CAMs on, as the scaling enlarges what the sums differ by.
+    cams, axes = result.cams, (heatmaps.rows, heatmaps.columns, heatmaps.interpolation)
+    want, valid = normalised_heatmaps(cams, *axes)
+    crop_box = enlarged(np.nan_to_num(cams), *axes)[
+        ..., heatmaps.rows.low : heatmaps.rows.high, heatmaps.columns.low : heatmaps.columns.high
     ]
-    extent = window.max((2, 3)) - window.min((2, 3))
-    share = extent / np.maximum(np.abs(window).max((2, 3)), 1e-30)
+    extent = crop_box.max((2, 3)) - crop_box.min((2, 3))
+    share = extent / np.maximum(np.abs(crop_box).max((2, 3)), 1e-30)
     clear = (share < 0.8e-5) | (share > 1.2e-5)  # elsewhere rounding decides
     np.testing.assert_array_equal(result.valid.astype(bool)[clear], valid[clear])
     assert not result.counters.any()
     # Coordinates and sums in float32, against the largest cell.
-    cells = np.abs(grids).max((2, 3))
+    cells = np.abs(cams).max((2, 3))
     allowed = (1e-6 + 4e-6 * cells / np.maximum(extent, 1e-30))[..., None, None]
     same = (valid == result.valid.astype(bool))[..., None, None]
-    if maps.bytes_:
-        apart = np.abs(result.maps.astype(int) - to_bytes(want).astype(int))
+    if heatmaps.bytes_:
+        apart = np.abs(result.heatmaps.astype(int) - to_bytes(want).astype(int))
         assert (apart <= np.ceil(255 * allowed))[np.broadcast_to(same, apart.shape)].all()
     else:
-        apart = np.abs(result.maps - want)
+        apart = np.abs(result.heatmaps - want)
         assert (apart <= allowed)[np.broadcast_to(same, apart.shape)].all()
-    assert not result.maps[~result.valid.astype(bool)].any()
+    assert not result.heatmaps[~result.valid.astype(bool)].any()
 
 
 @settings(max_examples=150, deadline=None)
@@ -145,25 +147,27 @@ SHAPES = [
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_shapes_of_networks(lib, inputs, interpolation):
     rows, columns = whole(60, inputs.height), Axis(97, 10, 80, inputs.width, 0.1, -1.3)
-    planned = plan(inputs, Maps(rows, columns, interpolation=interpolation), processors=84)
+    planned = plan(inputs, Heatmaps(rows, columns, interpolation=interpolation), processors=84)
     features, weights = data(inputs, 1)
     check(planned, features, weights, run_in_library(lib, planned, features, weights))
 
 
 def test_the_same_input_gives_the_same_bits(lib):
     inputs = Inputs(2, 333, 7, 5, 6)
-    planned = plan(inputs, Maps(whole(50, 7), whole(40, 5)), processors=30)
+    planned = plan(inputs, Heatmaps(whole(50, 7), whole(40, 5)), processors=30)
     features, weights = data(inputs, 3)
     first, second = (run_in_library(lib, planned, features, weights) for _ in range(2))
-    np.testing.assert_array_equal(first.maps, second.maps)
+    np.testing.assert_array_equal(first.heatmaps, second.heatmaps)
 
 
 def test_a_smallest_and_a_largest_pixel(lib):
     inputs = Inputs(1, 64, 7, 7, 4)
     features, weights = data(inputs, 4)
     for interpolation in ("bilinear", "bicubic"):
-        maps = Maps(whole(224, 7), whole(200, 7), interpolation=interpolation)
-        found = run_in_library(lib, plan(inputs, maps, processors=8), features, weights).maps
+        heatmaps = Heatmaps(whole(224, 7), whole(200, 7), interpolation=interpolation)
+        found = run_in_library(
+            lib, plan(inputs, heatmaps, processors=8), features, weights
+        ).heatmaps
         np.testing.assert_array_equal(found.min((2, 3)), 0)
         np.testing.assert_allclose(found.max((2, 3)), 1, atol=1e-6)
 
@@ -172,26 +176,26 @@ def test_a_smallest_and_a_largest_pixel(lib):
 @pytest.mark.parametrize("where", ["features", "weights"])
 def test_numbers_that_are_not_finite(lib, bad, where):
     inputs = Inputs(2, 9, 3, 5, 2)
-    planned = plan(inputs, Maps(whole(12, 3), whole(12, 5)), processors=2)
+    planned = plan(inputs, Heatmaps(whole(12, 3), whole(12, 5)), processors=2)
     features, weights = data(inputs, 5)
     features += 0.1
     (features if where == "features" else weights)[1, 1, 2] = bad
     result = run_in_library(lib, planned, features, weights)
     want = [[1, 1], [0, 0]] if where == "features" else [[1, 1], [1, 0]]
     np.testing.assert_array_equal(result.valid, want)
-    assert np.isfinite(result.maps).all()
-    assert not result.maps[1, 1].any()
+    assert np.isfinite(result.heatmaps).all()
+    assert not result.heatmaps[1, 1].any()
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e30])
-def test_a_constant_grid_is_no_map(lib, value):
+def test_a_constant_cam_is_no_map(lib, value):
     inputs = Inputs(1, 6, 4, 4, 1)
-    planned = plan(inputs, Maps(whole(9, 4), whole(9, 4)), processors=2)
+    planned = plan(inputs, Heatmaps(whole(9, 4), whole(9, 4)), processors=2)
     features = aligned(np.full((1, 6, 4, 4), value, np.float32))
     weights = aligned(np.linspace(0.1, 1, 6, dtype=np.float32).reshape(1, 1, 6))
     result = run_in_library(lib, planned, features, weights)
     assert result.valid.tolist() == [[0]]
-    assert not result.maps.any()
+    assert not result.heatmaps.any()
 
 
 def test_the_harness_sees_a_wrong_kernel(lib, tmp_path):
@@ -204,13 +208,13 @@ def test_the_harness_sees_a_wrong_kernel(lib, tmp_path):
     wrong = tmp_path / "wrong.cu"
     wrong.write_text(planted)
     inputs = Inputs(1, 40, 5, 5, 1)
-    planned = plan(inputs, Maps(whole(20, 5), whole(20, 5)), processors=2)
+    planned = plan(inputs, Heatmaps(whole(20, 5), whole(20, 5)), processors=2)
     features, weights = data(inputs, 6)
     other = library(tmp_path / "wrong.so", source=wrong)
     with pytest.raises(AssertionError):
         check(planned, features, weights, run_in_library(other, planned, features, weights))
-    unclamped = plan(replace(inputs, clamp=False), planned.maps, processors=2)
+    unclamped = plan(replace(inputs, clamp=False), planned.heatmaps, processors=2)
     check(unclamped, features, weights, run_in_library(other, unclamped, features, weights))
     assert len(list(launches(planned, *planned.arguments(
-        features=0, weights=0, maps=0, valid=0, workspace=0
+        features=0, weights=0, heatmaps=0, valid=0, workspace=0
     )))) == 2  # fmt: skip

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sigcam.kernels.arguments import Axis, whole
-from sigcam.kernels.plan import Inputs, Maps, plan
-from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
+from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
 from tests.support.host_cuda import SOURCE, program, run_as_program
 
 TOOLS = {"thread": "ThreadSanitizer", "address": "AddressSanitizer"}
@@ -18,10 +18,10 @@ THREADS, PROCESSORS = 64, 2
 
 
 def planned(inputs, *, interpolation="bilinear", bytes_=False, alignment=16):
-    """A window inside the map, sizes that are multiples of nothing."""
+    """A crop box inside the map, sizes that are multiples of nothing."""
     rows, columns = Axis(21, 2, 19, inputs.height, 0.2, -0.7), whole(18, inputs.width)
-    maps = Maps(rows, columns, bytes_, interpolation, alignment)
-    return plan(inputs, maps, processors=PROCESSORS, threads=THREADS)
+    heatmaps = Heatmaps(rows, columns, bytes_, interpolation, alignment)
+    return plan(inputs, heatmaps, processors=PROCESSORS, threads=THREADS)
 
 
 CASES = {
@@ -61,16 +61,16 @@ def test_no_report(sanitized, tmp_path, name):
     done, result = run_as_program(sanitized, tmp_path, case, features, weights)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""
-    grids = clamp_combine(
-        features.astype(np.float32), weights.astype(np.float32), case.inputs.clamp
+    cams = clamp_combine(features.astype(np.float32), weights.astype(np.float32), case.inputs.clamp)
+    want, valid = normalised_heatmaps(
+        cams, case.heatmaps.rows, case.heatmaps.columns, case.heatmaps.interpolation
     )
-    want, valid = normalised_maps(grids, case.maps.rows, case.maps.columns, case.maps.interpolation)
     assert valid.all()
     np.testing.assert_array_equal(result.valid, 1)
-    if case.maps.bytes_:
-        assert np.abs(result.maps.astype(int) - to_bytes(want)).max() <= 1
+    if case.heatmaps.bytes_:
+        assert np.abs(result.heatmaps.astype(int) - to_bytes(want)).max() <= 1
     else:
-        np.testing.assert_allclose(result.maps, want, atol=1e-4)
+        np.testing.assert_allclose(result.heatmaps, want, atol=1e-4)
 
 
 FAULTS = {

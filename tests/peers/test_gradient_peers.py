@@ -43,58 +43,58 @@ def network(request):
     return peer, peers.Ours(peer)
 
 
-def check(network, pictures):
-    """All methods, for the class predicted on the first picture and another on the second."""
+def check(network, images):
+    """All methods, for the class predicted on the first image and another on the second."""
     peer, ours = network
     valid = 0
-    for index, image in enumerate(pictures.split(1)):
+    for index, image in enumerate(images.split(1)):
         logits = ours.logits(image)
         class_id = int(np.argsort(-logits)[len(logits) // 2 * index])
-        grids = ours.grids(image, [class_id])
+        cams = ours.cams(image, [class_id])
         for method in peers.METHODS:
-            [grid] = grids[method]
-            their_map, their_grid = peers.theirs(peer, method, image, class_id, logits)
+            [cam] = cams[method]
+            their_heatmap, their_cam = peers.theirs(peer, method, image, class_id, logits)
             for got, want in (
-                (peers.scaled(grid), peers.scaled(their_grid)),
-                (peers.enlarged(grid, 224), their_map),
+                (peers.scaled(cam), peers.scaled(their_cam)),
+                (peers.enlarged(cam, 224), their_heatmap),
             ):
                 np.testing.assert_allclose(
-                    got, want, rtol=0, atol=TOLERANCE, err_msg=f"{method}, picture {index}"
+                    got, want, rtol=0, atol=TOLERANCE, err_msg=f"{method}, image {index}"
                 )
-            valid += bool(peers.scaled(grid).any())
+            valid += bool(peers.scaled(cam).any())
     assert valid >= 10  # zeros on both sides would show nothing
 
 
-def test_maps_agree_on_random_pictures(network):
-    check(network, peers.smooth_pictures(2))
+def test_maps_agree_on_random_images(network):
+    check(network, peers.smooth_images(2))
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the pictures in {DATA.parent.name}/data")
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the images in {DATA.parent.name}/data")
 def test_maps_agree_on_photographs(network):
-    geometry = dataclasses.replace(network[0].geometry, layout="float32_nchw")
-    tensors = [prepare(read_image(DATA / name), geometry)[0] for name in PHOTOGRAPHS]
+    preprocessing = dataclasses.replace(network[0].preprocessing, layout="float32_nchw")
+    tensors = [prepare(read_image(DATA / name), preprocessing)[0] for name in PHOTOGRAPHS]
     check(network, torch.from_numpy(np.stack(tensors)))
 
 
 def test_a_users_way_to_the_map_agrees(tmp_path):
-    """The artifact by the Session, a picture of the input's size, against grad-cam."""
+    """The artifact by the Session, an image of the input's size, against grad-cam."""
     peer = peers.trained()
-    geometry = dataclasses.replace(peer.geometry, rule="stretch", resize=None)
-    pixels = (peers.smooth_pictures(1)[0] * 60 + 120).clamp(0, 255).byte()
-    picture = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    preprocessing = dataclasses.replace(peer.preprocessing, rule="stretch", resize=None)
+    pixels = (peers.smooth_images(1)[0] * 60 + 120).clamp(0, 255).byte()
+    image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     export_artifact(
         DualBranch(peer.model), tmp_path / "model.onnx", method="layercam", branch="softmax",
-        has_sigmoid=False, classes=ClassSelection("input"), geometry=geometry,
+        has_sigmoid=False, classes=ClassSelection("input"), preprocessing=preprocessing,
     )  # fmt: skip
     with load(tmp_path / "model.onnx", spinning=False) as session:
-        found = session.explain(picture, classes=[281, 7])
-    as_floats = dataclasses.replace(geometry, layout="float32_nchw")
-    tensor = torch.from_numpy(prepare(picture, as_floats)[0])[None]
+        found = session.explain(image, classes=[281, 7])
+    as_floats = dataclasses.replace(preprocessing, layout="float32_nchw")
+    tensor = torch.from_numpy(prepare(image, as_floats)[0])[None]
     for one in found:
         assert one.valid
         full, _ = peers.theirs(peer, "layercam", tensor, one.class_id, None)
-        np.testing.assert_allclose(one.map, full, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(one.heatmap, full, rtol=0, atol=TOLERANCE)
 
 
 SIZE = 32
@@ -136,55 +136,55 @@ def small(net, *names, method="gradcam", **options):
 
 def gradcam(peer, image, target):
     """grad-cam's map [H, W]."""
-    with GradCAM(peer.model, peer.layers) as cam:
-        return cam(input_tensor=image, targets=[target])[0]
+    with GradCAM(peer.model, peer.layers) as peer_method:
+        return peer_method(input_tensor=image, targets=[target])[0]
 
 
-def distance(grid, their_map):
-    return np.abs(peers.enlarged(grid, SIZE) - their_map).max()
+def distance(cam, their_heatmap):
+    return np.abs(peers.enlarged(cam, SIZE) - their_heatmap).max()
 
 
 def test_an_operation_in_place_changes_the_features_of_grad_cam_but_not_ours():
-    image = peers.smooth_pictures(1, SIZE)
-    maps = {}
+    image = peers.smooth_images(1, SIZE)
+    heatmaps = {}
     for net in (Small, InPlace):
         peer, ours = small(net, "third")
-        [grid] = ours.grids(image, [0])["gradcam"]
-        maps[net] = grid, gradcam(peer, image, ClassifierOutputTarget(0))
-    np.testing.assert_allclose(*(grid for grid, _ in maps.values()), rtol=1e-5, atol=1e-7)
-    assert distance(*maps[Small]) < TOLERANCE
-    assert distance(*maps[InPlace]) > 0.05
+        [cam] = ours.cams(image, [0])["gradcam"]
+        heatmaps[net] = cam, gradcam(peer, image, ClassifierOutputTarget(0))
+    np.testing.assert_allclose(*(cam for cam, _ in heatmaps.values()), rtol=1e-5, atol=1e-7)
+    assert distance(*heatmaps[Small]) < TOLERANCE
+    assert distance(*heatmaps[InPlace]) > 0.05
 
 
 def test_finercam_weighs_similar_classes_alike_and_grad_cam_by_probability():
     peer, ours = small(Small, "third", method="finercam", similar=3)
-    image = 3 * peers.smooth_pictures(1, SIZE)
+    image = 3 * peers.smooth_images(1, SIZE)
     logits = ours.logits(image)
     class_id = int(logits.argmax())
-    [grid] = ours.grids(image, [class_id])["finercam"]
+    [cam] = ours.cams(image, [class_id])["finercam"]
     others = peers.near(logits, class_id, 3)
 
     def plain_mean(output):
         return output[class_id] - peers.GAMMA * output[others].mean()
 
-    assert distance(grid, gradcam(peer, image, plain_mean)) < TOLERANCE
+    assert distance(cam, gradcam(peer, image, plain_mean)) < TOLERANCE
     weighted = FinerWeightedTarget(class_id, others, peers.GAMMA)
-    assert distance(grid, gradcam(peer, image, weighted)) > 2 * TOLERANCE
-    with FinerCAM(peer.model, peer.layers) as cam:
-        [theirs] = cam(input_tensor=image)
-    assert distance(grid, theirs) > 0.05  # its strength is 1, not 0.6
+    assert distance(cam, gradcam(peer, image, weighted)) > 2 * TOLERANCE
+    with FinerCAM(peer.model, peer.layers) as peer_method:
+        [theirs] = peer_method(input_tensor=image)
+    assert distance(cam, theirs) > 0.05  # its strength is 1, not 0.6
 
 
-def test_grids_of_one_size_are_fused_alike():
+def test_cams_of_one_size_are_fused_alike():
     peer, ours = small(Small, "second", "third")
-    image = peers.smooth_pictures(1, SIZE)
-    [grid] = ours.grids(image, [4])["gradcam"]
-    assert distance(grid, gradcam(peer, image, ClassifierOutputTarget(4))) < TOLERANCE
+    image = peers.smooth_images(1, SIZE)
+    [cam] = ours.cams(image, [4])["gradcam"]
+    assert distance(cam, gradcam(peer, image, ClassifierOutputTarget(4))) < TOLERANCE
 
 
-def test_grids_of_several_sizes_are_enlarged_at_another_place():
+def test_cams_of_several_sizes_are_enlarged_at_another_place():
     peer, ours = small(Small, "first.0", "third")
-    image = peers.smooth_pictures(1, SIZE)
-    [grid] = ours.grids(image, [4])["gradcam"]
-    apart = distance(grid, gradcam(peer, image, ClassifierOutputTarget(4)))
+    image = peers.smooth_images(1, SIZE)
+    [cam] = ours.cams(image, [4])["gradcam"]
+    apart = distance(cam, gradcam(peer, image, ClassifierOutputTarget(4)))
     assert TOLERANCE < apart < 0.2

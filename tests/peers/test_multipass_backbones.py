@@ -30,7 +30,7 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import (
     ClassSelection,
-    Geometry,
+    Preprocessing,
     Source,
     Spec,
 )
@@ -47,7 +47,7 @@ SIDE = 64
 """N passes through the whole network for each map: at 224 they would take minutes."""
 SPREAD = 3.0
 FADES = 1e-6
-"""grad-cam adds 1e-7 to the grid's maximum before it divides by it."""
+"""grad-cam adds 1e-7 to the CAM's maximum before it divides by it."""
 
 
 def _with_last_relu(name, layer):
@@ -61,10 +61,10 @@ def _with_last_relu(name, layer):
 def _small_vit():
     net = timm.create_model("vit_tiny_patch16_224", img_size=SIDE)
 
-    def grid(tokens):
+    def cam(tokens):
         return tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
-    return peers.Peer(net, [net.blocks[-1].norm1], reshape=grid)
+    return peers.Peer(net, [net.blocks[-1].norm1], reshape=cam)
 
 
 BACKBONES = {
@@ -91,23 +91,23 @@ class Network:
     def __init__(self, name, build, centred=False):
         self.peer = peers.make(name, build, SIDE)
         self.centred = centred
-        self.geometry = Geometry(
+        self.preprocessing = Preprocessing(
             SIDE, SIDE, "stretch", mean=peers.IMAGENET.mean, std=peers.IMAGENET.std,
             layout="float32_nchw",
         )  # fmt: skip
         self._spread_logits()
-        logits, value = self.features(self.tensor(self.picture()))
+        logits, value = self.features(self.tensor(self.image()))
         self.shape, self.classes = tuple(value.shape[1:]), logits.shape[1]
 
     def _spread_logits(self):
         """Random heads give all classes nearly one score, and so all channels one weight."""
         last = [m for m in self.peer.model.modules() if isinstance(m, nn.Linear)][-1]
         with torch.no_grad():
-            last.weight.mul_(SPREAD / self.peer.model(self.tensor(self.picture())).std())
+            last.weight.mul_(SPREAD / self.peer.model(self.tensor(self.image())).std())
 
     @torch.no_grad()
     def features(self, image):
-        """Logits [B, C] and the target layer's value as a grid [B, N, h, w]."""
+        """Logits [B, C] and the target layer's value as a CAM [B, N, h, w]."""
         kept = []
         hook = self.peer.layers[0].register_forward_hook(lambda *call: kept.append(call[2]))
         try:
@@ -144,7 +144,7 @@ class Network:
         head = Head("features", self._head) if self.peer.reshape is None else None
         spec = Spec(
             method="cam", branch="softmax", nwc=False, target_layers=("target",), profile="split",
-            classes=ClassSelection("input"), geometry=self.geometry, num_classes=self.classes,
+            classes=ClassSelection("input"), preprocessing=self.preprocessing, num_classes=self.classes,
             feature_shapes=(self.shape,), source=Source("net", "0"),
             head_input="features" if head else None,
         )  # fmt: skip
@@ -157,88 +157,88 @@ class Network:
 
         def run(features, class_ids):
             scores = head(features).gather(1, class_ids)
-            return {"scores": scores, "grids": torch.zeros(*class_ids.shape, h, w)}
+            return {"scores": scores, "cams": torch.zeros(*class_ids.shape, h, w)}
 
         return TorchBackend(
             {"features": ("float32", (None, N, h, w)), "class_ids": ids},
-            {"scores": ("float32", (None, None)), "grids": ("float32", (None, None, h, w))},
+            {"scores": ("float32", (None, None)), "cams": ("float32", (None, None, h, w))},
             run,
         )
 
-    def picture(self):
+    def image(self):
         """uint8 [SIDE, SIDE, 3]: a photograph where there are some, or a made-up one."""
         if PHOTOGRAPH.is_file():
-            return prepare(read_image(PHOTOGRAPH), Geometry(SIDE, SIDE, "stretch"))[0]
-        smooth = peers.smooth_pictures(1, SIDE)[0].permute(1, 2, 0)
+            return prepare(read_image(PHOTOGRAPH), Preprocessing(SIDE, SIDE, "stretch"))[0]
+        smooth = peers.smooth_images(1, SIDE)[0].permute(1, 2, 0)
         return (smooth * 60 + 120).clamp(0, 255).byte().contiguous().numpy()
 
-    def tensor(self, picture):
+    def tensor(self, image):
         """As the engine gets it, [1, 3, H, W]."""
-        return torch.from_numpy(prepare(picture, self.geometry)[0])[None]
+        return torch.from_numpy(prepare(image, self.preprocessing)[0])[None]
 
-    def theirs(self, kind, picture, class_id):
+    def theirs(self, kind, image, class_id):
         with kind(self.peer.model, self.peer.layers, self.peer.reshape) as cam:
             cam.batch_size = 16
-            return cam(self.tensor(picture), [ClassifierOutputTarget(class_id)])[0]
+            return cam(self.tensor(image), [ClassifierOutputTarget(class_id)])[0]
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_scorecam_agrees_but_for_how_masks_are_enlarged(name, monkeypatch):
     network = Network(name, BACKBONES[name])
-    picture = network.picture()
-    logits, features = network.features(network.tensor(picture))
+    image = network.image()
+    logits, features = network.features(network.tensor(image))
     class_id = int(logits[0].argmax())
     with network.session() as session:
-        [one] = session.explain(picture, classes=class_id, method="scorecam")
+        [one] = session.explain(image, classes=class_id, method="scorecam")
     halves = functools.partial(nn.Upsample, mode="bilinear", align_corners=False)
     monkeypatch.setattr(torch.nn, "UpsamplingBilinear2d", halves)
-    theirs = network.theirs(ScoreCAM, picture, class_id)
+    theirs = network.theirs(ScoreCAM, image, class_id)
     assert one.valid
-    assert one.grid.max() > FADES
-    np.testing.assert_allclose(one.map, theirs, rtol=0, atol=TOLERANCE)
+    assert one.cam.max() > FADES
+    np.testing.assert_allclose(one.heatmap, theirs, rtol=0, atol=TOLERANCE)
     equal = peers.scaled(np.maximum(features[0].mean(0).numpy(), 0))
     # Equal weights would agree with anything.
-    assert np.abs(peers.scaled(one.grid) - equal).max() > 10 * TOLERANCE
+    assert np.abs(peers.scaled(one.cam) - equal).max() > 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", AFTER_RELU)
 def test_ablationcam_agrees_after_a_relu(name):
     network = Network(name, AFTER_RELU[name])
-    picture = network.picture()
-    logits, features = network.features(network.tensor(picture))
+    image = network.image()
+    logits, features = network.features(network.tensor(image))
     class_id = int(logits[0].argmax())
     assert logits[0, class_id] > 0.1  # grad-cam divides by s, we by |s|
     assert features.min() == 0
     with network.session() as session:
-        [one] = session.explain(picture, classes=class_id, method="ablationcam")
+        [one] = session.explain(image, classes=class_id, method="ablationcam")
     assert one.valid
-    theirs = network.theirs(AblationCAM, picture, class_id)
-    np.testing.assert_allclose(one.map, theirs, rtol=0, atol=TOLERANCE)
+    theirs = network.theirs(AblationCAM, image, class_id)
+    np.testing.assert_allclose(one.heatmap, theirs, rtol=0, atol=TOLERANCE)
 
 
 def test_ablationcam_differs_where_features_can_be_negative():
     network = Network("mobilenet_v3_small", BACKBONES["mobilenet_v3_small"])
-    picture = network.picture()
-    logits, features = network.features(network.tensor(picture))
+    image = network.image()
+    logits, features = network.features(network.tensor(image))
     assert features.min() < 0
     class_id = int(logits[0].argmax())
     with network.session() as session:
-        [one] = session.explain(picture, classes=class_id, method="ablationcam")
-    assert np.abs(one.map - network.theirs(AblationCAM, picture, class_id)).max() > 0.05
+        [one] = session.explain(image, classes=class_id, method="ablationcam")
+    assert np.abs(one.heatmap - network.theirs(AblationCAM, image, class_id)).max() > 0.05
 
 
 def test_ablationcam_refuses_a_transformer_whose_head_takes_more_than_the_features():
     network = Network("vit_tiny_patch16_224", _small_vit)
     with network.session() as session, pytest.raises(UsageError, match="head"):
-        session.explain(network.picture(), classes=0, method="ablationcam")
+        session.explain(network.image(), classes=0, method="ablationcam")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_eigencam_agrees_on_centred_features_up_to_the_sign(name):
     network = Network(name, BACKBONES[name], centred=True)
-    picture = network.picture()
+    image = network.image()
     with network.session() as session:
-        [one] = session.explain(picture, classes=0, method="eigencam")
-    [theirs] = get_2d_projection(network.features(network.tensor(picture))[1].numpy())
-    gaps = [np.abs(np.maximum(p, 0) - one.grid).max() for p in (theirs, -theirs)]
+        [one] = session.explain(image, classes=0, method="eigencam")
+    [theirs] = get_2d_projection(network.features(network.tensor(image))[1].numpy())
+    gaps = [np.abs(np.maximum(p, 0) - one.cam).max() for p in (theirs, -theirs)]
     assert min(gaps) <= TOLERANCE * np.abs(theirs).max() < max(gaps)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sigcam.core.spec import (
     ClassSelection,
-    Geometry,
+    Preprocessing,
     Source,
     Spec,
 )
@@ -58,7 +58,7 @@ def session_of(net):
         target_layers=("body",),
         profile="split",
         classes=ClassSelection("input"),
-        geometry=Geometry(
+        preprocessing=Preprocessing(
             SIDE, SIDE, "stretch", mean=(0.5,) * 3, std=(0.2,) * 3, layout="float32_nchw"
         ),
         num_classes=CLASSES,
@@ -78,7 +78,7 @@ def session_of(net):
 
     def head(features, class_ids):
         scores = net.head(features).gather(1, class_ids)
-        return {"scores": scores, "grids": torch.zeros(*class_ids.shape, SIDE, SIDE)}
+        return {"scores": scores, "cams": torch.zeros(*class_ids.shape, SIDE, SIDE)}
 
     ids, scores = ("int64", (None, None)), ("float32", (None, None))
     artifact = TorchBackend(
@@ -93,13 +93,13 @@ def session_of(net):
     )
     second = TorchBackend(
         {"features": ("float32", square), "class_ids": ids},
-        {"scores": scores, "grids": ("float32", (None, None, SIDE, SIDE))},
+        {"scores": scores, "cams": ("float32", (None, None, SIDE, SIDE))},
         head,
     )
     return Session(spec, artifact, head=Head("features", lambda: second), batch_size=4)
 
 
-def picture(seed):
+def random_image(seed):
     return np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
@@ -113,7 +113,7 @@ def tensor_of(image):
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_normalised_maps_agree(method, peer, seed, capfd):
-    net, image = Net(), picture(seed)
+    net, image = Net(), random_image(seed)
     with torch.no_grad():
         assert net(tensor_of(image)).min() > 0.1
     with session_of(net) as session:
@@ -123,13 +123,13 @@ def test_normalised_maps_agree(method, peer, seed, capfd):
         fresh = Net()
         with getattr(pytorch_grad_cam, peer)(fresh, [fresh.body]) as cam:
             [theirs] = cam(tensor_of(image), [ClassifierOutputTarget(class_id)])
-        np.testing.assert_allclose(one.map, theirs, atol=1e-4)
+        np.testing.assert_allclose(one.heatmap, theirs, atol=1e-4)
     capfd.readouterr()  # grad-cam shows a bar for each class
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_eigencam_agrees_on_centred_features(seed):
-    net, image = Net(centred=True), picture(seed)
+    net, image = Net(centred=True), random_image(seed)
     with session_of(net) as session:
         [one] = session.explain(image, method="eigencam", classes=0)
     with torch.no_grad():
@@ -138,8 +138,8 @@ def test_eigencam_agrees_on_centred_features(seed):
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
     [theirs] = get_2d_projection(features)
-    nearest = min((theirs, -theirs), key=lambda p: np.abs(np.maximum(p, 0) - one.grid).max())
-    np.testing.assert_allclose(one.grid, np.maximum(nearest, 0), atol=1e-4 * np.abs(theirs).max())
+    nearest = min((theirs, -theirs), key=lambda p: np.abs(np.maximum(p, 0) - one.cam).max())
+    np.testing.assert_allclose(one.cam, np.maximum(nearest, 0), atol=1e-4 * np.abs(theirs).max())
 
 
 def test_eigencam_is_another_map_on_features_that_are_not_centred():

@@ -5,24 +5,24 @@ import numpy as np
 import pytest
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import Original, place
-from sigcam.images.upsample import to_map
+from sigcam.images.upsample import to_heatmap
 from sigcam.runtime.explanation import Box, Explanation
 
-EXACT = Geometry(56, 56, "stretch")
-CROP = Geometry(56, 56, "crop", 64)
+EXACT = Preprocessing(56, 56, "stretch")
+CROP = Preprocessing(56, 56, "crop", 64)
 
 
-def explanation_of(grid, size=(56, 56), geometry=EXACT, **changes):
+def explanation_of(cam, size=(56, 56), preprocessing=EXACT, **changes):
     fields = {
         "class_id": 3,
         "label": "tabby cat",
         "method": "cam",
         "probability": 0.75,
         "evidence": 0.5,
-        "grid": np.asarray(grid, np.float32),
-        "placement": place(geometry, *size),
+        "cam": np.asarray(cam, np.float32),
+        "placement": place(preprocessing, *size),
         "original": Original(np.full((*size, 3), 100, np.uint8)),
         "source": "cat.jpg",
     }
@@ -30,27 +30,27 @@ def explanation_of(grid, size=(56, 56), geometry=EXACT, **changes):
 
 
 def two_spots():
-    grid = np.zeros((7, 7))
-    grid[1, 1] = 0.8
-    grid[4:6, 4:6] = 1
-    return grid
+    cam = np.zeros((7, 7))
+    cam[1, 1] = 0.8
+    cam[4:6, 4:6] = 1
+    return cam
 
 
 def test_the_map_is_made_once_and_read_only():
     one = explanation_of(two_spots(), (90, 60), CROP)
-    wanted, valid = to_map(one.grid, one.placement)
-    np.testing.assert_array_equal(one.map, wanted)
+    wanted, valid = to_heatmap(one.cam, one.placement)
+    np.testing.assert_array_equal(one.heatmap, wanted)
     assert one.valid is valid is True
-    assert one.map is one.map
+    assert one.heatmap is one.heatmap
     with pytest.raises(ValueError, match="read-only"):
-        one.map[0, 0] = 1
+        one.heatmap[0, 0] = 1
 
 
 def test_boxes_hold_their_regions():
     one = explanation_of(two_spots())
     for threshold in (0.1, 0.2, 0.5):
         large, small = one.boxes(threshold)
-        count, labels = cv2.connectedComponents((one.map >= threshold).astype(np.uint8))
+        count, labels = cv2.connectedComponents((one.heatmap >= threshold).astype(np.uint8))
         assert count == 3
         for box, inside in ((small, (12, 12)), (large, (40, 40))):
             ys, xs = np.where(labels == labels[inside])
@@ -61,7 +61,7 @@ def test_boxes_hold_their_regions():
 
 def test_boxes_stay_in_the_window():
     one = explanation_of(np.eye(7) + 1, (60, 200), CROP)
-    x0, y0, x1, y1 = one.placement.window
+    x0, y0, x1, y1 = one.placement.crop_box
     for box in one.boxes(0.05):
         assert x0 <= box.x0 < box.x1 <= x1
         assert y0 <= box.y0 < box.y1 <= y1
@@ -76,7 +76,7 @@ def test_bad_thresholds(threshold):
 def test_a_map_that_is_not_valid_has_nothing_to_show():
     one = explanation_of(np.ones((7, 7)))
     assert not one.valid
-    assert not one.map.any()
+    assert not one.heatmap.any()
     assert one.boxes() == []
     np.testing.assert_array_equal(one.overlay(box_threshold=0.2), one.image)
 
@@ -87,14 +87,14 @@ def test_overlay_colours_the_window_only():
     drawn = one.overlay()
     assert drawn.dtype == np.uint8
     assert drawn.shape == (60, 120, 3)
-    x0, y0, x1, y1 = one.placement.window
+    x0, y0, x1, y1 = one.placement.crop_box
     np.testing.assert_array_equal(drawn[:, :x0], 100)
     np.testing.assert_array_equal(drawn[:, x1:], 100)
     np.testing.assert_array_equal(one.image, before)
     # Brighter where there is more evidence, so that it reads in grey as well.
     grey = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[y0:y1, x0:x1].astype(float)
-    assert np.corrcoef(grey.ravel(), one.map[y0:y1, x0:x1].ravel())[0, 1] > 0.95
-    peak = np.unravel_index(one.map.argmax(), one.map.shape)
+    assert np.corrcoef(grey.ravel(), one.heatmap[y0:y1, x0:x1].ravel())[0, 1] > 0.95
+    peak = np.unravel_index(one.heatmap.argmax(), one.heatmap.shape)
     plain = one.overlay(alpha=1)
     assert tuple(plain[peak]) == (252, 255, 164)  # inferno's brightest yellow
     assert tuple(plain[y0, x0]) == (0, 0, 4)  # its darkest blue
@@ -119,7 +119,7 @@ def test_boxes_are_drawn():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
-def test_tiny_pictures_can_be_shown(size):
+def test_tiny_images_can_be_shown(size):
     one = explanation_of(two_spots(), size, CROP)
     assert one.overlay(box_threshold=0.2).shape == (*size, 3)
     json.dumps(one.to_dict())
@@ -134,7 +134,7 @@ def test_to_dict_is_json():
     assert data["evidence"] == 0.5
     assert data["source"] == "cat.jpg"
     assert (data["width"], data["height"]) == (120, 60)
-    assert data["window"] == list(one.placement.window)
+    assert data["crop_box"] == list(one.placement.crop_box)
     assert data["box_threshold"] == 0.5
     assert data["boxes"] == [list(box) for box in one.boxes(0.5)]
     assert explanation_of(two_spots(), evidence=None).to_dict()["evidence"] is None
@@ -155,8 +155,8 @@ def test_saving_arrays(tmp_path):
     one = explanation_of(two_spots(), source=None, evidence=None)
     one.save(tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz", allow_pickle=False) as data:
-        np.testing.assert_array_equal(data["grid"], one.grid)
-        np.testing.assert_array_equal(data["map"], one.map)
+        np.testing.assert_array_equal(data["cam"], one.cam)
+        np.testing.assert_array_equal(data["heatmap"], one.heatmap)
         np.testing.assert_array_equal(data["boxes"], one.boxes())
         assert data["label"] == "tabby cat"
         assert data["class_id"] == 3
@@ -183,7 +183,7 @@ def test_other_suffixes(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_too_large_for_the_format(tmp_path):
+def test_an_image_too_large_for_the_format(tmp_path):
     one = explanation_of(two_spots(), (2, 17_000), EXACT)
     with pytest.raises(UsageError, match=r"17000 x 2 pixels as \.webp; save as \.png"):
         one.save(tmp_path / "out.webp")

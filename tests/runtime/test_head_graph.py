@@ -11,13 +11,13 @@ import pytest
 
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import ArtifactError, UnknownClassError, UsageError
-from sigcam.core.spec import ClassSelection, Geometry, Source
+from sigcam.core.spec import ClassSelection, Preprocessing, Source
 from sigcam.runtime.session import load
 from tests.support.tiny import GRID, features_of
 
 RNG = np.random.default_rng(5)
-EXACT = Geometry(56, 56, "stretch")
-PICTURES = [RNG.integers(0, 256, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
+EXACT = Preprocessing(56, 56, "stretch")
+IMAGES = [RNG.integers(0, 256, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
 
 CPU_ENGINES = {"ort": "onnxruntime", "openvino": "openvino"}
 
@@ -32,8 +32,8 @@ def same(got, wanted):
         assert (a.label, a.method) == (b.label, b.method)
         assert a.probability == pytest.approx(b.probability, rel=1e-6)
         assert a.evidence == pytest.approx(b.evidence, rel=1e-5)
-        np.testing.assert_allclose(a.grid, b.grid, atol=1e-5)
-        np.testing.assert_allclose(a.map, b.map, atol=1e-4)
+        np.testing.assert_allclose(a.cam, b.cam, atol=1e-5)
+        np.testing.assert_allclose(a.heatmap, b.heatmap, atol=1e-4)
         assert a.image is b.image
 
 
@@ -46,26 +46,28 @@ def test_as_if_asked_for_at_once(make_artifact, head_input, profile, head, backe
     path = make_artifact(profile=profile, head=head, head_input=head_input)
     order = ["blue", 0, "Warm", 0]
     with load(path, backend, threads=1, batch_size=3) as session:
-        for [first], picture in zip(session.explain(PICTURES), PICTURES, strict=True):
+        for [first], image in zip(session.explain(IMAGES), IMAGES, strict=True):
             later = first.for_classes(order)
-            same(later, session.explain(picture, classes=order))
+            same(later, session.explain(image, classes=order))
             assert [one.passes for one in later] == [1] * 4
-            same(later[1].for_classes("green"), session.explain(picture, classes="green"))
+            same(later[1].for_classes("green"), session.explain(image, classes="green"))
 
 
 def test_for_an_artifact_that_chooses_its_classes(make_artifact):
-    chosen = make_artifact(classes=ClassSelection("top1"), geometry=EXACT, head_input="features")
+    chosen = make_artifact(
+        classes=ClassSelection("top1"), preprocessing=EXACT, head_input="features"
+    )
     with load(chosen) as session:
-        [first] = session.explain(PICTURES[0])
+        [first] = session.explain(IMAGES[0])
         later = first.for_classes([0, 1, 2])
-    features = features_of(PICTURES[0].transpose(2, 0, 1) / 255)
-    np.testing.assert_allclose([one.grid for one in later], features, atol=1e-5)
+    features = features_of(IMAGES[0].transpose(2, 0, 1) / 255)
+    np.testing.assert_allclose([one.cam for one in later], features, atol=1e-5)
     assert sum(one.probability for one in later) < 1
 
 
 def test_unknown_classes(make_artifact):
     with load(make_artifact(head_input="features")) as session:
-        [first] = session.explain(PICTURES[0])
+        [first] = session.explain(IMAGES[0])
         with pytest.raises(UnknownClassError, match="near names: 'green'"):
             first.for_classes("gren")
         with pytest.raises(UnknownClassError, match="0 to 3"):
@@ -75,11 +77,11 @@ def test_unknown_classes(make_artifact):
 def test_the_methods_of_several_passes(make_artifact):
     with load(make_artifact(head="mlp", head_input="features"), threads=1) as session:
         for method, passes in (("ablationcam", 5), ("eigencam", 1)):
-            [first] = session.explain(PICTURES[0], classes=1, method=method)
+            [first] = session.explain(IMAGES[0], classes=1, method=method)
             later = first.for_classes([2, 3])
-            same(later, session.explain(PICTURES[0], classes=[2, 3], method=method))
+            same(later, session.explain(IMAGES[0], classes=[2, 3], method=method))
             assert later[0].passes == passes  # one of the head's is for the evidence
-        [first] = session.explain(PICTURES[0], method="scorecam")
+        [first] = session.explain(IMAGES[0], method="scorecam")
         with pytest.raises(UsageError, match="scorecam runs the whole network"):
             first.for_classes(1)
 
@@ -88,7 +90,7 @@ def test_without_a_head_graph(make_artifact):
     path = make_artifact(head_input="features")
     path.with_name("model.head.onnx").unlink()
     with load(path) as session:
-        [first] = session.explain(PICTURES[0])
+        [first] = session.explain(IMAGES[0])
         assert first.further is None  # and so nothing of the network's is kept
         with pytest.raises(UsageError, match=r"doesn't have; export.*--head"):
             first.for_classes(1)
@@ -96,7 +98,7 @@ def test_without_a_head_graph(make_artifact):
         load(make_artifact(profile="split")) as session,
         pytest.raises(UsageError, match="head graph"),
     ):
-        session.explain(PICTURES[0])[0].for_classes(1)
+        session.explain(IMAGES[0])[0].for_classes(1)
 
 
 def test_a_head_graph_elsewhere(make_artifact, tmp_path):
@@ -104,7 +106,7 @@ def test_a_head_graph_elsewhere(make_artifact, tmp_path):
     elsewhere = tmp_path / "second.onnx"
     shutil.move(path.with_name("model.head.onnx"), elsewhere)
     with load(path, head=elsewhere) as session:
-        assert len(session.explain(PICTURES[0])[0].for_classes([0, 1])) == 2
+        assert len(session.explain(IMAGES[0])[0].for_classes([0, 1])) == 2
     with pytest.raises(ArtifactError, match="no model file"):
         load(path, head=tmp_path / "absent.onnx")
     with pytest.raises(UsageError, match="exported without a head graph"):
@@ -161,13 +163,13 @@ def test_a_head_graph_with_other_inputs(make_artifact):
     onnx.helper.set_model_props(model, {"sigcam": read_spec(head).to_json()})
     onnx.save(model, head)
     with load(path) as session, pytest.raises(ArtifactError, match="head graph should take"):
-        session.explain(PICTURES[0])[0].for_classes(1)
+        session.explain(IMAGES[0])[0].for_classes(1)
 
 
 def test_closed(make_artifact):
     with load(make_artifact(head_input="features")) as session:
-        [first] = session.explain(PICTURES[0])
-        [eigen] = session.explain(PICTURES[0], method="eigencam")
+        [first] = session.explain(IMAGES[0])
+        [eigen] = session.explain(IMAGES[0], method="eigencam")
     for one in (first, eigen):
         assert one.valid
         with pytest.raises(UsageError, match="closed"):
@@ -176,7 +178,7 @@ def test_closed(make_artifact):
 
 def test_closed_before_it_was_opened(make_artifact):
     session = load(make_artifact(head_input="features"))
-    [first] = session.explain(PICTURES[0])
+    [first] = session.explain(IMAGES[0])
     session.close()
     assert session._head._backend is None
     with pytest.raises(UsageError, match="closed"):
@@ -187,21 +189,21 @@ def test_closed_before_it_was_opened(make_artifact):
 def test_threads(make_artifact, backend):
     skip_without(backend)
     with load(make_artifact(head="mlp", head_input="features"), backend, threads=1) as session:
-        firsts = [session.explain(one)[0] for one in PICTURES]
-        wanted = [session.explain(one, classes=[0, 3]) for one in PICTURES]
+        firsts = [session.explain(one)[0] for one in IMAGES]
+        wanted = [session.explain(one, classes=[0, 3]) for one in IMAGES]
         assert session._head._backend is None
 
         def work(index):
-            which = index % len(PICTURES)
+            which = index % len(IMAGES)
             same(firsts[which].for_classes([0, 3]), wanted[which])
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(64)))
 
 
-def test_only_the_pictures_own_row_is_kept(make_artifact):
+def test_only_the_images_own_row_is_kept(make_artifact):
     with load(make_artifact(head_input="features"), batch_size=4) as session:
-        results = session.explain(PICTURES)
+        results = session.explain(IMAGES)
         one = results[0][0].further
         assert one._values.shape == (3, GRID, GRID)
         assert one._values.base is None
@@ -214,9 +216,9 @@ def test_only_the_pictures_own_row_is_kept(make_artifact):
 
 def test_a_copy_goes_without_the_engine(make_artifact):
     with load(make_artifact(head_input="features")) as session:
-        [first] = session.explain(PICTURES[0])
+        [first] = session.explain(IMAGES[0])
         copied = copy.deepcopy(first)
-        np.testing.assert_array_equal(copied.map, first.map)
+        np.testing.assert_array_equal(copied.heatmap, first.heatmap)
         assert copied.further is None
         assert first.for_classes(1)
 
@@ -233,9 +235,9 @@ def test_a_head_graph_without_a_sigmoid_branch(make_artifact):
         onnx.save(model, file)
     with load(path) as session:
         for method in (None, "ablationcam", "eigencam"):
-            [first] = session.explain(PICTURES[0], method=method, classes=0)
+            [first] = session.explain(IMAGES[0], method=method, classes=0)
             [later] = first.for_classes(1)
-            [wanted] = session.explain(PICTURES[0], method=method, classes=1)
+            [wanted] = session.explain(IMAGES[0], method=method, classes=1)
             assert first.evidence is later.evidence is None
-            np.testing.assert_allclose(later.grid, wanted.grid, atol=1e-5)
+            np.testing.assert_allclose(later.cam, wanted.cam, atol=1e-5)
             assert later.passes == {None: 1, "ablationcam": 4, "eigencam": 0}[method]

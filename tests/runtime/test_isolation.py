@@ -28,7 +28,7 @@ def test_loads_and_explains_without_torch_and_onnx(make_artifact):
         with load(sys.argv[1]) as session:
             [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="Green")
         assert not {"sigcam.train", "sigcam.export"} & set(sys.modules)
-        print(one.label, one.map.shape)
+        print(one.label, one.heatmap.shape)
         """,
         make_artifact(),
     )

@@ -9,7 +9,7 @@ from sigcam.core.spec import ClassSelection
 from sigcam.runtime.session import Session, load
 from tests.support.device_doubles import CpuLane, bound_on_cpu
 
-PICTURES = [
+IMAGES = [
     np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
     for i, size in enumerate([(70, 90, 3), (70, 90, 3), (41, 56, 3), (300, 200, 3), (5, 9, 3)])
 ]
@@ -48,10 +48,10 @@ def same(got, want):
     assert want.made is None
     for name in ("class_id", "label", "probability", "evidence", "method", "passes", "valid"):
         assert getattr(got, name) == getattr(want, name)
-    np.testing.assert_allclose(got.grid, want.grid, atol=1e-6)
-    assert got.map.dtype == np.float32
-    np.testing.assert_allclose(got.map, want.map, atol=3e-5)
-    for array in (got.map, got.grid):
+    np.testing.assert_allclose(got.cam, want.cam, atol=1e-6)
+    assert got.heatmap.dtype == np.float32
+    np.testing.assert_allclose(got.heatmap, want.heatmap, atol=3e-5)
+    for array in (got.heatmap, got.cam):
         assert not array.flags.writeable
     np.testing.assert_allclose(got.boxes(0.5), want.boxes(0.5), atol=1)
 
@@ -59,21 +59,21 @@ def same(got, want):
 @pytest.mark.parametrize("request_", [{}, {"top_k": 3}, {"classes": ["blue", 0, 3]}])
 def test_the_same_answers(both, lane, request_):
     session, plain = both()
-    made, want = session.explain(PICTURES, **request_), plain.explain(PICTURES, **request_)
+    made, want = session.explain(IMAGES, **request_), plain.explain(IMAGES, **request_)
     for got, exact in zip(made, want, strict=True):
         for one, other in zip(got, exact, strict=True):
             same(one, other)
-    assert "maps" in lane.done
+    assert "heatmaps" in lane.done
 
 
 def test_without_clamping(both):
     session, plain = both(nwc=False)
-    same(session.explain(PICTURES[0], "Warm")[0], plain.explain(PICTURES[0], "Warm")[0])
+    same(session.explain(IMAGES[0], "Warm")[0], plain.explain(IMAGES[0], "Warm")[0])
 
 
 def test_fewer_classes_than_the_artifact_gives(both):
     session, plain = both(classes=ClassSelection("topk", 3))
-    got, want = session.explain(PICTURES[0], top_k=2), plain.explain(PICTURES[0], top_k=2)
+    got, want = session.explain(IMAGES[0], top_k=2), plain.explain(IMAGES[0], top_k=2)
     assert len(got) == 2
     for one, other in zip(got, want, strict=True):
         same(one, other)
@@ -81,7 +81,7 @@ def test_fewer_classes_than_the_artifact_gives(both):
 
 def test_features_and_weights_stay_on_the_device(both, lane):
     session, _ = both()
-    assert not {"features", "cam_weights", "grids"} & set(session._wanted)
+    assert not {"features", "cam_weights", "cams"} & set(session._wanted)
 
 
 def test_a_map_that_is_none(both):
@@ -90,41 +90,41 @@ def test_a_map_that_is_none(both):
     [got], [want] = session.explain(grey), plain.explain(grey)
     same(got, want)
     assert not got.valid
-    assert not got.map.any()
+    assert not got.heatmap.any()
 
 
 @pytest.mark.parametrize("head_input", ["features", "head_input"])
-def test_further_classes_are_made_of_their_own_grids(both, head_input):
+def test_further_classes_are_made_of_their_own_cams(both, head_input):
     session, plain = both(head_input=head_input)
     assert (head_input in session._wanted) and "cam_weights" not in session._wanted
-    first, other = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+    first, other = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
     same(first, other)
     for got, want in zip(first.for_classes([1, 2]), other.for_classes([1, 2]), strict=True):
         assert got.made is None
-        np.testing.assert_allclose(got.map, want.map, atol=1e-5)
+        np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-5)
 
 
 def test_methods_of_several_passes_make_their_own(both, lane):
     session, plain = both()
-    got = session.explain(PICTURES[0], method="scorecam")[0]
-    want = plain.explain(PICTURES[0], method="scorecam")[0]
+    got = session.explain(IMAGES[0], method="scorecam")[0]
+    want = plain.explain(IMAGES[0], method="scorecam")[0]
     assert got.made is None
-    assert "maps" not in lane.done
-    np.testing.assert_allclose(got.map, want.map, atol=1e-5)
+    assert "heatmaps" not in lane.done
+    np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-5)
 
 
 def test_results_can_be_saved_and_copied(both, tmp_path):
     session, plain = both()
-    got, want = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+    got, want = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
     got.save(tmp_path / "got.npz")
     with np.load(tmp_path / "got.npz") as file:
-        np.testing.assert_allclose(file["map"], want.map, atol=3e-5)
+        np.testing.assert_allclose(file["heatmap"], want.heatmap, atol=3e-5)
     for one in (copy.copy(got), copy.deepcopy(got)):
-        np.testing.assert_array_equal(one.map, got.map)
+        np.testing.assert_array_equal(one.heatmap, got.heatmap)
     np.testing.assert_allclose(got.overlay(), want.overlay(), atol=2)
 
 
-def test_one_picture_does_not_keep_another_one_alive(both):
+def test_one_image_does_not_keep_another_one_alive(both):
     session, _ = both()
-    first, second = session.explain(PICTURES[:2], top_k=2)
-    assert first[0].map.base is first[1].map.base is not second[0].map.base
+    first, second = session.explain(IMAGES[:2], top_k=2)
+    assert first[0].heatmap.base is first[1].heatmap.base is not second[0].heatmap.base

@@ -1,26 +1,26 @@
-"""A bright square planted in a picture comes back where it was planted."""
+"""A bright square planted in an image comes back where it was planted."""
 
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import place
 from sigcam.runtime.session import load
 
 GEOMETRIES = {
-    "crop": Geometry(56, 56, "crop", 64),
-    "stretch": Geometry(56, 56, "stretch"),
-    "letterbox": Geometry(56, 56, "letterbox", mean=(0, 0, 0)),
+    "crop": Preprocessing(56, 56, "crop", 64),
+    "stretch": Preprocessing(56, 56, "stretch"),
+    "letterbox": Preprocessing(56, 56, "letterbox", mean=(0, 0, 0)),
 }
 
 
 @pytest.fixture(scope="module")
 def sessions(make_artifact):
     opened = {
-        rule: load(make_artifact(geometry=geometry), threads=1)
-        for rule, geometry in GEOMETRIES.items()
+        rule: load(make_artifact(preprocessing=preprocessing), threads=1)
+        for rule, preprocessing in GEOMETRIES.items()
     }
     yield opened
     for session in opened.values():
@@ -28,7 +28,7 @@ def sessions(make_artifact):
 
 
 def plant(axis, share):
-    """Where to put a square about as long as a grid cell: first, end, cell length."""
+    """Where to put a square about as long as a CAM cell: first, end, cell length."""
     cell = axis.length / 7 * axis.used / axis.shown
     side = max(1, round(cell))
     low, high = axis.low, axis.high
@@ -52,15 +52,15 @@ def test_the_square_comes_back(sessions, jpeg, stored, height, width, rule, orie
     placement = place(GEOMETRIES[rule], height, width)
     y0, y1, cell_y = plant(placement.rows, shares[0])
     x0, x1, cell_x = plant(placement.columns, shares[1])
-    picture = np.zeros((height, width, 3), np.uint8)
-    picture[y0:y1, x0:x1] = 255
-    data = jpeg(stored(picture, orientation), orientation)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[y0:y1, x0:x1] = 255
+    data = jpeg(stored(image, orientation), orientation)
 
     [found] = sessions[rule].explain(data, classes="red")
-    assert found.image.shape == picture.shape
+    assert found.image.shape == image.shape
     assert found.valid
     # The middle of the hottest pixels: several may share the maximum.
-    ys, xs = np.where(found.map >= 0.999)
+    ys, xs = np.where(found.heatmap >= 0.999)
     assert abs(ys.mean() + 0.5 - (y0 + y1) / 2) <= cell_y
     assert abs(xs.mean() + 0.5 - (x0 + x1) / 2) <= cell_x
     # The strongest box holds the middle of the square, give or take a cell.

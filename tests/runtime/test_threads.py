@@ -21,7 +21,7 @@ def resident_bytes():
 
 def fingerprint(results):
     return [
-        (one.class_id, one.probability, one.evidence, one.grid.tobytes(), one.map.tobytes())
+        (one.class_id, one.probability, one.evidence, one.cam.tobytes(), one.heatmap.tobytes())
         for one in results
     ]
 
@@ -40,12 +40,10 @@ def test_threads_get_what_one_would_get_and_memory_stays_flat(
 ):
     pytest.importorskip({"ort": "onnxruntime"}.get(backend, backend))
     rng = np.random.default_rng(0)
-    pictures = [
-        rng.integers(0, 256, (60 + 7 * i, 120 - 5 * i, 3), dtype=np.uint8) for i in range(10)
-    ]
-    pictures[::3] = [jpeg(one, 6) for one in pictures[::3]]
-    requests = [{"images": one, "top_k": k} for one in pictures for k in (1, 3)]
-    requests += [{"images": one, "classes": ["blue", 0]} for one in pictures]
+    images = [rng.integers(0, 256, (60 + 7 * i, 120 - 5 * i, 3), dtype=np.uint8) for i in range(10)]
+    images[::3] = [jpeg(one, 6) for one in images[::3]]
+    requests = [{"images": one, "top_k": k} for one in images for k in (1, 3)]
+    requests += [{"images": one, "classes": ["blue", 0]} for one in images]
 
     with load(make_artifact(profile=profile), backend, threads=1, **options) as session:
         alone = [fingerprint(session.explain(**request)) for request in requests]

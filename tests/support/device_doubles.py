@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from sigcam.kernels.plan import plan as make_plan
-from sigcam.kernels.reference import clamp_combine, normalised_maps
-from sigcam.runtime.backends.cuda.maps import DeviceMaps
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
+from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker
 
 STREAM = 7
 PROCESSORS = 5
@@ -42,7 +42,7 @@ class Buffer:
 
 
 class FakeDriver:
-    """What `device_maps` takes from the driver; copies happen when the stream is synchronised."""
+    """What `device_heatmaps` takes from the driver; copies happen when the stream is synchronised."""
 
     DeviceBuffer = PinnedBuffer = Buffer
 
@@ -69,8 +69,8 @@ class ReferenceKernel:
         self.driver = driver
         self.launches = []
 
-    def plan(self, inputs, maps):
-        return make_plan(inputs, maps, processors=PROCESSORS)
+    def plan(self, inputs, heatmaps):
+        return make_plan(inputs, heatmaps, processors=PROCESSORS)
 
     def prepare_workspace(self, plan, workspace, stream):
         parts = plan.workspace
@@ -85,8 +85,8 @@ class ReferenceKernel:
         self.launches.append((plan, addresses))
         self.driver.queue.append(lambda: self.run(plan, **addresses))
 
-    def run(self, plan, *, features, weights, maps, valid, workspace):
-        i, m, parts = plan.inputs, plan.maps, plan.workspace
+    def run(self, plan, *, features, weights, heatmaps, valid, workspace):
+        i, m, parts = plan.inputs, plan.heatmaps, plan.workspace
         counters = at(workspace + parts.arrived, np.uint8, (parts.counters,))
         assert not counters.any(), "the workspace wasn't prepared"
         assert features % i.alignment == 0 == weights % i.alignment
@@ -94,11 +94,11 @@ class ReferenceKernel:
         tail = (i.height, i.width) if i.per_position else ()
         given = at(features, kind, (i.batch, i.channels, i.height, i.width))
         used = at(weights, kind, (i.batch, i.classes, i.channels, *tail))
-        grids = clamp_combine(given.astype(np.float32), used.astype(np.float32), i.clamp)
-        made, flags = normalised_maps(grids, m.rows, m.columns, m.interpolation)
-        at(maps, np.float32, made.shape)[...] = made
+        cams = clamp_combine(given.astype(np.float32), used.astype(np.float32), i.clamp)
+        made, flags = normalised_heatmaps(cams, m.rows, m.columns, m.interpolation)
+        at(heatmaps, np.float32, made.shape)[...] = made
         at(valid, np.uint8, flags.shape)[...] = flags
-        at(workspace + parts.grids, np.float32, grids.shape)[...] = grids
+        at(workspace + parts.cams, np.float32, cams.shape)[...] = cams
 
 
 class HostKernel(ReferenceKernel):
@@ -124,12 +124,12 @@ class CpuLane:
     device, ordinal, handle = "cpu", 0, STREAM
 
     def __init__(self, monkeypatch):
-        from sigcam.runtime.backends.cuda import maps as device_maps
+        from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
 
         self.driver = FakeDriver()
-        monkeypatch.setattr(device_maps, "driver", self.driver)
+        monkeypatch.setattr(device_heatmaps, "driver", self.driver)
         self.kernel = ReferenceKernel(self.driver)
-        self._maps = DeviceMaps(self.kernel)
+        self._heatmaps = HeatmapMaker(self.kernel)
         self._staged = {}
         self.done = []
 
@@ -147,9 +147,9 @@ class CpuLane:
             self._staged[name] = array.copy()
         return {name: self._staged[name].ctypes.data for name in feeds}
 
-    def enqueue_maps(self, features, weights, request):
-        self.done.append("maps")
-        return self._maps.enqueue(features, weights, request, self.handle)
+    def enqueue_heatmaps(self, features, weights, request):
+        self.done.append("heatmaps")
+        return self._heatmaps.enqueue(features, weights, request, self.handle)
 
     def synchronize(self):
         self.done.append("synchronize")
@@ -157,7 +157,7 @@ class CpuLane:
 
     def close(self):
         self.done.append("close")
-        self._maps.close()
+        self._heatmaps.close()
 
 
 def bound_on_cpu(path, lane):

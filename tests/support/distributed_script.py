@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.train.augment import Augmentation
 from sigcam.train.loop import Reading, train_branch
 from sigcam.train.settings import TrainSettings
@@ -36,7 +36,7 @@ def main(data: str, out: str, cached: str) -> None:
             learning_rate=0.05, epochs=3, batch_size=9, val_fraction=0.1, device="cpu",
             cached=cached == "cached",
         ),
-        geometry=Geometry(16, 16, "crop", 18),
+        preprocessing=Preprocessing(16, 16, "crop", 18),
         augmentation=Augmentation(views=2),
         reading=Reading(cache_dir=Path(out) / "cache", workers=1),
         run_dir=Path(out) / "run",
@@ -47,7 +47,7 @@ def main(data: str, out: str, cached: str) -> None:
         "loss": [m.loss for m in result.history],
         "top1": [m.top1 for m in result.history],
         "val_loss": [m.val_loss for m in result.history],
-        "pictures": result.pictures,
+        "images": result.images,
         "failed": sorted(result.failed),
     }
     assert not torch.distributed.is_initialized(), "the process group is left at the end"

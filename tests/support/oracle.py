@@ -1,7 +1,7 @@
 """The definitions, in plain and slow NumPy, float64. Everything else must match these.
 
 Arrays: features F [B, N, h, w], weight matrix W [C, N], bias b [C], logits [B, C],
-class ids [B, K], CAM weights w [B, K, N], grid [h, w].
+class ids [B, K], CAM weights w [B, K, N], CAM [h, w].
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def method_weights(method, F, g):
     return out
 
 
-def grids(F, w, nwc=True):
+def cams(F, w, nwc=True):
     """max(0, sum_n max(0, w_n) F_n): [B, K, h, w]. Weights per position aren't clamped."""
     B, N, height, width = F.shape
     K = w.shape[1]
@@ -156,32 +156,32 @@ def _cubic(distance, a=-0.75):
     return 0.0
 
 
-def sample(grid, y, x, kind="bilinear"):
-    """The grid at (y, x), in cells with (0, 0) the centre of the first; edges replicated."""
+def sample(cam, y, x, kind="bilinear"):
+    """The CAM at (y, x), in cells with (0, 0) the centre of the first; edges replicated."""
     kernel, reach = {"bilinear": (_tent, 1), "bicubic": (_cubic, 2)}[kind]
-    h, w = grid.shape
+    h, w = cam.shape
     total = 0.0
     for i in range(math.floor(y) - reach + 1, math.floor(y) + reach + 1):
         for j in range(math.floor(x) - reach + 1, math.floor(x) + reach + 1):
-            cell = grid[min(max(i, 0), h - 1), min(max(j, 0), w - 1)]
+            cell = cam[min(max(i, 0), h - 1), min(max(j, 0), w - 1)]
             total += kernel(y - i) * kernel(x - j) * float(cell)
     return total
 
 
-def upsample(grid, height, width, kind="bilinear"):
-    """The grid at the centres of height x width pixels that cover it (half-pixel rule)."""
-    h, w = grid.shape
+def upsample(cam, height, width, kind="bilinear"):
+    """The CAM at the centres of height x width pixels that cover it (half-pixel rule)."""
+    h, w = cam.shape
     out = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
             y = (i + 0.5) * h / height - 0.5
             x = (j + 0.5) * w / width - 0.5
-            out[i, j] = sample(grid, y, x, kind)
+            out[i, j] = sample(cam, y, x, kind)
     return out
 
 
 def scorecam_weights(x, F, score, centre=0.0):
-    """Wang et al. (2020), Algorithm 1, for one picture: [K, N].
+    """Wang et al. (2020), Algorithm 1, for one image: [K, N].
 
     Args:
         x: the input, [3, H, W].
@@ -204,7 +204,7 @@ def scorecam_weights(x, F, score, centre=0.0):
 
 
 def ablation_weights(F, score):
-    """Desai and Ramaswamy (2020), Eq. 2, for one picture: [K, N]; |s| divides.
+    """Desai and Ramaswamy (2020), Eq. 2, for one image: [K, N]; |s| divides.
 
     Args:
         F: features, [N, h, w].
@@ -220,7 +220,7 @@ def ablation_weights(F, score):
 
 
 def eigencam(F):
-    """Muhammad and Yeasin (2020) for one picture, after ReLU: [h, w].
+    """Muhammad and Yeasin (2020) for one image, after ReLU: [h, w].
 
     The projection of the features, a row for each position, onto their first right singular
     vector; with the sign that agrees with the features' mean over the channels.
@@ -234,7 +234,7 @@ def eigencam(F):
 
 
 def loss(sigmoid_logits, labels, positive_weight=None):
-    """Beyond Softmax, Eq. 12, up to a constant factor: one number per picture, [B].
+    """Beyond Softmax, Eq. 12, up to a constant factor: one number per image, [B].
 
     -sum over classes of p y log s + (1 - y) log(1 - s), with y one-hot and p = C - 1
     unless another positive weight is given.

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from sigcam.core.errors import BackendUnavailableError
-from sigcam.runtime.backends.cuda.stream import CudaLane
+from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
 from tests.support.device_doubles import fake_onnxruntime
 from tests.support.fake_cuda import live
 
-PICTURES = [
+IMAGES = [
     np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
     for i, size in enumerate([(70, 90, 3), (70, 90, 3), (41, 56, 3), (120, 200, 3)])
 ]
 
 
-class Lane(CudaLane):
-    """A lane that ONNX Runtime's CPU can work on, which isn't on the stream."""
+class DeviceStream(CudaStream):
+    """A stream that ONNX Runtime's CPU can work on, which isn't on the stream."""
 
     device = "cpu"
 
@@ -45,7 +45,7 @@ def gpu(monkeypatch):
 
     module.InferenceSession = opened
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
-    monkeypatch.setattr(ort_cuda, "CudaLane", Lane)
+    monkeypatch.setattr(ort_cuda, "CudaStream", DeviceStream)
     monkeypatch.setattr(ort_cuda, "refuse_cpu", lambda session, backend: None)
     return module
 
@@ -57,24 +57,24 @@ def test_the_same_answers_as_on_the_cpu(gpu, make_artifact, per_position):
     with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
         assert session.backend_name == "ort-cuda"
         for question in ({}, {"top_k": 3}, {}):
-            got, want = session.explain(PICTURES, **question), plain.explain(PICTURES, **question)
+            got, want = session.explain(IMAGES, **question), plain.explain(IMAGES, **question)
             for one, other in zip(got, want, strict=True):
                 for a, b in zip(one, other, strict=True):
                     assert a.made is not None
                     assert (a.class_id, a.probability, a.valid) == (
                         b.class_id, b.probability, b.valid,
                     )  # fmt: skip
-                    np.testing.assert_allclose(a.grid, b.grid, atol=1e-6)
-                    np.testing.assert_allclose(a.map, b.map, atol=3e-5)
+                    np.testing.assert_allclose(a.cam, b.cam, atol=1e-6)
+                    np.testing.assert_allclose(a.heatmap, b.heatmap, atol=3e-5)
     assert live() == before
 
 
 def test_the_profile_fused(gpu, make_artifact):
     path = make_artifact()
     with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
-        got, want = session.explain(PICTURES[0])[0], plain.explain(PICTURES[0])[0]
+        got, want = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
         assert got.made is None
-        np.testing.assert_array_equal(got.map, want.map)
+        np.testing.assert_array_equal(got.heatmap, want.heatmap)
 
 
 def test_a_gpu_that_is_not_there(gpu, make_artifact):

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, and the folder of pictures that may lie beside it."""
+"""Where things lie: the checkout, and the folder of images that may lie beside it."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 EXAMPLES = ROOT / "examples"
 DATA = ROOT.parent / "shared" / "data"
-"""Real pictures for optional tests; they skip where it isn't there."""
+"""Real images for optional tests; they skip where it isn't there."""

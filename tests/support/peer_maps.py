@@ -16,15 +16,15 @@ from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.zoo import load_model
-from sigcam.core.spec import Geometry
-from sigcam.export.modules import MapGraph
+from sigcam.core.spec import Preprocessing
+from sigcam.export.modules import CamGraph
 from sigcam.export.onnx_model import to_onnx
 from sigcam.export.options import GraphOptions
 from sigcam.images.preprocess import Axis, Placement
-from sigcam.images.upsample import to_map
+from sigcam.images.upsample import to_heatmap
 
 GAMMA = 0.6
-IMAGENET = Geometry(224, 224)
+IMAGENET = Preprocessing(224, 224)
 
 # Ours to theirs. For one similar class the two definitions of Finer-CAM are one.
 METHODS = {
@@ -39,13 +39,13 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Peer:
-    """A network, the modules that grad-cam hooks, and its way from tokens to a grid."""
+    """A network, the modules that grad-cam hooks, and its way from tokens to a CAM."""
 
     model: nn.Module
     layers: list[nn.Module]
     target_layers: tuple[str, ...] = ()
     reshape: Callable | None = None
-    geometry: Geometry = IMAGENET
+    preprocessing: Preprocessing = IMAGENET
 
 
 class DenseNet(nn.Module):
@@ -86,10 +86,10 @@ def _vit_tiny():
     # Four of its twelve blocks: a map is made of the last one.
     net = timm.create_model("vit_tiny_patch16_224", depth=4)
 
-    def grid(tokens):
+    def cam(tokens):
         return tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
 
-    return Peer(net, [net.blocks[-1].norm1], reshape=grid)
+    return Peer(net, [net.blocks[-1].norm1], reshape=cam)
 
 
 NETWORKS = {
@@ -109,7 +109,7 @@ def trained():
     last = nn.Identity()
     net._avg_pooling = nn.Sequential(last, net._avg_pooling)
     _freeze(net)
-    return Peer(net, [last], geometry=loaded.geometry)
+    return Peer(net, [last], preprocessing=loaded.preprocessing)
 
 
 def make(name, build=None, size=224):
@@ -124,7 +124,7 @@ def make(name, build=None, size=224):
         for module in peer.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-        peer.model.train()(smooth_pictures(8, size))
+        peer.model.train()(smooth_images(8, size))
     peer.model.eval()
     _freeze(peer.model)
     return peer
@@ -138,13 +138,13 @@ def _freeze(model):
 
 
 class _AllMethods(nn.Module):
-    """Grids of all methods from the entry of the tail: forward operators only."""
+    """CAMs of all methods from the entry of the tail: forward operators only."""
 
     def __init__(self, dual, names, similar):
         super().__init__()
         options = {"finercam": {"gamma": GAMMA, "similar": similar}}
-        self.maps = nn.ModuleList(
-            MapGraph(
+        self.heatmaps = nn.ModuleList(
+            CamGraph(
                 dual,
                 GraphOptions(
                     method=name,
@@ -159,14 +159,14 @@ class _AllMethods(nn.Module):
 
     def forward(self, entry, class_ids):
         found = []
-        for one in self.maps:
+        for one in self.heatmaps:
             state = one.evidence.run(entry)
-            found.append(one.explain(state, class_ids, one.softmax_logits(state))["grids"])
+            found.append(one.explain(state, class_ids, one.softmax_logits(state))["cams"])
         return tuple(found)
 
 
 class Ours:
-    """Logits and grids of a network: its front by PyTorch, all else by one ONNX graph.
+    """Logits and CAMs of a network: its front by PyTorch, all else by one ONNX graph.
 
     Exporting the front takes most of the time of an export and says nothing about methods.
     """
@@ -175,7 +175,7 @@ class Ours:
         dual = DualBranch(peer.model, input_size=size, target_layers=peer.target_layers)
         self.names, self.dual = names, dual
         graph = _AllMethods(dual, names, similar)
-        cut = graph.maps[0].cut
+        cut = graph.heatmaps[0].cut
         self.front = cut.front
         inputs = {
             "entry": torch.zeros(2, *cut.shape),
@@ -192,29 +192,29 @@ class Ours:
 
     @torch.no_grad()
     def logits(self, image):
-        """[C] of one picture [1, 3, H, W]."""
+        """[C] of one image [1, 3, H, W]."""
         return self.dual.softmax_head(self.dual.features(image))[0].numpy()
 
     @torch.no_grad()
-    def grids(self, image, ids):
+    def cams(self, image, ids):
         """Method to [K, h, w]."""
         feeds = {"entry": self.front(image).numpy(), "class_ids": np.array([ids], np.int64)}
         found = self.session.run(list(self.names), feeds)
-        return {name: grids[0] for name, grids in zip(self.names, found, strict=True)}
+        return {name: cams[0] for name, cams in zip(self.names, found, strict=True)}
 
 
 def theirs(peer, method, image, class_id, logits):
-    """grad-cam's map [H, W] and its grid of the first layer [h, w], for one picture."""
+    """grad-cam's map [H, W] and its CAM of the first layer [h, w], for one image."""
     target = ClassifierOutputTarget(class_id)
     if method == "finercam":
         target = FinerWeightedTarget(class_id, near(logits, class_id, 1), GAMMA)
-    with METHODS[method](peer.model, peer.layers, peer.reshape) as cam:
-        [found] = cam(input_tensor=image, targets=[target])
-        base = getattr(cam, "base_cam", cam)
+    with METHODS[method](peer.model, peer.layers, peer.reshape) as peer_method:
+        [found] = peer_method(input_tensor=image, targets=[target])
+        base = getattr(peer_method, "base_cam", peer_method)
         kept = base.activations_and_grads
         F, g = kept.activations[0].numpy(), kept.gradients[0].numpy()
-        [grid] = base.get_cam_image(image, peer.layers[0], [target], F, g, False)
-    return found, np.maximum(grid, 0)
+        [cam] = base.get_cam_image(image, peer.layers[0], [target], F, g, False)
+    return found, np.maximum(cam, 0)
 
 
 def near(logits, class_id, count):
@@ -230,14 +230,14 @@ def scaled(values):
     return (values - values.min()) / span if span > 1e-5 * np.abs(values).max() else 0 * values
 
 
-def enlarged(grid, size):
-    """Our map of a grid at the network's input size."""
+def enlarged(cam, size):
+    """Our map of a CAM at the network's input size."""
     axes = [Axis(size, 0, size, 1, 0, size, size)] * 2
-    return to_map(grid.astype(np.float32), Placement(*axes))[0]
+    return to_heatmap(cam.astype(np.float32), Placement(*axes))[0]
 
 
-def smooth_pictures(count, size=224):
-    """Random pictures of a few colours' waves, normalised: float32 [count, 3, size, size]."""
+def smooth_images(count, size=224):
+    """Random images of a few colours' waves, normalised: float32 [count, 3, size, size]."""
     coarse = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(5))
     fine = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
     return (fine - 0.45) / 0.22

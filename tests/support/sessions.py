@@ -9,7 +9,7 @@ from sigcam.runtime.backends.base import Backend, TensorInfo
 from sigcam.runtime.session import Session
 from tests.support.tiny import GRID, WEIGHTS, artifact_graph, head_graph, tiny_spec, write
 
-# What to do to an upright picture so that a viewer who honours the tag turns it upright.
+# What to do to an upright image so that a viewer who honours the tag turns it upright.
 STORE = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -54,20 +54,20 @@ def make_artifact(tmp_path_factory):
 
 
 class FakeBackend(Backend):
-    """Gives for each picture what `answer(picture)` says: logits [C] and grids [K, h, w]."""
+    """Gives for each image what `answer(image)` says: logits [C] and CAMs [K, h, w]."""
 
     name = "fake"
 
     def __init__(self, spec, answer):
-        geometry = spec.geometry
-        shape = (None, geometry.height, geometry.width, 3)
+        preprocessing = spec.preprocessing
+        shape = (None, preprocessing.height, preprocessing.width, 3)
         self.inputs = (TensorInfo("image", np.dtype(np.uint8), shape),)
         self.outputs = tuple(
             TensorInfo(name, np.dtype(dtype), shape)
             for name, dtype, shape in (
                 ("logits", np.float32, (None, spec.num_classes)),
                 ("class_ids_out", np.int64, (None, 1)),
-                ("grids", np.float32, (None, 1, GRID, GRID)),
+                ("cams", np.float32, (None, 1, GRID, GRID)),
             )
         )
         self.answer = answer
@@ -86,7 +86,7 @@ class FakeBackend(Backend):
         values = {
             "logits": logits,
             "class_ids_out": logits.argmax(1)[:, None],
-            "grids": np.stack([grids for _, grids in answers]).astype(np.float32),
+            "cams": np.stack([cams for _, cams in answers]).astype(np.float32),
         }
         return {name: values[name] for name in wanted}
 
@@ -158,5 +158,5 @@ def jpeg():
 
 @pytest.fixture(scope="session")
 def stored():
-    """Turns an upright picture as a file of this EXIF orientation stores it."""
-    return lambda picture, orientation: np.ascontiguousarray(STORE[orientation](picture))
+    """Turns an upright image as a file of this EXIF orientation stores it."""
+    return lambda image, orientation: np.ascontiguousarray(STORE[orientation](image))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.backends.cuda import maps as device_maps
+from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
 from sigcam.runtime.backends.tensorrt import backend as backend_module
-from sigcam.runtime.backends.tensorrt import executor as lane
+from sigcam.runtime.backends.tensorrt import executor as executor
 from sigcam.runtime.backends.tensorrt import pool
 from tests.support.device_doubles import Buffer
 from tests.support.fake_tensorrt import SHAPES, FakeCuda, FakeKernel, fake_module, write_engine
@@ -19,7 +19,7 @@ from tests.support.fake_tensorrt import SHAPES, FakeCuda, FakeKernel, fake_modul
 def machine(monkeypatch, tmp_path):
     """A fake GPU with TensorRT; `open()` loads the tiny engine. Nothing may stay allocated."""
     cuda = FakeCuda()
-    for module in (lane, pool, device_maps, backend_module):
+    for module in (executor, pool, device_heatmaps, backend_module):
         monkeypatch.setattr(module, "driver", cuda)
     monkeypatch.setattr("sigcam.kernels.clamp_combine.ClampCombine", lambda: FakeKernel(cuda))
     found = SimpleNamespace(cuda=cuda, folder=tmp_path, opened=[])

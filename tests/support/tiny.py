@@ -1,6 +1,6 @@
 """Small ONNX graphs, made by hand, whose outputs are known without running them.
 
-The features are the picture averaged to 7 x 7 colours in 0..1. The logits are either
+The features are the image averaged to 7 x 7 colours in 0..1. The logits are either
 weighted means of these ("linear": the sigmoid branch has the same weights), or come from
 two different perceptrons with one hidden layer ("mlp").
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from sigcam.core.spec import (
     ClassSelection,
-    Geometry,
+    Preprocessing,
     Source,
     Spec,
 )
@@ -36,7 +36,7 @@ def tiny_spec(**changes):
         target_layers=("pool",),
         profile="fused",
         classes=ClassSelection("input"),
-        geometry=Geometry(height=56, width=56, resize=64),
+        preprocessing=Preprocessing(height=56, width=56, resize=64),
         num_classes=4,
         feature_shapes=((3, GRID, GRID),),
         source=Source(architecture="tiny", weights_sha256="0" * 64),
@@ -46,7 +46,7 @@ def tiny_spec(**changes):
 
 
 def features_of(image):
-    """[3, 7, 7] of a picture in 0..1, [3, 56, 56]."""
+    """[3, 7, 7] of an image in 0..1, [3, 56, 56]."""
     return image.reshape(3, GRID, 8, GRID, 8).mean((2, 4))
 
 
@@ -98,8 +98,8 @@ def _heads(helper, head):
     return nodes
 
 
-def _maps(helper, spec, per_position):
-    """Nodes from `features`, `sigmoid_logits` and `class_ids_out` to weights and grids."""
+def _heatmaps(helper, spec, per_position):
+    """Nodes from `features`, `sigmoid_logits` and `class_ids_out` to weights and CAMs."""
     node = helper.make_node
     nodes = [
         node("GatherElements", ["sigmoid_logits", "class_ids_out"], ["evidence_logits"], axis=1),
@@ -115,9 +115,9 @@ def _maps(helper, spec, per_position):
         nodes += [
             node("Relu" if spec.nwc else "Identity", ["cam_weights"], ["used"]),
             node("Reshape", ["features", "flat"], ["F"]),
-            node("MatMul", ["used", "F"], ["flat_grids"]),
-            node("Reshape", ["flat_grids", "square"], ["signed"]),
-            node("Relu", ["signed"], ["grids"]),
+            node("MatMul", ["used", "F"], ["flat_cams"]),
+            node("Reshape", ["flat_cams", "square"], ["signed"]),
+            node("Relu", ["signed"], ["cams"]),
         ]
     return nodes
 
@@ -167,9 +167,9 @@ def artifact_graph(onnx, spec, weights=WEIGHTS, head="linear", emit=(), per_posi
     `emit` names further outputs: "features", "head_input", "sigmoid_logits".
     """
     node = onnx.helper.make_node
-    size = spec.geometry.height
+    size = spec.preprocessing.height
     cell = size // GRID
-    if spec.geometry.layout == "uint8_nhwc":
+    if spec.preprocessing.layout == "uint8_nhwc":
         inputs = {"image": ("uint8", ["B", size, size, 3])}
         begin = [
             node("Cast", ["image"], ["raw"], to=onnx.TensorProto.FLOAT),
@@ -184,14 +184,14 @@ def artifact_graph(onnx, spec, weights=WEIGHTS, head="linear", emit=(), per_posi
         node("AveragePool", ["pixels"], ["features"], kernel_shape=[cell] * 2, strides=[cell] * 2),
         *_heads(onnx.helper, head),
         *_chosen(onnx.helper, spec),
-        *_maps(onnx.helper, spec, per_position),
+        *_heatmaps(onnx.helper, spec, per_position),
     ]
     square = ["B", 3, GRID, GRID]
     shapes = {
         "logits": ("float32", ["B", 4]),
         "class_ids_out": ("int64", ["B", "K"]),
         "evidence_logits": ("float32", ["B", "K"]),
-        "grids": ("float32", ["B", "K", GRID, GRID]),
+        "cams": ("float32", ["B", "K", GRID, GRID]),
         "features": ("float32", square),
         "head_input": ("float32", square),
         "cam_weights": ("float32", ["B", "K", 3, GRID, GRID][: 5 if per_position else 3]),
@@ -200,7 +200,7 @@ def artifact_graph(onnx, spec, weights=WEIGHTS, head="linear", emit=(), per_posi
     if "head_input" in emit:
         nodes.append(node("Identity", ["features"], ["head_input"]))
     wanted = ["logits", "class_ids_out", "evidence_logits"]
-    wanted += ["grids"] if spec.profile == "fused" else ["features", "cam_weights"]
+    wanted += ["cams"] if spec.profile == "fused" else ["features", "cam_weights"]
     wanted += [name for name in emit if name not in wanted]
     if spec.classes.mode == "input":
         inputs["class_ids"] = ("int64", ["B", "K"])
@@ -217,7 +217,7 @@ def head_graph(onnx, spec, weights=WEIGHTS, head="linear"):
         *([] if given == "features" else [node("Identity", [given], ["features"])]),
         *_heads(onnx.helper, head),
         node("Identity", ["class_ids"], ["class_ids_out"]),
-        *_maps(onnx.helper, spec, per_position=False),
+        *_heatmaps(onnx.helper, spec, per_position=False),
         node("GatherElements", [scores, "class_ids"], ["scores"], axis=1),
     ]
     inputs = {given: ("float32", ["B", 3, GRID, GRID]), "class_ids": ("int64", ["B", "K"])}
@@ -225,7 +225,7 @@ def head_graph(onnx, spec, weights=WEIGHTS, head="linear"):
         "scores": ("float32", ["B", "K"]),
         "evidence_logits": ("float32", ["B", "K"]),
         "cam_weights": ("float32", ["B", "K", 3]),
-        "grids": ("float32", ["B", "K", GRID, GRID]),
+        "cams": ("float32", ["B", "K", GRID, GRID]),
     }
     return _finished(onnx, spec, weights, nodes, inputs, outputs)
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 
-def picture_writer(folder: Path) -> Callable[..., Path]:
-    """Writes pictures of one grey level, or a given array, below a folder."""
+def image_writer(folder: Path) -> Callable[..., Path]:
+    """Writes images of one grey level, or a given array, below a folder."""
 
     def write(name, width=40, height=30, level=90, pixels=None):
         path = folder / name

@@ -1,4 +1,4 @@
-"""Toy pictures and a toy classifier: four classes that differ in colour."""
+"""Toy images and a toy classifier: four classes that differ in colour."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.train.augment import Augmentation
 from sigcam.train.data import ImageList
 from sigcam.train.sources import open_data
@@ -53,7 +53,7 @@ def toy_dual(num_classes: int = 4, dropout: float = 0.0, deep: bool = False) -> 
     return copy.deepcopy(_split(num_classes, dropout, deep))
 
 
-def write_picture(file: Path, class_id: int, seed: int) -> None:
+def write_image(file: Path, class_id: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 60, (24, 20, 3)) + np.array(COLOURS[class_id]) * 3 // 4
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,8 +76,8 @@ def make_model():
 
 
 @pytest.fixture
-def geometry() -> Geometry:
-    return Geometry(SIZE, SIZE, "crop", 18)
+def preprocessing() -> Preprocessing:
+    return Preprocessing(SIZE, SIZE, "crop", 18)
 
 
 @pytest.fixture
@@ -87,11 +87,11 @@ def views() -> Augmentation:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """10 pictures of each of 4 classes, in class folders."""
+    """10 images of each of 4 classes, in class folders."""
     root = tmp_path / "data"
     for class_id in range(4):
         for i in range(10):
-            write_picture(root / f"class{class_id}" / f"{i}.png", class_id, 100 * class_id + i)
+            write_image(root / f"class{class_id}" / f"{i}.png", class_id, 100 * class_id + i)
     return root
 
 

@@ -55,10 +55,10 @@ def test_csv_with_names_and_with_both(folder: Path) -> None:
         ("image,colour\na,b\n", "got image, colour"),
         ("image,class_index\nclass0/0.png,one\n", "line 2: a class id must be a whole number"),
         ("image,class_index\nclass0/0.png,-1\n", "line 2: a class id must be at least 0"),
-        ("image,class\nclass0/0.png,0\nclass0/1.png,\n", "line 3: a picture and a class"),
+        ("image,class\nclass0/0.png,0\nclass0/1.png,\n", "line 3: an image and a class"),
         ("image,class\nclass0/0.png\n", "line 2: 2 columns wanted, got 1"),
-        ("image,class\n", "lists no pictures"),
-        ("image,class\nclass0/0.png,0\nno.png,0\n", r"1 of 2 pictures are missing.*no\.png"),
+        ("image,class\n", "lists no images"),
+        ("image,class\nclass0/0.png,0\nno.png,0\n", r"1 of 2 images are missing.*no\.png"),
         (
             "image,class_index,class_name\nclass0/0.png,0,a\nclass0/1.png,0,b\n",
             "line 3: class 0 is called 'b' here and 'a' before",
@@ -106,8 +106,8 @@ def test_wsol_text_files(folder: Path) -> None:
         ("class0/0.png\n", "class1/0.png,1\n", r"image_ids\.txt, line 1: .* has no class"),
         ("class0/0.png\n", "class0/0.png\n", r"class_labels\.txt, line 1: \"path,class_id\""),
         ("class0/0.png\n", "class0/0.png,x\n", "line 1: a class id must be a whole number"),
-        ("\n", "class0/0.png,1\n", "lists no pictures"),
-        ("gone.png\n", "gone.png,1\n", "1 of 1 pictures are missing"),
+        ("\n", "class0/0.png,1\n", "lists no images"),
+        ("gone.png\n", "gone.png,1\n", "1 of 1 images are missing"),
     ],
 )
 def test_wsol_errors(folder: Path, ids: str, labels: str, words: str) -> None:
@@ -129,7 +129,7 @@ def test_not_a_data_set(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(DataError, match="is none of"):
         open_data(tmp_path / "empty")
     (folder / "hollow").mkdir()
-    with pytest.raises(DataError, match="hollow holds no pictures"):
+    with pytest.raises(DataError, match="hollow holds no images"):
         open_data(folder)
     table(tmp_path / "empty", "image,class\n", "a.csv")
     table(tmp_path / "empty", "image,class\n", "b.csv")
@@ -181,14 +181,14 @@ def test_names_that_are_not_utf8_count_too(folder: Path) -> None:
     assert open_data(folder).fingerprint() != before
 
 
-def test_fingerprint_sees_changed_and_missing_pictures(data: ImageList) -> None:
+def test_fingerprint_sees_changed_and_missing_images(data: ImageList) -> None:
     before = data.fingerprint()
     assert before == data.fingerprint()
     file = data.file(3)
     file.write_bytes(file.read_bytes() + b"\0")
     assert data.fingerprint() != before
     file.unlink()
-    with pytest.raises(DataError, match=r"1 of 40 pictures are missing.*3\.png"):
+    with pytest.raises(DataError, match=r"1 of 40 images are missing.*3\.png"):
         data.fingerprint()
 
 

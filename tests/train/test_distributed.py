@@ -40,7 +40,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(
 ) -> None:
     bad = [2, 9, 15, 21, 28, 34]
     for index in bad:
-        (folder / f"class{index // 10}" / f"{index % 10}.png").write_bytes(b"no picture")
+        (folder / f"class{index // 10}" / f"{index % 10}.png").write_bytes(b"no image")
     (alone,) = run(1, folder, tmp_path / "one", cached)
     first, second = run(2, folder, tmp_path / "two", cached)
     assert first == second
@@ -49,7 +49,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(
     for name in ("loss", "val_loss", "top1"):
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-3)
     assert first["failed"] == alone["failed"] == bad
-    assert first["pictures"] == alone["pictures"]
+    assert first["images"] == alone["images"]
     assert (tmp_path / "two" / "run" / "checkpoint.pt").is_file()
     lines = (tmp_path / "two" / "run" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 4

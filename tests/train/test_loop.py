@@ -29,10 +29,10 @@ QUICK = TrainSettings(learning_rate=0.05, weight_decay=5e-4, epochs=4, batch_siz
 
 
 @pytest.fixture
-def train(data, geometry, views, tmp_path):
+def train(data, preprocessing, views, tmp_path):
     def run(dual, settings=QUICK, **options):
         options = {
-            "geometry": geometry,
+            "preprocessing": preprocessing,
             "augmentation": views,
             "reading": Reading(cache_dir=tmp_path / "cache", workers=2),
             "progress": False,
@@ -76,11 +76,11 @@ def test_it_learns_and_changes_nothing_but_the_branch(train, toy, tmp_path) -> N
     assert result.history[-1].loss < result.history[0].loss
     assert result.history[-1].val_loss < result.history[0].val_loss
     assert tuple(seen) == result.history
-    assert (result.pictures, result.views, result.positive_weight) == (30, 3, 3.0)
+    assert (result.images, result.views, result.positive_weight) == (30, 3, 3.0)
     assert_same(before, toy.classifier_tensors())
     assert not any(p.requires_grad for p in toy.softmax_head.parameters())
     assert all(p.requires_grad and p.grad is None for p in toy.sigmoid_head.parameters())
-    assert not toy.sigmoid_head.body.training
+    assert not toy.sigmoid_head.classifier.training
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == [str(i) for i in range(1, 13)]
     assert float(rows[-1]["loss"]) == pytest.approx(result.history[-1].loss, rel=1e-5)
@@ -185,9 +185,9 @@ def test_on_the_fly_draws_new_views_every_epoch(train, toy, views) -> None:
     seen: list[tuple[int, int]] = []
 
     class Spy(type(views)):
-        def view(self, image, geometry, picture, view):
-            seen.append((picture, view))
-            return super().view(image, geometry, picture, view)
+        def view(self, image, preprocessing, index, view):
+            seen.append((index, view))
+            return super().view(image, preprocessing, index, view)
 
     result = train(toy, replace(QUICK, cached=False, epochs=2), augmentation=Spy(views=3))
     assert sorted(seen) == sorted((p, v) for p in range(40) for v in (1, 2))
@@ -195,12 +195,12 @@ def test_on_the_fly_draws_new_views_every_epoch(train, toy, views) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_unreadable_pictures_are_left_out_and_told(train, toy, data, tmp_path, cached) -> None:
+def test_unreadable_images_are_left_out_and_told(train, toy, data, tmp_path, cached) -> None:
     data.file(7).write_bytes(b"")
     settings = replace(QUICK, cached=cached, epochs=1, batch_size=1)
     result = train(toy, settings)
     assert list(result.failed) == [7]
-    assert result.pictures == 39
+    assert result.images == 39
     with pytest.raises(DataError, match="1 of 40"):
         train(toy, settings, reading=Reading(cache_dir=tmp_path, strict=True))
 
@@ -332,9 +332,9 @@ def test_weight_decay_is_as_strong_for_each_class_whatever_their_number(train, m
     assert train(toy, default, head="softmax").weight_decay == 5e-4
 
 
-def test_wrong_calls(train, toy, geometry, tmp_path) -> None:
+def test_wrong_calls(train, toy, preprocessing, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"input size \[16, 16\]"):
-        train(toy, geometry=replace(geometry, height=18))
+        train(toy, preprocessing=replace(preprocessing, height=18))
     with pytest.raises(UsageError, match="device must be"):
         train(toy, replace(QUICK, device="tpu"))
     with pytest.raises(DataError, match="leaves 40 of 40"):

@@ -1,4 +1,4 @@
-"""`sigcam explain`: pictures in, predictions and maps out."""
+"""`sigcam explain`: images in, predictions and maps out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sigcam.cli.common import EXIT_USAGE, engine_options, fail, options, reports_errors
-from sigcam.cli.explain.images import explain_pictures, find_pictures, output_names
+from sigcam.cli.explain.images import explain_images, find_images, output_names
 from sigcam.cli.explain.output import Plan, default_readers
 from sigcam.cli.explain.video import explain_video, the_video
 
@@ -16,7 +16,7 @@ _run_options = options(
     click.option(
         "--readers",
         type=click.IntRange(min=1),
-        help="Threads that read pictures ahead of the engine.  [default: half of the cores]",
+        help="Threads that read images ahead of the engine.  [default: half of the cores]",
     ),
     click.option(
         "--every",
@@ -31,8 +31,8 @@ _run_options = options(
 
 @click.command(name="explain")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("pictures", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per image and line.")
 @click.option("--topk", type=click.IntRange(min=1), default=1, help="Maps for the K best classes.")
 @click.option("--class", "classes", multiple=True, help="Map for this class, id or name; repeats.")
 @click.option(
@@ -59,13 +59,13 @@ _run_options = options(
 @engine_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option(
-    "--max-pixels", type=click.IntRange(min=1), help="Refuse pictures with more pixels than this."
+    "--max-pixels", type=click.IntRange(min=1), help="Refuse images with more pixels than this."
 )
 @_run_options
 @reports_errors
 def command(
     model: Path,
-    pictures: tuple[str, ...],
+    images: tuple[str, ...],
     as_json: bool,
     topk: int,
     classes: tuple[str, ...],
@@ -80,9 +80,9 @@ def command(
     every: int | None,
     verbose: bool,
 ) -> None:
-    """Predict and explain PICTURES (files, folders, globs, or one video) with MODEL.
+    """Predict and explain IMAGES (files, folders, globs, or one video) with MODEL.
 
-    A picture that can't be read is reported and the others are done; the exit code then
+    An image that can't be read is reported and the others are done; the exit code then
     is 1. So it is for a video that ends before its time or changes its size: what came
     before is written. Sound isn't copied.
     """
@@ -93,8 +93,8 @@ def command(
     if classes and topk != 1:
         fail("--class and --topk exclude each other; name the classes or count them", EXIT_USAGE)
     plan = Plan(list(classes) or None, topk, method, readers or default_readers(), as_json, verbose)
-    video = the_video(pictures, plan, out, suffix, every)
-    paths = [] if video is not None else list(find_pictures(pictures))
+    video = the_video(images, plan, out, suffix, every)
+    paths = [] if video is not None else list(find_images(images))
     target = suffix or "png"
     if out is not None:
         check_writable(out if video is not None else out / f"map.{target}")
@@ -108,5 +108,5 @@ def command(
         if video is not None:
             explain_video(session, video, plan, out, every or 1, max_pixels or DEFAULT_MAX_PIXELS)
         else:
-            names = output_names(paths, pictures) if out is not None else []
-            explain_pictures(session, paths, plan, out, names, target)
+            names = output_names(paths, images) if out is not None else []
+            explain_images(session, paths, plan, out, names, target)

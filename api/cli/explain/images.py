@@ -1,6 +1,6 @@
-"""`sigcam explain` on pictures: read, run and written at the same time.
+"""`sigcam explain` on images: read, run and written at the same time.
 
-Picture arguments of the commands: files, folders and globs.
+Image arguments of the commands: files, folders and globs.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from sigcam.runtime.session import Session
 
 
-def explain_pictures(
+def explain_images(
     session: Session, paths: list[Path], plan: Plan, out: Path | None, names: list[str], suffix: str
 ) -> None:
-    """Prints the results of every picture, and writes the maps.
+    """Prints the results of every image, and writes the maps.
 
-    Pictures are read in threads, and maps are made and written in one, while the engine runs.
+    Images are read in threads, and maps are made and written in one, while the engine runs.
 
     Args:
         session: that explains.
-        paths: the pictures.
+        paths: the images.
         plan: what is asked of them.
         out: folder for the maps; None writes none.
-        names: of the pictures in it, without suffix; those of a picture's several classes get
+        names: of the images in it, without suffix; those of an image's several classes get
             the class's id.
         suffix: of the maps' files, without a dot.
     """
@@ -54,7 +54,7 @@ def explain_pictures(
         on_error="return",
         method=plan.method,
         progress=meter.report,
-        # Where a picture takes many passes there is nothing to gain, and the bar counts them.
+        # Where an image takes many passes there is nothing to gain, and the bar counts them.
         readers=plan.readers if passes == 1 else 0,
         engine=engine,
     )
@@ -81,18 +81,18 @@ def explain_pictures(
     with closing(results), closing(done):
         failed = sum(not good for good in meter.count(done))
     if plan.verbose:
-        say(rate.text(len(paths), "pictures"))
+        say(rate.text(len(paths), "images"))
     if failed:
-        fail(f"{failed} of {len(paths)} pictures could not be explained", EXIT_FAILED)
+        fail(f"{failed} of {len(paths)} images could not be explained", EXIT_FAILED)
 
 
-def find_pictures(arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Files as they are, the pictures of folders (recursively) and of globs, sorted."""
+def find_images(arguments: tuple[str, ...]) -> Iterator[Path]:
+    """Files as they are, the images of folders (recursively) and of globs, sorted."""
     from sigcam.images.decode import SUFFIXES
 
     for argument in arguments:
         if not argument:
-            raise UsageError("a picture's name is empty; name files, folders or globs")
+            raise UsageError("an image's name is empty; name files, folders or globs")
         path = Path(argument)
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
@@ -102,7 +102,7 @@ def find_pictures(arguments: tuple[str, ...]) -> Iterator[Path]:
             yield path
             continue
         if not found:
-            raise UsageError(f"{argument} has no pictures; name files, folders or globs that have")
+            raise UsageError(f"{argument} has no images; name files, folders or globs that have")
         yield from sorted(found)
 
 
@@ -116,7 +116,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
-    """A distinct name without suffix per picture; inside a folder argument its subpath."""
+    """A distinct name without suffix per image; inside a folder argument its subpath."""
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     names: list[str] = []
     taken: set[str] = set()

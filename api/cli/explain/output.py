@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every picture, and how results are told.
+    """What is asked of every image, and how results are told.
 
     Attributes:
         classes: those named; None for the most probable ones.
         top_k: how many of these.
         method: None for the artifact's own.
-        readers: threads that read pictures.
+        readers: threads that read images.
         as_json: whether results are JSON lines.
-        verbose: whether to tell the rate of pictures.
+        verbose: whether to tell the rate of images.
     """
 
     classes: list[str] | None
@@ -47,26 +47,26 @@ def default_readers() -> int:
 
 
 class Meter:
-    """A bar over all pictures, which counts passes where a picture takes several."""
+    """A bar over all images, which counts passes where an image takes several."""
 
-    def __init__(self, pictures: int, passes: int) -> None:
+    def __init__(self, images: int, passes: int) -> None:
         from tqdm import tqdm
 
         self._passes = passes
         self._done = 0
-        total = pictures * passes
+        total = images * passes
         # Only for a person who waits: never in a log file, never for a single step.
         hidden = total < 2 or not sys.stderr.isatty()
-        unit = "picture" if passes == 1 else "pass"
+        unit = "image" if passes == 1 else "pass"
         self._bar = tqdm(total=total, unit=unit, disable=hidden, file=sys.stderr)
 
     def report(self, done: int, total: int) -> None:
-        """Called after each run of the engine, with the passes of the picture at hand."""
+        """Called after each run of the engine, with the passes of the image at hand."""
         if total > 1:
             self._show(self._done * self._passes + done)
 
     def count(self, results: Iterable[T]) -> Iterator[T]:
-        """The results as they come, each a picture done."""
+        """The results as they come, each an image done."""
         with self._bar:
             for result in results:
                 self._done += 1
@@ -83,13 +83,13 @@ def print_results(
     """One JSON object, or a line for each class.
 
     Args:
-        name: of the picture.
-        explanations: of the picture.
+        name: of the image.
+        explanations: of the image.
         as_json: which of both.
         more: further entries of the JSON object.
     """
     if as_json:
-        record = {"picture": name, **more, "explanations": [e.to_dict() for e in explanations]}
+        record = {"image": name, **more, "explanations": [e.to_dict() for e in explanations]}
         echo(json.dumps(record, ensure_ascii=False))
         return
     for explanation in explanations:
@@ -101,19 +101,19 @@ def print_results(
             box = boxes[0]
             parts.append(f"box {box.x0},{box.y0},{box.x1},{box.y1}")
         if not explanation.valid:
-            parts.append("no evidence in the picture (the map is empty)")
+            parts.append("no evidence in the image (the map is empty)")
         echo("\t".join(parts))
 
 
 class Rate:
-    """Pictures a second, and how much of the time the engine ran."""
+    """Images a second, and how much of the time the engine ran."""
 
     def __init__(self, engine: Stopwatch) -> None:
         self._engine = engine
         self._start = time.perf_counter()
 
     def text(self, count: int, unit: str) -> str:
-        """What to say after `count` pictures or frames."""
+        """What to say after `count` images or frames."""
         seconds = time.perf_counter() - self._start
         return (
             f"{count} {unit} in {seconds:.1f} s, {count / seconds:.1f} a second; "

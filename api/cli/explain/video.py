@@ -94,12 +94,12 @@ class _Overlays:
         """Writes an explained frame and those up to the next one."""
         from sigcam.images.overlay import ALPHA, draw
 
-        evidence = explanation.map if explanation.valid else None
+        evidence = explanation.heatmap if explanation.valid else None
         images: Iterable[npt.NDArray[np.uint8]] = [explanation.image]
         if self._between is not None:
             images = islice(self._between, self._every)
         for image in images:
-            self._writer.write(draw(image, evidence, explanation.placement.window, ALPHA))
+            self._writer.write(draw(image, evidence, explanation.placement.crop_box, ALPHA))
 
 
 def _overlays(stack: ExitStack, video: VideoReader, out: Path, every: int) -> _Overlays:
@@ -135,7 +135,7 @@ def _size(video: VideoReader) -> str:
 def the_video(
     arguments: tuple[str, ...], plan: Plan, out: Path | None, suffix: str | None, every: int | None
 ) -> Path | None:
-    """The video that is to be explained; None where the arguments are pictures.
+    """The video that is to be explained; None where the arguments are images.
 
     A video is known by its suffix, and is explained alone: its output is one file. Those in
     folders are left to a call of their own.
@@ -148,16 +148,16 @@ def the_video(
     videos = [Path(a) for a in arguments if _is_named(a, VIDEO_SUFFIXES)]
     if not videos:
         if every is not None:
-            raise UsageError("--every is for a video; the arguments are pictures")
+            raise UsageError("--every is for a video; the arguments are images")
         if out is not None and out.suffix.lower() in VIDEO_SUFFIXES and not out.is_dir():
             raise UsageError(
-                f"--out names a folder for pictures, got {out}; a video comes out of a video"
+                f"--out names a folder for images, got {out}; a video comes out of a video"
             )
         return None
     if len(arguments) > 1:
         raise UsageError(f"a video is explained alone; call once for {videos[0]} by itself")
     if suffix is not None:
-        raise UsageError("--format is for pictures; a video's format is --out's suffix")
+        raise UsageError("--format is for images; a video's format is --out's suffix")
     if out is not None:
         codec_of(out)
         if out.exists() and out.samefile(videos[0]):

@@ -11,7 +11,7 @@ from typing import Any
 from sigcam.classifier.build import assemble
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import DataError
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from sigcam.demo.shift import Shift, shift_softmax
 from sigcam.evaluate import Dataset, Sample
 from sigcam.export import export_artifact
@@ -87,7 +87,7 @@ class Workshop:
 
     Attributes:
         dual: the classifier, with the branch that was trained last.
-        geometry: how pictures are prepared.
+        preprocessing: how images are prepared.
     """
 
     def __init__(self, recipe: Recipe, training: Dataset, num_classes: int, fold: int = 0) -> None:
@@ -110,10 +110,12 @@ class Workshop:
         if remade:
             built = assemble(**asked, new_classes=num_classes)
         self.dual: DualBranch = built.dual
-        # As the protocol of Choe et al. has it: the whole picture, whatever its aspect.
-        self.geometry: Geometry = replace(built.geometry, rule="stretch", resize=None)
+        # As the protocol of Choe et al. has it: the whole image, whatever its aspect.
+        self.preprocessing: Preprocessing = replace(
+            built.preprocessing, rule="stretch", resize=None
+        )
         self._options: dict[str, Any] = {
-            "geometry": self.geometry,
+            "preprocessing": self.preprocessing,
             "reading": Reading(recipe.cache_dir),
             "progress": False,
         }
@@ -146,7 +148,7 @@ class Workshop:
         export_artifact(
             dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
             has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
-            geometry=self.geometry,
+            preprocessing=self.preprocessing,
         )  # fmt: skip
 
 

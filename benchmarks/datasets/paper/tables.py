@@ -16,7 +16,7 @@ METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
 Values = Mapping[str, Mapping[str, Comparison]]
 """Name of a variant to key of a metric to its value and its difference to the first variant."""
 
-_FIDELITY = ("average_drop", "increase")
+_FAITHFULNESS = ("average_drop", "increase")
 _LOCATION = ("top1_cls", "top1_loc_best", "gt_known_best", "max_box_acc_v2", "pxap")
 LABELS = {
     "average_drop": "Average Drop ↓",
@@ -101,18 +101,18 @@ def _shifted(num_classes: int) -> dict[str, Variant]:
 
 TABLES = {
     "1": Table(
-        "Fidelity: five methods without and with the sigmoid branch",
-        lambda _: _with_and_without(METHODS), _FIDELITY,
+        "Faithfulness: five methods without and with the sigmoid branch",
+        lambda _: _with_and_without(METHODS), _FAITHFULNESS,
     ),
     "2": Table(
         "Localisation: without and with the sigmoid branch",
         lambda _: _with_and_without(METHODS), _LOCATION,
     ),
-    "4": Table("Negative-weight clamping (NWC)", _clamped, (*_FIDELITY, *_LOCATION)),
-    "5": Table("Positive weight of the loss", _weighted, (*_FIDELITY, *_LOCATION)),
+    "4": Table("Negative-weight clamping (NWC)", _clamped, (*_FAITHFULNESS, *_LOCATION)),
+    "5": Table("Positive weight of the loss", _weighted, (*_FAITHFULNESS, *_LOCATION)),
     "shift": Table(
         "A vector added to every class's weights, which changes no probability",
-        _shifted, (*_FIDELITY, *_LOCATION),
+        _shifted, (*_FAITHFULNESS, *_LOCATION),
     ),
 }  # fmt: skip
 """By their numbers in the paper, and the shifts of its Figure 1; Table 3 is latency,

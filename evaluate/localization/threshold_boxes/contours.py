@@ -1,4 +1,4 @@
-"""All contours of a binary picture: their rectangles and areas as OpenCV's findContours has.
+"""All contours of a binary image: their rectangles and areas as OpenCV's findContours has.
 
 OpenCV's link-runs search takes a third of the time of `findContours`. It follows the ends of
 the rows' runs and leaves out the pixels between them, so that rectangles of holes and areas
@@ -24,10 +24,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Contours:
-    """The contours of one binary picture, holes included.
+    """The contours of one binary image, holes included.
 
     Attributes:
-        image: uint8 [H, W], the picture.
+        image: uint8 [H, W], the image.
         points: n arrays int32 [p, 1, 2], (x, y).
         boxes: int64 [n, 4], (x0, y0, x1, y1), x1 and y1 excluded.
         bounds: float64 [n], no less than the area; negative for a hole, which never encloses

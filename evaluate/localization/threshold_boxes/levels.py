@@ -1,9 +1,9 @@
 """At which levels a threshold image is surely one piece like at the level before.
 
 The threshold image of level L is {pixel > L}; pieces are 8-connected, holes 4-connected parts
-of the rest that don't touch the picture's edge. Going from L - 1 to L,
+of the rest that don't touch the image's edge. Going from L - 1 to L,
 - a piece can only vanish where a regional maximum has the value L,
-- a hole can only appear where a regional minimum inside the picture has the value L,
+- a hole can only appear where a regional minimum inside the image has the value L,
 - otherwise pieces split and holes merge or open, and each of these raises the Euler number
   (pieces minus holes).
 So where no extremum has the value L and the Euler number is unchanged, pieces and holes are
@@ -60,7 +60,7 @@ def euler_numbers(levels: U8) -> Ints:
 
 
 def extremum_values(levels: U8) -> npt.NDArray[np.bool_]:
-    """Values at which the map may have a regional maximum, or a minimum inside the picture.
+    """Values at which the map may have a regional maximum, or a minimum inside the image.
 
     A superset: a plateau that is neither may count if it is wide. Each value too many costs
     one contour search; following every plateau to its rim would cost more.

@@ -4,7 +4,7 @@ A uint8 map has at most 255 threshold images that differ. Neighbouring ones most
 pieces and holes (simple_levels.py). A group of them without holes is done at once: where it is
 one piece, its box is read from the largest values of the rows and columns; where it is
 several, the same is done for each (piece_track.py). The other images are stacked into one tall
-picture and searched together (contour_search.py).
+image and searched together (contour_search.py).
 
 On random fields (benchmarks/datasets/evaluate_speed.py) that is 6 to 15 times as fast as contours at
 every threshold: the fewer pieces, the more. Tried and left out:
@@ -12,7 +12,7 @@ every threshold: the fewer pieces, the more. Tried and left out:
 - RETR_LIST instead of RETR_TREE: within 10%, and another order in ties;
 - each level's bounding rectangle cut out before single calls: no gain;
 - connected components with statistics: 7 to 15 times slower than contours;
-- the tall picture in parts that fit in the cache: within the noise, or slower;
+- the tall image in parts that fit in the cache: within the noise, or slower;
 - following holes like pieces: 5 to 10% faster for 40 lines more.
 """
 
@@ -49,7 +49,7 @@ class ThresholdBoxes:
         largest: int64 [M, 4], of the contour that encloses the largest area.
 
     Boxes are as the protocol makes them: x1 is x0 + width, not less one, cut off at the
-    picture's last column; the same down. An image without a contour has the box (0, 0, 0, 0).
+    image's last column; the same down. An image without a contour has the box (0, 0, 0, 0).
     """
 
     image: Ints
@@ -67,7 +67,7 @@ def threshold_boxes(levels: U8, thresholds: npt.NDArray[np.float64] = THRESHOLDS
 
     Returns:
         The boxes. A constant map has the box (0, 0, 0, 0) at every threshold if it is zero
-        (what score_map gives for it).
+        (what score_heatmap gives for it).
 
     Raises:
         UsageError: the map isn't uint8 [H, W].
@@ -201,7 +201,7 @@ class _Search:
         """Threshold images below one another, an empty row after each.
 
         Returns:
-            The tall picture; the row in it where each image begins; what to take from a row
+            The tall image; the row in it where each image begins; what to take from a row
             in it to have the map's row.
         """
         y0, y1 = ends(self.rows, levels)

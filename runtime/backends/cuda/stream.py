@@ -10,17 +10,17 @@ import numpy as np
 from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
-from sigcam.runtime.backends.base import MapRequest
-from sigcam.runtime.backends.cuda.maps import (
-    DeviceMaps,
+from sigcam.runtime.backends.base import HeatmapRequest
+from sigcam.runtime.backends.cuda.heatmaps import (
     DeviceTensor,
+    HeatmapMaker,
     Pending,
     kernel_errors,
 )
 
 
-class CudaLane:
-    """One stream: inputs go to the device on it, and maps are made on it.
+class CudaStream:
+    """One stream: inputs go to the device on it, and heatmaps are made on it.
 
     One caller at a time. It shares the device's primary context, as the CUDA runtime does,
     which ONNX Runtime is built on.
@@ -42,7 +42,7 @@ class CudaLane:
         """
         self.ordinal = ordinal
         self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer]] = {}
-        self._maps: DeviceMaps | None = None
+        self._heatmaps: HeatmapMaker | None = None
         with kernel_errors():
             driver.available()
             self._context = driver.retain_primary_context(ordinal)
@@ -55,7 +55,7 @@ class CudaLane:
         self.handle = self._stream.handle
 
     def load_kernels(self) -> None:
-        """Compiles the map kernels, or takes them from their cache.
+        """Compiles the heatmap kernels, or takes them from their cache.
 
         Raises:
             BackendUnavailableError: the compiler's package is missing, or the GPU is too old.
@@ -64,7 +64,7 @@ class CudaLane:
         from sigcam.kernels.clamp_combine import ClampCombine
 
         with self.current():
-            self._maps = DeviceMaps(ClampCombine())
+            self._heatmaps = HeatmapMaker(ClampCombine())
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -86,21 +86,21 @@ class CudaLane:
             addresses[name] = device.address
         return addresses
 
-    def enqueue_maps(
-        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest
+    def enqueue_heatmaps(
+        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> Pending:
-        """Enqueues the maps of what the engine left on the device; see `DeviceMaps`.
+        """Enqueues the heatmaps of what the engine left on the device; see `HeatmapMaker`.
 
         Raises:
             BackendError: the kernels weren't loaded, or a CUDA call failed.
             ArtifactError: tensors that don't belong together.
         """
-        if self._maps is None:
+        if self._heatmaps is None:
             raise BackendError(
-                "this model has no features and CAM weights to make maps of; export it with "
+                "this model has no features and CAM weights to make heatmaps of; export it with "
                 "the profile 'split'"
             )
-        return self._maps.enqueue(features, weights, request, self.handle)
+        return self._heatmaps.enqueue(features, weights, request, self.handle)
 
     def synchronize(self) -> None:
         """Waits until everything on the stream is done."""
@@ -117,9 +117,9 @@ class CudaLane:
                     for buffer in pair:
                         rest.callback(buffer.close)
                 self._inputs = {}
-                if self._maps is not None:
-                    rest.callback(self._maps.close)
-                    self._maps = None  # the kernels are unloaded while there is a context
+                if self._heatmaps is not None:
+                    rest.callback(self._heatmaps.close)
+                    self._heatmaps = None  # the kernels are unloaded while there is a context
 
     def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer]:
         kept = self._inputs.get(name)

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 from sigcam.core.errors import BackendError, BackendUnavailableError
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.backends.cuda.stream import CudaLane
+from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime.common import (
     Provider,
     import_onnxruntime,
     open_session,
     session_options,
 )
-from sigcam.runtime.backends.onnxruntime.io_binding import ON_DEVICE, BoundBackend, Lane
+from sigcam.runtime.backends.onnxruntime.io_binding import ON_DEVICE, BoundBackend, DeviceStream
 
 _CPU = "CPUExecutionProvider"
 
@@ -41,7 +41,7 @@ work among them isn't mistaken for it.
 class OrtCudaBackend(BoundBackend):
     """ONNX Runtime with its CUDA provider.
 
-    Computes in full float32 (no TF32), as the parity certificate is for that.
+    Computes in full float32 (no TF32), as the parity report is for that.
 
     Attributes:
         nodes: how many nodes of the graph each provider was given.
@@ -51,8 +51,8 @@ class OrtCudaBackend(BoundBackend):
     understands = frozenset({"threads", "spinning", "device"})
     provider: ClassVar[str] = "CUDAExecutionProvider"
 
-    def __init__(self, session: Any, lane: Lane, run_options: Any) -> None:
-        super().__init__(session, lane, run_options)
+    def __init__(self, session: Any, stream: DeviceStream, run_options: Any) -> None:
+        super().__init__(session, stream, run_options)
         self.nodes = dict(Counter(provider for provider, _ in assigned_nodes(session)))
 
     @classmethod
@@ -74,14 +74,14 @@ class OrtCudaBackend(BoundBackend):
                 'whose files are in the same place, then `pip install "sigcam[gpu]"`'
             )
         try:
-            lane = CudaLane(options.device)
+            stream = CudaStream(options.device)
             try:
-                return cls._open_on(lane, ort, path, options)
+                return cls._open_on(stream, ort, path, options)
             except BaseException as exc:
                 # The frames hold the session, which must be gone before its stream.
                 traceback.clear_frames(exc.__traceback__)
                 with contextlib.suppress(BackendError):  # the first error is to be told
-                    lane.close()
+                    stream.close()
                 raise
         except BackendUnavailableError as exc:
             raise BackendUnavailableError(
@@ -92,13 +92,13 @@ class OrtCudaBackend(BoundBackend):
 
     @classmethod
     def _open_on(
-        cls, lane: CudaLane, ort: Any, path: Path, options: BackendOptions
+        cls, stream: CudaStream, ort: Any, path: Path, options: BackendOptions
     ) -> OrtCudaBackend:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
             ort.preload_dlls()  # from NVIDIA's wheels, where these are installed
         settings = session_options(ort, options)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [*cls._providers(ort, path, options, lane.handle), _CPU]
+        providers = [*cls._providers(ort, path, options, stream.handle), _CPU]
         try:
             session = open_session(ort, path, settings, providers)
         except BackendUnavailableError as exc:
@@ -110,8 +110,8 @@ class OrtCudaBackend(BoundBackend):
             )
         refuse_cpu(session, cls.name)
         if {info.name for info in session.get_outputs()}.issuperset(ON_DEVICE):
-            lane.load_kernels()
-        return cls(session, lane, ort.RunOptions())
+            stream.load_kernels()
+        return cls(session, stream, ort.RunOptions())
 
     @classmethod
     def _providers(

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a device: I/O binding, and maps made where the outputs are."""
+"""ONNX Runtime on a device: I/O binding, and heatmaps made where the outputs are."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels.errors import KernelError
-from sigcam.runtime.backends.base import MadeMaps, MapRequest
-from sigcam.runtime.backends.cuda.maps import DeviceTensor
+from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
+from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor
 from sigcam.runtime.backends.onnxruntime.common import (
     OrtBase,
     dtype_of,
@@ -22,21 +22,21 @@ from sigcam.runtime.backends.onnxruntime.common import (
 )
 
 ON_DEVICE = ("features", "cam_weights")
-"""The outputs that maps are made of; they stay on the device."""
+"""The outputs that heatmaps are made of; they stay on the device."""
 
 
 class Collectable(Protocol):
-    """Maps that are being made."""
+    """Heatmaps that are being made."""
 
-    def collect(self) -> MadeMaps:
-        """The maps, once the lane has been synchronised."""
+    def collect(self) -> DeviceHeatmaps:
+        """The heatmaps, once the stream has been synchronised."""
         ...
 
 
-class Lane(Protocol):
+class DeviceStream(Protocol):
     """What a backend does beside the engine, on the stream that the engine runs on.
 
-    `CudaLane` on a GPU. The device is ONNX Runtime's, by its name and number there; `handle`
+    `CudaStream` on a GPU. The device is ONNX Runtime's, by its name and number there; `handle`
     is the stream's.
     """
 
@@ -52,10 +52,10 @@ class Lane(Protocol):
         """Enqueues the copies of the inputs to the device; returns their addresses there."""
         ...
 
-    def enqueue_maps(
-        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest
+    def enqueue_heatmaps(
+        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> Collectable:
-        """Enqueues the making of maps."""
+        """Enqueues the making of heatmaps."""
         ...
 
     def synchronize(self) -> None:
@@ -63,32 +63,32 @@ class Lane(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the lane holds."""
+        """Frees what the stream holds."""
         ...
 
 
 class BoundBackend(OrtBase):
     """A session whose inputs and outputs are bound to a device.
 
-    The engine runs on the lane's stream. So inputs, network, maps and copies back follow each
+    The engine runs on the stream's stream. So inputs, network, heatmaps and copies back follow each
     other without waiting in between: ONNX Runtime is told not to synchronise after its run
     (`disable_synchronize_execution_providers`, microsoft/onnxruntime pull request 14088), and
     the one wait is for the stream at the end. A stream that was given to ONNX Runtime belongs
     to the session, so calls from several threads take turns.
     """
 
-    makes_maps = True
+    makes_heatmaps = True
 
-    def __init__(self, session: Any, lane: Lane, run_options: Any) -> None:
-        """Takes over session and lane.
+    def __init__(self, session: Any, stream: DeviceStream, run_options: Any) -> None:
+        """Takes over session and stream.
 
         Args:
-            session: of ONNX Runtime, made with the lane's stream.
-            lane: what runs beside it.
+            session: of ONNX Runtime, made with the stream's stream.
+            stream: what runs beside it.
             run_options: an empty `onnxruntime.RunOptions`.
         """
         super().__init__(session)
-        self._lane = lane
+        self._stream = stream
         self._lock = threading.Lock()
         self._run_options = run_options
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -96,66 +96,66 @@ class BoundBackend(OrtBase):
     @property
     def stream(self) -> int:
         """Handle of the stream that all work is on."""
-        return self._lane.handle
+        return self._stream.handle
 
     def close(self) -> None:
         """Frees the engine's memory, after the call that is running in it."""
         with self._lock:
             if self._session is not None:
-                super().close()  # the session uses the lane's stream until it is gone
-                self._lane.close()
+                super().close()  # the session uses the stream's stream until it is gone
+                self._stream.close()
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         with self._running():
             values = self._run(feeds, wanted, ())
-            self._lane.synchronize()
+            self._stream.synchronize()
             return {name: own(value) for name, value in values.items()}
 
-    def _infer_maps(
-        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: MapRequest
-    ) -> tuple[dict[str, Array], MadeMaps]:
+    def _infer_heatmaps(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
+    ) -> tuple[dict[str, Array], DeviceHeatmaps]:
         with self._running():
             names = [name for name in wanted if name not in ON_DEVICE]
             values = self._run(feeds, names, ON_DEVICE)
             features, weights = (_tensor(values[name], name) for name in ON_DEVICE)
-            pending = self._lane.enqueue_maps(features, weights, request)
-            self._lane.synchronize()
+            pending = self._stream.enqueue_heatmaps(features, weights, request)
+            self._stream.synchronize()
             return {name: own(values[name]) for name in wanted}, pending.collect()
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         with self._lock:
             self._opened()
-            with self._lane.current():
+            with self._stream.current():
                 try:
                     yield
                 except BaseException:
                     # Copies that are still under way write to memory that is freed now. After
                     # an error of CUDA's this fails too; the first one is to be told.
                     with suppress(BackendError, KernelError):
-                        self._lane.synchronize()
+                        self._stream.synchronize()
                     raise
 
     def _run(
         self, feeds: Mapping[str, Array], to_host: Sequence[str], to_device: Sequence[str]
     ) -> dict[str, Any]:
-        """Enqueues a run; its outputs, which are there once the lane is synchronised."""
-        session, lane = self._opened(), self._lane
+        """Enqueues a run; its outputs, which are there once the stream is synchronised."""
+        session, stream = self._opened(), self._stream
         # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
         # them to the CPU too, and would copy them back without waiting for our stream.
         staged = {name: array for name, array in feeds.items() if array.dtype != np.int64}
-        addresses = lane.stage(staged)
+        addresses = stream.stage(staged)
         try:
             binding = session.io_binding()
             for name in feeds.keys() - staged.keys():
                 binding.bind_cpu_input(name, feeds[name])
             for name, array in staged.items():
-                place = (lane.device, lane.ordinal)
+                place = (stream.device, stream.ordinal)
                 binding.bind_input(name, *place, array.dtype, array.shape, addresses[name])
             for name in to_host:
                 binding.bind_output(name, "cpu")
             for name in to_device:
-                binding.bind_output(name, lane.device, lane.ordinal)
+                binding.bind_output(name, stream.device, stream.ordinal)
             session.run_with_iobinding(binding, self._run_options)
             outputs = binding.get_outputs()
         except Exception as exc:  # ONNX Runtime's errors share no narrower base
@@ -164,6 +164,6 @@ class BoundBackend(OrtBase):
 
 
 def _tensor(value: Any, name: str) -> DeviceTensor:
-    """An OrtValue as the map kernels take it."""
+    """An OrtValue as the heatmap kernels take it."""
     half = dtype_of(value.data_type(), name) == np.float16
     return DeviceTensor(value.data_ptr(), tuple(value.shape()), half)

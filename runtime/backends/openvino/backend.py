@@ -84,7 +84,7 @@ class OpenVinoBackend(Backend):
             compiled, memory = compile_model(), None
         else:
             cache = ModelCache(options.cache, core, ov.__version__)
-            variant = "one picture" if single else "any batch"
+            variant = "one image" if single else "any batch"
             compiled, memory = cache.load(path, config, variant, compile_model)
         _check_precision(compiled, options.precision)
         return cls(compiled, memory)
@@ -181,7 +181,7 @@ def _config(options: BackendOptions, core: Any) -> dict[str, str]:
 
 
 def _fix_batch(model: Any) -> None:
-    """Makes a network take one picture at a time; a head graph stays as it is.
+    """Makes a network take one image at a time; a head graph stays as it is.
 
     Sizes that are known when the model is compiled needn't be worked out in every run: 0.8 ms
     less of 12.9 for EfficientNet-Lite0. (A range of sizes, 1 to 8, saved nothing.)

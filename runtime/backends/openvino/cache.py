@@ -23,7 +23,7 @@ class ModelCache:
     """A folder of compiled models.
 
     OpenVINO has a cache of its own (CACHE_DIR). It compares no sums: eight bytes changed in a
-    file that it had written changed maps, and nothing was said (seen in 2026.4). And it knows
+    file that it had written changed heatmaps, and nothing was said (seen in 2026.4). And it knows
     a model by its path and time, not by the weights in a file beside it. So files are ours:
     what OpenVINO exports, and after it a line with its SHA-256.
 

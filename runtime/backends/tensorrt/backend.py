@@ -1,4 +1,4 @@
-"""TensorRT, native: engines made by `sigcam build-engine`, maps made on the GPU."""
+"""TensorRT, native: engines made by `sigcam build-engine`, heatmaps made on the GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ import numpy as np
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
-from sigcam.runtime.backends.base import Backend, BackendOptions, MadeMaps, MapRequest, TensorInfo
-from sigcam.runtime.backends.cuda.maps import kernel_errors
+from sigcam.runtime.backends.base import (
+    Backend,
+    BackendOptions,
+    DeviceHeatmaps,
+    HeatmapRequest,
+    TensorInfo,
+)
+from sigcam.runtime.backends.cuda.heatmaps import kernel_errors
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 from sigcam.runtime.backends.tensorrt.executor import Call
 from sigcam.runtime.backends.tensorrt.pool import Pool, Worker
@@ -26,11 +32,11 @@ class TensorRtBackend(Backend):
     """An engine on one GPU, for several callers at once.
 
     Calls of the same kind are captured into a CUDA graph: copies to the device, the engine,
-    the map kernels and the copies back are then launched as one.
+    the heatmap kernels and the copies back are then launched as one.
     """
 
     name = "tensorrt"
-    makes_maps = True
+    makes_heatmaps = True
     understands = frozenset({"device"})
 
     def __init__(
@@ -85,24 +91,24 @@ class TensorRtBackend(Backend):
     @property
     def description(self) -> str:
         """What runs, where, and whether repeated calls are launched as CUDA graphs."""
-        seam, sidecar = self._engine.seam, self._engine.sidecar
+        package, sidecar = self._engine.package, self._engine.sidecar
         refusal = self._engine.no_capture
         graphs = "with CUDA graphs" if refusal is None else f"without CUDA graphs ({refusal})"
         device = self._context.device
-        return f"{seam.name} {seam.version}, {sidecar.precision}, on {device.name}, {graphs}"
+        return f"{package.name} {package.version}, {sidecar.precision}, on {device.name}, {graphs}"
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         return self._run(Call(feeds, tuple(wanted), None))[0]
 
-    def _infer_maps(
-        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: MapRequest
-    ) -> tuple[dict[str, Array], MadeMaps]:
-        outputs, maps = self._run(Call(feeds, tuple(wanted), request))
-        if maps is None:
-            raise BackendError("this engine has no features and CAM weights to make maps of")
-        return outputs, maps
+    def _infer_heatmaps(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
+    ) -> tuple[dict[str, Array], DeviceHeatmaps]:
+        outputs, heatmaps = self._run(Call(feeds, tuple(wanted), request))
+        if heatmaps is None:
+            raise BackendError("this engine has no features and CAM weights to make heatmaps of")
+        return outputs, heatmaps
 
-    def _run(self, call: Call) -> tuple[dict[str, Array], MadeMaps | None]:
+    def _run(self, call: Call) -> tuple[dict[str, Array], DeviceHeatmaps | None]:
         if self._closed:
             raise BackendError("the backend is closed; load the model again")
         self._engine.check_sizes(call.feeds)
@@ -131,7 +137,7 @@ def _info(tensor: Tensor) -> TensorInfo:
 
 
 def _kernel(engine: Engine) -> ClampCombine | None:
-    """The map kernels, in the context that is current, where the engine has what they take."""
+    """The heatmap kernels, in the context that is current, where the engine has what they take."""
     if not {"features", "cam_weights"} <= {tensor.name for tensor in engine.tensors}:
         return None
     from sigcam.kernels.clamp_combine import ClampCombine

@@ -4,10 +4,10 @@ Whether an engine is the one that its sidecar describes, and can run here.
 
 TensorRT: building engines from artifacts, and running them.
 
-`seam.py` chooses between the packages `tensorrt` and `tensorrt_rtx`, which have nearly the
+`package.py` chooses between the packages `tensorrt` and `tensorrt_rtx`, which have nearly the
 same API, and holds what differs. `build.py` makes an engine and its sidecar, `sidecar.py`
 keeps and checks what the engine itself doesn't say, `engine.py` opens a pair of them, and
-`lane.py` and `pool.py` run it for several callers at once. Nothing here imports either
+`executor.py` and `pool.py` run it for several callers at once. Nothing here imports either
 package before it is used.
 """
 
@@ -29,7 +29,7 @@ from sigcam.core.files import model_digest
 from sigcam.core.sidecar import Sidecar, dotted, here, read_sidecar
 from sigcam.core.types import Array
 from sigcam.kernels.calls import DeviceInfo
-from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, Seam, choose
+from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, TensorRTPackage, choose
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,12 +61,14 @@ class Engine:
 
     Attributes:
         sidecar: what it is.
-        seam: the TensorRT that runs it.
+        package: the TensorRT that runs it.
         tensors: inputs and outputs, in the engine's order.
     """
 
-    def __init__(self, sidecar: Sidecar, seam: Seam, log: Any, runtime: Any, native: Any) -> None:
-        self.sidecar, self.seam = sidecar, seam
+    def __init__(
+        self, sidecar: Sidecar, package: TensorRTPackage, log: Any, runtime: Any, native: Any
+    ) -> None:
+        self.sidecar, self.package = sidecar, package
         self._log, self._runtime, self._native = log, runtime, native
         # No generator: its closure would outlive the clearing of frames in `open`.
         self.tensors = tuple(map(self._tensor, range(native.num_io_tensors)))
@@ -88,24 +90,24 @@ class Engine:
             BackendError: TensorRT can't load it.
         """
         sidecar = read_sidecar(path)
-        seam = choose(sidecar.package)
-        check_fit(path, sidecar, package=seam.name, version=seam.version, gpu=gpu)
+        package = choose(sidecar.package)
+        check_fit(path, sidecar, package=package.name, version=package.version, gpu=gpu)
         check_source(path, sidecar)
         data = read_engine(path, sidecar)
-        log = seam.logger()
+        log = package.logger()
         log.told()  # what is left of earlier work isn't about this engine
         runtime = native = engine = None
         try:
             with log.warnings():
-                runtime = seam.module.Runtime(log)
-                _check_header(path, seam, runtime, data, sidecar, log)
+                runtime = package.module.Runtime(log)
+                _check_header(path, package, runtime, data, sidecar, log)
                 native = runtime.deserialize_cuda_engine(data)
             if native is None:
                 raise BackendError(
-                    f"{seam.name} {seam.version} can't load {path}: {log.told()}; build it again "
+                    f"{package.name} {package.version} can't load {path}: {log.told()}; build it again "
                     f"here with `{sidecar.command(path)}`"
                 )
-            engine = cls(sidecar, seam, log, runtime, native)
+            engine = cls(sidecar, package, log, runtime, native)
             engine._check_shapes(path)
             return engine
         except BaseException as exc:
@@ -137,10 +139,10 @@ class Engine:
         Raises:
             BackendError: TensorRT can't make one, for lack of memory for example.
         """
-        if self.seam.is_rtx:
+        if self.package.is_rtx:
             config = self._native.create_runtime_config()
             if settled:
-                strategies = self.seam.module.DynamicShapesKernelSpecializationStrategy
+                strategies = self.package.module.DynamicShapesKernelSpecializationStrategy
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             made = self._native.create_execution_context(runtime_config=config)
         else:
@@ -174,9 +176,9 @@ class Engine:
                     raise UsageError(_outside(tensor.name, axis, low, size, high))
 
     def _tensor(self, index: int) -> Tensor:
-        native, modes = self._native, self.seam.module.TensorIOMode
+        native, modes = self._native, self.package.module.TensorIOMode
         name = native.get_tensor_name(index)
-        kind = self.seam.type_of(native.get_tensor_dtype(name))
+        kind = self.package.type_of(native.get_tensor_dtype(name))
         if kind is None:
             raise ArtifactError(
                 f"the engine's {name} is {native.get_tensor_dtype(name)}, which NumPy lacks; "
@@ -205,7 +207,7 @@ class Engine:
 def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
     if name == "class_ids" and axis == 1:
         return (
-            f"this engine makes maps of {low} to {high} classes for each picture, got {size}; ask "
+            f"this engine makes heatmaps of {low} to {high} classes for each image, got {size}; ask "
             "for as many, or build it again with another --classes"
         )
     if axis == 0:
@@ -215,7 +217,7 @@ def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
             if size > high
             else f"build it again with --min-batch {size}"
         )
-        return f"this engine takes {low} to {high} pictures in one run, got {size}; {way}"
+        return f"this engine takes {low} to {high} images in one run, got {size}; {way}"
     return f"{name} must have {low} to {high} along axis {axis}, got {size}"
 
 
@@ -229,16 +231,16 @@ _ADVICE = {
 
 
 def _check_header(
-    path: Path, seam: Seam, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
+    path: Path, package: TensorRTPackage, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
 ) -> None:
     """Asks TensorRT-RTX whether an engine can run here; TensorRT has no such question."""
-    if not seam.is_rtx:
+    if not package.is_rtx:
         return
-    module = seam.module
+    module = package.module
     validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
     if validity == module.EngineValidity.SUBOPTIMAL:
         _LOG.warning(
-            "%s says that %s may be slower here than where it was meant for", seam.name, path
+            "%s says that %s may be slower here than where it was meant for", package.name, path
         )
     if validity != module.EngineValidity.INVALID:
         return
@@ -248,7 +250,7 @@ def _check_header(
     advice = dict.fromkeys(_ADVICE.get(name, again) for name in named) or [again]
     elsewhere = bool(named) and _ADVICE.keys() >= set(named)
     raise (BackendError if elsewhere else ArtifactError)(
-        f"{seam.name} {seam.version} says that {path} can't run here "
+        f"{package.name} {package.version} says that {path} can't run here "
         f"({', '.join(named) or log.told()}); {'; '.join(advice)}"
     )
 

@@ -14,14 +14,14 @@ from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
-from sigcam.runtime.backends.base import MadeMaps, MapRequest
-from sigcam.runtime.backends.cuda.maps import DeviceMaps, DeviceTensor, Pending
+from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
+from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Pending
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
-Results = tuple[dict[str, Array], MadeMaps | None]
+Results = tuple[dict[str, Array], DeviceHeatmaps | None]
 
 _BROKEN_BEFORE = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
 """What every call says once an earlier one has broken the capture off."""
@@ -34,12 +34,12 @@ class Call:
     Attributes:
         feeds: every input, C-contiguous, within the engine's sizes.
         wanted: outputs to bring back.
-        request: maps to make of features and CAM weights; None for none.
+        request: heatmaps to make of features and CAM weights; None for none.
     """
 
     feeds: Mapping[str, Array]
     wanted: tuple[str, ...]
-    request: MapRequest | None
+    request: HeatmapRequest | None
 
     @cached_property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -84,10 +84,10 @@ class _Room:
                     stack.callback(buffer.close)
 
 
-class Lane:
+class Executor:
     """An execution context and its memory; one caller at a time.
 
-    Memory is kept and grows. A lane that captures a graph serves that graph's calls alone:
+    Memory is kept and grows. An executor that captures a graph serves that graph's calls alone:
     its addresses are in the graph, and TensorRT keeps state for the shapes in the context,
     so NVIDIA's advice is one context for each captured graph.
     """
@@ -102,7 +102,7 @@ class Lane:
     ) -> None:
         self._engine, self._stream = engine, stream
         self._context = engine.context(settled=settled)
-        self._maps = None if kernel is None else DeviceMaps(kernel)
+        self._heatmaps = None if kernel is None else HeatmapMaker(kernel)
         self._rooms = {tensor.name: _Room() for tensor in engine.tensors}
         self._tensors = {tensor.name: tensor for tensor in engine.tensors}
         self._sizes: dict[str, tuple[int, ...]] = {}
@@ -133,15 +133,17 @@ class Lane:
         the first one, which a graph can't hold.
 
         Returns:
-            None, or why TensorRT or CUDA can't capture it; the lane must then be closed.
+            None, or why TensorRT or CUDA can't capture it; the executor must then be closed.
 
         Raises:
             BackendError, KernelError: our own part of the work failed, which no network can
                 be the reason of.
         """
-        if self._engine.seam.is_rtx and not self._context.is_stream_capturable(self._stream.handle):
+        if self._engine.package.is_rtx and not self._context.is_stream_capturable(
+            self._stream.handle
+        ):
             return "TensorRT-RTX says that its work can't be captured for these shapes"
-        generation = 0 if self._maps is None else self._maps.generation
+        generation = 0 if self._heatmaps is None else self._heatmaps.generation
         refused, ours = False, False
         try:
             with driver.Graph.capture(self._stream) as graph:
@@ -160,7 +162,7 @@ class Lane:
             if ours and _BROKEN_BEFORE not in str(exc):
                 raise
             return f"CUDA can't capture it: {exc}"
-        if self._maps is not None and self._maps.generation != generation:
+        if self._heatmaps is not None and self._heatmaps.generation != generation:
             graph.close()
             raise BackendError("memory moved while a CUDA graph was captured")
         self._graph = graph
@@ -174,7 +176,7 @@ class Lane:
             KernelError: a CUDA call failed.
         """
         if self._graph is None:
-            raise BackendError("this lane holds no CUDA graph")
+            raise BackendError("this executor holds no CUDA graph")
         self._fill(call)
         self._graph.launch(self._stream)
         self._stream.synchronize()
@@ -185,8 +187,8 @@ class Lane:
         with ExitStack() as stack:  # all of it, even if one fails; in the reverse order
             for room in self._rooms.values():
                 stack.callback(room.close)
-            if self._maps is not None:
-                stack.callback(self._maps.close)
+            if self._heatmaps is not None:
+                stack.callback(self._heatmaps.close)
             stack.callback(self._drop_context)
             if self._graph is not None:
                 stack.callback(self._graph.close)
@@ -225,7 +227,7 @@ class Lane:
         if any(size < 0 for size in shape):
             raise BackendError(
                 f"TensorRT can't tell the size of {name} before it runs, only {list(shape)}: it "
-                "depends on the picture's content, and no memory can be set aside for it; export "
+                "depends on the image's content, and no memory can be set aside for it; export "
                 "the model again with `sigcam export`"
             )
         return shape
@@ -260,10 +262,10 @@ class Lane:
         return bool(self._context.execute_async_v3(self._stream.handle))
 
     def _enqueue_rest(self, call: Call) -> Pending | None:
-        """Enqueues the maps, where there is what they are made of, and the copies of outputs."""
+        """Enqueues the heatmaps, where there is what they are made of, and the copies of outputs."""
         pending = None
-        if call.request is not None and self._maps is not None:
-            pending = self._maps.enqueue(
+        if call.request is not None and self._heatmaps is not None:
+            pending = self._heatmaps.enqueue(
                 self._on_device("features"),
                 self._on_device("cam_weights"),
                 call.request,

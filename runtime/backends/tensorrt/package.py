@@ -40,7 +40,7 @@ _OLDEST = (10, 13)
 
 
 @dataclass(frozen=True)
-class Seam:
+class TensorRTPackage:
     """A TensorRT package that is installed.
 
     Attributes:
@@ -130,7 +130,7 @@ _TYPES = {
 }
 
 
-def choose(package: str | None = None) -> Seam:
+def choose(package: str | None = None) -> TensorRTPackage:
     """The package of that name; without one, the first of `PACKAGES` that is installed.
 
     Raises:
@@ -151,7 +151,7 @@ def choose(package: str | None = None) -> Seam:
             problems.append(f"{name} ({exc})")
             cause = cause or exc
         else:
-            found = Seam(name, module, str(module.__version__))
+            found = TensorRTPackage(name, module, str(module.__version__))
             _check_version(found)
             return found
     how = "; or ".join(f"{INSTALL[name]}" for name in candidates)
@@ -160,13 +160,13 @@ def choose(package: str | None = None) -> Seam:
     ) from cause
 
 
-def _check_version(seam: Seam) -> None:
-    parts = tuple(int(part) for part in seam.version.split(".")[:2] if part.isdecimal())
-    if not seam.is_rtx and parts < _OLDEST:
+def _check_version(package: TensorRTPackage) -> None:
+    parts = tuple(int(part) for part in package.version.split(".")[:2] if part.isdecimal())
+    if not package.is_rtx and parts < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise BackendUnavailableError(
-            f"the package tensorrt must be {oldest} or later, installed is {seam.version}; "
-            f'upgrade it: pip install "{DISTRIBUTIONS[seam.name]}>={oldest}"'
+            f"the package tensorrt must be {oldest} or later, installed is {package.version}; "
+            f'upgrade it: pip install "{DISTRIBUTIONS[package.name]}>={oldest}"'
         )
 
 

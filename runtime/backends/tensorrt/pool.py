@@ -12,7 +12,7 @@ from sigcam.core.errors import BackendError
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.tensorrt.engine import Engine
-from sigcam.runtime.backends.tensorrt.executor import Call, Lane, Results
+from sigcam.runtime.backends.tensorrt.executor import Call, Executor, Results
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
@@ -29,12 +29,12 @@ that none of them used may be given up for another one."""
 
 
 class Worker:
-    """A stream with a lane for whatever comes, and lanes for calls that came again.
+    """A stream with an executor for whatever comes, and executors for calls that came again.
 
-    The first call of its kind (shapes, outputs, where the pictures lie) runs as it is. The
-    second one runs in a lane of its own and is then captured there; from the third on, the
+    The first call of its kind (shapes, outputs, where the images lie) runs as it is. The
+    second one runs in an executor of its own and is then captured there; from the third on, the
     graph is launched. Where all graphs are in use, further kinds stay without one: making a
-    lane costs far more than a graph saves, so kinds that take turns must not push each other
+    executor costs far more than a graph saves, so kinds that take turns must not push each other
     out.
     """
 
@@ -42,11 +42,11 @@ class Worker:
         self._engine, self._kernel = engine, kernel
         self._stream = driver.Stream()
         try:
-            self._plain = Lane(engine, self._stream, kernel)
+            self._plain = Executor(engine, self._stream, kernel)
         except BaseException:
             self._stream.close()
             raise
-        self._captured: OrderedDict[Any, Lane] = OrderedDict()  # used last: at the end
+        self._captured: OrderedDict[Any, Executor] = OrderedDict()  # used last: at the end
         self._used: dict[Any, int] = {}
         self._calls = 0
         self._seen: OrderedDict[Any, None] = OrderedDict()
@@ -76,8 +76,8 @@ class Worker:
         """Frees stream and memory."""
         with ExitStack() as stack:  # all of it, even if one fails; the stream is the last
             stack.callback(self._stream.close)
-            for lane in (self._plain, *self._captured.values()):
-                stack.callback(lane.close)
+            for executor in (self._plain, *self._captured.values()):
+                stack.callback(executor.close)
             self._captured.clear()
 
     def _has_room(self) -> bool:
@@ -92,19 +92,19 @@ class Worker:
             key, oldest = self._captured.popitem(last=False)
             del self._used[key]
             oldest.close()
-        lane = Lane(self._engine, self._stream, self._kernel, settled=True)
+        executor = Executor(self._engine, self._stream, self._kernel, settled=True)
         try:
-            results = lane.run(call)
-            refusal = lane.capture(call)
+            results = executor.run(call)
+            refusal = executor.capture(call)
         except BaseException:
-            lane.close()
+            executor.close()
             raise
         if refusal is None:
-            self._captured[call.key] = lane
+            self._captured[call.key] = executor
             self._used[call.key] = self._calls
         else:
             self._engine.refuse_capture(refusal)
-            lane.close()
+            executor.close()
         return results
 
 

@@ -1,4 +1,4 @@
-"""A small trained-looking network, its artifacts of several methods, and pictures for it."""
+"""A small trained-looking network, its artifacts of several methods, and images for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import ClassSelection, Geometry
+from sigcam.core.spec import ClassSelection, Preprocessing
 from sigcam.export import export_artifact
 
 SIZE = 32
@@ -35,20 +35,20 @@ class Net(nn.Module):
         return self.head(self.last(x))
 
 
-def write_pictures(folder, count, seed=0):
+def write_images(folder, count, seed=0):
     """Blobs of colour on noise: smooth enough for maps, different enough for classes."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        picture = cv2.resize(coarse, (40, 36), interpolation=cv2.INTER_CUBIC)
-        assert cv2.imwrite(str(folder / f"{index:03}.png"), picture)
+        image = cv2.resize(coarse, (40, 36), interpolation=cv2.INTER_CUBIC)
+        assert cv2.imwrite(str(folder / f"{index:03}.png"), image)
     return folder
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "all", 40)
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "all", 40)
 
 
 def export(path, *, mlp=False, selection="input", target_layers=(), **options):
@@ -57,7 +57,7 @@ def export(path, *, mlp=False, selection="input", target_layers=(), **options):
     with torch.no_grad():
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.weight *= 2.5  # so that logits differ between pictures
+                layer.weight *= 2.5  # so that logits differ between images
     dual = DualBranch(
         net, None, input_size=(SIZE, SIZE), target_layers=target_layers, architecture="toy"
     )
@@ -67,7 +67,11 @@ def export(path, *, mlp=False, selection="input", target_layers=(), **options):
             parameter.copy_(torch.randn_like(parameter))
     chosen = {"topk": ClassSelection("topk", 2)}.get(selection) or ClassSelection(selection)
     export_artifact(
-        dual, path, classes=chosen, geometry=Geometry(SIZE, SIZE, rule="stretch"), **options
+        dual,
+        path,
+        classes=chosen,
+        preprocessing=Preprocessing(SIZE, SIZE, rule="stretch"),
+        **options,
     )
     return path
 

@@ -1,4 +1,4 @@
-"""Wrong files, wrong pictures and wrong options: what was wanted, what came, what to do."""
+"""Wrong files, wrong images and wrong options: what was wanted, what came, what to do."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
 from sigcam.convert.quantize.images import choose
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import ArtifactError, DataError, UsageError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from tests.support.tiny import artifact_graph, head_graph, tiny_spec, write
 
 FEW = QuantizeOptions(calibration=8, held_out=8, threads=1, min_agreement=0, min_correlation=-1)
-GEOMETRY = Geometry(32, 32, rule="stretch")
+GEOMETRY = Preprocessing(32, 32, rule="stretch")
 
 
 def pick(folder, calibration=8, held_out=8, seed=0):
@@ -30,20 +30,20 @@ def test_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="is no folder"):
         pick(tmp_path / "file")
-    with pytest.raises(DataError, match="has no pictures"):
+    with pytest.raises(DataError, match="has no images"):
         pick(tmp_path)
 
 
-def test_too_few_pictures(pictures):
-    with pytest.raises(DataError, match=r"must have 60 different pictures \(30 to calibrate, 30"):
-        pick(pictures, 30, 30)
-    with pytest.raises(UsageError, match="at least 8 calibration pictures, got 3"):
-        pick(pictures, 3)
-    with pytest.raises(UsageError, match="at least 8 held-out pictures, got 0"):
-        pick(pictures, 8, 0)
+def test_too_few_images(images):
+    with pytest.raises(DataError, match=r"must have 60 different images \(30 to calibrate, 30"):
+        pick(images, 30, 30)
+    with pytest.raises(UsageError, match="at least 8 calibration images, got 3"):
+        pick(images, 3)
+    with pytest.raises(UsageError, match="at least 8 held-out images, got 0"):
+        pick(images, 8, 0)
 
 
-def test_pictures_that_say_nothing(tmp_path):
+def test_images_that_say_nothing(tmp_path):
     for index in range(20):
         black = np.zeros((20, 20, 3), np.uint8)
         cv2.imwrite(str(tmp_path / f"black{index}.png"), black)
@@ -54,11 +54,11 @@ def test_pictures_that_say_nothing(tmp_path):
     assert "21 of a single colour" in str(error.value)
 
 
-def test_the_sets_are_disjoint_and_seeded(pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "all")
+def test_the_sets_are_disjoint_and_seeded(images, tmp_path):
+    shutil.copytree(images, tmp_path / "all")
     for path in list((tmp_path / "all").iterdir()):
         shutil.copy(path, path.with_name(f"copy-{path.name}"))
-    (tmp_path / "all" / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (tmp_path / "all" / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     first, again, other = (pick(tmp_path / "all", 20, 20, seed) for seed in (0, 0, 1))
     assert first == again
     assert set(first.calibration) != set(other.calibration)
@@ -67,47 +67,47 @@ def test_the_sets_are_disjoint_and_seeded(pictures, tmp_path):
     assert any("broken.jpg" in reason for one in (first, other) for reason in one.unread)
 
 
-def test_an_artifact_that_was_converted(artifacts, pictures, tmp_path):
+def test_an_artifact_that_was_converted(artifacts, images, tmp_path):
     source = artifacts(method="cam")
     for precision in ("int8", "fp16"):
         options = QuantizeOptions(**{**vars(FEW), "precision": precision})
         out = tmp_path / f"{precision}.onnx"
-        quantize_artifact(source, pictures, out, options)
+        quantize_artifact(source, images, out, options)
         with pytest.raises(UsageError, match=rf"converted before \({precision}\)"):
-            quantize_artifact(out, pictures, tmp_path / "again.onnx", options)
+            quantize_artifact(out, images, tmp_path / "again.onnx", options)
     model = onnx.load(str(tmp_path / "int8.onnx"))
     spec = read_spec(source).to_json()
     onnx.helper.set_model_props(model, {"sigcam": spec})
     onnx.save(model, str(tmp_path / "other.onnx"))
     with pytest.raises(UsageError, match="it has DequantizeLinear, QuantizeLinear"):
-        quantize_artifact(tmp_path / "other.onnx", pictures, tmp_path / "again.onnx", FEW)
+        quantize_artifact(tmp_path / "other.onnx", images, tmp_path / "again.onnx", FEW)
     assert not (tmp_path / "again.onnx").exists()
 
 
-def test_files_of_another_kind(pictures, tmp_path):
+def test_files_of_another_kind(images, tmp_path):
     out = tmp_path / "out.onnx"
     with pytest.raises(UsageError, match="is a TensorRT engine"):
-        quantize_artifact(tmp_path / "model.engine", pictures, out, FEW)
+        quantize_artifact(tmp_path / "model.engine", images, out, FEW)
     spec = tiny_spec(kind="head", head_input="features")
     head = write(onnx, head_graph(onnx, spec), tmp_path / "m.head.onnx", spec.to_json())
     with pytest.raises(UsageError, match="is a head graph, which stays in float32"):
-        quantize_artifact(head, pictures, out, FEW)
+        quantize_artifact(head, images, out, FEW)
     with pytest.raises(ArtifactError, match="no model file"):
-        quantize_artifact(tmp_path / "none.onnx", pictures, out, FEW)
+        quantize_artifact(tmp_path / "none.onnx", images, out, FEW)
     assert not out.exists()
 
 
-def test_outputs_that_cannot_be(artifacts, pictures, tmp_path):
+def test_outputs_that_cannot_be(artifacts, images, tmp_path):
     source = artifacts(method="cam")
     with pytest.raises(UsageError, match="is the model itself"):
-        quantize_artifact(source, pictures, source, FEW)
+        quantize_artifact(source, images, source, FEW)
     with pytest.raises(UsageError, match=r"must end in \.onnx"):
-        quantize_artifact(source, pictures, tmp_path / "model.int8", FEW)
+        quantize_artifact(source, images, tmp_path / "model.int8", FEW)
     with pytest.raises(UsageError, match="without a head graph"):
-        quantize_artifact(source, pictures, tmp_path / "o.onnx", FEW, head=tmp_path / "h.onnx")
+        quantize_artifact(source, images, tmp_path / "o.onnx", FEW, head=tmp_path / "h.onnx")
 
 
-def test_weights_in_a_file_beside_it(artifacts, pictures, tmp_path):
+def test_weights_in_a_file_beside_it(artifacts, images, tmp_path):
     """They come along: what is written is one file."""
     model = onnx.load(str(artifacts(method="cam")))
     path = tmp_path / "apart.onnx"
@@ -116,15 +116,15 @@ def test_weights_in_a_file_beside_it(artifacts, pictures, tmp_path):
     )
     assert (tmp_path / "apart.onnx.data").stat().st_size > 1000
     out = tmp_path / "sub" / "one.onnx"
-    quantize_artifact(path, pictures, out, FEW)
+    quantize_artifact(path, images, out, FEW)
     assert [p.name for p in out.parent.iterdir()] == ["one.onnx"]
     onnx.checker.check_model(str(out), full_check=True)
     (tmp_path / "apart.onnx.data").unlink()
     with pytest.raises(ArtifactError, match="can't be read"):
-        quantize_artifact(path, pictures, out, FEW)
+        quantize_artifact(path, images, out, FEW)
 
 
-def test_a_layer_whose_input_is_constant(artifacts, pictures, tmp_path):
+def test_a_layer_whose_input_is_constant(artifacts, images, tmp_path):
     model = onnx.load(str(artifacts(method="cam")))
     first = next(node for node in model.graph.node if node.op_type == "Conv")
     for tensor in model.graph.initializer:
@@ -133,8 +133,8 @@ def test_a_layer_whose_input_is_constant(artifacts, pictures, tmp_path):
             tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
     path = tmp_path / "dead.onnx"
     onnx.save(model, str(path))
-    with pytest.raises(DataError, match="is 0 everywhere on all calibration pictures"):
-        quantize_artifact(path, pictures, tmp_path / "out.onnx", FEW)
+    with pytest.raises(DataError, match="is 0 everywhere on all calibration images"):
+        quantize_artifact(path, images, tmp_path / "out.onnx", FEW)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_wrong_options(wrong, message):
         QuantizeOptions(**wrong)
 
 
-def test_the_head_graph_comes_along(pictures, tmp_path):
+def test_the_head_graph_comes_along(images, tmp_path):
     """A graph without layers in 8 bits has nothing to quantise; in 16 bits all is as before."""
     spec = tiny_spec(head_input="features")
     graph = artifact_graph(onnx, spec, head="mlp", emit=("features",))
@@ -162,14 +162,14 @@ def test_the_head_graph_comes_along(pictures, tmp_path):
         onnx, head_graph(onnx, as_head, head="mlp"), tmp_path / "m.head.onnx", as_head.to_json()
     )
     options = QuantizeOptions(precision="fp16", held_out=8)
-    _, written = quantize_artifact(path, pictures, tmp_path / "m.fp16.onnx", options)
+    _, written = quantize_artifact(path, images, tmp_path / "m.fp16.onnx", options)
     assert [p.name for p in written] == ["m.fp16.onnx", "m.fp16.head.onnx"]
     assert written[1].read_bytes() == beside.read_bytes()
     from sigcam.runtime import load
 
     with load(written[0]) as session:
-        [one] = session.explain(sorted(pictures.iterdir())[0])
+        [one] = session.explain(sorted(images.iterdir())[0])
         assert [e.label for e in one.for_classes(["red", "blue"])] == ["red", "blue"]
     beside.unlink()
-    _, written = quantize_artifact(path, pictures, tmp_path / "n.fp16.onnx", options)
+    _, written = quantize_artifact(path, images, tmp_path / "n.fp16.onnx", options)
     assert [p.name for p in written] == ["n.fp16.onnx"]

@@ -23,15 +23,15 @@ def silent(*_):
 
 
 @pytest.fixture(params=[False, True], ids=["linear", "mlp"])
-def case(request, artifacts, pictures):
+def case(request, artifacts, images):
     source = read_source(
         artifacts(method="gradcam++" if request.param else "cam", mlp=request.param)
     )
     selection = select(source)
-    paths = sorted(pictures.iterdir())[:COUNT]
+    paths = sorted(images.iterdir())[:COUNT]
 
     def given():
-        return feeds(paths, source.spec.geometry, named=False)
+        return feeds(paths, source.spec.preprocessing, named=False)
 
     ranges = calibrate(
         source, selection, given(), COUNT, method="minmax", threads=1, report=silent
@@ -66,7 +66,7 @@ def test_each_channel_gets_the_mean_of_float32(case):
 
 
 def outputs_of(source, selection, given):
-    """Each layer's float32 inputs and outputs, a list over the pictures each."""
+    """Each layer's float32 inputs and outputs, a list over the images each."""
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     nodes = {node.name: node for node in model.graph.node}

@@ -24,16 +24,16 @@ WAYS = [
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=lambda way: "-".join(way.values()))
-def written(request, artifacts, pictures, tmp_path_factory):
+def written(request, artifacts, images, tmp_path_factory):
     out = tmp_path_factory.mktemp("written") / "new.onnx"
     options = QuantizeOptions(
         calibration=16, held_out=8, threads=1, min_agreement=0, min_correlation=-1, **request.param
     )
-    spec, _ = quantize_artifact(artifacts(method="cam"), pictures, out, options)
+    spec, _ = quantize_artifact(artifacts(method="cam"), images, out, options)
     return out, spec, request.param
 
 
-def test_openvino_computes_the_same(written, pictures):
+def test_openvino_computes_the_same(written, images):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         openvino = pytest.importorskip("openvino")
@@ -45,10 +45,10 @@ def test_openvino_computes_the_same(written, pictures):
     from sigcam.runtime.backends.base import BackendOptions
 
     ort = open_backend(path, "ort", BackendOptions(threads=1))
-    paths = sorted(pictures.iterdir())[:8]
+    paths = sorted(images.iterdir())[:8]
     pairs = []
-    for inputs in feeds(paths, spec.geometry, named=True):
-        want = ort.infer(inputs, ["logits", "evidence_logits", "grids"])
+    for inputs in feeds(paths, spec.preprocessing, named=True):
+        want = ort.infer(inputs, ["logits", "evidence_logits", "cams"])
         got = compiled(inputs)
         pairs.append([(got[name], values) for name, values in want.items()])
     ort.close()
@@ -70,9 +70,9 @@ def test_tensorrt_builds_symmetric_ones(written, tmp_path):
     assert read_sidecar(engine).spec == spec == read_spec(engine)
 
 
-def test_a_session_explains(written, pictures):
+def test_a_session_explains(written, images):
     path, _, _ = written
     with load(path, "ort") as session:
-        [one] = session.explain(sorted(pictures.iterdir())[0])
+        [one] = session.explain(sorted(images.iterdir())[0])
     assert one.valid
     assert 0 < one.evidence < 1

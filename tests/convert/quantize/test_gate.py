@@ -1,4 +1,4 @@
-"""The fidelity certificate: measured right, and a refusal below the limits."""
+"""The fidelity report: measured right, and a refusal below the limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
-from sigcam.convert.quantize.fidelity import Gate, correlation, iou
+from sigcam.convert.quantize.fidelity import FidelityCheck, correlation, iou
 from sigcam.convert.quantize.images import choose, prepared
 from sigcam.convert.quantize.source import read_source
 from sigcam.core.artifact import read_spec
@@ -62,12 +62,12 @@ def tiny(folder, name, weights=None, **changes):
     return write(onnx, artifact_graph(onnx, spec, **more), folder / name, spec.to_json())
 
 
-def compared(folder, pictures, weights, **changes):
+def compared(folder, images, weights, **changes):
     path = tiny(folder, "a.onnx", **changes)
     other = tiny(folder, "b.onnx", weights, **changes)
-    chosen = choose(pictures, read_spec(path).geometry, 8, 16, 0, silent)
-    gate = Gate(path, read_spec(path), chosen.held_out, 1, silent)
-    return path, other, chosen, gate.compare(other, silent)
+    chosen = choose(images, read_spec(path).preprocessing, 8, 16, 0, silent)
+    check = FidelityCheck(path, read_spec(path), chosen.held_out, 1, silent)
+    return path, other, chosen, check.compare(other, silent)
 
 
 # Classes 0 to 2 have their own colour; the fourth likes red and dislikes blue.
@@ -76,10 +76,10 @@ OTHER = np.array([[1, 0, 0.3], [0.9, 1, 0], [0, 0.2, 1], [0.5, 0, -1]], np.float
 
 @pytest.mark.parametrize("profile", ["fused", "split"])
 @pytest.mark.parametrize("mode", ["input", "topk", "top1"])
-def test_against_what_two_sessions_say(tmp_path, pictures, mode, profile):
+def test_against_what_two_sessions_say(tmp_path, images, mode, profile):
     selection = ClassSelection(mode, 3 if mode == "topk" else 1)
     changes = {"classes": selection, "profile": profile}
-    a, b, chosen, found = compared(tmp_path, pictures, OTHER, **changes)
+    a, b, chosen, found = compared(tmp_path, images, OTHER, **changes)
     agreed, correlations, ious = [], [], []
     with load(a, "ort") as first, load(b, "ort") as second:
         for path in chosen.held_out:
@@ -91,7 +91,7 @@ def test_against_what_two_sessions_say(tmp_path, pictures, mode, profile):
                 answers = second.explain(path, top_k=3 if mode == "topk" else 1)
             same = [answer for answer in answers if answer.class_id == one.class_id]
             if same:
-                pair = np.corrcoef(one.grid.ravel(), same[0].grid.ravel())
+                pair = np.corrcoef(one.cam.ravel(), same[0].cam.ravel())
                 correlations.append(pair[0, 1])
                 ious.append(iou(one.boxes()[0], same[0].boxes()[0]))
     assert 0 < np.mean(agreed) < 1  # the case is one of both kinds
@@ -103,23 +103,23 @@ def test_against_what_two_sessions_say(tmp_path, pictures, mode, profile):
     assert found.mean_box_iou == pytest.approx(np.mean(ious))
 
 
-def test_a_graph_is_equal_to_itself(tmp_path, pictures):
-    *_, found = compared(tmp_path, pictures, None)
+def test_a_graph_is_equal_to_itself(tmp_path, images):
+    *_, found = compared(tmp_path, images, None)
     assert (found.agreement, found.mean_box_iou) == (1, 1)
     assert found.worst_correlation == pytest.approx(1)
 
 
-def test_it_is_written_shown_and_read_by_others(artifacts, pictures, tmp_path):
+def test_it_is_written_shown_and_read_by_others(artifacts, images, tmp_path):
     source, out = artifacts(method="cam"), tmp_path / "new.onnx"
     lines = []
-    spec, written = quantize_artifact(source, pictures, out, options(**LAX), say=lines.append)
+    spec, written = quantize_artifact(source, images, out, options(**LAX), say=lines.append)
     assert written == [out]
     assert read_spec(out) == spec
     fidelity = spec.fidelity
-    assert (fidelity.precision, fidelity.calibration, fidelity.pictures) == ("int8", 8, 16)
+    assert (fidelity.precision, fidelity.calibration, fidelity.images) == ("int8", 8, 16)
     assert fidelity.kept_float == ()
     assert fidelity.mean_correlation > 0.98
-    assert f"{fidelity.agreement:.1%} of 16 pictures agree" in lines[-1]
+    assert f"{fidelity.agreement:.1%} of 16 images agree" in lines[-1]
     before = read_spec(source)
     assert before.fidelity is None
     assert before.parity == spec.parity
@@ -156,24 +156,24 @@ def spoiled(path, out):
     return out, pointwise.name, depthwise.name
 
 
-def test_the_layer_that_hurts_is_found_and_kept_in_float32(artifacts, pictures, tmp_path):
+def test_the_layer_that_hurts_is_found_and_kept_in_float32(artifacts, images, tmp_path):
     bad, layer, maker = spoiled(artifacts(method="cam"), tmp_path / "bad.onnx")
     out, lines = tmp_path / "new.onnx", []
     limits = {"min_agreement": 0.5, "min_correlation": 0.98}
     with pytest.raises(FidelityError, match=f"hurt most are {layer}") as error:
-        quantize_artifact(bad, pictures, out, options(rounds=0, **limits))
+        quantize_artifact(bad, images, out, options(rounds=0, **limits))
     assert "mean correlation of 0.98, but reaches" in str(error.value)
     assert list(tmp_path.iterdir()) == [bad]
-    spec, _ = quantize_artifact(bad, pictures, out, options(**limits), say=lines.append)
+    spec, _ = quantize_artifact(bad, images, out, options(**limits), say=lines.append)
     assert spec.fidelity.kept_float == (layer, maker)
     assert spec.fidelity.mean_correlation > 0.98
     assert any(line.startswith(f"round 1: keeping {layer}") for line in lines)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_weights_in_16_bits(artifacts, pictures, tmp_path, precision):
+def test_weights_in_16_bits(artifacts, images, tmp_path, precision):
     source, out = artifacts(method="gradcam++", mlp=True), tmp_path / "half.onnx"
-    spec, _ = quantize_artifact(source, pictures, out, options(precision=precision, **LAX))
+    spec, _ = quantize_artifact(source, images, out, options(precision=precision, **LAX))
     assert spec.fidelity.calibration == 0
     assert spec.fidelity.mean_correlation > 0.9999
     big = [t for t in read_source(source).model.graph.initializer if np.prod(t.dims) >= 256]
@@ -194,7 +194,7 @@ def test_weights_in_16_bits(artifacts, pictures, tmp_path, precision):
     )
 
 
-def test_what_16_bits_cannot_hold_stays(artifacts, pictures, tmp_path):
+def test_what_16_bits_cannot_hold_stays(artifacts, images, tmp_path):
     model = onnx.load(str(artifacts(method="gradcam++", mlp=True)))
     tensor = next(t for t in model.graph.initializer if np.prod(t.dims) >= 256)
     values = onnx.numpy_helper.to_array(tensor).copy()
@@ -204,25 +204,25 @@ def test_what_16_bits_cannot_hold_stays(artifacts, pictures, tmp_path):
     onnx.save(model, str(path))
     kept = {
         precision: quantize_artifact(
-            path, pictures, tmp_path / f"{precision}.onnx", options(precision=precision, **LAX)
+            path, images, tmp_path / f"{precision}.onnx", options(precision=precision, **LAX)
         )[0].fidelity.kept_float
         for precision in ("fp16", "bf16")
     }
     assert kept == {"fp16": (tensor.name,), "bf16": ()}
 
 
-def test_the_same_seed_gives_the_same_file(artifacts, pictures, tmp_path):
+def test_the_same_seed_gives_the_same_file(artifacts, images, tmp_path):
     source = artifacts(method="cam")
     for name in ("a", "b"):
-        quantize_artifact(source, pictures, tmp_path / f"{name}.onnx", options(**LAX))
+        quantize_artifact(source, images, tmp_path / f"{name}.onnx", options(**LAX))
     first, second = ((tmp_path / f"{name}.onnx").read_bytes() for name in ("a", "b"))
     assert first == second
 
 
-def test_inputs_are_made_as_a_session_makes_them(artifacts, pictures):
+def test_inputs_are_made_as_a_session_makes_them(artifacts, images):
     path = artifacts(method="cam")
-    picture = sorted(pictures.iterdir())[0]
-    tensor, _ = prepared(picture, read_spec(path).geometry)
+    image = sorted(images.iterdir())[0]
+    tensor, _ = prepared(image, read_spec(path).preprocessing)
     with load(path, "ort") as session:
-        seen = session._read(picture).tensor
+        seen = session._read(image).tensor
     np.testing.assert_array_equal(tensor, seen)

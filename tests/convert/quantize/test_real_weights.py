@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its trained weights on real pictures; needs the folder ../shared."""
+"""EfficientNet-Lite0 with its trained weights on real images; needs the folder ../shared."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tests.support.paths import DATA
 
 pytestmark = [
     pytest.mark.shared,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the pictures in {DATA.parent.name}/data"),
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the images in {DATA.parent.name}/data"),
 ]
 
 
 def test_what_8_bits_cost(tmp_path):
     network = load_network()
     source = tmp_path / "model.onnx"
-    export_artifact(network.dual, source, geometry=network.geometry)
+    export_artifact(network.dual, source, preprocessing=network.preprocessing)
     options = QuantizeOptions(calibration=48, held_out=64, threads=2, min_agreement=0.85, rounds=0)
     spec, [out] = quantize_artifact(
         source, DATA / "imagenet_samples", tmp_path / "int8.onnx", options
     )
     fidelity = spec.fidelity
-    # 95 to 98% of 384 pictures agree, see docs/quantization.md; three deviations below.
+    # 95 to 98% of 384 images agree, see docs/quantization.md; three deviations below.
     assert fidelity.agreement >= 0.86
     assert fidelity.mean_correlation >= 0.98
     assert fidelity.kept_float == ()

@@ -27,12 +27,12 @@ CASES = [
 ]
 
 
-def convert(path, pictures, activations="uint8", kept=()):
+def convert(path, images, activations="uint8", kept=()):
     source = read_source(path)
     selection = select(source, kept)
-    paths = sorted(pictures.iterdir())[:8]
+    paths = sorted(images.iterdir())[:8]
     ranges = calibrate(
-        source, selection, feeds(paths, source.spec.geometry, False), 8,
+        source, selection, feeds(paths, source.spec.preprocessing, False), 8,
         method="minmax", threads=1, report=lambda done, total: None,
     )  # fmt: skip
     return source, selection, ranges, to_int8(source, selection, ranges, activations)
@@ -48,8 +48,8 @@ def ancestors(graph, name):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_only_the_way_to_the_logits_is_rounded(artifacts, pictures, case):
-    source, selection, _, model = convert(artifacts(**case), pictures)
+def test_only_the_way_to_the_logits_is_rounded(artifacts, images, case):
+    source, selection, _, model = convert(artifacts(**case), images)
     assert set(selection.nodes) <= ancestors(source.model.graph, "logits")
     layers = [n for n in source.model.graph.node if n.name in selection.layers]
     assert [n.op_type for n in layers].count("Conv") == 4
@@ -75,8 +75,8 @@ def test_only_the_way_to_the_logits_is_rounded(artifacts, pictures, case):
 
 
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
-def test_logits_and_pooled_features_are_not_rounded(artifacts, pictures, case):
-    _, _, _, model = convert(artifacts(**case), pictures)
+def test_logits_and_pooled_features_are_not_rounded(artifacts, images, case):
+    _, _, _, model = convert(artifacts(**case), images)
     made_by = {name: node for node in model.graph.node for name in node.output}
     assert made_by["logits"].op_type == "Gemm"
     evidence = next(n for n in model.graph.node if n.name.startswith("node_linear"))
@@ -85,9 +85,9 @@ def test_logits_and_pooled_features_are_not_rounded(artifacts, pictures, case):
 
 
 @pytest.mark.parametrize("activations", ["uint8", "int8"])
-def test_weights_fit_processors_that_add_pairs_in_16_bits(artifacts, pictures, activations):
+def test_weights_fit_processors_that_add_pairs_in_16_bits(artifacts, images, activations):
     """Two products of an activation and a weight must fit; depthwise weights have 8 bits."""
-    _, _, _, model = convert(artifacts(method="cam"), pictures, activations)
+    _, _, _, model = convert(artifacts(method="cam"), images, activations)
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = {k: v for k, v in stored.items() if k.endswith("weight_quantized")}
     assert len(weights) == 5
@@ -103,24 +103,24 @@ def test_weights_fit_processors_that_add_pairs_in_16_bits(artifacts, pictures, a
         assert not any(zeros)
 
 
-def test_layers_can_be_kept_in_float32(artifacts, pictures):
+def test_layers_can_be_kept_in_float32(artifacts, images):
     path = artifacts(method="cam")
     first, second, *_ = select(read_source(path)).layers
-    source, selection, _, model = convert(path, pictures, kept=[first])
+    source, selection, _, model = convert(path, images, kept=[first])
     assert first not in selection.layers
     assert second in selection.layers
     now = next(n for n in model.graph.node if n.name == first)
     was = next(n for n in source.model.graph.node if n.name == first)
-    assert now.input == was.input  # the picture, which is no longer rounded
+    assert now.input == was.input  # the image, which is no longer rounded
     with pytest.raises(UsageError, match="no layers nothing"):
         select(source, ["nothing"])
 
 
-def test_an_engine_leaves_a_layer_in_float32_as_it_is(artifacts, pictures):
+def test_an_engine_leaves_a_layer_in_float32_as_it_is(artifacts, images):
     """ONNX Runtime rounds the weights of layers that look unfinished to it."""
     path = artifacts(method="cam")
-    source, _, _, model = convert(path, pictures, kept=["node_conv2d_1"])
-    [inputs] = feeds(sorted(pictures.iterdir())[20:21], source.spec.geometry, named=True)
+    source, _, _, model = convert(path, images, kept=["node_conv2d_1"])
+    [inputs] = feeds(sorted(images.iterdir())[20:21], source.spec.preprocessing, named=True)
     runs = [
         onnxruntime.InferenceSession(
             model.SerializeToString(),
@@ -132,8 +132,8 @@ def test_an_engine_leaves_a_layer_in_float32_as_it_is(artifacts, pictures):
     np.testing.assert_allclose(*runs, atol=1e-4 * np.abs(runs[1]).max())
 
 
-def test_the_source_is_left_as_it_is(artifacts, pictures):
+def test_the_source_is_left_as_it_is(artifacts, images):
     path = artifacts(method="cam")
-    source, *_ = convert(path, pictures)
+    source, *_ = convert(path, images)
     again = read_source(path)
     assert source.model.SerializeToString() == again.model.SerializeToString()

@@ -120,9 +120,9 @@ def test_maps_stay_close_and_logits_equal(files, batch, K):
     feeds["class_ids"] = np.tile(np.arange(WIDTHS[-1]), (batch, 1))
     scale = np.abs(run(files[0], feeds)["evidence_logits"]).max()
     assert np.abs(after["evidence_logits"] - before["evidence_logits"]).max() < 0.05 * scale
-    assert np.abs(before["grids"]).max() > 0
+    assert np.abs(before["cams"]).max() > 0
     # Not nearer to 1: one of the forty hidden units that crosses zero moves the gradient.
-    assert np.corrcoef(after["grids"].ravel(), before["grids"].ravel())[0, 1] > 0.95
+    assert np.corrcoef(after["cams"].ravel(), before["cams"].ravel())[0, 1] > 0.95
 
 
 def test_the_head_graph_gives_the_maps_of_the_artifact(files):
@@ -133,7 +133,7 @@ def test_the_head_graph_gives_the_maps_of_the_artifact(files):
     head = convert(files[1])
     feeds = {"features": first["features"], "class_ids": feeds["class_ids"]}
     second = run(head, feeds, exactly=True)
-    for name in ("grids", "evidence_logits"):
+    for name in ("cams", "evidence_logits"):
         close(second[name], first[name], 1e-5)
 
 
@@ -185,7 +185,7 @@ def rounded(matrix):
 
 
 def reference(dual, features, class_id):
-    """Grad-CAM with clamped weights, and the evidence logit, of one picture [N, h, w]."""
+    """Grad-CAM with clamped weights, and the evidence logit, of one image [N, h, w]."""
     layers = [m for m in dual.sigmoid_head.modules() if isinstance(m, nn.Linear)]
     if not layers:  # the head's tensors without its modules
         tensors = [t.detach().double().numpy() for t in dual.sigmoid_head.parameters()]
@@ -211,15 +211,15 @@ def test_gradcam_of_the_rounded_weights(tmp_path, exactly):
         [reference(dual, F.astype(np.float64), i) for i in ids]
         for F, ids in zip(found["features"], found["class_ids_out"], strict=True)
     ]
-    grids = np.array([[grid for grid, _ in row] for row in wanted])
+    cams = np.array([[cam for cam, _ in row] for row in wanted])
     evidence = np.array([[logit for _, logit in row] for row in wanted])
     if exactly:
-        close(found["grids"], grids, 1e-5)
+        close(found["cams"], cams, 1e-5)
         close(found["evidence_logits"], evidence, 1e-5)
         return
     # The fused product rounds its other factor to 8 bits too, so a hidden unit may cross zero.
     close(found["evidence_logits"], evidence, 0.05)
-    assert np.corrcoef(found["grids"].ravel(), grids.ravel())[0, 1] > 0.95
+    assert np.corrcoef(found["cams"].ravel(), cams.ravel())[0, 1] > 0.95
 
 
 def test_an_artifact_of_the_softmax_branch_keeps_its_maps(tmp_path):
@@ -235,7 +235,7 @@ def test_an_artifact_of_the_softmax_branch_keeps_its_maps(tmp_path):
     head = onnx.load(head_path(path))
     feeds = {"features": before["features"], "class_ids": before["class_ids_out"]}
     first, second = run(head, feeds), run(convert(head), feeds)
-    for name in ("scores", "grids", "cam_weights"):
+    for name in ("scores", "cams", "cam_weights"):
         np.testing.assert_array_equal(second[name], first[name], err_msg=name)
 
 

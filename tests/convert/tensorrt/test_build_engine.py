@@ -20,7 +20,7 @@ from sigcam.core.errors import (
 )
 from sigcam.core.sidecar import parse_capability, read_sidecar
 from sigcam.core.spec import ClassSelection
-from sigcam.runtime.backends.tensorrt import package as seam
+from sigcam.runtime.backends.tensorrt import package as package
 from sigcam.runtime.backends.tensorrt.engine import read_engine
 from sigcam.runtime.backends.tensorrt.package import choose
 from tests.support.fake_tensorrt import FakeCuda
@@ -45,7 +45,7 @@ def model(tmp_path):
 
 
 def quantised(path):
-    """The same artifact with its picture's features quantised to int8 and back."""
+    """The same artifact with its image's features quantised to int8 and back."""
     loaded = onnx.load(str(path))
     graph, node = loaded.graph, onnx.helper.make_node
     for one in graph.node:
@@ -228,7 +228,7 @@ def test_a_package_that_is_there_but_broken(monkeypatch):
     def broken(name):
         raise OSError(f"lib{name}.so: cannot open shared object file")
 
-    monkeypatch.setattr(seam.importlib, "import_module", broken)
+    monkeypatch.setattr(package.importlib, "import_module", broken)
     with pytest.raises(BackendUnavailableError, match=r"libtensorrt\.so.*libtensorrt_rtx\.so"):
         choose()
 

@@ -1,6 +1,6 @@
 """TensorRT-RTX's builder takes each method on each of the paper's backbones.
 
-Pictures are small here: the graph is the same. The profiles alternate, so that each meets each
+Images are small here: the graph is the same. The profiles alternate, so that each meets each
 method and each backbone; benchmarks/coverage/tensorrt.py has all of them, and whole.
 """
 
@@ -15,7 +15,7 @@ from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.sidecar import read_sidecar
 from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, export_artifact
-from sigcam.export.parity import certify as parity
+from sigcam.export.parity import verify as parity
 
 pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 
@@ -28,19 +28,21 @@ def backbone(request):
     size = SIZES[request.param]
     loaded = load_model(request.param, num_classes=20)
     dual = DualBranch(loaded.model, None, input_size=(size, size), architecture=request.param)
-    geometry = dataclasses.replace(loaded.geometry, height=size, width=size)
-    return dual, geometry, list(SIZES).index(request.param)
+    preprocessing = dataclasses.replace(loaded.preprocessing, height=size, width=size)
+    return dual, preprocessing, list(SIZES).index(request.param)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_on_a_backbone(backbone, method, tmp_path, monkeypatch):
-    # What the graph computes is tested elsewhere; certifying it would double the time.
-    monkeypatch.setattr(parity, "certify", lambda *rest: None)
-    dual, geometry, number = backbone
+    # What the graph computes is tested elsewhere; verifying it would double the time.
+    monkeypatch.setattr(parity, "verify", lambda *rest: None)
+    dual, preprocessing, number = backbone
     profile = ("fused", "split")[(number + list(METHODS).index(method)) % 2]
     path = tmp_path / "model.onnx"
     classes = ClassSelection("input")
-    export_artifact(dual, path, method=method, profile=profile, classes=classes, geometry=geometry)
+    export_artifact(
+        dual, path, method=method, profile=profile, classes=classes, preprocessing=preprocessing
+    )
     for precision, capabilities in (("float32", LATER), ("float16", ("7.5", *LATER))):
         options = BuildOptions(
             package="tensorrt_rtx", precision=precision, capabilities=capabilities

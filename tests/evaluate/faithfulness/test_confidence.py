@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sigcam.core.errors import UsageError
-from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_picture
+from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_image
 
 
 def test_by_hand():
@@ -15,11 +15,9 @@ def test_by_hand():
 
 
 def test_masking():
-    picture = np.array([[[10, 20, 31], [255, 0, 101]]], np.uint8)
-    assert masked_picture(picture, np.array([[0.5, 1.0]])).tolist() == [
-        [[5, 10, 16], [255, 0, 101]]
-    ]
-    assert not masked_picture(picture, np.zeros((1, 2))).any()
+    image = np.array([[[10, 20, 31], [255, 0, 101]]], np.uint8)
+    assert masked_image(image, np.array([[0.5, 1.0]])).tolist() == [[[5, 10, 16], [255, 0, 101]]]
+    assert not masked_image(image, np.zeros((1, 2))).any()
 
 
 @pytest.mark.parametrize("before, after", [([0.5], [0.5, 0.1]), ([], []), ([0.0], [0.1])])
@@ -31,9 +29,9 @@ def test_bad_confidences_are_refused(before, after):
 @pytest.mark.parametrize("scores", [np.ones((2, 2)), np.full((1, 2), 1.5), np.full((1, 2), np.nan)])
 def test_bad_maps_are_refused(scores):
     with pytest.raises(UsageError, match="map must"):
-        masked_picture(np.zeros((1, 2, 3), np.uint8), scores)
+        masked_image(np.zeros((1, 2, 3), np.uint8), scores)
 
 
-def test_bad_pictures_are_refused():
-    with pytest.raises(UsageError, match="picture must be uint8"):
-        masked_picture(np.zeros((1, 2, 3)), np.zeros((1, 2)))
+def test_bad_images_are_refused():
+    with pytest.raises(UsageError, match="image must be uint8"):
+        masked_image(np.zeros((1, 2, 3)), np.zeros((1, 2)))

@@ -17,20 +17,20 @@ from sigcam.evaluate.localization.protocol import (
     IOU_THRESHOLDS,
     THRESHOLDS,
     quantise,
-    score_map,
+    score_heatmap,
 )
 from tests.support import direct_boxes
 
 
-def box_map(x0: int, y0: int, x1: int, y1: int, size: int = 224) -> np.ndarray:
+def box_heatmap(x0: int, y0: int, x1: int, y1: int, size: int = 224) -> np.ndarray:
     """A map that is 1 where the box of its contour is (x0, y0, x1, y1)."""
     scores = np.zeros((size, size))
     scores[y0:y1, x0:x1] = 1
     return scores
 
 
-def random_map(seed: int, cells: int = 6) -> np.ndarray:
-    return score_map(np.maximum(0, np.random.default_rng(seed).normal(size=(cells, cells))))
+def random_heatmap(seed: int, cells: int = 6) -> np.ndarray:
+    return score_heatmap(np.maximum(0, np.random.default_rng(seed).normal(size=(cells, cells))))
 
 
 def truths(seed: int, count: int) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_iou_by_hand():
 
 @pytest.mark.parametrize("seed, boxes", [(0, 1), (1, 2), (2, 5)])
 def test_scores_are_those_of_the_direct_implementation(seed, boxes):
-    scores, truth = random_map(seed), truths(seed, boxes)
+    scores, truth = random_heatmap(seed), truths(seed, boxes)
     every, largest = direct_boxes.best_ious(
         quantise(scores), [tuple(box) for box in truth.tolist()], THRESHOLDS
     )
@@ -57,15 +57,15 @@ def test_scores_are_those_of_the_direct_implementation(seed, boxes):
 
 
 def test_accuracy_by_hand():
-    # Three pictures. The map's box is exact, half as wide, and elsewhere.
+    # Three images. The map's box is exact, half as wide, and elsewhere.
     truth = np.array([[20, 30, 119, 129]])
     accuracy = BoxAccuracy()
-    accuracy.add(score_boxes(box_map(20, 30, 119, 129), truth), True)
+    accuracy.add(score_boxes(box_heatmap(20, 30, 119, 129), truth), True)
     # 20 to 69 of 20 to 119: IoU 0.5, all 100 rows.
-    accuracy.add(score_boxes(box_map(20, 30, 69, 129), truth), False)
-    accuracy.add(score_boxes(box_map(150, 150, 200, 200), truth), True)
+    accuracy.add(score_boxes(box_heatmap(20, 30, 69, 129), truth), False)
+    accuracy.add(score_boxes(box_heatmap(150, 150, 200, 200), truth), True)
     result = accuracy.result()
-    assert result.pictures == 3
+    assert result.images == 3
     assert result.at_iou == pytest.approx((200 / 3, 200 / 3, 100 / 3))
     assert result.max_box_acc_v2 == pytest.approx(500 / 9)
     assert result.gt_known == pytest.approx(200 / 3)
@@ -76,7 +76,7 @@ def test_accuracy_by_hand():
 
 
 def test_all_contours_count_for_v2_and_the_largest_for_gt_known():
-    scores = np.maximum(box_map(10, 10, 40, 40), box_map(100, 100, 180, 180))
+    scores = np.maximum(box_heatmap(10, 10, 40, 40), box_heatmap(100, 100, 180, 180))
     found = score_boxes(scores, np.array([[10, 10, 40, 40]]))
     assert found.every.max() == 1
     assert found.largest.max() == 0
@@ -84,7 +84,7 @@ def test_all_contours_count_for_v2_and_the_largest_for_gt_known():
 
 def test_best_and_fixed_threshold():
     # Below 0.5 the box is too large, from there on it is right.
-    scores = np.maximum(0.5 * box_map(0, 0, 200, 200), box_map(20, 30, 69, 79))
+    scores = np.maximum(0.5 * box_heatmap(0, 0, 200, 200), box_heatmap(20, 30, 69, 79))
     accuracy = BoxAccuracy()
     accuracy.add(score_boxes(scores, np.array([[20, 30, 69, 79]])))
     result = accuracy.result()
@@ -99,7 +99,7 @@ def test_best_and_fixed_threshold():
 
 def test_any_of_several_true_boxes():
     truth = np.array([[0, 0, 5, 5], [20, 30, 119, 129]])
-    assert score_boxes(box_map(20, 30, 119, 129), truth).largest.max() == 1
+    assert score_boxes(box_heatmap(20, 30, 119, 129), truth).largest.max() == 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,14 +108,14 @@ def test_a_perfect_map_scores_100(corners):
     xs, ys = sorted(corners[:2]), sorted(corners[2:])
     truth = np.array([[xs[0], ys[0], xs[1] + 1, ys[1] + 1]])
     accuracy = BoxAccuracy()
-    accuracy.add(score_boxes(box_map(*truth[0]), truth), True)
+    accuracy.add(score_boxes(box_heatmap(*truth[0]), truth), True)
     result = accuracy.result()
     assert result.max_box_acc_v2 == result.gt_known == result.top1_loc == 100
     assert result.at_iou == (100, 100, 100)
 
 
 def test_a_constant_map_is_one_pixel_in_the_corner():
-    scores = score_map(np.ones((7, 7)))
+    scores = score_heatmap(np.ones((7, 7)))
     far, corner = np.array([[10, 10, 99, 99]]), np.array([[0, 0, 1, 0]])
     assert score_boxes(scores, far).every.max() == 0
     assert set(score_boxes(scores, corner).every) == {0.5}
@@ -125,7 +125,7 @@ def test_a_constant_map_is_one_pixel_in_the_corner():
 def test_monotone_rescaling_moves_only_the_threshold(power):
     # On the 256 levels themselves, so that rounding can't merge any: a table of new levels.
     rng = np.random.default_rng(0)
-    scores, truth = random_map(4), truths(4, 2)
+    scores, truth = random_heatmap(4), truths(4, 2)
     levels = quantise(scores)
     used = np.unique(levels)[::4]
     coarse = used[np.searchsorted(used, levels, side="right") - 1]
@@ -141,14 +141,14 @@ def test_monotone_rescaling_moves_only_the_threshold(power):
 
 
 def test_more_thresholds_never_lower_the_best():
-    scores = [score_boxes(random_map(seed), truths(seed, 2)) for seed in range(6)]
+    scores = [score_boxes(random_heatmap(seed), truths(seed, 2)) for seed in range(6)]
     hits = np.sum([one.hits_largest() for one in scores], axis=0)
     for every in (2, 5, 10):
         assert (hits.max(axis=1) >= hits[:, ::every].max(axis=1)).all()
 
 
 def test_packed_hits_come_back():
-    one = score_boxes(random_map(0), truths(0, 3))
+    one = score_boxes(random_heatmap(0), truths(0, 3))
     assert one.packed().shape == (2, 3, 125)
     np.testing.assert_array_equal(unpack_hits(one.packed()), [one.hits(), one.hits_largest()])
     index = threshold_index(0.2)
@@ -157,7 +157,7 @@ def test_packed_hits_come_back():
 
 
 def test_merged_and_stored_counts_are_those_of_one_run():
-    scores = [score_boxes(random_map(seed), truths(seed, 2)) for seed in range(4)]
+    scores = [score_boxes(random_heatmap(seed), truths(seed, 2)) for seed in range(4)]
     whole, first, second = BoxAccuracy(), BoxAccuracy(), BoxAccuracy()
     for place, one in enumerate(scores):
         whole.add(one, place % 2 == 0)
@@ -171,17 +171,17 @@ def test_merged_and_stored_counts_are_those_of_one_run():
 
 def test_refusals():
     accuracy = BoxAccuracy()
-    with pytest.raises(UsageError, match="at least one picture"):
+    with pytest.raises(UsageError, match="at least one image"):
         accuracy.result()
-    accuracy.add(score_boxes(random_map(0), truths(0, 1)), True)
+    accuracy.add(score_boxes(random_heatmap(0), truths(0, 1)), True)
     with pytest.raises(UsageError, match="threshold must be one of"):
         accuracy.result(fixed_threshold=0.2005)
     with pytest.raises(UsageError, match="threshold must be one of"):
         accuracy.result(fixed_threshold=1.0)
-    accuracy.add(score_boxes(random_map(0), truths(0, 1)))
+    accuracy.add(score_boxes(random_heatmap(0), truths(0, 1)))
     with pytest.raises(UsageError, match="for all or for none"):
         accuracy.result()
     with pytest.raises(UsageError, match="true boxes"):
-        score_boxes(random_map(0), np.zeros((0, 4), int))
+        score_boxes(random_heatmap(0), np.zeros((0, 4), int))
     with pytest.raises(UsageError, match="'top1'"):
         BoxAccuracy.from_arrays({k: v for k, v in accuracy.arrays().items() if k != "top1"})

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from sigcam.core.errors import UsageError
 from sigcam.evaluate.localization.pixel_precision import PixelPrecision, pixel_counts, pixel_curve
-from sigcam.evaluate.localization.protocol import THRESHOLDS, score_map
+from sigcam.evaluate.localization.protocol import THRESHOLDS, score_heatmap
 
 
-def direct(maps: list[np.ndarray], labels: list[np.ndarray]) -> float:
+def direct(heatmaps: list[np.ndarray], labels: list[np.ndarray]) -> float:
     """PxAP from the definition: predict at every threshold, from the highest down."""
-    scores = np.concatenate([one.ravel() for one in maps])
+    scores = np.concatenate([one.ravel() for one in heatmaps])
     truth = np.concatenate([one.ravel() for one in labels])
     area = recall = 0.0
     for threshold in [1.0, *THRESHOLDS[::-1]]:
@@ -27,7 +27,7 @@ def direct(maps: list[np.ndarray], labels: list[np.ndarray]) -> float:
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    scores = score_map(rng.random((5, 5)), 40)
+    scores = score_heatmap(rng.random((5, 5)), 40)
     labels = np.where(rng.random((40, 40)) < scores * 0.8, 1, 0).astype(np.uint8)
     labels[:8] = 255
     return scores, labels
@@ -56,7 +56,7 @@ def test_counts_are_numpys_histogram_with_the_reference_bins():
         np.testing.assert_array_equal(counts, expected)
 
 
-def test_pictures_together_as_the_definition_says():
+def test_images_together_as_the_definition_says():
     cases = [random_case(seed) for seed in range(3)]
     total = PixelPrecision()
     for scores, labels in cases:
@@ -109,7 +109,7 @@ def test_merged_and_stored_counts_are_those_of_one_run():
         (first if place < 1 else second).add(one)
     second = PixelPrecision.from_arrays(second.arrays())
     second.merge(first)
-    assert second.pictures == 3
+    assert second.images == 3
     assert second.result().pxap == whole.result().pxap
 
 
@@ -120,4 +120,4 @@ def test_refusals():
     with pytest.raises(UsageError, match="map's size"):
         pixel_counts(scores, labels[1:])
     with pytest.raises(UsageError, match="stored counts"):
-        PixelPrecision.from_arrays({"pictures": np.array(1)})
+        PixelPrecision.from_arrays({"images": np.array(1)})

@@ -10,7 +10,7 @@ from sigcam.evaluate.localization.protocol import (
     pixel_labels,
     quantise,
     scale_boxes,
-    score_map,
+    score_heatmap,
 )
 
 
@@ -21,10 +21,10 @@ def test_thresholds_are_the_thousand_of_the_reference():
 
 
 def test_score_map_is_enlarged_first_then_normalised():
-    grid = np.array([[0, 0, 1], [0, 4, 0], [2, 0, 0]], np.float32)
-    enlarged = cv2.resize(grid.astype(np.float64), (224, 224), interpolation=cv2.INTER_CUBIC)
+    cam = np.array([[0, 0, 1], [0, 4, 0], [2, 0, 0]], np.float32)
+    enlarged = cv2.resize(cam.astype(np.float64), (224, 224), interpolation=cv2.INTER_CUBIC)
     assert enlarged.min() < 0
-    scores = score_map(grid)
+    scores = score_heatmap(cam)
     assert scores.dtype == np.float64
     assert (scores.min(), scores.max()) == (0, 1)
     expected = (enlarged - enlarged.min()) / (enlarged.max() - enlarged.min())
@@ -33,20 +33,20 @@ def test_score_map_is_enlarged_first_then_normalised():
 
 @pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (0.25, 0.0), (4.0, 16.0)])
 def test_score_map_does_not_change_with_scale_and_shift(scale, shift):
-    grid = np.random.default_rng(0).integers(0, 32, (7, 7)).astype(np.float64)
-    np.testing.assert_allclose(score_map(scale * grid + shift), score_map(grid), atol=1e-13)
+    cam = np.random.default_rng(0).integers(0, 32, (7, 7)).astype(np.float64)
+    np.testing.assert_allclose(score_heatmap(scale * cam + shift), score_heatmap(cam), atol=1e-13)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan])
 def test_constant_and_nan_maps_are_zero(value):
-    grid = np.full((7, 7), value, np.float32)
-    assert not score_map(grid).any()
+    cam = np.full((7, 7), value, np.float32)
+    assert not score_heatmap(cam).any()
 
 
-def test_grid_is_not_written_to():
-    grid = np.arange(4.0).reshape(2, 2)
-    score_map(grid, 2)
-    assert grid.tolist() == [[0, 1], [2, 3]]
+def test_cam_is_not_written_to():
+    cam = np.arange(4.0).reshape(2, 2)
+    score_heatmap(cam, 2)
+    assert cam.tolist() == [[0, 1], [2, 3]]
 
 
 def test_quantise_cuts_off():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sigcam.core.errors import UsageError
-from sigcam.evaluate.localization.protocol import THRESHOLDS, quantise, score_map
+from sigcam.evaluate.localization.protocol import THRESHOLDS, quantise, score_heatmap
 from sigcam.evaluate.localization.threshold_boxes import contours as contour_search
 from sigcam.evaluate.localization.threshold_boxes.levels import euler_numbers, level_groups
 from sigcam.evaluate.localization.threshold_boxes.search import threshold_boxes
@@ -19,8 +19,8 @@ from tests.support import direct_boxes
 
 def smooth(seed: int, cells: int, size: int = 224) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    grid = cv2.GaussianBlur(np.maximum(0, rng.normal(size=(cells, cells))), (0, 0), 1.0)
-    return quantise(score_map(grid, size))
+    cam = cv2.GaussianBlur(np.maximum(0, rng.normal(size=(cells, cells))), (0, 0), 1.0)
+    return quantise(score_heatmap(cam, size))
 
 
 def rings(size: int = 60) -> np.ndarray:
@@ -46,7 +46,7 @@ def two_equal(size: int = 40) -> np.ndarray:
     return levels
 
 
-MAPS = {
+HEATMAPS = {
     "smooth 7": smooth(0, 7),
     "smooth 14": smooth(1, 14),
     "smooth 28": smooth(2, 28, 112),
@@ -74,9 +74,9 @@ def check(levels: np.ndarray, thresholds: np.ndarray = THRESHOLDS) -> None:
         assert known[index] == (sorted(every), largest), threshold
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", HEATMAPS)
 def test_boxes_are_those_of_contours_at_every_threshold(name):
-    check(MAPS[name])
+    check(HEATMAPS[name])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -99,10 +99,10 @@ def test_any_small_map(levels):
     check(levels, THRESHOLDS[::13])
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", HEATMAPS)
 def test_without_the_link_runs_search(name, monkeypatch):
     monkeypatch.setattr(contour_search, "_link_runs_agrees", lambda: False)
-    check(MAPS[name], THRESHOLDS[::9])
+    check(HEATMAPS[name], THRESHOLDS[::9])
 
 
 def test_this_opencv_has_the_fast_search():
@@ -129,9 +129,9 @@ def counted(levels: np.ndarray, level: int) -> tuple[int, int]:
     return pieces, cv2.connectedComponents(outside, connectivity=4)[0] - 2
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", HEATMAPS)
 def test_groups_of_levels_have_as_many_pieces_and_holes(name):
-    levels = MAPS[name]
+    levels = HEATMAPS[name]
     counts = [counted(levels, level) for level in range(256)]
     assert [pieces - holes for pieces, holes in counts] == euler_numbers(levels).tolist()
     groups, euler = level_groups(levels)
@@ -156,7 +156,7 @@ def test_groups_of_levels_of_any_small_map(levels):
 
 
 def test_most_levels_of_a_smooth_map_share_a_group():
-    assert len(np.unique(level_groups(MAPS["smooth 7"])[0])) < 60
+    assert len(np.unique(level_groups(HEATMAPS["smooth 7"])[0])) < 60
 
 
 @pytest.mark.parametrize(

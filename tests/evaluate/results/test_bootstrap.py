@@ -1,4 +1,4 @@
-"""Bootstrap intervals against drawing the pictures one by one."""
+"""Bootstrap intervals against drawing the images one by one."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ def area(sums, _):
     return (precision[:, 1:] * np.diff(recall, axis=-1)).sum(axis=-1)
 
 
-def contributions(form, random, pictures):
+def contributions(form, random, images):
     if form is mean:
-        return random.normal(size=pictures)
+        return random.normal(size=images)
     if form is best_mean:
-        return random.random((pictures, 3, 11)) < 0.6
-    return random.integers(1, 50, (pictures, 2, 7))
+        return random.random((images, 3, 11)) < 0.6
+    return random.integers(1, 50, (images, 2, 7))
 
 
-def indices_of(pictures, resamples, seed):
-    """The pictures of each drawing, [R, P], one number after the other."""
+def indices_of(images, resamples, seed):
+    """The images of each drawing, [R, P], one number after the other."""
     drawings = []
     for first in range(0, resamples, bootstrap._RESAMPLES_AT_ONCE):
         count = min(bootstrap._RESAMPLES_AT_ONCE, resamples - first)
-        slices = list(drawn_counts(pictures, count, first, seed))
+        slices = list(drawn_counts(images, count, first, seed))
         counts = np.concatenate([part for _, part in slices], axis=1)
-        drawings += [np.repeat(np.arange(pictures), row) for row in counts]
+        drawings += [np.repeat(np.arange(images), row) for row in counts]
     return np.array(drawings)
 
 
 @pytest.mark.parametrize("form", [mean, best_mean, area])
-@pytest.mark.parametrize("pictures", [1, 23, 700])
-def test_like_drawing_pictures_one_by_one(form, pictures):
-    random = np.random.default_rng(pictures)
-    artifacts = [contributions(form, random, pictures) for _ in range(3)]
+@pytest.mark.parametrize("images", [1, 23, 700])
+def test_like_drawing_images_one_by_one(form, images):
+    random = np.random.default_rng(images)
+    artifacts = [contributions(form, random, images) for _ in range(3)]
     resamples = 300
     found = compare(artifacts, form, resamples=resamples, seed=5)
-    drawings = indices_of(pictures, resamples, seed=5)
+    drawings = indices_of(images, resamples, seed=5)
     values = np.array(
         [
-            [float(form(one[drawing].sum(axis=0)[None], pictures)[0]) for drawing in drawings]
+            [float(form(one[drawing].sum(axis=0)[None], images)[0]) for drawing in drawings]
             for one in artifacts
         ]
     )
     for comparison, one, drawn in zip(found, artifacts, values, strict=True):
-        value = float(form(one.sum(axis=0)[None], pictures)[0])
+        value = float(form(one.sum(axis=0)[None], images)[0])
         assert comparison.metric.value == pytest.approx(value)
         tails = np.quantile(drawn, [0.025, 0.975])
         assert [comparison.metric.low, comparison.metric.high] == pytest.approx(tails)
@@ -79,23 +79,23 @@ def test_like_drawing_pictures_one_by_one(form, pictures):
 
 @given(st.integers(1, 1300), st.integers(1, 20), st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
-def test_as_many_pictures_are_drawn_as_there_are(pictures, resamples, seed):
-    slices = list(drawn_counts(pictures, resamples, seed=seed))
-    assert [part.start for part, _ in slices] == list(range(0, pictures, 512))
+def test_as_many_images_are_drawn_as_there_are(images, resamples, seed):
+    slices = list(drawn_counts(images, resamples, seed=seed))
+    assert [part.start for part, _ in slices] == list(range(0, images, 512))
     counts = np.concatenate([part for _, part in slices], axis=1)
-    assert counts.shape == (resamples, pictures)
+    assert counts.shape == (resamples, images)
     assert (counts >= 0).all()
-    assert (counts.sum(axis=1) == pictures).all()
+    assert (counts.sum(axis=1) == images).all()
 
 
-def test_every_picture_is_drawn_alike():
+def test_every_image_is_drawn_alike():
     """Across the slices too: counts have the means, variances and covariances of a multinomial."""
-    pictures, resamples = 520, 20_000
-    counts = np.concatenate([c for _, c in drawn_counts(pictures, resamples)], axis=1)
+    images, resamples = 520, 20_000
+    counts = np.concatenate([c for _, c in drawn_counts(images, resamples)], axis=1)
     assert abs(counts.mean(axis=0) - 1).max() < 5 / math.sqrt(resamples)
-    assert counts.var() == pytest.approx(1 - 1 / pictures, rel=0.01)
+    assert counts.var() == pytest.approx(1 - 1 / images, rel=0.01)
     # The last 8 are a slice of their own; its sum is binomial.
-    assert counts[:, 512:].sum(axis=1).var() == pytest.approx(8 * (1 - 8 / pictures), rel=0.05)
+    assert counts[:, 512:].sum(axis=1).var() == pytest.approx(8 * (1 - 8 / images), rel=0.05)
 
 
 @pytest.mark.parametrize("form", [mean, best_mean, area])
@@ -107,7 +107,7 @@ def test_identical_artifacts_do_not_differ(form):
 
 
 def test_pairs_are_kept():
-    """An artifact that is better by the same on each picture is better by that, without doubt."""
+    """An artifact that is better by the same on each image is better by that, without doubt."""
     one = np.random.default_rng(0).normal(size=50)
     [first, second] = compare([one, one + 0.25], resamples=200)
     assert first.metric.high - first.metric.low > 0.3
@@ -126,7 +126,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says():
         difference = compare(hits, resamples=200, seed=trial)[1].difference
         held["hits"] += difference.low <= 0.2 <= difference.high
     # 95% of 300 is 285, with a standard deviation of 3.8; the percentile bootstrap of 80
-    # pictures holds a little less than it says.
+    # images holds a little less than it says.
     assert all(268 <= count <= 298 for count in held.values()), held
 
 
@@ -151,7 +151,7 @@ def test_a_wider_level_has_a_wider_interval():
 
 
 def test_no_interval_where_a_drawing_has_no_value():
-    """A ratio over the few pictures that have a value: some drawings have none of them."""
+    """A ratio over the few images that have a value: some drawings have none of them."""
     rows = np.zeros((8, 2))
     rows[0] = (3, 1)
     [found] = compare([rows], lambda sums, _: sums[:, 0] / sums[:, 1])
@@ -166,15 +166,15 @@ def test_no_interval_where_a_drawing_has_no_value():
 
 def test_bad_input():
     rows = np.zeros((4, 2))
-    with pytest.raises(UsageError, match="at least one artifact and one picture"):
+    with pytest.raises(UsageError, match="at least one artifact and one image"):
         compare([])
-    with pytest.raises(UsageError, match="at least one artifact and one picture"):
+    with pytest.raises(UsageError, match="at least one artifact and one image"):
         compare([rows[:0]])
-    with pytest.raises(UsageError, match=r"the same pictures, got \[4, 3\] pictures"):
+    with pytest.raises(UsageError, match=r"the same images, got \[4, 3\] images"):
         compare([rows, rows[:3]])
     with pytest.raises(UsageError, match=r"resamples must be .* got 100 and 1\.5"):
         compare([rows], resamples=100, level=1.5)
-    with pytest.raises(UsageError, match="finite, got others in pictures 0 to 3"):
+    with pytest.raises(UsageError, match="finite, got others in images 0 to 3"):
         compare([np.array([0, 1, np.nan, 2])])
     with pytest.raises(UsageError, match=r"one value for each of 1 sums, got shape \(1, 2\)"):
         compare([rows], lambda sums, count: sums / count)

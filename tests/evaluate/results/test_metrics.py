@@ -41,7 +41,7 @@ def test_sums_of_records_are_what_the_accumulators_count(seed, count, share):
     rng = np.random.default_rng(seed)
     records, accuracy, pixels = random_records(rng, count, boxes=share, masks=share)
     found = {one.metric.key: one for one in results([records], 0.25, resamples=3)}
-    if accuracy.pictures:
+    if accuracy.images:
         want = accuracy.result(0.25)
         for key, value in {
             "gt_known": want.gt_known, "gt_known_best": want.gt_known_best[0],
@@ -49,13 +49,13 @@ def test_sums_of_records_are_what_the_accumulators_count(seed, count, share):
             "max_box_acc_v2": want.max_box_acc_v2, "max_box_acc_0.5": want.at_iou[1],
         }.items():  # fmt: skip
             assert found[key].artifacts[0].metric.value == pytest.approx(value, abs=1e-9), key
-            assert found[key].pictures == accuracy.pictures
+            assert found[key].images == accuracy.images
     else:
         assert "gt_known" not in found
     if pixels[1].any():
         value = found["pxap"].artifacts[0].metric.value
         assert value == pytest.approx(pixel_curve(pixels).pxap, abs=1e-9)
-    assert found["top1_cls"].pictures == count
+    assert found["top1_cls"].images == count
     assert "road" not in found
 
 

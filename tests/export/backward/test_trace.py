@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.export import export_artifact
 from sigcam.export.backward.partition import Saved
 from sigcam.export.cam import Evidence, combine, fuse
@@ -109,15 +109,15 @@ def test_the_file_holds_two_heads_not_three(tmp_path, method):
     torch.manual_seed(2)
     dual = DualBranch(Flattened(6), input_size=12)
     path = tmp_path / "m.onnx"
-    export_artifact(dual, path, method=method, geometry=Geometry(12, 12, "stretch"))
+    export_artifact(dual, path, method=method, preprocessing=Preprocessing(12, 12, "stretch"))
     sizes = [tuple(i.dims) for i in onnx.load(path).graph.initializer]
     assert sizes.count((11, 180)) == 2
     assert (180, 11) not in sizes
     assert sizes.count((11, 5)) == (1 if method == "gradcam" else 0)
 
 
-def test_saved_values_repeat_the_rows_of_each_picture_together():
-    value = torch.arange(12.0).reshape(1, 6, 2)  # 3 pictures of 2 rows, on the second axis
+def test_saved_values_repeat_the_rows_of_each_image_together():
+    value = torch.arange(12.0).reshape(1, 6, 2)  # 3 images of 2 rows, on the second axis
     got = Saved(1, 2).repeat(value, 2)
     want = torch.cat([value[:, 2 * b : 2 * b + 2] for b in (0, 0, 1, 1, 2, 2)], 1)
     assert torch.equal(got, want)
@@ -146,17 +146,17 @@ def test_weights_in_a_file_of_their_own(tmp_path):
 
     torch.manual_seed(2)
     dual = DualBranch(Flattened(6), input_size=12)
-    geometry = Geometry(12, 12, "stretch")
-    options = {"method": "layercam", "geometry": geometry, "head_graph": True}
+    preprocessing = Preprocessing(12, 12, "stretch")
+    options = {"method": "layercam", "preprocessing": preprocessing, "head_graph": True}
     export_artifact(dual, tmp_path / "in.onnx", **options)
     export_artifact(dual, tmp_path / "out.onnx", external_data=True, **options)
     names = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out"))
     assert names == ["out.head.onnx", "out.head.onnx.data", "out.onnx", "out.onnx.data"]
     assert len(list(tmp_path.iterdir())) == 6  # and no folder is left behind
     assert (tmp_path / "out.onnx").stat().st_size < (tmp_path / "in.onnx").stat().st_size
-    picture = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     with load(tmp_path / "in.onnx") as one, load(tmp_path / "out.onnx") as other:
-        first, second = one.explain(picture)[0], other.explain(picture)[0]
+        first, second = one.explain(image)[0], other.explain(image)[0]
         np.testing.assert_array_equal(first.grid, second.grid)
         third = second.for_classes([second.class_id])[0]
         np.testing.assert_allclose(third.grid, second.grid, rtol=1e-5, atol=1e-7)
@@ -169,6 +169,6 @@ def test_weights_over_the_limit_get_a_file_of_their_own(tmp_path, monkeypatch):
     torch.manual_seed(2)
     dual = DualBranch(Flattened(6), input_size=12)
     export_artifact(
-        dual, tmp_path / "m.onnx", method="gradcam", geometry=Geometry(12, 12, "stretch")
+        dual, tmp_path / "m.onnx", method="gradcam", preprocessing=Preprocessing(12, 12, "stretch")
     )
     assert (tmp_path / "m.onnx.data").is_file()

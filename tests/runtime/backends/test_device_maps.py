@@ -6,57 +6,57 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
-from sigcam.core.spec import Geometry
+from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import place
-from sigcam.images.upsample import spread, to_map
+from sigcam.images.upsample import spread, to_heatmap
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Inputs, Maps, plan
-from sigcam.kernels.reference import clamp_combine, normalised_maps
-from sigcam.runtime.backends.base import MapRequest
-from sigcam.runtime.backends.cuda import maps as device_maps
-from sigcam.runtime.backends.cuda.maps import DeviceMaps, DeviceTensor, Run, axis_of, runs_of
+from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
+from sigcam.runtime.backends.base import HeatmapRequest
+from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
+from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Run, axis_of, runs_of
 from tests.support.device_doubles import STREAM, Buffer, FakeDriver, HostKernel, ReferenceKernel
 
 GEOMETRIES = [
-    Geometry(224, 224, resize=256),
-    Geometry(224, 160, rule="stretch"),
-    Geometry(56, 56, rule="letterbox"),
+    Preprocessing(224, 224, resize=256),
+    Preprocessing(224, 160, rule="stretch"),
+    Preprocessing(56, 56, rule="letterbox"),
 ]
 
 
 @st.composite
 def placements(draw):
-    geometry = draw(st.sampled_from(GEOMETRIES))
-    return place(geometry, draw(st.integers(8, 700)), draw(st.integers(8, 700)))
+    preprocessing = draw(st.sampled_from(GEOMETRIES))
+    return place(preprocessing, draw(st.integers(8, 700)), draw(st.integers(8, 700)))
 
 
-def window_of(placement):
-    x0, y0, x1, y1 = placement.window
+def crop_box_of(placement):
+    x0, y0, x1, y1 = placement.crop_box
     return slice(y0, y1), slice(x0, x1)
 
 
 @settings(max_examples=60, deadline=None)
 @given(placements(), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32))
 def test_the_kernels_axes_are_the_placements(placement, height, width, seed):
-    grid = np.random.default_rng(seed).random((height, width), np.float32)
+    cam = np.random.default_rng(seed).random((height, width), np.float32)
     rows, columns = axis_of(placement.rows, height), axis_of(placement.columns, width)
     for interpolation in ("bilinear", "bicubic"):
-        want, valid = to_map(grid, placement, interpolation)
-        got, flags = normalised_maps(grid[None, None], rows, columns, interpolation)
+        want, valid = to_heatmap(cam, placement, interpolation)
+        got, flags = normalised_heatmaps(cam[None, None], rows, columns, interpolation)
         assert flags[0, 0] == valid
-        # The kernel's scale and offset are float32, and far from the picture's edge their
-        # products are large. A window that shows a small part of a cell gives a map of a
+        # The kernel's scale and offset are float32, and far from the image's edge their
+        # products are large. A crop box that shows a small part of a cell gives a map of a
         # small range, by which the rounding is divided.
-        inside = spread(grid, placement, interpolation)[window_of(placement)]
+        inside = spread(cam, placement, interpolation)[crop_box_of(placement)]
         far = max(abs(rows.offset), abs(columns.offset))
-        rounding = (4 + 2 * far) * np.finfo(np.float32).eps * grid.max()
+        rounding = (4 + 2 * far) * np.finfo(np.float32).eps * cam.max()
         tolerance = 3e-5 + rounding / max(np.ptp(inside), 1e-30)
         np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=tolerance)
 
 
-def test_axes_of_known_pictures():
-    placement = place(Geometry(224, 224, rule="stretch"), 448, 224)
+def test_axes_of_known_images():
+    placement = place(Preprocessing(224, 224, rule="stretch"), 448, 224)
     rows, columns = axis_of(placement.rows, 7), axis_of(placement.columns, 7)
     for found, size in ((rows, 448), (columns, 224)):
         want = whole(size, 7)
@@ -82,32 +82,32 @@ class Tensor:
         self.told = DeviceTensor(address, array.shape, array.dtype == np.float16)
 
 
-def made(maps, driver, features, weights, sizes, off=0, clamp=True):
+def made(heatmaps, driver, features, weights, sizes, off=0, clamp=True):
     held = Tensor(features, off), Tensor(weights, off)
     placed = tuple(place(GEOMETRIES[0], *size) for size in sizes)
-    pending = maps.enqueue(held[0].told, held[1].told, MapRequest(placed, clamp), STREAM)
+    pending = heatmaps.enqueue(held[0].told, held[1].told, HeatmapRequest(placed, clamp), STREAM)
     driver.synchronize()
     return pending.collect(), placed
 
 
 def check(found, features, weights, placed, clamp=True, atol=2e-5):
     exact = clamp_combine(features.astype(np.float32), weights.astype(np.float32), clamp)
-    np.testing.assert_allclose(found.grids, exact, atol=1e-5 * max(1, np.abs(exact).max()))
-    assert found.grids.dtype == np.float32
-    assert len(found.maps) == len(placed)
+    np.testing.assert_allclose(found.cams, exact, atol=1e-5 * max(1, np.abs(exact).max()))
+    assert found.cams.dtype == np.float32
+    assert len(found.heatmaps) == len(placed)
     for row, placement in enumerate(placed):
-        assert found.maps[row].dtype == np.float32
-        assert found.maps[row].shape == (weights.shape[1], placement.height, placement.width)
-        for rank, grid in enumerate(found.grids[row]):
-            want, valid = to_map(grid, placement)
+        assert found.heatmaps[row].dtype == np.float32
+        assert found.heatmaps[row].shape == (weights.shape[1], placement.height, placement.width)
+        for rank, cam in enumerate(found.cams[row]):
+            want, valid = to_heatmap(cam, placement)
             assert found.valid[row, rank] == valid
-            np.testing.assert_allclose(found.maps[row][rank], want, atol=atol)
+            np.testing.assert_allclose(found.heatmaps[row][rank], want, atol=atol)
 
 
-def data(batch, channels, classes, grid=(7, 7), kind=np.float32, positions=False):
+def data(batch, channels, classes, cam=(7, 7), kind=np.float32, positions=False):
     rng = np.random.default_rng(batch * 100 + channels)
-    features = rng.normal(size=(batch, channels, *grid)).clip(0).astype(kind)
-    tail = grid if positions else ()
+    features = rng.normal(size=(batch, channels, *cam)).clip(0).astype(kind)
+    tail = cam if positions else ()
     return features, rng.normal(size=(batch, classes, channels, *tail)).astype(kind)
 
 
@@ -117,7 +117,7 @@ SIZES = [(300, 400), (300, 400), (211, 97), (640, 480), (300, 400)]
 @pytest.fixture
 def driver(monkeypatch):
     fake = FakeDriver()
-    monkeypatch.setattr(device_maps, "driver", fake)
+    monkeypatch.setattr(device_heatmaps, "driver", fake)
     return fake
 
 
@@ -127,7 +127,7 @@ def driver(monkeypatch):
 def test_a_batch_of_several_sizes(driver, kind, positions, off):
     kernel = ReferenceKernel(driver)
     features, weights = data(5, 13, 3, kind=kind, positions=positions)
-    found, placed = made(DeviceMaps(kernel), driver, features, weights, SIZES, off)
+    found, placed = made(HeatmapMaker(kernel), driver, features, weights, SIZES, off)
     check(found, features, weights, placed)
     assert [plan.inputs.batch for plan, _ in kernel.launches] == [2, 1, 1, 1]
     assert {plan.inputs.per_position for plan, _ in kernel.launches} == {positions}
@@ -139,69 +139,69 @@ def test_the_real_kernel_on_real_placements(driver, tmp_path):
     kernel = HostKernel(driver, library(tmp_path / "kernel.so"))
     features, weights = data(5, 40, 5)
     weights[2, 1] = -1  # nothing is left of it
-    maps = DeviceMaps(kernel)
+    heatmaps = HeatmapMaker(kernel)
     for _ in range(2):
-        found, placed = made(maps, driver, features, weights, SIZES)
+        found, placed = made(heatmaps, driver, features, weights, SIZES)
         check(found, features, weights, placed)
         assert not found.valid[2, 1]
-        assert not found.maps[2][1].any()
+        assert not found.heatmaps[2][1].any()
 
 
 def test_no_clamping_is_passed_on(driver):
     features, weights = data(1, 8, 2)
-    maps = DeviceMaps(ReferenceKernel(driver))
-    found, placed = made(maps, driver, features, weights, SIZES[:1], clamp=False)
+    heatmaps = HeatmapMaker(ReferenceKernel(driver))
+    found, placed = made(heatmaps, driver, features, weights, SIZES[:1], clamp=False)
     check(found, features, weights, placed, clamp=False)
 
 
 def test_memory_is_kept_grows_and_is_freed(driver):
     before = Buffer.alive
-    maps = DeviceMaps(ReferenceKernel(driver))
+    heatmaps = HeatmapMaker(ReferenceKernel(driver))
     small, large = data(1, 8, 1), data(4, 8, 3)
-    made(maps, driver, *small, SIZES[:1])
-    first = maps.generation
+    made(heatmaps, driver, *small, SIZES[:1])
+    first = heatmaps.generation
     assert first > 0
-    made(maps, driver, *small, SIZES[:1])
-    assert maps.generation == first
-    check(*(lambda f, p: (f, *large, p))(*made(maps, driver, *large, SIZES[:4])))
-    grown = maps.generation
+    made(heatmaps, driver, *small, SIZES[:1])
+    assert heatmaps.generation == first
+    check(*(lambda f, p: (f, *large, p))(*made(heatmaps, driver, *large, SIZES[:4])))
+    grown = heatmaps.generation
     assert grown > first
     # Smaller again: other layouts are kept beside each other, so nothing is made anew.
-    check(*(lambda f, p: (f, *small, p))(*made(maps, driver, *small, SIZES[:1])))
-    assert maps.generation == grown
-    maps.close()
+    check(*(lambda f, p: (f, *small, p))(*made(heatmaps, driver, *small, SIZES[:1])))
+    assert heatmaps.generation == grown
+    heatmaps.close()
     assert Buffer.alive == before
 
 
 def test_many_shapes_do_not_pile_up(driver, monkeypatch):
-    monkeypatch.setattr(device_maps, "_MAX_KEPT", 3)
+    monkeypatch.setattr(device_heatmaps, "_MAX_KEPT", 3)
     before = Buffer.alive
-    maps = DeviceMaps(ReferenceKernel(driver))
+    heatmaps = HeatmapMaker(ReferenceKernel(driver))
     for classes in (1, 2, 3, 4, 5, 6, 7, 1):
         features, weights = data(1, 8, classes)
-        found, placed = made(maps, driver, features, weights, [(90, 80)])
+        found, placed = made(heatmaps, driver, features, weights, [(90, 80)])
         check(found, features, weights, placed)
         assert Buffer.alive - before <= 3 + 2
-    assert len(maps._plans) <= 3
+    assert len(heatmaps._plans) <= 3
 
 
 def test_results_outlive_the_next_batch(driver):
-    maps = DeviceMaps(ReferenceKernel(driver))
+    heatmaps = HeatmapMaker(ReferenceKernel(driver))
     features, weights = data(2, 8, 2)
-    found, placed = made(maps, driver, features, weights, SIZES[:2])
-    made(maps, driver, features * 3 + 1, weights[:, ::-1].copy(), SIZES[:2])
+    found, placed = made(heatmaps, driver, features, weights, SIZES[:2])
+    made(heatmaps, driver, features * 3 + 1, weights[:, ::-1].copy(), SIZES[:2])
     check(found, features, weights, placed)
-    assert found.maps[0].base is None  # each picture's maps are an array of their own
+    assert found.heatmaps[0].base is None  # each image's maps are an array of their own
 
 
 def test_collect_again_after_a_graph_ran_again(driver):
     kernel = ReferenceKernel(driver)
-    maps = DeviceMaps(kernel)
+    heatmaps = HeatmapMaker(kernel)
     features, weights = data(1, 8, 1)
     held = Tensor(features), Tensor(weights)
     placed = (place(GEOMETRIES[0], 50, 60),)
-    request = MapRequest(placed, clamp=True)
-    pending = maps.enqueue(held[0].told, held[1].told, request, STREAM)
+    request = HeatmapRequest(placed, clamp=True)
+    pending = heatmaps.enqueue(held[0].told, held[1].told, request, STREAM)
     replay = list(driver.queue)
     driver.synchronize()
     check(pending.collect(), features, weights, placed)
@@ -216,7 +216,7 @@ def test_collect_again_after_a_graph_ran_again(driver):
 
 
 @pytest.mark.parametrize(
-    ("features", "weights", "half", "pictures"),
+    ("features", "weights", "half", "images"),
     [
         ((2, 8, 7, 7), (2, 3, 9), (0, 0), 2),
         ((2, 8, 7, 7), (1, 3, 8), (0, 0), 2),
@@ -228,15 +228,15 @@ def test_collect_again_after_a_graph_ran_again(driver):
         ((2, 8, 7, 7), (2, 0, 8), (0, 0), 2),
     ],
 )
-def test_tensors_that_do_not_belong_together(driver, features, weights, half, pictures):
-    maps = DeviceMaps(ReferenceKernel(driver))
-    request = MapRequest((place(GEOMETRIES[0], 9, 9),) * pictures, clamp=True)
+def test_tensors_that_do_not_belong_together(driver, features, weights, half, images):
+    heatmaps = HeatmapMaker(ReferenceKernel(driver))
+    request = HeatmapRequest((place(GEOMETRIES[0], 9, 9),) * images, clamp=True)
     first, second = (
         DeviceTensor(4096, shape, bool(kind))
         for shape, kind in zip((features, weights), half, strict=True)
     )
     with pytest.raises(ArtifactError, match="don't belong together"):
-        maps.enqueue(first, second, request, STREAM)
+        heatmaps.enqueue(first, second, request, STREAM)
     assert not driver.queue
 
 
@@ -254,7 +254,7 @@ def test_errors_of_cuda_are_told_as_ours(driver, error, kind):
     driver.DeviceBuffer = fails
     features, weights = data(1, 8, 1)
     with pytest.raises(kind, match=str(error)) as caught:
-        made(DeviceMaps(ReferenceKernel(driver)), driver, features, weights, SIZES[:1])
+        made(HeatmapMaker(ReferenceKernel(driver)), driver, features, weights, SIZES[:1])
     assert caught.value.__cause__ is error
 
 
@@ -263,6 +263,6 @@ def test_the_double_sees_a_workspace_that_was_not_prepared(driver):
     kernel.prepare_workspace = lambda *a: None
     features, weights = data(1, 8, 1)
     with pytest.raises(AssertionError, match="prepared"):
-        made(DeviceMaps(kernel), driver, features, weights, SIZES[:1])
-    planned = plan(Inputs(1, 8, 7, 7, 1), Maps(whole(9, 7), whole(9, 7)), processors=1)
+        made(HeatmapMaker(kernel), driver, features, weights, SIZES[:1])
+    planned = plan(Inputs(1, 8, 7, 7, 1), Heatmaps(whole(9, 7), whole(9, 7)), processors=1)
     assert planned.workspace.counters > 0

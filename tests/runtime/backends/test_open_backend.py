@@ -54,8 +54,8 @@ def test_every_engine_computes_the_graph(opened):
     order = np.argsort(-logits, 1)
     chosen = np.array([[order[0, 0], 2], [0, order[1, 3]]])
     np.testing.assert_array_equal(got["class_ids_out"], chosen)
-    grids = np.einsum("bkn,bnhw->bkhw", np.maximum(weights[chosen], 0), features)
-    np.testing.assert_allclose(got["grids"], grids, atol=1e-5)
+    cams = np.einsum("bkn,bnhw->bkhw", np.maximum(weights[chosen], 0), features)
+    np.testing.assert_allclose(got["cams"], cams, atol=1e-5)
 
 
 def test_every_engine_describes_its_tensors(opened):
@@ -64,7 +64,7 @@ def test_every_engine_describes_its_tensors(opened):
         "class_ids": (None, None),
     }
     outputs = {info.name: str(info) for info in opened.outputs}
-    assert outputs["grids"] == "float32 [?, ?, 7, 7]"
+    assert outputs["cams"] == "float32 [?, ?, 7, 7]"
     assert outputs["class_ids_out"] == "int64 [?, ?]"
 
 
@@ -77,7 +77,7 @@ def test_every_engine_gives_arrays_of_the_callers_own(opened):
 
 
 def test_every_engine_returns_what_is_wanted(opened):
-    assert list(opened.infer({"image": IMAGE, "class_ids": IDS}, ["grids"])) == ["grids"]
+    assert list(opened.infer({"image": IMAGE, "class_ids": IDS}, ["cams"])) == ["cams"]
 
 
 def test_bad_feeds_are_refused(opened):
@@ -88,7 +88,7 @@ def test_bad_feeds_are_refused(opened):
     with pytest.raises(UsageError, match=r"got uint8 \[2, 28, 56, 3\]"):
         opened.infer({"image": IMAGE[:, ::2], "class_ids": IDS})
     with pytest.raises(UsageError, match="not \\['map'\\]"):
-        opened.infer({"image": IMAGE, "class_ids": IDS}, ["map"])
+        opened.infer({"image": IMAGE, "class_ids": IDS}, ["heatmap"])
 
 
 def test_a_failing_run_is_a_backend_error(opened, capfd):

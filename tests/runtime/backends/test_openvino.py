@@ -46,7 +46,7 @@ def test_any_batch_and_any_number_of_classes(make_artifact, profile, mode):
         same(backend.infer(feeds), of_onnx_runtime(path, feeds))
 
 
-def test_compiled_for_single_pictures(make_artifact, tmp_path):
+def test_compiled_for_single_images(make_artifact, tmp_path):
     path = make_artifact()
     single = opened(path, batch_size=1, cache=tmp_path)
     assert [str(info) for info in single.inputs] == ["uint8 [1, 56, 56, 3]", "int64 [1, ?]"]
@@ -61,20 +61,20 @@ def test_compiled_for_single_pictures(make_artifact, tmp_path):
     assert not opened(path, batch_size=2, cache=tmp_path).from_cache
 
 
-def test_a_session_for_single_pictures(make_artifact):
+def test_a_session_for_single_images(make_artifact):
     path = make_artifact(head="mlp", head_input="features")
-    pictures = list(feeds_of(3, 1)["image"])
+    images = list(feeds_of(3, 1)["image"])
     with load(path, "openvino", batch_size=1) as one, load(path, "ort", batch_size=1) as other:
         for method in (None, "scorecam", "ablationcam", "eigencam"):
             got, wanted = (
-                [found for [found] in session.explain(pictures, classes=2, method=method)]
+                [found for [found] in session.explain(images, classes=2, method=method)]
                 for session in (one, other)
             )
             got += [found.for_classes(1)[0] for found in got if method != "scorecam"]
             wanted += [found.for_classes(1)[0] for found in wanted if method != "scorecam"]
             for a, b in zip(got, wanted, strict=True):
                 assert a.class_id == b.class_id
-                np.testing.assert_allclose(a.grid, b.grid, atol=1e-5)
+                np.testing.assert_allclose(a.cam, b.cam, atol=1e-5)
 
 
 # Precision
@@ -156,15 +156,15 @@ def test_an_output_without_its_name():
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_further_classes_from_the_head_graph(make_artifact, head):
     path = make_artifact(head=head, head_input="features")
-    picture = feeds_of(1, 1)["image"][0]
+    image = feeds_of(1, 1)["image"][0]
     with load(path, "openvino", mode="throughput") as session:
-        [first] = session.explain(picture)
+        [first] = session.explain(image)
         later = first.for_classes([0, 1, 3])
-        at_once = session.explain(picture, classes=[0, 1, 3])
+        at_once = session.explain(image, classes=[0, 1, 3])
         assert session._head._backend.name == "openvino"
-        ablated = session.explain(picture, classes=1, method="ablationcam")
+        ablated = session.explain(image, classes=1, method="ablationcam")
     for got, wanted in zip(later, at_once, strict=True):
-        np.testing.assert_allclose(got.grid, wanted.grid, atol=1e-5)
+        np.testing.assert_allclose(got.cam, wanted.cam, atol=1e-5)
         assert got.evidence == pytest.approx(wanted.evidence, rel=1e-5)
     assert ablated[0].class_id == 1
 

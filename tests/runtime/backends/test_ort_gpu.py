@@ -23,15 +23,15 @@ from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.backends.onnxruntime.cuda import INDEX_ARITHMETIC, assigned_nodes, refuse_cpu
 from sigcam.runtime.backends.onnxruntime.tensorrt import engine_key
 from sigcam.runtime.session import load
-from tests.support.device_doubles import CpuLane, fake_onnxruntime
+from tests.support.device_doubles import CpuStream, fake_onnxruntime
 
 ort = pytest.importorskip("onnxruntime")
 
 PROVIDERS = {"ort-cuda": "CUDAExecutionProvider", "ort-tensorrt": "TensorrtExecutionProvider"}
 
 
-class Recording(CpuLane):
-    """A lane that tells what a backend did with it."""
+class Recording(CpuStream):
+    """A stream that tells what a backend did with it."""
 
     opened: ClassVar = []
 
@@ -49,7 +49,7 @@ class Recording(CpuLane):
 def gpu(monkeypatch):
     """gpu(**changes of the module) -> the module; lanes in Recording.opened."""
     Recording.opened = []
-    monkeypatch.setattr(ort_cuda, "CudaLane", lambda ordinal: Recording(monkeypatch, ordinal))
+    monkeypatch.setattr(ort_cuda, "CudaStream", lambda ordinal: Recording(monkeypatch, ordinal))
 
     def install(**changes):
         module = fake_onnxruntime(**changes)
@@ -160,9 +160,9 @@ def test_what_is_asked_of_the_cuda_provider(make_artifact, gpu):
     module = gpu()
     on_gpu(module, {"CUDAExecutionProvider": ["Conv", "Relu"], "CPUExecutionProvider": ["Shape"]})
     with load(make_artifact(profile="split"), "ort-cuda", device=3, threads=1) as session:
-        [lane] = Recording.opened
-        assert lane.asked == 3
-        assert lane.loaded
+        [stream] = Recording.opened
+        assert stream.asked == 3
+        assert stream.loaded
         (name, options), last = module.asked
         assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options == {"device_id": "3", "user_compute_stream": "7", "use_tf32": "0"}
@@ -170,7 +170,7 @@ def test_what_is_asked_of_the_cuda_provider(make_artifact, gpu):
         [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="green")
         assert one.made[0].shape == (40, 60)
         assert one.label == "green"
-    assert lane.done[-1] == "close"
+    assert stream.done[-1] == "close"
 
 
 def test_kernels_are_loaded_only_for_the_profile_split(make_artifact, gpu):
@@ -179,7 +179,7 @@ def test_kernels_are_loaded_only_for_the_profile_split(make_artifact, gpu):
         assert not Recording.opened[0].loaded
         [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="green")
         assert one.made is None
-        assert one.map.shape == (40, 60)
+        assert one.heatmap.shape == (40, 60)
 
 
 def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
@@ -273,11 +273,11 @@ def test_on_a_gpu(name, make_artifact):
     except BackendUnavailableError as exc:
         pytest.skip(str(exc))
     backend.close()
-    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     path = make_artifact(profile="split")
     with load(path, name) as session, load(path, "ort") as plain:
         for got, want in zip(
-            session.explain(picture, top_k=3), plain.explain(picture, top_k=3), strict=True
+            session.explain(image, top_k=3), plain.explain(image, top_k=3), strict=True
         ):
             assert got.class_id == want.class_id
-            np.testing.assert_allclose(got.map, want.map, atol=1e-3)
+            np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-3)

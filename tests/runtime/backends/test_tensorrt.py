@@ -17,14 +17,14 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.images.preprocess import place
-from sigcam.images.upsample import to_map
+from sigcam.images.upsample import to_heatmap
 from sigcam.kernels import graph
 from sigcam.kernels.errors import KernelError
-from sigcam.runtime.backends.base import BackendOptions, MapRequest
+from sigcam.runtime.backends.base import BackendOptions, HeatmapRequest
 from sigcam.runtime.backends.onnxruntime.cpu import OrtBackend
 from sigcam.runtime.backends.tensorrt import pool
 from sigcam.runtime.backends.tensorrt.pool import MAX_GRAPHS, MAX_WORKERS
-from sigcam.runtime.model import own_grids
+from sigcam.runtime.model import own_cams
 from sigcam.runtime.session import load
 from tests.support.device_doubles import Buffer
 from tests.support.fake_tensorrt import write_engine
@@ -35,7 +35,9 @@ SIZES = [(90, 70), (64, 120), (90, 70), (33, 35)]
 
 
 def request_for(batch, sizes=SIZES):
-    return MapRequest(tuple(place(SPEC.geometry, *size) for size in sizes[:batch]), SPEC.nwc)
+    return HeatmapRequest(
+        tuple(place(SPEC.preprocessing, *size) for size in sizes[:batch]), SPEC.nwc
+    )
 
 
 @pytest.fixture
@@ -48,28 +50,28 @@ def reference(machine):
         outputs = cpu.infer(feeds)
         if request is None:
             return outputs, None
-        grids = own_grids(outputs, SPEC)
+        cams = own_cams(outputs, SPEC)
         made = [
-            [to_map(grid, placement) for grid in row]
-            for row, placement in zip(grids, request.placements, strict=True)
+            [to_heatmap(cam, placement) for cam in row]
+            for row, placement in zip(cams, request.placements, strict=True)
         ]
-        return outputs, (grids, made)
+        return outputs, (cams, made)
 
     return run
 
 
 def check(got, want, request, wanted):
-    outputs, maps = got
-    expected, (grids, made) = want
+    outputs, heatmaps = got
+    expected, (cams, made) = want
     assert list(outputs) == wanted
     for name in wanted:
         np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-6)
         assert outputs[name].dtype == expected[name].dtype
-    np.testing.assert_allclose(maps.grids, grids, atol=1e-6)
-    for picture, row in enumerate(made):
+    np.testing.assert_allclose(heatmaps.cams, cams, atol=1e-6)
+    for image, row in enumerate(made):
         for k, (one, valid) in enumerate(row):
-            np.testing.assert_allclose(maps.maps[picture][k], one, atol=3e-5)
-            assert maps.valid[picture, k] == valid
+            np.testing.assert_allclose(heatmaps.heatmaps[image][k], one, atol=3e-5)
+            assert heatmaps.valid[image, k] == valid
 
 
 def test_outputs_are_the_models(machine, feeds, reference):
@@ -94,9 +96,9 @@ def test_repeated_calls_become_a_graph(machine, feeds, reference, package):
     request = request_for(4)
     for turn in range(5):
         given = feeds(4, 3, seed=turn)
-        got = backend.infer_maps(given, wanted, request)
+        got = backend.infer_heatmaps(given, wanted, request)
         check(got, reference(given, request), request, wanted)
-        # As it comes, then in a lane of its own, which is captured; then launched.
+        # As it comes, then in an executor of its own, which is captured; then launched.
         assert machine.module.executed == (1, 3, 3, 3, 3)[turn]
         assert machine.cuda.captured == (0, 1, 1, 1, 1)[turn]
         assert machine.cuda.launched == max(0, turn - 1)
@@ -105,7 +107,7 @@ def test_repeated_calls_become_a_graph(machine, feeds, reference, package):
 
 
 def test_other_shapes_and_places_are_other_graphs(machine, feeds, reference):
-    """Growing memory of the plain lane moves nothing that a graph refers to."""
+    """Growing memory of the plain executor moves nothing that a graph refers to."""
     backend = machine.open()
     calls = [(1, 1), (4, 3), (2, 2), (4, 3), (1, 1), (2, 2), (4, 1)]
     for turn in range(3):
@@ -113,7 +115,7 @@ def test_other_shapes_and_places_are_other_graphs(machine, feeds, reference):
             given = feeds(batch, classes, seed=10 * turn + batch)
             sizes = SIZES if turn % 2 else SIZES[::-1]
             request = request_for(batch, sizes)
-            got = backend.infer_maps(given, ["logits"], request)
+            got = backend.infer_heatmaps(given, ["logits"], request)
             check(got, reference(given, request), request, ["logits"])
     assert machine.cuda.captured == MAX_GRAPHS
     assert len(machine.cuda.streams) == 1
@@ -151,7 +153,7 @@ def test_a_network_that_cannot_be_captured_runs_and_says_so(machine, feeds, refe
         with caplog.at_level(logging.WARNING):
             for turn in range(4):
                 given, request = feeds(2, seed=turn), request_for(2)
-                got = backend.infer_maps(given, ["logits"], request)
+                got = backend.infer_heatmaps(given, ["logits"], request)
                 check(got, reference(given, request), request, ["logits"])
         assert len(caplog.records) == 1
         assert reason in caplog.text
@@ -167,13 +169,13 @@ def test_a_capture_that_cuda_breaks_off_is_done_without(machine, feeds, referenc
     with caplog.at_level(logging.WARNING):
         for turn in range(4):
             given, request = feeds(2, seed=turn), request_for(2)
-            got = backend.infer_maps(given, ["logits"], request)
+            got = backend.infer_heatmaps(given, ["logits"], request)
             check(got, reference(given, request), request, ["logits"])
     reason = f"CUDA can't capture it: the {point} of the capture failed"
     assert [reason in record.getMessage() for record in caplog.records] == [True]
     assert reason in backend.description
     assert machine.cuda.launched == machine.cuda.captured == 0
-    assert len(machine.module.contexts) == 1  # that of the lane without a graph
+    assert len(machine.module.contexts) == 1  # that of the executor without a graph
 
 
 def launch_fails(machine, backend, monkeypatch, message):
@@ -190,19 +192,19 @@ def launch_fails(machine, backend, monkeypatch, message):
 
 def test_a_kernel_that_fails_while_captured_is_an_error(machine, feeds, monkeypatch):
     backend = machine.open()
-    backend.infer_maps(feeds(), ["logits"], request_for(2))
+    backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
     launch_fails(machine, backend, monkeypatch, "cuLaunchKernel failed")
     with pytest.raises(BackendError, match="cuLaunchKernel failed"):
-        backend.infer_maps(feeds(), ["logits"], request_for(2))
+        backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
 
 
 def test_a_kernel_that_finds_the_capture_broken_is_not_to_blame(machine, feeds, monkeypatch):
     backend = machine.open()
-    backend.infer_maps(feeds(), ["logits"], request_for(2))
+    backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
     broken = "cuLaunchKernel failed: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (broken off)"
     launch_fails(machine, backend, monkeypatch, broken)
     for _ in range(3):
-        backend.infer_maps(feeds(), ["logits"], request_for(2))
+        backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
     assert "CAPTURE_INVALIDATED" in backend.description
 
 
@@ -263,7 +265,7 @@ def test_one_failing_close_keeps_nothing_alive(machine, feeds, monkeypatch):
     assert closed.count(Buffer) > 4
 
 
-def test_sizes_that_depend_on_the_picture_are_refused(machine, feeds):
+def test_sizes_that_depend_on_the_image_are_refused(machine, feeds):
     backend = machine.open()
     machine.module.depends_on_data = {"logits"}
     with pytest.raises(BackendError, match=r"can't tell the size of logits .*\[-1, 4\]"):
@@ -275,29 +277,27 @@ def test_float16_tensors_reach_the_kernel_and_come_back_as_float32(machine, feed
     backend = machine.open()
     assert {str(i.dtype) for i in backend.outputs} == {"float32", "int64"}
     given, request = feeds(), request_for(2)
-    outputs, maps = backend.infer_maps(given, ["features"], request)
-    want, (grids, _) = reference(given, request)
+    outputs, heatmaps = backend.infer_heatmaps(given, ["features"], request)
+    want, (cams, _) = reference(given, request)
     assert outputs["features"].dtype == np.float32
     np.testing.assert_allclose(outputs["features"], want["features"], rtol=1e-3)
-    np.testing.assert_allclose(maps.grids, grids, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(heatmaps.cams, cams, rtol=2e-3, atol=2e-3)
 
 
-def test_an_engine_without_features_gives_grids(machine, feeds):
+def test_an_engine_without_features_gives_cams(machine, feeds):
     backend = machine.open(write_engine(machine.folder, profile="fused"))
     given = feeds()
     cpu = OrtBackend.open(machine.folder / "model.onnx", BackendOptions(threads=1))
-    np.testing.assert_array_equal(
-        backend.infer(given, ["grids"])["grids"], cpu.infer(given)["grids"]
-    )
+    np.testing.assert_array_equal(backend.infer(given, ["cams"])["cams"], cpu.infer(given)["cams"])
     with pytest.raises(BackendError, match="no features and CAM weights"):
-        backend.infer_maps(given, ["logits"], request_for(2))
+        backend.infer_heatmaps(given, ["logits"], request_for(2))
 
 
 def test_sizes_outside_the_engines(machine, feeds):
     backend = machine.open()
-    with pytest.raises(UsageError, match="1 to 4 pictures in one run, got 5; pass batch_size=4"):
+    with pytest.raises(UsageError, match="1 to 4 images in one run, got 5; pass batch_size=4"):
         backend.infer(feeds(5))
-    with pytest.raises(UsageError, match="1 to 3 classes for each picture, got 4"):
+    with pytest.raises(UsageError, match="1 to 3 classes for each image, got 4"):
         backend.infer(feeds(1, 4))
     assert machine.module.executed == 0
 
@@ -325,7 +325,7 @@ def test_callers_in_threads_get_their_own(machine, feeds, reference):
         try:
             for batch, classes, n in part * 2:
                 request = request_for(batch)
-                got = backend.infer_maps(feeds(batch, classes, n), ["logits"], request)
+                got = backend.infer_heatmaps(feeds(batch, classes, n), ["logits"], request)
                 check(got, wants[n], request, ["logits"])
         except BaseException as exc:
             problems.append(exc)
@@ -373,20 +373,20 @@ def test_a_session_on_an_engine(machine, monkeypatch):
     """The front door: the same explanations as from the model on the CPU."""
     engine = write_engine(machine.folder)
     random = np.random.default_rng(3)
-    pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
+    images = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
     with load(engine.with_name("model.onnx"), backend="ort", threads=1) as session:
-        want = session.explain(pictures, top_k=2)
+        want = session.explain(images, top_k=2)
     with load(engine, batch_size=4) as session:
         assert session.backend_name == "tensorrt"
         for _ in range(3):  # the last one by a graph
-            for row, expected in zip(session.explain(pictures, top_k=2), want, strict=True):
+            for row, expected in zip(session.explain(images, top_k=2), want, strict=True):
                 for one, other in zip(row, expected, strict=True):
                     assert (one.class_id, one.label) == (other.class_id, other.label)
                     assert one.evidence == pytest.approx(other.evidence, rel=1e-5)
-                    np.testing.assert_allclose(one.map, other.map, atol=3e-5)
+                    np.testing.assert_allclose(one.heatmap, other.heatmap, atol=3e-5)
     assert machine.cuda.launched == 1
     with pytest.raises(UsageError, match="batch_size=4"), load(engine) as session:
-        session.explain(pictures * 2)
+        session.explain(images * 2)
 
 
 def test_nothing_is_imported_before_it_is_used():

@@ -17,8 +17,8 @@ from sigcam.kernels.calls import call
 from sigcam.kernels.clamp_combine import KERNELS, ClampCombine
 from sigcam.kernels.compile import architecture_of
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Inputs, Maps
-from sigcam.kernels.reference import clamp_combine, normalised_maps, to_bytes
+from sigcam.kernels.plan import Heatmaps, Inputs
+from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
 from tests.support.fake_cuda import calls, fake_pycuda, live, owners
 
 
@@ -74,8 +74,8 @@ def data(*shape, kind=np.float32, per_position=False, classes=2, seed=0):
 
 
 def wanted(features, weights, rows, columns, interpolation="bilinear", clamp=True):
-    grids = clamp_combine(features.astype(np.float32), weights.astype(np.float32), clamp)
-    return normalised_maps(grids, rows, columns, interpolation)
+    cams = clamp_combine(features.astype(np.float32), weights.astype(np.float32), clamp)
+    return normalised_heatmaps(cams, rows, columns, interpolation)
 
 
 def test_all_kernels_are_found(kernel):
@@ -94,13 +94,13 @@ def test_arrays_of_others(kernel, make, kind, interpolation, own_stream):
     producer, consumer = driver.Stream(), driver.Stream() if own_stream else 0
     features, weights = data(2, 24, 5, 7, kind=kind, per_position=interpolation == "bicubic")
     given, used = make(features, producer), make(weights, producer)
-    maps, valid = kernel(
+    heatmaps, valid = kernel(
         given, used, size=(20, 30), interpolation=interpolation,
         stream=consumer if own_stream else None,
     )  # fmt: skip
     axes = whole(20, 5), whole(30, 7)
     want, good = wanted(features, weights, *axes, interpolation)
-    np.testing.assert_allclose(maps.to_host(), want, atol=2e-4)
+    np.testing.assert_allclose(heatmaps.to_host(), want, atol=2e-4)
     found = valid.to_host()
     assert found.dtype == bool
     np.testing.assert_array_equal(found, good)
@@ -122,11 +122,13 @@ def test_a_call_waits_for_nothing_and_returns_its_memory(kernel):
 def test_results_outlive_their_stream(kernel):
     stream = driver.Stream()
     features, weights = data(1, 16, 4, 4)
-    maps, _ = kernel(dlpack(features, stream), dlpack(weights, stream), size=(8, 8), stream=stream)
+    heatmaps, _ = kernel(
+        dlpack(features, stream), dlpack(weights, stream), size=(8, 8), stream=stream
+    )
     del stream
     gc.collect()
     want, _ = wanted(features, weights, whole(8, 4), whole(8, 4))
-    np.testing.assert_allclose(maps.to_host(), want, atol=1e-5)
+    np.testing.assert_allclose(heatmaps.to_host(), want, atol=1e-5)
 
 
 def test_given_outputs(kernel):
@@ -137,8 +139,8 @@ def test_given_outputs(kernel):
     flags = Interface(np.full((1, 5), 7, np.uint8), stream)
     given = dlpack(features, stream), dlpack(weights, stream)
     options = {"rows": rows, "columns": columns, "dtype": "uint8", "stream": stream, "clamp": False}
-    maps, valid = kernel(*given, out=out, valid_out=flags, **options)
-    assert maps is out
+    heatmaps, valid = kernel(*given, out=out, valid_out=flags, **options)
+    assert heatmaps is out
     assert valid is flags
     want, good = wanted(features, weights, rows, columns, clamp=False)
     apart = out.to_host().astype(int) - to_bytes(want)
@@ -160,18 +162,23 @@ def test_the_plan_in_a_graph(kernel):
     """Captured once, launched twice, on inputs that changed in between."""
     stream = driver.Stream()
     inputs = Inputs(1, 40, 6, 5, 3)
-    plan = kernel.plan(inputs, Maps(whole(16, 6), whole(12, 5)))
-    sizes = {"features": 4 * 40 * 30, "weights": 4 * 3 * 40, "maps": 4 * 3 * 16 * 12, "valid": 3}
+    plan = kernel.plan(inputs, Heatmaps(whole(16, 6), whole(12, 5)))
+    sizes = {
+        "features": 4 * 40 * 30,
+        "weights": 4 * 3 * 40,
+        "heatmaps": 4 * 3 * 16 * 12,
+        "valid": 3,
+    }
     buffers = {name: driver.DeviceBuffer(size) for name, size in sizes.items()}
     buffers["workspace"] = driver.DeviceBuffer(plan.workspace.size)
     addresses = {name: buffer.address for name, buffer in buffers.items()}
-    pinned = driver.PinnedBuffer(sizes["maps"] + 64)
+    pinned = driver.PinnedBuffer(sizes["heatmaps"] + 64)
     view = pinned.view(np.float32, (1, 3, 16, 12))
     kernel.prepare_workspace(plan, addresses["workspace"], stream)
     calls()
     with driver.Graph.capture(stream) as graph:
         kernel.launch(plan, stream=stream, **addresses)
-        driver.copy_to_host(pinned.address, addresses["maps"], sizes["maps"], stream)
+        driver.copy_to_host(pinned.address, addresses["heatmaps"], sizes["heatmaps"], stream)
     assert "cuMemAlloc" not in calls()
     for seed in (1, 2):
         features, weights = data(1, 40, 6, 5, classes=3, seed=seed)
@@ -202,9 +209,9 @@ def test_a_capture_that_breaks_off(kernel):
 def test_another_plan_needs_the_workspace_prepared(kernel):
     """What the docstring says of workspaces that change plans is so."""
     stream = driver.Stream()
-    small = kernel.plan(Inputs(1, 8, 3, 3, 1), Maps(whole(6, 3), whole(6, 3)))
-    large = kernel.plan(Inputs(1, 64, 9, 9, 400), Maps(whole(6, 9), whole(6, 9)))
-    assert small.workspace.grids < large.workspace.counters
+    small = kernel.plan(Inputs(1, 8, 3, 3, 1), Heatmaps(whole(6, 3), whole(6, 3)))
+    large = kernel.plan(Inputs(1, 64, 9, 9, 400), Heatmaps(whole(6, 9), whole(6, 9)))
+    assert small.workspace.cams < large.workspace.counters
     buffer = driver.DeviceBuffer(large.workspace.size)
     kernel.prepare_workspace(large, buffer.address, stream)
     found = np.empty(large.workspace.counters, np.uint8)
@@ -218,27 +225,27 @@ def test_results_go_to_others(kernel):
     stream = driver.Stream()
     features, weights = data(1, 8, 4, 4)
     given = dlpack(features, stream), dlpack(weights, stream)
-    maps, valid = kernel(*given, size=(8, 8), stream=stream)
-    about = maps.__cuda_array_interface__
+    heatmaps, valid = kernel(*given, size=(8, 8), stream=stream)
+    about = heatmaps.__cuda_array_interface__
     assert about["shape"] == (1, 2, 8, 8)
     assert (about["typestr"], about["stream"]) == ("<f4", stream.handle)
-    assert maps.__dlpack_device__() == (2, 0)
+    assert heatmaps.__dlpack_device__() == (2, 0)
     assert valid.__cuda_array_interface__["typestr"] == "|b1"
     calls()
-    maps.__dlpack__(stream=stream.handle, max_version=(1, 1))
+    heatmaps.__dlpack__(stream=stream.handle, max_version=(1, 1))
     assert "cuStreamWaitEvent" not in calls()
-    maps.__dlpack__(stream=-1)
+    heatmaps.__dlpack__(stream=-1)
     assert "cuStreamWaitEvent" not in calls()
-    maps.__dlpack__()
+    heatmaps.__dlpack__()
     assert "cuStreamWaitEvent" in calls()
     for wrong in ({"copy": True}, {"dl_device": (1, 0)}):
         with pytest.raises(BufferError):
-            maps.__dlpack__(**wrong)
+            heatmaps.__dlpack__(**wrong)
     with pytest.raises(ValueError, match="stream 0"):
-        maps.__dlpack__(stream=0)
+        heatmaps.__dlpack__(stream=0)
     # One call's result is another's input.
-    again, _ = kernel(maps, dlpack(np.ones((1, 1, 2), np.float32), stream), size=(8, 8))
-    want, _ = wanted(maps.to_host(), np.ones((1, 1, 2), np.float32), whole(8, 8), whole(8, 8))
+    again, _ = kernel(heatmaps, dlpack(np.ones((1, 1, 2), np.float32), stream), size=(8, 8))
+    want, _ = wanted(heatmaps.to_host(), np.ones((1, 1, 2), np.float32), whole(8, 8), whole(8, 8))
     np.testing.assert_allclose(again.to_host(), want, atol=1e-5)
 
 
@@ -281,9 +288,9 @@ def test_two_threads_with_one_object(kernel, context):
             features, weights = data(1, 32, 5, 5, seed=seed)
             given = dlpack(features, stream), dlpack(weights, stream)
             for _ in range(5):
-                maps, _ = kernel(*given, size=(9, 9), stream=stream)
+                heatmaps, _ = kernel(*given, size=(9, 9), stream=stream)
             want, _ = wanted(features, weights, whole(9, 5), whole(9, 5))
-            found[seed] = np.abs(maps.to_host() - want).max()
+            found[seed] = np.abs(heatmaps.to_host() - want).max()
 
     threads = [Thread(target=make, args=(seed,)) for seed in (1, 2)]
     for thread in threads:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sigcam.kernels
-from sigcam.kernels.arguments import CombineArguments, MapArguments
+from sigcam.kernels.arguments import CombineArguments, HeatmapArguments
 from sigcam.kernels.plan import Launch, Plan
 
 HERE = Path(__file__).resolve().parent
@@ -25,9 +25,9 @@ FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-
 class Result:
     """What the launches left behind."""
 
-    maps: np.ndarray
+    heatmaps: np.ndarray
     valid: np.ndarray
-    grids: np.ndarray
+    cams: np.ndarray
     counters: np.ndarray
 
 
@@ -59,33 +59,33 @@ def program(out: Path, *flags: str, source: Path = SOURCE) -> Path:
     return build(out, "-O1", "-g", "-rdynamic", *flags, source=source)
 
 
-def launches(plan: Plan, combine: CombineArguments, maps: MapArguments):
+def launches(plan: Plan, combine: CombineArguments, heatmaps: HeatmapArguments):
     """The launches with their arguments, in order."""
     yield plan.combine, combine
     if plan.extremes is not None:
-        yield plan.extremes, maps
-    yield plan.enlarge, maps
+        yield plan.extremes, heatmaps
+    yield plan.enlarge, heatmaps
 
 
 def _outputs(plan: Plan) -> dict[str, np.ndarray]:
     """Buffers full of what must not be left in them."""
-    i, m, w = plan.inputs, plan.maps, plan.workspace
+    i, m, w = plan.inputs, plan.heatmaps, plan.workspace
     count = i.batch * i.classes
     return {
-        "maps": np.full(
+        "heatmaps": np.full(
             (i.batch, i.classes, m.rows.size, m.columns.size),
             0xAB if m.bytes_ else np.nan, np.uint8 if m.bytes_ else np.float32,
         ),
         "valid": np.full((i.batch, i.classes), 0xAB, np.uint8),
         "arrived": np.zeros(w.counters // 4, np.uint32),
-        "grids": np.full((i.batch, i.classes, i.height, i.width), np.nan, np.float32),
+        "cams": np.full((i.batch, i.classes, i.height, i.width), np.nan, np.float32),
         "bounds": np.full((count, 2), np.nan, np.float32),
         "partial": np.full((w.size - w.partial) // 4, np.nan, np.float32),
     }  # fmt: skip
 
 
 def _result(buffers: dict[str, np.ndarray]) -> Result:
-    return Result(buffers["maps"], buffers["valid"], buffers["grids"], buffers["arrived"])
+    return Result(buffers["heatmaps"], buffers["valid"], buffers["cams"], buffers["arrived"])
 
 
 def run_in_library(lib: ctypes.CDLL, plan: Plan, features, weights) -> Result:
@@ -97,16 +97,16 @@ def run_in_library(lib: ctypes.CDLL, plan: Plan, features, weights) -> Result:
     arguments = plan.arguments(
         features=features.ctypes.data,
         weights=weights.ctypes.data,
-        maps=found["maps"].ctypes.data,
+        heatmaps=found["heatmaps"].ctypes.data,
         valid=found["valid"].ctypes.data,
         workspace=workspace.ctypes.data,
     )
     for launch, argument in launches(plan, *arguments):
         grid = (ctypes.c_uint * 3)(*launch.grid)
         lib.run(launch.kernel.encode(), ctypes.byref(argument), grid, launch.block, launch.shared)
-    size = found["grids"].nbytes
-    grids = workspace[parts.grids : parts.grids + size].view(np.float32)
-    found["grids"] = grids.reshape(found["grids"].shape).copy()
+    size = found["cams"].nbytes
+    cams = workspace[parts.cams : parts.cams + size].view(np.float32)
+    found["cams"] = cams.reshape(found["cams"].shape).copy()
     found["arrived"] = workspace[parts.arrived : parts.arrived + parts.counters].view(np.uint32)
     return _result(found)
 
@@ -118,7 +118,7 @@ def run_as_program(program: Path, folder: Path, plan: Plan, features, weights):
         The finished process, and the result where it succeeded.
     """
     buffers = {"features": features, "weights": weights, **_outputs(plan)}
-    arguments = plan.arguments(features=0, weights=0, maps=0, valid=0, workspace=0)
+    arguments = plan.arguments(features=0, weights=0, heatmaps=0, valid=0, workspace=0)
     parts = [struct.pack("<q", len(buffers))]
     for buffer in buffers.values():
         data = np.ascontiguousarray(buffer).tobytes()

@@ -252,7 +252,7 @@ extern "C" void run(const char* kernel, const void* argument, const unsigned* gr
 extern "C" const int* layout_combine() {
 #define AT(field) static_cast<int>(offsetof(CombineArguments, field))
     static const int found[] = {
-        AT(features), AT(weights), AT(partial), AT(grids), AT(bounds), AT(valid), AT(arrived),
+        AT(features), AT(weights), AT(partial), AT(cams), AT(bounds), AT(valid), AT(arrived),
         AT(channels), AT(positions), AT(classes), AT(group), AT(units), AT(tile_units), AT(lanes),
         AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp), AT(bilinear), AT(rows), AT(columns),
         static_cast<int>(sizeof(CombineArguments))};
@@ -263,7 +263,7 @@ extern "C" const int* layout_combine() {
 extern "C" const int* layout_map() {
 #define AT(field) static_cast<int>(offsetof(MapArguments, field))
     static const int found[] = {
-        AT(grids), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(maps), AT(count),
+        AT(cams), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(heatmaps), AT(count),
         AT(vectors), AT(rows), AT(columns), static_cast<int>(sizeof(MapArguments))};
 #undef AT
     return found;

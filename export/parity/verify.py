@@ -1,10 +1,10 @@
-"""The parity certificate: the graph against the definitions in float64.
+"""The parity report: the graph against the definitions in float64.
 
-The reference isn't the exported module run again, but `Definition`: `DualBranch` in
+The reference isn't the exported module run again, but `Reference`: `DualBranch` in
 float64 and autograd. The class choice is checked first; then everything is compared for
 the classes that the graph chose.
 
-The pictures that a graph is tried on for its certificate, and what came out.
+The images that a graph is tried on for its parity report, and what came out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
 from sigcam.core.errors import ExportError, ParityError
-from sigcam.core.spec import Geometry, OutputError, Parity
+from sigcam.core.spec import OutputError, ParityReport, Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.options import GraphOptions
 from sigcam.export.parity.compare import (
@@ -33,42 +33,42 @@ from sigcam.export.parity.inputs import (
     INPUTS,
     as_images,
     feed,
-    further_pictures,
+    further_images,
     normalised,
-    sample_pictures,
+    sample_images,
 )
-from sigcam.export.parity.reference import Definition
+from sigcam.export.parity.reference import Reference
 
 BATCHES = ([0], [2, 3, 4], [4, 1, 0, 2, 1, 3, 0, 2])
-"""Which of the sample pictures make the batches of 1, 3 and 8."""
+"""Which of the sample images make the batches of 1, 3 and 8."""
 
 Model = bytes | Path
 """An ONNX model: its bytes, or its file where the weights lie beside it."""
 
 
-def certify(
+def verify(
     dual: DualBranch,
     data: Model,
     names: Sequence[str],
     options: GraphOptions,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     tolerance: float,
-) -> Parity:
+) -> ParityReport:
     """Runs an artifact's graph and compares every output with its definition.
 
     A gradient can jump: a ReLU whose input lies within rounding of zero may be open on one
-    engine and shut on another. So a picture on which the graph is outside the tolerance is
+    engine and shut on another. So an image on which the graph is outside the tolerance is
     tried again in float64, with the pixels moved by a rounding error of float32 (see
     `is_unstable`). Where the definition itself moves by more than the tolerance, there is
-    nothing to compare with, and the picture doesn't count; the certificate says how many
-    those were. At least three must count; further pictures are tried until they do.
+    nothing to compare with, and the image doesn't count; the parity report says how many
+    those were. At least three must count; further images are tried until they do.
 
     Args:
         dual: the model, float32.
         data: the ONNX model.
         names: of the graph's outputs.
         options: of the graph.
-        geometry: of the pictures.
+        preprocessing: of the images.
         tolerance: largest relative error to accept.
 
     Raises:
@@ -76,43 +76,43 @@ def certify(
         ExportError: ONNX Runtime refuses the graph.
     """
     session = _open(data)
-    trial = Trial(in_double(dual).eval(), options, geometry, tolerance)
+    parity_run = ParityRun(in_double(dual).eval(), options, preprocessing, tolerance)
     compared = [name for name in names if name != "head_input"]
 
     def run(part: Sequence[int]) -> None:
-        feeds = {"image": feed(trial.pictures[part], geometry)}
+        feeds = {"image": feed(parity_run.images[part], preprocessing)}
         if options.classes.mode == "input":
             feeds["class_ids"] = _test_ids(len(part), dual.num_classes)
         got = _run(session, feeds, list(names))
-        logits = np.concatenate([trial.known(index).logits.numpy() for index in part])
+        logits = np.concatenate([parity_run.known(index).logits.numpy() for index in part])
         _check_choice(got, feeds, logits, options, tolerance)
         for row, index in enumerate(part):
             one = {name: got[name][row : row + 1] for name in compared}
-            trial.judge(index, one, one["class_ids_out"])
+            parity_run.judge(index, one, one["class_ids_out"])
 
     for part in BATCHES:
         run(part)
-    trial.try_further(run)
-    result = trial.certificate(tuple(len(part) for part in BATCHES))
+    parity_run.try_further(run)
+    result = parity_run.report(tuple(len(part) for part in BATCHES))
     if not all(error.max_rel <= tolerance for error in result.outputs.values()):
         raise ParityError(
             f"the graph differs from PyTorch by more than {tolerance:g}; nothing was written\n"
             + table(result)
         )
-    trial.check_count("the graph")
+    parity_run.check_count("the graph")
     return result
 
 
-def certify_head(
+def verify_head(
     dual: DualBranch,
     artifact: Model,
     head: Model,
     names: Sequence[str],
     head_input: str,
     options: GraphOptions,
-    geometry: Geometry,
+    preprocessing: Preprocessing,
     tolerance: float,
-) -> Parity:
+) -> ParityReport:
     """Runs the head graph on what the artifact emits and compares it with the definition.
 
     Args:
@@ -122,7 +122,7 @@ def certify_head(
         names: of its outputs.
         head_input: the artifact's output that it takes.
         options: of the artifact.
-        geometry: of the pictures.
+        preprocessing: of the images.
         tolerance: largest relative error to accept.
 
     Raises:
@@ -130,44 +130,46 @@ def certify_head(
         ExportError: ONNX Runtime refuses a graph.
     """
     first, second = _open(artifact), _open(head)
-    trial = Trial(in_double(dual).eval(), options, geometry, tolerance)
+    parity_run = ParityRun(in_double(dual).eval(), options, preprocessing, tolerance)
     ids = np.array([[0, dual.num_classes - 1, dual.num_classes // 2]], np.int64)
 
     def run(part: Sequence[int]) -> None:
         for index in part:
-            feeds = {"image": feed(trial.pictures[index : index + 1], geometry)}
+            feeds = {"image": feed(parity_run.images[index : index + 1], preprocessing)}
             if options.classes.mode == "input":
                 feeds["class_ids"] = ids
             entry = _run(first, feeds, [head_input])[head_input]
-            # Two rows of the same picture: the batch must not be fixed either.
+            # Two rows of the same image: the batch must not be fixed either.
             feeds = {head_input: np.repeat(entry, 2, 0), "class_ids": np.repeat(ids, 2, 0)}
             got = {name: value[1:] for name, value in _run(second, feeds, list(names)).items()}
-            trial.judge(index, got, ids)
+            parity_run.judge(index, got, ids)
 
-    run(range(len(trial.pictures)))
-    trial.try_further(run)
-    result = trial.certificate((2,))
+    run(range(len(parity_run.images)))
+    parity_run.try_further(run)
+    result = parity_run.report((2,))
     if not all(error.max_rel <= tolerance for error in result.outputs.values()):
         raise ParityError(
             f"the head graph differs from PyTorch by more than {tolerance:g}; nothing was written\n"
             + table(result)
         )
-    trial.check_count("the head graph")
+    parity_run.check_count("the head graph")
     return result
 
 
-def certify_logits(dual: DualBranch, data: Model, geometry: Geometry, tolerance: float) -> None:
+def verify_logits(
+    dual: DualBranch, data: Model, preprocessing: Preprocessing, tolerance: float
+) -> None:
     """Compares the logits of a bare classifier with PyTorch in float64.
 
     Raises:
         ParityError: they are outside `tolerance` or not finite.
         ExportError: ONNX Runtime refuses the graph.
     """
-    pictures = sample_pictures(geometry)
-    got = _run(_open(data), {"image": feed(pictures, geometry)}, ["logits"])["logits"]
+    images = sample_images(preprocessing)
+    got = _run(_open(data), {"image": feed(images, preprocessing)}, ["logits"])["logits"]
     twin = in_double(dual).eval()
     with torch.no_grad():
-        features = twin.features(torch.from_numpy(normalised(pictures, geometry)))
+        features = twin.features(torch.from_numpy(normalised(images, preprocessing)))
         want = twin.softmax_head(features).numpy()
     error = compare(got, want)
     if not error.max_rel <= tolerance:
@@ -177,7 +179,7 @@ def certify_logits(dual: DualBranch, data: Model, geometry: Geometry, tolerance:
         )
 
 
-def table(parity: Parity) -> str:
+def table(parity: ParityReport) -> str:
     """The errors as lines of text, one output a line."""
     width = max(map(len, parity.outputs))
     lines = [f"{'output':{width}}  largest relative  largest absolute"]
@@ -243,49 +245,53 @@ def _check_choice(
 
 
 LEAST = 3
-"""Fewest pictures that must count."""
+"""Fewest images that must count."""
 
 FURTHER = 15
-"""Most further pictures that are tried where too many don't count."""
+"""Most further images that are tried where too many don't count."""
 
 
-class Trial:
-    """The pictures of one certificate and what came out so far."""
+class ParityRun:
+    """The images of one parity report and what came out so far."""
 
     def __init__(
-        self, twin: DualBranch, options: GraphOptions, geometry: Geometry, tolerance: float
+        self,
+        twin: DualBranch,
+        options: GraphOptions,
+        preprocessing: Preprocessing,
+        tolerance: float,
     ) -> None:
-        self.twin, self.options, self.geometry = twin, options, geometry
+        self.twin, self.options, self.preprocessing = twin, options, preprocessing
         self.tolerance = tolerance
-        self.pictures: Array = sample_pictures(geometry)
+        self.images: Array = sample_images(preprocessing)
         self.worst: dict[str, OutputError] = {}
-        self._known: dict[int, Definition] = {}
+        self._known: dict[int, Reference] = {}
         self._unstable: dict[int, bool] = {}
         self._seen: set[int] = set()
         self._empty: set[int] = set()
-        self._first = len(self.pictures)
+        self._first = len(self.images)
 
-    def known(self, index: int) -> Definition:
-        """What the picture should give; made once, as float64 convolutions are slow."""
+    def known(self, index: int) -> Reference:
+        """What the image should give; made once, as float64 convolutions are slow."""
         if index not in self._known:
-            (images,) = as_images(self.pictures[index : index + 1], self.geometry)
-            self._known[index] = Definition(self.twin, images, self.options)
+            (images,) = as_images(self.images[index : index + 1], self.preprocessing)
+            self._known[index] = Reference(self.twin, images, self.options)
         return self._known[index]
 
     def judge(self, index: int, got: Mapping[str, Array], ids: Array) -> None:
-        """Takes in the outputs of one picture for the classes `ids` [1, K]."""
+        """Takes in the outputs of one image for the classes `ids` [1, K]."""
         self._seen.add(index)
         classes = torch.from_numpy(ids)
         want = self.known(index).outputs(classes)  # once: it takes the gradients in float64
-        if not bool(want["grids"].any()):
+        if not bool(want["cams"].any()):
             self._empty.add(index)
         errors = errors_of(got, want)
         # NaN is larger than nothing, so it never counts as a jump.
         if any(errors[name].max_rel > self.tolerance for name in errors.keys() & JUMPING):
             if index not in self._unstable:
-                at = self.pictures[index : index + 1]
+                at = self.images[index : index + 1]
                 self._unstable[index] = is_unstable(
-                    self.twin, at, self.geometry, self.options, classes, self.tolerance
+                    self.twin, at, self.preprocessing, self.options, classes, self.tolerance
                 )
             if self._unstable[index]:
                 errors = {name: error for name, error in errors.items() if name not in JUMPING}
@@ -293,18 +299,18 @@ class Trial:
             self.worst[name] = worse(self.worst.get(name, error), error)
 
     def try_further(self, run: Callable[[Sequence[int]], None]) -> None:
-        """Runs one picture after the other until enough count, or there are no more."""
+        """Runs one image after the other until enough count, or there are no more."""
         if self._counted() < LEAST:
-            more = further_pictures(self.geometry, FURTHER)
-            self.pictures = np.concatenate([self.pictures, more])
-            for index in range(self._first, len(self.pictures)):
+            more = further_images(self.preprocessing, FURTHER)
+            self.images = np.concatenate([self.images, more])
+            for index in range(self._first, len(self.images)):
                 if self._counted() < LEAST:
                     run([index])
 
-    def certificate(self, batch_sizes: tuple[int, ...]) -> Parity:
+    def report(self, batch_sizes: tuple[int, ...]) -> ParityReport:
         """What came out."""
         added = len(self._seen) - self._first
-        return Parity(
+        return ParityReport(
             reference=f"torch {torch.__version__} float64",
             engine=f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider",
             tolerance=self.tolerance,
@@ -316,11 +322,11 @@ class Trial:
         )
 
     def check_count(self, what: str) -> None:
-        """Refuses a certificate that too few pictures stand behind."""
+        """Refuses a parity report that too few images stand behind."""
         if self._counted() < LEAST:
             seen, left_out = len(self._seen), len(self._seen) - self._counted()
             raise ParityError(
-                f"on {left_out} of {seen} pictures the gradient jumps within rounding by more than "
+                f"on {left_out} of {seen} images the gradient jumps within rounding by more than "
                 f"{self.tolerance:g}, so {what} can't be checked; nothing was written. Name a "
                 f"later target layer, or accept a larger tolerance"
             )

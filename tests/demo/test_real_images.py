@@ -1,4 +1,4 @@
-"""The demo's network on real pictures with known classes; needs the folder ../shared."""
+"""The demo's network on real images with known classes; needs the folder ../shared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.paths import DATA
 
 pytestmark = [
     pytest.mark.shared,
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the pictures in {DATA.parent.name}/data"),
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the images in {DATA.parent.name}/data"),
 ]
 
 
@@ -21,12 +21,14 @@ pytestmark = [
 def session(tmp_path_factory):
     network = load_network()
     path = tmp_path_factory.mktemp("real") / "model.onnx"
-    export_artifact(network.dual, path, geometry=network.geometry, class_names=network.class_names)
+    export_artifact(
+        network.dual, path, preprocessing=network.preprocessing, class_names=network.class_names
+    )
     with load(path) as session:
         yield session
 
 
-def test_the_exported_network_recognises_imagenet_pictures(session):
+def test_the_exported_network_recognises_imagenet_images(session):
     data = open_data(DATA / "imagenet_samples")
     chosen = range(0, len(data), 10)
     found = session.stream(data.file(index) for index in chosen)
@@ -46,7 +48,7 @@ def test_pet_maps_are_valid_and_their_boxes_meet_the_animal(session):
     for index in range(0, len(data), 10):
         best = session.explain(data.file(index))[0]
         assert best.valid
-        y, x = np.unravel_index(best.map.argmax(), best.map.shape)
+        y, x = np.unravel_index(best.heatmap.argmax(), best.heatmap.shape)
         x0, y0, x1, y1 = map(int, truth[data.paths[index]].split(","))
         hits.append(x0 <= x <= x1 and y0 <= y <= y1)
     assert len(hits) == 30

@@ -1,9 +1,9 @@
-"""Maps made on a GPU, from features and CAM weights that an engine left there.
+"""Heatmaps made on a GPU, from features and CAM weights that an engine left there.
 
-How a batch of maps is cut into launches of the kernels, and where their results lie.
+How a batch of heatmaps is cut into launches of the kernels, and where their results lie.
 
-The kernels make maps of one size per launch, with one placement of the input in the picture.
-So a batch is cut into runs of neighbouring pictures with the same placement, and each run is
+The kernels make heatmaps of one size per launch, with one placement of the input in the image.
+So a batch is cut into runs of neighbouring images with the same placement, and each run is
 launched at its part of the features and weights.
 """
 
@@ -23,13 +23,13 @@ from sigcam.images.preprocess import Axis, Placement
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import Axis as KernelAxis
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import ALIGNMENT, Inputs, Maps, Plan, Workspace
-from sigcam.runtime.backends.base import MadeMaps, MapRequest
+from sigcam.kernels.plan import ALIGNMENT, Heatmaps, Inputs, Plan, Workspace
+from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
-__all__ = ["DeviceMaps", "DeviceTensor", "Pending", "axis_of", "kernel_errors"]
+__all__ = ["HeatmapMaker", "DeviceTensor", "Pending", "axis_of", "kernel_errors"]
 
 _MAX_KEPT = 64
 """Most plans, and most workspaces, that are kept for the next batch of the same shapes."""
@@ -52,7 +52,7 @@ def kernel_errors() -> Iterator[None]:
 
 
 class Pending:
-    """Maps that are being made; `collect` gives them once the stream has been synchronised.
+    """Heatmaps that are being made; `collect` gives them once the stream has been synchronised.
 
     Where the work was captured in a CUDA graph, `collect` may be called after each launch
     of the graph, as long as the DeviceMaps' `generation` is the same.
@@ -62,25 +62,25 @@ class Pending:
         self._parts = parts
         self._memory = memory
 
-    def collect(self) -> MadeMaps:
-        """Copies the maps out of the memory that the next batch uses."""
-        found: dict[str, list[Array]] = {"maps": [], "valid": [], "grids": []}
+    def collect(self) -> DeviceHeatmaps:
+        """Copies the heatmaps out of the memory that the next batch uses."""
+        found: dict[str, list[Array]] = {"heatmaps": [], "valid": [], "cams": []}
         for part in self._parts:
             for name, (kind, shape) in part.shapes.items():
                 start = getattr(part, name)
                 size = np.dtype(kind).itemsize * int(np.prod(shape))
                 array = self._memory[start : start + size].view(kind).reshape(shape)
                 found[name].append(array)
-        return MadeMaps(
-            grids=np.concatenate(found["grids"]),
-            # One array for each picture: none keeps the maps of another one alive.
-            maps=tuple(picture.copy() for maps in found["maps"] for picture in maps),
+        return DeviceHeatmaps(
+            cams=np.concatenate(found["cams"]),
+            # One array for each image: none keeps the heatmaps of another one alive.
+            heatmaps=tuple(image.copy() for heatmaps in found["heatmaps"] for image in heatmaps),
             valid=np.concatenate(found["valid"]).astype(bool),
         )
 
 
-class DeviceMaps:
-    """Makes the maps of batches on one stream, one batch at a time.
+class HeatmapMaker:
+    """Makes the heatmaps of batches on one stream, one batch at a time.
 
     The memory is kept for the next batch and grows with the largest one. Everything happens
     in the context that was current when the kernel was loaded, which the caller makes
@@ -101,7 +101,7 @@ class DeviceMaps:
         self._view: Array | None = None
 
     def enqueue(
-        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest, stream: int
+        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest, stream: int
     ) -> Pending:
         """Enqueues the kernels and the copies of their results to the host.
 
@@ -111,7 +111,7 @@ class DeviceMaps:
         Args:
             features: [B, N, h, w].
             weights: [B, K, N] or [B, K, N, h, w], of the same type.
-            request: the maps.
+            request: the heatmaps.
             stream: handle of the stream that the tensors are made on.
 
         Raises:
@@ -135,7 +135,7 @@ class DeviceMaps:
         self._workspaces.clear()
 
     def _parts(
-        self, features: DeviceTensor, weights: DeviceTensor, request: MapRequest
+        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> tuple[list[Part], int, int]:
         """The parts, and the sizes of `layout`."""
         planned = [
@@ -165,8 +165,8 @@ class DeviceMaps:
             rows, columns = run.placement.rows, run.placement.columns
             if len(self._plans) >= _MAX_KEPT:
                 self._plans.clear()
-            maps = Maps(axis_of(rows, height), axis_of(columns, width))
-            self._plans[key] = self._kernel.plan(inputs, maps)
+            heatmaps = Heatmaps(axis_of(rows, height), axis_of(columns, width))
+            self._plans[key] = self._kernel.plan(inputs, heatmaps)
         return self._plans[key]
 
     def _launch(
@@ -184,14 +184,14 @@ class DeviceMaps:
             plan,
             features=address_of(features, first),
             weights=address_of(weights, first),
-            maps=results + part.maps,
+            heatmaps=results + part.heatmaps,
             valid=results + part.valid,
             workspace=workspace,
             stream=stream,
         )
-        size = grids_size(plan)
-        grids = memory[part.grids : part.grids + size]
-        driver.copy_to_host(grids, workspace + plan.workspace.grids, size, stream)
+        size = cams_size(plan)
+        cams = memory[part.cams : part.cams + size]
+        driver.copy_to_host(cams, workspace + plan.workspace.cams, size, stream)
 
     def _workspace(self, plan: Plan, stream: int) -> int:
         """Memory for plans with this layout: its counters are 0 and stay so between launches."""
@@ -247,10 +247,10 @@ class DeviceTensor:
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring pictures of a batch that share a launch.
+    """Neighbouring images of a batch that share a launch.
 
     Attributes:
-        first, count: which pictures.
+        first, count: which images.
         placement: of all of them.
     """
 
@@ -265,19 +265,19 @@ class Part:
 
     run: Run
     plan: Plan
-    maps: int
+    heatmaps: int
     valid: int
-    grids: int
+    cams: int
 
     @property
     def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
         """Type and shape of each result."""
-        inputs, maps = self.plan.inputs, self.plan.maps
+        inputs, heatmaps = self.plan.inputs, self.plan.heatmaps
         count = (inputs.batch, inputs.classes)
         return {
-            "maps": (np.float32, (*count, maps.rows.size, maps.columns.size)),
+            "heatmaps": (np.float32, (*count, heatmaps.rows.size, heatmaps.columns.size)),
             "valid": (np.uint8, count),
-            "grids": (np.float32, (*count, inputs.height, inputs.width)),
+            "cams": (np.float32, (*count, inputs.height, inputs.width)),
         }
 
 
@@ -285,12 +285,12 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
     """A placement's axis as the kernels take it.
 
     Args:
-        axis: how the input lies along an axis of the picture.
-        cells: of the grid along it.
+        axis: how the input lies along an axis of the image.
+        cells: of the CAM along it.
 
     Returns:
         Pixel i is at ((i + 0.5 - start) * shown / used + first) * cells / length - 0.5 in
-        the grid, 0 being the first cell's centre; the window is [low, high).
+        the CAM, 0 being the first cell's centre; the crop box is [low, high).
     """
     step, share = axis.shown / axis.used, cells / axis.length
     offset = ((0.5 - axis.start) * step + axis.first) * share - 0.5
@@ -309,49 +309,49 @@ def runs_of(placements: Sequence[Placement]) -> list[Run]:
 
 
 def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
-    """Where the results of the runs lie: all maps and flags, then all grids.
+    """Where the results of the runs lie: all heatmaps and flags, then all CAMs.
 
     Returns:
-        The parts; bytes of maps and flags, which lie on the device too; bytes of everything.
+        The parts; bytes of heatmaps and flags, which lie on the device too; bytes of everything.
     """
     at = 0
     places: list[list[int]] = []
     for _, plan in planned:
         count = plan.inputs.batch * plan.inputs.classes
-        valid = at + _aligned(4 * count * plan.maps.rows.size * plan.maps.columns.size)
+        valid = at + _aligned(4 * count * plan.heatmaps.rows.size * plan.heatmaps.columns.size)
         places.append([at, valid])
         at = valid + _aligned(count)
     results = at
     for (_, plan), place in zip(planned, places, strict=True):
         place.append(at)
-        at += _aligned(grids_size(plan))
+        at += _aligned(cams_size(plan))
     parts = [Part(*one, *place) for one, place in zip(planned, places, strict=True)]
     return parts, results, at
 
 
-def grids_size(plan: Plan) -> int:
-    """Bytes of a run's grids."""
+def cams_size(plan: Plan) -> int:
+    """Bytes of a run's CAMs."""
     return 4 * plan.inputs.batch * plan.inputs.classes * plan.inputs.positions
 
 
-def address_of(tensor: DeviceTensor, picture: int) -> int:
-    """The address of a picture's part of the batch."""
+def address_of(tensor: DeviceTensor, image: int) -> int:
+    """The address of an image's part of the batch."""
     elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
-    return tensor.address + picture * elements * (2 if tensor.half else 4)
+    return tensor.address + image * elements * (2 if tensor.half else 4)
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def check_tensors(features: DeviceTensor, weights: DeviceTensor, pictures: int) -> None:
+def check_tensors(features: DeviceTensor, weights: DeviceTensor, images: int) -> None:
     """Refuses tensors that the kernels don't take.
 
     Raises:
         ArtifactError: shapes or types that don't belong together.
     """
     shape, other = features.shape, weights.shape
-    fits = len(shape) == 4 and len(other) in (3, 5) and shape[0] == other[0] == pictures
+    fits = len(shape) == 4 and len(other) in (3, 5) and shape[0] == other[0] == images
     if (
         not fits
         or other[2] != shape[1]
@@ -361,7 +361,7 @@ def check_tensors(features: DeviceTensor, weights: DeviceTensor, pictures: int) 
     ):
         kinds = ["float16" if tensor.half else "float32" for tensor in (features, weights)]
         raise ArtifactError(
-            f"the graph's outputs don't belong together: the weights must be [{pictures}, K, N] or "
-            f"[{pictures}, K, N, h, w] for features [{pictures}, N, h, w] of the same type, got "
+            f"the graph's outputs don't belong together: the weights must be [{images}, K, N] or "
+            f"[{images}, K, N, h, w] for features [{images}, N, h, w] of the same type, got "
             f"{kinds[1]} {list(other)} and {kinds[0]} {list(shape)}; export the model again"
         )

@@ -14,7 +14,7 @@ CREDITS = {
 }
 
 
-def shipped_pictures() -> list[Path]:
+def shipped_images() -> list[Path]:
     """Paths of the photographs inside the installed scikit-image package."""
     import skimage.data
 
