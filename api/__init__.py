@@ -8,7 +8,7 @@
             explanation.save("cat-map.png")
 
 The public names are imported when they are first used: `import sigcam` itself imports
-neither PyTorch, ONNX nor an engine.
+neither PyTorch, ONNX nor a backend.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness.engines import FP32, THREADS, open_engine
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.measure import Effort, measure
 from benchmarks.harness.networks import Network, batch_of, random_image
 from benchmarks.parts.methods import check_logits
@@ -51,9 +51,9 @@ class Budget:
 
     def __str__(self) -> str:
         what = (
-            "explain() over the engine run, decoded 640x480"
+            "explain() over the backend run, decoded 640x480"
             if self.explain
-            else "map over classification only, engine only"
+            else "map over classification only, backend only"
         )
         return f"{self.network}, {self.method}: {what}"
 
@@ -96,7 +96,7 @@ def sampler(budget: Budget, folder: Path, stack: ExitStack) -> Sample:
     """Exports and loads what the budget is about; closed with the stack."""
     network = Network(budget.network, folder)
     path = network.artifact(budget.method)
-    mapped = open_engine(FP32, path)
+    mapped = open_graph(FP32, path)
     stack.callback(mapped.close)
     if budget.explain:
         session = Session(read_spec(path), mapped)
@@ -110,7 +110,7 @@ def sampler(budget: Budget, folder: Path, stack: ExitStack) -> Sample:
             "map": lambda: session.explain(image)[0].heatmap,
         }
     else:
-        plain = open_engine(FP32, network.classifier())
+        plain = open_graph(FP32, network.classifier())
         stack.callback(plain.close)
         feeds = {"image": batch_of(plain.inputs[0].shape, 1)}
         check_logits(plain, mapped, feeds)

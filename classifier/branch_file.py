@@ -28,9 +28,9 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.files import write_bytes
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import Preprocessing, check_schema_version
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = "sigcam_branch"
 
 BranchType = Literal["float32", "float16"]
@@ -224,11 +224,7 @@ def _info(text: str, path: Path) -> BranchInfo:
         raise SchemaError(
             f"the metadata of {path} is not a JSON object with 'schema_version'; train it again"
         ) from exc
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise SchemaError(
-            f"{path} has schema version {version!r}, this sigcam reads up to {SCHEMA_VERSION}; "
-            "upgrade sigcam or train the branch again"
-        )
+    check_schema_version(version, SCHEMA_VERSION, str(path), "train the branch again")
     try:
         known = {k: v for k, v in data.items() if k in BranchInfo.__dataclass_fields__}
         preprocessing = {

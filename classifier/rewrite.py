@@ -59,7 +59,7 @@ _NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
 def fold_batch_norms(features: fx.GraphModule) -> fx.GraphModule:
     """A copy of a backbone whose batch norms are part of its convolutions.
 
-    The same function up to rounding (the engines that run the exported graph fold them
+    The same function up to rounding (the backends that run the exported graph fold them
     too). A batch norm is left alone where something else reads its convolution as well.
 
     Args:

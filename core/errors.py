@@ -7,8 +7,8 @@
     ├── VideoError                 a video that can't be read to its end
     ├── ArtifactError              a model file that isn't a sigcam artifact or can't be used
     │   └── SchemaError            its spec is malformed or newer than this sigcam
-    ├── BackendError               an engine failed
-    │   └── BackendUnavailableError    the engine or device that was asked for is missing
+    ├── BackendError               a backend failed
+    │   └── BackendUnavailableError    the backend or device that was asked for is missing
     ├── ModelError                 a PyTorch model, or weights, that can't be used
     │   └── BranchMismatchError    a branch file that belongs to another model
     ├── DataError                  a training or evaluation data set that can't be used
@@ -54,11 +54,11 @@ class SchemaError(ArtifactError):
 
 
 class BackendError(SigcamError):
-    """An engine refused a model or failed while running it."""
+    """A backend refused a model or failed while running it."""
 
 
 class BackendUnavailableError(BackendError):
-    """An engine, or the device asked of it, isn't there; says what is."""
+    """A backend, or the device asked of it, isn't there; says what is."""
 
 
 class ModelError(SigcamError):

@@ -1,6 +1,6 @@
 """Writing files whole or not at all.
 
-A model file's identity, for engines and caches that were made of it.
+A model file's identity, for backends and caches that were made of it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Report: TypeAlias = Callable[[int, int], None]
 
 
 def reporter(progress: bool | Report, label: str) -> Report:
-    """What to call after each run of the engine.
+    """What to call after each run of the backend.
 
     Args:
         progress: True: a bar on standard error for each image, with the time left; False:

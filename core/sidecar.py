@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from sigcam.core.errors import ArtifactError, SchemaError, UsageError
 from sigcam.core.files import atomic_path
-from sigcam.core.spec import Spec
+from sigcam.core.spec import Spec, check_schema_version
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -52,7 +52,7 @@ def dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
 
 
-SIDECAR_VERSION = 1
+SIDECAR_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
         raise SchemaError(
             f"{path} is not a JSON object with 'schema_version'; build the engine again"
         ) from exc
-    if not isinstance(version, int) or isinstance(version, bool) or version > SIDECAR_VERSION:
-        raise SchemaError(
-            f"{path} has schema version {version!r}, this sigcam reads up to {SIDECAR_VERSION}; "
-            "upgrade sigcam or build the engine again"
-        )
+    check_schema_version(version, SIDECAR_VERSION, str(path), "build the engine again")
     try:
         return _from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError, SchemaError) as exc:

@@ -1,8 +1,8 @@
 """The spec: what an artifact is, as frozen dataclasses and as JSON.
 
 An artifact carries its spec in `metadata_props["sigcam"]`. The JSON is an object with
-`schema_version`; a reader refuses a version newer than its own and ignores keys that
-it doesn't know within its own version.
+`schema_version`; a reader refuses any version but its own and ignores keys that it
+doesn't know within that version.
 
 The fidelity report: what another precision costs, against float32.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from sigcam.core.errors import SchemaError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = "sigcam"
 MAX_RANKS = 1000
 """How many ranks an artifact with the class selection "input" resolves, if C is larger."""
@@ -97,7 +97,7 @@ class ClassSelection:
         mode: "top1": the predicted class; "topk": the k most probable classes, most
             probable first; "input": the classes that the caller names in `class_ids`,
             where -1 stands for the most probable class, -2 for the next, and so on to
-            -min(C, MAX_RANKS). (The graph ranks a fixed number of classes, because engines
+            -min(C, MAX_RANKS). (The graph ranks a fixed number of classes, because backends
             other than ONNX Runtime take no TopK with a size known only at run time.)
         k: number of classes per image for "topk"; 1 otherwise (for "input" the caller
             decides at run time).
@@ -151,7 +151,7 @@ class ParityReport:
 
     Attributes:
         reference: what the graph was compared with, e.g. "torch 2.14.1 float64".
-        engine: what ran the graph, e.g. "onnxruntime 1.31.1 CPUExecutionProvider".
+        backend: what ran the graph, e.g. "onnxruntime 1.31.1 CPUExecutionProvider".
         tolerance: the largest `max_rel` at which a file is written.
         batch_sizes: the batch sizes that were tried.
         inputs: the test inputs, in words.
@@ -163,7 +163,7 @@ class ParityReport:
     """
 
     reference: str
-    engine: str
+    backend: str
     tolerance: float
     batch_sizes: tuple[int, ...]
     inputs: str
@@ -257,7 +257,7 @@ class Spec:
         """Reads what `to_json` wrote.
 
         Raises:
-            SchemaError: not JSON, a newer schema version, or a missing or wrong field.
+            SchemaError: not JSON, another schema version, or a missing or wrong field.
         """
         try:
             data = json.loads(text)
@@ -266,17 +266,33 @@ class Spec:
             raise SchemaError(
                 "the spec is not a JSON object with 'schema_version'; export the model again"
             ) from exc
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
-            raise SchemaError(
-                f"the spec has schema version {version!r}, this sigcam reads up to "
-                f"{SCHEMA_VERSION}; upgrade sigcam or export the model again"
-            )
+        check_schema_version(version, SCHEMA_VERSION, "the spec", "export the model again")
         try:
             return _spec_from_dict(data)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise SchemaError(
                 f"the spec has a missing or wrong field ({exc!r}); export the model again"
             ) from exc
+
+
+def check_schema_version(found: object, own: int, what: str, remedy: str) -> None:
+    """Refuses a file whose schema isn't the one that this sigcam writes and reads.
+
+    Args:
+        found: the `schema_version` that the file carries, whatever it is.
+        own: the version that this sigcam reads.
+        what: the file or its part, for the message.
+        remedy: what brings it to this version, such as "export the model again".
+
+    Raises:
+        SchemaError: another version.
+    """
+    if isinstance(found, int) and not isinstance(found, bool):
+        if found == own:
+            return
+        if found > own:
+            remedy = f"upgrade sigcam or {remedy}"
+    raise SchemaError(f"{what} has schema version {found!r}, this sigcam reads {own}; {remedy}")
 
 
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,13 +327,13 @@ Precision = Literal["int8", "int8-head", "fp16", "bf16"]
 class FidelityReport:
     """How closely an artifact of another precision follows the float32 one.
 
-    Measured by one engine on held-out images, none of which was used to calibrate.
+    Measured by one backend on held-out images, none of which was used to calibrate.
 
     Attributes:
         precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
             branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
             stored in 16 bits.
-        engine: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
+        backend: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
         images: held-out images, for the agreement.
         calibration: images that the ranges of int8 were taken from; 0 without any.
         seed: of the shuffle that chose both.
@@ -336,7 +352,7 @@ class FidelityReport:
     """
 
     precision: Precision
-    engine: str
+    backend: str
     images: int
     calibration: int
     seed: int

@@ -128,10 +128,10 @@ def _drift(explanation: Explanation, base: Explanation) -> str:
 
 def _timing_rows(timing: Timing) -> str:
     rows = (
-        ("engine only", "classification alone", "classification", "classification"),
-        ("engine only", "the same graph loaded again (the noise)", "control", "classification"),
-        ("engine only", "classification and map", "with_map", "classification"),
-        ("end to end", "explain(), over the engine run with map", "explain", "with_map"),
+        ("backend only", "classification alone", "classification", "classification"),
+        ("backend only", "the same graph loaded again (the noise)", "control", "classification"),
+        ("backend only", "classification and map", "with_map", "classification"),
+        ("end to end", "explain(), over the backend run with map", "explain", "with_map"),
     )
     return "\n".join(
         f"<tr><td>{scope}</td><td>{what}</td>"

@@ -119,19 +119,19 @@ def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftR
 def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) -> Timing:
     """Classification alone, with the map, and the whole explain(), in one run.
 
-    Engine figures are for the prepared input; explain() takes the decoded image and
+    Backend figures are for the prepared input; explain() takes the decoded image and
     ends with the map in the image's own size.
     """
     from sigcam.images.preprocess import prepare
 
-    options = BackendOptions(spinning=False)  # two engines would spin against each other
-    engine = backend_class(session.backend_name)
+    options = BackendOptions(spinning=False)  # two backends would spin against each other
+    kind = backend_class(session.backend_name)
     image = panel.sigmoid.image
     prepared, _ = prepare(image, session.spec.preprocessing)
     feeds = {"image": prepared[None]}
-    plain = engine.open(artifacts.classifier, options)
-    control = engine.open(artifacts.classifier, options)
-    fused = engine.open(artifacts.sigmoid, options)
+    plain = kind.open(artifacts.classifier, options)
+    control = kind.open(artifacts.classifier, options)
+    fused = kind.open(artifacts.sigmoid, options)
     session = Session(session.spec, fused)
     try:
         return alternate(

@@ -11,7 +11,7 @@
     confidence.py      Average Drop, % Increase
     removal.py, road.py, imputation.py   insertion, deletion, ROAD
     model.py           an artifact: what it says of a batch
-    faithfulness.py        changed images, and the engine's runs on them
+    faithfulness.py        changed images, and the backend's runs on them
     scoring.py         one image's record
     stages.py          what is done with an image, step by step
     records.py, state.py   what is kept of each image, and how an evaluation goes on
@@ -19,7 +19,7 @@
     run.py             all of it
     gallery.py, reports/   images and pages of the result
 
-The metrics work on arrays and know nothing of engines or files.
+The metrics work on arrays and know nothing of backends or files.
 """
 
 from __future__ import annotations

@@ -43,26 +43,26 @@ class Answer:
 
 
 class Model:
-    """An opened artifact. A context manager that closes the engine.
+    """An opened artifact. A context manager that closes the backend.
 
     Attributes:
         name: what reports call it: the file's name, told apart where several are equal.
         path: of the file.
         spec: that it carries.
         digest: of the file and its weights.
-        backend_name: the engine that runs it.
-        engine: adds up the seconds in which the engine ran.
+        backend_name: the backend that runs it.
+        stopwatch: adds up the seconds in which the backend ran.
     """
 
     def __init__(
-        self, name: str, path: Path, backend: str, options: BackendOptions, engine: Stopwatch
+        self, name: str, path: Path, backend: str, options: BackendOptions, stopwatch: Stopwatch
     ) -> None:
         """Opens it.
 
         Raises:
             ArtifactError, BackendUnavailableError, UsageError: as `sigcam.load`.
         """
-        self.name, self.path, self.spec, self.engine = name, path, read_spec(path), engine
+        self.name, self.path, self.spec, self.stopwatch = name, path, read_spec(path), stopwatch
         if self.spec.kind != "artifact":
             raise UsageError(f"{path} is a head graph; evaluate the artifact that it belongs to")
         self.digest = model_digest(path)
@@ -89,7 +89,7 @@ class Model:
             labels: the true class of each, or None.
 
         Raises:
-            BackendError: the engine failed, or what it gave isn't finite.
+            BackendError: the backend failed, or what it gave isn't finite.
         """
         asked = np.array([[-1, -1 if label is None else label] for label in labels], np.int64)
         outputs = self._run(images, asked, self._wanted)
@@ -131,7 +131,7 @@ class Model:
         feeds = {"image": self._batch(images)}
         if self.asks:
             feeds["class_ids"] = asked
-        with self.engine:
+        with self.stopwatch:
             return self._backend.infer(feeds, wanted)
 
     def _batch(self, images: Sequence[Array]) -> Array:
@@ -142,7 +142,7 @@ class Model:
         return np.stack([prepare(image, plain)[0] for image in images])
 
     def close(self) -> None:
-        """Frees the engine."""
+        """Frees the backend."""
         self._backend.close()
 
     def __enter__(self) -> Model:  # noqa: PYI034 (Self is new in Python 3.11)

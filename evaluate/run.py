@@ -1,7 +1,7 @@
 """`evaluate`: several artifacts over the same images, in one run.
 
 Images are read and changed (for the faithfulness metrics), and maps are scored, in threads while the
-engines run, one artifact after the other on each batch, in the caller's thread.
+backends run, one artifact after the other on each batch, in the caller's thread.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class EvaluateOptions:
     """How artifacts are evaluated.
 
     Attributes:
-        backend: engine, as for `sigcam.load`.
-        engine: its options.
-        batch_size: images in one run of the engine.
+        backend: backend, as for `sigcam.load`.
+        backend_options: its options.
+        batch_size: images in one run of the backend.
         workers: threads that read images, as many that score maps, and twice as many that
             change images for the faithfulness metrics.
         threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
@@ -66,7 +66,7 @@ class EvaluateOptions:
     """
 
     backend: str = "auto"
-    engine: BackendOptions = field(default_factory=BackendOptions)
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
     batch_size: int = 8
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     threshold: float = 0.2
@@ -84,7 +84,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What a report says of an artifact: its name, file, spec as JSON, digest and engine."""
+    """What a report says of an artifact: its name, file, spec as JSON, digest and backend."""
 
     name: str
     path: Path
@@ -105,7 +105,7 @@ class Evaluation:
         records: of each artifact, [P].
         options: of the run.
         seconds: of this run, without what an earlier one did.
-        engine_seconds: those in which an engine ran.
+        backend_seconds: those in which a backend ran.
         resumed: images that an earlier run had done.
         gallery: images to show.
     """
@@ -115,7 +115,7 @@ class Evaluation:
     records: tuple[Array, ...]
     options: EvaluateOptions
     seconds: float
-    engine_seconds: float
+    backend_seconds: float
     resumed: int
     gallery: Gallery
 
@@ -143,24 +143,26 @@ def evaluate(
         ArtifactError, BackendUnavailableError: an artifact that can't be loaded.
         DataError: classes that don't fit the model, nothing to evaluate, or images that
             can't be read (with `skip_bad`, those are left out).
-        BackendError: an engine failed.
+        BackendError: a backend failed.
         StorageError: the records can't be written.
     """
     options, folder = options or EvaluateOptions(), Path(folder)
     paths = [Path(path) for path in models]
     if not paths:
         raise UsageError("at least one artifact is needed, got none")
-    engine = Stopwatch()
+    stopwatch = Stopwatch()
     with ExitStack() as stack:
         opened = [
-            stack.enter_context(Model(name, path, options.backend, options.engine, engine))
+            stack.enter_context(
+                Model(name, path, options.backend, options.backend_options, stopwatch)
+            )
             for name, path in zip(names_of(paths), paths, strict=True)
         ]
         dataset = _matched(dataset, opened, options)
         state = State(folder, opened, dataset, described(options))
         resumed, start = state.done(), time.perf_counter()
         _run(opened, dataset, state, options, progress or _silent)
-        seconds = time.perf_counter() - start, engine.seconds  # without the gallery
+        seconds = time.perf_counter() - start, stopwatch.seconds  # without the gallery
         records = tuple(file.read() for file in state.files)
         gallery = make_gallery(opened, dataset, records[0], options.threshold)
         dataset = replace(dataset, problems=(*dataset.problems, *state.problems()))
@@ -199,7 +201,7 @@ def described(options: EvaluateOptions) -> dict[str, Any]:
     """The options that the records depend on."""
     return {
         "backend": options.backend,
-        "precision": options.engine.precision,
+        "precision": options.backend_options.precision,
         "threshold": options.threshold,
         "tolerance": options.tolerance,
         "faithfulness": sorted(options.faithfulness),
@@ -235,8 +237,8 @@ def _scored(
 ) -> Generator[tuple[Read, list[Array]], None, None]:
     """The samples with their records, which are none where an image can't be read.
 
-    The engines run in the caller's thread, and what needs none of them in others: reading,
-    changing images, scoring. While the engines run on a batch's changed images, threads make
+    The backends run in the caller's thread, and what needs none of them in others: reading,
+    changing images, scoring. While the backends run on a batch's changed images, threads make
     those of the next; two batches of them, and one for each thread, are held at most.
     """
     preprocessings = list(dict.fromkeys(model.reading for model in models))

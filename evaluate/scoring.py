@@ -19,7 +19,7 @@ from sigcam.images.preprocess import Placement
 def score_image(
     answer: Answer, sample: Sample, placement: Placement, threshold: float, tolerance: float
 ) -> Array:
-    """A record [] with all that doesn't need the engine.
+    """A record [] with all that doesn't need the backend.
 
     Args:
         answer: of the artifact.

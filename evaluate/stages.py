@@ -1,6 +1,6 @@
 """The stages of an evaluation: read, answer, change, measure, score. What each passes to the next.
 
-`answer_batches` and `measure_batches` run engines and belong in one thread; the others work on one
+`answer_batches` and `measure_batches` run backends and belong in one thread; the others work on one
 image and may run in several.
 """
 
@@ -63,7 +63,7 @@ def read_sample(sample: Sample, preprocessings: Sequence[Preprocessing]) -> Read
 def answer_batches(
     images: Iterator[Read], models: Sequence[Model], batch_size: int
 ) -> Generator[Answered, None, None]:
-    """Runs the engines, a batch at a time."""
+    """Runs the backends, a batch at a time."""
     while batch := list(islice(images, batch_size)):
         good = [one for one in batch if one.error is None]
         labels = [one.sample.label for one in good]
@@ -92,7 +92,7 @@ def measure_batches(
     faithfulness: Collection[str],
     steps: int,
 ) -> Generator[Measured, None, None]:
-    """Runs the engines on changed images, in the batches of `answer_batches`."""
+    """Runs the backends on changed images, in the batches of `answer_batches`."""
     while batch := list(islice(images, batch_size)):
         good = [one for one in batch if one.read.error is None]
         columns = [

@@ -247,7 +247,7 @@ class Select(nn.Module):
             return logits.topk(self.k, 1).indices
         if class_ids is None:
             raise ExportError("the class selection 'input' needs class_ids")
-        # A fixed number of ranks: engines other than ONNX Runtime want TopK's k constant.
+        # A fixed number of ranks: backends other than ONNX Runtime want TopK's k constant.
         ranked = logits.topk(self.ranks, 1).indices
         rank = (-class_ids - 1).clamp(0, self.ranks - 1)
         return torch.where(class_ids < 0, ranked.gather(1, rank), class_ids)

@@ -170,7 +170,7 @@ def _strip(model: onnx.ModelProto) -> None:
     graph = model.graph
     graph.doc_string = ""
     del graph.metadata_props[:]
-    # Shapes of the values inside follow from the operators; every engine infers them.
+    # Shapes of the values inside follow from the operators; every backend infers them.
     del graph.value_info[:]
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         part.doc_string = ""

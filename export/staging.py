@@ -37,7 +37,7 @@ class StagedFile:
 
     @property
     def runnable(self) -> bytes | Path:
-        """What an engine can load: bytes, or a file beside the data file."""
+        """What a backend can load: bytes, or a file beside the data file."""
         content: bytes = self.model.SerializeToString()
         if self.data is None:
             return content

@@ -50,8 +50,8 @@ def _enlarged(
 ) -> Array:
     """`spread`, with values cut to `bounds` if there are any.
 
-    OpenBLAS starts threads for products of more than 2^18 multiplications. While an
-    engine's own threads spin, these wait for a core: 30 ms were seen on two cores instead
+    OpenBLAS starts threads for products of more than 2^18 multiplications. While a
+    backend's own threads spin, these wait for a core: 30 ms were seen on two cores instead
     of 0.1 ms. So the rows are done in blocks that stay below, and are cut while they are
     still in the processor's cache.
     """

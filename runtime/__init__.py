@@ -1,6 +1,6 @@
 """Runs an exported artifact: images in, predictions and evidence maps out.
 
-Light by rule: NumPy, OpenCV and one engine. Never imports torch, onnx,
+Light by rule: NumPy, OpenCV and one backend. Never imports torch, onnx,
 `sigcam.train` or `sigcam.export`, so that it can be installed on an edge device.
 The names below are imported when first used.
 """

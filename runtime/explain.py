@@ -45,7 +45,7 @@ class Work:
         batch_size: most images in the first run.
         report: how to tell the progress.
         readers: threads that read images ahead; 0: nothing runs ahead.
-        engine: runs while the engine does.
+        stopwatch: runs while the backend does.
     """
 
     request: Request
@@ -54,14 +54,14 @@ class Work:
     batch_size: int
     report: Report
     readers: int = 0
-    engine: Stopwatch = field(default_factory=Stopwatch)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
 def explain_batch(images: list[PreparedImage], work: Work, tools: Tools) -> list[list[Explanation]]:
     """Runs one batch and makes its results.
 
     Raises:
-        BackendError: the engine failed, or what it gave isn't finite.
+        BackendError: the backend failed, or what it gave isn't finite.
         ArtifactError: the graph's outputs don't belong together.
     """
     first = images[0].tensor
@@ -71,10 +71,10 @@ def explain_batch(images: list[PreparedImage], work: Work, tools: Tools) -> list
         feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(images), 1))
     made: DeviceHeatmaps | None = None
     if work.method is None and makes_heatmaps(tools.spec, tools.network):
-        with work.engine:
+        with work.stopwatch:
             outputs, made = made_heatmaps(tools.spec, tools.network, feeds, work.wanted, images)
     else:
-        with work.engine:
+        with work.stopwatch:
             outputs = tools.network.infer(feeds, work.wanted)
         if work.method is None:
             outputs["cams"] = own_cams(outputs, tools.spec)
@@ -109,7 +109,7 @@ def _explain(
         work.report(1, 1)
     else:
         subject = Subject(row["features"], ids, image.tensor)
-        with work.engine:
+        with work.stopwatch:
             cams, passes = method.cams(subject, work.report)
     results = class_results(probabilities, ids, row.get("evidence_logits"), cams, spec)
     further = None
@@ -165,7 +165,7 @@ class Further:
         self._cam = cam
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        """A copy, or one sent to another process, has no engine: there `further` is None."""
+        """A copy, or one sent to another process, has no backend: there `further` is None."""
         return _nothing, ()
 
     def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
@@ -224,7 +224,7 @@ def slots(
     """
     if work.readers == 0:
         return _explained(map(read, images), work, tools, stop_at_error=stop_at_error)
-    # The engine stays in the caller's thread. In another one, glibc gave it memory of its own
+    # The backend stays in the caller's thread. In another one, glibc gave it memory of its own
     # beside what loading the model had freed: 70 MB more for a ResNet-50.
     prepared = in_order(read, images, work.readers, "sigcam-read")
     ready = ahead(prepared, work.batch_size, "sigcam-feed")

@@ -63,7 +63,7 @@ class Explanation:
         passes: runs of this image through the network and through the head graph, added,
             that the heatmaps of one call took; 1 for the artifact's own method.
         further: what `for_classes` works with; None where the session has no head graph.
-        made: the heatmap, read-only, and whether it is valid, where the engine made them on its
+        made: the heatmap, read-only, and whether it is valid, where the backend made them on its
             device; None where they are made of `cam` on first use. The heatmaps of an image's
             classes lie in one array.
     """
@@ -99,7 +99,7 @@ class Explanation:
             UnknownClassError: a class that the model doesn't have.
             UsageError: the session has no head graph or is closed; or the method is scorecam,
                 which runs the whole network for every channel.
-            BackendError: the engine failed.
+            BackendError: the backend failed.
         """
         if self.further is None:
             raise UsageError(

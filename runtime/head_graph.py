@@ -44,7 +44,7 @@ class Head:
         Raises:
             UsageError: the session is closed.
             ArtifactError: the file isn't a usable head graph.
-            BackendError: the engine failed.
+            BackendError: the backend failed.
         """
         backend = self._opened()
         present = {info.name for info in backend.outputs}
@@ -54,7 +54,7 @@ class Head:
         return backend.infer({self._head_input: values, "class_ids": class_ids}, names)
 
     def close(self) -> None:
-        """Frees the engine; the graph can't be used afterwards."""
+        """Frees the backend; the graph can't be used afterwards."""
         with self._lock:
             self._closed = True
             if self._backend is not None:
@@ -92,7 +92,7 @@ def find_head(
         given: the head graph's file; None for the one beside the artifact that has its name
             (`model.head.onnx` for `model.onnx`), if it exists.
         spec: of the artifact.
-        opener: opens a file in the session's engine.
+        opener: opens a file in the session's backend.
 
     Raises:
         ArtifactError: the file is no head graph, or that of another artifact.

@@ -36,7 +36,7 @@ class PreparedImage:
 def outputs_to_read(
     spec: Spec, backend: Backend, *, features_only: bool = False, head_input: str | None = None
 ) -> list[str]:
-    """The outputs that a Session needs to see; not those that the engine makes heatmaps of itself.
+    """The outputs that a Session needs to see; not those that the backend makes heatmaps of itself.
 
     Args:
         spec: of the artifact.
@@ -65,7 +65,7 @@ def outputs_to_read(
 
 
 def makes_heatmaps(spec: Spec, backend: Backend) -> bool:
-    """Whether the engine makes the heatmaps of the artifact's own method, where its outputs are."""
+    """Whether the backend makes the heatmaps of the artifact's own method, where its outputs are."""
     return backend.makes_heatmaps and spec.profile == "split"
 
 
@@ -76,7 +76,7 @@ def made_heatmaps(
     wanted: Sequence[str],
     images: Sequence[PreparedImage],
 ) -> tuple[dict[str, Array], DeviceHeatmaps]:
-    """Runs the network on an engine that makes the heatmaps itself.
+    """Runs the network on a backend that makes the heatmaps itself.
 
     Args:
         spec: of the artifact.
@@ -86,7 +86,7 @@ def made_heatmaps(
         images: those in the feeds.
 
     Raises:
-        BackendError: the engine failed.
+        BackendError: the backend failed.
         ArtifactError: the graph's outputs don't belong together.
     """
     request = HeatmapRequest(tuple(image.placement for image in images), spec.nwc)

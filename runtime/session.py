@@ -50,37 +50,37 @@ def load(
     Args:
         path: the .onnx file that `sigcam export` wrote, or the .engine file that
             `sigcam build-engine` made of it.
-        backend: the engine's name, or "auto" for the first that can be used here: ONNX
+        backend: the backend's name, or "auto" for the first that can be used here: ONNX
             Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"), then OpenVINO
-            ("openvino"). Engines that lack an option that is given don't count. An engine that
+            ("openvino"). Backends that lack an option that is given don't count. A backend that
             is named is never replaced by another; `backend_name` tells which one runs. For an
             .engine file it is TensorRT ("tensorrt").
         head: the head graph's file; None for the one beside `path` that has its name
             (`model.head.onnx` for `model.onnx`), if it exists. It is opened when it is first
             needed, and makes `Explanation.for_classes` and ablationcam possible.
-        threads: threads that one inference may use; None leaves it to the engine.
-        spinning: whether the engine's idle threads wait by spinning: a little faster for a
+        threads: threads that one inference may use; None leaves it to the backend.
+        spinning: whether the backend's idle threads wait by spinning: a little faster for a
             process that runs one model all the time, wasteful in one that does more.
-        device: number of the GPU; engines on one only.
-        precision: what the engine may compute products in, "fp32", "fp16" or "bf16";
+        device: number of the GPU; backends on one only.
+        precision: what the backend may compute products in, "fp32", "fp16" or "bf16";
             "openvino" and "ort-tensorrt". "openvino" refuses a type that the processor has no
             instructions for.
         mode: "latency", or "throughput" for several calls at once ("openvino").
         cache: folder for engines that are built at first use ("ort-tensorrt", which takes the
             user's cache folder when None) or compiled models ("openvino", which keeps none
             when None).
-        batch_size: most images in one run of the engine. "openvino" compiles the model for
+        batch_size: most images in one run of the backend. "openvino" compiles the model for
             single images where it is 1, which saves up to a millisecond a run.
         max_pixels: largest image file that is decoded; None for no limit.
 
     Raises:
         ArtifactError: the file isn't a usable sigcam artifact, or the head graph belongs to
             another one.
-        BackendUnavailableError: the engine isn't installed, or a library, the driver or the
+        BackendUnavailableError: the backend isn't installed, or a library, the driver or the
             device that it needs is missing.
-        UsageError: an unknown engine, an option that it doesn't have, a number out of range,
+        UsageError: an unknown backend, an option that it doesn't have, a number out of range,
             or a head graph for an artifact that was exported without one.
-        BackendError: the engine would run a part of the network on another device.
+        BackendError: the backend would run a part of the network on another device.
     """
     path = Path(path)
     spec = read_spec(path)
@@ -143,7 +143,7 @@ class Session:
 
     @property
     def backend_name(self) -> str:
-        """Name of the engine that runs it."""
+        """Name of the backend that runs it."""
         return self._backend.name
 
     def passes(self, method: str | None = None) -> int:
@@ -208,7 +208,7 @@ class Session:
             ImageError: an image that can't be read; use `stream` to go on with the others.
             UnknownClassError: a class that the model doesn't have.
             UsageError: classes, a top_k or a method that this artifact can't give.
-            BackendError: the engine failed, or the model's weights aren't finite.
+            BackendError: the backend failed, or the model's weights aren't finite.
         """
         work = self._work(classes, top_k, method, progress)
         if isinstance(images, (list, tuple)):
@@ -226,7 +226,7 @@ class Session:
         method: str | None = None,
         progress: bool | Report = False,
         readers: int = 0,
-        engine: Stopwatch | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> Generator[list[Explanation], None, None]: ...
 
     @overload
@@ -240,7 +240,7 @@ class Session:
         method: str | None = None,
         progress: bool | Report = False,
         readers: int = 0,
-        engine: Stopwatch | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> Generator[Slot, None, None]: ...
 
     def stream(
@@ -253,7 +253,7 @@ class Session:
         method: str | None = None,
         progress: bool | Report = False,
         readers: int = 0,
-        engine: Stopwatch | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> Generator[list[Explanation], None, None] | Generator[Slot, None, None]:
         """Explains any number of images, with a few batches in memory at most.
 
@@ -267,11 +267,11 @@ class Session:
                 place, and the others are done.
             method: as for `explain`.
             progress: as for `explain`.
-            readers: threads that read images while the engine works: two batches are in
+            readers: threads that read images while the backend works: two batches are in
                 memory instead of one, and `images` is iterated in such a thread. They end with
                 the iterator: at its end, or when it is closed. 0: all is done in the caller's
                 thread, when a result is asked for.
-            engine: adds up the seconds in which the engine ran.
+            stopwatch: adds up the seconds in which the backend ran.
 
         Returns:
             An iterator over the images, in their order, of what `explain` returns for one.
@@ -283,7 +283,7 @@ class Session:
         if readers < 0:
             raise UsageError(f"readers must be at least 0, got {readers}")
         work = self._work(classes, top_k, method, progress)
-        work = replace(work, readers=readers, engine=engine or work.engine)
+        work = replace(work, readers=readers, stopwatch=stopwatch or work.stopwatch)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several images; pass one to explain, or put it in []")
         if on_error == "raise":
@@ -293,7 +293,7 @@ class Session:
         return self._slots(images, work, stop_at_error=False)
 
     def close(self) -> None:
-        """Frees the engine. The Session can't be used afterwards; its results can."""
+        """Frees the backend. The Session can't be used afterwards; its results can."""
         self._closed = True
         self._backend.close()
         if self._head is not None:

@@ -139,14 +139,14 @@ preprocessing_options = options(
     click.option("--std", type=(float, float, float), help="Deviation per channel, R G B."),
 )
 
-_ENGINE = ("backend", "threads", "device", "precision", "mode", "cache")
+_BACKEND_OPTIONS = ("backend", "threads", "device", "precision", "mode", "cache")
 
-_engine = options(
+_with_backend = options(
     click.option(
         "--backend",
         default="auto",
         show_default=True,
-        help="Engine that runs the model; auto takes an NVIDIA GPU through ONNX Runtime where "
+        help="Backend that runs the model; auto takes an NVIDIA GPU through ONNX Runtime where "
         "that works, and the CPU otherwise.",
     ),
     click.option("--threads", type=click.IntRange(min=1), help="Threads of one inference."),
@@ -154,14 +154,14 @@ _engine = options(
         "--device",
         type=click.IntRange(min=0),
         default=0,
-        help="Number of the GPU, for engines on one.",
+        help="Number of the GPU, for backends on one.",
     ),
     click.option(
         "--precision",
         type=click.Choice(["fp32", "fp16", "bf16"]),
         default="fp32",
         show_default=True,
-        help="What the engine may compute products in (openvino, ort-tensorrt).",
+        help="What the backend_options may compute products in (openvino, ort-tensorrt).",
     ),
     click.option(
         "--mode",
@@ -171,7 +171,7 @@ _engine = options(
         help="The shortest single call, or the most calls of several at once (openvino).",
     ),
     click.option(
-        "--engine-cache",
+        "--cache-dir",
         "cache",
         type=click.Path(path_type=Path),
         help="Folder for engines that are built at first use (ort-tensorrt) or for compiled "
@@ -180,18 +180,18 @@ _engine = options(
 )
 
 
-def engine_options(function: F) -> F:
-    """The options that choose an engine; the command gets them as `engine`.
+def backend_options(function: F) -> F:
+    """The options that choose a backend; the command gets them as `backend_options`.
 
     That is a dict of keyword arguments for `sigcam.load`.
     """
 
     @functools.wraps(function)
     def gathered(*args: Any, **kwargs: Any) -> Any:
-        engine = {name: kwargs.pop(name) for name in _ENGINE}
-        return function(*args, engine=engine, **kwargs)
+        backend_options = {name: kwargs.pop(name) for name in _BACKEND_OPTIONS}
+        return function(*args, backend_options=backend_options, **kwargs)
 
-    return _engine(gathered)  # type: ignore[return-value]
+    return _with_backend(gathered)  # type: ignore[return-value]
 
 
 def changed_preprocessing(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from sigcam.cli.common import echo, engine_options, options, reports_errors, say
+from sigcam.cli.common import backend_options, echo, options, reports_errors, say
 
 _FORMATS = ["auto", "wsol", "voc", "coco", "csv", "folders"]
 _FAITHFULNESS = ["confidence", "insertion", "deletion", "road"]
@@ -100,7 +100,7 @@ _metric_options = options(
     help="Folder for the report; an evaluation that was interrupted there goes on.",
 )
 @_metric_options
-@engine_options
+@backend_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
 @click.option(
     "--workers",
@@ -126,7 +126,7 @@ def command(
     steps: int,
     resamples: int,
     seed: int,
-    engine: dict[str, Any],
+    backend_options: dict[str, Any],
     batch_size: int,
     workers: int | None,
 ) -> None:
@@ -145,11 +145,11 @@ def command(
 
     if "none" in faithfulness and len(faithfulness) > 1:
         raise UsageError("--faithfulness none goes with no other; leave it out")
-    backend = engine.pop("backend")
+    backend = backend_options.pop("backend")
     own = {} if workers is None else {"workers": workers}
     chosen = EvaluateOptions(
         backend=backend,
-        engine=BackendOptions(**engine, batch_size=batch_size),
+        backend_options=BackendOptions(**backend_options, batch_size=batch_size),
         batch_size=batch_size,
         threshold=threshold,
         tolerance=tolerance,
@@ -172,9 +172,9 @@ def command(
         found = evaluate(models, dataset, out, chosen, progress=bar)
     summary = summarise(found, resamples=resamples, seed=seed)
     if found.seconds:
-        share = found.engine_seconds / found.seconds
+        share = found.backend_seconds / found.seconds
         done = len(dataset) - found.resumed
-        say(f"{done} images in {found.seconds:.1f} s, {share:.0%} of it in an engine")
+        say(f"{done} images in {found.seconds:.1f} s, {share:.0%} of it in a backend")
     for path in write_reports(summary, found.gallery, out):
         echo(str(path))
 

@@ -25,7 +25,7 @@ def command(model: Path, as_json: bool) -> None:
     if as_json:
         click.echo(spec.to_json())
         return
-    for name, value in [*_engine_rows(model), *_rows(spec)]:
+    for name, value in [*_tensorrt_rows(model), *_rows(spec)]:
         click.echo(f"{name:<14} {value}")
     if spec.parity is not None:
         converted = "" if spec.fidelity is None else ", before it was converted"
@@ -36,8 +36,8 @@ def command(model: Path, as_json: bool) -> None:
             )
 
 
-def _engine_rows(model: Path) -> list[tuple[str, str]]:
-    """What an engine's sidecar says beside the spec; nothing for an .onnx file."""
+def _tensorrt_rows(model: Path) -> list[tuple[str, str]]:
+    """What a backend's sidecar says beside the spec; nothing for an .onnx file."""
     if model.suffix != ".engine":
         return []
     from sigcam.core.sidecar import read_sidecar
@@ -97,7 +97,7 @@ def _rows(spec: object) -> list[tuple[str, str]]:
     rows.append(("written by", ", ".join(f"{k} {v}" for k, v in source.versions.items())))
     if spec.parity is not None:
         parity = spec.parity
-        rows.append(("parity with", f"{parity.reference}, run by {parity.engine}"))
+        rows.append(("parity with", f"{parity.reference}, run by {parity.backend}"))
         sizes = ", ".join(str(size) for size in parity.batch_sizes)
         rows.append(("tried on", f"{parity.inputs}; batches {sizes}"))
         rows.append(("tolerance", f"{parity.tolerance:g}"))
@@ -116,7 +116,7 @@ def _fidelity_rows(fidelity: FidelityReport) -> list[tuple[str, str]]:
 
     rows = [
         ("precision", fidelity.precision),
-        ("fidelity", f"{described(fidelity)}; against float32, by {fidelity.engine}"),
+        ("fidelity", f"{described(fidelity)}; against float32, by {fidelity.backend}"),
         (
             "limits",
             f"agreement {fidelity.min_agreement:g}, mean correlation {fidelity.min_correlation:g}",

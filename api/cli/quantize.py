@@ -79,7 +79,7 @@ from sigcam.cli.common import echo, reports_errors, say
     type=click.Path(path_type=Path),
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the backend.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images.")
 @reports_errors
 def command(model: Path, data: Path, out: Path, head: Path | None, **options: Any) -> None:

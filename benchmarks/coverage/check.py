@@ -124,7 +124,7 @@ def _check(outcome: Outcome, size: int | None, backbone: bool) -> None:
     outcome.branch_layer, outcome.target_layer = dual.branch.layer, target.layer
     outcome.cam = target.layout.shape
     outcome.head = head_in_words(dual)
-    _compare(outcome, dual, Engine(dual, preprocessing, backbone), images, preprocessing)
+    _compare(outcome, dual, BackendSetup(dual, preprocessing, backbone), images, preprocessing)
 
 
 def prepare(model: nn.Module, images: Tensor) -> None:
@@ -183,7 +183,7 @@ class Heatmaps(nn.Module):
         return (logits, ids, *cams)
 
 
-class Engine:
+class BackendSetup:
     """The exported graph in ONNX Runtime."""
 
     def __init__(self, dual: DualBranch, preprocessing: Preprocessing, backbone: bool) -> None:
@@ -227,11 +227,15 @@ def _options(method: str) -> GraphOptions:
 
 
 def _compare(
-    outcome: Outcome, dual: DualBranch, engine: Engine, images: Array, preprocessing: Preprocessing
+    outcome: Outcome,
+    dual: DualBranch,
+    setup: BackendSetup,
+    images: Array,
+    preprocessing: Preprocessing,
 ) -> None:
     twin = in_double(dual).eval()
     outcome.errors = dict.fromkeys(METHODS, 0.0)
-    got = [(part, engine.run(images[part])) for part in BATCHES]
+    got = [(part, setup.run(images[part])) for part in BATCHES]
     for index, image in enumerate(as_images(images, preprocessing)):
         rows = [(out, part.index(index)) for part, out in got if index in part]
         if not rows:

@@ -3,7 +3,7 @@
     python -m benchmarks.datasets.evaluate_cost MODEL.onnx [MODEL.onnx ...] --data DATA --times 10
 
 DATA is in the text files of wsolevaluation. Each row is one fresh process; images and masks are
-linked, not copied. The share is that of the time in which an engine ran, of the whole run but for
+linked, not copied. The share is that of the time in which a backend ran, of the whole run but for
 opening the artifacts and writing the report; scoring and reading go on meanwhile in threads.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.harness.engines import THREADS
+from benchmarks.harness.backends import THREADS
 from benchmarks.harness.peak import evaluate_data
 from sigcam.data.readers.wsol import (
     IDS_FILE,
@@ -70,7 +70,7 @@ def main(models: tuple[Path, ...], data: Path, times: int) -> None:
         peaks.append(found["peak_mb"])
         click.echo(
             f"{len(models)} artifacts, {count * len(samples)} images: {found['seconds']:.1f} s, "
-            f"engine {found['engine_busy']:.0%}, peak {found['peak_mb']:.0f} MB"
+            f"backend {found['backend_busy']:.0%}, peak {found['peak_mb']:.0f} MB"
         )
     click.echo(f"peak of the larger over the smaller: {peaks[1] / peaks[0]:.3f}")
 

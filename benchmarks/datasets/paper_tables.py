@@ -117,7 +117,7 @@ def _values(
             [folder / one.name for one in variants],
             dataclasses.replace(scored, ids_given=True),
             records,
-            EvaluateOptions(backend="ort", engine=BackendOptions(spinning=False)),
+            EvaluateOptions(backend="ort", backend_options=BackendOptions(spinning=False)),
         )
         for column, one in zip(columns, found.records, strict=True):
             column.append(np.array(one))

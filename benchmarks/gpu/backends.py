@@ -115,7 +115,7 @@ def model_for(backend: str, path: Path, folder: Path, name: str) -> Path:
 
 
 def options_for(backend: str, folder: Path) -> BackendOptions:
-    """Engines made at first use are made anew, in `folder`, not taken from the user's cache."""
+    """Backends made at first use are made anew, in `folder`, not taken from the user's cache."""
     return BackendOptions(cache=folder / "cache" if backend == "ort-tensorrt" else None)
 
 
@@ -142,8 +142,8 @@ def check_backend(backend: str, path: Path, folder: Path, name: str) -> dict[str
     Args:
         backend: the one to compare with the CPU path.
         path: of the .onnx file.
-        folder: for the engine, if the backend takes one.
-        name: what the report calls the file, and the engine's name.
+        folder: for the backend, if the backend takes one.
+        name: what the report calls the file, and the backend's name.
 
     Raises:
         CheckSkipped: the backend isn't installed.
@@ -168,7 +168,7 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
     """Times a network without and with maps, batch 1, an image of 480 x 640.
 
     "network": the classification graph alone, which the others are compared with. TensorRT's
-    engines are built of artifacts only, so there it has none, and "logits" is the engine of
+    backends are built of artifacts only, so there it has none, and "logits" is the backend of
     the maps with nothing but the logits copied back: no baseline, as it works out the rest
     too. "CAMs": the profile fused. "maps": the profile split, with finished maps.
     "explain": all of it, from the decoded image.

@@ -85,9 +85,9 @@ def find(name: str, folder: Path, models: Sequence[Path], rounds: int) -> Check:
     backend, what, *more = rest
     if kind == "model":
         path, title = models[int(what)], f"model {what}"
-        engines = folder / "models"
-        engines.mkdir(exist_ok=True)
-        return functools.partial(gpu_backends.check_backend, backend, path, engines, title)
+        models = folder / "models"
+        models.mkdir(exist_ok=True)
+        return functools.partial(gpu_backends.check_backend, backend, path, models, title)
     if kind == "latency":
         return functools.partial(gpu_backends.check_latency, backend, folder / what, rounds)
     path = folder / what / f"{more[0]}.onnx"

@@ -37,7 +37,7 @@ BETWEEN_EVENTS = "p50 between CUDA events, host included"
 EVENTS = (
     "CUDA events are recorded before and after a call that waits for its result: what the host "
     "does meanwhile is in the time. `tensorrt` has none, as its streams are its own; it has no "
-    "baseline either, as its engines are built of artifacts, not of the network alone."
+    "baseline either, as its backends are built of artifacts, not of the network alone."
 )
 _LONGEST = 2000
 

@@ -1,1 +1,1 @@
-"""What every part of the benchmark uses: measuring, engines, files, results, page, plots."""
+"""What every part of the benchmark uses: measuring, backends, files, results, page, plots."""

@@ -17,7 +17,7 @@ FLAGS = (
     "avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
-"""The instruction sets that engines choose their kernels by; Linux's names of them."""
+"""The instruction sets that backends choose their kernels by; Linux's names of them."""
 
 BUSY = 0.5
 """Share of the cores that other programs kept busy, from which on times aren't to be trusted."""

@@ -21,7 +21,7 @@ stands below its title.
 
 How times are taken: the calls that are compared alternate in one process, in an order drawn anew
 for each round; a ratio is the median over the rounds of the ratio within each round, and the
-brackets hold its 95% interval from order statistics. Titles say the scope: **engine only** is the
+brackets hold its 95% interval from order statistics. Titles say the scope: **backend only** is the
 graph on a prepared input; **end to end** starts from an image, as the title says. Outputs are
 compared before anything is timed. Fresh weights unless a part says otherwise.
 """

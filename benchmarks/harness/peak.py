@@ -29,7 +29,7 @@ def peak_memory(
 
     Args:
         path: of the graph.
-        backend: name of the engine.
+        backend: name of the backend.
         threads: of one inference.
         batch: images in a run.
         classes: for artifacts that take class ids: how many per image.
@@ -49,22 +49,22 @@ def explain_folder(path: Path, folder: Path, out: Path | None, *, threads: int) 
         path: of the artifact.
         folder: of the images.
         out: folder that the maps are written to, as PNG files; None writes none.
-        threads: of the engine.
+        threads: of the backend.
 
     Returns:
-        "peak_mb", "per_second" (images) and "engine_busy", the share of the time that the
-        engine ran, 0 to 1.
+        "peak_mb", "per_second" (images) and "backend_busy", the share of the time that the
+        backend ran, 0 to 1.
     """
     words = ["sigcam", "explain", str(path), str(folder), "--verbose", "--backend", "ort"]
     words += ["--threads", str(threads), *([] if out is None else ["--out", str(out)])]
     *_, told, peak = _last_lines(words)
-    found = re.search(r"([\d.]+) a second; the engine ran (\d+)% of the time", told)
+    found = re.search(r"([\d.]+) a second; the backend ran (\d+)% of the time", told)
     if found is None:
         raise SystemExit(f"`sigcam explain --verbose` must tell its rate, said {told!r}")
     return {
         "peak_mb": float(peak),
         "per_second": float(found[1]),
-        "engine_busy": int(found[2]) / 100,
+        "backend_busy": int(found[2]) / 100,
     }
 
 
@@ -77,18 +77,18 @@ def evaluate_data(
         paths: of the artifacts.
         data: folder of the data set.
         out: folder of the report, a new one.
-        threads: of the engine.
+        threads: of the backend.
 
     Returns:
-        "peak_mb", "seconds" (of the images, without opening and report) and "engine_busy".
+        "peak_mb", "seconds" (of the images, without opening and report) and "backend_busy".
     """
     words = ["sigcam", "evaluate", *map(str, paths), "--data", str(data), "--out", str(out)]
     lines = _last_lines([*words, "--backend", "ort", "--threads", str(threads)])
-    found = re.search(r"images in ([\d.]+) s, (\d+)% of it in an engine", "\n".join(lines))
+    found = re.search(r"images in ([\d.]+) s, (\d+)% of it in a backend", "\n".join(lines))
     if found is None:
         raise SystemExit(f"`sigcam evaluate` must tell its time, said {lines[-2:]!r}")
     return {
-        "peak_mb": float(lines[-1]), "seconds": float(found[1]), "engine_busy": int(found[2]) / 100,
+        "peak_mb": float(lines[-1]), "seconds": float(found[1]), "backend_busy": int(found[2]) / 100,
     }  # fmt: skip
 
 
@@ -129,18 +129,18 @@ def main() -> None:
 @click.option("--batch", default=1)
 @click.option("--classes", default=0)
 def graph(path: Path, backend: str, threads: int, batch: int, classes: int) -> None:
-    """Of a few runs of the bare engine."""
+    """Of a few runs of the bare backend."""
     from sigcam.runtime.backends import backend_class
     from sigcam.runtime.backends.base import BackendOptions
 
     options = BackendOptions(threads=threads, spinning=False)
-    engine = backend_class(backend).open(path, options)
-    shape = [size or batch for size in engine.inputs[0].shape]
+    backend = backend_class(backend).open(path, options)
+    shape = [size or batch for size in backend.inputs[0].shape]
     feeds = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
     if classes:
         feeds["class_ids"] = np.tile(np.arange(classes, dtype=np.int64), (batch, 1))
     for _ in range(RUNS):
-        engine.infer(feeds)
+        backend.infer(feeds)
     click.echo(f"{own_peak():.0f}", err=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.engines import UnavailableError
+from benchmarks.harness.backends import UnavailableError
 from benchmarks.harness.networks import Network
 from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
 from sigcam.core.errors import SigcamError

@@ -53,16 +53,16 @@ FORMS = ("wsol-vgg16", "wsol-resnet50", "wsol-inceptionv3")
 TARGETS: dict[str, Target] = {
     "map": Target(
         "methods",
-        f"engine only: map over classification, {', '.join(LIMITED_METHODS)} on the three "
+        f"backend only: map over classification, {', '.join(LIMITED_METHODS)} on the three "
         "localisation forms, the worst of them",
         1.01,
     ),
     "mlp_int8_head": Target(
-        "methods", "engine only: the same, gradcam on VGG-16, sigmoid head stored in 8 bits", 1.03
+        "methods", "backend only: the same, gradcam on VGG-16, sigmoid head stored in 8 bits", 1.03
     ),
-    "mlp": Target("methods", "engine only: the same, gradcam on VGG-16, fp32", 1.10),
+    "mlp": Target("methods", "backend only: the same, gradcam on VGG-16, fp32", 1.10),
     "explain": Target(
-        "end_to_end", "explain() from a 640x480 JPEG over the bare engine, ResNet-50", 1.08
+        "end_to_end", "explain() from a 640x480 JPEG over the bare backend, ResNet-50", 1.08
     ),
     "peer_fp32": Target(
         "peers", "times as fast as grad-cam's Grad-CAM, ResNet-50, batch 1: fp32", 6.0, least=True
@@ -77,7 +77,7 @@ TARGETS: dict[str, Target] = {
         least=True,
     ),
     "classes": Target(
-        "scaling", "engine only: CAMs of 100 classes over those of one, ResNet-50", 1.10
+        "scaling", "backend only: CAMs of 100 classes over those of one, ResNet-50", 1.10
     ),
     "classes_cams": Target(
         "end_to_end", "the same from a 640x480 JPEG by explain(), CAMs only", 1.10
@@ -93,8 +93,8 @@ TARGETS: dict[str, Target] = {
     "memory_flat": Target(
         "memory", "the same, over the peak on 100 images (flat)", 1.05
     ),
-    "engine_busy": Target(
-        "memory", "share of the time that the engine runs meanwhile", 0.9, least=True
+    "backend_busy": Target(
+        "memory", "share of the time that the backend runs meanwhile", 0.9, least=True
     ),
 }  # fmt: skip
 """In the order of the page."""

@@ -15,13 +15,13 @@ PARTS: dict[str, str] = {
     "methods": "what each method costs",
     "appendix_a": "the paper's Appendix A: softmax map and ours",
     "training": "the paper's way of training against cached features",
-    "end_to_end": "explain() against the bare engine",
-    "memory": "explaining folders: peak memory, and how busy the engine is",
+    "end_to_end": "explain() against the bare backend",
+    "memory": "explaining folders: peak memory, and how busy the backend is",
     "reading": "large JPEGs, decoded smaller",
     "peers": "other packages",
     "scaling": "batch, threads, classes, sizes, memory",
     "floor": "the arithmetic of the network",
-    "precisions": "engines and precisions",
+    "precisions": "backends and precisions",
 }
 """Name to what it is about."""
 

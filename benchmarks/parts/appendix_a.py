@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of
 from benchmarks.harness.targets import Reached
@@ -35,7 +35,7 @@ PAPER_OVERHEAD = (14, 19)
 
 TEXT = f"""
 Classification alone, with the classic map of the softmax branch (no clamping, no second branch in
-the graph), and with ours (sigmoid branch): the same engine (ONNX Runtime, fp32), batch 1,
+the graph), and with ours (sigmoid branch): the same backend (ONNX Runtime, fp32), batch 1,
 {THREADS} threads that don't spin, alternating. The paper's own overhead for the map is
 {PAPER_OVERHEAD[0]} to {PAPER_OVERHEAD[1]}% on top of about 100 ms (its Table 3). That range is all
 we know: we have no figures of it for single networks or methods.
@@ -49,7 +49,7 @@ def measure(context: Context) -> Figures:
 
 
 def _network(context: Context, network: Network) -> Figures:
-    base = open_engine(FP32, network.classifier())
+    base = open_graph(FP32, network.classifier())
     feeds = {"image": batch_of(base.inputs[0].shape, 1)}
     found: Figures = {"parameters": network.parameters(), "methods": {}}
     for method in context.some(METHODS, QUICK_METHODS):
@@ -59,7 +59,7 @@ def _network(context: Context, network: Network) -> Figures:
             found["methods"][method] = {"refused": str(exc)}
             continue
         gc.collect()
-        softmax, ours = (open_engine(FP32, path) for path in paths)
+        softmax, ours = (open_graph(FP32, path) for path in paths)
         for graph in (softmax, ours):
             check_logits(base, graph, feeds)
         timed = time_calls(
@@ -93,7 +93,7 @@ def section(figures: Figures) -> str:
     ]  # fmt: skip
     return "".join(
         [
-            "\n### Engine only: classification, softmax map, ours\n",
+            "\n### Backend only: classification, softmax map, ours\n",
             TEXT,
             markdown.table(head, rows),
             "\n### Parameters\n\nMillions, of the classifier and with the sigmoid branch; "
@@ -140,6 +140,6 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         for which in ("softmax map", "ours")
     }
     lines = {f"the paper's map, {value}%": value for value in PAPER_OVERHEAD}
-    title = "Engine only: what the map adds to classification, batch 1"
+    title = "Backend only: what the map adds to classification, batch 1"
     names = [name for name, _ in cases]
     return [drawing.bars(folder / "appendix_a.png", title, "added time, %", names, series, lines)]

@@ -1,4 +1,4 @@
-"""`explain()` from a JPEG in memory to the map, against the engine's run alone."""
+"""`explain()` from a JPEG in memory to the map, against the backend's run alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.targets import TARGETS, Reached
@@ -30,7 +30,7 @@ CLASSES = 100
 
 TEXT = f"""
 `Session.explain` from the bytes of a JPEG file to the map in the image's own size, over the
-engine's run on the prepared input, method cam, ONNX Runtime fp32, {THREADS} threads, batch 1.
+backend's run on the prepared input, method cam, ONNX Runtime fp32, {THREADS} threads, batch 1.
 "decoded" is the same from a decoded image. The target is at most {LIMIT} for a 640x480 JPEG on
 ResNet-50.
 """
@@ -51,10 +51,10 @@ def measure(context: Context) -> Figures:
     for name in context.chosen(NETWORKS, QUICK):
         network = context.network(name)
         path = network.artifact("cam")
-        engine = open_engine(FP32, path)
-        with Session(read_spec(path), engine) as session:
+        backend = open_graph(FP32, path)
+        with Session(read_spec(path), backend) as session:
             found[name] = {
-                label: _case(context, session, engine, size) for label, size in sizes.items()
+                label: _case(context, session, backend, size) for label, size in sizes.items()
             }
         context.say(f"  {name}: {found[name]['640x480']['ratios']['from a JPEG']['ratio']}")
         classes[name] = _classes(context, network)
@@ -65,7 +65,7 @@ def measure(context: Context) -> Figures:
 def _classes(context: Context, network: Network) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
     file = jpeg(random_image(480, 640))
-    with Session(read_spec(path), open_engine(FP32, path)) as session:
+    with Session(read_spec(path), open_graph(FP32, path)) as session:
         many = min(CLASSES, session.spec.num_classes)
 
         def cams(count: int) -> Any:
@@ -85,7 +85,7 @@ def _classes(context: Context, network: Network) -> Figures:
     return {**timed, "count": many}
 
 
-def _case(context: Context, session: Session, engine: Backend, size: tuple[int, int]) -> Figures:
+def _case(context: Context, session: Session, backend: Backend, size: tuple[int, int]) -> Figures:
     image = random_image(*size)
     file = jpeg(image)
     if session.explain(file)[0].heatmap.shape != size:
@@ -93,11 +93,11 @@ def _case(context: Context, session: Session, engine: Backend, size: tuple[int, 
     feeds = {"image": prepare(image, session.spec.preprocessing)[0][None]}
     return time_calls(
         {
-            "engine": lambda: engine.infer(feeds),
+            "backend": lambda: backend.infer(feeds),
             "from a JPEG": lambda: session.explain(file)[0].heatmap,
             "decoded": lambda: session.explain(image)[0].heatmap,
         },
-        {"from a JPEG": "engine", "decoded": "engine"},
+        {"from a JPEG": "backend", "decoded": "backend"},
         context.effort,
     )
 
@@ -107,7 +107,7 @@ def section(figures: Figures) -> str:
     rows = []
     for name, sizes in figures["networks"].items():
         for label, row in sizes.items():
-            times = [markdown.ms(row["ms"][k]) for k in ("engine", "from a JPEG", "decoded")]
+            times = [markdown.ms(row["ms"][k]) for k in ("backend", "from a JPEG", "decoded")]
             limit = LIMIT if (name, label) == LIMITED else None
             ratios = [
                 markdown.ratio(row["ratios"]["from a JPEG"]["ratio"], limit),
@@ -115,10 +115,10 @@ def section(figures: Figures) -> str:
             ]
             rows.append([name, label, *times, *ratios])
     head = [
-        "network", "image", "engine, ms", "explain() from a JPEG, ms", "decoded, ms",
-        "from a JPEG over engine", "decoded over engine",
+        "network", "image", "backend, ms", "explain() from a JPEG, ms", "decoded, ms",
+        "from a JPEG over backend", "decoded over backend",
     ]  # fmt: skip
-    title = "\n### End to end from a JPEG: explain() over the bare engine\n"
+    title = "\n### End to end from a JPEG: explain() over the bare backend\n"
     return title + TEXT + markdown.table(head, rows) + _classes_section(figures["classes"])
 
 
@@ -150,7 +150,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
 
 
 def plots(figures: Figures, folder: Path) -> list[Path]:
-    """What explain() adds to the engine's run."""
+    """What explain() adds to the backend's run."""
     cases = [
         (f"{name}\n{label}", row)
         for name, sizes in figures["networks"].items()
@@ -160,9 +160,9 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         which: [row["ratios"][which]["ratio"] for _, row in cases]
         for which in ("from a JPEG", "decoded")
     }
-    title = "End to end: explain() over the engine's run"
+    title = "End to end: explain() over the backend's run"
     names = [name for name, _ in cases]
     lines = {f"target for {' '.join(LIMITED)}": LIMIT}
     return [
-        drawing.bars(folder / "end_to_end.png", title, "times the engine", names, series, lines)
+        drawing.bars(folder / "end_to_end.png", title, "times the backend", names, series, lines)
     ]

@@ -1,4 +1,4 @@
-"""The network's arithmetic at the rate at which the same engine multiplies matrices."""
+"""The network's arithmetic at the rate at which the same backend multiplies matrices."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of
 from benchmarks.harness.targets import Reached
@@ -30,7 +30,7 @@ SIDE = 1536
 TEXT = f"""
 What could be had at best: the multiplications and additions of the network's convolutions and
 matrix products, counted on one pass of the PyTorch module (2 per multiply-add), over the rate
-at which the same engine multiplies two {SIDE}x{SIDE} matrices of float32 on the same {THREADS}
+at which the same backend multiplies two {SIDE}x{SIDE} matrices of float32 on the same {THREADS}
 threads. A run can't be faster than that unless its convolutions need less arithmetic than the
 definition (Winograd's do, and so a ratio may lie below 1). Classification, artifact (method cam)
 and the product alternate.
@@ -40,7 +40,7 @@ and the product alternate.
 def measure(context: Context) -> Figures:
     """Times over the floor by network."""
     with tempfile.TemporaryDirectory() as folder:
-        product = open_engine(FP32, product_graph(Path(folder) / "product.onnx", SIDE))
+        product = open_graph(FP32, product_graph(Path(folder) / "product.onnx", SIDE))
     found = {
         name: _network(context, context.network(name), product)
         for name in context.chosen(NETWORKS, QUICK)
@@ -74,8 +74,8 @@ def flops(network: Network) -> int:
 
 def _network(context: Context, network: Network, product: Any) -> Figures:
     arithmetic = flops(network)
-    base = open_engine(FP32, network.classifier())
-    mapped = open_engine(FP32, network.artifact("cam"))
+    base = open_graph(FP32, network.classifier())
+    mapped = open_graph(FP32, network.artifact("cam"))
     feeds = {"image": batch_of(base.inputs[0].shape, 1)}
     square = {"image": np.ones((SIDE, SIDE), np.float32)}
     timed = time_calls(
@@ -112,7 +112,7 @@ def section(figures: Figures) -> str:
         "network", "GFLOP", "product's GFLOP/s", "floor, ms", "classification, ms",
         "with map, ms", "classification over floor", "with map over floor",
     ]  # fmt: skip
-    title = "\n### Engine only: classification and map over the floor, batch 1\n"
+    title = "\n### Backend only: classification and map over the floor, batch 1\n"
     return title + TEXT + markdown.table(head, rows)
 
 
@@ -129,7 +129,7 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         name: [row["over_floor"][key] for row in found.values()]
         for key, name in (("classification", "classification"), ("map", "with map"))
     }
-    title = "Engine only: time over the arithmetic at the engine's matrix-product rate"
+    title = "Backend only: time over the arithmetic at the backend's matrix-product rate"
     lines = {"floor": 1.0}
     return [
         drawing.bars(folder / "floor.png", title, "times the floor", list(found), series, lines)

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from benchmarks.harness import markdown
+from benchmarks.harness.backends import FP32, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of, megabytes
 from benchmarks.harness.targets import TARGETS
@@ -34,7 +34,7 @@ gradcam on VGG-16. The correlation is that of the CAM with fp32's on one input, 
 
 def measure(context: Context, network: Network) -> Figures:
     """Ratios by method, of a network whose head is an MLP."""
-    base = open_engine(FP32, network.classifier())
+    base = open_graph(FP32, network.classifier())
     feeds = {"image": batch_of(base.inputs[0].shape, 1)}
     found: Figures = {}
     for method in METHODS:
@@ -45,7 +45,7 @@ def measure(context: Context, network: Network) -> Figures:
             found[method] = {"refused": str(exc)}
             continue
         gc.collect()
-        fp32, int8 = open_engine(FP32, path), open_engine(FP32, small)
+        fp32, int8 = open_graph(FP32, path), open_graph(FP32, small)
         wanted, got = fp32.infer(feeds), int8.infer(feeds)
         if not np.array_equal(wanted["logits"], got["logits"]):
             raise SystemExit("the prediction must keep every bit; nothing was timed")
@@ -96,5 +96,5 @@ def section(figures: Figures) -> str:
         "network", "method", "classification, ms", "fp32 over classification",
         "int8-head over classification", "fp32, MB", "int8-head, MB", "correlation",
     ]  # fmt: skip
-    title = "\n### Engine only: MLP heads with the second head in 8 bits, batch 1\n"
+    title = "\n### Backend only: MLP heads with the second head in 8 bits, batch 1\n"
     return title + TEXT + markdown.table(head, rows)

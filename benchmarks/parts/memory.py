@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import THREADS
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import THREADS
 from benchmarks.harness.peak import explain_folder
 from benchmarks.harness.targets import TARGETS, Reached
 
@@ -19,14 +19,14 @@ NETWORKS = ("resnet50",)
 QUICK = ("resnet18",)
 COUNTS, QUICK_COUNTS = (100, 1000), (10, 40)
 WAYS = ("results only", "maps written")
-LIMIT, FLAT, BUSY = (TARGETS[name].limit for name in ("memory", "memory_flat", "engine_busy"))
+LIMIT, FLAT, BUSY = (TARGETS[name].limit for name in ("memory", "memory_flat", "backend_busy"))
 
 TEXT = f"""
 `sigcam explain MODEL FOLDER --verbose` on photographs of many sizes, method cam, ONNX Runtime fp32,
 {THREADS} threads, batches of 4 as by default: each row is one fresh process, started once.
 "maps written" is with `--out`, one PNG overlay for each image. The peak is the process's largest
 resident size; the share is what `--verbose` tells. Targets: at most {LIMIT:g} MB, at most {FLAT:g}
-times that of the smaller folder, and an engine that runs at least {BUSY:.0%} of the time.
+times that of the smaller folder, and a backend that runs at least {BUSY:.0%} of the time.
 """
 
 
@@ -68,13 +68,13 @@ def section(figures: Figures) -> str:
     rows = [
         [
             name, way, count, f"{row['peak_mb']:.0f}", f"{row['per_second']:.1f}",
-            f"{row['engine_busy']:.0%}",
+            f"{row['backend_busy']:.0%}",
         ]
         for name, ways in figures["networks"].items()
         for way, counts in ways.items()
         for count, row in counts.items()
     ]  # fmt: skip
-    head = ["network", "what", "images", "peak, MB", "images/s", "engine busy"]
+    head = ["network", "what", "images", "peak, MB", "images/s", "backend busy"]
     return title + TEXT + markdown.table(head, rows)
 
 
@@ -86,7 +86,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
         return {}
     peaks = {way: ways[way][large]["peak_mb"] for way in WAYS}
     flat = {way: peaks[way] / ways[way][small]["peak_mb"] for way in WAYS}
-    busy = {way: ways[way][large]["engine_busy"] for way in WAYS}
+    busy = {way: ways[way][large]["backend_busy"] for way in WAYS}
 
     def told(values: dict[str, float], digits: str) -> str:
         return ", ".join(f"{way} {value:{digits}}" for way, value in values.items())
@@ -94,7 +94,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
     return {
         "memory": Reached([max(peaks.values())], told(peaks, ".0f")),
         "memory_flat": Reached([max(flat.values())], told(flat, ".3f")),
-        "engine_busy": Reached([min(busy.values())], told(busy, ".2f")),
+        "backend_busy": Reached([min(busy.values())], told(busy, ".2f")),
     }
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of, megabytes, report
 from benchmarks.harness.targets import FORMS, LIMITED_METHODS, TARGETS, Reached
@@ -59,7 +59,7 @@ def measure(context: Context) -> Figures:
 
 def _network(context: Context, network: Network) -> Figures:
     plain = network.classifier()
-    base, control = open_engine(FP32, plain), open_engine(FP32, plain)
+    base, control = open_graph(FP32, plain), open_graph(FP32, plain)
     feeds = {"image": batch_of(base.inputs[0].shape, 1)}
     found: Figures = {"classification_mb": megabytes(plain), "methods": {}}
     for method in context.some(list(METHODS), QUICK_METHODS):
@@ -69,7 +69,7 @@ def _network(context: Context, network: Network) -> Figures:
             found["methods"][method] = {"refused": str(exc)}
             continue
         gc.collect()
-        graph = open_engine(FP32, path)
+        graph = open_graph(FP32, path)
         check_logits(base, graph, feeds)
         timed = time_calls(
             {
@@ -120,7 +120,7 @@ def section(figures: Figures) -> str:
     )
     return "".join(
         [
-            "\n### Engine only: map over classification alone\n",
+            "\n### Backend only: map over classification alone\n",
             TEXT,
             markdown.table(head, [*ratios, *_controls(found)]),
             REFUSED
@@ -195,5 +195,5 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         ]
         for method in methods
     }
-    title = "Engine only: what the map adds to classification, batch 1"
+    title = "Backend only: what the map adds to classification, batch 1"
     return [drawing.bars(folder / "methods.png", title, "added time, %", list(found), series)]

@@ -2,7 +2,7 @@
 
 It has no gradient method and none of ours: its way for classifiers is ReciproCAM, which
 runs the head once for each cell of the CAM. So the two can't make the same map, nor run
-in one process; what is compared is what each map adds to classification in its own engine.
+in one process; what is compared is what each map adds to classification in its own backend.
 The environment is made in a temporary folder with pip.
 """
 
@@ -73,7 +73,7 @@ def _reason(exc: Exception) -> str:
 
 def section(figures: Figures) -> str:
     """One row for each network."""
-    title = "\n### Engine only: openvino-xai's map over its own classification\n"
+    title = "\n### Backend only: openvino-xai's map over its own classification\n"
     if "unavailable" in figures:
         return f"{title}{TEXT}\nNot measured: {figures['unavailable']}\n"
     rows = [

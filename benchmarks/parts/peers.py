@@ -10,13 +10,13 @@ import torch
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.targets import Reached
-from benchmarks.parts import peer_engines, peer_openvino_xai
+from benchmarks.parts import peer_backends, peer_openvino_xai
 from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
 from benchmarks.parts.peer_packages import METHODS, TARGETS, apart, freeze, packages
 from sigcam.core.artifact import read_spec
@@ -50,7 +50,7 @@ given. Methods of several passes and finercam (another definition there) aren't 
 
 
 def measure(context: Context) -> Figures:
-    """Times by network, batch and method; then our engines for gradcam at batch 1."""
+    """Times by network, batch and method; then our backends for gradcam at batch 1."""
     torch.set_num_threads(THREADS)
     found: Figures = {}
     cases = context.some(CASES, QUICK)
@@ -58,7 +58,7 @@ def measure(context: Context) -> Figures:
         cases = [(name, METHODS, 1, 7) for name in context.networks]
     # First, for after the large batches grad-cam took ten times as long in the same process.
     names = [name for name, methods, batch, _ in cases if batch == 1 and "gradcam" in methods]
-    engines = {name: peer_engines.measure(context, context.network(name)) for name in names}
+    backends = {name: peer_backends.measure(context, context.network(name)) for name in names}
     for name, methods, batch, least in cases:
         network = context.network(name)
         effort = Effort(context.effort.seconds, least, 100, context.effort.rounds)
@@ -66,7 +66,7 @@ def measure(context: Context) -> Figures:
             row = _case(network, method, batch, effort)
             found.setdefault(name, {}).setdefault(str(batch), {})[method] = row
             context.say(f"  {name} batch {batch} {method}: {row['times']}")
-    figures: Figures = {"networks": found, "engines": engines}
+    figures: Figures = {"networks": found, "backends": backends}
     if not context.quick and not context.networks:
         figures["openvino_xai"] = peer_openvino_xai.measure(context)
     return figures
@@ -79,7 +79,7 @@ def _case(network: Network, method: str, batch: int, effort: Effort) -> Figures:
         jpeg(random_image(preprocessing.height, preprocessing.width, seed)) for seed in range(batch)
     ]
     difference: dict[str, float] = {}
-    with Session(read_spec(path), open_engine(FP32, path), batch_size=batch) as session:
+    with Session(read_spec(path), open_graph(FP32, path), batch_size=batch) as session:
         calls: dict[str, Any] = {FP32.name: partial(explain, session, files)}
         wanted = calls[FP32.name]()
         for name, make in packages(network.model.eval(), TARGETS[network.name], method).items():
@@ -97,7 +97,7 @@ def _case(network: Network, method: str, batch: int, effort: Effort) -> Figures:
 
 
 def section(figures: Figures) -> str:
-    """The packages, then our engines, then openvino-xai."""
+    """The packages, then our backends, then openvino-xai."""
     rows = []
     names = list(
         dict.fromkeys(
@@ -119,7 +119,7 @@ def section(figures: Figures) -> str:
         "\n### End to end from a JPEG of the input's size: times as long as ours\n",
         TEXT,
         markdown.table(head, rows),
-        peer_engines.section(figures["engines"]),
+        peer_backends.section(figures["backends"]),
     ]
     if "openvino_xai" in figures:
         parts.append(peer_openvino_xai.section(figures["openvino_xai"]))
@@ -135,8 +135,8 @@ def _times(row: Figures, name: str) -> str:
 
 
 def reached(figures: Figures) -> dict[str, Reached | None]:
-    """Our engines over grad-cam."""
-    return peer_engines.reached(figures["engines"])
+    """Our backends over grad-cam."""
+    return peer_backends.reached(figures["backends"])
 
 
 def plots(figures: Figures, folder: Path) -> list[Path]:

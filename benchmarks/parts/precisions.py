@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import SETUPS, THREADS, UnavailableError, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import ENGINES, THREADS, UnavailableError, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network
 from benchmarks.harness.quantize import LIMITS_OFF, ONLY_TIME, quantized
@@ -55,8 +55,8 @@ float32, so that every precision has a row: by itself the command refuses what a
 {AGREEMENT:.0%} or correlates less than 0.98 in the mean (**bold**). The target is a mean
 correlation of at least {TARGET} for int8. `--precision int8-head` is for MLP heads: see methods.
 
-Times are of the engine alone, batch 1, {THREADS} threads, all files and engines of a network
-alternating; each engine's ratio is to float32 in the same engine.
+Times are of the backend alone, batch 1, {THREADS} threads, all files and backends of a network
+alternating; each backend's ratio is to float32 in the same backend.
 """
 
 
@@ -85,14 +85,14 @@ def _network(
     chosen = choose(folder, preprocessing, 0, 8, 0, reporter(False, ""))
     inputs = next(feeds(chosen.held_out, preprocessing, named=True))
     calls = {}
-    for file, engine in _cases(list(paths)):
+    for file, setup in _cases(list(paths)):
         try:
-            opened = open_engine(engine, paths[FLOAT if file == IN_BF16 else file], batch=1)
+            opened = open_graph(setup, paths[FLOAT if file == IN_BF16 else file], batch=1)
         except UnavailableError as exc:
-            missing[f"{file}, {engine.backend}"] = str(exc)
+            missing[f"{file}, {setup.backend}"] = str(exc)
             continue
         stack.callback(opened.close)
-        calls[f"{file}, {engine.backend}"] = partial(opened.infer, inputs)
+        calls[f"{file}, {setup.backend}"] = partial(opened.infer, inputs)
     pairs = {name: (name, f"{FLOAT}, {name.split(', ')[-1]}") for name in calls}
     timed = time_calls(calls, {}, context.effort, pairs)
     files = {}
@@ -121,19 +121,19 @@ def _files(
 
 
 def _cases(files: list[str]) -> list[tuple[str, Any]]:
-    """Every file in every engine; float32 also computed in bf16 where that can be asked for."""
+    """Every file in every backend; float32 also computed in bf16 where that can be asked for."""
     cases = []
-    for engine in ENGINES:
-        if engine.name == "openvino bf16":
-            cases.append((IN_BF16, engine))
-        elif not engine.quantized:
-            cases += [(file, engine) for file in files]
+    for setup in SETUPS:
+        if setup.name == "openvino bf16":
+            cases.append((IN_BF16, setup))
+        elif not setup.quantized:
+            cases += [(file, setup) for file in files]
     return cases
 
 
 def section(figures: Figures) -> str:
     """One row for each file, missing ones with their reason."""
-    title = "\n### Engine only: engines and precisions\n"
+    title = "\n### Backend only: backends and precisions\n"
     if "unavailable" in figures:
         return f"{title}\nNot measured: {figures['unavailable']}.\n"
     rows = []
@@ -204,6 +204,6 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         for network, one in found.items()
         for backend in ("ort", "openvino")
     }
-    title = "Engine only: time over float32 in the same engine, batch 1"
+    title = "Backend only: time over float32 in the same backend, batch 1"
     lines = {"float32": 1.0}
     return [drawing.bars(folder / "precisions.png", title, "times float32", names, series, lines)]

@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
 from benchmarks.harness.agreement import agreement
+from benchmarks.harness.backends import FP32, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import jpeg
 from benchmarks.harness.targets import Reached
@@ -50,10 +50,10 @@ def measure(context: Context) -> Figures:
     for name in context.chosen(NETWORKS, QUICK):
         weights = "DEFAULT" if name.startswith("efficientnet_lite") else "random"
         path = context.network(name, weights=weights).softmax_artifact("cam")
-        engine = open_engine(FP32, path)
-        with Session(read_spec(path), engine) as session:
+        backend = open_graph(FP32, path)
+        with Session(read_spec(path), backend) as session:
             found[name] = {
-                str(side): _side(context, session, engine, chosen, side)
+                str(side): _side(context, session, backend, chosen, side)
                 for side in context.some(SIDES, QUICK_SIDES)
             }
         context.say(f"  {name}: {', '.join(found[name])}")
@@ -61,7 +61,7 @@ def measure(context: Context) -> Figures:
 
 
 def _side(
-    context: Context, session: Session, engine: Backend, files: list[Path], side: int
+    context: Context, session: Session, backend: Backend, files: list[Path], side: int
 ) -> Figures:
     preprocessing = session.spec.preprocessing
     levels, smaller, whole = [], [], []
@@ -71,7 +71,7 @@ def _side(
         pair = read_input(data, preprocessing).tensor, prepare(image, preprocessing)[0]
         levels.append(np.abs(pair[0].astype(int) - pair[1]))
         for tensor, answers in zip(pair, (smaller, whole), strict=True):
-            answers.append(engine.infer({"image": tensor[None]}))
+            answers.append(backend.infer({"image": tensor[None]}))
     data = _enlarged(files[0], side)
     timed = time_calls(
         {

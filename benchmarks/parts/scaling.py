@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import FP32, THREADS, open_graph
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import FP32, THREADS, open_engine
 from benchmarks.harness.measure import Effort
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of, jpeg, random_image
@@ -38,7 +38,7 @@ TEXT = f"""
 Method cam, ONNX Runtime fp32, {THREADS} threads unless the table is about them. Times of one table
 alternate in one process. "over classification" is the same against the network without a map.
 Memory is the peak of a fresh process that does nothing but load the graph and run it, in MB; for
-images it is left out, as the engine doesn't see their size. Classes are maps of K named classes
+images it is left out, as the backend doesn't see their size. Classes are maps of K named classes
 of one image after one backbone pass (`--classes input`), CAMs only; the target is at most
 {CLASSES_LIMIT:.2f} times the time of one for 100.
 """
@@ -63,7 +63,7 @@ def _over_plain(
     effort: Effort, plain: Path, mapped: Path, batch: int, threads: int = THREADS
 ) -> Figures:
     """Time, ratio and both peaks of one size."""
-    base, graph = (open_engine(FP32, path, threads) for path in (plain, mapped))
+    base, graph = (open_graph(FP32, path, threads) for path in (plain, mapped))
     feeds = {"image": batch_of(base.inputs[0].shape, batch)}
     timed = time_calls(
         {"classification": lambda: base.infer(feeds), "map": lambda: graph.infer(feeds)},
@@ -102,18 +102,18 @@ def _threads(context: Context, network: Network) -> Figures:
 
 def _classes(context: Context, network: Network) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
-    engine = open_engine(FP32, path)
-    image = batch_of(engine.inputs[0].shape, 1)
+    backend = open_graph(FP32, path)
+    image = batch_of(backend.inputs[0].shape, 1)
     known = read_spec(path).num_classes
     counts = [count for count in context.some(CLASSES, QUICK_CLASSES) if count <= known]
     calls = {
         str(count): partial(
-            engine.infer, {"image": image, "class_ids": np.arange(count, dtype=np.int64)[None]}
+            backend.infer, {"image": image, "class_ids": np.arange(count, dtype=np.int64)[None]}
         )
         for count in counts
     }
     timed = time_calls(calls, {str(count): "1" for count in counts[1:]}, context.effort)
-    engine.close()
+    backend.close()
     memory = {str(count): peak_memory(path, classes=count) for count in counts}
     context.say(f"  classes: {timed['ratios']}")
     return {**timed, "memory_mb": memory}
@@ -134,8 +134,8 @@ def _inputs(context: Context, own: Network) -> Figures:
 
 def _images(context: Context, network: Network) -> Figures:
     path = network.artifact("cam")
-    engine = open_engine(FP32, path)
-    session = Session(read_spec(path), engine)
+    backend = open_graph(FP32, path)
+    session = Session(read_spec(path), backend)
     files = {
         name: jpeg(random_image(*IMAGES[name])) for name in context.some(list(IMAGES), QUICK_IMAGES)
     }
@@ -158,9 +158,9 @@ def section(figures: Figures) -> str:
             ("threads", "threads"),
             ("input", "input size"),
         ):
-            parts.append(f"\n### Engine only: {title}, {name}\n")
+            parts.append(f"\n### Backend only: {title}, {name}\n")
             parts.append(_over_table(axis, row[axis]))
-        parts.append(f"\n### Engine only: classes of one image, {name}\n")
+        parts.append(f"\n### Backend only: classes of one image, {name}\n")
         parts.append(_series_table("classes", row["classes"], "1"))
         parts.append(f"\n### End to end from a JPEG: size of the image, {name}\n")
         parts.append(_series_table("image", row["image"], next(iter(row["image"]["ms"]))))
@@ -224,15 +224,15 @@ def plots(figures: Figures, folder: Path) -> list[Path]:
         classes[name] = [(int(n), values) for n, values in row["classes"]["ms"].items()]
     return [
         drawing.curves(
-            folder / "scaling_batch.png", "Engine only: images per second, with map",
+            folder / "scaling_batch.png", "Backend only: images per second, with map",
             ("batch", "images/s"), rate, log="x",
         ),
         drawing.curves(
-            folder / "scaling_memory.png", "Engine only: peak memory of a process",
+            folder / "scaling_memory.png", "Backend only: peak memory of a process",
             ("batch", "MB"), memory, log="x",
         ),
         drawing.curves(
-            folder / "scaling_classes.png", "Engine only: K classes of one image, one pass",
+            folder / "scaling_classes.png", "Backend only: K classes of one image, one pass",
             ("classes", "ms"), classes, log="x",
         ),
     ]  # fmt: skip

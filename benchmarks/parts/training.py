@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
+from benchmarks.harness.backends import THREADS
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import THREADS
 from benchmarks.harness.networks import Network
 from benchmarks.harness.targets import TARGETS, Reached
 from sigcam.export.modules import Normalise

@@ -3,7 +3,7 @@
     source.py     the float32 artifact that is converted
     images.py   which of the user's images calibrate, and which are held out
     selection.py  which nodes may compute in 8 bits
-    engine.py     ONNX Runtime with every value of a graph to be seen
+    backend.py     ONNX Runtime with every value of a graph to be seen
     calibrate.py  the range of every value between them
     static.py     a way to convert: 8 bits, static, per channel, QDQ
     storage.py    a way to convert: weights stored in 16 bits

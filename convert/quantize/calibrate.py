@@ -60,13 +60,13 @@ def calibrate(
         count: of them.
         method: "minmax": all values are inside; "percentile": 99.99% are; "entropy": the
             range whose histogram loses the least in 8 bits.
-        threads: of the engine; None leaves it to the engine.
+        threads: of the backend; None leaves it to the backend.
         report: called with the images done and `count`.
 
     Raises:
         UsageError: an unknown method.
         DataError: a layer's input is the same everywhere, on all images.
-        BackendError: the engine failed.
+        BackendError: the backend failed.
     """
     if method not in _METHODS:
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
@@ -149,7 +149,7 @@ def open_unfused(model: str | bytes, threads: int | None) -> Any:
 
     Args:
         model: path of a file, or its bytes.
-        threads: of the engine; None leaves it to the engine.
+        threads: of the backend; None leaves it to the backend.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

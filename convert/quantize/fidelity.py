@@ -1,6 +1,6 @@
 """The fidelity report: another precision against float32, on held-out images.
 
-Both graphs run in the same engine, ONNX Runtime on the CPU, on the same inputs, one image at a
+Both graphs run in the same backend, ONNX Runtime on the CPU, on the same inputs, one image at a
 time, so that neither memory nor an image's neighbours in a batch matter.
 """
 
@@ -23,7 +23,7 @@ from sigcam.runtime.backends.base import Backend, BackendOptions
 from sigcam.runtime.explanation import Box, Explanation
 from sigcam.runtime.model import outputs_to_read, own_cams
 
-ENGINE = "ort"
+BACKEND = "ort"
 _NO_IMAGE = Original(np.zeros((1, 1, 3), np.uint8))
 
 
@@ -65,12 +65,12 @@ class FidelityCheck:
             path: of the float32 artifact.
             spec: that it carries.
             held_out: images, decoded again at each comparison.
-            threads: of the engine.
+            threads: of the backend.
             report: called with the images done and their number.
 
         Raises:
-            ArtifactError: the engine refuses the file.
-            BackendError: the engine failed, or the outputs aren't finite.
+            ArtifactError: the backend refuses the file.
+            BackendError: the backend failed, or the outputs aren't finite.
         """
         self._spec, self._held_out = spec, held_out
         self._options = BackendOptions(threads=threads, spinning=False)
@@ -80,8 +80,8 @@ class FidelityCheck:
         """Runs another graph on the same images.
 
         Raises:
-            ArtifactError: the engine refuses the file.
-            BackendError: the engine failed, or the outputs aren't finite.
+            ArtifactError: the backend refuses the file.
+            BackendError: the backend failed, or the outputs aren't finite.
         """
         others = self._run(path, self._float32, report)
         pairs = list(zip(self._float32, others, strict=True))
@@ -106,7 +106,7 @@ class FidelityCheck:
 
     def _run(self, path: Path, given: Sequence[Answer] | None, report: Report) -> list[Answer]:
         """The answers of the graph at `path`; for the classes of `given`, where it names them."""
-        backend = open_backend(path, ENGINE, self._options)
+        backend = open_backend(path, BACKEND, self._options)
         placements: dict[Path, Placement] = {}
         try:
             wanted = outputs_to_read(self._spec, backend)

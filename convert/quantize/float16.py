@@ -1,9 +1,9 @@
 """A way to convert: weights stored in 16 bits, with a Cast to float32 behind each.
 
-Half the file, and the same graph: an engine folds the casts while it loads the model and
+Half the file, and the same graph: a backend folds the casts while it loads the model and
 computes in float32, as exactly as the rounded weights allow; one that has 16-bit units may use
 them as it sees fit. Nothing that is computed is rounded, so maps and gradients keep float32's
-range (unlike `sigcam build-engine --fp16`, which makes the engine compute in 16 bits).
+range (unlike `sigcam build-engine --fp16`, which makes the backend compute in 16 bits).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A way to convert: 8 bits, static, per channel, QDQ.
 
 ONNX Runtime's quantizer does the work. How it is asked to, so that the file is right on every
-processor and engine:
+processor and backend:
 
-- QDQ: the graph has standard operators only; each engine fuses them into its own kernels.
+- QDQ: the graph has standard operators only; each backend fuses them into its own kernels.
 - Weights: int8, symmetric, a scale for each output channel, in 7 bits (-64 to 64). Processors
   with AVX2 or AVX-512 but without VNNI add two products of 8 bits each in 16 bits, saturating:
   255 * 127 * 2 doesn't fit, 255 * 64 * 2 does. So the 8th bit would give wrong sums there, in

@@ -2,7 +2,7 @@
 
 A second head of half a gigabyte costs what reading it costs. Its weights are stored as int8
 with a scale for each output channel: int8 [K, N] -> DequantizeLinear -> Gemm or MatMul. That
-is standard ONNX since opset 13, and the form in which engines keep the weights small while
+is standard ONNX since opset 13, and the form in which backends keep the weights small while
 they multiply:
 
 - ONNX Runtime makes one MatMulNBits of the three (its pull requests 27614 and 27769; seen in

@@ -119,11 +119,11 @@ class LayerErrors:
         Args:
             feeds: the inputs of one image after the other.
             count: of them.
-            threads: of the engine.
+            threads: of the backend.
             report: called with the images done and `count`.
 
         Raises:
-            BackendError: the engine failed.
+            BackendError: the backend failed.
         """
         sums: dict[str, Array] = {}
         try:
@@ -185,11 +185,11 @@ def correct_biases(
         selection: what computes in 8 bits there.
         feeds: the inputs of one image after the other.
         count: of them.
-        threads: of the engine.
+        threads: of the backend.
         report: called with the images done and `count`.
 
     Raises:
-        BackendError: the engine failed.
+        BackendError: the backend failed.
     """
     errors = LayerErrors(source, converted, selection)
     names = [name for name, layer in errors.layers.items() if layer.op_type != "MatMul"]
@@ -259,11 +259,11 @@ def rank_layers(
         selection: what computes in 8 bits there.
         feeds: the inputs of one image after the other.
         count: of them.
-        threads: of the engine.
+        threads: of the backend.
         report: called with the images done and `count`.
 
     Raises:
-        BackendError: the engine failed.
+        BackendError: the backend failed.
     """
     errors = LayerErrors(source, converted, selection)
     for name, layer in errors.layers.items():

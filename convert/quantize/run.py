@@ -58,7 +58,7 @@ class QuantizeOptions:
         rounds: how often further layers may be kept in float32 before giving up; int8 only.
         min_agreement: smallest share of equal predictions, 0 to 1.
         min_correlation: smallest mean correlation of the CAMs, -1 to 1.
-        threads: threads of the engine; None leaves it to the engine.
+        threads: threads of the backend; None leaves it to the backend.
         seed: of the shuffle that chooses the images.
     """
 
@@ -126,7 +126,7 @@ def quantize_artifact(
         DataError: too few usable images, or images that say nothing of a layer's range.
         FidelityError: the result differs by more than the limits; nothing is written.
         ExportError: the graph can't be converted.
-        BackendError: the engine failed.
+        BackendError: the backend failed.
         StorageError: a file can't be written.
     """
     options, out, path = options or QuantizeOptions(), Path(out), Path(path)
@@ -298,7 +298,7 @@ class _Work:
         options = self._options
         fidelity = FidelityReport(
             precision=options.precision,
-            engine=f"onnxruntime {version_of('onnxruntime')} CPUExecutionProvider",
+            backend=f"onnxruntime {version_of('onnxruntime')} CPUExecutionProvider",
             images=options.held_out,
             calibration=len(self._chosen.calibration),
             seed=options.seed,

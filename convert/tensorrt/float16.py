@@ -36,7 +36,7 @@ def to_half(path: Path, *, all_products: bool = False) -> bytes:
         UsageError: the converted model is over 2 GiB, which one ONNX file can't be.
     """
     try:
-        import onnx  # noqa: TID251 (while an engine is built, never while one runs)
+        import onnx
         from onnxruntime.transformers import float16
     except ImportError as exc:
         raise BackendUnavailableError(

@@ -1,8 +1,8 @@
-"""What an artifact says of changed images: the faithfulness metrics' runs of the engine.
+"""What an artifact says of changed images: the faithfulness metrics' runs of the backend.
 
 All are of the predicted class, on the image as the network gets it, with the map of that class
 at the same size (bicubic, min-max). `change_image` makes what takes long to make and needs no
-engine; `measure_faithfulness` runs the engine.
+backend; `measure_faithfulness` runs the backend.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import Answer, Model
 
 FAITHFULNESS = ("confidence", "insertion", "deletion", "road")
-"""What can be asked for. "confidence" takes one more run of the engine an image, "road" 14,
+"""What can be asked for. "confidence" takes one more run of the backend an image, "road" 14,
 "insertion" and "deletion" one more than their steps each."""
 
 
@@ -41,10 +41,10 @@ def check_faithfulness(names: Collection[str]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ChangedImage:
-    """An image's changed versions, of those that are made before the engine runs.
+    """An image's changed versions, of those that are made before the backend runs.
 
     Insertion and deletion change little from step to step, hundreds of times: their images
-    are made as the engine takes them.
+    are made as the backend takes them.
 
     Attributes:
         image: uint8 [H, W, 3], unchanged.
@@ -62,7 +62,7 @@ class ChangedImage:
 
 
 def change_image(image: Array, answer: Answer, names: Collection[str]) -> ChangedImage:
-    """Makes an image's changed versions; runs no engine, so that threads can do it.
+    """Makes an image's changed versions; runs no backend, so that threads can do it.
 
     Args:
         image: uint8 [H, W, 3], as the network gets it.
@@ -88,7 +88,7 @@ def measure_faithfulness(
     names: Collection[str],
     steps: int = STEPS,
 ) -> list[dict[str, float]]:
-    """Runs the engine on changed images.
+    """Runs the backend on changed images.
 
     Args:
         model: the artifact.

@@ -78,7 +78,7 @@ def road_images(
 ) -> Iterator[U8]:
     """The images that `road_curve` scores: uint8 [H, W, 3], one per fraction, made one by one.
 
-    Args and errors as there. It needs no engine, so that it can run in a thread of its own.
+    Args and errors as there. It needs no backend, so that it can run in a thread of its own.
     """
     check_image(image, scores)
     if not fractions or not all(0 <= fraction < 1 for fraction in fractions):

@@ -30,7 +30,7 @@ def page(summary: Summary, gallery: Gallery) -> str:
     """
     run = summary.evaluation
     template = files("sigcam.evaluate.reports").joinpath("page.html").read_text(encoding="utf-8")
-    seconds = f"{run.seconds:.1f} s, in {run.engine_seconds:.1f} s of which an engine ran"
+    seconds = f"{run.seconds:.1f} s, in {run.backend_seconds:.1f} s of which a backend ran"
     again = f" {run.resumed} images were done by an earlier run." if run.resumed else ""
     return Template(template).substitute(
         title=html.escape(f"Evaluation on {run.dataset.name}"),
@@ -137,7 +137,7 @@ def _artifacts(summary: Summary) -> str:
                 map_of(one.asks), one.digest[:12],
             ]
         )  # fmt: skip
-    head = ["artifact", "method", "branch", "NWC", "input", "engine", "map of", "SHA-256"]
+    head = ["artifact", "method", "branch", "NWC", "input", "backend", "map of", "SHA-256"]
     return _table(head, rows)
 
 

@@ -80,7 +80,7 @@ class Summary:
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             "artifacts": [
                 {
-                    "name": one.name, "sha256": one.digest, "engine": one.backend,
+                    "name": one.name, "sha256": one.digest, "backend": one.backend,
                     "map_of": map_of(one.asks), "spec": one.spec,
                 }
                 for one in run.artifacts
@@ -97,7 +97,7 @@ class Summary:
             },
             "run": {
                 "seconds": round(run.seconds, 2),
-                "engine_seconds": round(run.engine_seconds, 2),
+                "backend_seconds": round(run.backend_seconds, 2),
                 "images": len(run.dataset) - run.resumed,
                 "machine": {
                     "processor": platform.machine(), "cores": os.cpu_count(),

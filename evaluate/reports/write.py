@@ -63,7 +63,7 @@ def _markdown(summary: Summary) -> str:
         f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} images.\n\n",
         markdown_table(head_of(summary), rows_of(summary)),
         f"\n{explanation_of(summary)}\n\n",
-        markdown_table(["artifact", "method", "branch", "NWC", "engine", "map of"], artifacts),
+        markdown_table(["artifact", "method", "branch", "NWC", "backend", "map of"], artifacts),
     ]
     if run.dataset.problems:
         listed = "".join(f"- {one}\n" for one in run.dataset.problems)

@@ -41,7 +41,7 @@ class State:
         self._what = {
             "format": str(RECORD),
             "artifacts": [model.digest for model in models],
-            "engines": [model.backend_name for model in models],
+            "backends": [model.backend_name for model in models],
             "dataset": fingerprint(dataset.samples),
             "options": options,
         }

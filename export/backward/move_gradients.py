@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 
 
 def constant_pad_nd(x: Tensor, padding: Sequence[int], value: float = 0) -> Any:
-    """Negative padding as slices: engines differ on ONNX's negative pads."""
+    """Negative padding as slices: backends differ on ONNX's negative pads."""
     if all(amount >= 0 for amount in padding):
         if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PythonDispatcher):
             return NotImplemented

@@ -1,7 +1,7 @@
 """Normalisations and their gradients in plain arithmetic.
 
 The forward operators are here too: the backward pass needs the mean and the deviation,
-which engines' LayerNormalization doesn't give out. With x^ = (x - mean) rstd over the
+which backends' LayerNormalization doesn't give out. With x^ = (x - mean) rstd over the
 normalised cells, dL/dx = rstd (g - mean(g) - x^ mean(g x^)), where g is the gradient of x^.
 """
 

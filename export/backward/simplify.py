@@ -1,4 +1,4 @@
-"""Rewrites of a traced graph that make it smaller and friendlier to ONNX engines.
+"""Rewrites of a traced graph that make it smaller and friendlier to ONNX backends.
 
 None changes what is computed. What the tracer leaves behind: sizes computed at run time
 where a -1 would do, weights expanded to the batch for a batched product, max-pooling
@@ -172,7 +172,7 @@ def _unexpanded(node: Any) -> fx.Node | None:
 
 
 def _drop_indices(node: fx.Node) -> bool:
-    """Max-pooling whose indices nobody reads: engines other than ONNX Runtime lack them."""
+    """Max-pooling whose indices nobody reads: backends other than ONNX Runtime lack them."""
     plain = _MAX_POOLS.get(node.target)
     users = [user for user in node.users if user.target is operator.getitem]
     if plain is None or any(user.args[1] != 0 and user.users for user in users):

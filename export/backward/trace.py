@@ -53,7 +53,7 @@ def trace_gradient(
     x = _fake(mode, torch.empty(_BATCH, *entry_shape), dynamic=True)
     try:
         # Attention as matrix products and a softmax: the fused kernels have a way back of
-        # their own, which no other engine has.
+        # their own, which no other backend has.
         with mode, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # autograd's notes don't concern the user
             # With Python's kernels: padding in C++, for one, fixes a symbolic batch.

@@ -1,7 +1,7 @@
 """Differences of a graph's outputs from their definition, and whether those can be told.
 
 A gradient can jump: a ReLU whose input lies within rounding of zero may be open on one
-engine and shut on another. `is_unstable` finds the images where that happens.
+backend and shut on another. `is_unstable` finds the images where that happens.
 """
 
 from __future__ import annotations

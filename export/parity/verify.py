@@ -57,7 +57,7 @@ def verify(
     """Runs an artifact's graph and compares every output with its definition.
 
     A gradient can jump: a ReLU whose input lies within rounding of zero may be open on one
-    engine and shut on another. So an image on which the graph is outside the tolerance is
+    backend and shut on another. So an image on which the graph is outside the tolerance is
     tried again in float64, with the pixels moved by a rounding error of float32 (see
     `is_unstable`). Where the definition itself moves by more than the tolerance, there is
     nothing to compare with, and the image doesn't count; the parity report says how many
@@ -312,7 +312,7 @@ class ParityRun:
         added = len(self._seen) - self._first
         return ParityReport(
             reference=f"torch {torch.__version__} float64",
-            engine=f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider",
+            backend=f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider",
             tolerance=self.tolerance,
             batch_sizes=batch_sizes,
             inputs=INPUTS + (f"; {added} further smooth random ones" if added else ""),

@@ -1,6 +1,6 @@
-"""The engines by name. A new engine is one file, one line here and one extra.
+"""The backends by name. A new backend is one file, one line here and one extra.
 
-The values are "module:class" strings, so that listing the engines imports none.
+The values are "module:class" strings, so that listing the backends imports none.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ BACKENDS: dict[str, str] = {
 }
 
 AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort", "openvino")
-"""Which engines `backend="auto"` tries, the preferred one first.
+"""Which backends `backend="auto"` tries, the preferred one first.
 
 The GPU first, where ONNX Runtime's build, the driver and a device are there; what was taken
 is `Session.backend_name`. OpenVINO comes last: it is for installs that have only that, and for
-options that only it has. Engines that compile the model first (minutes, at first use) are
+options that only it has. Backends that compile the model first (minutes, at first use) are
 taken by name only.
 """
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class of an engine, imported on demand (the engine itself isn't).
+    """The class of a backend, imported on demand (the backend itself isn't).
 
     Raises:
-        UsageError: no engine of that name.
+        UsageError: no backend of that name.
     """
     if name not in BACKENDS:
         raise UsageError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
@@ -43,16 +43,16 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
-    """Opens a model file in the engine of that name; "auto" takes the first that is there.
+    """Opens a model file in the backend of that name; "auto" takes the first that is there.
 
-    An engine that was asked for by name is never replaced by another. "auto" considers those
+    A backend that was asked for by name is never replaced by another. "auto" considers those
     that understand all options that were given; for an `.engine` file it is "tensorrt".
 
     Raises:
-        UsageError: no engine of that name, an option that it doesn't understand, or a file
+        UsageError: no backend of that name, an option that it doesn't understand, or a file
             that another one made.
-        BackendUnavailableError: the engine isn't installed or can't run here, or none can.
-        ArtifactError: the engine refuses the file.
+        BackendUnavailableError: the backend isn't installed or can't run here, or none can.
+        ArtifactError: the backend refuses the file.
     """
     if name == "auto" and is_engine(path):
         name = "tensorrt"
@@ -69,17 +69,17 @@ def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
     kinds = [kind for kind in map(backend_class, AUTO_ORDER) if kind.understands.issuperset(given)]
     if not kinds:
         raise UsageError(
-            f"no engine that 'auto' tries ({', '.join(AUTO_ORDER)}) has all of the options "
+            f"no backend that 'auto' tries ({', '.join(AUTO_ORDER)}) has all of the options "
             f"{', '.join(given)}; name one of {', '.join(BACKENDS)}"
         )
     missing = []
     for kind in kinds:
         try:
             return kind.open(path, options)
-        except BackendUnavailableError as exc:  # noqa: PERF203 (there are few engines)
+        except BackendUnavailableError as exc:  # noqa: PERF203 (there are few backends)
             missing.append(exc)
     raise BackendUnavailableError(
-        "no engine can be used here: " + "; ".join(map(str, missing))
+        "no backend can be used here: " + "; ".join(map(str, missing))
     ) from missing[-1]
 
 

@@ -1,6 +1,6 @@
-"""The contract between a Session and an engine.
+"""The contract between a Session and a backend.
 
-An engine is one file with one class: it opens an artifact, tells its inputs and
+A backend is one file with one class: it opens an artifact, tells its inputs and
 outputs, and runs. The public `infer` checks, the private `_infer` computes.
 """
 
@@ -45,21 +45,21 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What engines can be asked for. Each engine lists those that it understands.
+    """What backends can be asked for. Each backend lists those that it understands.
 
     Attributes:
-        threads: threads that one inference may use; None leaves it to the engine.
-        spinning: whether the engine's idle threads wait by spinning. That makes calls that
+        threads: threads that one inference may use; None leaves it to the backend.
+        spinning: whether the backend's idle threads wait by spinning. That makes calls that
             follow each other a little faster, and takes cores from everything else in the
             process meanwhile, other models first of all.
         device: number of the GPU, as CUDA counts them.
         precision: what products may be computed in. "fp32" is never less than that where the
-            engine lets us say so; "fp16" and "bf16" let it take that type where it is faster.
+            backend lets us say so; "fp16" and "bf16" let it take that type where it is faster.
         mode: "latency" gives one call all threads; "throughput" serves several calls at once,
             each on fewer threads, so that more of them are done in a second.
-        cache: folder for engines that are built, or models that are compiled, at first use;
-            None for what the engine does by itself.
-        batch_size: most images in one run; None for any number. A hint, which no engine
+        cache: folder for backends that are built, or models that are compiled, at first use;
+            None for what the backend does by itself.
+        batch_size: most images in one run; None for any number. A hint, which no backend
             refuses: one that compiles for shapes may compile for this one.
     """
 
@@ -119,7 +119,7 @@ class DeviceHeatmaps:
 
 
 class Backend(abc.ABC):
-    """An engine with one artifact loaded.
+    """A backend with one artifact loaded.
 
     `infer` may be called from several threads at once. The arrays it returns belong to
     the caller: no later call overwrites them.
@@ -139,8 +139,8 @@ class Backend(abc.ABC):
         """Loads the artifact at `path`.
 
         Raises:
-            BackendUnavailableError: the engine isn't installed or can't run here.
-            ArtifactError: the engine refuses the file.
+            BackendUnavailableError: the backend isn't installed or can't run here.
+            ArtifactError: the backend refuses the file.
         """
 
     def infer(
@@ -154,7 +154,7 @@ class Backend(abc.ABC):
 
         Raises:
             UsageError: a missing or unknown name, a wrong dtype or shape.
-            BackendError: the engine failed.
+            BackendError: the backend failed.
         """
         return self._infer(feeds, self._checked(feeds, wanted))
 
@@ -170,7 +170,7 @@ class Backend(abc.ABC):
 
         Raises:
             UsageError: as for `infer`.
-            BackendError: the engine or a kernel failed, or this engine makes no heatmaps.
+            BackendError: the backend or a kernel failed, or this backend makes no heatmaps.
         """
         chosen = self._checked(feeds, wanted)
         if len(request.placements) != len(feeds["image"]):
@@ -199,16 +199,16 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
-        """Runs the engine on checked feeds."""
+        """Runs the backend on checked feeds."""
 
     def _infer_heatmaps(
         self,
-        feeds: Mapping[str, Array],  # noqa: ARG002 (for the engines that can)
+        feeds: Mapping[str, Array],  # noqa: ARG002 (for the backends that can)
         wanted: Sequence[str],  # noqa: ARG002
         request: HeatmapRequest,  # noqa: ARG002
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
-        """Runs the engine and the heatmap kernels on checked feeds."""
+        """Runs the backend and the heatmap kernels on checked feeds."""
         raise BackendError(f"the backend {self.name!r} makes no heatmaps on a device")
 
-    def close(self) -> None:  # noqa: B027 (most engines free themselves)
-        """Frees what the engine holds; the backend can't be used afterwards."""
+    def close(self) -> None:  # noqa: B027 (most backends free themselves)
+        """Frees what the backend holds; the backend can't be used afterwards."""

@@ -1,4 +1,4 @@
-"""CAM methods of several passes or without gradient, by name, on any artifact and engine.
+"""CAM methods of several passes or without gradient, by name, on any artifact and backend.
 
 | method | passes over the network | passes over the head |
 |---|---|---|

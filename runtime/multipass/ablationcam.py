@@ -67,7 +67,7 @@ class AblationCam(MultiPass):
     def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
         """See `MultiPass.cams`."""
         features, ids = subject.features, subject.class_ids
-        # The intact features come first, in one run with others: an engine's rounding
+        # The intact features come first, in one run with others: a backend's rounding
         # depends on the size of the batch.
         items = np.concatenate(([_INTACT], np.flatnonzero(features.any(axis=(1, 2)))))
         rows = max(1, min(len(items), _BATCH_VALUES // features.size))

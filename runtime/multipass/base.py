@@ -23,7 +23,7 @@ class Tools:
 
     Attributes:
         spec: of the artifact.
-        network: the artifact in its engine.
+        network: the artifact in its backend.
         head: its head graph, if the session has one.
         batch_size: most images in one run of the network.
     """
@@ -107,7 +107,7 @@ class MultiPass(abc.ABC):
             network and the head together, the first one included.
 
         Raises:
-            BackendError: the engine failed, or a score isn't finite.
+            BackendError: the backend failed, or a score isn't finite.
         """
 
     def combined(self, weights: Array, features: Array) -> Array:

@@ -66,11 +66,11 @@ def test_explain_takes_globs_and_classes_by_name_and_id(work, cli):
     assert first >= second
 
 
-def test_explain_passes_on_what_the_engine_is_asked_for(work, cli, tmp_path):
+def test_explain_passes_on_what_the_backend_is_asked_for(work, cli, tmp_path):
     pytest.importorskip("openvino")
     image, cache = work.data / "red" / "0.png", tmp_path / "cache"
-    engine = ["--backend", "openvino", "--mode", "throughput", "--threads", 1]
-    found = cli("explain", work.top1, image, *engine, "--engine-cache", cache)
+    backend = ["--backend", "openvino", "--mode", "throughput", "--threads", 1]
+    found = cli("explain", work.top1, image, *backend, "--cache-dir", cache)
     assert found.exit_code == 0, found.stderr
     assert len(list(cache.iterdir())) == 1
     by_default = cli("explain", work.top1, image)

@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused(work, cli, clip, tmp_path, arguments, code
     assert list(tmp_path.iterdir()) == [bad]
 
 
-def test_a_failing_engine_leaves_no_overlay(work, cli, clip, tmp_path, monkeypatch):
+def test_a_failing_backend_leaves_no_overlay(work, cli, clip, tmp_path, monkeypatch):
     def failing(*_, **__):
         raise KeyboardInterrupt
 
@@ -133,6 +133,6 @@ def test_verbose_tells_the_rate(work, cli, readers):
     found = cli("explain", work.top1, work.data, "--verbose", "--readers", readers)
     assert found.exit_code == 0
     assert "8 images in" in found.stderr
-    assert "the engine ran" in found.stderr
+    assert "the backend ran" in found.stderr
     names = [line.split("\t")[0] for line in found.stdout.splitlines()]
     assert names == sorted(names)

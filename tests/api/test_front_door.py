@@ -30,7 +30,7 @@ def test_import_is_fast_and_light():
     assert min(float(seconds) for seconds, _ in answers) < 0.1
 
 
-def test_help_imports_no_engine():
+def test_help_imports_no_backend():
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom sigcam.cli import main\n"
         "CliRunner().invoke(main, ['--help'])\n"

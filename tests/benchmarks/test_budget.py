@@ -22,7 +22,7 @@ def test_an_expensive_map_fails(budget):
     said = []
     assert len(budget.guard(cases(budget, 1.2), said.append)) == 1
     assert said == [
-        "OVER  network, cam: map over classification only, engine only: 1.200 "
+        "OVER  network, cam: map over classification only, backend only: 1.200 "
         "(budget 1.05 + 0.02 noise)"
     ]
 

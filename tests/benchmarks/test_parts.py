@@ -71,7 +71,7 @@ def test_precisions_read_the_fidelity_from_the_file(context, monkeypatch):
 
 
 def test_too_few_images_are_a_reason_in_the_table(context, data):
-    from benchmarks.harness.engines import UnavailableError
+    from benchmarks.harness.backends import UnavailableError
     from benchmarks.harness.quantize import quantized
 
     network = context(TINY).network(TINY)
@@ -92,7 +92,7 @@ def test_memory_is_that_of_the_command_itself(context, tmp_path):
     found = explain_folder(run.network(TINY).artifact("cam"), images, out, threads=1)
     assert len(list(out.iterdir())) == 35
     assert 30 < found["peak_mb"] < 500
-    assert 0 <= found["engine_busy"] <= 1
+    assert 0 <= found["backend_busy"] <= 1
     assert found["per_second"] > 0
 
 
@@ -128,15 +128,15 @@ def test_an_mlp_head_is_measured_in_8_bits_too(context, monkeypatch):
     assert f"| {MLP} | gradcam |" in methods.section(figures)
 
 
-def test_engines_over_grad_cam_are_paired(context, monkeypatch):
+def test_backends_over_grad_cam_are_paired(context, monkeypatch):
     pytest.importorskip("pytorch_grad_cam")
-    from benchmarks.parts import peer_engines
+    from benchmarks.parts import peer_backends
     from benchmarks.parts.peer_packages import TARGETS, Target
 
     monkeypatch.setitem(TARGETS, TINY, Target("1", "0.bias"))
     run = context()
-    row = peer_engines.measure(run, run.network(TINY))
+    row = peer_backends.measure(run, run.network(TINY))
     assert {"ort fp32", "ort int8"} <= row["pairs"].keys()
     assert row["pairs"].keys() | row["missing"].keys() >= {"openvino fp32", "openvino bf16"}
     assert row["difference"]["grad-cam"] < 1e-3
-    assert f"| {TINY} | ort int8 |" in peer_engines.section({TINY: row})
+    assert f"| {TINY} | ort int8 |" in peer_backends.section({TINY: row})

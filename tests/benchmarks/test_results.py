@@ -117,7 +117,7 @@ def test_page_shows_figures_misses_scope_and_plots(page, tmp_path):
     assert "| cam | 1.004 (0.994 to 1.014) |" in text
     assert "| gradcam | **1.023** (1.013 to 1.033) |" in text
     assert "1.0e-06 (2)" in text
-    assert "### Engine only: map over classification alone" in text
+    assert "### Backend only: map over classification alone" in text
     assert "`python -m benchmarks.run --part methods`, 2026-01-01, 10 s; load before" in text
     assert "Machine: slow (avx2), 2 cores" in text
     assert "busy with other work" not in text

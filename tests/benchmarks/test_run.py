@@ -77,20 +77,20 @@ def test_peak_memory_is_that_of_the_child_alone(ran, tmp_path):
     assert 10 < peak_memory(model) < 500
 
 
-def test_engines_that_are_not_there_say_why(ran, monkeypatch):
-    from benchmarks.harness import engines
+def test_backends_that_are_not_there_say_why(ran, monkeypatch):
+    from benchmarks.harness import backends
 
     model = next((ran / "files").rglob("cam.onnx"))
-    with pytest.raises(engines.UnavailableError, match="no backend 'nothing'"):
-        engines.open_engine(engines.Engine("x", "nothing"), model)
-    monkeypatch.setattr(engines, "flags", lambda: frozenset({"avx2"}))
-    bf16 = engines.Engine("x", "ort", any_flag=("amx_bf16", "avx512_bf16"))
-    with pytest.raises(engines.UnavailableError, match="needs amx_bf16 or avx512_bf16"):
-        engines.open_engine(bf16, model)
-    unknown = engines.Engine("x", "ort", {"sharpness": 3})
-    with pytest.raises(engines.UnavailableError, match="no option sharpness"):
-        engines.open_engine(unknown, model)
-    engines.open_engine(engines.FP32, model).close()
+    with pytest.raises(backends.UnavailableError, match="no backend 'nothing'"):
+        backends.open_graph(backends.BackendSetup("x", "nothing"), model)
+    monkeypatch.setattr(backends, "flags", lambda: frozenset({"avx2"}))
+    bf16 = backends.BackendSetup("x", "ort", any_flag=("amx_bf16", "avx512_bf16"))
+    with pytest.raises(backends.UnavailableError, match="needs amx_bf16 or avx512_bf16"):
+        backends.open_graph(bf16, model)
+    unknown = backends.BackendSetup("x", "ort", {"sharpness": 3})
+    with pytest.raises(backends.UnavailableError, match="no option sharpness"):
+        backends.open_graph(unknown, model)
+    backends.open_graph(backends.FP32, model).close()
 
 
 def test_agreement_of_maps():

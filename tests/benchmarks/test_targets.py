@@ -62,8 +62,8 @@ def test_the_worst_method_of_the_three_forms_counts():
     assert reached({"networks": {}}) == {}
 
 
-def test_the_fastest_engine_of_a_precision_counts():
-    from benchmarks.parts.peer_engines import reached
+def test_the_fastest_backend_of_a_precision_counts():
+    from benchmarks.parts.peer_backends import reached
 
     pairs = {"ort fp32": [5.0, 4, 6], "openvino fp32": [7.0, 6, 8], "ort int8": [9.0, 8, 10]}
     missing = {"openvino bf16": "not on this processor", "openvino int8": "not installed"}
@@ -80,13 +80,13 @@ def test_the_worse_way_of_writing_counts_for_memory():
     from benchmarks.parts.memory import reached
 
     def counts(small, large, busy):
-        rate = {"per_second": 9.0, "engine_busy": busy}
+        rate = {"per_second": 9.0, "backend_busy": busy}
         return {"100": {"peak_mb": small, **rate}, "1000": {"peak_mb": large, **rate}}
 
     ways = {"results only": counts(300, 303, 0.95), "maps written": counts(320, 352, 0.85)}
     found = reached({"networks": {"resnet50": ways}})
     assert found["memory"].values == [352]
     assert found["memory_flat"].values == [pytest.approx(1.1)]
-    assert found["engine_busy"].values == [0.85]
+    assert found["backend_busy"].values == [0.85]
     del ways["maps written"]["1000"]
     assert reached({"networks": {"resnet50": ways}}) == {}

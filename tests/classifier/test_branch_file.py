@@ -175,7 +175,8 @@ def test_other_files(tmp_path, toy) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(schema_version=2), "schema version 2, this sigcam reads up to 1"),
+        (lambda m: m.update(schema_version=3), "version 3, this sigcam reads 2; upgrade sigcam"),
+        (lambda m: m.update(schema_version=1), "version 1, this sigcam reads 2; train the branch"),
         (lambda m: m.pop("schema_version"), "'schema_version'"),
         (lambda m: m.pop("branch_layer"), "missing or wrong field"),
         (lambda m: m.update(num_classes="4"), "missing or wrong field"),

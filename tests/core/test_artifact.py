@@ -86,10 +86,19 @@ def test_truncated_anywhere(make_artifact, tmp_path):
         read_spec(path)
 
 
-def test_a_newer_schema(make_artifact, spec_of):
-    text = json.dumps({**json.loads(spec_of().to_json()), "schema_version": 99})
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        (99, r"schema version 99, this sigcam reads 2; upgrade sigcam or export"),
+        (1, r"schema version 1, this sigcam reads 2; export the model again"),
+        (True, r"schema version True, .*; export the model again"),
+        ("2", r"schema version '2', .*; export the model again"),
+    ],
+)
+def test_another_schema(make_artifact, spec_of, version, words):
+    text = json.dumps({**json.loads(spec_of().to_json()), "schema_version": version})
     path = make_artifact(spec_text=text)
-    with pytest.raises(SchemaError, match=r"schema version 99.*upgrade sigcam") as caught:
+    with pytest.raises(SchemaError, match=words) as caught:
         read_spec(path)
     assert str(path) in str(caught.value)
 

@@ -128,7 +128,7 @@ def test_bad_images_with_readers(fake_session, tmp_path, batch_size):
     assert list(results) == []
 
 
-def test_an_engine_that_fails_ends_the_stream(fake_session):
+def test_a_backend_that_fails_ends_the_stream(fake_session):
     def answer(image):
         if image.mean() == 2:
             raise BackendError("no more")
@@ -141,7 +141,7 @@ def test_an_engine_that_fails_ends_the_stream(fake_session):
         next(results)
 
 
-def test_reading_overlaps_with_the_engine(fake_session):
+def test_reading_overlaps_with_the_backend(fake_session):
     """Each waits until the other is at another image; one after the other would fail."""
     reading, running = threading.Event(), threading.Event()
 
@@ -159,7 +159,7 @@ def test_reading_overlaps_with_the_engine(fake_session):
             yield image(value)
 
     watch = Stopwatch()
-    results = fake_session(answer, batch_size=1).stream(images(), readers=1, engine=watch)
+    results = fake_session(answer, batch_size=1).stream(images(), readers=1, stopwatch=watch)
     assert values_of(results) == [0, 1, 2, 3]
     assert watch.seconds > 0
 

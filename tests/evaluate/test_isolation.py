@@ -1,4 +1,4 @@
-"""The metrics import no training or export library and no engine."""
+"""The metrics import no training or export library and no backend."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_files_and_paths(told):
     done, out, _ = told
     assert done.stdout.split() == [str(out / name) for name in FILES]
     assert "12 images (wsol), 3 artifacts" in done.stderr
-    assert "of it in an engine" in done.stderr
+    assert "of it in a backend" in done.stderr
 
 
 def test_the_page_stands_alone(told):

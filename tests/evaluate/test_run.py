@@ -1,4 +1,4 @@
-"""Whole evaluations on an engine, against the metrics of maps that a Session makes."""
+"""Whole evaluations on a backend, against the metrics of maps that a Session makes."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares,
         assert np.isfinite(np.delete(records["road"], 6)).all()
 
 
-def test_images_are_changed_in_threads_while_the_engine_runs(
+def test_images_are_changed_in_threads_while_the_backend_runs(
     artifact, squares, tmp_path, monkeypatch
 ):
     """The first batch is measured only once an image of the second one is changed."""

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("timm")
 
-from benchmarks.coverage import check as coverage_check  # noqa: E402
+from benchmarks.coverage import check as coverage_check
 
 NETWORKS = {
     "timm/resnet10t@64": "pool + linear",

@@ -18,7 +18,7 @@ from sigcam.runtime.session import load
 from tests.support import oracle as reference
 
 TOLERANCE = 1e-4
-# The others take an engine that was built before, or compute in TF32.
+# The others take a backend that was built before, or compute in TF32.
 FROM_ONNX = [name for name in sorted(BACKENDS) if "tensorrt" not in name]
 
 
@@ -37,7 +37,7 @@ def test_session_matches_the_oracle(dual, preprocessing, tmp_path, method, profi
             with load(path, backend, batch_size=3) as session:
                 answers[backend, 3] = session.explain(list(images), top_k=2)
                 answers[backend, 1] = [session.explain(one, top_k=2) for one in images]
-        except BackendUnavailableError:  # noqa: PERF203 (there are few engines)
+        except BackendUnavailableError:  # noqa: PERF203 (there are few backends)
             assert backend not in ("ort", "openvino")
 
     pixels = (images / 255 - preprocessing.mean) / preprocessing.std

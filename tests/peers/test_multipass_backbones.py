@@ -1,6 +1,6 @@
 """The methods of several passes against the package grad-cam on whole backbones.
 
-PyTorch runs the networks as an engine, so that only what the runtime does with them is
+PyTorch runs the networks as a backend, so that only what the runtime does with them is
 compared. Where the definitions differ, the difference is taken out on one side and named:
 grad-cam's masks are enlarged with aligned corners (Score-CAM), its features are centred and
 their sign is left to chance (Eigen-CAM), and features that can be negative are ablated with
@@ -86,7 +86,7 @@ def _quiet(capfd):
 
 
 class Network:
-    """A backbone as grad-cam sees it, and a Session whose engine is PyTorch."""
+    """A backbone as grad-cam sees it, and a Session whose backend is PyTorch."""
 
     def __init__(self, name, build, centred=False):
         self.peer = peers.make(name, build, SIDE)
@@ -173,7 +173,7 @@ class Network:
         return (smooth * 60 + 120).clamp(0, 255).byte().contiguous().numpy()
 
     def tensor(self, image):
-        """As the engine gets it, [1, 3, H, W]."""
+        """As the backend gets it, [1, 3, H, W]."""
         return torch.from_numpy(prepare(image, self.preprocessing)[0])[None]
 
     def theirs(self, kind, image, class_id):

@@ -19,11 +19,11 @@ RNG = np.random.default_rng(5)
 EXACT = Preprocessing(56, 56, "stretch")
 IMAGES = [RNG.integers(0, 256, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
 
-CPU_ENGINES = {"ort": "onnxruntime", "openvino": "openvino"}
+CPU_BACKENDS = {"ort": "onnxruntime", "openvino": "openvino"}
 
 
 def skip_without(backend):
-    pytest.importorskip(CPU_ENGINES[backend])
+    pytest.importorskip(CPU_BACKENDS[backend])
 
 
 def same(got, wanted):
@@ -40,7 +40,7 @@ def same(got, wanted):
 @pytest.mark.parametrize("head_input", ["features", "head_input"])
 @pytest.mark.parametrize("profile", ["fused", "split"])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-@pytest.mark.parametrize("backend", CPU_ENGINES)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_as_if_asked_for_at_once(make_artifact, head_input, profile, head, backend):
     skip_without(backend)
     path = make_artifact(profile=profile, head=head, head_input=head_input)
@@ -185,7 +185,7 @@ def test_closed_before_it_was_opened(make_artifact):
         first.for_classes(1)
 
 
-@pytest.mark.parametrize("backend", CPU_ENGINES)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_threads(make_artifact, backend):
     skip_without(backend)
     with load(make_artifact(head="mlp", head_input="features"), backend, threads=1) as session:
@@ -214,7 +214,7 @@ def test_only_the_images_own_row_is_kept(make_artifact):
         assert kept() is None
 
 
-def test_a_copy_goes_without_the_engine(make_artifact):
+def test_a_copy_goes_without_the_backend(make_artifact):
     with load(make_artifact(head_input="features")) as session:
         [first] = session.explain(IMAGES[0])
         copied = copy.deepcopy(first)

@@ -1,4 +1,4 @@
-"""A Session whose engine makes the maps: the same answers as from the CPU's."""
+"""A Session whose backend makes the maps: the same answers as from the CPU's."""
 
 import copy
 

@@ -1,1 +1,1 @@
-"""What the tests share: the oracle, doubles of devices and engines, tiny models and data sets."""
+"""What the tests share: the oracle, doubles of devices and backends, tiny models and data sets."""

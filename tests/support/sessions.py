@@ -1,4 +1,4 @@
-"""Tiny artifacts whose maps are known without running them, and a fake engine."""
+"""Tiny artifacts whose maps are known without running them, and a fake backend."""
 
 import cv2
 import numpy as np

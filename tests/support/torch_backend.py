@@ -1,4 +1,4 @@
-"""PyTorch as an engine, for tests of what the runtime does with a network."""
+"""PyTorch as a backend, for tests of what the runtime does with a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sigcam.runtime.backends.base import Backend, TensorInfo
 
 
 class TorchBackend(Backend):
-    """A function from feeds to outputs as an engine."""
+    """A function from feeds to outputs as a backend."""
 
     name = "torch"
 

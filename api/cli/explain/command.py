@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from sigcam.cli.common import EXIT_USAGE, engine_options, fail, options, reports_errors
+from sigcam.cli.common import EXIT_USAGE, backend_options, fail, options, reports_errors
 from sigcam.cli.explain.images import explain_images, find_images, output_names
 from sigcam.cli.explain.output import Plan, default_readers
 from sigcam.cli.explain.video import explain_video, the_video
@@ -16,7 +16,7 @@ _run_options = options(
     click.option(
         "--readers",
         type=click.IntRange(min=1),
-        help="Threads that read images ahead of the engine.  [default: half of the cores]",
+        help="Threads that read images ahead of the backend.  [default: half of the cores]",
     ),
     click.option(
         "--every",
@@ -24,7 +24,7 @@ _run_options = options(
         help="Of a video, explain every Nth frame only; those between show the latest map.",
     ),
     click.option(
-        "--verbose", is_flag=True, help="Say how fast it went, and how busy the engine was."
+        "--verbose", is_flag=True, help="Say how fast it went, and how busy the backend was."
     ),
 )
 
@@ -56,7 +56,7 @@ _run_options = options(
     type=click.Path(path_type=Path),
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
-@engine_options
+@backend_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse images with more pixels than this."
@@ -73,7 +73,7 @@ def command(
     suffix: str | None,
     method: str | None,
     head: Path | None,
-    engine: dict[str, Any],
+    backend_options: dict[str, Any],
     batch_size: int,
     max_pixels: int | None,
     readers: int | None,
@@ -103,7 +103,7 @@ def command(
         head=head,
         batch_size=batch_size,
         max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
-        **engine,
+        **backend_options,
     ) as session:
         if video is not None:
             explain_video(session, video, plan, out, every or 1, max_pixels or DEFAULT_MAX_PIXELS)

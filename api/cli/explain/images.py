@@ -30,7 +30,7 @@ def explain_images(
 ) -> None:
     """Prints the results of every image, and writes the maps.
 
-    Images are read in threads, and maps are made and written in one, while the engine runs.
+    Images are read in threads, and maps are made and written in one, while the backend runs.
 
     Args:
         session: that explains.
@@ -46,7 +46,7 @@ def explain_images(
 
     passes = session.passes(plan.method)
     meter = Meter(len(paths), passes)
-    engine = Stopwatch()
+    stopwatch = Stopwatch()
     results = session.stream(
         paths,
         classes=plan.classes,
@@ -56,9 +56,9 @@ def explain_images(
         progress=meter.report,
         # Where an image takes many passes there is nothing to gain, and the bar counts them.
         readers=plan.readers if passes == 1 else 0,
-        engine=engine,
+        stopwatch=stopwatch,
     )
-    rate = Rate(engine)
+    rate = Rate(stopwatch)
 
     def write(numbered: tuple[int, list[Explanation] | ImageError]) -> bool:
         index, result = numbered

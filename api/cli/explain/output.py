@@ -42,7 +42,7 @@ class Plan:
 
 
 def default_readers() -> int:
-    """Half of the cores, at most 8: the engine needs the others."""
+    """Half of the cores, at most 8: the backend needs the others."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
@@ -61,7 +61,7 @@ class Meter:
         self._bar = tqdm(total=total, unit=unit, disable=hidden, file=sys.stderr)
 
     def report(self, done: int, total: int) -> None:
-        """Called after each run of the engine, with the passes of the image at hand."""
+        """Called after each run of the backend, with the passes of the image at hand."""
         if total > 1:
             self._show(self._done * self._passes + done)
 
@@ -106,10 +106,10 @@ def print_results(
 
 
 class Rate:
-    """Images a second, and how much of the time the engine ran."""
+    """Images a second, and how much of the time the backend ran."""
 
-    def __init__(self, engine: Stopwatch) -> None:
-        self._engine = engine
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
         self._start = time.perf_counter()
 
     def text(self, count: int, unit: str) -> str:
@@ -117,5 +117,5 @@ class Rate:
         seconds = time.perf_counter() - self._start
         return (
             f"{count} {unit} in {seconds:.1f} s, {count / seconds:.1f} a second; "
-            f"the engine ran {self._engine.seconds / seconds:.0%} of the time"
+            f"the backend ran {self._stopwatch.seconds / seconds:.0%} of the time"
         )

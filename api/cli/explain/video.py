@@ -42,18 +42,18 @@ def explain_video(
     from sigcam.core.threads import WAITING, Stopwatch, in_order
     from sigcam.images.video import VideoReader
 
-    engine = Stopwatch()
+    stopwatch = Stopwatch()
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(path, max_pixels))
         overlays = None if out is None else _overlays(stack, video, out, every)
-        rate = Rate(engine)
+        rate = Rate(stopwatch)
         results = session.stream(
             video.frames(every),
             classes=plan.classes,
             top_k=plan.top_k,
             method=plan.method,
             readers=plan.readers,
-            engine=engine,
+            stopwatch=stopwatch,
         )
         stack.enter_context(closing(results))
 

@@ -1,4 +1,4 @@
-"""Heatmaps made on a GPU, from features and CAM weights that an engine left there.
+"""Heatmaps made on a GPU, from features and CAM weights that a backend left there.
 
 How a batch of heatmaps is cut into launches of the kernels, and where their results lie.
 
@@ -29,7 +29,7 @@ from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
-__all__ = ["HeatmapMaker", "DeviceTensor", "Pending", "axis_of", "kernel_errors"]
+__all__ = ["DeviceTensor", "HeatmapMaker", "Pending", "axis_of", "kernel_errors"]
 
 _MAX_KEPT = 64
 """Most plans, and most workspaces, that are kept for the next batch of the same shapes."""

@@ -1,4 +1,4 @@
-"""A stream on a GPU with the memory that a backend needs beside the engine's own."""
+"""A stream on a GPU with the memory that a backend needs beside the backend's own."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class CudaStream:
     def enqueue_heatmaps(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> Pending:
-        """Enqueues the heatmaps of what the engine left on the device; see `HeatmapMaker`.
+        """Enqueues the heatmaps of what the backend left on the device; see `HeatmapMaker`.
 
         Raises:
             BackendError: the kernels weren't loaded, or a CUDA call failed.
@@ -107,7 +107,7 @@ class CudaStream:
         self._stream.synchronize()
 
     def close(self) -> None:
-        """Frees stream and memory; what the engine has on the stream must be gone before."""
+        """Frees stream and memory; what the backend has on the stream must be gone before."""
         # One that fails doesn't keep the others; the last in is the first out.
         with kernel_errors(), ExitStack() as last:
             last.callback(self._context.close)

@@ -45,7 +45,7 @@ class OrtBase(Backend):
         return self._session
 
     def close(self) -> None:
-        """Frees the engine's memory, as soon as the calls still running in it are done."""
+        """Frees the backend's memory, as soon as the calls still running in it are done."""
         self._session = None
 
 

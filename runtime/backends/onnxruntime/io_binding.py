@@ -34,7 +34,7 @@ class Collectable(Protocol):
 
 
 class DeviceStream(Protocol):
-    """What a backend does beside the engine, on the stream that the engine runs on.
+    """What a backend does beside the backend, on the stream that the backend runs on.
 
     `CudaStream` on a GPU. The device is ONNX Runtime's, by its name and number there; `handle`
     is the stream's.
@@ -59,7 +59,7 @@ class DeviceStream(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Waits for everything that was enqueued, the engine's work included."""
+        """Waits for everything that was enqueued, the backend's work included."""
         ...
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class DeviceStream(Protocol):
 class BoundBackend(OrtBase):
     """A session whose inputs and outputs are bound to a device.
 
-    The engine runs on the stream's stream. So inputs, network, heatmaps and copies back follow each
+    The backend runs on the stream's stream. So inputs, network, heatmaps and copies back follow each
     other without waiting in between: ONNX Runtime is told not to synchronise after its run
     (`disable_synchronize_execution_providers`, microsoft/onnxruntime pull request 14088), and
     the one wait is for the stream at the end. A stream that was given to ONNX Runtime belongs
@@ -99,7 +99,7 @@ class BoundBackend(OrtBase):
         return self._stream.handle
 
     def close(self) -> None:
-        """Frees the engine's memory, after the call that is running in it."""
+        """Frees the backend's memory, after the call that is running in it."""
         with self._lock:
             if self._session is not None:
                 super().close()  # the session uses the stream's stream until it is gone

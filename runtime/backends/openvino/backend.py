@@ -101,7 +101,7 @@ class OpenVinoBackend(Backend):
         return dict(zip(wanted, values, strict=True))
 
     def close(self) -> None:
-        """Frees the engine's memory, as soon as the calls still running in it are done."""
+        """Frees the backend's memory, as soon as the calls still running in it are done."""
         self._requests = None
 
 

@@ -16,7 +16,7 @@ class Requests:
     """Infer requests of a compiled model, made when they are needed and used again.
 
     May be used from several threads at once. Runs are started asynchronously, so that they
-    happen in the engine's own threads and not in the callers', of which each would otherwise
+    happen in the backend's own threads and not in the callers', of which each would otherwise
     set up a pool of threads. Calls for which no thread is free wait inside OpenVINO; a
     request takes little memory, as the values inside the network belong to the model.
 
@@ -66,7 +66,7 @@ class Requests:
 
     def _divided(self, arrays: Sequence[Array]) -> list[list[Array]]:
         lengths = {len(array) for array in arrays}
-        # Inputs that don't belong together go to the engine as they are, which says so.
+        # Inputs that don't belong together go to the backend as they are, which says so.
         rows = lengths.pop() if len(lengths) == 1 else 1
         parts = max(1, min(self._parts, rows))
         if parts == 1:

@@ -116,7 +116,7 @@ def test_layers_can_be_kept_in_float32(artifacts, images):
         select(source, ["nothing"])
 
 
-def test_an_engine_leaves_a_layer_in_float32_as_it_is(artifacts, images):
+def test_a_backend_leaves_a_layer_in_float32_as_it_is(artifacts, images):
     """ONNX Runtime rounds the weights of layers that look unfinished to it."""
     path = artifacts(method="cam")
     source, _, _, model = convert(path, images, kept=["node_conv2d_1"])

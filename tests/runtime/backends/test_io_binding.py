@@ -100,7 +100,7 @@ def test_placements_must_be_those_of_the_images(bound, spec_of):
         bound.infer_heatmaps(FEEDS, ["logits"], short)
 
 
-def test_a_plain_engine_makes_no_maps(make_artifact, spec_of):
+def test_a_plain_backend_makes_no_maps(make_artifact, spec_of):
     backend = OrtBackend.open(make_artifact(profile="split"), BackendOptions(threads=1))
     with pytest.raises(BackendError, match="'ort' makes no maps"):
         backend.infer_heatmaps(FEEDS, ["logits"], request_for(spec_of()))

@@ -19,7 +19,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8
 IDS = np.array([[-1, 2], [0, -4]])
 
 
-FROM_ONNX = [name for name in BACKENDS if name != "tensorrt"]  # which takes built engines
+FROM_ONNX = [name for name in BACKENDS if name != "tensorrt"]  # which takes built backends
 
 
 def open_or_skip(name, path, options):
@@ -45,7 +45,7 @@ def features_of(image):
     return image.reshape(-1, 7, 8, 7, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
 
 
-def test_every_engine_computes_the_graph(opened):
+def test_every_backend_computes_the_graph(opened):
     got = opened.infer({"image": IMAGE, "class_ids": IDS})
     features = features_of(IMAGE)
     weights = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, -1]])
@@ -58,7 +58,7 @@ def test_every_engine_computes_the_graph(opened):
     np.testing.assert_allclose(got["cams"], cams, atol=1e-5)
 
 
-def test_every_engine_describes_its_tensors(opened):
+def test_every_backend_describes_its_tensors(opened):
     assert {info.name: info.shape for info in opened.inputs} == {
         "image": (None, 56, 56, 3),
         "class_ids": (None, None),
@@ -68,7 +68,7 @@ def test_every_engine_describes_its_tensors(opened):
     assert outputs["class_ids_out"] == "int64 [?, ?]"
 
 
-def test_every_engine_gives_arrays_of_the_callers_own(opened):
+def test_every_backend_gives_arrays_of_the_callers_own(opened):
     first = opened.infer({"image": IMAGE, "class_ids": IDS})
     kept = {name: array.copy() for name, array in first.items()}
     opened.infer({"image": 255 - IMAGE, "class_ids": IDS})
@@ -76,7 +76,7 @@ def test_every_engine_gives_arrays_of_the_callers_own(opened):
         np.testing.assert_array_equal(array, kept[name])
 
 
-def test_every_engine_returns_what_is_wanted(opened):
+def test_every_backend_returns_what_is_wanted(opened):
     assert list(opened.infer({"image": IMAGE, "class_ids": IDS}, ["cams"])) == ["cams"]
 
 
@@ -105,7 +105,7 @@ def test_closed(opened):
 
 
 @pytest.mark.parametrize("name", FROM_ONNX)
-def test_a_file_that_the_engine_refuses(name, tmp_path, capfd):
+def test_a_file_that_the_backend_refuses(name, tmp_path, capfd):
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"\x08\x09garbage")
     with pytest.raises(ArtifactError, match=r"refuses .*bad\.onnx") as caught:
@@ -115,7 +115,7 @@ def test_a_file_that_the_engine_refuses(name, tmp_path, capfd):
 
 
 @pytest.fixture
-def without_engines(monkeypatch):
+def without_backends(monkeypatch):
     real = builtins.__import__
 
     def blocked(name, *args, **kwargs):
@@ -126,13 +126,13 @@ def without_engines(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", blocked)
 
 
-def test_a_missing_engine_names_the_extra(make_artifact, without_engines):
+def test_a_missing_backend_names_the_extra(make_artifact, without_backends):
     for backend, extra in (("ort", "cpu"), ("openvino", "openvino"), ("auto", "cpu")):
         with pytest.raises(BackendUnavailableError, match=rf'pip install "sigcam\[{extra}\]"'):
             load(make_artifact(), backend=backend)
 
 
-def test_unknown_engine_and_bad_options(make_artifact):
+def test_unknown_backend_and_bad_options(make_artifact):
     with pytest.raises(UsageError, match=r"'auto' or one of ort, openvino, .*, got 'cuda'"):
         load(make_artifact(), backend="cuda")
     for option in ({"threads": 0}, {"batch_size": 0}, {"max_pixels": 0}):
@@ -173,13 +173,13 @@ def test_auto_does_not_go_on_after_another_error(make_artifact, monkeypatch):
         load(make_artifact())
 
 
-def test_options_that_an_engine_does_not_have_are_refused_by_name(make_artifact, tmp_path):
+def test_options_that_a_backend_does_not_have_are_refused_by_name(make_artifact, tmp_path):
     model = make_artifact()
     with pytest.raises(UsageError, match="'ort' has no option device and no option precision; its"):
         load(model, "ort", device=1, precision="fp16")
     with pytest.raises(UsageError, match="'ort-cuda' has no option cache"):
         load(model, "ort-cuda", cache=tmp_path)
-    with pytest.raises(UsageError, match=r"no engine that 'auto' tries .* options device, mode"):
+    with pytest.raises(UsageError, match=r"no backend that 'auto' tries .* options device, mode"):
         load(model, device=1, mode="throughput")
     for option in ("precision", "mode"):
         with pytest.raises(UsageError, match=rf"{option} must be one of .*, got 'half'"):
@@ -189,7 +189,7 @@ def test_options_that_an_engine_does_not_have_are_refused_by_name(make_artifact,
     # Of those that "auto" tries, only the ones with the option count: no CPU for device=1.
     backend_options = BackendOptions(device=10**6)
     assert backend_options.given() == ["device"]
-    with pytest.raises(BackendUnavailableError, match=r"no engine can be used here: .*ort-cuda"):
+    with pytest.raises(BackendUnavailableError, match=r"no backend can be used here: .*ort-cuda"):
         load(model, device=10**6)
 
 

@@ -236,7 +236,7 @@ def test_an_engine_cache_that_cannot_be_made(make_artifact, gpu, tmp_path):
     gpu()
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(StorageError, match="cannot make the engine cache"):
+    with pytest.raises(StorageError, match="cannot make the backend cache"):
         load(make_artifact(), "ort-tensorrt", cache=file)
     assert Recording.opened[0].done == ["close"]
 

@@ -1,4 +1,4 @@
-"""Other engines take what was written."""
+"""Other backends take what was written."""
 
 from __future__ import annotations
 

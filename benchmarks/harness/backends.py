@@ -1,4 +1,4 @@
-"""The engines and precisions that are measured, and why one can't be had here."""
+"""The backends and precisions that are measured, and why one can't be had here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ THREADS = 2
 
 
 class UnavailableError(Exception):
-    """An engine, precision or package can't be measured here; the text says why."""
+    """A backend, precision or package can't be measured here; the text says why."""
 
 
 @dataclass(frozen=True)
-class Engine:
-    """One row of the table of engines.
+class BackendSetup:
+    """One row of the table of backends.
 
     Attributes:
         name: as tables show it.
@@ -39,39 +39,39 @@ class Engine:
 
 
 BF16 = ("amx_bf16", "avx512_bf16", "bf16")
-FP32 = Engine("ort fp32", "ort")
+FP32 = BackendSetup("ort fp32", "ort")
 # int8 runs on any processor; how fast it is depends on its instructions, which are recorded.
-ENGINES = (
+SETUPS = (
     FP32,
-    Engine("ort int8", "ort", quantized=True),
-    Engine("openvino fp32", "openvino"),
-    Engine("openvino bf16", "openvino", {"precision": "bf16"}, BF16),
-    Engine("openvino int8", "openvino", quantized=True),
+    BackendSetup("ort int8", "ort", quantized=True),
+    BackendSetup("openvino fp32", "openvino"),
+    BackendSetup("openvino bf16", "openvino", {"precision": "bf16"}, BF16),
+    BackendSetup("openvino int8", "openvino", quantized=True),
 )
 
 
-def check(engine: Engine) -> None:
+def check(setup: BackendSetup) -> None:
     """Refuses what can't run here, before anything is exported for it.
 
     Raises:
         UnavailableError: with the reason.
     """
-    if engine.any_flag and not flags().intersection(engine.any_flag):
-        raise UnavailableError(f"not on this processor (needs {' or '.join(engine.any_flag)})")
-    if engine.backend not in BACKENDS:
-        raise UnavailableError(f"this version of sigcam has no backend {engine.backend!r}")
-    unknown = set(engine.options) - {one.name for one in fields(BackendOptions)}
+    if setup.any_flag and not flags().intersection(setup.any_flag):
+        raise UnavailableError(f"not on this processor (needs {' or '.join(setup.any_flag)})")
+    if setup.backend not in BACKENDS:
+        raise UnavailableError(f"this version of sigcam has no backend {setup.backend!r}")
+    unknown = set(setup.options) - {one.name for one in fields(BackendOptions)}
     if unknown:
         raise UnavailableError(f"this version of sigcam has no option {', '.join(sorted(unknown))}")
 
 
-def open_engine(
-    engine: Engine, path: Path, threads: int = THREADS, batch: int | None = None
+def open_graph(
+    setup: BackendSetup, path: Path, threads: int = THREADS, batch: int | None = None
 ) -> Backend:
-    """Loads a graph. Engines of one process wait without spinning, or they'd slow each other.
+    """Loads a graph. Backends of one process wait without spinning, or they'd slow each other.
 
     Args:
-        engine: that runs it.
+        setup: that runs it.
         path: of the graph.
         threads: of one inference.
         batch: most images in a run, as `load` has it; None for any number.
@@ -79,9 +79,9 @@ def open_engine(
     Raises:
         UnavailableError: with the reason.
     """
-    check(engine)
-    kind = backend_class(engine.backend)
-    given = {"threads": threads, "spinning": False, **engine.options}
+    check(setup)
+    kind = backend_class(setup.backend)
+    given = {"threads": threads, "spinning": False, **setup.options}
     try:
         known = {k: v for k, v in given.items() if k in kind.understands}
         options = BackendOptions(**known, batch_size=batch)
@@ -89,6 +89,6 @@ def open_engine(
     except BackendUnavailableError as exc:
         raise UnavailableError(str(exc)) from exc
     except SigcamError as exc:
-        if engine.options:  # a precision that this engine refuses on this processor
+        if setup.options:  # a precision that this backend refuses on this processor
             raise UnavailableError(str(exc)) from exc
         raise

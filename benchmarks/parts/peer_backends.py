@@ -1,4 +1,4 @@
-"""grad-cam's Grad-CAM over each of our engines and precisions, in one alternation."""
+"""grad-cam's Grad-CAM over each of our backends and precisions, in one alternation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import markdown
+from benchmarks.harness.backends import (
+    FP32,
+    SETUPS,
+    BackendSetup,
+    UnavailableError,
+    check,
+    open_graph,
+)
 from benchmarks.harness.context import Context
-from benchmarks.harness.engines import ENGINES, FP32, Engine, UnavailableError, check, open_engine
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, jpeg, random_image
 from benchmarks.harness.quantize import ONLY_TIME, quantized
@@ -29,12 +36,12 @@ PRECISIONS = {
     "peer_bf16": ("openvino bf16",),
     "peer_int8": ("ort int8", "openvino int8"),
 }
-"""Target to the engines of this precision, of which the fastest counts."""
+"""Target to the backends of this precision, of which the fastest counts."""
 
 TEXT = """
-grad-cam as in its manual against `Session.explain` in every engine and precision, Grad-CAM of the
+grad-cam as in its manual against `Session.explain` in every backend and precision, Grad-CAM of the
 predicted class, batch 1, the same image; all of them alternate, and a figure is the median over
-the rounds of grad-cam's time over the engine's in the same round. The int8 file is made by
+the rounds of grad-cam's time over the backend's in the same round. The int8 file is made by
 `sigcam quantize` with its limits off and all layers in 8 bits: the weights are fresh, so its maps
 say nothing (see precisions for trained ones). "maps differ by" is the largest difference of two
 maps in [0, 1] from those of ONNX Runtime's fp32.
@@ -42,7 +49,7 @@ maps in [0, 1] from those of ONNX Runtime's fp32.
 
 
 def measure(context: Context, network: Network) -> Figures:
-    """Times as fast as grad-cam by engine, and the reasons of those that aren't there."""
+    """Times as fast as grad-cam by backend, and the reasons of those that aren't there."""
     path = network.artifact(
         "gradcam", branch="softmax", nwc=False, has_sigmoid=False, classes=ClassSelection("input")
     )
@@ -51,14 +58,14 @@ def measure(context: Context, network: Network) -> Figures:
     missing: dict[str, str] = {}
     calls: dict[str, Any] = {}
     with ExitStack() as stack:
-        for engine in ENGINES:
+        for setup in SETUPS:
             try:
-                session = _session(context, network, path, engine)
+                session = _session(context, network, path, setup)
             except UnavailableError as exc:
-                missing[engine.name] = str(exc)
+                missing[setup.name] = str(exc)
                 continue
             stack.callback(session.close)
-            calls[engine.name] = partial(explain, session, files)
+            calls[setup.name] = partial(explain, session, files)
         make = packages(network.model.eval(), LAYERS[network.name], "gradcam")[PEER]
         calls[PEER] = partial(theirs, make, files, preprocessing)
         wanted = calls[FP32.name]()
@@ -72,24 +79,24 @@ def measure(context: Context, network: Network) -> Figures:
         pairs = {name: (PEER, name) for name in calls if name != PEER}
         timed = time_calls(calls, {}, context.effort, pairs)
     freeze(network.model, None)
-    context.say(f"  {network.name} engines: {timed['pairs']}, {missing}")
+    context.say(f"  {network.name} backends: {timed['pairs']}, {missing}")
     return {**timed, "difference": difference, "missing": missing}
 
 
-def _session(context: Context, network: Network, path: Path, engine: Engine) -> Session:
-    check(engine)
-    if engine.quantized:
+def _session(context: Context, network: Network, path: Path, setup: BackendSetup) -> Session:
+    check(setup)
+    if setup.quantized:
         images = context.data / "imagenet_samples" / "images"
         path = quantized(network, path, images, **ONLY_TIME, rounds=0)
-    return Session(read_spec(path), open_engine(engine, path, batch=1), batch_size=1)
+    return Session(read_spec(path), open_graph(setup, path, batch=1), batch_size=1)
 
 
 def section(figures: Figures) -> str:
-    """One row for each network and engine."""
+    """One row for each network and backend."""
     rows = []
     for network, row in figures.items():
         rows.append([network, PEER, markdown.ms(row["ms"][PEER]), "", "", ""])
-        for name in (one.name for one in ENGINES):
+        for name in (one.name for one in SETUPS):
             limit = _limit(name) if network == "resnet50" else None
             told = "" if limit is None else f"{limit:g}"
             if name not in row["pairs"]:
@@ -99,18 +106,18 @@ def section(figures: Figures) -> str:
             differs = row["difference"].get(name)
             by = "" if differs is None else f"{differs:.0e}"
             rows.append([network, name, markdown.ms(row["ms"][name]), times, told, by])
-    title = "\n### End to end from a JPEG of the input's size: grad-cam over our engines\n"
-    head = ["network", "engine", "ms", "times as fast as grad-cam", "target", "maps differ by"]
+    title = "\n### End to end from a JPEG of the input's size: grad-cam over our backends\n"
+    head = ["network", "backend", "ms", "times as fast as grad-cam", "target", "maps differ by"]
     return title + TEXT + markdown.table(head, rows)
 
 
-def _limit(engine: str) -> float:
-    [target] = [name for name, engines in PRECISIONS.items() if engine in engines]
+def _limit(setup: str) -> float:
+    [target] = [name for name, setups in PRECISIONS.items() if setup in setups]
     return TARGETS[target].limit
 
 
 def reached(figures: Figures) -> dict[str, Reached | None]:
-    """The fastest engine of each precision."""
+    """The fastest backend of each precision."""
     row = figures.get("resnet50")
     if row is None:
         return {}
