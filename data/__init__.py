@@ -1,17 +1,12 @@
-"""Data sets for evaluation: images with classes, boxes and masks, in the forms they come in.
+"""Data sets for training and evaluation: images with classes, boxes and masks.
 
-`open_dataset` reads and checks one, `match_classes` compares it with a model, `read_masks` gives a
-sample's masks as arrays.
+`open_dataset` reads and checks one of any form, `match_classes` compares it with a model,
+`read_masks` gives a sample's masks as arrays, and `left_out` says what isn't used and why.
 """
 
 from sigcam.data.checks import check_dataset
 from sigcam.data.classes import match_classes
-from sigcam.data.dataset import (
-    Dataset,
-    Place,
-    Problem,
-    Sample,
-)
+from sigcam.data.dataset import Dataset, Place, Problem, Sample, labelled, left_out, unread
 from sigcam.data.masks import read_masks
 from sigcam.data.open import FORMATS, open_dataset
 
@@ -22,7 +17,10 @@ __all__ = [
     "Problem",
     "Sample",
     "check_dataset",
+    "labelled",
+    "left_out",
     "match_classes",
     "open_dataset",
     "read_masks",
+    "unread",
 ]

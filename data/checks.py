@@ -1,4 +1,4 @@
-"""What is wrong with a data set, found before any long work: all of it, with file and line.
+"""Finds what is wrong with a data set before any long work: all of it, with file and line.
 
 Only headers of images and masks are read. An image that is damaged further on shows when it is
 decoded.
@@ -20,8 +20,10 @@ from sigcam.data.dataset import (
     Problem,
     Sample,
     data_error,
+    missing_advice,
     problem,
 )
+from sigcam.data.readers.text import is_file
 
 BOX_SLACK = 1
 """How many pixels a box may reach over the right and lower edge of its image.
@@ -38,10 +40,19 @@ def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
     name, and an empty data set. Masks at another scale than their images (most of OpenImages)
     are no problem, as the reference scales both; a note says how many there are.
 
+    >>> file = Path("list.csv")
+    >>> sample = Sample("cat.png", Path("cat.png"), Place(file, line=2), label=0)
+    >>> data = Dataset("list", file, "csv", ("cat",), [sample])
+    >>> check_dataset(data)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    sigcam.core.errors.DataError: 1 problem in the data set; 1 of 1 images are missing: ...
+      list.csv, line 2: the image cat.png is missing
+
     Args:
         dataset: as a reader returns it, with the problems that were found there.
-        skip_bad: leave out the samples with problems instead of raising; the result's
-            `problems` says what was wrong.
+        skip_bad: whether the samples with problems are left out instead of raising; the result's
+            `problems` then says what was wrong.
 
     Returns:
         The data set with every sample's `size`; a sample with a problem isn't in it.
@@ -57,21 +68,26 @@ def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
             samples.append(replace(sample, size=checked.size))
             scaled += checked.scaled
     if problems and not skip_bad:
-        raise data_error(
-            problems, "correct them, or leave out the images that they concern (skip_bad)"
-        )
+        raise data_error(problems, _advice(dataset))
     if not samples:
         empty = f"the data set {dataset.name!r} ({dataset.format}) has no usable images"
         empty += "".join(f"; {note}" for note in dataset.notes)
-        raise data_error(problems, empty) if problems else DataError(empty)
+        raise data_error(problems, empty) if problems else DataError(f"{dataset.path}: {empty}")
     notes = dataset.notes
     if scaled:
         notes += (f"masks at another scale than their images: {scaled}",)
     return replace(dataset, samples=samples, problems=tuple(problems), notes=notes)
 
 
+def _advice(dataset: Dataset) -> str:
+    """Returns what to do about a data set with problems."""
+    missing = sum(not is_file(sample.path) for sample in dataset.samples)
+    advice = "correct them, or leave out the images that they concern (skip_bad)"
+    return f"{missing_advice(missing, len(dataset))}; {advice}" if missing else advice
+
+
 class _Check:
-    """What is found out about one sample.
+    """Finds out what is wrong with one sample.
 
     Attributes:
         size: (width, height) of its image; None if that is unknown.
@@ -127,7 +143,7 @@ class _Check:
 
 
 def _same_shape(mask: tuple[int, int], image: tuple[int, int]) -> bool:
-    """Whether one is the other scaled, within a pixel of the smaller one."""
+    """Returns whether one is the other scaled, within a pixel of the smaller one."""
     return abs(mask[0] * image[1] - mask[1] * image[0]) <= max(*mask, *image)
 
 
@@ -136,7 +152,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
-    """Width and height of an image file, upright, by its header."""
+    """Reads width and height of an image file, upright, from its header; or says what is wrong."""
     try:
         if not path.is_file():
             return problem(place, f"the {what} {path} is missing")

@@ -1,4 +1,4 @@
-"""How a data set's classes meet the model's."""
+"""Matches a data set's classes with a model's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sigcam.core.errors import DataError
-from sigcam.data.dataset import (
-    Dataset,
-    Problem,
-    data_error,
-    problem,
+from sigcam.data.dataset import Dataset, Problem, data_error, problem
+
+_ADVICE = (
+    "name the classes as the model does, give its class ids in a CSV file, or take a model of "
+    "these classes (sigcam train --new-classes makes one)"
 )
 
 
@@ -21,17 +21,31 @@ def match_classes(
     """Gives every sample the class id that the model uses.
 
     Ids that stand in the data are kept. Ids made from class names are mapped through the model's
-    names, ignoring case and `_` for a space; a model without names, or with none of these, must
-    have as many classes, and their sorted order (COCO: order of ids) is taken for the model's.
+    names, ignoring case and `_` for a space; a model without names, or with none of these
+    (ImageNet's folders are called n01440764, ...), must have as many classes, and their sorted
+    order (COCO: order of ids) is taken for the model's.
+
+    >>> from pathlib import Path
+    >>> from sigcam.data import Dataset, Place, Sample
+    >>> samples = [
+    ...     Sample(f"{name}/1.png", Path(name, "1.png"), Place(Path(name)), label)
+    ...     for label, name in enumerate(("grey_wolf", "hen"))
+    ... ]
+    >>> names = ("grey_wolf", "hen")
+    >>> data = Dataset("farm", Path("farm"), "folders", names, samples, ids_given=False)
+    >>> match_classes(data, 3, ("cock", "Hen", "grey wolf")).labels
+    array([2, 1])
 
     Args:
         dataset: as `open_dataset` returns it.
         num_classes: C of the model.
         names: the model's C names; empty if unknown.
-        skip_bad: leave out samples of classes that the model doesn't have instead of raising.
+        skip_bad: whether samples of classes that the model doesn't have are left out instead of
+            raising.
 
     Returns:
         The data set; `classes` are the model's names, or the data set's where these are as many.
+        One without any labels is returned as it is.
 
     Raises:
         DataError: another number of classes than the model's; ids of C or more; names that the
@@ -47,9 +61,9 @@ def match_classes(
     samples, problems = [], list(dataset.problems)
     for sample in dataset.samples:
         label = sample.label
-        if label is None:
+        if label is None or (0 <= label < len(ids) and ids[label] == label):
             samples.append(sample)
-        elif label >= len(ids):
+        elif not 0 <= label < len(ids):
             text = f"{sample.name} has class {label}, the model's are 0 to {num_classes - 1}"
             problems.append(problem(sample.place, text))
         elif ids[label] < 0:
@@ -70,7 +84,7 @@ def match_classes(
 def _refuse(dataset: Dataset, found: list[Problem], skip_bad: bool, left: bool) -> None:
     if found and not (skip_bad and left):
         raise data_error(
-            found, f"{dataset.name} has classes that the model doesn't have; use the model's"
+            found, f"{dataset.name} has classes that the model doesn't have; {_ADVICE}"
         )
 
 
@@ -80,13 +94,13 @@ def _check_count(dataset: Dataset, num_classes: int, names: Sequence[str]) -> No
         why = "" if dataset.ids_given else " and none of these names" if names else " and no names"
         shown = ", ".join((dataset.classes or ())[:3]) + (", ..." if count > 3 else "")
         raise DataError(
-            f"{dataset.name} has {count} classes ({shown}), the model has {num_classes}{why}; "
-            "evaluate a model of these classes, or give the model's class ids"
+            f"{dataset.name} ({dataset.path}) has {count} classes ({shown}), the model has "
+            f"{num_classes}{why}; {_ADVICE}"
         )
 
 
 def _ids_by_name(dataset: Dataset, names: Sequence[str]) -> list[int] | None:
-    """The model's id of each class, -1 for none; None if the model has none of the names."""
+    """Returns the model's id of each class, -1 for none; None if it has none of the names."""
     table: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         table.setdefault(_plain(name), []).append(index)
@@ -95,7 +109,7 @@ def _ids_by_name(dataset: Dataset, names: Sequence[str]) -> list[int] | None:
         if len(ids) > 1:
             raise DataError(
                 f"the model has {len(ids)} classes called {name!r} (ids {ids}), so the class "
-                f"{name!r} of {dataset.name} isn't clear; give class ids"
+                f"{name!r} of {dataset.name} isn't clear; give class ids in a CSV file"
             )
     return [ids[0] if ids else -1 for ids in found] if any(found) else None
 

@@ -1,5 +1,8 @@
 """What every reader of a data set returns: samples, and what is wrong with them.
 
+A reader leaves nothing out in silence. What it can't use is a `Problem` with file and line, what
+it passes over or takes for granted is a note, and `left_out` says both in words.
+
 Boxes are `[x0, y0, x1, y1]` in pixels of the upright image, counted from 0, with both ends
 inside the box: a box of one pixel has x0 = x1, its width is x1 - x0 + 1. That is the convention of
 the reference evaluation (wsolevaluation, Choe et al. 2020).
@@ -7,6 +10,8 @@ the reference evaluation (wsolevaluation, Choe et al. 2020).
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +62,7 @@ class Problem(NamedTuple):
 
 
 def problem(place: Place, text: str) -> Problem:
-    """A problem with what stands at a place."""
+    """Returns the problem that `text` says of what stands at a place."""
     return Problem(place.file, place.line, f"{place.entry}: {text}" if place.entry else text)
 
 
@@ -128,16 +133,18 @@ class Dataset:
 
     Attributes:
         name: what reports call it.
+        path: the file or folder that it was read from.
         format: "wsol", "folders", "csv", "voc" or "coco".
         classes: name of class 0, 1, ...; None if unknown.
         samples: the usable ones, in the data set's order.
         problems: everything that is wrong; what it concerns isn't in `samples`.
         ids_given: whether the class ids stand in the data. If not, they are positions in
             `classes`, and `match_classes` may map them to a model's names.
-        notes: what a reader left out or took for granted, for the report.
+        notes: what a reader passed over or took for granted, for the report.
     """
 
     name: str
+    path: Path
     format: str
     classes: tuple[str, ...] | None
     samples: Sequence[Sample]
@@ -148,16 +155,120 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def labels(self) -> Array:
+        """Returns the class id of every sample, int64 [N], made anew at each call.
+
+        Raises:
+            DataError: samples without a class, which it names with file and line; or no samples.
+        """
+        labelled(self)
+        return np.array([one.label for one in self.samples], np.int64)
+
+    @property
+    def num_classes(self) -> int:
+        """Returns C: how many names there are, or one more than the largest class id.
+
+        Raises:
+            DataError: there are no names, and samples without a class.
+        """
+        return len(self.classes) if self.classes else int(self.labels.max()) + 1
+
+    def fingerprint(self) -> str:
+        """Computes a digest of which images these are, and in which order.
+
+        It covers their names, sizes in bytes and times of change, not their contents: reading
+        ImageNet once more costs longer than many an epoch of training. An image that is replaced
+        changes its size or time. A copied data set counts as another one, which costs work that
+        was done before, never a wrong result. Classes, boxes and masks don't matter.
+
+        Returns:
+            SHA-256 in hexadecimal digits.
+
+        Raises:
+            DataError: images are missing.
+        """
+        digest = hashlib.sha256()
+        missing = []
+        for sample in self.samples:
+            try:
+                stat = sample.path.stat()
+            except OSError:
+                missing.append(problem(sample.place, f"the image {sample.path} is missing"))
+                continue
+            # File names may hold bytes that aren't UTF-8.
+            digest.update(os.fsencode(f"{sample.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
+        if missing:
+            raise data_error(missing, missing_advice(len(missing), len(self)))
+        return digest.hexdigest()
+
+
+def labelled(dataset: Dataset) -> Dataset:
+    """Returns the data set itself, if every sample has a class.
+
+    Raises:
+        DataError: samples without a class, which it names with file and line; or no samples.
+    """
+    if not dataset.samples:
+        raise DataError(f"the data set {dataset.name!r} ({dataset.path}) has no images")
+    without = [one for one in dataset.samples if one.label is None]
+    if without:
+        why = "".join(f"; {note}" for note in dataset.notes)
+        raise data_error(
+            [problem(one.place, f"{one.name} has no class") for one in without],
+            f"every image needs a class, {len(without)} of {len(dataset)} have none{why}",
+        )
+    return dataset
+
 
 def data_error(problems: Sequence[Problem], advice: str) -> DataError:
-    """The error for problems: the first ones by file and line, and how many there are."""
-    shown = "".join(f"\n  {one}" for one in problems[:SHOWN])
-    rest = len(problems) - SHOWN
+    """Makes the error for problems: the first ones by file and line, and how many there are.
+
+    Args:
+        problems: at least one. What is said several times (a class folder's name for each of its
+            images) counts once.
+        advice: what to do about them.
+    """
+    distinct = list(dict.fromkeys(problems))
+    shown = "".join(f"\n  {one}" for one in distinct[:SHOWN])
+    rest = len(distinct) - SHOWN
     more = f"\n  and {rest} more" if rest > 0 else ""
-    things = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    things = "1 problem" if len(distinct) == 1 else f"{len(distinct)} problems"
     return DataError(f"{things} in the data set; {advice}:{shown}{more}")
 
 
+def missing_advice(missing: int, total: int) -> str:
+    """Returns what to do about images that the data names and the disk doesn't have."""
+    return (
+        f"{missing} of {total} images are missing: put them there, correct the list, or give the "
+        "folder that its paths are relative to (root)"
+    )
+
+
+def unread(sample: Sample, error: object) -> Problem:
+    """Returns the problem of an image whose header is good and that can't be decoded."""
+    return problem(sample.place, f"{sample.name} can't be read: {error}")
+
+
+def left_out(
+    problems: Sequence[Problem], notes: Sequence[str] = (), most: int | None = None
+) -> list[str]:
+    """Says what was left out of a data set and why, and what was taken for granted.
+
+    Args:
+        problems: of the data set, or of those of its images that couldn't be decoded later.
+        notes: of the data set.
+        most: how many problems are said; None for all.
+
+    Returns:
+        A line for each of them, and one for the number of those that aren't said.
+    """
+    distinct = list(dict.fromkeys(problems))
+    lines = [f"left out: {one}" for one in distinct[:most]]
+    rest = len(distinct) - len(lines)
+    return [*lines, *([f"left out: {rest} more"] if rest else []), *notes]
+
+
 def box_array(boxes: Iterable[Sequence[float]]) -> Array:
-    """Boxes as float64 [M, 4]."""
+    """Returns boxes as float64 [M, 4]."""
     return np.asarray(list(boxes), np.float64).reshape(-1, 4)

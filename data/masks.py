@@ -1,4 +1,4 @@
-"""Masks as arrays, the way of the reference (wsolevaluation, Choe et al. 2020).
+"""Reads masks as arrays, the way of the reference (wsolevaluation, Choe et al. 2020).
 
 There, a mask is read in grey, resized to 224x224 with INTER_NEAREST, and what is over 0.5 is the
 object: files with 0 and 1 and files with 0 and 255 mean the same. Several masks are joined; the
@@ -26,14 +26,26 @@ REFERENCE_SIZE = (224, 224)
 def read_masks(
     sample: Sample, size: tuple[int, int] | None = REFERENCE_SIZE
 ) -> tuple[Array, Array]:
-    """The object of a sample, and what is ignored.
+    """Reads where the object of a sample is, and what is ignored.
+
+    >>> from sigcam.data import Place
+    >>> from sigcam.data.dataset import Polygons
+    >>> place = Place(Path("list.json"))
+    >>> left_half = Polygons((np.array([[0, 0], [2, 0], [2, 2], [0, 2]]),))
+    >>> sample = Sample("a", Path("a.png"), place, masks=(left_half,), size=(4, 2))
+    >>> inside, ignored = read_masks(sample, (4, 2))
+    >>> inside.astype(int)
+    array([[1, 1, 0, 0],
+           [1, 1, 0, 0]])
+    >>> ignored.any()
+    np.False_
 
     Args:
         sample: with masks.
         size: (width, height) of the result; None for the image's.
 
     Returns:
-        object and ignored, bool [height, width] each; no pixel is in both. What is in neither is
+        Object and ignored, bool [height, width] each; no pixel is in both. What is in neither is
         background.
 
     Raises:
@@ -61,7 +73,7 @@ def read_masks(
 
 
 def _read(mask: Mask, sample: Sample, size: tuple[int, int]) -> Array:
-    """A mask in grey, uint8 [height, width] of `size`."""
+    """Reads a mask in grey, uint8 [height, width] of `size`."""
     if isinstance(mask, Path):
         grey = _decode(mask)
     else:

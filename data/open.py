@@ -1,4 +1,4 @@
-"""Opening a data set of any form, finding out by looking which it is."""
+"""Opens a data set of any form, finding out by looking which it is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sigcam.data.readers.coco import read_coco
 from sigcam.data.readers.csv_labels import read_csv
 from sigcam.data.readers.folders import class_folders, read_folders
 from sigcam.data.readers.voc import read_voc
-from sigcam.data.readers.wsol import IDS_FILE, read_wsol
-from sigcam.images.decode import SUFFIXES
+from sigcam.data.readers.wsol import IDS_FILE, LABELS_FILE, read_wsol
+from sigcam.images.listing import is_image
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Request:
     first_pixel: int | None = None
 
     def options(self) -> set[str]:
-        """The options that were given."""
+        """Returns the names of the options that were given."""
         return {k for k, v in vars(self).items() if k != "path" and v is not None}
 
 
@@ -59,7 +59,20 @@ def open_dataset(
     first_pixel: int | None = None,
     skip_bad: bool = False,
 ) -> Dataset:
-    """Opens a data set for evaluation and checks it (`check_dataset`).
+    """Opens a data set for training or evaluation and checks it (`check_dataset`).
+
+    >>> import tempfile
+    >>> import cv2, numpy
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("dog", "cat"):
+    ...         Path(folder, name).mkdir()
+    ...         grey = numpy.full((20, 30), 90, numpy.uint8)
+    ...         _ = cv2.imwrite(str(Path(folder, name, "1.png")), grey)
+    ...     data = open_dataset(folder)
+    >>> data.format, data.classes
+    ('folders', ('cat', 'dog'))
+    >>> [(sample.name, sample.label, sample.size) for sample in data.samples]
+    [('cat/1.png', 0, (30, 20)), ('dog/1.png', 1, (30, 20))]
 
     Args:
         path: a folder; or the CSV or JSON file itself.
@@ -72,13 +85,14 @@ def open_dataset(
         mask_root: wsol: folder that masks are relative to, where it isn't the images'.
         first_pixel: voc: number of the first row and column in the boxes, 1 (VOC, the default)
             or 0 (ImageNet).
-        skip_bad: leave out samples with problems instead of raising.
+        skip_bad: whether samples with problems are left out instead of raising.
 
     Returns:
         The data set, every sample with its size.
 
     Raises:
-        DataError: nothing there, no format fits, or there are problems, with file and line.
+        DataError: nothing there, no format fits, a folder that can't be read, or there are
+            problems, with file and line.
         UsageError: an unknown format, or an option that the format doesn't have.
     """
     if first_pixel not in (None, 0, 1):
@@ -91,14 +105,22 @@ def open_dataset(
     for given in (request.path, request.metadata, request.root, request.mask_root):
         if given is not None and not given.exists():
             raise DataError(f"{given} doesn't exist; check the path")
-    name, found = _find(request, format)
+    try:
+        dataset = _read(request, format)
+    except OSError as exc:
+        raise DataError(f"{exc.filename} can't be read: {exc.strerror or exc}") from exc
+    return check_dataset(dataset, skip_bad)
+
+
+def _read(request: _Request, wanted: str) -> Dataset:
+    name, found = _find(request, wanted)
     surplus = request.options() - FORMATS[name].options
     if surplus:
         raise UsageError(
             f"{request.path} is read as {name}, which has no {' or '.join(sorted(surplus))}; "
             "leave that out, or name another format"
         )
-    return check_dataset(FORMATS[name].read(found, request), skip_bad)
+    return FORMATS[name].read(found, request)
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -137,7 +159,8 @@ def _find_wsol(request: _Request) -> Path | None:
         if splits:
             wanted = "give one as split" if request.split is None else f"no {request.split!r}"
             raise DataError(f"{base} has the splits {', '.join(splits)}; {wanted}")
-    return None
+    # A list of classes alone is half a data set; the reader says which file is missing.
+    return next((base for base in bases if (base / LABELS_FILE).is_file()), None)
 
 
 def _read_wsol(folder: Path, request: _Request) -> Dataset:
@@ -185,9 +208,7 @@ def _find_folders(request: _Request) -> Path | None:
     folder = request.path / request.split if request.split is not None else request.path
     # Directly in them: a folder of whole data sets, or of splits, holds images further down.
     fits = folder.is_dir() and any(
-        file.suffix.lower() in SUFFIXES
-        for inside in class_folders(folder)
-        for file in inside.iterdir()
+        is_image(file) for inside in class_folders(folder) for file in inside.iterdir()
     )
     return folder if fits else None
 

@@ -1,4 +1,4 @@
-"""Masks that are drawn in COCO's annotations: polygons and run lengths, and their pixels."""
+"""Reads masks that are drawn in COCO's annotations, polygons and run lengths, and draws them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class BadSegmentation(ValueError):  # noqa: N818  (becomes a Problem)
 
 
 def read_segmentation(value: object, size: tuple[int, int] | None) -> tuple[Drawn, ...]:
-    """The masks of an annotation's `segmentation`.
+    """Reads the masks of an annotation's `segmentation`.
 
     Args:
         value: a list of polygons, each [x, y, x, y, ...]; or {"size": [height, width],
@@ -66,7 +66,7 @@ def _run_lengths(value: Mapping[str, object], size: tuple[int, int] | None) -> R
 
 
 def _decompress(text: str) -> list[int]:
-    """Run lengths of the COCO tools' string.
+    """Reads the run lengths in the COCO tools' string.
 
     A number is written five bits at a time, the lowest first, as characters from "0" on; 32 is
     added where another follows, and the highest bit of the last is the sign. From the fourth
@@ -92,7 +92,7 @@ def _decompress(text: str) -> list[int]:
 
 
 def draw(mask: Drawn, size: tuple[int, int]) -> Array:
-    """A mask's pixels.
+    """Draws a mask's pixels.
 
     The COCO tools draw polygons on a grid five times as fine and round to its corners, which
     differs in pixels on the outline.
@@ -115,7 +115,7 @@ def draw(mask: Drawn, size: tuple[int, int]) -> Array:
 
 
 def _inside(ring: Array, size: tuple[int, int]) -> Array:
-    """Which pixels' centres lie inside a polygon an odd number of times, bool [height, width].
+    """Finds the pixels whose centres a polygon encloses an odd number of times, bool [H, W].
 
     Where an edge crosses a row of centres, everything right of it changes sides.
     """

@@ -1,6 +1,7 @@
-"""Image files in memory: what they are, whether they are whole, and their pixels.
+"""Reading images: a path, encoded bytes or an array becomes upright RGB bytes.
 
-Reading images: a path, encoded bytes or an array becomes upright RGB bytes.
+A file is checked before it is decoded: its size by the header, and that its end is there, as a
+decoder may fill a missing part with grey and say nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from sigcam.core.types import Array
 
 FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
+
+DEFAULT_MAX_PIXELS = 178_956_970
+"""The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
+
 _REDUCED = {
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -39,216 +45,6 @@ _FLIPPED = {
     7: (True, True),
     8: (True, False),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """An image file whose header is readable and whose end is there.
-
-    Attributes:
-        data: the file's bytes.
-        kind: its format.
-        name: what errors call it.
-        height, width: of the upright image, by the header.
-        orientation: by EXIF, 1 to 8; anything else where there is none.
-    """
-
-    data: bytes
-    kind: str
-    name: str
-    height: int
-    width: int
-    orientation: int
-
-    def decode(self) -> Array:
-        """The image, uint8 [H, W, 3] RGB, upright.
-
-        Raises:
-            ImageError: damaged.
-        """
-        return self._decoded(cv2.IMREAD_COLOR_RGB)
-
-    def decode_reduced(self, reduction: int) -> Array:
-        """The image shrunk so many times, [ceil(H / reduction), ceil(W / reduction), 3].
-
-        Cell by cell from the upright image's first row and column on. A cell's pixel is
-        made from the lowest frequencies of its block, which is its mean but for the ringing
-        of the higher ones.
-
-        Args:
-            reduction: 2, 4 or 8, not above `coarsest(...)`.
-
-        Raises:
-            ImageError: damaged.
-        """
-        image = self._decoded(_REDUCED[reduction])
-        return cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-
-    def coarsest(self, reduction: int) -> int:
-        """The largest divisor of `reduction`, a power of two, that it can be decoded at; or 1.
-
-        Only JPEG's blocks allow it. They count from the stored image's first row and
-        column: where the upright one's is another, its size must be a multiple.
-        """
-        if self.kind != "JPEG":
-            return 1
-        rows, columns = _FLIPPED.get(self.orientation, (False, False))
-        return math.gcd(reduction, self.height if rows else 0, self.width if columns else 0)
-
-    def _decoded(self, flags: int) -> Array:
-        broken = (
-            f"{self.name} is a {self.kind} that can't be decoded: damaged or truncated; "
-            "get it again"
-        )
-        with quiet_opencv():
-            try:
-                # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
-                image = cast(
-                    "Array | None", cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
-                )
-            except cv2.error as exc:
-                raise ImageError(broken) from exc
-        if image is None:
-            raise ImageError(broken)
-        return image
-
-
-def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded:
-    """Reads an image file whole, unless its first bytes refuse it.
-
-    Args:
-        stream: of the file.
-        name: what errors call it.
-        max_pixels: most that it may have; None for no limit.
-
-    Raises:
-        ImageError: empty, not an image, too large or truncated.
-    """
-    head = stream.read(16)
-    if not head:
-        raise ImageError(f"{name} is empty; an image ({FORMATS}) is wanted")
-    kind = _format_of(head)
-    if kind is None:
-        raise ImageError(f"{name} is not an image that sigcam reads; convert it to {FORMATS}")
-    width, height, orientation = _header(stream)
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageError(
-            f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; "
-            "scale it down or raise max_pixels"
-        )
-    stream.seek(0)
-    data = stream.read()
-    if not _is_whole(kind, data):
-        raise ImageError(f"{name} is a truncated {kind}: its end is missing; get it again")
-    return Encoded(data, kind, name, height, width, orientation)
-
-
-def _header(stream: BinaryIO) -> tuple[int, int, int]:
-    """Width and height of the upright image, and its EXIF orientation; 0 for what isn't there."""
-    try:
-        info = imagesize.get_info(stream, dpi=False, colors=False, channels=False)
-    except Exception:  # a damaged header makes the library raise many kinds
-        return 0, 0, 0
-    return info.width, info.height, info.rotation
-
-
-def _format_of(head: bytes) -> str | None:
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WebP"
-    for kind, signatures in _SIGNATURES.items():
-        if head.startswith(signatures):
-            return kind
-    return None
-
-
-_SIGNATURES: dict[str, tuple[bytes, ...]] = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*"),
-    "BMP": (b"BM",),
-}
-
-
-def _is_whole(kind: str, data: bytes) -> bool:
-    """Whether the file reaches its end, where the format tells.
-
-    OpenCV before 5 fills the missing part of a truncated JPEG with grey and says
-    nothing. It refuses truncated GIF, BMP and TIFF files by itself.
-    """
-    if kind == "JPEG":
-        return _jpeg_is_whole(data)
-    if kind == "PNG":
-        return _png_is_whole(data)
-    if kind == "WebP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return True
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Whether an end marker follows the first scan.
-
-    The segments before it are walked by their lengths, because an EXIF thumbnail is a
-    JPEG of its own with its own end marker. Inside a scan, 0xFF is always escaped.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) >= 0
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _png_is_whole(data: bytes) -> bool:
-    at = 8
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + length
-    return False
-
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_before = 0
-
-
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
-    """Keeps OpenCV from writing about damaged files to standard error.
-
-    What it would say becomes an error of ours. The level belongs to the whole process, so
-    the last of several threads to leave puts it back.
-    """
-    global _quiet_users, _quiet_before
-    logging = cv2.utils.logging
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0:
-                logging.setLogLevel(_quiet_before)
-
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
-
-DEFAULT_MAX_PIXELS = 178_956_970
-"""The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-"""How the names of such files end; what counts as an image in a folder."""
 
 
 def read_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Array:
@@ -309,7 +105,7 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
 
 
 def from_array(array: Array) -> Array:
-    """The image of an array, as `read_image` gives it; ImageError of another shape or dtype."""
+    """Checks an array and returns it as `read_image` would; ImageError of another shape or dtype."""
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
         return np.ascontiguousarray(array)  # the usual one, without the texts below
     wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
@@ -329,3 +125,204 @@ def from_array(array: Array) -> Array:
     elif array.shape[2] == 4:
         array = array[:, :, :3]
     return np.ascontiguousarray(array)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An image file whose header is readable and whose end is there.
+
+    Attributes:
+        data: the file's bytes.
+        kind: its format.
+        name: what errors call it.
+        height, width: of the upright image, by the header.
+        orientation: by EXIF, 1 to 8; anything else where there is none.
+    """
+
+    data: bytes
+    kind: str
+    name: str
+    height: int
+    width: int
+    orientation: int
+
+    def decode(self) -> Array:
+        """Decodes the image: uint8 [H, W, 3] RGB, upright.
+
+        Raises:
+            ImageError: damaged.
+        """
+        return self._decoded(cv2.IMREAD_COLOR_RGB)
+
+    def decode_reduced(self, reduction: int) -> Array:
+        """Decodes the image shrunk so many times, [ceil(H / reduction), ceil(W / reduction), 3].
+
+        Cell by cell from the upright image's first row and column on. A cell's pixel is
+        made from the lowest frequencies of its block, which is its mean but for the ringing
+        of the higher ones.
+
+        Args:
+            reduction: 2, 4 or 8, not above `coarsest(...)`.
+
+        Raises:
+            ImageError: damaged.
+        """
+        image = self._decoded(_REDUCED[reduction])
+        return cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+
+    def coarsest(self, reduction: int) -> int:
+        """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at; or 1.
+
+        Only JPEG's blocks allow it. They count from the stored image's first row and
+        column: where the upright one's is another, its size must be a multiple.
+        """
+        if self.kind != "JPEG":
+            return 1
+        rows, columns = _FLIPPED.get(self.orientation, (False, False))
+        return math.gcd(reduction, self.height if rows else 0, self.width if columns else 0)
+
+    def _decoded(self, flags: int) -> Array:
+        broken = (
+            f"{self.name} is a {self.kind} that can't be decoded: damaged or truncated; "
+            "get it again"
+        )
+        with quiet_opencv():
+            try:
+                # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
+                image = cast(
+                    "Array | None", cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
+                )
+            except cv2.error as exc:
+                raise ImageError(broken) from exc
+        if image is None:
+            raise ImageError(broken)
+        return image
+
+
+def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded:
+    """Reads an image file whole, unless its first bytes refuse it.
+
+    Args:
+        stream: of the file.
+        name: what errors call it.
+        max_pixels: most that it may have; None for no limit.
+
+    Raises:
+        ImageError: empty, not an image, too large or truncated.
+    """
+    head = stream.read(16)
+    if not head:
+        raise ImageError(f"{name} is empty; an image ({FORMATS}) is wanted")
+    kind = _format_of(head)
+    if kind is None:
+        raise ImageError(f"{name} is not an image that sigcam reads; convert it to {FORMATS}")
+    width, height, orientation = _header(stream)
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; "
+            "scale it down or raise max_pixels"
+        )
+    stream.seek(0)
+    data = stream.read()
+    if not _is_whole(kind, data):
+        raise ImageError(f"{name} is a truncated {kind}: its end is missing; get it again")
+    return Encoded(data, kind, name, height, width, orientation)
+
+
+def _header(stream: BinaryIO) -> tuple[int, int, int]:
+    """Reads width and height of the upright image, and its EXIF orientation; 0 for what isn't there."""
+    try:
+        info = imagesize.get_info(stream, dpi=False, colors=False, channels=False)
+    except Exception:  # a damaged header makes the library raise many kinds
+        return 0, 0, 0
+    return info.width, info.height, info.rotation
+
+
+def _format_of(head: bytes) -> str | None:
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WebP"
+    for kind, signatures in _SIGNATURES.items():
+        if head.startswith(signatures):
+            return kind
+    return None
+
+
+_SIGNATURES: dict[str, tuple[bytes, ...]] = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "BMP": (b"BM",),
+}
+
+
+def _is_whole(kind: str, data: bytes) -> bool:
+    """Says whether the file reaches its end, where the format tells.
+
+    OpenCV before 5 fills the missing part of a truncated JPEG with grey and says
+    nothing. It refuses truncated GIF, BMP and TIFF files by itself.
+    """
+    if kind == "JPEG":
+        return _jpeg_is_whole(data)
+    if kind == "PNG":
+        return _png_is_whole(data)
+    if kind == "WebP":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return True
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """Says whether an end marker follows the first scan.
+
+    The segments before it are walked by their lengths, because an EXIF thumbnail is a
+    JPEG of its own with its own end marker. Inside a scan, 0xFF is always escaped.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:
+            return data.find(b"\xff\xd9", at) >= 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _png_is_whole(data: bytes) -> bool:
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at += 12 + length
+    return False
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_before = 0
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """Keeps OpenCV from writing about damaged files to standard error.
+
+    What it would say becomes an error of ours. The level belongs to the whole process, so
+    the last of several threads to leave puts it back.
+    """
+    global _quiet_users, _quiet_before
+    logging = cv2.utils.logging
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0:
+                logging.setLogLevel(_quiet_before)

@@ -1,4 +1,4 @@
-"""Adam over mini-batches, in one process or several."""
+"""Fits a classifier by Adam over mini-batches, in one process or several."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from sigcam.core.progress import Bar
 from sigcam.train.checkpoint import Interruption
 from sigcam.train.fit import Fit, mode, right_answers
 from sigcam.train.samples import Indices, epoch_order
@@ -53,13 +53,13 @@ def _epoch(
     started = time.perf_counter()
     mine = [numbers[world.rank :: world.size] for numbers in left]
     with (
-        tqdm(
-            total=fit.train.size,
-            initial=sum(map(len, order[: state.step])),
-            desc=f"epoch {state.epoch + 1}/{epochs}",
+        Bar(
+            fit.train.size,
             unit="sample",
-            unit_scale=True,
-            disable=not (fit.progress and world.is_main),
+            label=f"epoch {state.epoch + 1}/{epochs}",
+            done=sum(map(len, order[: state.step])),
+            shown=fit.progress and world.is_main,
+            scaled=True,
         ) as bar,
         torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []),
     ):
@@ -67,8 +67,8 @@ def _epoch(
             _set_rate(fit, optimizer, len(order))
             loss = _step(fit, net, optimizer, (x, ids), numbers)
             state.step += 1
-            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-            bar.update(len(numbers))
+            bar.note(f"loss={loss:.4g}")
+            bar.advance(len(numbers))
             if world.any(interruption.asked):
                 state.seconds += time.perf_counter() - started
                 fit.save(optimizer)
@@ -82,7 +82,7 @@ def _step(
     batch: tuple[torch.Tensor, torch.Tensor],
     numbers: Indices,
 ) -> float:
-    """One step; the gradient is the mean over the whole batch of all processes."""
+    """Takes one step; the gradient is the mean over the whole batch of all processes."""
     state, world, (x, ids) = fit.state, fit.world, batch
     key = [fit.settings.seed, 3, state.epoch, state.step, world.rank]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))

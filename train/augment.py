@@ -1,4 +1,4 @@
-"""Random crops and flips, the same again for the same seed, image and view."""
+"""Crops and flips images at random, the same again for the same seed, image and view."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Augmentation:
             raise UsageError(f"seed must be at least 0, got {self.seed}")
 
     def view(self, image: Pixels, preprocessing: Preprocessing, index: int, view: int) -> Pixels:
-        """One view of an image.
+        """Makes one view of an image.
 
         Args:
             image: uint8 [H, W, 3] RGB.
@@ -78,7 +78,7 @@ class Augmentation:
     def _rectangle(
         self, rng: np.random.Generator, height: int, width: int
     ) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a crop, aspect between 3/4 and 4/3."""
+        """Draws top, left, height and width of a crop, aspect between 3/4 and 4/3."""
         for _ in range(_TRIES):
             area = height * width * rng.uniform(*self.crop_scale)
             aspect = math.exp(rng.uniform(-math.log(_MAX_ASPECT), math.log(_MAX_ASPECT)))

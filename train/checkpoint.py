@@ -1,9 +1,7 @@
-"""A run's state on disk, and its metrics.
+"""Keeps a run's state and its metrics on disk, and Ctrl-C away while the state isn't whole.
 
 Both files are written whole or not at all. The checkpoint holds tensors and plain
 containers only and is read with `weights_only=True`.
-
-Ctrl-C at a point where the state is whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several processes started by torchrun: who am I, and what do we agree on."""
+"""Joins several processes started by torchrun: who is who, and what they agree on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Returns whether this is the process that writes."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -39,15 +39,15 @@ class World:
             dist.barrier()
 
     def total(self, values: list[float]) -> list[float]:
-        """The element-wise sums over all processes."""
+        """Returns the element-wise sums over all processes."""
         return self._reduce(values, dist.ReduceOp.SUM) if self.size > 1 else values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+        """Returns whether the flag is set in any process."""
         return bool(self._reduce([float(flag)], dist.ReduceOp.MAX)[0]) if self.size > 1 else flag
 
     def merged(self, part: Mapping[int, str]) -> dict[int, str]:
-        """The entries of all processes."""
+        """Returns the entries of all processes."""
         parts: list[Mapping[int, str]] = [part] * self.size
         if self.size > 1:
             dist.all_gather_object(parts, part)
@@ -60,7 +60,7 @@ class World:
         return reduced
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module itself, or DistributedDataParallel around it: gradients are averaged."""
+        """Returns the module; that averages gradients over processes where there are several."""
         if self.size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""Features of every view of every image, computed once and kept on disk.
+"""Computes the features of every view of every image once, and keeps them on disk.
 
 The backbone is frozen, so what the trained part of the head sees of a view never
 changes. A cache is one folder, named by its key:
@@ -9,11 +9,9 @@ changes. A cache is one folder, named by its key:
     complete.json   everything is
     lock            held by the process that fills it
 
-The files of one feature cache, filled chunk by chunk.
-
-A chunk is written, flushed to the disk, and only then marked as done, so what a crash
-interrupted is computed again. The rows are written through the file, not through a
-mapping: on a full disk a mapping dies with SIGBUS instead of an error.
+It is filled chunk by chunk. A chunk is written, flushed to the disk, and only then marked as
+done, so what a crash interrupted is computed again. The rows are written through the file, not
+through a mapping: on a full disk a mapping dies with SIGBUS instead of an error.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,20 +30,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
-from sigcam.core.errors import DataError, ModelError, StorageError
+from sigcam.core.errors import ModelError, StorageError
 from sigcam.core.files import atomic_path, cache_folder, write_text
-from sigcam.core.spec import Preprocessing
-from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
+from sigcam.core.progress import Bar, write_line
+from sigcam.data import Dataset, unread
+from sigcam.data.dataset import data_error
 from sigcam.train.distributed import World
 from sigcam.train.views import (
     Decoded,
+    FeatureRunner,
     HeadName,
     Job,
-    StemRunner,
+    TrainingViews,
     ViewReader,
     grouped,
     head_of,
@@ -58,13 +55,16 @@ CacheType = Literal["float16", "float32"]
 
 
 def default_cache_dir() -> Path:
-    """$SIGCAM_CACHE_DIR, or the platform's folder for this user's caches; `features` in it."""
+    """Returns the folder of all feature caches.
+
+    That is `features` in $SIGCAM_CACHE_DIR, or in the platform's folder for this user's caches.
+    """
     return cache_folder("features")
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A complete cache.
+    """A complete cache of features.
 
     Attributes:
         folder: where it lies.
@@ -80,34 +80,23 @@ class FeatureCache:
     failed: Mapping[int, str]
 
 
-def describe(
-    dual: DualBranch,
-    data: ImageList,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation,
-    head: HeadName = "sigmoid",
-) -> dict[str, Any]:
-    """Everything that the neck's outputs depend on, ready for JSON.
+def describe(dual: DualBranch, views: TrainingViews, head: HeadName = "sigmoid") -> dict[str, Any]:
+    """Returns everything that the neck's outputs depend on, ready for JSON.
 
     The backbone counts by its tensors and by the code of its graph (two networks may
     have the same tensors and another stride).
     """
-    shape = asdict(preprocessing)
-    del shape["layout"]  # how the pixels reach the exported graph; the values are the same
     return {
         "format": FORMAT,
         "backbone": tensors_sha256(dual.features.state_dict()),
         "program": _program(dual, head),
         "branch_layer": dual.branch_layer,
-        "data": data.fingerprint(),
-        "images": len(data),
-        "preprocessing": shape,
-        "augmentation": asdict(augmentation),
+        **views.describe(),
     }
 
 
 def key_of(about: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a description."""
+    """Returns the SHA-256 of a description in hexadecimal digits."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,9 +111,7 @@ def _program(dual: DualBranch, head: HeadName) -> str:
 
 def build_cache(
     dual: DualBranch,
-    data: ImageList,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation,
+    views: TrainingViews,
     world: World,
     *,
     head: HeadName = "sigmoid",
@@ -134,7 +121,7 @@ def build_cache(
     strict: bool = False,
     progress: bool = True,
 ) -> FeatureCache:
-    """Opens the cache for these inputs, computing what it lacks.
+    """Opens the cache of these views' features, and computes what it lacks.
 
     Stored as float16 by default: half the disk and memory traffic (12 views of ImageNet
     are 39 GB instead of 79 GB at 1,280 channels), and its rounding (2^-11 relative) is far
@@ -143,9 +130,7 @@ def build_cache(
 
     Args:
         dual: its backbone must be on `world.device`.
-        data: which images.
-        preprocessing: how they are prepared.
-        augmentation: which views.
+        views: of which images, how prepared and cropped; their classes don't matter.
         world: the processes of this run.
         head: whose neck it is; the two differ where a dropout stands before a reshaping,
             and share one cache elsewhere.
@@ -160,35 +145,39 @@ def build_cache(
         ModelError: features that aren't finite, or too large for float16.
         StorageError: the cache can't be written, or is damaged.
     """
-    about = {**describe(dual, data, preprocessing, augmentation, head), "dtype": dtype}
+    about = {**describe(dual, views, head), "dtype": dtype}
     key = key_of(about)
     builder = CacheFolder(
         (cache_dir or default_cache_dir()) / key[:32],
-        (len(data), augmentation.views, *head_of(dual, head).neck_shape),
+        (len(views), views.augmentation.views, *head_of(dual, head).neck_shape),
         np.dtype(dtype),
         world,
     )
     # Asked of all: a process that sees it complete must not leave the others waiting.
     if world.any(not builder.complete.is_file()):
-        with ViewReader(data, preprocessing, augmentation, workers) as reader:
-            builder.build(
-                about, reader, StemRunner(dual, preprocessing, world.device, head), progress
-            )
+        run = FeatureRunner(dual, views.preprocessing, world.device, head)
+        with ViewReader(views, workers) as reader:
+            builder.build(about, reader, run, progress)
     failed = builder.failed()
-    check_failed(data, failed, strict)
+    check_failed(views.dataset, failed, strict)
     return FeatureCache(builder.folder, key, builder.open(), failed)
 
 
-def check_failed(data: ImageList, failed: Mapping[int, str], strict: bool) -> None:
-    """Refuses unreadable images: all of a set, or any if `strict`.
+def check_failed(dataset: Dataset, failed: Mapping[int, str], strict: bool) -> None:
+    """Refuses unreadable images: all of a data set, or any if `strict`.
+
+    Args:
+        dataset: of the images.
+        failed: index of an unreadable image to the reason.
+        strict: whether a single one is too many.
 
     Raises:
         DataError: naming the first ones and how many.
     """
-    if failed and (strict or len(failed) == len(data)):
-        shown = "; ".join(list(failed.values())[:3])
-        raise DataError(
-            f"{len(failed)} of {len(data)} images of {data.root} can't be used: {shown}"
+    if failed and (strict or len(failed) == len(dataset)):
+        raise data_error(
+            [unread(dataset.samples[index], why) for index, why in failed.items()],
+            f"{len(failed)} of {len(dataset)} images of {dataset.path} can't be used",
         )
 
 
@@ -197,7 +186,7 @@ CHUNK = 64
 
 
 class CacheFolder:
-    """One cache's folder, to be filled and opened.
+    """The folder of one cache: fills it and opens it.
 
     Args:
         folder: named by the key; made when it is filled.
@@ -214,7 +203,7 @@ class CacheFolder:
         self.complete = folder / "complete.json"
 
     def build(
-        self, about: Mapping[str, Any], reader: ViewReader, run: StemRunner, progress: bool
+        self, about: Mapping[str, Any], reader: ViewReader, run: FeatureRunner, progress: bool
     ) -> None:
         """Computes the chunks that aren't marked as done; rank 0 holds the lock."""
         lock = self._lock() if self.world.is_main else None
@@ -232,7 +221,7 @@ class CacheFolder:
                 lock.release()
 
     def open(self) -> npt.NDArray[Any]:
-        """The mapped file.
+        """Maps the file of features.
 
         Raises:
             StorageError: it isn't what this cache should hold.
@@ -249,7 +238,7 @@ class CacheFolder:
         return cast("npt.NDArray[Any]", features)
 
     def failed(self) -> dict[int, str]:
-        """Index of an unreadable image to the reason, of the complete cache.
+        """Returns the index of each unreadable image and the reason, of the complete cache.
 
         Raises:
             StorageError: the file that lists them is damaged.
@@ -263,7 +252,7 @@ class CacheFolder:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                tqdm.write(f"waiting for another run that fills {self.folder}", file=sys.stderr)
+                write_line(f"waiting for another run that fills {self.folder}")
                 lock.acquire()
         except OSError as exc:
             raise StorageError(
@@ -289,7 +278,7 @@ class CacheFolder:
     def _marker(self, chunk: int) -> Path:
         return self.folder / "done" / f"{chunk:05d}.json"
 
-    def _fill(self, reader: ViewReader, run: StemRunner, progress: bool) -> None:
+    def _fill(self, reader: ViewReader, run: FeatureRunner, progress: bool) -> None:
         count, views = self.shape[:2]
         chunks = range(self.world.rank, -(-count // CHUNK), self.world.size)
         todo = [chunk for chunk in chunks if not self._marker(chunk).is_file()]
@@ -297,27 +286,27 @@ class CacheFolder:
         jobs = (Job(i, tuple(range(views))) for c in todo for i in members[c])
         total = sum(len(range(c * CHUNK, min((c + 1) * CHUNK, count))) for c in chunks)
         stream = reader.read(jobs)
-        with tqdm(
-            total=total,
-            initial=total - sum(map(len, members.values())),
-            desc="features",
+        with Bar(
+            total,
             unit="image",
-            disable=not (progress and self.world.is_main),
+            label="features",
+            done=total - sum(map(len, members.values())),
+            shown=progress and self.world.is_main,
         ) as bar:
             for chunk in todo:
                 items = self._counted(islice(stream, len(members[chunk])), bar)
                 self._write(chunk, *self._compute(items, run))
 
     @staticmethod
-    def _counted(items: Iterator[Decoded], bar: tqdm[Any]) -> Iterator[Decoded]:
+    def _counted(items: Iterator[Decoded], bar: Bar) -> Iterator[Decoded]:
         for item in items:
             yield item
-            bar.update()
+            bar.advance()
 
     def _compute(
-        self, items: Iterator[Decoded], run: StemRunner
+        self, items: Iterator[Decoded], run: FeatureRunner
     ) -> tuple[npt.NDArray[Any], dict[int, str]]:
-        """Rows [images of the chunk, views, *neck] and the images that failed."""
+        """Computes rows [images of the chunk, views, *neck]; names the images that failed."""
         rows: list[npt.NDArray[Any]] = []
         failed: dict[int, str] = {}
         for group in grouped(items, self.shape[1]):

@@ -141,7 +141,7 @@ class Fit:
 
 
 def right_answers(logits: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
-    """How many rows have their largest logit at their class."""
+    """Counts the rows whose largest logit is that of their class."""
     return (logits.detach().argmax(1) == class_ids).sum()
 
 

@@ -1,4 +1,4 @@
-"""L-BFGS over the whole set, for classifiers that are linear in their parameters."""
+"""Fits a classifier that is linear in its parameters by L-BFGS over the whole set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
-from tqdm import tqdm
 
 from sigcam.core.errors import UsageError
+from sigcam.core.progress import Bar
 from sigcam.train.checkpoint import Interruption
 from sigcam.train.fit import Fit, mode, right_answers
 
@@ -73,13 +73,7 @@ def _run(fit: Fit, optimizer: torch.optim.LBFGS, objective: _Objective, epochs: 
     if fit.state.first_gradient is None:
         fit.state.first_gradient = norm
     enough = TOLERANCE * fit.state.first_gradient
-    with tqdm(
-        total=epochs,
-        initial=fit.state.epoch,
-        desc="L-BFGS",
-        unit="epoch",
-        disable=not fit.progress,
-    ) as bar:
+    with Bar(epochs, unit="epoch", label="L-BFGS", done=fit.state.epoch, shown=fit.progress) as bar:
         while fit.state.epoch < epochs and norm > enough:
             started = time.perf_counter()
             before = objective.value
@@ -87,8 +81,8 @@ def _run(fit: Fit, optimizer: torch.optim.LBFGS, objective: _Objective, epochs: 
             norm = objective.gradient()
             fit.state.sums = [objective.loss * fit.train.size, objective.right, fit.train.size]
             fit.end_epoch(optimizer, started)
-            bar.set_postfix(loss=f"{objective.loss:.4g}", gradient=f"{norm:.2g}", refresh=False)
-            bar.update()
+            bar.note(f"loss={objective.loss:.4g}, gradient={norm:.2g}")
+            bar.advance()
             objective.stop_if_asked()  # during validation or saving
             if objective.value >= before:  # float32 has no smaller step to offer
                 break
@@ -140,7 +134,7 @@ class _Objective:
 
 
 def linear_in_parameters(classifier: nn.Module, neck_shape: tuple[int, ...]) -> bool:
-    """Whether the logits are affine in the classifier's parameters, tried on random ones.
+    """Returns whether the logits are affine in the classifier's parameters, tried on random ones.
 
     f(t a + (1 - t) b) must equal t f(a) + (1 - t) f(b) in float64. Two linear layers in
     a row fail (they multiply parameters), and so does any activation between them.

@@ -1,27 +1,24 @@
-"""Training a head on a frozen backbone, from images to the trained branch."""
+"""Trains a head on a frozen backbone, from images to the trained branch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.head import Head
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
-from sigcam.core.spec import Preprocessing
+from sigcam.data import Dataset
 from sigcam.train.adam import fit_adam
-from sigcam.train.augment import Augmentation
 from sigcam.train.checkpoint import CHECKPOINT, State
-from sigcam.train.data import ImageList, match_classes
 from sigcam.train.distributed import World, join_world
 from sigcam.train.fit import Fit, Loss
 from sigcam.train.lbfgs import fit_lbfgs
@@ -34,24 +31,21 @@ from sigcam.train.settings import (
     TrainSettings,
     default_weight_decay,
 )
-from sigcam.train.views import HeadName, head_of
+from sigcam.train.views import HeadName, TrainingViews, head_of
 
-__all__ = ["Reading", "TrainSettings", "train_branch"]
+__all__ = ["fit_sigmoid_head", "fit_softmax_head"]
 
 
-def train_branch(
+def fit_sigmoid_head(
     dual: DualBranch,
-    data: ImageList,
+    views: TrainingViews,
     settings: TrainSettings | None = None,
     *,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation | None = None,
     reading: Reading | None = None,
     class_names: Sequence[str] = (),
     run_dir: Path | None = None,
     resume: bool = False,
     progress: bool = True,
-    head: HeadName = "sigmoid",
     on_epoch: EpochCallback | None = None,
 ) -> TrainResult:
     """Trains the sigmoid branch in place; nothing else of `dual` changes.
@@ -61,11 +55,8 @@ def train_branch(
 
     Args:
         dual: is moved to the device of the settings and stays there.
-        data: the training set.
+        views: the images, each with a class, and how they are prepared and cropped.
         settings: optimiser and its numbers; `TrainSettings()` when None.
-        preprocessing: of the network's input, as it will be deployed.
-        augmentation: which views; `Augmentation()` when None. Training on the fly draws
-            one random view per image and epoch and doesn't use `views`.
         reading: threads, cache folder, strictness; `Reading()` when None.
         class_names: the model's C names, to match the data's by; empty if unknown.
         run_dir: gets checkpoint.pt and metrics.csv, replacing those of an earlier run;
@@ -74,9 +65,10 @@ def train_branch(
             is that of an uninterrupted run, bit for bit. More epochs than before may be
             asked for where the schedule is constant.
         progress: whether progress bars are shown on standard error.
-        head: "softmax" trains the softmax head by cross-entropy instead (a linear probe
-            after `replace_classes`; not part of the paper).
         on_epoch: called with the metrics after each epoch is saved, in every process.
+
+    Returns:
+        Metrics of every epoch, and what was trained on.
 
     Raises:
         UsageError: a preprocessing of another size than `dual`'s; L-BFGS for a head that isn't
@@ -89,37 +81,88 @@ def train_branch(
         BackendUnavailableError: CUDA was asked for and isn't there.
         KeyboardInterrupt: Ctrl-C; the checkpoint is saved.
     """
-    settings = settings or TrainSettings()
-    if (preprocessing.height, preprocessing.width) != dual.input_size:
-        raise UsageError(
-            f"the preprocessing must have the input size {list(dual.input_size)} that the model was "
-            f"split at, got {[preprocessing.height, preprocessing.width]}"
-        )
-    if resume and run_dir is None:
-        raise UsageError("resume needs run_dir, the folder with the checkpoint")
-    matched = match_classes(data, dual.num_classes, class_names)
+    run = _Run(run_dir, resume, progress, on_epoch)
+    return _train(dual, "sigmoid", views, settings, reading, class_names, run)
+
+
+def fit_softmax_head(
+    dual: DualBranch,
+    views: TrainingViews,
+    settings: TrainSettings | None = None,
+    *,
+    reading: Reading | None = None,
+    class_names: Sequence[str] = (),
+    run_dir: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    on_epoch: EpochCallback | None = None,
+) -> TrainResult:
+    """Trains the softmax head in place by cross-entropy, and freezes it again.
+
+    It is for a model whose last layer `replace_classes` made anew; the paper takes the
+    classifier as it is. The sigmoid branch doesn't change.
+
+    Args:
+        dual: as for `fit_sigmoid_head`.
+        views: as for `fit_sigmoid_head`.
+        settings: as for `fit_sigmoid_head`, without a positive weight: that belongs to the loss of
+            the sigmoid branch.
+        reading: as for `fit_sigmoid_head`.
+        class_names: as for `fit_sigmoid_head`.
+        run_dir: as for `fit_sigmoid_head`, and another folder than the branch's.
+        resume: as for `fit_sigmoid_head`.
+        progress: as for `fit_sigmoid_head`.
+        on_epoch: as for `fit_sigmoid_head`.
+
+    Returns:
+        As `fit_sigmoid_head`; its `positive_weight` is None.
+
+    Raises:
+        UsageError: a positive weight; and what `fit_sigmoid_head` raises.
+    """
+    if settings is not None and settings.positive_weight is not None:
+        raise UsageError("positive_weight belongs to the sigmoid branch, not to the classifier")
+    run = _Run(run_dir, resume, progress, on_epoch)
+    return _train(dual, "softmax", views, settings, reading, class_names, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Where a run is kept and what it shows; the fields are arguments of `fit_sigmoid_head`."""
+
+    folder: Path | None
+    resume: bool
+    progress: bool
+    on_epoch: EpochCallback | None
+
+
+def _train(
+    dual: DualBranch,
+    head: HeadName,
+    views: TrainingViews,
+    settings: TrainSettings | None,
+    reading: Reading | None,
+    class_names: Sequence[str],
+    run: _Run,
+) -> TrainResult:
+    """Trains one of the two heads; see `fit_sigmoid_head`."""
+    settings = _filled_in(settings or TrainSettings(), dual, head)
+    _check_call(dual, views, run)
+    matched = views.matched(dual.num_classes, class_names)
     dual.check_finite(sigmoid=False)
     with join_world(settings.device) as world:
-        if run_dir is not None and world.is_main:
-            check_writable(run_dir / CHECKPOINT)
+        if run.folder is not None and world.is_main:
+            check_writable(run.folder / CHECKPOINT)
         dual.to(world.device)
         chosen = head_of(dual, head)
-        decay = settings.weight_decay
-        if decay is None:
-            shapes = [parameter.shape for parameter in chosen.classifier.parameters()]
-            own = head == "sigmoid" and all(one[:1] == (dual.num_classes,) for one in shapes)
-            decay = default_weight_decay(dual.num_classes, own)
-        settings = replace(settings, weight_decay=decay)
         samples = SampleSource(
             dual=dual,
-            data=matched,
+            views=matched,
             settings=settings,
-            preprocessing=preprocessing,
-            augmentation=augmentation or Augmentation(),
             reading=reading or Reading(),
             world=world,
             head=head,
-            progress=progress,
+            progress=run.progress,
         ).make()
         fit = Fit(
             classifier=chosen.classifier,
@@ -128,14 +171,14 @@ def train_branch(
             val=samples.val,
             settings=settings,
             world=world,
-            run=_identity(settings, samples, matched, head),
-            folder=run_dir,
-            progress=progress,
-            on_epoch=on_epoch,
+            run=_identity(settings, samples, matched.dataset, head),
+            folder=run.folder,
+            progress=run.progress,
+            on_epoch=run.on_epoch,
             state=State(),
         )
         with _trainable(chosen):
-            norm = _fit(fit, chosen, resume)
+            norm = _fit(fit, chosen, run.resume)
         unread = [_unread(part, world) for part in (samples.train, samples.val)]
     weight = settings.positive_weight or default_positive_weight(dual.num_classes)
     return TrainResult(
@@ -143,11 +186,31 @@ def train_branch(
         images=samples.images - len(unread[0]),
         views=samples.views,
         positive_weight=weight if head == "sigmoid" else None,
-        weight_decay=decay,
+        weight_decay=settings.decay,
         gradient_norm=norm,
         failed={**samples.failed, **unread[0], **unread[1]},
         cache_folder=samples.folder,
     )
+
+
+def _filled_in(settings: TrainSettings, dual: DualBranch, head: HeadName) -> TrainSettings:
+    """Returns the settings with the weight decay that goes with the head."""
+    if settings.weight_decay is not None:
+        return settings
+    shapes = [one.shape for one in head_of(dual, head).classifier.parameters()]
+    own = head == "sigmoid" and all(shape[:1] == (dual.num_classes,) for shape in shapes)
+    return replace(settings, weight_decay=default_weight_decay(dual.num_classes, own))
+
+
+def _check_call(dual: DualBranch, views: TrainingViews, run: _Run) -> None:
+    size = [views.preprocessing.height, views.preprocessing.width]
+    if size != list(dual.input_size):
+        raise UsageError(
+            f"the preprocessing must have the input size {list(dual.input_size)} that the model "
+            f"was split at, got {size}"
+        )
+    if run.resume and run.folder is None:
+        raise UsageError("resume needs run_dir, the folder with the checkpoint")
 
 
 def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
@@ -158,7 +221,7 @@ def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
 
 
 def _unread(samples: Samples | None, world: World) -> dict[int, str]:
-    """What the processes together found unreadable while training on the fly."""
+    """Collects what the processes together found unreadable while training on the fly."""
     return world.merged(samples.failed if isinstance(samples, LiveSamples) else {})
 
 
@@ -182,34 +245,11 @@ def _trainable(head: Head) -> Iterator[None]:
 
 
 def _identity(
-    settings: TrainSettings, samples: SampleSet, data: ImageList, head: HeadName
+    settings: TrainSettings, samples: SampleSet, dataset: Dataset, head: HeadName
 ) -> dict[str, Any]:
-    """What a resumed run must agree on, as plain JSON values."""
+    """Returns what a resumed run must agree on, as plain JSON values."""
     asked = {k: v for k, v in asdict(settings).items() if k != "device"}
     if settings.schedule == "constant":
         del asked["epochs"]
-    labels = hashlib.sha256(np.array(data.class_ids, np.int64).tobytes()).hexdigest()
+    labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
     return {**asked, "head": head, "features": samples.key, "labels": labels}
-
-
-def train_classifier(
-    dual: DualBranch, data: ImageList, settings: TrainSettings | None = None, **options: Any
-) -> TrainResult:
-    """Trains the softmax head of a model from `replace_classes`, by cross-entropy.
-
-    The head is frozen again afterwards. A positive weight in the settings is refused: it
-    belongs to the sigmoid branch's loss.
-
-    Args:
-        dual: whose softmax head is trained, in place.
-        data: see `train_branch`.
-        settings: see `train_branch`.
-        **options: the other arguments of `train_branch`, without `head`.
-
-    Raises:
-        UsageError: a positive weight; and what `train_branch` raises.
-    """
-    settings = settings or TrainSettings()
-    if settings.positive_weight is not None:
-        raise UsageError("positive_weight belongs to the sigmoid branch, not to the classifier")
-    return train_branch(dual, data, settings, head="softmax", **options)

@@ -1,4 +1,4 @@
-"""The loss that trains the sigmoid branch."""
+"""Computes the loss that trains the sigmoid branch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sigcam.core.errors import UsageError
 
 
 def default_positive_weight(num_classes: int) -> float:
-    """C - 1, so that the one positive class weighs as much as all negatives together."""
+    """Returns C - 1, so that the one positive class weighs as much as all negatives together."""
     return float(max(num_classes - 1, 1))
 
 
@@ -18,7 +18,7 @@ def evidence_loss(
     class_ids: torch.Tensor,
     positive_weight: float | None = None,
 ) -> torch.Tensor:
-    """Class-balanced binary cross-entropy of every class against the rest.
+    """Computes the class-balanced binary cross-entropy of every class against the rest.
 
     Beyond Softmax, Eq. 12, with p the positive weight and s = sigmoid(z):
 

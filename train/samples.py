@@ -1,7 +1,4 @@
-"""The samples that a head is trained on: cached features, or views made anew.
-
-Training samples as the head's classifier sees them: from the cache, or made on the fly.
-"""
+"""Gives samples as a head's classifier sees them: from the feature cache, or made on the fly."""
 
 from __future__ import annotations
 
@@ -18,13 +15,10 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import DataError
-from sigcam.core.spec import Preprocessing
-from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
 from sigcam.train.distributed import World
 from sigcam.train.feature_cache import FeatureCache, build_cache, check_failed, describe, key_of
 from sigcam.train.settings import Reading, TrainSettings
-from sigcam.train.views import HeadName, Job, StemRunner, ViewReader, head_of
+from sigcam.train.views import FeatureRunner, HeadName, Job, TrainingViews, ViewReader, head_of
 
 
 @dataclass(frozen=True)
@@ -51,13 +45,17 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class SampleSource:
-    """What samples are made from; the fields are the arguments of `train_branch`."""
+    """Makes samples; the fields are the arguments of `fit_sigmoid_head`.
+
+    Attributes:
+        views: with the class ids of the model.
+        world: the processes of this run.
+        head: whose neck the samples come out of.
+    """
 
     dual: DualBranch
-    data: ImageList
+    views: TrainingViews
     settings: TrainSettings
-    preprocessing: Preprocessing
-    augmentation: Augmentation
     reading: Reading
     world: World
     head: HeadName
@@ -70,9 +68,7 @@ class SampleSource:
     def _cached(self) -> SampleSet:
         cache = build_cache(
             self.dual,
-            self.data,
-            self.preprocessing,
-            self.augmentation,
+            self.views,
             self.world,
             head=self.head,
             cache_dir=self.reading.cache_dir,
@@ -82,32 +78,31 @@ class SampleSource:
             progress=self.progress,
         )
         failed = np.array(list(cache.failed), np.int64)
-        train, held = _split(np.setdiff1d(np.arange(len(self.data)), failed), self.settings)
-        views, device = self.augmentation.views, self.world.device
+        train, held = _split(np.setdiff1d(np.arange(len(self.views)), failed), self.settings)
+        labels, device = self.views.dataset.labels, self.world.device
+        count = self.views.augmentation.views
         return SampleSet(
-            train=CachedSamples(cache, self.data, train, views, device),
-            val=CachedSamples(cache, self.data, held, 1, device) if len(held) else None,
+            train=CachedSamples(cache, labels, train, count, device),
+            val=CachedSamples(cache, labels, held, 1, device) if len(held) else None,
             images=len(train),
-            views=views,
+            views=count,
             key=cache.key,
             failed=cache.failed,
             folder=cache.folder,
         )
 
     def _live(self) -> SampleSet:
-        train, held = _split(np.arange(len(self.data)), self.settings)
+        train, held = _split(np.arange(len(self.views)), self.settings)
         make = partial(
             LiveSamples,
-            self.data,
-            self.preprocessing,
-            self.augmentation,
-            run=StemRunner(self.dual, self.preprocessing, self.world.device, self.head),
+            self.views,
+            run=FeatureRunner(self.dual, self.views.preprocessing, self.world.device, self.head),
             workers=self.reading.workers,
             strict=self.reading.strict,
             neck_shape=head_of(self.dual, self.head).neck_shape,
         )
-        one_view = replace(self.augmentation, views=1)
-        about = describe(self.dual, self.data, self.preprocessing, one_view, self.head)
+        one_view = replace(self.views, augmentation=replace(self.views.augmentation, views=1))
+        about = describe(self.dual, one_view, self.head)
         return SampleSet(
             train=make(images=train),
             val=make(images=held, random=False) if len(held) else None,
@@ -137,14 +132,14 @@ RESIDENT_BYTES = 4 << 30
 
 
 def split_images(usable: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Indices of the images to train on and of those held out, both sorted."""
+    """Returns the indices of the images to train on and of those held out, both sorted."""
     order = np.random.default_rng([seed, 1]).permutation(usable)
     held = round(len(usable) * fraction)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """The samples 0..size-1 in the random order of that epoch, cut into batches."""
+    """Returns the samples 0..size-1 in the random order of that epoch, cut into batches."""
     order = np.random.default_rng([seed, 2, epoch]).permutation(size)
     return [order[i : i + batch_size] for i in range(0, size, batch_size)]
 
@@ -156,7 +151,7 @@ class Samples(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
-        """One batch per entry of `wanted` (sample numbers), float32 and int64, on the device."""
+        """Yields a batch per entry of `wanted` (sample numbers), float32 and int64, on device."""
 
 
 class CachedSamples(Samples):
@@ -164,19 +159,26 @@ class CachedSamples(Samples):
 
     A cache of up to `RESIDENT_BYTES` is held in memory; a larger one is read through its
     mapping batch by batch, in the order of the file.
+
+    Args:
+        cache: the features of all images.
+        labels: class id of each image in the cache, int64 [N].
+        images: indices of those that are used.
+        views: how many of each are used, from view 0 on.
+        device: what batches are moved to.
     """
 
     def __init__(
         self,
         cache: FeatureCache,
-        data: ImageList,
+        labels: Indices,
         images: Indices,
         views: int,
         device: torch.device,
     ) -> None:
         stored = cache.features.shape[1]
         self._rows: Indices = (images[:, None] * stored + np.arange(views)).reshape(-1)
-        self._ids = torch.tensor(np.repeat(np.array(data.class_ids)[images], views))
+        self._ids = torch.tensor(np.repeat(labels[images], views))
         self._device = device
         self.size = len(self._rows)
         self._file = cache.features.reshape(-1, *cache.features.shape[2:])
@@ -190,7 +192,7 @@ class CachedSamples(Samples):
         return torch.from_numpy(self._file[rows])
 
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
-        """See `Samples`; `epoch` makes no difference to cached views."""
+        """Yields batches, see `Samples`; `epoch` makes no difference to cached views."""
         del epoch
         for numbers in wanted:
             if self._resident is not None:
@@ -203,42 +205,46 @@ class CachedSamples(Samples):
 
 
 class LiveSamples(Samples):
-    """One view per image and epoch through the frozen backbone; sample s is image s.
+    """One view per image and epoch through the frozen backbone; sample s is the s-th image used.
 
     Unreadable images are left out of their batch, and kept in `failed`.
+
+    Args:
+        views: with the class ids of the model.
+        images: indices of the images that are used.
+        run: computes the neck's output.
+        random: whether the view is a new random one in every epoch; if not, the plain one.
+        workers: decoding threads; `default_workers()` when None.
+        strict: whether an unreadable image is an error.
+        neck_shape: of the neck's output without the batch.
     """
 
     def __init__(
         self,
-        data: ImageList,
-        preprocessing: Preprocessing,
-        augmentation: Augmentation,
+        views: TrainingViews,
         images: Indices,
-        run: StemRunner,
+        run: FeatureRunner,
         *,
         random: bool = True,
         workers: int | None = None,
         strict: bool = False,
         neck_shape: tuple[int, ...] = (),
     ) -> None:
-        self._data, self._preprocessing, self._augmentation = data, preprocessing, augmentation
+        self._views, self._labels = views, views.dataset.labels
         self._images, self._run, self._random = images, run, random
         self._workers, self._strict, self._neck_shape = workers, strict, neck_shape
         self.size = len(images)
         self.failed: dict[int, str] = {}
 
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
-        """See `Samples`; a batch may lack unreadable images, or be empty.
+        """Yields batches, see `Samples`; one may lack unreadable images, or be empty.
 
         Raises:
             DataError: an image is unreadable and `strict` is set, or all are.
         """
         view = 1 + epoch if self._random else 0
-        ids = np.array(self._data.class_ids)
         jobs = (Job(int(self._images[n]), (view,)) for numbers in wanted for n in numbers)
-        with ViewReader(
-            self._data, self._preprocessing, self._augmentation, self._workers
-        ) as reader:
+        with ViewReader(self._views, self._workers) as reader:
             stream = reader.read(jobs)
             for numbers in wanted:
                 pixels: list[npt.NDArray[Any]] = []
@@ -246,10 +252,10 @@ class LiveSamples(Samples):
                 for item in (next(stream) for _ in range(len(numbers))):
                     if item.pixels is None:
                         self.failed[item.job.image] = item.error
-                        check_failed(self._data, self.failed, self._strict)
+                        check_failed(self._views.dataset, self.failed, self._strict)
                     else:
                         pixels.append(item.pixels)
-                        classes.append(int(ids[item.job.image]))
+                        classes.append(int(self._labels[item.job.image]))
                 yield (
                     self._made(pixels),
                     torch.tensor(classes, dtype=torch.int64).to(self._run.device),

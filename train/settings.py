@@ -1,4 +1,4 @@
-"""What a training run is asked to do, and what it gives back."""
+"""Holds what a training run is asked to do, and what it gives back."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainSettings:
 
     Attributes:
         optimizer: "adam", or "lbfgs": the whole set per step with a strong Wolfe line
-            search; for a body that is one linear layer, where the problem is convex.
+            search; for a classifier that is one linear layer, where the problem is convex.
             Dropout is off there, or the objective would change from step to step.
         learning_rate: None: 0.003 for Adam, 1 for L-BFGS (the line search scales it).
         weight_decay: factor d of the L2 term d/2 |theta|^2 added to the loss, biases
@@ -99,25 +99,25 @@ class TrainSettings:
 
     @property
     def steps(self) -> tuple[float, int, int]:
-        """Learning rate, epochs and batch size with the defaults filled in."""
+        """Returns learning rate, epochs and batch size with the defaults filled in."""
         if self.learning_rate is None or self.epochs is None or self.batch_size is None:
             raise UsageError("settings must be made by TrainSettings(...)")
         return self.learning_rate, self.epochs, self.batch_size
 
     @property
     def decay(self) -> float:
-        """The weight decay, which `train_branch` fills in."""
+        """Returns the weight decay, which `fit_sigmoid_head` fills in."""
         if self.weight_decay is None:
             raise UsageError("the weight decay isn't filled in; give one")
         return self.weight_decay
 
 
 def default_weight_decay(num_classes: int, own: bool) -> float:
-    """0.15 / C for a sigmoid branch that is one linear layer; 5e-4, the paper's, for other heads.
+    """Returns 0.15 / C for a sigmoid branch of one linear layer, and the paper's 5e-4 otherwise.
 
     The loss is a mean over the C classes, so that each class's own weights move it by 1 / C:
     the same d is C times as strong for them, and 0.15 / C is equally strong for any C. It
-    matters for the map (docs/results.md): with 5e-4 for three classes boxes and PxAP were
+    matters for the heatmap (docs/results.md): with 5e-4 for three classes boxes and PxAP were
     worse in every fold. In deeper heads the classes share weights, which the loss moves as
     much for any C; and cross-entropy isn't divided by C.
 
@@ -197,6 +197,12 @@ class TrainResult:
     gradient_norm: float | None
     failed: Mapping[int, str]
     cache_folder: Path | None
+
+    @property
+    def counts(self) -> str:
+        """Tells the number of images and of views, in words."""
+        views = f"{self.views} views of each" if self.views else "new views every epoch"
+        return f"{self.images} images, {views}"
 
 
 EpochCallback = Callable[[EpochMetrics], Any]

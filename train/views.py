@@ -1,4 +1,4 @@
-"""From image files to the head's input: decode, augment, backbone, neck.
+"""Makes what a head is trained on from image files: decode, augment, backbone, neck.
 
 Images are decoded and cut in worker threads (OpenCV frees the interpreter's lock)
 while the backbone works on those before.
@@ -10,8 +10,8 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from sigcam.classifier.head import Head
 from sigcam.classifier.rewrite import fold_batch_norms
 from sigcam.core.errors import ImageError, ModelError, UsageError
 from sigcam.core.spec import Preprocessing
+from sigcam.data import Dataset, labelled, match_classes
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import Original, read_input
 from sigcam.train.augment import Augmentation, Pixels
-from sigcam.train.data import ImageList
 
 HeadName = Literal["sigmoid", "softmax"]
 
@@ -33,13 +33,84 @@ BATCH = 64
 
 
 def head_of(dual: DualBranch, name: HeadName) -> Head:
-    """The head of that name."""
+    """Returns the head of that name."""
     return dual.sigmoid_head if name == "sigmoid" else dual.softmax_head
 
 
 def default_workers() -> int:
-    """Threads that decode: the cores, at most 8 (the backbone needs the rest of a server)."""
+    """Returns how many threads decode: the cores, at most 8 (the backbone needs the rest)."""
     return min(os.cpu_count() or 1, 8)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingViews:
+    """The one source of what a head is trained on: views of a data set's images.
+
+    Attributes:
+        dataset: images with a class each, as `open_dataset` gives them.
+        preprocessing: of the network's input, as it will be deployed.
+        augmentation: which views of each image. Training on the fly draws one random view per
+            image and epoch and doesn't use `augmentation.views`.
+    """
+
+    dataset: Dataset
+    preprocessing: Preprocessing
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def matched(self, num_classes: int, class_names: Sequence[str] = ()) -> TrainingViews:
+        """Returns the same views with the class ids that a model uses (`match_classes`).
+
+        Args:
+            num_classes: C of the model.
+            class_names: the model's C names; empty if unknown.
+
+        Raises:
+            DataError: images without a class; classes that the model doesn't have.
+        """
+        dataset = match_classes(labelled(self.dataset), num_classes, class_names)
+        return replace(self, dataset=dataset)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what the pixels of all views depend on, ready for JSON."""
+        preprocessing = asdict(self.preprocessing)
+        del preprocessing["layout"]  # how pixels reach the exported graph; the values are the same
+        return {
+            "data": self.dataset.fingerprint(),
+            "images": len(self),
+            "preprocessing": preprocessing,
+            "augmentation": asdict(self.augmentation),
+        }
+
+    def pixels(self, image: int, views: Sequence[int]) -> Pixels:
+        """Decodes views of one image.
+
+        The plain view is read as in use, a large JPEG smaller; crops are cut of the whole.
+
+        Args:
+            image: its index in the data set.
+            views: their indices; see `Augmentation.view`.
+
+        Returns:
+            uint8 [V, height, width, 3] RGB.
+
+        Raises:
+            ImageError: the file can't be decoded.
+        """
+        file = self.dataset.samples[image].path
+        plain = None
+        if 0 in views:
+            plain = read_input(file, replace(self.preprocessing, layout="uint8_nhwc"))
+        whole = Original(read_image(file)) if plain is None else plain.original
+        made = [
+            self.augmentation.view(whole.image, self.preprocessing, image, view)
+            if view or plain is None
+            else plain.tensor
+            for view in views
+        ]
+        return np.stack(made)
 
 
 @dataclass(frozen=True)
@@ -52,7 +123,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a job gave: uint8 [V, H, W, 3], or the reason why the image can't be read."""
+    """What a job gave.
+
+    Attributes:
+        job: which views were wanted.
+        pixels: uint8 [V, H, W, 3]; None if the image can't be read.
+        error: the reason why it can't be.
+    """
 
     job: Job
     pixels: Pixels | None
@@ -60,20 +137,21 @@ class Decoded:
 
 
 class ViewReader:
-    """Decodes jobs in threads, in order, a bounded number ahead. A context manager."""
+    """Decodes jobs in threads, in order, a bounded number ahead. A context manager.
 
-    def __init__(
-        self,
-        data: ImageList,
-        preprocessing: Preprocessing,
-        augmentation: Augmentation,
-        workers: int | None = None,
-    ) -> None:
+    Args:
+        views: what jobs are of.
+        workers: how many threads; `default_workers()` when None.
+
+    Raises:
+        UsageError: fewer than one thread.
+    """
+
+    def __init__(self, views: TrainingViews, workers: int | None = None) -> None:
         count = default_workers() if workers is None else workers
         if count < 1:
             raise UsageError(f"workers must be at least 1, got {workers}")
-        self.data, self.preprocessing, self.augmentation = data, preprocessing, augmentation
-        self._plain = replace(preprocessing, layout="uint8_nhwc")
+        self._views = views
         self._ahead = 4 * count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="sigcam-decode")
 
@@ -84,7 +162,7 @@ class ViewReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def read(self, jobs: Iterable[Job]) -> Iterator[Decoded]:
-        """The jobs' views in the order of the jobs."""
+        """Yields the jobs' views in the order of the jobs."""
         waiting: deque[Future[Decoded]] = deque()
         try:
             for job in jobs:
@@ -99,25 +177,20 @@ class ViewReader:
 
     def _decode(self, job: Job) -> Decoded:
         try:
-            return Decoded(job, np.stack(self._views(job)))
+            return Decoded(job, self._views.pixels(job.image, job.views))
         except ImageError as exc:
             return Decoded(job, None, str(exc))
 
-    def _views(self, job: Job) -> list[Pixels]:
-        """The plain view is read as in use, a large JPEG smaller; crops are cut of the whole."""
-        file = self.data.file(job.image)
-        plain = read_input(file, self._plain) if 0 in job.views else None
-        whole = Original(read_image(file)) if plain is None else plain.original
-        return [
-            self.augmentation.view(whole.image, self.preprocessing, job.image, view)
-            if view or plain is None
-            else plain.tensor
-            for view in job.views
-        ]
 
+class FeatureRunner:
+    """Runs prepared images through the frozen backbone and a head's neck.
 
-class StemRunner:
-    """Runs prepared images through the frozen backbone and the head's neck."""
+    Args:
+        dual: its backbone must be on `device`.
+        preprocessing: whose mean and deviation pixels are normalised with.
+        device: what it runs on.
+        head: whose neck it is.
+    """
 
     def __init__(
         self,
@@ -134,7 +207,7 @@ class StemRunner:
         self._format = self._memory_format(preprocessing)
 
     def __call__(self, pixels: Pixels) -> torch.Tensor:
-        """The neck's output.
+        """Computes the neck's output.
 
         Args:
             pixels: uint8 [B, H, W, 3] RGB.
@@ -161,7 +234,7 @@ class StemRunner:
         return made.float()
 
     def _memory_format(self, preprocessing: Preprocessing) -> torch.memory_format:
-        """Channels last where the network's graph takes it.
+        """Chooses channels last where the network's graph takes it.
 
         A quarter less CPU time for EfficientNet-Lite0, the same values to rounding. A graph
         that reshapes with `view` (channel shuffles) refuses it; that is tried once.
@@ -190,6 +263,6 @@ def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
 
 
 def stack(group: Sequence[Decoded]) -> Pixels | None:
-    """All views of the readable images, uint8 [B, H, W, 3]; None if there are none."""
+    """Joins all views of the readable images, uint8 [B, H, W, 3]; None if there are none."""
     pixels = [item.pixels for item in group if item.pixels is not None]
     return np.concatenate(pixels) if pixels else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +18,13 @@ from sigcam.cli.common import (
     reports_errors,
     say,
 )
+from sigcam.cli.data import data_options, open_named
 
 if TYPE_CHECKING:
-    from sigcam.train.data import ImageList
+    from sigcam.data import Dataset
     from sigcam.train.settings import TrainResult
 
-data_options = options(
-    click.option(
-        "--data",
-        type=click.Path(path_type=Path),
-        required=True,
-        help="A folder of class folders, a CSV of path and class, or a folder with "
-        "image_ids.txt and class_labels.txt.",
-    ),
-    click.option(
-        "--data-root",
-        type=click.Path(path_type=Path),
-        help="Folder that the paths in --data are relative to.",
-    ),
+view_options = options(
     click.option("--views", default=12, show_default=True, help="Cached views of each image."),
     click.option(
         "--crop-scale",
@@ -54,7 +42,7 @@ data_options = options(
     ),
     click.option("--cache-dir", type=click.Path(path_type=Path), help="Folder of the features."),
     click.option("--workers", type=click.IntRange(min=1), help="Decoding threads."),
-    click.option("--strict", is_flag=True, help="Stop at an image that can't be read."),
+    click.option("--strict", is_flag=True, help="Stop at an image that can't be decoded."),
     click.option("--val-fraction", default=0.0, show_default=True, help="Share held out."),
 )
 
@@ -102,6 +90,7 @@ fit_options = options(
     "too, on the same features.",
 )
 @data_options
+@view_options
 @fit_options
 @preprocessing_options
 @click.option(
@@ -130,8 +119,7 @@ def command(
     num_classes: int | None,
     branch_layer: str | None,
     new_classes: bool,
-    data: Path,
-    data_root: Path | None,
+    data: dict[str, Any],
     views: int,
     crop_scale: tuple[float, float],
     flip: bool,
@@ -155,92 +143,56 @@ def command(
     The classifier itself stays as it is. The branch is written to --out, whose path is
     printed. Several GPUs: torchrun --nproc-per-node N -m sigcam train ...
     """
-    from sigcam.classifier.branch_file import BranchInfo, save_branch
-    from sigcam.classifier.build import assemble
+    from sigcam.classifier.build import build_classifier
     from sigcam.core.files import check_writable
+    from sigcam.data import labelled
     from sigcam.train.augment import Augmentation
-    from sigcam.train.checkpoint import CHECKPOINT
-    from sigcam.train.loop import Reading, train_branch, train_classifier
-    from sigcam.train.settings import TrainSettings
-    from sigcam.train.sources import open_data
+    from sigcam.train.branch import train_branch
+    from sigcam.train.settings import Reading, TrainSettings
 
     check_writable(out)
     import_from_here()
     settings = TrainSettings(**fit)
-    images = open_data(data, data_root)
+    dataset = labelled(open_named(data))
     say("loading the model")
-    built = assemble(
-        arch=arch,
+    built = build_classifier(
+        arch,
         weights=weights,
         num_classes=num_classes,
         branch_layer=branch_layer,
         size=size,
-        new_classes=_class_count(images) if new_classes else None,
+        new_classes=dataset.num_classes if new_classes else None,
     )
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")
-    preprocessing = changed_preprocessing(
-        built.preprocessing, rule=rule, resize=resize, mean=mean, std=std
-    )
-    run_dir = run_dir or out.with_suffix(".run")
-    common: dict[str, Any] = {
-        "preprocessing": preprocessing,
-        "augmentation": Augmentation(views, crop_scale, flip, settings.seed),
-        "reading": Reading(cache_dir, workers, strict),
-        "class_names": built.class_names,
-    }
-    if new_classes:
-        say("training the new softmax head")
-        probe = replace(settings, positive_weight=None)
-        probe_dir = run_dir / "softmax"
-        train_classifier(built.dual, images, probe, run_dir=probe_dir, resume=resume, **common)
-        # Stopped in the first stage, a run has no checkpoint of the second yet.
-        resume = resume and (run_dir / CHECKPOINT).exists()
-    say("training the sigmoid branch (Ctrl-C keeps a checkpoint, --resume goes on from it)")
-    result = train_branch(built.dual, images, settings, run_dir=run_dir, resume=resume, **common)
-    info = BranchInfo(
-        architecture=built.architecture,
-        branch_layer=built.dual.branch_layer,
-        num_classes=built.dual.num_classes,
-        preprocessing=preprocessing,
-        trained_on=trained_on or f"{images.name}: {_counts(result)}",
-        positive_weight=result.positive_weight,
-        weights=weights,
-        loaded_classes=num_classes,
-        class_names=built.class_names or _names(images, built.dual.num_classes),
-        replaced_classes=new_classes,
-        settings={
-            **asdict(settings),
-            "weight_decay": result.weight_decay,
-            "views": views,
-            "crop_scale": crop_scale,
-            "flip": flip,
-        },
+    trained = train_branch(
+        built,
+        dataset,
+        settings,
+        augmentation=Augmentation(views, crop_scale, flip, settings.seed),
+        preprocessing=changed_preprocessing(
+            built.preprocessing, rule=rule, resize=resize, mean=mean, std=std
+        ),
+        reading=Reading(cache_dir, workers, strict),
+        trained_on=trained_on,
+        run_dir=run_dir or out.with_suffix(".run"),
+        resume=resume,
+        say=say,
     )
     # Under torchrun all processes hold the same branch; one writes it.
     if is_first_process():
-        save_branch(out, built.dual, info, dtype)  # type: ignore[arg-type]  # click has checked
-        report(result)
+        trained.save(out, dtype)  # type: ignore[arg-type]  # click has checked
+        report(trained.result, dataset)
         echo(str(out))
 
 
-def report(result: TrainResult) -> None:
-    """Says how the run ended, and which images were left out."""
+def report(result: TrainResult, dataset: Dataset) -> None:
+    """Says how the run ended, and which images turned out to be unreadable."""
+    from sigcam.data import left_out, unread
+
     last = result.history[-1]
     held = "" if last.val_top1 is None else f", held-out top-1 {last.val_top1:.3f}"
-    say(f"loss {last.loss:.4f}, top-1 of the branch {last.top1:.3f}{held}; {_counts(result)}")
-    for reason in result.failed.values():
-        say(f"left out: {reason}")
-
-
-def _counts(result: TrainResult) -> str:
-    views = f"{result.views} views of each" if result.views else "new views every epoch"
-    return f"{result.images} images, {views}"
-
-
-def _class_count(images: ImageList) -> int:
-    return len(images.class_names) or max(images.class_ids) + 1
-
-
-def _names(images: ImageList, num_classes: int) -> tuple[str, ...]:
-    return images.class_names if len(images.class_names) == num_classes else ()
+    say(f"loss {last.loss:.4f}, top-1 of the branch {last.top1:.3f}{held}; {result.counts}")
+    failed = [unread(dataset.samples[index], why) for index, why in result.failed.items()]
+    for line in left_out(failed):
+        say(line)

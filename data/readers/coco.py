@@ -1,4 +1,4 @@
-"""COCO's JSON of instances: images, annotations with boxes and segmentations, categories.
+"""Reads COCO's JSON of instances: images, annotations with boxes and segmentations, categories.
 
 A box `[x, y, width, height]` in COCO reaches from the left edge of pixel x to the right edge of
 pixel x + width - 1, with decimals. Here both ends are inside: x0 = x, x1 = x + width - 1, and
@@ -25,7 +25,7 @@ from sigcam.data.dataset import (
     box_array,
     problem,
 )
-from sigcam.data.readers.objects import Object, left_out_note, of_one_class
+from sigcam.data.readers.objects import Object, has_several_classes, notes_of, of_one_class
 from sigcam.data.readers.text import is_file, read_text
 from sigcam.data.segmentation import BadSegmentation, read_segmentation
 
@@ -54,7 +54,7 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
     objects: dict[int, list[Object]] = {key: [] for key in images}
     bad = reader.read_annotations(content["annotations"], objects)
     base = root or _root_of(file, [image["file_name"] for _, image in images.values()])
-    samples, without = [], 0
+    samples, without, several = [], 0, 0
     for key, (place, image) in images.items():
         counting = of_one_class(objects[key])
         if key in bad:
@@ -62,17 +62,19 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
         if not counting:
             without += 1
             continue
+        several += has_several_classes(objects[key])
         samples.append(
             _sample(place, base, image["file_name"], reader.sizes[key], objects[key], counting)
         )
     return Dataset(
         file.stem,
+        file,
         "coco",
         tuple(categories[key][1]["name"] for key in order),
         samples,
         tuple(problems),
         ids_given=False,
-        notes=left_out_note(without),
+        notes=notes_of(without, several),
     )
 
 
@@ -86,7 +88,10 @@ def _content(file: Path) -> Mapping[str, list[Any]]:
     except RecursionError as exc:
         raise DataError(f"{file}: not COCO: it is nested too deep") from exc
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in LISTS):
-        raise DataError(f"{file}: COCO instances have the lists {', '.join(LISTS)}")
+        raise DataError(
+            f"{file}: COCO instances have the lists {', '.join(LISTS)}; name the data set's format "
+            "if this file is none of its own"
+        )
     return content
 
 
@@ -183,7 +188,7 @@ class _Reader:
         return bad
 
     def _object(self, entry: Mapping[str, Any], place: Place, image: int) -> Object | str:
-        """An object, or what is wrong with it."""
+        """Reads an object, or says what is wrong with it."""
         category = entry.get("category_id")
         if not _is_id(category) or category not in self.labels:
             return f"a label without a class: there is no category with the id {category!r}"

@@ -1,4 +1,4 @@
-"""A CSV file of images and classes with a header; no boxes."""
+"""Reads a CSV file of images and classes with a header; no boxes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sigcam.core.errors import DataError
-from sigcam.data.dataset import (
-    Dataset,
-    Place,
-    Problem,
-    Sample,
-    problem,
-)
-from sigcam.data.readers.text import class_id, is_count, rows_of
+from sigcam.data.dataset import Dataset, Place, Problem, Sample, problem
+from sigcam.data.readers.text import class_id, is_whole_number, rows_of
 
 IMAGE_COLUMNS = ("image", "path", "file")
 ID_COLUMNS = ("class_index", "class_id")
@@ -44,7 +38,7 @@ def read_csv(file: Path, root: Path | None = None) -> Dataset:
     """
     problems: list[Problem] = []
     rows, have_ids = _read_rows(file, problems)
-    if not have_ids and all(is_count(row.name) for row in rows):
+    if not have_ids and all(is_whole_number(row.name) for row in rows):
         rows = [row._replace(id=row.name, name="") for row in rows]
         have_ids = True
     if have_ids:
@@ -60,7 +54,7 @@ def read_csv(file: Path, root: Path | None = None) -> Dataset:
         if label is not None
     ]
     name = file.resolve().parent.name if file.stem == "labels" else file.stem
-    return Dataset(name, "csv", classes or None, samples, tuple(problems), ids_given=have_ids)
+    return Dataset(name, file, "csv", classes or None, samples, tuple(problems), have_ids)
 
 
 def _read_rows(file: Path, problems: list[Problem]) -> tuple[list[_Row], bool]:
@@ -103,7 +97,7 @@ def _column(header: Sequence[str], wanted: Sequence[str]) -> int | None:
 def _by_id(
     rows: Sequence[_Row], problems: list[Problem]
 ) -> tuple[list[int | None], tuple[str, ...]]:
-    """Each row's id, and the names in order if there is one for every id."""
+    """Returns each row's id, and the names in order if there is one for every id."""
     found: list[int | None] = []
     names: dict[int, str] = {}
     for row in rows:

@@ -1,51 +1,66 @@
-"""A folder of class folders: the class is the folder's name, in sorted order; no boxes."""
+"""Reads a folder of class folders: the class is the folder's name, in sorted order; no boxes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sigcam.core.errors import DataError
-from sigcam.data.dataset import (
-    Dataset,
-    Place,
-    Problem,
-    Sample,
-)
-from sigcam.images.decode import SUFFIXES
+from sigcam.data.dataset import Dataset, Place, Problem, Sample
+from sigcam.images.listing import SUFFIXES_TEXT, list_images
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; hidden ones don't count."""
+    """Returns the folders in a folder, sorted by name; hidden ones don't count."""
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The images in a folder and its subfolders, sorted."""
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
 
 
 def read_folders(folder: Path) -> Dataset:
     """Reads a folder of class folders.
 
-    A class folder without images is a problem, and keeps its class id.
+    Args:
+        folder: with a folder for each class; an image may lie in a subfolder of its class's.
+
+    Returns:
+        The data set. A class folder without images is a problem, and keeps its class id; a note
+        counts the files that aren't images by their names, and those beside the class folders.
 
     Raises:
-        DataError: there are no folders in it.
+        DataError: there are no folders in it, or one that can't be listed.
     """
     folders = class_folders(folder)
     if not folders:
         raise DataError(f"{folder} holds no folders; one for each class is wanted")
     samples, problems = [], []
+    others = [file for file in folder.iterdir() if not file.is_dir()]
     for label, inside in enumerate(folders):
-        images = images_in(inside)
-        if not images:
+        found = list_images(inside)
+        if not found.images:
             problems.append(
-                Problem(inside, None, f"no images in it ({', '.join(sorted(SUFFIXES))})")
+                Problem(inside, None, f"no images in it ({SUFFIXES_TEXT}); each class needs some")
             )
         samples += [
-            Sample(p.relative_to(folder).as_posix(), p, Place(inside), label) for p in images
+            Sample(p.relative_to(folder).as_posix(), p, Place(inside), label) for p in found.images
         ]
-    names = tuple(inside.name for inside in folders)
+        others += found.others
     return Dataset(
-        folder.resolve().name, "folders", names, samples, tuple(problems), ids_given=False
+        folder.resolve().name,
+        folder,
+        "folders",
+        tuple(inside.name for inside in folders),
+        samples,
+        tuple(problems),
+        ids_given=False,
+        notes=_passed_over(folder, sorted(others)),
+    )
+
+
+def _passed_over(folder: Path, others: list[Path]) -> tuple[str, ...]:
+    others = [file for file in others if not file.name.startswith(".")]
+    if not others:
+        return ()
+    shown = ", ".join(file.relative_to(folder).as_posix() for file in others[:3])
+    more = ", ..." if len(others) > 3 else ""
+    return (
+        f"files passed over, no images by their names or in no class folder: {len(others)} "
+        f"({shown}{more})",
     )

@@ -1,9 +1,10 @@
-"""Images with several objects of several classes: which class and which boxes count.
+"""Chooses which class and which boxes count in images with several objects.
 
 The label is the class of the object with the largest box (the first of equally large ones). The
 boxes, and masks, are those of all objects of that class. Objects that the data set itself sets
 apart (`difficult` in Pascal VOC, `iscrowd` in COCO) choose no label and are no boxes. An image
-that has no other object is left out, which a note of the data set counts.
+that has no other object is left out. Notes of the data set count these images, and those of which
+further classes don't count.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class Object:
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """Returns the area of the box in pixels."""
         x0, y0, x1, y1 = self.box
         return (x1 - x0 + 1) * (y1 - y0 + 1)
 
 
 def of_one_class(objects: Sequence[Object]) -> list[Object]:
-    """The objects that count, all of one class; empty if none counts."""
+    """Returns the objects that count, all of one class; none if none counts."""
     counting = [one for one in objects if not one.apart]
     if not counting:
         return []
@@ -48,6 +49,21 @@ def of_one_class(objects: Sequence[Object]) -> list[Object]:
     return [one for one in counting if one.label == label]
 
 
-def left_out_note(count: int) -> tuple[str, ...]:
-    """The note that says how many images have no object that counts."""
-    return (f"images left out, without an object that counts: {count}",) if count else ()
+def has_several_classes(objects: Sequence[Object]) -> bool:
+    """Returns whether objects that aren't set apart are of more than one class."""
+    return len({one.label for one in objects if not one.apart}) > 1
+
+
+def notes_of(without: int, several: int) -> tuple[str, ...]:
+    """Makes the notes of a data set of objects.
+
+    Args:
+        without: how many images have no object that counts.
+        several: how many have objects of several classes.
+    """
+    notes = []
+    if without:
+        notes.append(f"images left out, without an object that counts: {without}")
+    if several:
+        notes.append(f"images of several classes, that of the largest box taken: {several}")
+    return tuple(notes)

@@ -1,4 +1,4 @@
-"""Text files of data sets: their lines, and the numbers on them."""
+"""Reads text files of data sets: their lines, and the numbers on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sigcam.data.dataset import Place, Problem, problem
 
 
 def read_text(file: Path) -> str:
-    """A file's text.
+    """Returns a file's text.
 
     Raises:
         DataError: it is missing, unreadable or not UTF-8.
@@ -27,7 +27,7 @@ def read_text(file: Path) -> str:
 
 
 def lines_of(file: Path) -> Iterator[tuple[Place, str]]:
-    """The lines of a file that aren't blank, with their places, without blanks at their ends.
+    """Yields the lines of a file that aren't blank, stripped, with their places.
 
     Raises:
         DataError: it is missing, unreadable or not UTF-8.
@@ -39,7 +39,7 @@ def lines_of(file: Path) -> Iterator[tuple[Place, str]]:
 
 
 def rows_of(file: Path) -> Iterator[tuple[Place, list[str]]]:
-    """The rows of a CSV file with the places of their last lines; blank rows are left out.
+    """Yields the rows of a CSV file with the places of their last lines; blank ones are left out.
 
     Raises:
         DataError: it is missing, unreadable, or not CSV.
@@ -54,20 +54,26 @@ def rows_of(file: Path) -> Iterator[tuple[Place, list[str]]]:
 
 
 def class_id(text: str, place: Place, problems: list[Problem]) -> int | None:
-    """A class id, >= 0; None, and a problem more, if it isn't one."""
+    """Returns a class id, >= 0; None, and adds a problem, if it isn't one."""
     if is_count(text):
         return int(text)
-    problems.append(problem(place, f"a class id is a whole number from 0 on, got {text!r}"))
+    wanted = "a class id is a whole number from 0 on, of nine digits at most"
+    problems.append(problem(place, f"{wanted}, got {text!r}"))
     return None
 
 
 def is_count(text: str) -> bool:
-    """Whether it is a whole number from 0 on, of a sensible length."""
+    """Returns whether it is a whole number from 0 on, of a sensible length."""
     return text.isascii() and text.isdigit() and len(text) <= 9
 
 
+def is_whole_number(text: str) -> bool:
+    """Returns whether it is a whole number of any sign and length, and so no class's name."""
+    return text.lstrip("-").isdigit()
+
+
 def numbers(cells: list[str]) -> list[float] | None:
-    """Finite numbers; None if there is anything else."""
+    """Returns finite numbers; None if there is anything else."""
     try:
         found = [float(cell) for cell in cells]
     except ValueError:
@@ -76,7 +82,7 @@ def numbers(cells: list[str]) -> list[float] | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a name out of a data set is that of a file, whatever it holds."""
+    """Returns whether a name out of a data set is that of a file, whatever it holds."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -84,7 +90,7 @@ def is_file(path: Path) -> bool:
 
 
 def class_file(*folders: Path) -> tuple[str, ...] | None:
-    """The names in the first `classes.txt` there is, one a line; None if there is none."""
+    """Returns the names in the first `classes.txt` there is, one a line; None without one."""
     for folder in folders:
         if (folder / "classes.txt").is_file():
             return tuple(text for _, text in lines_of(folder / "classes.txt"))

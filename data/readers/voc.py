@@ -1,19 +1,18 @@
-"""Pascal VOC: an XML file for each image in Annotations/, images in JPEGImages/.
+"""Reads Pascal VOC: an XML file for each image in Annotations/, images in JPEGImages/.
 
 VOC counts pixels from 1 with both ends inside, so 1 is taken off every coordinate; ImageNet's XML
 counts from 0, which `first_pixel=0` says. Files of VOC hold decimals at times, which are kept.
 Several classes in an image, and `difficult`: see `objects.py`. The segmentations
 (SegmentationClass, SegmentationObject) are not read.
 
-XML as elements that know their line, from files that nobody vouches for.
-
-A DOCTYPE is refused. Entities can only be declared in one, so neither their expansion (a file of
-a kilobyte that becomes gigabytes) nor external files can happen. Annotations have none.
+Nobody vouches for the XML, so a DOCTYPE is refused. Entities can only be declared in one, so
+neither their expansion (a file of a kilobyte that becomes gigabytes) nor external files can
+happen. Annotations have none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -27,14 +26,14 @@ from sigcam.data.dataset import (
     box_array,
     problem,
 )
-from sigcam.data.readers.objects import Object, left_out_note, of_one_class
+from sigcam.data.readers.objects import Object, has_several_classes, notes_of, of_one_class
 from sigcam.data.readers.text import (
     class_file,
     is_count,
     lines_of,
     numbers,
 )
-from sigcam.images.decode import SUFFIXES
+from sigcam.images.listing import is_image
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -49,14 +48,14 @@ class _Annotation:
 def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Dataset:
     """Reads a folder in the form of Pascal VOC.
 
+    Classes are numbered by `classes.txt` in the folder, one a line; or, where there is none, by
+    the sorted names in all annotations, whatever the split.
+
     Args:
         folder: with Annotations/ and JPEGImages/.
         split: a file ImageSets/Main/SPLIT.txt, one image's name a line without its suffix;
             None: all annotations.
         first_pixel: number of an image's first row and column, 1 or 0.
-
-    Classes are numbered by `classes.txt` in the folder, one a line; or, where there is none, by
-    the sorted names in all annotations, whatever the split.
 
     Raises:
         DataError: the folders, or the split's file, aren't there.
@@ -70,15 +69,7 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
     files = sorted((folder / "Annotations").glob("*.xml"))
     if given is not None and stems is not None:
         files = [file for file in files if file.stem in stems]
-    found: dict[str, _Annotation | None] = {}
-    for file in files:
-        annotation = _read_annotation(file)
-        if isinstance(annotation, Problem):
-            if stems is None or file.stem in stems:
-                problems.append(annotation)
-            found[file.stem] = None
-        else:
-            found[file.stem] = annotation
+    found = _annotations(files, stems, problems)
     readable = {stem: one for stem, one in found.items() if one is not None}
     classes = given or tuple(sorted({name for a in readable.values() for name, _ in a.objects}))
     chosen = stems if stems is not None else {stem: a.place for stem, a in readable.items()}
@@ -91,17 +82,42 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
             maker.add(stem, readable[stem])
     return Dataset(
         folder.resolve().name,
+        folder,
         "voc",
         classes or None,
         maker.samples,
         tuple(problems),
         ids_given=given is not None,
-        notes=left_out_note(maker.without),
+        notes=notes_of(maker.without, maker.several) + _unannotated(maker, split, found),
     )
 
 
+def _annotations(
+    files: Sequence[Path], stems: Mapping[str, Place] | None, problems: list[Problem]
+) -> dict[str, _Annotation | None]:
+    """Reads each file's annotation, None for a bad one, which is a problem if it is asked for."""
+    found: dict[str, _Annotation | None] = {}
+    for file in files:
+        annotation = _read_annotation(file)
+        if isinstance(annotation, Problem):
+            if stems is None or file.stem in stems:
+                problems.append(annotation)
+            found[file.stem] = None
+        else:
+            found[file.stem] = annotation
+    return found
+
+
+def _unannotated(
+    maker: _Maker, split: str | None, found: Mapping[str, _Annotation | None]
+) -> tuple[str, ...]:
+    """Makes the note of images that no annotation is of; in a split they are no concern."""
+    count = 0 if split is not None else len(maker.images.keys() - found.keys())
+    return (f"images left out, without an annotation: {count}",) if count else ()
+
+
 def _split(folder: Path, split: str | None, problems: list[Problem]) -> dict[str, Place] | None:
-    """The names in a split's file with their places; None for all."""
+    """Reads the names in a split's file with their places; None for all."""
     if split is None:
         return None
     file = folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -143,16 +159,16 @@ class _Maker:
         self, folder: Path, classes: Sequence[str], first_pixel: int, problems: list[Problem]
     ) -> None:
         images = sorted((folder / "JPEGImages").iterdir())
-        self.images = {p.stem: p for p in images if p.suffix.lower() in SUFFIXES}
+        self.images = {p.stem: p for p in images if is_image(p)}
         self.folder = folder / "JPEGImages"
         self.ids = {name: index for index, name in enumerate(classes)}
         self.first_pixel = first_pixel
         self.problems = problems
         self.samples: list[Sample] = []
-        self.without = 0
+        self.without = self.several = 0
 
     def add(self, stem: str, annotation: _Annotation) -> None:
-        """One sample more, unless something is wrong with it or no object counts."""
+        """Adds a sample, unless something is wrong with it or no object counts."""
         before = len(self.problems)
         file = annotation.place.file
         objects = [self._object(file, name, element) for name, element in annotation.objects]
@@ -162,6 +178,7 @@ class _Maker:
         if not known:
             self.without += 1
             return
+        self.several += has_several_classes([one for one in objects if one is not None])
         path = self.images.get(stem, self.folder / f"{stem}.jpg")
         self.samples.append(
             Sample(
@@ -202,7 +219,7 @@ MAX_BYTES = 16 * 2**20
 
 @dataclass
 class Element:
-    """An element.
+    """An element of an XML file, which knows its line.
 
     Attributes:
         tag: its name.
@@ -217,15 +234,15 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def all(self, tag: str) -> list[Element]:
-        """The children of that name."""
+        """Returns the children of that name."""
         return [child for child in self.children if child.tag == tag]
 
     def find(self, tag: str) -> Element | None:
-        """The first child of that name; None if there is none."""
+        """Returns the first child of that name; None if there is none."""
         return next(iter(self.all(tag)), None)
 
     def value(self, tag: str) -> str:
-        """The text of the first child of that name, without blanks at its ends; "" without one."""
+        """Returns the text of the first child of that name, stripped; "" without one."""
         child = self.find(tag)
         return "" if child is None else child.text.strip()
 
@@ -287,5 +304,5 @@ def read_xml(file: Path) -> Element | Problem:
 
 
 def place_of(file: Path, element: Element) -> Place:
-    """Where an element begins."""
+    """Returns where an element begins."""
     return Place(file, element.line)

@@ -1,4 +1,4 @@
-"""The text files of the reference evaluation (wsolevaluation, Choe et al. 2020).
+"""Reads the text files of the reference evaluation (wsolevaluation, Choe et al. 2020).
 
 ImageNet-1K, CUB-200-2011, OpenImages-30K and Stanford Cars come in this form. A folder, one for
 each split, has
@@ -66,7 +66,7 @@ class _Masks:
 
 
 class _Reader:
-    """The files of one folder; images with a wrong line are kept in `bad`."""
+    """Reads the files of one folder; images with a wrong line are kept in `bad`."""
 
     def __init__(self, folder: Path, mask_root: Path) -> None:
         self.folder = folder
@@ -219,6 +219,7 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
         notes.append(f"trimaps: {trimaps}; their level {TRIMAP_BORDER} is ignored")
     return Dataset(
         base.resolve().name,
+        folder,
         "wsol",
         class_file(folder, folder.parent, base),
         samples,

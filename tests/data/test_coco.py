@@ -86,7 +86,10 @@ def test_label_boxes_and_masks(coco):
         "instances_val",
         ("car", "toothbrush"),
     )
-    assert data.notes == ("images left out, without an object that counts: 1",)
+    assert data.notes == (
+        "images left out, without an object that counts: 1",
+        "images of several classes, that of the largest box taken: 1",
+    )
     [sample] = data.samples
     assert (sample.name, sample.label) == ("1.png", 1)
     assert sample.boxes.tolist() == [[2, 3, 7, 22.5], [39, 29, 39, 29]]

@@ -1,4 +1,4 @@
-"""Class folders, CSV files, which format a path is, and how classes meet the model's."""
+"""Class folders, CSV files, and which format a path is."""
 
 from __future__ import annotations
 
@@ -54,9 +54,31 @@ def test_class_folders(folders):
     assert all(s.boxes is None and s.masks is None and s.size == (40, 30) for s in data.samples)
 
 
+def test_files_in_class_folders_that_are_no_images_are_noted(folders, text, image):
+    assert open_dataset(folders / "val").notes == ()
+    image("val/beside.png")
+    for name in ("val/dog/a.heic", "val/dog/notes.txt", "val/Border_Collie/x.npy"):
+        text(name, "")
+    text("val/dog/.DS_Store", "")
+    data = open_dataset(folders / "val")
+    assert len(data) == 3
+    assert data.notes == (
+        "files passed over, no images by their names or in no class folder: 4 "
+        "(Border_Collie/x.npy, beside.png, dog/a.heic, ...)",
+    )
+
+
+def test_images_in_subfolders_of_a_class_and_links_that_lead_nowhere(folders, image):
+    image("val/dog/more/9.png")
+    assert "dog/more/9.png" in [s.name for s in open_dataset(folders / "val").samples]
+    (folders / "val" / "dog" / "gone.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"val/dog: the image .*gone\.png is missing"):
+        open_dataset(folders / "val")
+
+
 def test_a_class_folder_without_images(folders):
     (folders / "val" / "ant").mkdir()
-    with pytest.raises(DataError, match="ant: no images in it"):
+    with pytest.raises(DataError, match=r"ant: no images in it \(\.bmp, .*\); each class needs"):
         open_dataset(folders / "val")
     data = open_dataset(folders / "val", skip_bad=True)
     assert {s.label for s in data.samples} == {0, 2}  # the empty one keeps its id
@@ -81,9 +103,23 @@ def test_csv_with_ids_and_names(table):
     )
 
 
+@pytest.mark.parametrize("column", ["image", "path", "File"])
+@pytest.mark.parametrize("label", ["class_index", "class_id", "class", "label"])
+def test_csv_with_ids_in_any_column_and_others_between(table, column, label):
+    lines = (f"{column},extra,{label}", "images/1.png,x,1", "", "images/3.png,y,3")
+    root = table(*lines)
+    for data in (open_dataset(root / "list.csv"), open_dataset(root)):  # the one CSV of a folder
+        assert [(s.name, s.label) for s in data.samples] == [
+            ("images/1.png", 1),
+            ("images/3.png", 3),
+        ]
+        assert data.ids_given
+
+
 @pytest.mark.parametrize(
     ("lines", "classes", "given", "labels"),
     [
+        (("image,class_name", "images/1.png,b", "images/2.png,a"), ("a", "b"), False, [1, 0]),
         (("image,label", "images/1.png,b", "images/2.png,a"), ("a", "b"), False, [1, 0]),
         (("image,label", "images/1.png,7", "images/2.png,0"), None, True, [7, 0]),
         (("path,class_id", '"images/1.png",5'), None, True, [5]),
@@ -110,9 +146,28 @@ HEAD = "image,class_id,label"
         ((HEAD, "images/1.png,0,a", "images/2.png,,b"), r"list\.csv, line 3: an image and a cl"),
         ((HEAD, "images/1.png,0,a", "images/2.png,1.5,b"), r"list\.csv, line 3: a class id is a"),
         ((HEAD, "images/1.png,0,a", "images/1.png,0,a"), r"line 3: images/1\.png stands in line 2"),
-        ((HEAD, "images/1.png,0,a", "images/2.png,0,b"), r"list\.csv, line 3: class 0 is called"),
+        (
+            (HEAD, "images/1.png,0,a", "images/2.png,0,b"),
+            r"list\.csv, line 3: class 0 is called 'b' here and 'a'",
+        ),
         ((HEAD, "images/1.png,0,a", "images/9.png,1,b"), r"line 3: the image .*9\.png is miss"),
-        ((HEAD,), r"'list' \(csv\) has no usable images"),
+        ((HEAD,), r"list\.csv: the data set 'list' \(csv\) has no usable images"),
+        (("image,colour", "a,b"), r"list\.csv, line 1: the header needs .* got image, colour"),
+        (("image,class", "images/1.png"), r"list\.csv, line 2: 2 columns wanted, .*got 1"),
+        (("image,class_index", "images/1.png,one"), r"line 2: a class id is a whole .* got 'one'"),
+        (("image,class_index", "images/1.png,-1"), r"line 2: a class id is a whole .* got '-1'"),
+        # Whole numbers are ids, never names.
+        (("image,class", "images/1.png,-1", "images/2.png,0"), r"line 2: a class id .* got '-1'"),
+        (("image,class", f"images/1.png,{10**10}"), r"line 2: a class id .*nine digits.* got '1"),
+        (("image,class", "images/1.png,0", "images/2.png,"), r"line 3: an image and a class"),
+        (
+            ("image,class", "images/1.png,0", "no.png,0"),
+            r"(?s)1 of 2 images are missing: .*\(root\).*list\.csv, line 3: .*no\.png is missing",
+        ),
+        (
+            ("image,class", "images/1.png," + "x" * 200_000),
+            r"list\.csv, line 2: not CSV: field lar",
+        ),
     ],
 )
 def test_a_mistake_in_a_csv(table, lines, message):
@@ -143,32 +198,13 @@ def test_several_tables(table, text):
         open_dataset(root)
 
 
-def test_classes_are_mapped_by_the_models_names(folders):
-    data = open_dataset(folders / "val")
-    mapped = match_classes(data, 4, ("Dog", "cat", "border collie", "fish"))
-    assert [s.label for s in mapped.samples] == [2, 0, 0]
-    assert mapped.classes == ("Dog", "cat", "border collie", "fish")
-    assert match_classes(mapped, 4).samples[0].label == 2  # ids now
-    assert [s.label for s in match_classes(data, 2).samples] == [0, 1, 1]
+def test_a_folder_that_cannot_be_read(folders, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied", str(self))
 
-
-def test_classes_that_do_not_meet_the_models(folders, table):
-    data = open_dataset(folders / "val")
-    with pytest.raises(DataError, match=r"has 2 classes .* the model has 3 and no names"):
-        match_classes(data, 3)
-    with pytest.raises(DataError, match="the model has 3 and none of these names"):
-        match_classes(data, 3, ("x", "y", "z"))
-    with pytest.raises(DataError, match="no class 'Border_Collie'; near: border coli"):
-        match_classes(data, 2, ("dog", "border coli"))
-    with pytest.raises(DataError, match=r"2 classes called 'dog' \(ids \[0, 1\]\)"):
-        match_classes(data, 3, ("dog", "DOG", "border collie"))
-    left = match_classes(data, 2, ("dog", "border coli"), skip_bad=True)
-    assert [s.label for s in left.samples] == [0, 0]
-    assert len(left.problems) == 1
-    ids = open_dataset(table("image,label", "images/1.png,7", "images/2.png,0"))
-    assert match_classes(ids, 8).classes is None
-    with pytest.raises(DataError, match=r"list\.csv, line 2: .* class 7, the model's are 0 to 6"):
-        match_classes(ids, 7)
+    monkeypatch.setattr(type(folders), "iterdir", refused)
+    with pytest.raises(DataError, match=r"val can't be read: Permission denied"):
+        open_dataset(folders / "val")
 
 
 @pytest.mark.shared
@@ -187,7 +223,11 @@ def test_real_data():
         assert ignored.any()
     samples = open_dataset(DATA / "imagenet_samples")
     assert (samples.format, len(samples), len(samples.classes)) == ("csv", 1000, 1000)
-    assert [s.label for s in match_classes(samples, 1000).samples] == list(range(1000))
+    assert samples.classes[:2] == ("tench", "goldfish")
+    assert match_classes(samples, 1000).labels.tolist() == list(range(1000))
+    beside = open_dataset(DATA / "pets" / "metadata")
+    assert [s.name for s in beside.samples] == [s.name for s in pets.samples]
+    assert pets.name == "pets"
 
 
 def test_neither_torch_nor_onnx_is_imported():

@@ -57,7 +57,10 @@ def test_label_and_boxes(voc):
     assert one.boxes.tolist() == [[0, 0, 39, 29]]  # counted from 0
     assert several.boxes.tolist() == [[1, 2, 19, 21.5], [29, 24, 29, 24]]
     assert [place.line for place in several.box_places] == [6, 9]
-    assert data.notes == ("images left out, without an object that counts: 2",)
+    assert data.notes == (
+        "images left out, without an object that counts: 2",
+        "images of several classes, that of the largest box taken: 1",
+    )
 
 
 def test_coordinates_from_zero(voc):
@@ -82,6 +85,14 @@ def test_splits(voc, tmp_path):
         open_dataset(root, split="wrong")
     with pytest.raises(DataError, match=r"test\.txt is missing; .* has one, val, wrong"):
         open_dataset(root, split="test")
+
+
+def test_images_without_an_annotation_are_counted(voc, tmp_path):
+    root = voc(a=box("dog", 1, 1, 9, 9), b=box("cat", 1, 1, 9, 9))
+    image_writer(tmp_path)("JPEGImages/c.png")
+    text_writer(tmp_path)("ImageSets/Main/one.txt", "a")
+    assert open_dataset(root).notes == ("images left out, without an annotation: 1",)
+    assert open_dataset(root, split="one").notes == ()  # the others aren't asked for
 
 
 def test_given_classes(voc, tmp_path):

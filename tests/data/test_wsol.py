@@ -74,6 +74,37 @@ def test_only_the_list_of_images_must_be_there(files):
     assert "no classes" in data.notes[0]
 
 
+def test_order_and_classes_from_the_folder_or_from_its_metadata(files, text, tmp_path):
+    root = files(image_ids=NAMES[:0:-1], image_sizes=None, localization=None, masks=None)
+    text("images/classes.txt", "red", "green", "blue")
+    for path in (root, root / "metadata"):
+        data = open_dataset(path)
+        assert [s.name for s in data.samples] == ["b/3.png", "a/2.png"]
+        assert data.labels.tolist() == [1, 0]  # class_labels.txt may say more
+        assert (data.name, data.classes) == ("images", ("red", "green", "blue"))
+        assert data.samples[0].path.is_file()
+    moved = tmp_path / "elsewhere"
+    (root / "metadata").rename(moved)
+    assert open_dataset(moved, root=root).labels.tolist() == [1, 0]
+
+
+def test_images_that_are_elsewhere(files):
+    root = files(image_sizes=None, localization=None, masks=None)
+    (root / "metadata").rename(root.parent / "metadata")
+    (root / "a" / "1.png").unlink()
+    message = r"1 of 3 images are missing: .*\(root\).*image_ids\.txt, line 1: .*1\.png is missing"
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        open_dataset(root.parent / "metadata", root=root)
+
+
+def test_a_list_of_classes_without_the_list_of_images(files):
+    root = files()
+    (root / "metadata" / "image_ids.txt").unlink()
+    for path in (root, root / "metadata"):
+        with pytest.raises(DataError, match=r"metadata/image_ids\.txt is missing"):
+            open_dataset(path)
+
+
 def test_names_of_classes(files, text):
     text("images/classes.txt", "cat", "dog")
     assert open_dataset(files()).classes == ("cat", "dog")

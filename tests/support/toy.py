@@ -14,9 +14,9 @@ from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import Preprocessing
+from sigcam.data import Dataset, open_dataset
 from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
-from sigcam.train.sources import open_data
+from sigcam.train.views import TrainingViews
 
 SIZE = 16
 COLOURS = ((220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 40))
@@ -81,7 +81,7 @@ def preprocessing() -> Preprocessing:
 
 
 @pytest.fixture
-def views() -> Augmentation:
+def augmentation() -> Augmentation:
     return Augmentation(views=3)
 
 
@@ -96,5 +96,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def data(folder: Path) -> ImageList:
-    return open_data(folder)
+def data(folder: Path) -> Dataset:
+    return open_dataset(folder)
+
+
+@pytest.fixture
+def views(data: Dataset, preprocessing: Preprocessing, augmentation: Augmentation) -> TrainingViews:
+    """Three views of each of the 40 images."""
+    return TrainingViews(data, preprocessing, augmentation)

@@ -26,7 +26,6 @@ from sigcam.images.decode import Encoded, read_image
 from sigcam.images.preprocess import prepare, read_input
 from sigcam.train import feature_cache as cache_folder
 from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
 from sigcam.train.distributed import World
 from sigcam.train.feature_cache import (
     build_cache,
@@ -34,7 +33,7 @@ from sigcam.train.feature_cache import (
     describe,
     key_of,
 )
-from sigcam.train.views import Job, StemRunner, ViewReader
+from sigcam.train.views import FeatureRunner, Job, TrainingViews, ViewReader
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -44,16 +43,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_folder, "CHUNK", 7)
 
 
-def build(dual, data, preprocessing, views, where, **options):
-    return build_cache(
-        dual, data, preprocessing, views, ALONE, cache_dir=where, progress=False, **options
-    )
+def build(dual, views, where, **options):
+    return build_cache(dual, views, ALONE, cache_dir=where, progress=False, **options)
 
 
 def count_runs(monkeypatch: pytest.MonkeyPatch, fail_at: int = -1) -> list[int]:
     """Counts calls of the backbone; the one numbered `fail_at` is interrupted."""
     calls: list[int] = []
-    original = StemRunner.__call__
+    original = FeatureRunner.__call__
 
     def counted(self, pixels):
         if len(calls) == fail_at:
@@ -61,36 +58,38 @@ def count_runs(monkeypatch: pytest.MonkeyPatch, fail_at: int = -1) -> list[int]:
         calls.append(len(pixels))
         return original(self, pixels)
 
-    monkeypatch.setattr(StemRunner, "__call__", counted)
+    monkeypatch.setattr(FeatureRunner, "__call__", counted)
     return calls
 
 
-def test_rows_are_the_stem_of_the_views(toy, data, preprocessing, views, tmp_path) -> None:
-    cache = build(toy, data, preprocessing, views, tmp_path / "c", dtype="float32")
+def test_rows_are_the_stem_of_the_views(toy, views, tmp_path) -> None:
+    cache = build(toy, views, tmp_path / "c", dtype="float32")
     assert cache.features.shape == (40, 3, 12)
     assert cache.features.dtype == np.float32
     assert not cache.failed
+    preprocessing = views.preprocessing
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     for index, view in ((0, 0), (17, 2), (39, 1)):
-        pixels = views.view(read_image(data.file(index)), preprocessing, index, view)
+        whole = read_image(views.dataset.samples[index].path)
+        pixels = views.augmentation.view(whole, preprocessing, index, view)
         image = ((pixels / 255 - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)
         with torch.no_grad():
             want = toy.features(torch.from_numpy(image)).mean((2, 3))[0]
         np.testing.assert_allclose(cache.features[index, view], want, rtol=1e-4, atol=1e-5)
 
 
-def test_view_0_is_the_preparation_in_use(data, preprocessing, views) -> None:
-    image = read_image(data.file(0))
+def test_view_0_is_the_preparation_in_use(views) -> None:
+    image = read_image(views.dataset.samples[0].path)
+    expected = prepare(image, views.preprocessing)[0]
     np.testing.assert_array_equal(
-        views.view(image, preprocessing, 0, 0), prepare(image, preprocessing)[0]
+        views.augmentation.view(image, views.preprocessing, 0, 0), expected
     )
+    np.testing.assert_array_equal(views.pixels(0, (0,))[0], expected)
 
 
 @pytest.mark.parametrize("wanted", [(0,), (0, 2), (1,)])
-def test_view_0_of_a_large_jpeg_is_read_as_in_use(
-    data, preprocessing, views, monkeypatch, wanted
-) -> None:
-    file = data.file(0)
+def test_view_0_of_a_large_jpeg_is_read_as_in_use(views, monkeypatch, wanted) -> None:
+    file, preprocessing = views.dataset.samples[0].path, views.preprocessing
     noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     file.write_bytes(cv2.imencode(".jpg", cv2.resize(noise, (400, 320)))[1].tobytes())
     image = read_image(file)
@@ -99,13 +98,12 @@ def test_view_0_of_a_large_jpeg_is_read_as_in_use(
     whole = Encoded.decode
     calls = []
     monkeypatch.setattr(Encoded, "decode", lambda self: (calls.append(1), whole(self))[1])
-    with ViewReader(
-        data, replace(preprocessing, layout="float32_nchw"), views, workers=1
-    ) as reader:
+    floats = replace(views, preprocessing=replace(preprocessing, layout="float32_nchw"))
+    with ViewReader(floats, workers=1) as reader:
         [made] = reader.read([Job(0, wanted)])
     assert made.pixels is not None
     for view, pixels in zip(wanted, made.pixels, strict=True):
-        expected = in_use if view == 0 else views.view(image, preprocessing, 0, view)
+        expected = in_use if view == 0 else views.augmentation.view(image, preprocessing, 0, view)
         np.testing.assert_array_equal(pixels, expected)
     assert len(calls) == (wanted != (0,))
 
@@ -141,26 +139,22 @@ def test_wrong_augmentation(wrong: dict) -> None:
         Augmentation(**wrong)
 
 
-def test_a_complete_cache_is_only_opened(
-    toy, data, preprocessing, views, tmp_path, monkeypatch
-) -> None:
-    first = build(toy, data, preprocessing, views, tmp_path / "c")
+def test_a_complete_cache_is_only_opened(toy, views, tmp_path, monkeypatch) -> None:
+    first = build(toy, views, tmp_path / "c")
     calls = count_runs(monkeypatch)
-    second = build(toy, data, preprocessing, views, tmp_path / "c")
+    second = build(toy, views, tmp_path / "c")
     assert not calls
     assert (first.key, first.folder) == (second.key, second.folder)
     np.testing.assert_array_equal(first.features, second.features)
     assert first.features.dtype == np.float16
 
 
-def test_an_interrupted_cache_goes_on_where_it_was(
-    toy, data, preprocessing, views, tmp_path, monkeypatch
-) -> None:
-    whole = build(toy, data, preprocessing, views, tmp_path / "whole")
+def test_an_interrupted_cache_goes_on_where_it_was(toy, views, tmp_path, monkeypatch) -> None:
+    whole = build(toy, views, tmp_path / "whole")
     with monkeypatch.context() as patch:
         count_runs(patch, fail_at=3)  # chunks of 7 images: one run of 21 views each
         with pytest.raises(KeyboardInterrupt):
-            build(toy, data, preprocessing, views, tmp_path / "c")
+            build(toy, views, tmp_path / "c")
     folder = tmp_path / "c" / whole.folder.name
     assert len(list((folder / "done").iterdir())) == 3
     assert not (folder / "complete.json").exists()
@@ -170,16 +164,16 @@ def test_an_interrupted_cache_goes_on_where_it_was(
     half.flush()
     del half
     calls = count_runs(monkeypatch)
-    resumed = build(toy, data, preprocessing, views, tmp_path / "c")
+    resumed = build(toy, views, tmp_path / "c")
     assert calls == [21, 21, 15]
     np.testing.assert_array_equal(resumed.features, whole.features)
 
 
 def test_the_key_changes_with_everything_it_depends_on(
-    toy, make_dual, make_model, data, preprocessing, views
+    toy, make_model, data, preprocessing, augmentation
 ) -> None:
-    def key(dual=toy, data=data, preprocessing=preprocessing, views=views) -> str:
-        return key_of(describe(dual, data, preprocessing, views))
+    def key(dual=toy, data=data, preprocessing=preprocessing, augmentation=augmentation) -> str:
+        return key_of(describe(dual, TrainingViews(data, preprocessing, augmentation)))
 
     base = key()
     assert base == key()
@@ -192,101 +186,99 @@ def test_the_key_changes_with_everything_it_depends_on(
         key(dual=DualBranch(other, input_size=16)),
         key(dual=DualBranch(stride, input_size=16)),
         key(dual=DualBranch(make_model(), "conv1", input_size=16)),
-        key(data=replace(data, paths=data.paths[::-1])),
+        key(data=replace(data, samples=data.samples[::-1])),
         key(preprocessing=replace(preprocessing, resize=20)),
         key(preprocessing=replace(preprocessing, mean=(0.5, 0.5, 0.5))),
-        key(views=replace(views, seed=1)),
-        key(views=replace(views, views=4)),
-        key(views=replace(views, crop_scale=(0.5, 1.0))),
-        key(views=replace(views, flip=False)),
+        key(augmentation=replace(augmentation, seed=1)),
+        key(augmentation=replace(augmentation, views=4)),
+        key(augmentation=replace(augmentation, crop_scale=(0.5, 1.0))),
+        key(augmentation=replace(augmentation, flip=False)),
     ]
-    os.utime(data.file(0), ns=(1, 1))
+    os.utime(data.samples[0].path, ns=(1, 1))
     changed.append(key())
     assert len({base, *changed}) == len(changed) + 1
 
 
-def test_what_makes_no_difference_shares_the_cache(
-    toy, make_dual, data, preprocessing, views
-) -> None:
-    base = key_of(describe(toy, data, preprocessing, views))
+def test_what_makes_no_difference_shares_the_cache(toy, make_dual, views) -> None:
+    base = key_of(describe(toy, views))
     same = make_dual()
     with torch.no_grad():
         for parameter in same.sigmoid_head.parameters():
             parameter += 1
-    labels = replace(data, class_ids=data.class_ids[::-1])
-    layout = replace(preprocessing, layout="float32_nchw")
-    assert base == key_of(describe(same, labels, layout, views))
+    samples = [replace(one, label=3 - one.label) for one in views.dataset.samples]
+    other = replace(
+        views,
+        dataset=replace(views.dataset, samples=samples),
+        preprocessing=replace(views.preprocessing, layout="float32_nchw"),
+    )
+    assert base == key_of(describe(same, other))
 
 
-def test_unreadable_images_are_listed(toy, data, preprocessing, views, tmp_path) -> None:
-    data.file(5).write_bytes(b"not an image")
-    cache = build(toy, data, preprocessing, views, tmp_path / "c")
+def test_unreadable_images_are_listed(toy, views, tmp_path) -> None:
+    files = [sample.path for sample in views.dataset.samples]
+    files[5].write_bytes(b"not an image")
+    cache = build(toy, views, tmp_path / "c")
     assert list(cache.failed) == [5]
     assert "5.png" in cache.failed[5]
     assert not cache.features[5].any()
     assert cache.features[4].any()
     assert cache.features[6].any()
-    with pytest.raises(DataError, match="1 of 40 images"):
-        build(toy, data, preprocessing, views, tmp_path / "c", strict=True)
-    for i in range(40):
-        data.file(i).write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"1 of 40 images of .*data can't be used(?s:.*)5\.png"):
+        build(toy, views, tmp_path / "c", strict=True)
+    for file in files:
+        file.write_bytes(b"not an image")
     with pytest.raises(DataError, match="40 of 40 images"):
-        build(toy, data, preprocessing, views, tmp_path / "d")
+        build(toy, views, tmp_path / "d")
 
 
-def test_features_that_are_not_finite_are_refused(make_dual, data, preprocessing, views, tmp_path):
+def test_features_that_are_not_finite_are_refused(make_dual, views, tmp_path):
     dual = make_dual()
     with torch.no_grad():
         for parameter in dual.features.parameters():
             parameter.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        build(dual, data, preprocessing, views, tmp_path)
+        build(dual, views, tmp_path)
     with torch.no_grad():
         for parameter in dual.features.parameters():
             parameter.fill_(1e3)
     with pytest.raises(ModelError, match="float32 cache"):
-        build(dual, data, preprocessing, views, tmp_path)
-    assert build(dual, data, preprocessing, views, tmp_path, dtype="float32").features.max() > 65504
+        build(dual, views, tmp_path)
+    assert build(dual, views, tmp_path, dtype="float32").features.max() > 65504
 
 
-def test_a_damaged_cache_is_named(toy, data, preprocessing, views, tmp_path) -> None:
-    cache = build(toy, data, preprocessing, views, tmp_path)
+def test_a_damaged_cache_is_named(toy, views, tmp_path) -> None:
+    cache = build(toy, views, tmp_path)
     file = cache.folder / "features.npy"
     content = file.read_bytes()
     file.write_bytes(content[:100])
     with pytest.raises(StorageError, match="damaged; delete"):
-        build(toy, data, preprocessing, views, tmp_path)
+        build(toy, views, tmp_path)
     file.write_bytes(content)
     (cache.folder / "complete.json").write_text("")  # as a power cut may leave it
     with pytest.raises(StorageError, match="damaged; delete"):
-        build(toy, data, preprocessing, views, tmp_path)
+        build(toy, views, tmp_path)
 
 
-def test_no_room_is_said_before_the_work(toy, data, preprocessing, views, tmp_path, monkeypatch):
+def test_no_room_is_said_before_the_work(toy, views, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(cache_folder.shutil, "disk_usage", lambda _: usage)
     calls = count_runs(monkeypatch)
     with pytest.raises(StorageError, match="choose another cache folder"):
-        build(toy, data, preprocessing, views, tmp_path)
+        build(toy, views, tmp_path)
     assert not calls
 
 
-def test_a_folder_that_cannot_be_written(toy, data, preprocessing, views, tmp_path) -> None:
+def test_a_folder_that_cannot_be_written(toy, views, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="choose another cache folder"):
-        build(toy, data, preprocessing, views, tmp_path / "file" / "c")
+        build(toy, views, tmp_path / "file" / "c")
 
 
-def test_two_runs_at_once_share_the_work(
-    toy, data, preprocessing, views, tmp_path, monkeypatch
-) -> None:
+def test_two_runs_at_once_share_the_work(toy, views, tmp_path, monkeypatch) -> None:
     calls = count_runs(monkeypatch)
     made = []
     threads = [
-        threading.Thread(
-            target=lambda: made.append(build(toy, data, preprocessing, views, tmp_path))
-        )
-        for _ in range(2)
+        threading.Thread(target=lambda: made.append(build(toy, views, tmp_path))) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -296,8 +288,8 @@ def test_two_runs_at_once_share_the_work(
     np.testing.assert_array_equal(made[0].features, made[1].features)
 
 
-def test_about_says_what_the_key_stands_for(toy, data, preprocessing, views, tmp_path) -> None:
-    cache = build(toy, data, preprocessing, views, tmp_path)
+def test_about_says_what_the_key_stands_for(toy, views, tmp_path) -> None:
+    cache = build(toy, views, tmp_path)
     about = json.loads((cache.folder / "about.json").read_text())
     assert about["branch_layer"] == toy.branch_layer
     assert cache.folder.name == key_of(about)[:32]
@@ -315,12 +307,12 @@ def test_default_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch) ->
     assert default_cache_dir() == Path("/chosen/features")
 
 
-def test_reader_keeps_the_order_and_stops_early(data: ImageList, preprocessing, views) -> None:
+def test_reader_keeps_the_order_and_stops_early(views) -> None:
     jobs = [Job(i, (0,)) for i in range(39, -1, -1)]
-    with ViewReader(data, preprocessing, views, workers=3) as reader:
+    with ViewReader(views, workers=3) as reader:
         assert [d.job.image for d in reader.read(jobs)] == list(range(39, -1, -1))
         stream = reader.read(jobs)
         assert next(stream).job.image == 39
         stream.close()
     with pytest.raises(UsageError, match="workers"):
-        ViewReader(data, preprocessing, views, workers=0)
+        ViewReader(views, workers=0)

@@ -21,24 +21,22 @@ from sigcam.core.errors import (
 )
 from sigcam.train import loop as loop_module
 from sigcam.train import samples as batches
-from sigcam.train.loop import Reading, train_branch
-from sigcam.train.settings import TrainSettings, default_weight_decay
+from sigcam.train.loop import fit_sigmoid_head, fit_softmax_head
+from sigcam.train.settings import Reading, TrainSettings, default_weight_decay
 
 # The toy's features are small, so the default weight decay would hold it back.
 QUICK = TrainSettings(learning_rate=0.05, weight_decay=5e-4, epochs=4, batch_size=16, device="cpu")
 
 
 @pytest.fixture
-def train(data, preprocessing, views, tmp_path):
-    def run(dual, settings=QUICK, **options):
+def train(views, tmp_path):
+    def run(dual, settings=QUICK, *, by=fit_sigmoid_head, given=views, **options):
         options = {
-            "preprocessing": preprocessing,
-            "augmentation": views,
             "reading": Reading(cache_dir=tmp_path / "cache", workers=2),
             "progress": False,
             **options,
         }
-        return train_branch(dual, options.pop("data", data), settings, **options)
+        return by(dual, given, settings, **options)
 
     return run
 
@@ -94,7 +92,7 @@ def test_the_loss_of_the_first_epoch_is_the_definition(train, toy, data) -> None
     result = train(toy, replace(QUICK, epochs=1, batch_size=10**6), run_dir=None)
     features = np.load(result.cache_folder / "features.npy").astype(np.float64).reshape(120, -1)
     z = features @ dual_before["fc.weight"].numpy().T + dual_before["fc.bias"].numpy()
-    y = np.eye(4)[np.repeat(data.class_ids, 3)]
+    y = np.eye(4)[np.repeat(data.labels, 3)]
     s = 1 / (1 + np.exp(-z))
     want = -(3 * y * np.log(s) + (1 - y) * np.log(1 - s)).mean()
     assert result.history[0].loss == pytest.approx(want, rel=1e-5)
@@ -165,13 +163,14 @@ def test_ctrl_c_after_the_last_step_is_not_swallowed(train, make_dual, tmp_path,
     assert_same(head(first), head(second))
 
 
-def test_a_resumed_run_must_be_the_same_run(train, make_dual, toy, tmp_path, data) -> None:
+def test_a_resumed_run_must_be_the_same_run(train, toy, views, tmp_path) -> None:
     train(toy, run_dir=tmp_path)
     with pytest.raises(TrainingError, match=r"learning_rate: 0\.05 before, 0\.1 now"):
         train(toy, replace(QUICK, learning_rate=0.1), run_dir=tmp_path, resume=True)
     with pytest.raises(TrainingError, match="labels"):
-        other = replace(data, class_ids=data.class_ids[::-1])
-        train(toy, data=other, run_dir=tmp_path, resume=True)
+        samples = [replace(one, label=3 - one.label) for one in views.dataset.samples]
+        other = replace(views, dataset=replace(views.dataset, samples=samples))
+        train(toy, given=other, run_dir=tmp_path, resume=True)
     with pytest.raises(TrainingError, match="no checkpoint"):
         train(toy, run_dir=tmp_path / "other", resume=True)
     with pytest.raises(UsageError, match="run_dir"):
@@ -184,19 +183,20 @@ def test_a_resumed_run_must_be_the_same_run(train, make_dual, toy, tmp_path, dat
 def test_on_the_fly_draws_new_views_every_epoch(train, toy, views) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Spy(type(views)):
+    class Spy(type(views.augmentation)):
         def view(self, image, preprocessing, index, view):
             seen.append((index, view))
             return super().view(image, preprocessing, index, view)
 
-    result = train(toy, replace(QUICK, cached=False, epochs=2), augmentation=Spy(views=3))
+    spied = replace(views, augmentation=Spy(views=3))
+    result = train(toy, replace(QUICK, cached=False, epochs=2), given=spied)
     assert sorted(seen) == sorted((p, v) for p in range(40) for v in (1, 2))
     assert (result.views, result.cache_folder) == (0, None)
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_unreadable_images_are_left_out_and_told(train, toy, data, tmp_path, cached) -> None:
-    data.file(7).write_bytes(b"")
+    data.samples[7].path.write_bytes(b"")
     settings = replace(QUICK, cached=cached, epochs=1, batch_size=1)
     result = train(toy, settings)
     assert list(result.failed) == [7]
@@ -329,16 +329,23 @@ def test_weight_decay_is_as_strong_for_each_class_whatever_their_number(train, m
     train(same, replace(QUICK, weight_decay=0.0375))
     assert_same(head(toy), head(same))
     assert train(deep, default).weight_decay == 5e-4
-    assert train(toy, default, head="softmax").weight_decay == 5e-4
+    assert train(toy, default, by=fit_softmax_head).weight_decay == 5e-4
 
 
-def test_wrong_calls(train, toy, preprocessing, tmp_path) -> None:
+def test_wrong_calls(train, toy, views, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"input size \[16, 16\]"):
-        train(toy, preprocessing=replace(preprocessing, height=18))
+        higher = replace(views.preprocessing, height=18)
+        train(toy, given=replace(views, preprocessing=higher))
     with pytest.raises(UsageError, match="device must be"):
         train(toy, replace(QUICK, device="tpu"))
     with pytest.raises(DataError, match="leaves 40 of 40"):
         train(toy, replace(QUICK, val_fraction=0.001))
+    first, *others = views.dataset.samples
+    unlabelled = replace(views.dataset, samples=[replace(first, label=None), *others])
+    with pytest.raises(
+        DataError, match=r"1 of 40 have none:\n.*class0: class0/0\.png has no class"
+    ):
+        train(toy, given=replace(views, dataset=unlabelled))
     with pytest.raises(DataError, match="no class 'class0'"):
         train(toy, class_names=("a", "b", "c", "class3"))
     (tmp_path / "file").write_text("")

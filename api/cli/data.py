@@ -1,0 +1,91 @@
+"""The options that name a data set, the same for `sigcam train` and `sigcam evaluate`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from sigcam.cli.common import options, say
+
+if TYPE_CHECKING:
+    from sigcam.data import Dataset
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FORMATS = ["auto", "wsol", "voc", "coco", "csv", "folders"]
+_NAMES = ("path", "format", "metadata", "split", "root", "mask_root", "first_pixel", "skip_bad")
+
+_with_data = options(
+    click.option(
+        "--data",
+        "path",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Data set: wsolevaluation's text files, Pascal VOC, COCO instances, a CSV file of "
+        "images and classes, or class folders.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(_FORMATS),
+        default="auto",
+        show_default=True,
+        help="Which of these it is.",
+    ),
+    click.option(
+        "--metadata", type=click.Path(path_type=Path), help="wsol: folder of the text files."
+    ),
+    click.option("--split", help="Which part of the data set, where it has several."),
+    click.option(
+        "--data-root",
+        "root",
+        type=click.Path(path_type=Path),
+        help="wsol, coco, csv: folder that the images in --data are relative to.",
+    ),
+    click.option("--mask-root", type=click.Path(path_type=Path), help="wsol: the same for masks."),
+    click.option(
+        "--first-pixel",
+        type=click.IntRange(0, 1),
+        help="voc: number of the first row and column: 1 (the default), 0 for ImageNet's files.",
+    ),
+    click.option(
+        "--skip-bad",
+        is_flag=True,
+        help="Leave out what is wrong with the data set and go on; it is listed.",
+    ),
+)
+
+
+def data_options(function: F) -> F:
+    """Adds the options that name a data set; the command gets them as `data`.
+
+    That is a dict of the arguments of `open_dataset`, for `open_named`.
+    """
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        data = {name: kwargs.pop(name) for name in _NAMES}
+        return function(*args, data=data, **kwargs)
+
+    return _with_data(gathered)  # type: ignore[return-value]
+
+
+def open_named(data: dict[str, Any]) -> Dataset:
+    """Opens and checks the data set that the options name, and says what it leaves out.
+
+    Args:
+        data: as `data_options` passes it.
+
+    Raises:
+        DataError, UsageError: as `open_dataset`.
+    """
+    from sigcam.data import left_out, open_dataset
+
+    say(f"reading and checking {data['path']}")
+    dataset = open_dataset(**data)
+    for line in left_out(dataset.problems, dataset.notes):
+        say(line)
+    return dataset

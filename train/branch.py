@@ -1,0 +1,168 @@
+"""Training the sigmoid branch of a classifier on a data set, from start to a branch file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
+from sigcam.classifier.build import BuiltClassifier
+from sigcam.core.spec import Preprocessing
+from sigcam.data import Dataset, labelled
+from sigcam.train.augment import Augmentation
+from sigcam.train.checkpoint import CHECKPOINT
+from sigcam.train.loop import fit_sigmoid_head, fit_softmax_head
+from sigcam.train.settings import Reading, TrainResult, TrainSettings
+from sigcam.train.views import TrainingViews
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedBranch:
+    """A classifier whose sigmoid branch was trained, and how that went.
+
+    Attributes:
+        classifier: the model, ready for `export_artifact`; its `info` says what it was trained
+            on.
+        info: what the branch file says about the branch.
+        result: losses and accuracies of each epoch, and the images that couldn't be read.
+    """
+
+    classifier: BuiltClassifier
+    info: BranchInfo
+    result: TrainResult
+
+    def save(self, path: str | Path, dtype: BranchType = "float32") -> BranchInfo:
+        """Writes the branch file, whole or not at all.
+
+        Args:
+            path: the file, usually ending in ".safetensors".
+            dtype: the type of the stored values; "float16" for a small file to ship.
+
+        Returns:
+            The info as written, with hash and versions.
+
+        Raises:
+            ModelError: a value isn't finite, or not in float16.
+            StorageError: the file can't be written.
+        """
+        return save_branch(path, self.classifier.dual, self.info, dtype)
+
+
+def train_branch(
+    classifier: BuiltClassifier,
+    dataset: Dataset,
+    settings: TrainSettings | None = None,
+    *,
+    augmentation: Augmentation | None = None,
+    preprocessing: Preprocessing | None = None,
+    reading: Reading | None = None,
+    trained_on: str | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> TrainedBranch:
+    """Trains the sigmoid branch of a classifier; nothing else of a trained classifier changes.
+
+    A classifier whose last layer was re-made (`build_classifier(..., new_classes=C)`) gets that
+    layer trained first, by cross-entropy on the same features.
+
+    Args:
+        classifier: from `build_classifier`; its modules are trained in place.
+        dataset: images with one class each, from `open_dataset`. Classes are matched with the
+            model's by id or by name.
+        settings: how to train; the paper's when None.
+        augmentation: which views of each image; twelve random crops and flips when None.
+        preprocessing: how images become the input, as it will be deployed; the classifier's own
+            when None.
+        reading: how images are read and where features are kept.
+        trained_on: what the data is, in words for the branch file; its name and counts when
+            None.
+        run_dir: folder of checkpoints and of `metrics.csv`; without one nothing is kept.
+        resume: goes on from the checkpoint in `run_dir`.
+        progress: shows a bar on standard error.
+        say: is told each stage in words; None tells nobody.
+
+    Returns:
+        The trained classifier with the history of its training.
+
+    Raises:
+        UsageError: settings that contradict each other or the model.
+        DataError: images without a class, or classes that the model doesn't have.
+        TrainingError: the loss isn't finite, or a checkpoint of another run.
+        StorageError: a folder can't be written.
+
+    Example:
+        classifier = sigcam.build_classifier("efficientnet_lite0", weights="DEFAULT")
+        trained = sigcam.train_branch(classifier, sigcam.open_dataset("images/"))
+        trained.save("branch.safetensors")
+    """
+    say = say or _silent
+    settings = settings or TrainSettings()
+    augmentation = augmentation or Augmentation(seed=settings.seed)
+    preprocessing = preprocessing or classifier.preprocessing
+    dataset, folder = labelled(dataset), None if run_dir is None else Path(run_dir)
+    views = TrainingViews(dataset, preprocessing, augmentation)
+    dual, names = classifier.dual, classifier.class_names
+    if classifier.replaced_classes and not classifier.has_sigmoid:
+        say("training the new softmax head")
+        fit_softmax_head(
+            dual,
+            views,
+            replace(settings, positive_weight=None),
+            reading=reading,
+            class_names=names,
+            run_dir=None if folder is None else folder / "softmax",
+            resume=resume,
+            progress=progress,
+        )
+        # Stopped in the first stage, a run has no checkpoint of the second yet.
+        resume = resume and folder is not None and (folder / CHECKPOINT).exists()
+    say("training the sigmoid branch (Ctrl-C keeps a checkpoint, --resume goes on from it)")
+    result = fit_sigmoid_head(
+        dual,
+        views,
+        settings,
+        reading=reading,
+        class_names=names,
+        run_dir=folder,
+        resume=resume,
+        progress=progress,
+    )
+    info = BranchInfo(
+        architecture=classifier.architecture,
+        branch_layer=dual.branch_layer,
+        num_classes=dual.num_classes,
+        preprocessing=preprocessing,
+        trained_on=trained_on or f"{dataset.name}: {result.counts}",
+        positive_weight=result.positive_weight,
+        weights=classifier.weights,
+        loaded_classes=classifier.loaded_classes,
+        class_names=names or _names(dataset, dual.num_classes),
+        replaced_classes=classifier.replaced_classes,
+        settings={
+            **asdict(settings),
+            "weight_decay": result.weight_decay,
+            "views": augmentation.views,
+            "crop_scale": augmentation.crop_scale,
+            "flip": augmentation.flip,
+        },
+    )
+    trained = replace(
+        classifier,
+        preprocessing=preprocessing,
+        class_names=info.class_names,
+        info=info,
+        checkpoint=None,
+    )
+    return TrainedBranch(trained, info, result)
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+def _names(dataset: Dataset, num_classes: int) -> tuple[str, ...]:
+    names = dataset.classes or ()
+    return names if len(names) == num_classes else ()
