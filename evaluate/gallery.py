@@ -1,4 +1,4 @@
-"""The images that a report shows: those that the first artifact does best and worst on."""
+"""Draws the images that a report shows: those that the first artifact does best and worst on."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import numpy as np
 
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Sample
-from sigcam.evaluate.model import Answer, Model
+from sigcam.evaluate.localization.protocol import THRESHOLDS
+from sigcam.evaluate.model import EvaluatedModel, Prediction
+from sigcam.images.boxes import boxes_of
+from sigcam.images.overlay import ALPHA, draw
 from sigcam.images.preprocess import Prepared, read_input
-from sigcam.runtime.explanation import Explanation
+from sigcam.images.upsample import to_heatmap
 
 SHOWN = 6
-"""Images at each end."""
+"""How many of the best images are shown, and how many of the worst."""
 
 _SIDE = 260
+"""The longer side of a drawn image in pixels."""
+
 _TRUTH = (80, 220, 120)
+"""Colour of the true boxes, RGB."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class GalleryImage:
     """An image of the gallery.
 
     Attributes:
-        name: of the sample.
-        score: what it was chosen by, 0 to 1.
+        name: the sample's name.
+        score: the value that it was chosen by, 0 to 1.
         captions: for each artifact, what it predicts.
-        overlays: for each artifact, a JPEG: the map, its box in white, the true ones in green.
+        overlays: for each artifact a JPEG of the heatmap over the image, with the heatmap's boxes
+            in white and the true ones in green.
     """
 
     name: str
@@ -40,77 +47,93 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Images by what they were chosen by.
+    """The images that the first artifact does best and worst on.
 
     Attributes:
-        by: words for it.
-        worst, best: the worst and the best first.
+        by: the value that they were chosen by, in words.
+        worst: the images with the lowest values, the lowest first.
+        best: the images with the highest values, the highest first.
     """
 
     by: str
-    worst: tuple[Shown, ...]
-    best: tuple[Shown, ...]
+    worst: tuple[GalleryImage, ...]
+    best: tuple[GalleryImage, ...]
 
 
-def ranked(records: Array) -> tuple[str, Array]:
-    """What images are chosen by, in words, and its value of each image, NaN for none."""
+def ranking(records: Array) -> tuple[str, Array]:
+    """Returns the value that images are chosen by: the first that the data set has.
+
+    Args:
+        records: the first artifact's records [P].
+
+    Returns:
+        The value in words, and float64 [P], 0 to 1, NaN where an image has none.
+    """
     if records["has_boxes"].any():
         return "IoU of the largest contour's box", np.array(records["iou"], np.float64)
     if np.isfinite(records["energy"]).any():
         return "energy inside the object", np.array(records["energy"], np.float64)
     before, after = (np.array(records[name], np.float64) for name in ("probability", "after"))
-    return "confidence kept on the image times its map", np.minimum(1.0, after / before)
+    return "confidence kept on the image times its heatmap", np.minimum(1.0, after / before)
 
 
 def make_gallery(
-    models: Sequence[Model], dataset: Dataset, records: Array, threshold: float
+    models: Sequence[EvaluatedModel], dataset: Dataset, records: Array, threshold: float
 ) -> Gallery:
     """Runs the chosen images again and draws them.
 
     Args:
         models: the artifacts.
-        dataset: its samples in the order of the records.
-        records: of the first artifact.
-        threshold: of the boxes that are drawn.
+        dataset: the samples, in the order of the records.
+        records: the first artifact's records [P].
+        threshold: share of a heatmap's maximum at which its boxes are drawn, 0 to 1.
 
     Raises:
         ImageError: an image that was read before can't be read any more.
+        BackendError: a backend failed.
     """
-    by, values = ranked(records)
+    by, values = ranking(records)
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
     count = min(SHOWN, len(order) // 2)
 
-    def shown(index: int) -> Shown:
-        return _shown(models, dataset.samples[index], float(values[index]), threshold)
+    def image(index: int) -> GalleryImage:
+        return _image(models, dataset.samples[index], float(values[index]), threshold)
 
-    worst = tuple(shown(index) for index in order[:count])
-    best = tuple(shown(index) for index in reversed(order[len(order) - count :]))
+    worst = tuple(image(index) for index in order[:count])
+    best = tuple(image(index) for index in reversed(order[len(order) - count :]))
     return Gallery(by, worst, best)
 
 
-def _shown(models: Sequence[Model], sample: Sample, score: float, threshold: float) -> Shown:
+def _image(
+    models: Sequence[EvaluatedModel], sample: Sample, score: float, threshold: float
+) -> GalleryImage:
     captions, overlays = [], []
     for model in models:
-        read = read_input(sample.path, model.reading)
-        answer = model.answers([read.tensor], [sample.label])[0]
-        predicted = model.spec.label(answer.predicted)
-        of = model.spec.label(answer.cam_class)
-        map_of = "" if of == predicted else f", map of {of}"
-        captions.append(f"{predicted} {answer.probability:.0%}{map_of}")
-        overlays.append(_overlay(model, read, answer, sample, threshold))
-    return Shown(sample.name, score, tuple(captions), tuple(overlays))
+        read = read_input(sample.path, model.uint8_preprocessing)
+        [prediction] = model.predict([read.tensor], [sample.label])
+        predicted = model.spec.label(prediction.class_id)
+        of = model.spec.label(prediction.cam_class)
+        heatmap_of = "" if of == predicted else f", heatmap of {of}"
+        captions.append(f"{predicted} {prediction.probability:.0%}{heatmap_of}")
+        overlays.append(_overlay(read, prediction, sample, threshold))
+    return GalleryImage(sample.name, score, tuple(captions), tuple(overlays))
 
 
-def _overlay(
-    model: Model, read: Prepared, answer: Answer, sample: Sample, threshold: float
-) -> bytes:
-    explanation = Explanation(
-        answer.cam_class, "", answer.probability, None, answer.cam, model.spec.method,
-        read.placement, read.original,
-    )  # fmt: skip
-    drawn = explanation.overlay(box_threshold=threshold)
+def _overlay(read: Prepared, prediction: Prediction, sample: Sample, threshold: float) -> bytes:
+    """Draws the heatmap that was scored, its boxes and the true ones: a JPEG."""
+    heatmap, valid = to_heatmap(prediction.cam, read.placement)
+    # Boxes around all that is above 0, as the threshold 0 means, are those of its next one.
+    boxes = boxes_of(heatmap, max(threshold, float(THRESHOLDS[1])))
+    drawn = draw(
+        read.original.image,
+        heatmap if valid else None,
+        read.placement.crop_box,
+        ALPHA,
+        boxes,
+    )
     line = max(2, round(min(drawn.shape[:2]) / 100))
-    for x0, y0, x1, y1 in [] if sample.boxes is None else sample.boxes.round().astype(int).tolist():
+    truth = [] if sample.boxes is None else sample.boxes.round().astype(int).tolist()
+    for x0, y0, x1, y1 in truth:  # both ends inside, as OpenCV draws them
         cv2.rectangle(drawn, (x0, y0), (x1, y1), _TRUTH, line)
     scale = min(1.0, _SIDE / max(drawn.shape[:2]))
     size = (max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale)))

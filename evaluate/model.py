@@ -1,151 +1,139 @@
-"""An artifact under evaluation: what it says of a batch of images, and of changed ones."""
+"""Runs an artifact under evaluation: predictions, CAMs, and probabilities of changed images."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
-from sigcam.core.artifact import read_spec
 from sigcam.core.errors import BackendError, UsageError
 from sigcam.core.files import model_digest
 from sigcam.core.spec import Preprocessing
 from sigcam.core.threads import Stopwatch
 from sigcam.core.types import Array
 from sigcam.images.preprocess import prepare
-from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import BackendOptions
-from sigcam.runtime.model import own_cams, softmax
+from sigcam.runtime.model import ExportedModel, ModelOutputs, Wanted, probabilities_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What an artifact says of one image.
+class Prediction:
+    """What an artifact predicts for one image, and the CAM that is scored.
 
     Attributes:
-        predicted: the most probable class.
-        probability: its softmax probability, 0 to 1.
-        cam_class: class of `cam`: the true one where the artifact can be asked for it and the
-            sample has one, the predicted one otherwise.
-        cam: float32 [h, w], of `cam_class`.
-        predicted_cam: float32 [h, w], of the predicted class.
+        class_id: the most probable class.
+        probability: that class's softmax probability, 0 to 1.
+        cam_class: the class that `cam` is of: the true one where the artifact takes class ids
+            and the sample has a class, the predicted one otherwise.
+        cam: float32 [h, w], finite.
+        predicted_cam: float32 [h, w], finite, of the predicted class.
     """
 
-    predicted: int
+    class_id: int
     probability: float
     cam_class: int
     cam: Array
     predicted_cam: Array
 
 
-class Model:
-    """An opened artifact. A context manager that closes the backend.
+class EvaluatedModel:
+    """An artifact that is opened for an evaluation. A context manager that closes the backend.
 
     Attributes:
-        name: what reports call it: the file's name, told apart where several are equal.
-        path: of the file.
-        spec: that it carries.
-        digest: of the file and its weights.
-        backend_name: the backend that runs it.
+        name: what reports call the artifact.
+        path: the artifact's file.
+        spec: the artifact's spec.
+        digest: SHA-256 of the file and its weights.
+        backend_name: the name of the backend that runs it.
         stopwatch: adds up the seconds in which the backend ran.
     """
 
     def __init__(
         self, name: str, path: Path, backend: str, options: BackendOptions, stopwatch: Stopwatch
     ) -> None:
-        """Opens it.
+        """Opens an artifact.
+
+        Args:
+            name: what reports call it; see `names_of`.
+            path: the .onnx or .engine file.
+            backend: the backend's name, or "auto".
+            options: what the backend is asked for.
+            stopwatch: what the backend's seconds are added to; several artifacts may share one.
 
         Raises:
             ArtifactError, BackendUnavailableError, UsageError: as `sigcam.load`.
         """
-        self.name, self.path, self.spec, self.stopwatch = name, path, read_spec(path), stopwatch
-        if self.spec.kind != "artifact":
-            raise UsageError(f"{path} is a head graph; evaluate the artifact that it belongs to")
+        self.name, self.path, self.stopwatch = name, path, stopwatch
         self.digest = model_digest(path)
-        self._backend = open_backend(path, backend, options)
-        self.backend_name = self._backend.name
-        own = ["cams"] if self.spec.profile == "fused" else ["features", "cam_weights"]
-        self._wanted = ["logits", "class_ids_out", *own]
+        self._model = ExportedModel.open(path, backend, options, with_head=False)
+        self.spec, self.backend_name = self._model.spec, self._model.backend.name
 
     @property
-    def asks(self) -> bool:
-        """Whether the map of any class can be asked for, also of the true one."""
-        return self.spec.classes.mode == "input"
+    def takes_class_ids(self) -> bool:
+        """Returns whether the artifact makes CAMs of any class, so also of the true one."""
+        return self._model.takes_class_ids
 
     @property
-    def reading(self) -> Preprocessing:
-        """How images are read for it: its own preprocessing, as uint8 [H, W, 3]."""
+    def uint8_preprocessing(self) -> Preprocessing:
+        """Returns how images are read for the artifact: its own preprocessing, to uint8 [H, W, 3].
+
+        Changed images are uint8 too, so what the network's layout adds is done in `predict`.
+        """
         return dataclasses.replace(self.spec.preprocessing, layout="uint8_nhwc")
 
-    def answers(self, images: Sequence[Array], labels: Sequence[int | None]) -> list[Answer]:
-        """Runs a batch.
+    def predict(self, images: Sequence[Array], labels: Sequence[int | None]) -> list[Prediction]:
+        """Runs the artifact on a batch of images.
 
         Args:
-            images: uint8 [H, W, 3] each, read by `reading`.
-            labels: the true class of each, or None.
+            images: uint8 [H, W, 3] each, read by `uint8_preprocessing`.
+            labels: each image's true class, or None.
+
+        Returns:
+            One prediction for each image.
 
         Raises:
-            BackendError: the backend failed, or what it gave isn't finite.
+            BackendError: the backend failed, or logits or CAMs aren't finite.
         """
         asked = np.array([[-1, -1 if label is None else label] for label in labels], np.int64)
-        outputs = self._run(images, asked, self._wanted)
-        cams = own_cams(outputs, self.spec)
-        if not np.isfinite(cams).all():
-            raise BackendError(f"{self.path} gives a map that isn't finite; export it again")
-        return [
-            self._answer(softmax(logits), ids, cam, label)
-            for logits, ids, cam, label in zip(
-                outputs["logits"], outputs["class_ids_out"], cams, labels, strict=True
-            )
-        ]
-
-    def _answer(self, probabilities: Array, ids: Array, cams: Array, label: int | None) -> Answer:
-        predicted = int(probabilities.argmax())
-        own = np.flatnonzero(ids == predicted)
-        first = int(own[0]) if len(own) else 0  # of equal logits the graph may choose another
-        row = first
-        if label is not None and label in ids:
-            row = int(np.flatnonzero(ids == label)[0])
-        return Answer(
-            predicted, float(probabilities[predicted]), int(ids[row]), cams[row].copy(),
-            cams[first].copy(),
-        )  # fmt: skip
+        outputs = self._run(images, asked, "cams")
+        rows = zip(
+            probabilities_of(outputs.logits),
+            outputs.class_ids,
+            self._with_path(outputs.finite_cams),
+            labels,
+            strict=True,
+        )
+        return [_prediction(*row) for row in rows]
 
     def probabilities(self, images: Sequence[Array], class_ids: Sequence[int]) -> Array:
-        """Softmax probabilities of one class of each image, float64 [B].
+        """Computes the softmax probability of one class of each image.
 
         Args:
             images: uint8 [H, W, 3] each, of the input's size.
-            class_ids: of each.
+            class_ids: each image's class, 0 <= id < C.
+
+        Returns:
+            float64 [B], 0 to 1.
+
+        Raises:
+            BackendError: the backend failed, or logits aren't finite.
         """
         asked = np.array([[-1]] * len(images), np.int64)
-        logits = self._run(images, asked, ["logits"])["logits"]
-        found = [softmax(row)[one] for row, one in zip(logits, class_ids, strict=True)]
-        return np.array(found, np.float64)
-
-    def _run(self, images: Sequence[Array], asked: Array, wanted: list[str]) -> dict[str, Array]:
-        feeds = {"image": self._batch(images)}
-        if self.asks:
-            feeds["class_ids"] = asked
-        with self.stopwatch:
-            return self._backend.infer(feeds, wanted)
-
-    def _batch(self, images: Sequence[Array]) -> Array:
-        if self.spec.preprocessing.layout == "uint8_nhwc":
-            return np.stack(images)
-        # They have the input's size already, so only the numbers change.
-        plain = dataclasses.replace(self.spec.preprocessing, rule="stretch", resize=None)
-        return np.stack([prepare(image, plain)[0] for image in images])
+        found = probabilities_of(self._run(images, asked, "logits").logits)
+        return found[np.arange(len(found)), np.array(class_ids, np.int64)]
 
     def close(self) -> None:
         """Frees the backend."""
-        self._backend.close()
+        self._model.close()
 
-    def __enter__(self) -> Model:  # noqa: PYI034 (Self is new in Python 3.11)
+    def __enter__(self) -> EvaluatedModel:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
     def __exit__(
@@ -156,12 +144,38 @@ class Model:
     ) -> None:
         self.close()
 
+    def _run(self, images: Sequence[Array], asked: Array, wanted: Wanted) -> ModelOutputs:
+        batch, class_ids = self._batch(images), asked if self.takes_class_ids else None
+        with self.stopwatch:
+            return self._with_path(lambda: self._model.run(batch, class_ids, wanted=wanted))
+
+    def _with_path(self, function: Callable[[], T]) -> T:
+        """Calls a function and puts the artifact's path before what its errors say."""
+        try:
+            return function()
+        except BackendError as exc:
+            raise BackendError(f"{self.path}: {exc}") from exc
+
+    def _batch(self, images: Sequence[Array]) -> Array:
+        """Makes the network's input of images that have its size already."""
+        if self.spec.preprocessing.layout == "uint8_nhwc":
+            return np.stack(images)
+        # Only the numbers change, not the size.
+        plain = dataclasses.replace(self.spec.preprocessing, rule="stretch", resize=None)
+        return np.stack([prepare(image, plain)[0] for image in images])
+
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """What reports call the files: their names, with as many folders as tell them apart.
+    """Returns what reports call files: their names, with as many folders as tell them apart.
+
+    Args:
+        paths: the files.
 
     Raises:
         UsageError: a file that is named twice.
+
+    >>> names_of([Path("a/model.onnx"), Path("b/model.onnx")])
+    ['a/model.onnx', 'b/model.onnx']
     """
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
@@ -172,3 +186,23 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1
+
+
+def _prediction(
+    probabilities: Array, class_ids: Array, cams: Array, label: int | None
+) -> Prediction:
+    """Chooses one image's CAMs among those of `class_ids` [K]."""
+    predicted = int(probabilities.argmax())
+    same = np.flatnonzero(class_ids == predicted)
+    # Of equal logits the graph may choose another class than argmax does.
+    first = int(same[0]) if len(same) else 0
+    row = first
+    if label is not None and label in class_ids:
+        row = int(np.flatnonzero(class_ids == label)[0])
+    return Prediction(
+        class_id=predicted,
+        probability=float(probabilities[predicted]),
+        cam_class=int(class_ids[row]),
+        cam=cams[row].copy(),
+        predicted_cam=cams[first].copy(),
+    )

@@ -1,7 +1,7 @@
-"""`evaluate`: several artifacts over the same images, in one run.
+"""`evaluate_artifacts`: runs several artifacts over the same images.
 
-Images are read and changed (for the faithfulness metrics), and maps are scored, in threads while the
-backends run, one artifact after the other on each batch, in the caller's thread.
+Images are read and changed (for the faithfulness metrics), and CAMs are scored, in threads while
+the backends run, one artifact after the other on each batch, in the caller's thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,30 +19,30 @@ from typing import Any
 import numpy as np
 
 from sigcam.core.errors import DataError, UsageError
+from sigcam.core.progress import Report, reporter
 from sigcam.core.threads import Stopwatch, ahead, in_order
 from sigcam.core.types import Array
-from sigcam.data import Dataset, Sample, match_classes
+from sigcam.data import Dataset, Problem, Sample, match_classes
 from sigcam.data.dataset import data_error, problem
 from sigcam.evaluate.faithfulness.insertion_deletion import STEPS
 from sigcam.evaluate.faithfulness.measure import check_faithfulness
 from sigcam.evaluate.gallery import Gallery, make_gallery
-from sigcam.evaluate.model import Model, names_of
+from sigcam.evaluate.localization.box_accuracy import threshold_index
+from sigcam.evaluate.model import EvaluatedModel, names_of
 from sigcam.evaluate.results.records import empty_record
-from sigcam.evaluate.results.store import State
+from sigcam.evaluate.results.store import EvaluationStore
 from sigcam.evaluate.stages import (
-    Answered,
-    Changed,
-    Measured,
-    Read,
-    answer_batches,
-    change_images,
+    ChangedSample,
+    MeasuredSample,
+    PredictedSample,
+    ReadSample,
+    change_sample,
     measure_batches,
+    predict_batches,
     read_sample,
-    score_answers,
+    score_sample,
 )
 from sigcam.runtime.backends.base import BackendOptions
-
-Report = Callable[[int, int], None]
 
 _WRITTEN_AT_ONCE = 64
 """Images whose records are written together; so many are done again after an interruption."""
@@ -53,16 +53,24 @@ class EvaluateOptions:
     """How artifacts are evaluated.
 
     Attributes:
-        backend: backend, as for `sigcam.load`.
-        backend_options: its options.
+        backend: the name of the backend that runs them, as for `sigcam.load`.
+        backend_options: what that backend is asked for.
         batch_size: images in one run of the backend.
-        workers: threads that read images, as many that score maps, and twice as many that
+        workers: threads that read images, as many that score CAMs, and twice as many that
             change images for the faithfulness metrics.
-        threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
-        tolerance: of the pointing game, in pixels of the protocol's square of 224.
-        faithfulness: which of `faithfulness.FAITHFULNESS` are measured.
-        steps: of insertion and deletion.
-        skip_bad: go on without images that can't be decoded.
+        threshold: share of a heatmap's maximum at which GT-known and Top-1 Loc draw their
+            boxes, a multiple of 0.001 in [0, 1).
+        tolerance: how many pixels beside the object the pointing game still counts as a hit,
+            on the protocol's square of 224 pixels.
+        faithfulness: the faithfulness metrics that are measured, of `measure.FAITHFULNESS`.
+        steps: in how many steps insertion and deletion change an image.
+        skip_bad: whether to go on without images that can't be decoded.
+
+    Raises:
+        UsageError: unknown faithfulness metrics, or a number out of range.
+
+    >>> EvaluateOptions(faithfulness=("confidence", "road")).steps
+    224
     """
 
     backend: str = "auto"
@@ -77,37 +85,60 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_faithfulness(self.faithfulness)
+        threshold_index(self.threshold)
+        if self.tolerance < 0:
+            raise UsageError(f"tolerance must be >= 0 pixels, got {self.tolerance}")
         for name in ("batch_size", "workers", "steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def for_records(self) -> dict[str, Any]:
+        """Returns the options that the records depend on, ready for JSON."""
+        return {
+            "backend": self.backend,
+            "precision": self.backend_options.precision,
+            "threshold": self.threshold,
+            "tolerance": self.tolerance,
+            "faithfulness": sorted(self.faithfulness),
+            "steps": self.steps,
+        }
+
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """What a report says of an artifact: its name, file, spec as JSON, digest and backend."""
+    """An artifact that was evaluated, as a report describes it.
+
+    Attributes:
+        name: the file's name, with as many folders as tell it from the others.
+        path: the file.
+        digest: SHA-256 of the file and its weights.
+        backend: the name of the backend that ran it.
+        spec: its spec, as JSON has it.
+        takes_class_ids: whether it makes CAMs of any class, so that the true class's was scored.
+    """
 
     name: str
     path: Path
     digest: str
     backend: str
     spec: dict[str, Any]
-    asks: bool
+    takes_class_ids: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A finished run.
+    """A finished evaluation.
 
     Attributes:
         dataset: the samples, in the order of the records; its problems include images that
             couldn't be read (their records are empty and count nowhere).
-        artifacts: in the order given.
-        records: of each artifact, [P].
-        options: of the run.
-        seconds: of this run, without what an earlier one did.
-        backend_seconds: those in which a backend ran.
-        resumed: images that an earlier run had done.
-        gallery: images to show.
+        artifacts: the artifacts, in the order given.
+        records: the records of each artifact, [P], one for each sample; see `records.RECORD`.
+        options: how the artifacts were evaluated.
+        seconds: how long this run took, without what an earlier one did.
+        backend_seconds: how long of that a backend ran.
+        resumed: how many images an earlier run had done.
+        gallery: the images that a report shows.
     """
 
     dataset: Dataset
@@ -120,8 +151,8 @@ class Evaluation:
     gallery: Gallery
 
 
-def evaluate(
-    models: Sequence[str | Path],
+def evaluate_artifacts(
+    paths: Sequence[str | Path],
     dataset: Dataset,
     folder: str | Path,
     options: EvaluateOptions | None = None,
@@ -131,12 +162,15 @@ def evaluate(
     """Evaluates artifacts on a data set.
 
     Args:
-        models: paths of artifacts; the first one is what the others are compared with.
-        dataset: from `open_dataset`.
-        folder: for the records; an evaluation of the same files and options that was
-            interrupted there goes on.
-        options: how.
-        progress: called with the images done and all.
+        paths: the artifacts' files; the first one is what the others are compared with.
+        dataset: what `sigcam.data.open_dataset` returned.
+        folder: where the records are written. An evaluation of the same files and options that
+            was interrupted there goes on.
+        options: how they are evaluated; `EvaluateOptions()` when None.
+        progress: called with the number of images done and of all images.
+
+    Returns:
+        The records and what they are of. `reports.summarise` makes numbers of them.
 
     Raises:
         UsageError: options that contradict each other; another evaluation in the folder.
@@ -147,41 +181,44 @@ def evaluate(
         StorageError: the records can't be written.
     """
     options, folder = options or EvaluateOptions(), Path(folder)
-    paths = [Path(path) for path in models]
-    if not paths:
+    files = [Path(path) for path in paths]
+    if not files:
         raise UsageError("at least one artifact is needed, got none")
     stopwatch = Stopwatch()
     with ExitStack() as stack:
-        opened = [
+        models = [
             stack.enter_context(
-                Model(name, path, options.backend, options.backend_options, stopwatch)
+                EvaluatedModel(name, file, options.backend, options.backend_options, stopwatch)
             )
-            for name, path in zip(names_of(paths), paths, strict=True)
+            for name, file in zip(names_of(files), files, strict=True)
         ]
-        dataset = _matched(dataset, opened, options)
-        state = State(folder, opened, dataset, described(options))
-        resumed, start = state.done(), time.perf_counter()
-        _run(opened, dataset, state, options, progress or _silent)
+        dataset = _with_class_ids(dataset, models, options)
+        store = EvaluationStore(folder, models, dataset, options.for_records())
+        resumed, start = store.done(), time.perf_counter()
+        _write_records(models, dataset, store, options, reporter(progress or False, "evaluate"))
         seconds = time.perf_counter() - start, stopwatch.seconds  # without the gallery
-        records = tuple(file.read() for file in state.files)
-        gallery = make_gallery(opened, dataset, records[0], options.threshold)
-        dataset = replace(dataset, problems=(*dataset.problems, *state.problems()))
-        infos = tuple(
-            ArtifactInfo(
-                one.name, one.path, one.digest, one.backend_name, json.loads(one.spec.to_json()),
-                one.asks,
-            )
-            for one in opened
-        )  # fmt: skip
+        records = tuple(file.read() for file in store.files)
+        gallery = make_gallery(models, dataset, records[0], options.threshold)
+        dataset = replace(dataset, problems=(*dataset.problems, *store.problems()))
+        infos = tuple(_info(model) for model in models)
     return Evaluation(dataset, infos, records, options, *seconds, resumed, gallery)
 
 
-def _silent(done: int, total: int) -> None:
-    del done, total
+def _info(model: EvaluatedModel) -> ArtifactInfo:
+    return ArtifactInfo(
+        name=model.name,
+        path=model.path,
+        digest=model.digest,
+        backend=model.backend_name,
+        spec=json.loads(model.spec.to_json()),
+        takes_class_ids=model.takes_class_ids,
+    )
 
 
-def _matched(dataset: Dataset, models: Sequence[Model], options: EvaluateOptions) -> Dataset:
-    """The data set with the models' class ids, which have to be the same."""
+def _with_class_ids(
+    dataset: Dataset, models: Sequence[EvaluatedModel], options: EvaluateOptions
+) -> Dataset:
+    """Returns the data set with the models' class ids, which have to be the same for all."""
     first = models[0].spec
     for model in models[1:]:
         same = model.spec.num_classes == first.num_classes
@@ -191,81 +228,70 @@ def _matched(dataset: Dataset, models: Sequence[Model], options: EvaluateOptions
                 f"{model.name} has other classes ({model.spec.num_classes}) than {models[0].name} "
                 f"({first.num_classes}); evaluate artifacts of the same classes together"
             )
-    found = match_classes(dataset, first.num_classes, first.class_names, options.skip_bad)
-    if not found.samples:
+    matched = match_classes(dataset, first.num_classes, first.class_names, options.skip_bad)
+    if not matched.samples:
         raise DataError(f"{dataset.name} has no samples to evaluate")
-    return found
+    return matched
 
 
-def described(options: EvaluateOptions) -> dict[str, Any]:
-    """The options that the records depend on."""
-    return {
-        "backend": options.backend,
-        "precision": options.backend_options.precision,
-        "threshold": options.threshold,
-        "tolerance": options.tolerance,
-        "faithfulness": sorted(options.faithfulness),
-        "steps": options.steps,
-    }
-
-
-def _run(
-    models: Sequence[Model],
+def _write_records(
+    models: Sequence[EvaluatedModel],
     dataset: Dataset,
-    state: State,
+    store: EvaluationStore,
     options: EvaluateOptions,
     progress: Report,
 ) -> None:
     """Writes the records that are missing."""
-    done, total = state.done(), len(dataset)
+    done, total = store.done(), len(dataset)
     progress(done, total)
     samples = islice(iter(dataset.samples), done, None)
     with closing(_scored(models, samples, options)) as scored:
         while chunk := list(islice(scored, _WRITTEN_AT_ONCE)):
-            for one, _ in chunk:
-                if one.error is not None:
-                    state.add_problem(_unread(one, dataset, options))
+            for read, _ in chunk:
+                if read.error is not None:
+                    store.add_problem(_unread(read, dataset, options))
             empty = [empty_record()] * len(models)
             rows = [records or empty for _, records in chunk]
-            state.append([np.stack(column) for column in zip(*rows, strict=True)])
+            store.append([np.stack(column) for column in zip(*rows, strict=True)])
             done += len(chunk)
             progress(done, total)
 
 
 def _scored(
-    models: Sequence[Model], samples: Iterable[Sample], options: EvaluateOptions
-) -> Generator[tuple[Read, list[Array]], None, None]:
-    """The samples with their records, which are none where an image can't be read.
+    models: Sequence[EvaluatedModel], samples: Iterable[Sample], options: EvaluateOptions
+) -> Generator[tuple[ReadSample, list[Array]], None, None]:
+    """Yields the samples with their records, which are none where an image can't be read.
 
     The backends run in the caller's thread, and what needs none of them in others: reading,
     changing images, scoring. While the backends run on a batch's changed images, threads make
     those of the next; two batches of them, and one for each thread, are held at most.
     """
-    preprocessings = list(dict.fromkeys(model.reading for model in models))
+    preprocessings = list(dict.fromkeys(model.uint8_preprocessing for model in models))
     batch_size, workers = options.batch_size, options.workers
     depth = 2 * batch_size
 
-    def read(sample: Sample) -> Read:
+    def read(sample: Sample) -> ReadSample:
         return read_sample(sample, preprocessings)
 
-    def change(one: Answered) -> Changed:
-        return change_images(one, models, options.faithfulness)
+    def change(sample: PredictedSample) -> ChangedSample:
+        return change_sample(sample, models, options.faithfulness)
 
-    def score(one: Measured) -> tuple[Read, list[Array]]:
-        return one.read, score_answers(one, models, options.threshold, options.tolerance)
+    def score(sample: MeasuredSample) -> tuple[ReadSample, list[Array]]:
+        return sample.read, score_sample(sample, models, options.threshold, options.tolerance)
 
     images = ahead(in_order(read, samples, workers, "sigcam-read"), depth, "sigcam-feed")
-    answered = answer_batches(images, models, batch_size)
+    predicted = predict_batches(images, models, batch_size)
     # ROAD's images take longer than all else: by default they get a thread for each core.
-    changed = in_order(change, answered, 2 * workers, "sigcam-change", batch_size)
+    changed = in_order(change, predicted, 2 * workers, "sigcam-change", batch_size)
     measured = measure_batches(changed, models, batch_size, options.faithfulness, options.steps)
     scored = in_order(score, measured, workers, "sigcam-score", depth)
-    with closing(images), closing(answered), closing(changed), closing(measured):
+    with closing(images), closing(predicted), closing(changed), closing(measured):
         yield from scored
 
 
-def _unread(one: Read, dataset: Dataset, options: EvaluateOptions) -> Any:
-    found = problem(one.sample.place, f"{one.sample.name} can't be read: {one.error}")
+def _unread(read: ReadSample, dataset: Dataset, options: EvaluateOptions) -> Problem:
+    """Returns the problem of an image that can't be read, or raises it without `skip_bad`."""
+    found = problem(read.sample.place, f"{read.sample.name} can't be read: {read.error}")
     if not options.skip_bad:
         raise data_error([found], f"{dataset.name} has an image that can't be read; skip bad ones")
     return found

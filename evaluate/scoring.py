@@ -1,4 +1,4 @@
-"""One image's record: its map against the sample's boxes and masks."""
+"""Scores one image's CAM against the sample's boxes and masks, and fills its record."""
 
 from __future__ import annotations
 
@@ -11,32 +11,38 @@ from sigcam.evaluate.localization.box_accuracy import score_boxes
 from sigcam.evaluate.localization.pixel_precision import pixel_counts
 from sigcam.evaluate.localization.pointing import box_region, energy_inside, pointing_hit
 from sigcam.evaluate.localization.protocol import SIZE, pixel_labels, place_scores, scale_boxes
-from sigcam.evaluate.model import Answer
+from sigcam.evaluate.model import Prediction
 from sigcam.evaluate.results.records import empty_record
 from sigcam.images.preprocess import Placement
 
 
 def score_image(
-    answer: Answer, sample: Sample, placement: Placement, threshold: float, tolerance: float
+    prediction: Prediction,
+    sample: Sample,
+    placement: Placement,
+    threshold: float,
+    tolerance: float,
 ) -> Array:
-    """A record [] with all that doesn't need the backend.
+    """Returns a record [] with everything that needs no further run of the backend.
 
     Args:
-        answer: of the artifact.
-        sample: the image's, with its size.
-        placement: of the network's input in the image.
-        threshold: the fixed one, as `score_boxes` has it.
-        tolerance: of the pointing game, in pixels of the protocol's square.
+        prediction: what the artifact predicts for the image, with its CAM.
+        sample: the image's sample, with its size if it has boxes.
+        placement: where the network's input lies in the image.
+        threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
+        tolerance: how many pixels of the protocol's square beside the object the pointing game
+            still counts as a hit.
 
     Raises:
+        UsageError: the sample has boxes and no size.
         DataError: a mask that can't be read.
     """
     record = empty_record()
-    scores, valid = place_scores(answer.cam, placement)
-    record["predicted"], record["probability"] = answer.predicted, answer.probability
-    record["cam_class"], record["valid"] = answer.cam_class, valid
+    scores, valid = place_scores(prediction.cam, placement)
+    record["predicted"], record["probability"] = prediction.class_id, prediction.probability
+    record["cam_class"], record["valid"] = prediction.cam_class, valid
     if sample.label is not None:
-        record["correct"] = answer.predicted == sample.label
+        record["correct"] = prediction.class_id == sample.label
     region = None
     if sample.boxes is not None:
         if sample.size is None:
@@ -44,9 +50,9 @@ def score_image(
         # A box may reach a pixel over the edge, in data that counts from 1.
         boxes = np.maximum(sample.boxes, 0)
         truth = scale_boxes(boxes, sample.size)
-        found = score_boxes(scores, truth)
-        record["has_boxes"], record["hits"] = True, found.packed()
-        record["iou"] = found.at(threshold)[1]
+        ious = score_boxes(scores, truth)
+        record["has_boxes"], record["hits"] = True, ious.packed()
+        record["iou"] = ious.at(threshold)[1]
         region = box_region(truth, SIZE, SIZE)
     if sample.masks is not None:
         inside, ignored = read_masks(sample)

@@ -1,7 +1,7 @@
-"""The stages of an evaluation: read, answer, change, measure, score. What each passes to the next.
+"""The steps that a sample goes through in an evaluation: read, predict, change, measure, score.
 
-`answer_batches` and `measure_batches` run backends and belong in one thread; the others work on one
-image and may run in several.
+`predict_batches` and `measure_batches` run backends and belong in one thread; the others work on
+one sample and may run in several.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.data import Sample
 from sigcam.evaluate.faithfulness.measure import ChangedImage, change_image, measure_faithfulness
-from sigcam.evaluate.model import Answer, Model
+from sigcam.evaluate.model import EvaluatedModel, Prediction
 from sigcam.evaluate.scoring import score_image
 from sigcam.images.preprocess import Placement, read_input
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """A sample and its image as each preprocessing wants it, or why it can't be read."""
+class ReadSample:
+    """A sample whose image was read.
+
+    Attributes:
+        sample: the sample.
+        inputs: for each preprocessing the image as the network gets it, uint8 [H, W, 3], and
+            where that lies in the image; empty where it can't be read.
+        error: why the image can't be read; None where it can.
+    """
 
     sample: Sample
     inputs: dict[Preprocessing, tuple[Array, Placement]]
@@ -30,76 +37,126 @@ class Read:
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
-    """A sample with the answers of all artifacts: none where it can't be read."""
+class PredictedSample:
+    """A sample with what the artifacts predict.
 
-    read: Read
-    answers: list[Answer]
+    Attributes:
+        read: the sample and its image.
+        predictions: one for each artifact; none where the image can't be read.
+    """
+
+    read: ReadSample
+    predictions: list[Prediction]
 
 
 @dataclass(frozen=True, eq=False)
-class Changed(Answered):
-    """And its image changed as each artifact's map says."""
+class ChangedSample(PredictedSample):
+    """A sample with its image changed as each artifact's heatmap says.
+
+    Attributes:
+        changed: one for each artifact; none where the image can't be read.
+    """
 
     changed: list[ChangedImage]
 
 
 @dataclass(frozen=True, eq=False)
-class Measured(Answered):
-    """And what each artifact says of the changed ones, which aren't kept: fields of records."""
+class MeasuredSample(PredictedSample):
+    """A sample with what each artifact says of the changed images, which aren't kept.
+
+    Attributes:
+        values: for each artifact the fields of its record that `measure_faithfulness` returns;
+            none where the image can't be read.
+    """
 
     values: list[dict[str, float]]
 
 
-def read_sample(sample: Sample, preprocessings: Sequence[Preprocessing]) -> Read:
-    """Reads an image, as uint8 [H, W, 3] for each preprocessing."""
+def read_sample(sample: Sample, preprocessings: Sequence[Preprocessing]) -> ReadSample:
+    """Reads a sample's image as each preprocessing wants it.
+
+    Args:
+        sample: the sample.
+        preprocessings: each of the layout "uint8_nhwc".
+    """
     try:
         prepared = {one: read_input(sample.path, one) for one in preprocessings}
     except ImageError as exc:
-        return Read(sample, {}, exc)
-    return Read(sample, {g: (p.tensor, p.placement) for g, p in prepared.items()})
+        return ReadSample(sample, {}, exc)
+    return ReadSample(sample, {one: (p.tensor, p.placement) for one, p in prepared.items()})
 
 
-def answer_batches(
-    images: Iterator[Read], models: Sequence[Model], batch_size: int
-) -> Generator[Answered, None, None]:
-    """Runs the backends, a batch at a time."""
-    while batch := list(islice(images, batch_size)):
-        good = [one for one in batch if one.error is None]
-        labels = [one.sample.label for one in good]
+def predict_batches(
+    samples: Iterator[ReadSample], models: Sequence[EvaluatedModel], batch_size: int
+) -> Generator[PredictedSample, None, None]:
+    """Runs the artifacts on the images, a batch at a time, and yields the samples in order.
+
+    Args:
+        samples: the samples, read.
+        models: the artifacts.
+        batch_size: how many samples are taken at once; those that can't be read aren't run.
+
+    Raises:
+        BackendError: a backend failed.
+    """
+    while batch := list(islice(samples, batch_size)):
+        good = [read for read in batch if read.error is None]
+        labels = [read.sample.label for read in good]
         columns = [
-            model.answers([one.inputs[model.reading][0] for one in good], labels)
+            model.predict([read.inputs[model.uint8_preprocessing][0] for read in good], labels)
             for model in (models if good else ())
         ]
-        answers = zip(*columns, strict=True)
-        for one in batch:
-            yield Answered(one, [] if one.error is not None else list(next(answers)))
+        predictions = zip(*columns, strict=True)
+        for read in batch:
+            yield PredictedSample(read, [] if read.error is not None else list(next(predictions)))
 
 
-def change_images(one: Answered, models: Sequence[Model], faithfulness: Collection[str]) -> Changed:
-    """Changes an image for every artifact; see `change_image`."""
+def change_sample(
+    sample: PredictedSample, models: Sequence[EvaluatedModel], faithfulness: Collection[str]
+) -> ChangedSample:
+    """Changes a sample's image for every artifact; see `change_image`.
+
+    Args:
+        sample: the sample with its predictions.
+        models: the artifacts.
+        faithfulness: the metrics that the changed images are for.
+
+    Raises:
+        UsageError: an image too large for ROAD's imputation.
+    """
     changed = [
-        change_image(one.read.inputs[model.reading][0], answer, faithfulness)
-        for model, answer in zip(models, one.answers, strict=False)  # none if it can't be read
+        change_image(sample.read.inputs[model.uint8_preprocessing][0], prediction, faithfulness)
+        for model, prediction in zip(models, sample.predictions, strict=False)  # none: not read
     ]
-    return Changed(one.read, one.answers, changed)
+    return ChangedSample(sample.read, sample.predictions, changed)
 
 
 def measure_batches(
-    images: Iterator[Changed],
-    models: Sequence[Model],
+    samples: Iterator[ChangedSample],
+    models: Sequence[EvaluatedModel],
     batch_size: int,
     faithfulness: Collection[str],
     steps: int,
-) -> Generator[Measured, None, None]:
-    """Runs the backends on changed images, in the batches of `answer_batches`."""
-    while batch := list(islice(images, batch_size)):
-        good = [one for one in batch if one.read.error is None]
+) -> Generator[MeasuredSample, None, None]:
+    """Runs the artifacts on changed images, in the batches of `predict_batches`.
+
+    Args:
+        samples: the samples with their changed images.
+        models: the artifacts.
+        batch_size: how many samples are taken at once.
+        faithfulness: the metrics that are measured.
+        steps: in how many steps insertion and deletion change an image.
+
+    Raises:
+        BackendError: a backend failed.
+    """
+    while batch := list(islice(samples, batch_size)):
+        good = [sample for sample in batch if sample.read.error is None]
         columns = [
             measure_faithfulness(
                 model,
-                [one.changed[place] for one in good],
-                [one.answers[place] for one in good],
+                [sample.changed[place] for sample in good],
+                [sample.predictions[place] for sample in good],
                 faithfulness,
                 steps,
             )
@@ -107,21 +164,33 @@ def measure_batches(
         ]
         values = zip(*columns, strict=True)
         measured = [
-            Measured(one.read, one.answers, list(next(values)) if one.answers else [])
-            for one in batch
+            MeasuredSample(
+                sample.read, sample.predictions, list(next(values)) if sample.predictions else []
+            )
+            for sample in batch
         ]
         del batch, good  # the changed images aren't kept while the next ones are made
         yield from measured
 
 
-def score_answers(
-    one: Measured, models: Sequence[Model], threshold: float, tolerance: float
+def score_sample(
+    sample: MeasuredSample, models: Sequence[EvaluatedModel], threshold: float, tolerance: float
 ) -> list[Array]:
-    """An image's records, one per artifact."""
+    """Returns a sample's records [], one for each artifact; none where it can't be read.
+
+    Args:
+        sample: the sample with its predictions and faithfulness values.
+        models: the artifacts.
+        threshold: the fixed threshold of boxes, as for `score_image`.
+        tolerance: the tolerance of the pointing game, as for `score_image`.
+
+    Raises:
+        DataError: a mask that can't be read.
+    """
     records = []
-    for model, answer, values in zip(models, one.answers, one.values, strict=False):
-        placement = one.read.inputs[model.reading][1]
-        record = score_image(answer, one.read.sample, placement, threshold, tolerance)
+    for model, prediction, values in zip(models, sample.predictions, sample.values, strict=False):
+        placement = sample.read.inputs[model.uint8_preprocessing][1]
+        record = score_image(prediction, sample.read.sample, placement, threshold, tolerance)
         for name, value in values.items():
             record[name] = value
         records.append(record)

@@ -1,4 +1,4 @@
-"""`sigcam quantize`: an artifact in 8 or 16 bits, with what it costs in its spec."""
+"""`sigcam quantize`: converts an artifact to 8 or 16 bits, with what it costs in its spec."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from sigcam.cli.common import echo, reports_errors, say
 )
 @click.option(
     "--calibration", type=int, default=128, show_default=True,
-    help="Images that the ranges of int8 are taken from.",
+    help="Number of images that the ranges of int8 are taken from.",
 )  # fmt: skip
 @click.option(
     "--held-out", type=int, default=128, show_default=True,
-    help="Further images, that the result is compared with float32 on.",
+    help="Number of further images, that the result is compared with float32 on.",
 )  # fmt: skip
 @click.option(
     "--calibration-method",
@@ -43,7 +43,7 @@ from sigcam.cli.common import echo, reports_errors, say
     type=click.Choice(["minmax", "entropy", "percentile"]),
     default="minmax",
     show_default=True,
-    help="Which range of values is kept: all, the one that loses least, or 99.99%.",
+    help="Which range of values is kept: all of them, the one that loses least, or 99.99%.",
 )
 @click.option(
     "--activations",
@@ -64,7 +64,8 @@ from sigcam.cli.common import echo, reports_errors, say
 )
 @click.option(
     "--rounds", type=click.IntRange(min=0), default=3, show_default=True,
-    help="How often layers that hurt are kept in float32 before giving up.",
+    help="How often the layers with the largest rounding errors are kept in float32 before giving "
+    "up.",
 )  # fmt: skip
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 1), default=0.99, show_default=True,
@@ -80,15 +81,15 @@ from sigcam.cli.common import echo, reports_errors, say
     help="Head graph, where it isn't MODEL's name with .head.onnx.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the backend.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="What images are chosen with.")
 @reports_errors
 def command(model: Path, data: Path, out: Path, head: Path | None, **options: Any) -> None:
     """Convert MODEL to another precision, measured against float32 on held-out images.
 
-    The sigmoid branch, CAM weights and sums of the maps compute in float32 (but for int8-head).
-    Below the limits, int8 keeps the layers that hurt in float32 too; if that doesn't do, nothing
-    is written. What it costs is in the spec, see `sigcam info`. The paths of the files that were
-    written are printed.
+    The sigmoid branch, CAM weights and sums of the CAMs compute in float32 (but for int8-head).
+    Below the limits, int8 keeps the layers with the largest rounding errors in float32 too; if
+    that doesn't do, nothing is written. What it costs is in the spec, see `sigcam info`. The paths
+    of the files that were written are printed.
     """
     from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
 

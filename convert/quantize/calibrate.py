@@ -1,11 +1,9 @@
-"""The range of every value that may be rounded, over the calibration images.
+"""Finds the range of every value that may be rounded, over the calibration images.
 
 ONNX Runtime's calibrators do the work, on a copy of the graph that ends at the logits. They
 get one image at a time, and are made to merge what they keep after each: a histogram of
 every value would otherwise be made of all images' activations at once, which are held in
 memory till then.
-
-ONNX Runtime with the graph as it is written, to look at the values inside.
 """
 
 from __future__ import annotations
@@ -29,6 +27,11 @@ from sigcam.core.errors import BackendError, DataError, UsageError
 from sigcam.core.progress import Report
 
 Method = Literal["minmax", "entropy", "percentile"]
+"""How a range follows from the values. "minmax": all values are inside; "percentile": 99.99% are;
+"entropy": the range whose histogram loses the least in 8 bits."""
+
+Ranges = Any
+"""ONNX Runtime's TensorsData: a name's `range_value` is its smallest and largest value."""
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
@@ -36,9 +39,6 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }
 _OPTIONS: dict[str, dict[str, Any]] = {"percentile": {"percentile": 99.99}}
-
-Ranges = Any
-"""ONNX Runtime's TensorsData: a name's `range_value` is its smallest and largest value."""
 
 
 def calibrate(
@@ -51,28 +51,31 @@ def calibrate(
     threads: int | None,
     report: Report,
 ) -> Ranges:
-    """Runs the images through the way to the logits.
+    """Runs the images through the nodes that lead to the logits, and keeps the values' ranges.
 
     Args:
-        source: the artifact.
-        selection: what computes in 8 bits; ranges of further values may come along.
-        feeds: the inputs of one image after the other.
-        count: of them.
-        method: "minmax": all values are inside; "percentile": 99.99% are; "entropy": the
-            range whose histogram loses the least in 8 bits.
-        threads: of the backend; None leaves it to the backend.
+        source: the float32 artifact.
+        selection: the nodes that are to compute in 8 bits; ranges of further values may come
+            along.
+        feeds: the graph's inputs for one image after the other.
+        count: the number of images.
+        method: how a range follows from the values.
+        threads: threads of ONNX Runtime; None leaves it to ONNX Runtime.
         report: called with the images done and `count`.
+
+    Returns:
+        The range of every value by name.
 
     Raises:
         UsageError: an unknown method.
         DataError: a layer's input is the same everywhere, on all images.
-        BackendError: the backend failed.
+        BackendError: ONNX Runtime failed.
     """
     if method not in _METHODS:
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
     with tempfile.TemporaryDirectory(prefix="sigcam-calibrate-") as folder:
-        path = Path(folder) / "way.onnx"
-        onnx.save(_way_to_logits(source), str(path))
+        path = Path(folder) / "to_logits.onnx"
+        onnx.save(_up_to_logits(source), str(path))
         augmented = path.with_name("augmented.onnx")
         calibrator = create_calibrator(
             path,
@@ -85,7 +88,7 @@ def calibrate(
         for done, inputs in enumerate(feeds, 1):
             try:
                 with contextlib.redirect_stdout(io.StringIO()):  # it prints its steps
-                    calibrator.collect_data(_Once({"image": inputs["image"]}))
+                    calibrator.collect_data(_OneImage({"image": inputs["image"]}))
             except Exception as exc:  # ONNX Runtime's errors share no narrower base
                 raise BackendError(f"ONNX Runtime failed while calibrating: {exc}") from exc
             report(done, count)
@@ -96,25 +99,46 @@ def calibrate(
     return ranges
 
 
-class _Once:
-    """One image, as the calibrators' data reader."""
+def open_unfused(model: str | bytes, threads: int | None) -> Any:
+    """Opens a graph in ONNX Runtime as it is written, so that every value in it is computed.
+
+    Args:
+        model: path of a file, or its bytes.
+        threads: threads of ONNX Runtime; None leaves it to ONNX Runtime.
+
+    Returns:
+        An `onnxruntime.InferenceSession` on the CPU, in which no node is fused away.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class _OneImage:
+    """One image, as the data reader that the calibrators ask for inputs."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         self._inputs: dict[str, Any] | None = inputs
 
     def get_next(self) -> dict[str, Any] | None:
+        """Returns the image's inputs the first time, and None after that."""
         inputs, self._inputs = self._inputs, None
         return inputs
 
 
-def _way_to_logits(source: Source) -> onnx.ModelProto:
+def _up_to_logits(source: Source) -> onnx.ModelProto:
+    """Copies the part of the graph that leads to the logits."""
     graph = source.model.graph
-    way = leading_to_logits(graph, source.path)
-    nodes = [node for node in graph.node if node.name in way]
+    leading = leading_to_logits(graph, source.path)
+    nodes = [node for node in graph.node if node.name in leading]
     read = {name for node in nodes for name in node.input}
     shorter = onnx.helper.make_graph(
         nodes,
-        "way",
+        "to logits",
         [value for value in graph.input if value.name in read],
         [value for value in graph.output if value.name == "logits"],
         [tensor for tensor in graph.initializer if tensor.name in read],
@@ -142,19 +166,3 @@ def _check(source: Source, selection: Selection, ranges: Ranges) -> None:
                 "images, so there is no range to round it to; use images of the kind that "
                 "the model will see, or keep that layer in float32"
             )
-
-
-def open_unfused(model: str | bytes, threads: int | None) -> Any:
-    """A session that computes every value of the graph, none fused away.
-
-    Args:
-        model: path of a file, or its bytes.
-        threads: of the backend; None leaves it to the backend.
-    """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""The fidelity report: another precision against float32, on held-out images.
+"""Measures the fidelity report: another precision against float32, on held-out images.
 
 Both graphs run in the same backend, ONNX Runtime on the CPU, on the same inputs, one image at a
 time, so that neither memory nor an image's neighbours in a batch matter.
@@ -13,38 +13,47 @@ from pathlib import Path
 import numpy as np
 
 from sigcam.convert.quantize.images import prepared
-from sigcam.core.errors import BackendError
 from sigcam.core.progress import Report
 from sigcam.core.spec import Spec
 from sigcam.core.types import Array
-from sigcam.images.preprocess import Original, Placement
-from sigcam.runtime.backends import open_backend
-from sigcam.runtime.backends.base import Backend, BackendOptions
-from sigcam.runtime.explanation import Box, Explanation
-from sigcam.runtime.model import outputs_to_read, own_cams
+from sigcam.images.boxes import boxes_of
+from sigcam.images.preprocess import Placement
+from sigcam.images.upsample import to_heatmap
+from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.model import ExportedModel
 
 BACKEND = "ort"
-_NO_IMAGE = Original(np.zeros((1, 1, 3), np.uint8))
+"""The name of the backend that both graphs run in."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What a graph says of one image.
+class ImageOutputs:
+    """What a graph gives for one image.
 
     Attributes:
         top: the most probable class.
-        ids: int64 [K], the classes that the CAMs are for.
-        cams: float32 [K, h, w].
+        class_ids: int64 [K], the classes that the CAMs are of.
+        cams: float32 [K, h, w], finite.
+        placement: where the network's input lies in the image.
     """
 
     top: int
-    ids: Array
+    class_ids: Array
     cams: Array
+    placement: Placement
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Two graphs on the held-out images; see `FidelityReport` for the words."""
+class FidelityFigures:
+    """What comparing two graphs on the held-out images gives, as `FidelityReport` has it.
+
+    Attributes:
+        agreement: share of the images with the same most probable class, 0 to 1.
+        compared: images whose CAMs were compared.
+        mean_correlation: mean of Pearson's correlation of the two CAMs, -1 to 1; None without any.
+        worst_correlation: the lowest of these correlations; None without any.
+        mean_box_iou: mean IoU of the two heatmaps' largest boxes, 0 to 1; None without any.
+    """
 
     agreement: float
     compared: int
@@ -54,7 +63,7 @@ class Measured:
 
 
 class FidelityCheck:
-    """Holds what float32 says of the held-out images, and compares other graphs with it."""
+    """Keeps what float32 gives for the held-out images, and compares other graphs with it."""
 
     def __init__(
         self, path: Path, spec: Spec, held_out: Sequence[Path], threads: int | None, report: Report
@@ -62,10 +71,10 @@ class FidelityCheck:
         """Runs the float32 artifact.
 
         Args:
-            path: of the float32 artifact.
-            spec: that it carries.
-            held_out: images, decoded again at each comparison.
-            threads: of the backend.
+            path: the float32 artifact's file.
+            spec: the artifact's spec.
+            held_out: the images' files, decoded again at each comparison.
+            threads: threads of the backend; None leaves it to the backend.
             report: called with the images done and their number.
 
         Raises:
@@ -76,8 +85,12 @@ class FidelityCheck:
         self._options = BackendOptions(threads=threads, spinning=False)
         self._float32 = self._run(path, None, report)
 
-    def compare(self, path: Path, report: Report) -> Measured:
-        """Runs another graph on the same images.
+    def compare(self, path: Path, report: Report) -> FidelityFigures:
+        """Runs another graph on the same images and compares it with float32.
+
+        Args:
+            path: the other artifact's file.
+            report: called with the images done and their number.
 
         Raises:
             ArtifactError: the backend refuses the file.
@@ -88,87 +101,72 @@ class FidelityCheck:
         agreement = float(np.mean([one.top == other.top for one, other in pairs]))
         correlations: list[float] = []
         ious: list[float] = []
-        for source, (one, other) in zip(self._held_out, pairs, strict=True):
+        for one, other in pairs:
             cams = _same_class(one, other)
             if cams is None or (np.ptp(cams[0]) == 0 and np.ptp(cams[1]) == 0):
                 continue
             correlations.append(correlation(*cams))
-            iou = self._box_iou(cams, self._placements[source])
+            iou = _box_iou(cams, one.placement)
             if iou is not None:
                 ious.append(iou)
-        return Measured(
-            agreement,
-            len(correlations),
-            float(np.mean(correlations)) if correlations else None,
-            min(correlations) if correlations else None,
-            float(np.mean(ious)) if ious else None,
+        return FidelityFigures(
+            agreement=agreement,
+            compared=len(correlations),
+            mean_correlation=float(np.mean(correlations)) if correlations else None,
+            worst_correlation=min(correlations) if correlations else None,
+            mean_box_iou=float(np.mean(ious)) if ious else None,
         )
 
-    def _run(self, path: Path, given: Sequence[Answer] | None, report: Report) -> list[Answer]:
-        """The answers of the graph at `path`; for the classes of `given`, where it names them."""
-        backend = open_backend(path, BACKEND, self._options)
-        placements: dict[Path, Placement] = {}
-        try:
-            wanted = outputs_to_read(self._spec, backend)
-            answers = []
+    def _run(
+        self, path: Path, given: Sequence[ImageOutputs] | None, report: Report
+    ) -> list[ImageOutputs]:
+        """Runs a graph on all images, for the most probable classes of `given` where it can."""
+        found = []
+        with ExportedModel.open(path, BACKEND, self._options, with_head=False) as model:
             for index, source in enumerate(self._held_out):
-                tensor, placements[source] = prepared(source, self._spec.preprocessing)
-                class_id = -1 if given is None else given[index].top
-                answers.append(self._answer(backend, wanted, tensor, class_id))
+                tensor, placement = prepared(source, self._spec.preprocessing)
+                class_ids = None
+                if given is not None and model.takes_class_ids:
+                    class_ids = np.array([[given[index].top]], np.int64)
+                outputs = model.run(tensor[None], class_ids)
+                top = int(outputs.logits[0].argmax())
+                cams = outputs.finite_cams()[0]
+                found.append(ImageOutputs(top, outputs.class_ids[0], cams, placement))
                 report(index + 1, len(self._held_out))
-        finally:
-            backend.close()
-        self._placements = placements
-        return answers
-
-    def _answer(
-        self, backend: Backend, wanted: Sequence[str], tensor: Array, class_id: int
-    ) -> Answer:
-        feeds = {"image": tensor[None]}
-        if self._spec.classes.mode == "input":
-            feeds["class_ids"] = np.array([[class_id]], np.int64)
-        outputs = backend.infer(feeds, wanted)
-        cams = own_cams(outputs, self._spec)[0]
-        logits = outputs["logits"][0]
-        if not (np.isfinite(logits).all() and np.isfinite(cams).all()):
-            raise BackendError(
-                "logits or CAMs are not finite on a held-out image; check the classifier's "
-                "weights and export it again"
-            )
-        return Answer(int(logits.argmax()), outputs["class_ids_out"][0], cams)
-
-    def _box_iou(self, cams: tuple[Array, Array], placement: Placement) -> float | None:
-        """Of the largest boxes at the threshold that users get by default; None without any."""
-        first, second = (self._boxes(cam, placement) for cam in cams)
-        if not first and not second:
-            return None
-        return iou(first[0], second[0]) if first and second else 0.0
-
-    def _boxes(self, cam: Array, placement: Placement) -> list[Box]:
-        shown = Explanation(0, "", 0.0, None, cam, self._spec.method, placement, _NO_IMAGE)
-        return shown.boxes()
-
-
-def _same_class(one: Answer, other: Answer) -> tuple[Array, Array] | None:
-    """The CAMs of both for float32's most probable class, if both made one."""
-    first, second = (np.flatnonzero(answer.ids == one.top) for answer in (one, other))
-    if not len(first) or not len(second):
-        return None
-    return one.cams[first[0]], other.cams[second[0]]
+        return found
 
 
 def correlation(one: Array, other: Array) -> float:
-    """Pearson's correlation of two CAMs in float64; 0 where one of them is constant."""
+    """Computes Pearson's correlation of two CAMs in float64.
+
+    Args:
+        one: floating [h, w].
+        other: floating [h, w].
+
+    Returns:
+        -1 to 1; 0 where one of the CAMs is constant.
+
+    >>> cam = np.array([[0.0, 1.0], [2.0, 5.0]])
+    >>> round(correlation(cam, 3 * cam + 1), 6), correlation(cam, np.ones((2, 2)))
+    (1.0, 0.0)
+    """
     a, b = (cam.astype(np.float64).ravel() for cam in (one, other))
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else 0.0
 
 
-def iou(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes, 0 to 1."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    shared = max(0, width) * max(0, height)
-    areas = sum((box.x1 - box.x0) * (box.y1 - box.y0) for box in (one, other))
-    return shared / (areas - shared)
+def _same_class(one: ImageOutputs, other: ImageOutputs) -> tuple[Array, Array] | None:
+    """Returns the CAMs of both for float32's most probable class, if both made one."""
+    first, second = (np.flatnonzero(outputs.class_ids == one.top) for outputs in (one, other))
+    if not len(first) or not len(second):
+        return None
+    return one.cams[first[0]], other.cams[second[0]]
+
+
+def _box_iou(cams: tuple[Array, Array], placement: Placement) -> float | None:
+    """Computes the IoU of the largest boxes at the default threshold; None if neither has one."""
+    first, second = (boxes_of(to_heatmap(cam, placement)[0]) for cam in cams)
+    if not first and not second:
+        return None
+    return first[0].iou(second[0]) if first and second else 0.0

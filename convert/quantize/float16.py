@@ -1,9 +1,9 @@
-"""A way to convert: weights stored in 16 bits, with a Cast to float32 behind each.
+"""Stores an artifact's weights in 16 bits, with a Cast to float32 behind each.
 
-Half the file, and the same graph: a backend folds the casts while it loads the model and
-computes in float32, as exactly as the rounded weights allow; one that has 16-bit units may use
-them as it sees fit. Nothing that is computed is rounded, so maps and gradients keep float32's
-range (unlike `sigcam build-engine --fp16`, which makes the backend compute in 16 bits).
+The file is half as large, and the graph is the same: a backend folds the casts while it loads the
+model and computes in float32, as exactly as the rounded weights allow; one that has 16-bit units
+may use them as it sees fit. Nothing that is computed is rounded, so CAMs and gradients keep
+float32's range (unlike with `sigcam build-engine --fp16`, whose engine computes in 16 bits).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sigcam.core.errors import ExportError
 
 Half = Literal["fp16", "bf16"]
 
-SMALLEST = 256
+SMALLEST_WEIGHT = 256
 """Values with fewer elements stay in float32: they weigh nothing, and may be constants whose
 rounding matters, such as the normalisation's."""
 
@@ -31,15 +31,15 @@ _DTYPES: dict[str, tuple[int, Any]] = {
 
 
 def to_half_storage(source: Source, kind: Half) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The artifact with its weights stored in 16 bits.
+    """Stores an artifact's weights in 16 bits.
 
     Args:
-        source: the artifact; it isn't changed.
+        source: the float32 artifact; it isn't changed.
         kind: "fp16": 11 bits of precision, up to 65,504; "bf16": 8 bits, float32's range.
 
     Returns:
-        The model, and the names of the weights that stay in float32 because they hold a value
-        that the type can't.
+        The converted model, and the names of the weights that stay in float32 because they hold
+        a value that the type can't.
 
     Raises:
         ExportError: the file is no valid ONNX model afterwards.
@@ -82,7 +82,7 @@ def to_half_storage(source: Source, kind: Half) -> tuple[onnx.ModelProto, tuple[
 
 
 def _large(tensor: onnx.TensorProto) -> Any:
-    """The values of a float32 tensor that is worth storing in 16 bits, or None."""
-    if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST:
+    """Returns the values of a float32 tensor that is worth storing in 16 bits, or None."""
+    if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < SMALLEST_WEIGHT:
         return None
     return onnx.numpy_helper.to_array(tensor)

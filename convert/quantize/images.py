@@ -1,4 +1,4 @@
-"""Which of the user's images calibrate, and which are held out."""
+"""Chooses which of the user's images calibrate, and which are held out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sigcam.core.errors import DataError, ImageError, UsageError
 from sigcam.core.progress import Report
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
-from sigcam.images.decode import SUFFIXES
+from sigcam.images.listing import SUFFIXES_TEXT, list_images
 from sigcam.images.preprocess import Placement, read_input
 
 FEWEST = 8
@@ -102,7 +102,7 @@ def choose(
 
 
 def prepared(path: Path, preprocessing: Preprocessing) -> tuple[Array, Placement]:
-    """The network's input of an image, made as a Session makes it, and where it lies.
+    """Makes the network's input of an image as a Session does, and says where it lies in it.
 
     Raises:
         ImageError: the file can't be read.
@@ -111,21 +111,15 @@ def prepared(path: Path, preprocessing: Preprocessing) -> tuple[Array, Placement
     return np.ascontiguousarray(read.tensor), read.placement
 
 
-def feeds(
-    paths: Sequence[Path], preprocessing: Preprocessing, named: bool
-) -> Iterator[dict[str, Array]]:
-    """The inputs of the graph for one image after the other.
+def feeds(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[dict[str, Array]]:
+    """Yields the graph's input `image` for one image after the other.
 
     Args:
-        paths: of the images.
-        preprocessing: of the artifact.
-        named: whether the graph takes `class_ids`; it gets the most probable class.
+        paths: the images' files.
+        preprocessing: how the artifact takes images.
     """
     for path in paths:
-        given = {"image": prepared(path, preprocessing)[0][None]}
-        if named:
-            given["class_ids"] = np.array([[-1]], np.int64)
-        yield given
+        yield {"image": prepared(path, preprocessing)[0][None]}
 
 
 def _is_plain(tensor: Array, preprocessing: Preprocessing) -> bool:
@@ -137,9 +131,7 @@ def _listed(folder: Path) -> list[Path]:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "doesn't exist"
         raise DataError(f"{folder} {what}; pass a folder of images that the model will see")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = list(list_images(folder).images)
     if not paths:
-        raise DataError(
-            f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); pass a folder that has"
-        )
+        raise DataError(f"{folder} has no images ({SUFFIXES_TEXT}); pass a folder that has")
     return paths

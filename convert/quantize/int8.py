@@ -1,4 +1,4 @@
-"""A way to convert: 8 bits, static, per channel, QDQ.
+"""Converts an artifact to 8 bits: static, per channel, with QDQ nodes.
 
 ONNX Runtime's quantizer does the work. How it is asked to, so that the file is right on every
 processor and backend:
@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 
+from sigcam.convert.onnx_graph import drop_unused
 from sigcam.convert.quantize.calibrate import Ranges
 from sigcam.convert.quantize.selection import (
     FOLLOWERS,
@@ -35,6 +36,7 @@ from sigcam.convert.quantize.source import Source
 from sigcam.core.errors import ExportError, UsageError
 
 Activations = Literal["uint8", "int8"]
+"""The type of rounded values between layers; see above."""
 
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
@@ -47,14 +49,17 @@ def to_int8(
     *,
     wide_weights: bool = False,
 ) -> onnx.ModelProto:
-    """The artifact with the selected nodes between QuantizeLinear and DequantizeLinear.
+    """Puts the selected nodes of an artifact between QuantizeLinear and DequantizeLinear.
 
     Args:
-        source: the artifact; it isn't changed.
-        selection: what computes in 8 bits.
-        ranges: of every value that they read and give.
+        source: the float32 artifact; it isn't changed.
+        selection: the nodes that are to compute in 8 bits.
+        ranges: the range of every value that they read and give.
         activations: type of the rounded values.
         wide_weights: whether all weights are in 8 bits, for processors with VNNI, Arm and GPUs.
+
+    Returns:
+        The converted model.
 
     Raises:
         UsageError: an unknown type, or nothing was selected.
@@ -68,24 +73,7 @@ def to_int8(
         raise UsageError("no layer is left to compute in 8 bits; keep fewer in float32")
     model = _with_own_weights(source.model, set(selection.layers))
     try:
-        quantizer = QDQQuantizer(
-            onnx.shape_inference.infer_shapes(model),  # it asks for the type of every value
-            per_channel=True,
-            reduce_range=not wide_weights,
-            weight_qType=QuantType.QInt8,
-            activation_qType=_TYPES[activations],
-            tensors_range=ranges,
-            nodes_to_quantize=list(selection.nodes),
-            nodes_to_exclude=[],
-            op_types_to_quantize=sorted(LAYERS | FOLLOWERS),
-            extra_options={
-                "ActivationSymmetric": activations == "int8",
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
-                "TensorQuantOverrides": _depthwise_in_8_bits(model, set(selection.layers)),
-            },
-        )
+        quantizer = _quantizer(model, selection, ranges, activations, wide_weights=wide_weights)
         quantizer.quantize_model()
         quantizer.model.topological_sort()
         done: onnx.ModelProto = quantizer.model.model
@@ -98,8 +86,37 @@ def to_int8(
     return done
 
 
+def _quantizer(
+    model: onnx.ModelProto,
+    selection: Selection,
+    ranges: Ranges,
+    activations: Activations,
+    *,
+    wide_weights: bool,
+) -> QDQQuantizer:
+    """Asks ONNX Runtime's quantizer for what the head of this file says."""
+    return QDQQuantizer(
+        onnx.shape_inference.infer_shapes(model),  # it asks for the type of every value
+        per_channel=True,
+        reduce_range=not wide_weights,
+        weight_qType=QuantType.QInt8,
+        activation_qType=_TYPES[activations],
+        tensors_range=ranges,
+        nodes_to_quantize=list(selection.nodes),
+        nodes_to_exclude=[],
+        op_types_to_quantize=sorted(LAYERS | FOLLOWERS),
+        extra_options={
+            "ActivationSymmetric": activations == "int8",
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+            "TensorQuantOverrides": _depthwise_in_8_bits(model, set(selection.layers)),
+        },
+    )
+
+
 def _depthwise_in_8_bits(model: onnx.ModelProto, layers: set[str]) -> dict[str, Any]:
-    """The quantizer's settings for weights of convolutions with one channel a group."""
+    """Returns the quantizer's settings for weights of convolutions with one channel a group."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     found: dict[str, Any] = {}
     for node in model.graph.node:
@@ -111,7 +128,7 @@ def _depthwise_in_8_bits(model: onnx.ModelProto, layers: set[str]) -> dict[str, 
 
 
 def _with_own_weights(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
-    """A copy in which no layer shares its weights with a node that stays in float32.
+    """Copies a model, so that no layer shares its weights with a node that stays in float32.
 
     The quantizer would give the rounded weights to both; the CAM weights of the softmax branch
     are rows of the matrix that the logits are computed with.
@@ -198,16 +215,7 @@ def _rename(names: Any, instead: dict[str, str]) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """As the exporter leaves it: shapes follow from the operators, notes are nobody's."""
+    """Leaves the model as the exporter does: without inner shapes, notes and unused constants."""
     model.producer_name, model.producer_version, model.doc_string = "sigcam", "", ""
     del model.graph.value_info[:]
     drop_unused(model.graph)
-
-
-def drop_unused(graph: Any) -> None:
-    """Takes out the tensors that no node reads any more."""
-    used: set[str] = {name for node in graph.node for name in node.input}
-    used |= {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

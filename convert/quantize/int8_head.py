@@ -1,4 +1,4 @@
-"""The sigmoid branch's matrices in 8 bits; the softmax branch keeps every bit.
+"""Stores the sigmoid branch's matrices in 8 bits; the softmax branch keeps every bit.
 
 A second head of half a gigabyte costs what reading it costs. Its weights are stored as int8
 with a scale for each output channel: int8 [K, N] -> DequantizeLinear -> Gemm or MatMul. That
@@ -11,7 +11,7 @@ they multiply:
 - OpenVINO keeps the int8 matrix in a FullyConnected; TensorRT takes int8 constants directly
   before a DequantizeLinear only, so nothing (a Transpose) may stand between the two.
 
-So a matrix that is used both ways, forwards and for the gradient, is stored twice: it is read
+So a matrix that is used both ways, forwards and in the backward pass, is stored twice: it is read
 twice anyway, and two times 8 bits are still half of 32.
 """
 
@@ -21,14 +21,15 @@ import copy
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from sigcam.convert.onnx_graph import drop_unused
 from sigcam.core.errors import ExportError
 from sigcam.core.spec import Branch
+from sigcam.core.types import Array
 
-SMALLEST = 1 << 20
+SMALLEST_MATRIX = 1 << 20
 """Entries of a matrix below which reading it takes no time that counts (4 MB in float32)."""
 
 _LARGEST = 127  # symmetric, so that there is no zero point
@@ -37,22 +38,22 @@ _EVIDENCE = {"evidence_logits", "sigmoid_logits"}
 
 
 def quantize_sigmoid_head(
-    model: onnx.ModelProto, branch: Branch = "sigmoid", *, smallest: int = SMALLEST
+    model: onnx.ModelProto, branch: Branch = "sigmoid", *, smallest: int = SMALLEST_MATRIX
 ) -> onnx.ModelProto:
     """Stores the sigmoid branch's large matrices in 8 bits.
 
     Converted are matrices [K, N] or [N, K] that a Gemm or a MatMul multiplies by from the
-    right, on the way to the evidence and on the way back to the target layer. Nothing that the
+    right, towards the evidence and in the backward pass to the target layer. Nothing that the
     logits or a choice of classes depends on is touched, so both stay bit-equal. In an artifact
-    of the softmax branch the maps stay as they are too, and only what the evidence logits are
+    of the softmax branch the CAMs stay as they are too, and only what the evidence logits are
     made of is converted.
 
     Rounding is to nearest: an entry is off by at most 1/254 of the largest magnitude in its
-    output channel. How far that moves the maps depends on the weights and isn't measured here.
+    output channel. How far that moves the CAMs depends on the weights and isn't measured here.
 
     Args:
         model: an artifact with its weights in it; it isn't changed.
-        branch: the branch that its maps are of.
+        branch: the branch that its CAMs are of.
         smallest: number of entries below which a matrix stays in float32.
 
     Returns:
@@ -73,8 +74,36 @@ def quantize_sigmoid_head(
     return converted
 
 
+def quantized(matrix: Array, name: str = "the matrix") -> tuple[Array, Array]:
+    """Rounds a matrix whose columns are output channels to 8 bits, with a scale for each.
+
+    Args:
+        matrix: float32 [K, N].
+        name: what an error calls the matrix.
+
+    Returns:
+        Levels, int8 [K, N], -127 to 127, and scales, float32 [N], > 0: the matrix is nearly
+        their product.
+
+    Raises:
+        ExportError: a weight is infinite or not a number.
+
+    >>> levels, scales = quantized(np.array([[1.27, 0.0], [-0.01, 0.0]], np.float32))
+    >>> levels.tolist(), scales.round(4).tolist()
+    ([[127, 0], [-1, 0]], [0.009999999776482582, 1.0])
+    """
+    peak = np.maximum(matrix.max(0), -matrix.min(0))
+    if not np.isfinite(peak).all():
+        raise ExportError(f"weights must be finite, {name} has some that aren't; train them again")
+    # A peak so small that its scale would be zero, or lose its digits, is one of zeros.
+    scale = np.where(peak > 1e-30, peak / _LARGEST, 1).astype(np.float32)
+    scaled = matrix / scale
+    np.rint(scaled, out=scaled)
+    return np.ascontiguousarray(scaled, np.int8), scale
+
+
 def _uses(graph: onnx.GraphProto, branch: Branch, smallest: int) -> dict[int, tuple[str, bool]]:
-    """Products to convert: index of the node to its matrix and whether that is transposed."""
+    """Finds products to convert: a node's index to its matrix and whether that is transposed."""
     exact = _before(graph, _exact(graph, branch))
     kept = {name for index in exact for name in graph.node[index].input}
     large = {
@@ -93,7 +122,7 @@ def _uses(graph: onnx.GraphProto, branch: Branch, smallest: int) -> dict[int, tu
 
 
 def _exact(graph: onnx.GraphProto, branch: Branch) -> set[str]:
-    """Values that must stay bit-equal."""
+    """Names the values that must stay bit-equal."""
     outputs = {value.name for value in graph.output}
     exact = outputs - _EVIDENCE if branch == "softmax" else outputs & {"logits"}
     # finercam chooses its similar classes by the softmax logits.
@@ -101,7 +130,7 @@ def _exact(graph: onnx.GraphProto, branch: Branch) -> set[str]:
 
 
 def _before(graph: onnx.GraphProto, values: Iterable[str]) -> set[int]:
-    """Indices of the nodes that any of the values depends on."""
+    """Returns the indices of the nodes that any of the values depends on."""
     made_by = {name: index for index, node in enumerate(graph.node) for name in node.output}
     found: set[int] = set()
     pending = list(values)
@@ -114,7 +143,7 @@ def _before(graph: onnx.GraphProto, values: Iterable[str]) -> set[int]:
 
 
 def _right_factor(node: onnx.NodeProto) -> bool | None:
-    """Whether a product's right factor is transposed; None for what isn't a plain product."""
+    """Tells whether a product's right factor is transposed; None if it is no plain product."""
     if node.op_type == "MatMul":
         return False
     if node.op_type != "Gemm":
@@ -132,7 +161,7 @@ def _convert(graph: onnx.GraphProto, uses: dict[int, tuple[str, bool]]) -> None:
     for index, node in enumerate(graph.node):
         if index in uses:
             name, transposed = uses[index]
-            base = f"{name}/{'forward' if transposed else 'back'}"
+            base = f"{name}/{'forward' if transposed else 'backward'}"
             if base not in made:
                 made.add(base)
                 matrix = numpy_helper.to_array(stored[name])
@@ -151,43 +180,11 @@ def _convert(graph: onnx.GraphProto, uses: dict[int, tuple[str, bool]]) -> None:
         nodes.append(copy.deepcopy(node))
     del graph.node[:]
     graph.node.extend(nodes)
-    _drop_unused(graph)
-
-
-def quantized(
-    matrix: npt.NDArray[np.float32], name: str = "the matrix"
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Levels and scales of a matrix whose columns are output channels.
-
-    Args:
-        matrix: float32 [K, N].
-        name: for the error.
-
-    Returns:
-        int8 [K, N], -127 to 127, and float32 [N], > 0: the matrix is nearly their product.
-
-    Raises:
-        ExportError: a weight is infinite or not a number.
-    """
-    peak = np.maximum(matrix.max(0), -matrix.min(0))
-    if not np.isfinite(peak).all():
-        raise ExportError(f"weights must be finite, {name} has some that aren't; train them again")
-    # A peak so small that its scale would be zero, or lose its digits, is one of zeros.
-    scale = np.where(peak > 1e-30, peak / _LARGEST, 1).astype(np.float32)
-    scaled = matrix / scale
-    np.rint(scaled, out=scaled)
-    return np.ascontiguousarray(scaled, np.int8), scale
+    drop_unused(graph)
 
 
 def _drop(node: onnx.NodeProto, attribute: str) -> None:
+    """Takes an attribute from a node."""
     kept = [a for a in node.attribute if a.name != attribute]
     del node.attribute[:]
     node.attribute.extend(kept)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    used |= {value.name for value in graph.output}
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name not in used:
-            del graph.initializer[index]

@@ -1,11 +1,11 @@
-"""Layers computed aside: each one again, rounded, beside the float32 way to the logits.
+"""Measures what rounding does to each layer by itself, to correct biases and to rank the layers.
 
-One graph holds the float32 way and, beside each layer, the same layer on the same float32 input
-with that input rounded as in the converted graph, with the weights rounded, or with both. So
-errors don't add up along the network, and one pass tells of all layers.
+An error graph (`ErrorGraph`) holds the float32 nodes that lead to the logits and, beside each
+layer, the same layer on the same float32 input with that input rounded as in the converted graph,
+with the weights rounded, or with both. So errors don't add up along the network, and one pass
+measures all layers.
 
-Takes the mean of the rounding error out of each layer, through its bias.
-
+`correct_biases` takes the mean of the rounding error out of each layer, through its bias.
 Rounding moves a channel's output to one side on the average, for the errors of a filter's few
 weights don't cancel; layer after layer, that adds up. The bias can take it back at no cost at run
 time (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
@@ -13,10 +13,9 @@ section 4.2). Departures: the mean is measured on images (their appendix D) inst
 from batch norm, and on each layer's float32 input, so all layers are corrected in one pass
 instead of one after the other.
 
-Which layers hurt: how far each one's own rounding moves its output.
-
-A layer is blamed for its own rounding, of its input and of its weights, and it shows whether
-keeping the layer in float32 is enough: a rounded input comes from the convolution before it.
+`rank_layers` sorts the layers by how far their own rounding moves their output. It measures the
+rounding of the input and that of the weights apart: where most of the error comes from the input,
+keeping the layer itself in float32 is not enough, since the convolution before it rounds its input.
 """
 
 from __future__ import annotations
@@ -30,9 +29,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from sigcam.convert.onnx_graph import leading_to_logits
+from sigcam.convert.onnx_graph import drop_unused, leading_to_logits
 from sigcam.convert.quantize.calibrate import open_unfused
-from sigcam.convert.quantize.int8 import drop_unused
 from sigcam.convert.quantize.selection import Selection
 from sigcam.convert.quantize.source import Source
 from sigcam.core.errors import BackendError
@@ -40,24 +38,52 @@ from sigcam.core.progress import Report
 from sigcam.core.types import Array
 
 
-class LayerErrors:
-    """The graph while it is put together, and the images that run through it.
+@dataclass(frozen=True)
+class LayerError:
+    """How far rounding moves one layer's output.
+
+    Each error is ||rounded - float32|| / ||float32|| of the output over all images and positions,
+    for each output channel, then their mean. A channel that is large beside the others neither
+    hides their errors nor makes up for them.
 
     Attributes:
-        layers: the selected layers by name, in the order of the graph.
+        layer: the layer's name.
+        by_input: the error that rounding the input makes.
+        by_weight: the error that rounding the weights makes.
+    """
+
+    layer: str
+    by_input: float
+    by_weight: float
+
+    @property
+    def error(self) -> float:
+        """Returns the error of both, as if they were independent.
+
+        >>> LayerError("conv", by_input=0.03, by_weight=0.04).error
+        0.05
+        """
+        return float(np.hypot(self.by_input, self.by_weight))
+
+
+class ErrorGraph:
+    """A graph that computes layers' rounding errors beside the float32 values.
+
+    Attributes:
+        layers: the selected layers' nodes by name, in the order of the graph.
     """
 
     def __init__(self, source: Source, converted: onnx.ModelProto, selection: Selection) -> None:
-        """Begins with the float32 way.
+        """Begins with the float32 nodes that lead to the logits.
 
         Args:
             source: the float32 artifact.
             converted: what `to_int8` made of it.
-            selection: what computes in 8 bits there.
+            selection: the nodes that compute in 8 bits there.
         """
-        way = leading_to_logits(source.model.graph, source.path)
+        leading = leading_to_logits(source.model.graph, source.path)
         self._source = source
-        self._nodes = [node for node in source.model.graph.node if node.name in way]
+        self._nodes = [node for node in source.model.graph.node if node.name in leading]
         self.layers = {node.name: node for node in self._nodes if node.name in selection.layers}
         self._rounded = {node.name: node for node in converted.graph.node}
         self._made_by = {name: node for node in converted.graph.node for name in node.output}
@@ -66,37 +92,37 @@ class LayerErrors:
         self._outputs: list[str] = []
 
     def add_error(self, layer: str, name: str, *, of_input: bool, of_weight: bool) -> None:
-        """Adds what the layer gives when rounded less what it gives in float32.
+        """Adds the value that the layer gives when rounded, less what it gives in float32.
 
         Args:
             layer: the layer's name.
-            name: of the new value.
+            name: the new value's name.
             of_input: whether the input is rounded.
-            of_weight: whether the weights are.
+            of_weight: whether the weights are rounded.
         """
-        again, rounded = copy.deepcopy(self.layers[layer]), self._rounded[layer]
+        node, rounded = copy.deepcopy(self.layers[layer]), self._rounded[layer]
         if of_input:
-            back = copy.deepcopy(self._made_by[rounded.input[0]])
-            there = copy.deepcopy(self._made_by[back.input[0]])
-            there.input[0], there.output[0] = again.input[0], f"{name}/8bit"
-            back.input[0], back.output[0] = f"{name}/8bit", f"{name}/x"
-            again.input[0] = f"{name}/x"
-            self._add(there, back)
+            dequantize = copy.deepcopy(self._made_by[rounded.input[0]])
+            quantize = copy.deepcopy(self._made_by[dequantize.input[0]])
+            quantize.input[0], quantize.output[0] = node.input[0], f"{name}/8bit"
+            dequantize.input[0], dequantize.output[0] = f"{name}/8bit", f"{name}/x"
+            node.input[0] = f"{name}/x"
+            self._add(quantize, dequantize)
         if of_weight:
             weight = copy.deepcopy(self._made_by[rounded.input[1]])
-            weight.output[0] = again.input[1] = f"{name}/w"
+            weight.output[0] = node.input[1] = f"{name}/w"
             self._add(weight)
-        float32, again.output[0] = again.output[0], f"{name}/y"
-        self._add(again, helper.make_node("Sub", [f"{name}/y", float32], [name]))
+        float32, node.output[0] = node.output[0], f"{name}/y"
+        self._add(node, helper.make_node("Sub", [f"{name}/y", float32], [name]))
 
     def add_reduced(self, layer: str, value: str, operator: str, name: str) -> None:
         """Adds an output [channels]: a value of the layer's shape, reduced over all other axes.
 
         Args:
-            layer: whose shape `value` has.
-            value: its name.
+            layer: the layer whose shape `value` has.
+            value: the value's name.
             operator: "ReduceMean" or "ReduceSumSquare".
-            name: of the output.
+            name: the output's name.
         """
         node = self.layers[layer]
         weight = self._stored[node.input[1]].dims
@@ -114,23 +140,26 @@ class LayerErrors:
     def sums(
         self, feeds: Iterable[dict[str, Any]], count: int, *, threads: int | None, report: Report
     ) -> dict[str, Array]:
-        """Each output, float64 [channels], added up over the images.
+        """Runs the graph, and adds each output up over the images.
 
         Args:
-            feeds: the inputs of one image after the other.
-            count: of them.
-            threads: of the backend.
+            feeds: the graph's inputs for one image after the other.
+            count: the number of images.
+            threads: threads of ONNX Runtime; None leaves it to ONNX Runtime.
             report: called with the images done and `count`.
 
+        Returns:
+            Each output's sum, float64 [channels], by name.
+
         Raises:
-            BackendError: the backend failed.
+            BackendError: ONNX Runtime failed.
         """
         sums: dict[str, Array] = {}
         try:
             session = open_unfused(self._model().SerializeToString(), threads)
             for done, inputs in enumerate(feeds, 1):
-                found = session.run(self._outputs, {"image": inputs["image"]})
-                for name, values in zip(self._outputs, found, strict=True):
+                outputs = session.run(self._outputs, {"image": inputs["image"]})
+                for name, values in zip(self._outputs, outputs, strict=True):
                     sums[name] = sums.get(name, 0.0) + values.astype(np.float64)
                 report(done, count)
         except Exception as exc:  # ONNX Runtime's errors share no narrower base
@@ -174,71 +203,45 @@ def correct_biases(
     threads: int | None,
     report: Report,
 ) -> onnx.ModelProto:
-    """A copy of the converted graph whose layers have the mean outputs of float32.
+    """Gives the converted layers the mean outputs of float32, through their biases.
 
     Layers without a bias of their own (a MatMul, whose bias is added by another node) stay as
     they are.
 
     Args:
         source: the float32 artifact.
-        converted: what `to_int8` made of it.
-        selection: what computes in 8 bits there.
-        feeds: the inputs of one image after the other.
-        count: of them.
-        threads: of the backend.
+        converted: what `to_int8` made of it; it isn't changed.
+        selection: the nodes that compute in 8 bits there.
+        feeds: the graph's inputs for one image after the other.
+        count: the number of images.
+        threads: threads of ONNX Runtime; None leaves it to ONNX Runtime.
         report: called with the images done and `count`.
 
+    Returns:
+        A corrected copy.
+
     Raises:
-        BackendError: the backend failed.
+        BackendError: ONNX Runtime failed.
     """
-    errors = LayerErrors(source, converted, selection)
-    names = [name for name, layer in errors.layers.items() if layer.op_type != "MatMul"]
-    for name in names:
-        errors.add_error(name, f"{name}/error", of_input=True, of_weight=True)
-        errors.add_reduced(name, f"{name}/error", "ReduceMean", f"{name}/mean error")
-    sums = errors.sums(feeds, count, threads=threads, report=report)
+    graph = ErrorGraph(source, converted, selection)
+    layers = [name for name, node in graph.layers.items() if node.op_type != "MatMul"]
+    for layer in layers:
+        graph.add_error(layer, f"{layer}/error", of_input=True, of_weight=True)
+        graph.add_reduced(layer, f"{layer}/error", "ReduceMean", f"{layer}/mean error")
+    sums = graph.sums(feeds, count, threads=threads, report=report)
     corrected = copy.deepcopy(converted)
     nodes = {node.name: node for node in corrected.graph.node}
     stored = {tensor.name: tensor for tensor in corrected.graph.initializer}
-    for name in names:
-        node, mean = nodes[name], sums[f"{name}/mean error"] / count
+    for layer in layers:
+        node, mean = nodes[layer], sums[f"{layer}/mean error"] / count
         scale = next((a.f for a in node.attribute if a.name == "beta"), 1.0)  # a Gemm's
         moved = _bias(node, stored) - mean / scale
-        bias = numpy_helper.from_array(moved.astype(np.float32), f"{name}/bias")
+        bias = numpy_helper.from_array(moved.astype(np.float32), f"{layer}/bias")
         corrected.graph.initializer.append(bias)
         del node.input[2:]
         node.input.append(bias.name)
     drop_unused(corrected.graph)
     return corrected
-
-
-def _bias(layer: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
-    """float64, [channels], or 0 where the layer has none."""
-    if len(layer.input) < 3 or not layer.input[2]:
-        return 0.0
-    return numpy_helper.to_array(stored[layer.input[2]]).astype(np.float64)
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """What rounding does to one layer's output.
-
-    Attributes:
-        layer: its name.
-        by_input, by_weight: the error from rounding one of the two: ||rounded - float32|| /
-            ||float32|| of the output over all images and positions, for each output channel,
-            then their mean. A channel that is large beside the others neither hides their
-            errors nor makes up for them.
-    """
-
-    layer: str
-    by_input: float
-    by_weight: float
-
-    @property
-    def error(self) -> float:
-        """Of both, as if they were independent."""
-        return float(np.hypot(self.by_input, self.by_weight))
 
 
 def rank_layers(
@@ -251,42 +254,51 @@ def rank_layers(
     threads: int | None,
     report: Report,
 ) -> list[LayerError]:
-    """The layers, the worst first.
+    """Measures every layer's rounding error and sorts them, the largest first.
 
     Args:
         source: the float32 artifact.
         converted: what `to_int8` made of it.
-        selection: what computes in 8 bits there.
-        feeds: the inputs of one image after the other.
-        count: of them.
-        threads: of the backend.
+        selection: the nodes that compute in 8 bits there.
+        feeds: the graph's inputs for one image after the other.
+        count: the number of images.
+        threads: threads of ONNX Runtime; None leaves it to ONNX Runtime.
         report: called with the images done and `count`.
 
+    Returns:
+        One for each selected layer.
+
     Raises:
-        BackendError: the backend failed.
+        BackendError: ONNX Runtime failed.
     """
-    errors = LayerErrors(source, converted, selection)
-    for name, layer in errors.layers.items():
-        errors.add_error(name, f"{name}/input error", of_input=True, of_weight=False)
-        errors.add_error(name, f"{name}/weight error", of_input=False, of_weight=True)
-        for value, output in zip(
-            (layer.output[0], f"{name}/input error", f"{name}/weight error"),
-            _outputs(name),
-            strict=True,
-        ):
-            errors.add_reduced(name, value, "ReduceSumSquare", output)
-    sums = errors.sums(feeds, count, threads=threads, report=report)
-    found = []
-    for name in errors.layers:
-        kept, by_input, by_weight = (sums[output] for output in _outputs(name))
-        found.append(LayerError(name, _error(kept, by_input), _error(kept, by_weight)))
-    return sorted(found, key=lambda one: one.error, reverse=True)
+    graph = ErrorGraph(source, converted, selection)
+    for layer, node in graph.layers.items():
+        graph.add_error(layer, f"{layer}/input error", of_input=True, of_weight=False)
+        graph.add_error(layer, f"{layer}/weight error", of_input=False, of_weight=True)
+        values = node.output[0], f"{layer}/input error", f"{layer}/weight error"
+        for value, name in zip(values, _squares(layer), strict=True):
+            graph.add_reduced(layer, value, "ReduceSumSquare", name)
+    sums = graph.sums(feeds, count, threads=threads, report=report)
+    ranking = []
+    for layer in graph.layers:
+        float32, by_input, by_weight = (sums[name] for name in _squares(layer))
+        ranking.append(LayerError(layer, _error(float32, by_input), _error(float32, by_weight)))
+    return sorted(ranking, key=lambda one: one.error, reverse=True)
 
 
-def _outputs(layer: str) -> tuple[str, str, str]:
-    return f"{layer}/kept", f"{layer}/by input", f"{layer}/by weight"
+def _bias(layer: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> Any:
+    """Returns a layer's bias, float64 [channels], or 0 where it has none."""
+    if len(layer.input) < 3 or not layer.input[2]:
+        return 0.0
+    return numpy_helper.to_array(stored[layer.input[2]]).astype(np.float64)
 
 
-def _error(kept: Array, moved: Array) -> float:
-    alive = kept > 0
-    return float(np.sqrt(moved[alive] / kept[alive]).mean()) if alive.any() else 0.0
+def _squares(layer: str) -> tuple[str, str, str]:
+    """Names the outputs with a layer's squares: of the output in float32 and of both errors."""
+    return f"{layer}/float32", f"{layer}/by input", f"{layer}/by weight"
+
+
+def _error(float32: Array, error: Array) -> float:
+    """Computes the mean relative error of channels that aren't 0, from sums of squares."""
+    alive = float32 > 0
+    return float(np.sqrt(error[alive] / float32[alive]).mean()) if alive.any() else 0.0

@@ -1,4 +1,4 @@
-"""`quantize_artifact`: convert, measure, and write the file or refuse."""
+"""`quantize_artifact`: converts an artifact, measures the result, and writes it or refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, get_args
 import onnx
 
 from sigcam.convert.quantize.calibrate import Method, Ranges, calibrate
-from sigcam.convert.quantize.fidelity import FidelityCheck, Measured
+from sigcam.convert.quantize.fidelity import FidelityCheck
 from sigcam.convert.quantize.float16 import to_half_storage
 from sigcam.convert.quantize.images import Chosen, choose, feeds
 from sigcam.convert.quantize.int8 import Activations, to_int8
@@ -27,7 +27,7 @@ from sigcam.core.artifact import check_belongs, head_path
 from sigcam.core.errors import FidelityError, UsageError
 from sigcam.core.files import atomic_path, check_writable, write_bytes
 from sigcam.core.progress import reporter
-from sigcam.core.spec import METADATA_KEY, FidelityReport, Precision, Spec, described
+from sigcam.core.spec import METADATA_KEY, FidelityReport, QuantizedPrecision, Spec
 
 Say = Callable[[str], None]
 
@@ -38,7 +38,7 @@ _CORRECTED_ON = 32
 """Calibration images that biases are corrected on: means of many positions each."""
 
 _NAMED = 5
-"""How many of the layers that hurt a refusal names."""
+"""How many of the layers with the largest rounding errors a refusal names."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,29 @@ class QuantizeOptions:
     """How an artifact is converted.
 
     Attributes:
-        precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
+        precision: "int8": what leads to the logits computes in 8 bits; "int8-head": the sigmoid
             branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
             stored in 16 bits.
-        calibration: images that the ranges of int8 are taken from.
-        held_out: further images, that the result is measured on.
-        method: how a range follows from the values, see `calibrate`; int8 only.
+        calibration: number of images that the ranges of int8 are taken from.
+        held_out: number of further images, that the result is measured on.
+        method: how a range follows from the values, see `calibrate.Method`; int8 only.
         activations: type of rounded values, "int8" for TensorRT; int8 only.
-        wide_weights: 8 instead of 7 bits for all weights, see `static.py`; int8 only.
+        wide_weights: whether all weights have 8 bits instead of 7, see int8.py; int8 only.
         keep_float: layers that stay in float32 whatever they cost; int8 only.
         rounds: how often further layers may be kept in float32 before giving up; int8 only.
         min_agreement: smallest share of equal predictions, 0 to 1.
         min_correlation: smallest mean correlation of the CAMs, -1 to 1.
         threads: threads of the backend; None leaves it to the backend.
-        seed: of the shuffle that chooses the images.
+        seed: what the shuffle that chooses the images is seeded with.
+
+    Raises:
+        UsageError: a number out of range, or options that contradict the precision.
+
+    >>> QuantizeOptions("fp16", held_out=256).min_agreement
+    0.99
     """
 
-    precision: Precision = "int8"
+    precision: QuantizedPrecision = "int8"
     calibration: int = 128
     held_out: int = 128
     method: Method = "minmax"
@@ -76,8 +82,8 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            names = ", ".join(get_args(Precision))
+        if self.precision not in get_args(QuantizedPrecision):
+            names = ", ".join(get_args(QuantizedPrecision))
             raise UsageError(f"precision must be one of {names}, got {self.precision!r}")
         if not 0 <= self.min_agreement <= 1 or not -1 <= self.min_correlation <= 1:
             raise UsageError(
@@ -108,10 +114,10 @@ def quantize_artifact(
     """Writes an artifact of another precision, and what it costs into its spec.
 
     Args:
-        path: of the float32 artifact.
+        path: the float32 artifact.
         data: folder of images of the kind that the model will see.
-        out: of the new artifact; written whole or not at all.
-        options: how; `QuantizeOptions()` when None.
+        out: the new artifact's file; written whole or not at all.
+        options: how it is converted; `QuantizeOptions()` when None.
         head: the artifact's head graph; None for `model.head.onnx` beside `model.onnx`. It
             stays in float32, and is copied beside `out` under the name that belongs to it.
         progress: whether bars are drawn on standard error.
@@ -138,8 +144,10 @@ def quantize_artifact(
     check_writable(out)
     heads = _heads(source, out, head)
     with tempfile.TemporaryDirectory(prefix="sigcam-quantize-") as folder:
-        work = _Work(source, Path(data), options, Path(folder), progress, say or _silent)
-        model, fidelity = work.converted()
+        conversion = _Conversion(
+            source, Path(data), options, Path(folder), progress, say or _silent
+        )
+        model, fidelity = conversion.run()
     spec = dataclasses.replace(source.spec, fidelity=fidelity)
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
@@ -157,7 +165,7 @@ def _silent(text: str) -> None:
 
 
 def _heads(source: Source, out: Path, given: str | Path | None) -> list[tuple[Path, Path]]:
-    """What is to be copied: the head graph from where it is to where it belongs."""
+    """Returns the head graph's file and the one that it is to be copied to, if there is any."""
     if source.spec.head_input is None:
         if given is not None:
             raise UsageError(f"{source.path} was exported without a head graph")
@@ -176,22 +184,24 @@ def _heads(source: Source, out: Path, given: str | Path | None) -> list[tuple[Pa
     return [(found, head_path(out))]
 
 
-def _stored(source: Source, precision: Precision) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with weights in fewer bits, and the names of those that stay in float32."""
+def _stored(
+    source: Source, precision: QuantizedPrecision
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Stores weights in fewer bits; returns the model, and the names of those in float32."""
     if precision == "int8-head":
         return quantize_sigmoid_head(source.model, source.spec.branch), ()
     return to_half_storage(source, "fp16" if precision == "fp16" else "bf16")
 
 
-class _Work:
-    """One conversion: the images, the gate, and the rounds."""
+class _Conversion:
+    """The conversion of one artifact: its images, its fidelity check, and the rounds of int8."""
 
     def __init__(
         self, source: Source, data: Path, options: QuantizeOptions, folder: Path,
         progress: bool, say: Say,
     ) -> None:  # fmt: skip
         self._source, self._options, self._say = source, options, say
-        self._staged_file, self._progress = folder / "staged_file.onnx", progress
+        self._candidate, self._progress = folder / "candidate.onnx", progress
         is_int8 = options.precision == "int8"
         # Both refuse before the long steps: unknown names, or nothing to convert.
         if is_int8:
@@ -200,9 +210,13 @@ class _Work:
             self._stored = _stored(source, options.precision)
         say(f"choosing images from {data}")
         self._chosen: Chosen = choose(
-            data, source.spec.preprocessing, options.calibration if is_int8 else 0, options.held_out,
-            options.seed, reporter(progress, "choose"),
-        )  # fmt: skip
+            data,
+            source.spec.preprocessing,
+            options.calibration if is_int8 else 0,
+            options.held_out,
+            options.seed,
+            reporter(progress, "choose"),
+        )
         for reason in self._chosen.unread:
             say(f"left out: {reason}")
         say(f"running float32 on {options.held_out} held-out images")
@@ -211,11 +225,11 @@ class _Work:
             reporter(progress, "float32"),
         )  # fmt: skip
 
-    def converted(self) -> tuple[onnx.ModelProto, FidelityReport]:
-        """The model within the limits, and its parity report.
+    def run(self) -> tuple[onnx.ModelProto, FidelityReport]:
+        """Returns a model within the limits, and its fidelity report.
 
         Raises:
-            FidelityError: it can't be had.
+            FidelityError: the model stays below the limits.
         """
         if self._options.precision == "int8":
             return self._int8()
@@ -226,6 +240,7 @@ class _Work:
         return model, fidelity
 
     def _int8(self) -> tuple[onnx.ModelProto, FidelityReport]:
+        """Converts to 8 bits, and keeps more layers in float32 until the limits are reached."""
         options = self._options
         kept = list(dict.fromkeys(options.keep_float))
         every = select(self._source)
@@ -243,23 +258,24 @@ class _Work:
             if fidelity.passes:
                 return model, fidelity
             if not ranking:
-                self._say("below the limits: looking for the layers that hurt")
+                self._say("below the limits: measuring each layer's rounding error")
                 ranking = self._ranked(model, kept)
-            left = [one for one in ranking if one.layer not in kept]
+            left = [error for error in ranking if error.layer not in kept]
             more = self._to_keep(left[: math.ceil(len(every.layers) / 10)], kept)
             if round_number == options.rounds or len(kept) + len(more) == len(every.layers):
                 break
             kept += more
             self._say(f"round {round_number + 1}: keeping {', '.join(more)} in float32 too")
-        worst = ", ".join(f"{one.layer} ({one.error:.1%})" for one in ranking[:_NAMED])
+        worst = ", ".join(f"{error.layer} (by {error.error:.1%})" for error in ranking[:_NAMED])
         advice = (
-            f"the layers that hurt most are {worst}, with the error of each one's own output; try "
+            f"the layers whose own rounding moves their output most are {worst}; try "
             "--calibration-method percentile, keep further layers with --keep-float, allow more "
             "--rounds, lower the limits, or take fp16"
         )
         raise FidelityError(self._refusal(fidelity, advice))
 
     def _converted(self, selection: Selection, ranges: Ranges) -> onnx.ModelProto:
+        """Converts the selected nodes to 8 bits and corrects their biases."""
         options = self._options
         model = to_int8(
             self._source, selection, ranges, options.activations, wide_weights=options.wide_weights
@@ -271,15 +287,22 @@ class _Work:
         )  # fmt: skip
 
     def _to_keep(self, worst: Sequence[LayerError], kept: Sequence[str]) -> list[str]:
-        """These layers, and those that round their inputs where that is what hurts."""
-        names = [one.layer for one in worst]
-        for one in worst:
-            maker = maker_of(self._source, one.layer) if one.by_input > one.by_weight else None
+        """Names layers to keep in float32: these, and those that round the inputs of some.
+
+        A layer's input stays rounded where the convolution before it computes in 8 bits, so that
+        one is kept too where most of the layer's error comes from its input.
+        """
+        names = [error.layer for error in worst]
+        for error in worst:
+            if error.by_input <= error.by_weight:
+                continue
+            maker = maker_of(self._source, error.layer)
             if maker is not None and maker not in (*names, *kept):
                 names.append(maker)
         return names
 
     def _ranked(self, model: onnx.ModelProto, kept: Sequence[str]) -> list[LayerError]:
+        """Ranks the layers that compute in 8 bits by their rounding errors."""
         count = min(_RANKED_ON, self._options.calibration)
         return rank_layers(
             self._source, model, select(self._source, kept), self._feeds(count), count,
@@ -287,14 +310,14 @@ class _Work:
         )  # fmt: skip
 
     def _feeds(self, count: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yields the graph's inputs for the first calibration images, or for all of them."""
         spec = self._source.spec
-        return feeds(self._chosen.calibration[:count], spec.preprocessing, named=False)
+        return feeds(self._chosen.calibration[:count], spec.preprocessing)
 
     def _measured(self, model: onnx.ModelProto, kept: Sequence[str]) -> FidelityReport:
-        self._staged_file.write_bytes(model.SerializeToString())
-        found: Measured = self._check.compare(
-            self._staged_file, reporter(self._progress, "compare")
-        )
+        """Compares a model with float32 on the held-out images."""
+        self._candidate.write_bytes(model.SerializeToString())
+        figures = self._check.compare(self._candidate, reporter(self._progress, "compare"))
         options = self._options
         fidelity = FidelityReport(
             precision=options.precision,
@@ -302,17 +325,18 @@ class _Work:
             images=options.held_out,
             calibration=len(self._chosen.calibration),
             seed=options.seed,
-            **dataclasses.asdict(found),
+            **dataclasses.asdict(figures),
             min_agreement=options.min_agreement,
             min_correlation=options.min_correlation,
             kept_float=tuple(kept),
         )
-        self._say(f"{options.precision}: {described(fidelity)}")
+        self._say(f"{options.precision}: {fidelity.described()}")
         return fidelity
 
     def _refusal(self, fidelity: FidelityReport, advice: str) -> str:
+        """Says what was wanted, what came, and what to do."""
         return (
             f"{self._source.path} in {fidelity.precision} must agree with float32 on "
             f"{fidelity.min_agreement:.1%} of the held-out images with a mean correlation of "
-            f"{fidelity.min_correlation:g}, but reaches {described(fidelity)}; {advice}"
+            f"{fidelity.min_correlation:g}, but reaches {fidelity.described()}; {advice}"
         )

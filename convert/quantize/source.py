@@ -1,4 +1,4 @@
-"""The float32 artifact that is converted."""
+"""Reads the float32 artifact that is converted."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLi
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A float32 artifact, read.
+    """A float32 artifact that was read.
 
     Attributes:
-        path: of its file.
-        spec: that it carries.
-        model: with all weights in it, every node with a name of its own. Not to be changed.
+        path: the artifact's file.
+        spec: the artifact's spec.
+        model: the graph, with all weights in it, every node with a name of its own. Not to be
+            changed.
     """
 
     path: Path
@@ -35,6 +36,9 @@ class Source:
 
 def read_source(path: Path) -> Source:
     """Reads an artifact that can be converted.
+
+    Args:
+        path: the .onnx file; weights in a file beside it are read too.
 
     Raises:
         UsageError: a TensorRT engine, a head graph, an artifact that was converted before,
@@ -66,6 +70,7 @@ def read_source(path: Path) -> Source:
 
 
 def _read_model(path: Path) -> onnx.ModelProto:
+    """Reads a graph with all of its weights in it."""
     try:
         model = onnx.load(str(path), load_external_data=False)
         external = sum(

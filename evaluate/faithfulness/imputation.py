@@ -1,4 +1,4 @@
-"""Noisy linear imputation: removed pixels as the weighted means of their neighbours, and noise.
+"""Noisy linear imputation: removed pixels become the weighted means of their neighbours, and noise.
 
 Rong et al. 2022 (ROAD): a removed pixel gets 1/6 of each pixel beside, above and below
 and 1/12 of each across a corner, removed ones included: a sparse linear system. Its matrix is
@@ -15,17 +15,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 NOISE = 0.01
-# Largest amount, in levels of 255, by which a removed pixel may differ from its neighbours'
-# mean. What is left of the error was below 0.1 levels with up to half of a 224x224 image's pixels
-# removed, and below 0.3 with 90%; the noise is 2.55.
+"""Standard deviation of the noise on removed pixels, as a share of 255."""
+
 TOLERANCE = 3e-3
+"""Largest amount, in levels of 255, by which a removed pixel may differ from its neighbours' mean.
+
+What is left of the error was below 0.1 levels with up to half of a 224x224 image's pixels
+removed, and below 0.3 with 90%; the noise is 2.55.
+"""
+
 _STEPS = 1000
 _WEIGHTS = np.array([[1, 2, 1], [2, 0, 2], [1, 2, 1]], np.float32) / 12
 # A side of a block is coupled to the next block by this much per pixel.
@@ -33,7 +36,7 @@ _SIDE = 1 / 3
 _TINY = float(np.finfo(np.float32).tiny)
 
 
-def impute(image: U8, removed: npt.NDArray[np.bool_]) -> F32:
+def impute(image: Array, removed: Array) -> Array:
     """Fills removed pixels so that each is the weighted mean of its neighbours.
 
     Args:
@@ -46,6 +49,11 @@ def impute(image: U8, removed: npt.NDArray[np.bool_]) -> F32:
 
     Raises:
         UsageError: shapes that don't fit, nothing stays, or no solution within 1,000 steps.
+
+    >>> image, removed = np.zeros((3, 3, 3), np.uint8), np.zeros((3, 3), bool)
+    >>> image[0, 1], removed[1, 1] = 60, True
+    >>> impute(image, removed)[1, 1].round(1)
+    array([10., 10., 10.], dtype=float32)
     """
     if removed.dtype != np.bool_ or removed.shape != image.shape[:2] or removed.all():
         raise UsageError(
@@ -59,15 +67,15 @@ def impute(image: U8, removed: npt.NDArray[np.bool_]) -> F32:
 
 
 def remove_pixels(
-    image: U8, removed: npt.NDArray[np.bool_], rng: np.random.Generator, noise: float = NOISE
-) -> U8:
+    image: Array, removed: Array, rng: np.random.Generator, noise: float = NOISE
+) -> Array:
     """Imputes the removed pixels and adds Gaussian noise to them.
 
     Args:
         image: uint8 [H, W, 3].
         removed: bool [H, W]; at least one pixel stays.
-        rng: where the noise comes from; each value has its own.
-        noise: standard deviation, as a share of 255.
+        rng: what the noise is drawn from; each value has its own.
+        noise: standard deviation of the noise, as a share of 255.
 
     Returns:
         uint8 [H, W, 3], rounded and cut off at 0 and 255.
@@ -77,13 +85,14 @@ def remove_pixels(
     """
     values = impute(image, removed)
     values[removed] += rng.normal(0.0, noise * 255.0, (int(removed.sum()), 3)).astype(np.float32)
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    filled: Array = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return filled
 
 
 class _System:
-    """The equations of one image."""
+    """The linear equations of one image's removed pixels."""
 
-    def __init__(self, image: U8, removed: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, image: Array, removed: Array) -> None:
         hole = removed.astype(np.float32)
         kept = 1 - hole
         # All in three colours: broadcasting along a last axis of three is slow.
@@ -94,10 +103,11 @@ class _System:
         self.values = np.ascontiguousarray(image, np.float32) * _coloured(kept)
         self.values += self.hole * _filled(self.values, kept)
 
-    def solve(self) -> F32:
-        """Preconditioned conjugate gradients; the three colours are one system.
+    def solve(self) -> Array:
+        """Returns the filled image, float32 [H, W, 3], by preconditioned conjugate gradients.
 
-        Arrays are changed in place: nearly all of the time goes into passes over memory.
+        The three colours are one system. Arrays are changed in place: nearly all of the time goes
+        into passes over memory.
         """
         values = self.values
         residual = -self._product(values)
@@ -118,14 +128,15 @@ class _System:
             f"{values.shape[1]}x{values.shape[0]}; give a smaller image"
         )
 
-    def _product(self, values: F32) -> F32:
-        """By how much removed pixels differ from their neighbours' mean, times the weights."""
+    def _product(self, values: Array) -> Array:
+        """Computes how far removed pixels are from their neighbours' mean, times the weights."""
         product = self.weights * values
         product -= _neighbours(values)
         product *= self.hole
         return product
 
-    def _precondition(self, residual: F32) -> F32:
+    def _precondition(self, residual: Array) -> Array:
+        """Adds up the residual's corrections on blocks of all sizes."""
         means = [residual]
         for _ in self.inverses:
             means.append(_halved(means[-1]))
@@ -140,13 +151,13 @@ class _System:
         return scaled
 
 
-def _block_inverses(hole: F32, kept: F32) -> list[F32]:
-    """For blocks of 2, 4, ... pixels: 1 over what holds a block's removed pixels in place.
+def _block_inverses(hole: Array, kept: Array) -> list[Array]:
+    """Computes, for blocks of 2, 4, ... pixels, 1 over what holds removed pixels in place.
 
     That and the residual, which it multiplies, are means over the block, as they come by halving.
     """
     held = hole * _neighbours(kept)
-    inverses: list[F32] = []
+    inverses: list[Array] = []
     side = 1
     while not inverses or max(hole.shape) > 2:
         held, hole = _halved(held), _halved(hole)
@@ -157,8 +168,8 @@ def _block_inverses(hole: F32, kept: F32) -> list[F32]:
     return inverses
 
 
-def _filled(values: F32, kept: F32) -> F32:
-    """A start: removed pixels from the means of ever larger blocks, by weights kept."""
+def _filled(values: Array, kept: Array) -> Array:
+    """Fills removed pixels from the means of ever larger blocks, by weights kept: a start."""
     if max(kept.shape) <= 2:
         mean = values.sum(axis=(0, 1)) / np.maximum(kept.sum(), _TINY)
         return np.broadcast_to(mean, values.shape).astype(np.float32)
@@ -171,15 +182,15 @@ def _filled(values: F32, kept: F32) -> F32:
     return np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _neighbours(values: F32) -> F32:
-    """Weighted sum of the eight neighbours; nothing lies outside the image."""
+def _neighbours(values: Array) -> Array:
+    """Computes the weighted sum of the eight neighbours; nothing lies outside the image."""
     return np.asarray(
         cv2.filter2D(values, -1, _WEIGHTS, borderType=cv2.BORDER_CONSTANT), np.float32
     )
 
 
-def _halved(values: F32) -> F32:
-    """Means of 2x2 pixels; those outside the image are zero."""
+def _halved(values: Array) -> Array:
+    """Computes the means of 2x2 pixels; those outside the image are zero."""
     height, width = values.shape[:2]
     even: Any = values
     if height % 2 or width % 2:
@@ -190,17 +201,18 @@ def _halved(values: F32) -> F32:
     return np.asarray(halved, np.float32).reshape(size[1], size[0], *values.shape[2:])
 
 
-def _doubled(values: F32, shape: tuple[int, ...]) -> F32:
-    """Each pixel four times, cut off at `shape`."""
+def _doubled(values: Array, shape: tuple[int, ...]) -> Array:
+    """Repeats each pixel four times, cut off at `shape`."""
     size = (2 * values.shape[1], 2 * values.shape[0])
     doubled = cv2.resize(values, size, interpolation=cv2.INTER_NEAREST)
     return np.asarray(doubled, np.float32)[: shape[0], : shape[1]]
 
 
-def _coloured(plane: F32) -> F32:
+def _coloured(plane: Array) -> Array:
+    """Repeats a plane [H, W] for three colours, [H, W, 3]."""
     return np.repeat(plane[..., None], 3, axis=2)
 
 
-def _dot(a: F32, b: F32) -> float:
-    """Dot product; not by BLAS, which would start threads of its own in each of ours."""
+def _dot(a: Array, b: Array) -> float:
+    """Computes a dot product; not by BLAS, which would start threads of its own in each of ours."""
     return float(np.einsum("i,i", a.ravel(), b.ravel()))

@@ -1,51 +1,75 @@
-"""Insertion and deletion: the class's score while pixels come or go in the map's order.
+"""Insertion and deletion: the class's score while pixels come or go in the heatmap's order.
 
 Petsiuk et al. 2018 (RISE), and its code. Departures: pixels are changed in the
 uint8 image and not in the normalised input; the blur is OpenCV's 11x11 Gaussian of sigma 5
-with reflected edges, where the code pads with the mean colour; ties in the map are taken in
-reading order, where the code leaves them to an unstable sort. A constant map is therefore
-one large tie: pixels go row by row, and the curve says nothing about the map.
+with reflected edges, where the code pads with the mean colour; ties in the heatmap are taken in
+reading order, where the code leaves them to an unstable sort. A constant heatmap is therefore
+one large tie: pixels go row by row, and the curve says nothing about the heatmap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 from sigcam.evaluate.faithfulness.confidence import check_image
 
-U8 = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
-# Images uint8 [n, H, W, 3] to the probability of one class, floats [n].
-Score = Callable[[U8], npt.NDArray[np.floating]]
-# ImageNet's mean colour: what zero in a normalised input stands for.
+Score: TypeAlias = Callable[[Array], Array]
+"""From images, uint8 [n, H, W, 3], to the probability of one class, floats [n]."""
+
 MEAN_COLOUR = (124, 116, 104)
-# RISE changes 224 pixels of a 224x224 image at a time.
+"""ImageNet's mean colour, RGB: what zero in a normalised input stands for."""
+
 STEPS = 224
+"""RISE changes 224 pixels of a 224x224 image at a time."""
+
 BATCH = 32
+"""Images that are scored at once unless the caller says otherwise."""
 
 
-def removal_order(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Flat indices of the pixels by falling score; equal ones in reading order, int64 [H W]."""
+def removal_order(scores: Array) -> Array:
+    """Sorts the pixels by falling score, equal ones in reading order.
+
+    Args:
+        scores: floating [H, W], any range.
+
+    Returns:
+        int64 [H W], flat indices.
+
+    Raises:
+        UsageError: the scores aren't finite.
+
+    >>> removal_order(np.array([[0.2, 0.9], [0.9, 0.5]]))
+    array([1, 2, 3, 0])
+    """
     if not np.isfinite(scores).all():
-        raise UsageError("map must be finite, got NaN or infinity")
+        raise UsageError("heatmap must be finite, got NaN or infinity")
     return np.asarray(np.argsort(-scores.ravel(), kind="stable"), np.int64)
 
 
-def run_batches(images: Iterable[U8], score: Score, batch: int) -> Floats:
-    """Scores images uint8 [H, W, 3], at most `batch` at a time; float64 [n].
+def run_batches(images: Iterable[Array], score: Score, batch: int) -> Array:
+    """Scores images, some at a time.
+
+    Args:
+        images: uint8 [H, W, 3] each.
+        score: gives the probability of one class.
+        batch: the most images in one call of `score`.
+
+    Returns:
+        float64 [n].
 
     Raises:
         UsageError: a batch below 1, or a callable that doesn't give one finite number each.
     """
     if batch < 1:
         raise UsageError(f"batch must be at least 1, got {batch}")
-    values: list[Floats] = []
-    waiting: list[U8] = []
+    values: list[Array] = []
+    waiting: list[Array] = []
 
     def flush() -> None:
         got = np.asarray(score(np.stack(waiting)), np.float64)
@@ -67,24 +91,24 @@ def run_batches(images: Iterable[U8], score: Score, batch: int) -> Floats:
 
 
 def deletion_curve(
-    image: U8,
-    scores: npt.NDArray[np.floating],
+    image: Array,
+    scores: Array,
     score: Score,
     *,
     steps: int = STEPS,
     fill: Sequence[int] = MEAN_COLOUR,
     batch: int = BATCH,
-) -> Floats:
-    """The score while pixels are painted over, highest map value first.
+) -> Array:
+    """Computes the score while pixels are painted over, those with the highest values first.
 
     Args:
         image: uint8 [H, W, 3] RGB, the whole image at the start.
-        scores: floating [H, W], any range.
+        scores: floating [H, W], the heatmap, in any range.
         score: uint8 [n, H, W, 3] to floats [n], n <= batch; the array is its to keep.
-        steps: number of steps, 1 to H W.
+        steps: in how many steps the image is painted over, 1 to H W.
         fill: RGB 0 to 255; the mean colour (zero in the normalised input, as RISE has it),
             or (0, 0, 0) for black.
-        batch: images per call of `score`.
+        batch: the most images in one call of `score`.
 
     Returns:
         float64 [steps + 1]: with 0, 1 / steps, ..., all of the pixels gone. A low area
@@ -92,6 +116,12 @@ def deletion_curve(
 
     Raises:
         UsageError: shapes, types or numbers that don't fit.
+
+    >>> white, scores = np.full((1, 4, 3), 255, np.uint8), np.array([[0.9, 0.1, 0.4, 0.3]])
+    >>> def brightness(images):
+    ...     return images.mean(axis=(1, 2, 3)) / 255
+    >>> deletion_curve(white, scores, brightness, steps=2, fill=(0, 0, 0))
+    array([1. , 0.5, 0. ])
     """
     check_image(image, scores)
     if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
@@ -102,31 +132,53 @@ def deletion_curve(
 
 
 def insertion_curve(
-    image: U8,
-    scores: npt.NDArray[np.floating],
+    image: Array,
+    scores: Array,
     score: Score,
     *,
     steps: int = STEPS,
     batch: int = BATCH,
-) -> Floats:
-    """The score while pixels appear on the blurred image, highest map value first.
+) -> Array:
+    """Computes the score while pixels appear on the blurred image, highest values first.
 
-    Args, result and errors as in `deletion_curve`, with the whole image at the end. A high
-    area is good.
+    Args:
+        image: uint8 [H, W, 3] RGB, the whole image at the end.
+        scores: floating [H, W], the heatmap, in any range.
+        score: uint8 [n, H, W, 3] to floats [n], n <= batch; the array is its to keep.
+        steps: in how many steps the image appears, 1 to H W.
+        batch: the most images in one call of `score`.
+
+    Returns:
+        float64 [steps + 1]: with 0, 1 / steps, ..., all of the pixels there. A high area
+        (`curve_area`) is good.
+
+    Raises:
+        UsageError: shapes, types or numbers that don't fit.
     """
     check_image(image, scores)
-    start: U8 = np.asarray(cv2.GaussianBlur(image, (11, 11), 5.0), np.uint8)
+    start: Array = np.asarray(cv2.GaussianBlur(image, (11, 11), 5.0), np.uint8)
     return run_batches(_steps(start, image, scores, steps), score, batch)
 
 
-def curve_area(curve: Floats) -> float:
-    """Area under a curve of equal steps over [0, 1], by the trapezoid rule."""
+def curve_area(curve: Array) -> float:
+    """Computes the area under a curve of equal steps over [0, 1], by the trapezoid rule.
+
+    Args:
+        curve: floats [n], n >= 2.
+
+    Raises:
+        UsageError: the curve has another shape.
+
+    >>> curve_area(np.array([1.0, 0.5, 0.0]))
+    0.5
+    """
     if curve.ndim != 1 or len(curve) < 2:
         raise UsageError(f"curve must be [n] with n >= 2, got shape {list(curve.shape)}")
     return float(np.trapezoid(curve) / (len(curve) - 1))
 
 
-def _steps(start: U8, end: U8, scores: npt.NDArray[np.floating], steps: int) -> Iterator[U8]:
+def _steps(start: Array, end: Array, scores: Array, steps: int) -> Iterator[Array]:
+    """Yields the images on the way from one to the other, both included, new arrays."""
     order = removal_order(scores)
     if not 1 <= steps <= len(order):
         raise UsageError(f"steps must be 1 to {len(order)} for this image, got {steps}")

@@ -1,8 +1,8 @@
-"""What an artifact says of changed images: the faithfulness metrics' runs of the backend.
+"""Measures faithfulness: changes an image by its heatmap, and runs the artifact on what comes out.
 
-All are of the predicted class, on the image as the network gets it, with the map of that class
-at the same size (bicubic, min-max). `change_image` makes what takes long to make and needs no
-backend; `measure_faithfulness` runs the backend.
+All metrics are of the predicted class, on the image as the network gets it, with the heatmap of
+that class at the same size (bicubic, min-max). `change_image` makes what takes long to make and
+needs no backend; `measure_faithfulness` runs the backend.
 """
 
 from __future__ import annotations
@@ -23,20 +23,11 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
 )
 from sigcam.evaluate.faithfulness.road import road_images, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
-from sigcam.evaluate.model import Answer, Model
+from sigcam.evaluate.model import EvaluatedModel, Prediction
 
 FAITHFULNESS = ("confidence", "insertion", "deletion", "road")
-"""What can be asked for. "confidence" takes one more run of the backend an image, "road" 14,
-"insertion" and "deletion" one more than their steps each."""
-
-
-def check_faithfulness(names: Collection[str]) -> None:
-    """Refuses names that aren't in `FAITHFULNESS`."""
-    unknown = sorted(set(names) - set(FAITHFULNESS))
-    if unknown:
-        raise UsageError(
-            f"faithfulness must be of {', '.join(FAITHFULNESS)}, got {', '.join(unknown)}"
-        )
+"""The metrics that can be asked for. "confidence" takes one more run of the backend an image,
+"road" 14, "insertion" and "deletion" one more than their steps each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +39,10 @@ class ChangedImage:
 
     Attributes:
         image: uint8 [H, W, 3], unchanged.
-        scores: floating [H, W] in [0, 1], the predicted class's map.
-        masked: uint8 [H, W, 3], the image times the map; None without "confidence".
+        scores: float64 [H, W] in [0, 1], the predicted class's heatmap.
+        masked: uint8 [H, W, 3], the image times the heatmap; None without "confidence".
         morf: uint8 [H, W, 3] each, the most relevant pixels removed; none without "road".
-        lerf: the same with the least relevant ones.
+        lerf: uint8 [H, W, 3] each, the least relevant pixels removed; none without "road".
     """
 
     image: Array
@@ -61,18 +52,31 @@ class ChangedImage:
     lerf: list[Array]
 
 
-def change_image(image: Array, answer: Answer, names: Collection[str]) -> ChangedImage:
+def check_faithfulness(names: Collection[str]) -> None:
+    """Refuses names that aren't in `FAITHFULNESS`.
+
+    Raises:
+        UsageError: a name that isn't there.
+    """
+    unknown = sorted(set(names) - set(FAITHFULNESS))
+    if unknown:
+        raise UsageError(
+            f"faithfulness must be of {', '.join(FAITHFULNESS)}, got {', '.join(unknown)}"
+        )
+
+
+def change_image(image: Array, prediction: Prediction, names: Collection[str]) -> ChangedImage:
     """Makes an image's changed versions; runs no backend, so that threads can do it.
 
     Args:
         image: uint8 [H, W, 3], as the network gets it.
-        answer: to it.
-        names: of `FAITHFULNESS`.
+        prediction: what the artifact predicts for it.
+        names: the metrics that the changed images are for, of `FAITHFULNESS`.
 
     Raises:
         UsageError: an image too large for ROAD's imputation (`impute`).
     """
-    scores = normalise(enlarge(answer.predicted_cam, *image.shape[:2]))
+    scores = normalise(enlarge(prediction.predicted_cam, *image.shape[:2]))
     masked = masked_image(image, scores) if "confidence" in names else None
     morf, lerf = (
         list(road_images(image, scores, most_relevant_first=first)) if "road" in names else []
@@ -82,27 +86,30 @@ def change_image(image: Array, answer: Answer, names: Collection[str]) -> Change
 
 
 def measure_faithfulness(
-    model: Model,
+    model: EvaluatedModel,
     changed: Sequence[ChangedImage],
-    answers: Sequence[Answer],
+    predictions: Sequence[Prediction],
     names: Collection[str],
     steps: int = STEPS,
 ) -> list[dict[str, float]]:
-    """Runs the backend on changed images.
+    """Runs the artifact on changed images.
 
     Args:
         model: the artifact.
-        changed: from `change_image`, with the same names.
-        answers: to the unchanged ones.
-        names: of `FAITHFULNESS`.
-        steps: of insertion and deletion.
+        changed: the changed images, from `change_image`, with the same names.
+        predictions: what the artifact predicts for the unchanged ones.
+        names: the metrics that are measured, of `FAITHFULNESS`.
+        steps: in how many steps insertion and deletion change an image.
 
     Returns:
         For each image the fields of its record: "after" (confidence on the image times the
-        map), and "insertion", "deletion", "road" in [-1, 1].
+        heatmap), "insertion" and "deletion" in [0, 1], and "road" in [-0.5, 0.5].
+
+    Raises:
+        BackendError: the backend failed.
     """
     found: list[dict[str, float]] = [{} for _ in changed]
-    classes = [answer.predicted for answer in answers]
+    classes = [prediction.class_id for prediction in predictions]
     masked = [one.masked for one in changed if one.masked is not None]
     if masked:
         for values, after in zip(found, model.probabilities(masked, classes), strict=True):

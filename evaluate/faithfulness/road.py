@@ -5,7 +5,7 @@ ICML). Removed pixels are imputed (imputation.py).
 Departures: values are pixels of 0 to 255, so that the noise of 0.01 is 2.55 levels, where
 their code adds it to the input as the network gets it; the result is rounded to uint8.
 
-A constant map is one tie, taken in reading order: see removal.py.
+A constant heatmap is one tie, taken in reading order: see insertion_deletion.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 from sigcam.evaluate.faithfulness.confidence import check_image
 from sigcam.evaluate.faithfulness.imputation import NOISE, remove_pixels
 from sigcam.evaluate.faithfulness.insertion_deletion import (
@@ -25,14 +25,13 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
     run_batches,
 )
 
-U8 = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)
+"""Shares of the pixels that are removed, unless the caller says otherwise."""
 
 
 def road_curve(
-    image: U8,
-    scores: npt.NDArray[np.floating],
+    image: Array,
+    scores: Array,
     score: Score,
     *,
     most_relevant_first: bool = True,
@@ -40,25 +39,34 @@ def road_curve(
     noise: float = NOISE,
     seed: int = 0,
     batch: int = BATCH,
-) -> Floats:
-    """The score with a growing share of the pixels removed.
+) -> Array:
+    """Computes the score with a growing share of the pixels removed.
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        scores: floating [H, W], any range.
+        scores: floating [H, W], the heatmap, in any range.
         score: uint8 [n, H, W, 3] to floats [n]: the class's probability, or whether it is
             still the predicted one (ROAD's own accuracy).
-        most_relevant_first: MoRF, or else LeRF: the least relevant first.
+        most_relevant_first: whether the most relevant pixels go first (MoRF), or the least
+            relevant ones (LeRF).
         fractions: shares of the pixels to remove, each in [0, 1).
-        noise: as in `remove_pixels`.
-        seed: of the noise; each fraction's noise depends on it and on its place in the list.
-        batch: images per call of `score`.
+        noise: standard deviation of the noise, as a share of 255.
+        seed: what the noise is drawn from; that of a fraction depends on its place in the list
+            too.
+        batch: the most images in one call of `score`.
 
     Returns:
         float64 [n], one per fraction. MoRF: low is good; LeRF: high is good.
 
     Raises:
         UsageError: shapes, types or numbers that don't fit.
+
+    >>> grey = np.full((8, 8, 3), 128, np.uint8)
+    >>> scores = np.arange(64.0).reshape(8, 8)
+    >>> def brightness(images):
+    ...     return images.mean(axis=(1, 2, 3)) / 255
+    >>> road_curve(grey, scores, brightness, fractions=(0.25, 0.5), noise=0).round(3)
+    array([0.502, 0.502])
     """
     changed = road_images(
         image, scores, most_relevant_first=most_relevant_first, fractions=fractions,
@@ -68,24 +76,38 @@ def road_curve(
 
 
 def road_images(
-    image: U8,
-    scores: npt.NDArray[np.floating],
+    image: Array,
+    scores: Array,
     *,
     most_relevant_first: bool = True,
     fractions: Sequence[float] = FRACTIONS,
     noise: float = NOISE,
     seed: int = 0,
-) -> Iterator[U8]:
-    """The images that `road_curve` scores: uint8 [H, W, 3], one per fraction, made one by one.
+) -> Iterator[Array]:
+    """Makes the images that `road_curve` scores, one after the other as they are asked for.
 
-    Args and errors as there. It needs no backend, so that it can run in a thread of its own.
+    It needs no backend, so that it can run in a thread of its own.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        scores: floating [H, W], the heatmap, in any range.
+        most_relevant_first: whether the most relevant pixels go first, or the least relevant.
+        fractions: shares of the pixels to remove, each in [0, 1).
+        noise: standard deviation of the noise, as a share of 255.
+        seed: what the noise is drawn from.
+
+    Returns:
+        uint8 [H, W, 3] each, one per fraction.
+
+    Raises:
+        UsageError: shapes, types or numbers that don't fit.
     """
     check_image(image, scores)
     if not fractions or not all(0 <= fraction < 1 for fraction in fractions):
         raise UsageError(f"fractions must lie in [0, 1), got {list(fractions)}")
     order = removal_order(scores if most_relevant_first else -scores)
 
-    def changed(place: int, fraction: float) -> U8:
+    def changed(place: int, fraction: float) -> Array:
         removed = np.zeros(scores.size, bool)
         removed[order[: min(round(fraction * len(order)), len(order) - 1)]] = True
         rng = np.random.default_rng([seed, place])
@@ -94,8 +116,19 @@ def road_images(
     return (changed(place, fraction) for place, fraction in enumerate(fractions))
 
 
-def road_score(morf: Floats, lerf: Floats) -> float:
-    """Both orders in one number: half the mean of LeRF minus MoRF; high is good."""
+def road_score(morf: Array, lerf: Array) -> float:
+    """Computes one number of both orders: half the mean of LeRF minus MoRF; high is good.
+
+    Args:
+        morf: floats [n], the scores with the most relevant pixels removed.
+        lerf: floats [n], the scores with the least relevant pixels removed.
+
+    Raises:
+        UsageError: curves of other shapes.
+
+    >>> road_score(np.array([0.5, 0.1]), np.array([0.9, 0.7]))
+    0.25
+    """
     if morf.shape != lerf.shape or morf.ndim != 1 or len(morf) == 0:
         raise UsageError(
             f"curves must be two arrays [n], got {list(morf.shape)} and {list(lerf.shape)}"

@@ -1,23 +1,27 @@
-"""Pointing game, and the share of the map's energy inside the object."""
+"""Pointing game, and the share of a heatmap's energy inside the object."""
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 
 
-def box_region(boxes: npt.NDArray[np.integer], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """The pixels of boxes (x0, y0, x1, y1) whose corners both belong to them.
+def box_region(boxes: Array, height: int, width: int) -> Array:
+    """Marks the pixels of boxes (x0, y0, x1, y1) whose corners both belong to them.
 
     Args:
         boxes: integers [n, 4]; what lies outside the image is cut off.
-        height: the image's.
-        width: the image's.
+        height: rows of the image.
+        width: columns of the image.
 
     Returns:
         bool [height, width].
+
+    >>> box_region(np.array([[1, 0, 2, 0]]), 2, 4).astype(int)
+    array([[0, 1, 1, 0],
+           [0, 0, 0, 0]])
     """
     region = np.zeros((height, width), bool)
     for x0, y0, x1, y1 in boxes.tolist():
@@ -25,23 +29,26 @@ def box_region(boxes: npt.NDArray[np.integer], height: int, width: int) -> npt.N
     return region
 
 
-def pointing_hit(
-    scores: npt.NDArray[np.floating], region: npt.NDArray[np.bool_], tolerance: float = 0
-) -> bool:
-    """Whether the map's maximum points at the object.
+def pointing_hit(scores: Array, region: Array, tolerance: float = 0) -> bool:
+    """Tells whether a heatmap's maximum points at the object.
 
-    Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop"): hit if the
+    Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop"): it is a hit if the
     maximum lies in the region, or within `tolerance` pixels of it (15 is usual;
     Euclidean). Of several maxima the first in reading order counts, so that the outcome
-    doesn't depend on how many there are. A constant map points nowhere: no hit.
+    doesn't depend on how many there are. A constant heatmap points nowhere: no hit.
 
     Args:
         scores: floating [H, W], any range.
         region: bool [H, W], the object: a mask, or `box_region`.
-        tolerance: in pixels of the map, >= 0.
+        tolerance: in pixels of the heatmap, >= 0.
 
     Raises:
         UsageError: sizes that differ, or a negative tolerance.
+
+    >>> scores = np.array([[0.0, 1.0, 0.0]])
+    >>> right = np.array([[False, False, True]])
+    >>> pointing_hit(scores, right), pointing_hit(scores, right, tolerance=1)
+    (False, True)
     """
     _check(scores, region)
     if tolerance < 0:
@@ -54,10 +61,10 @@ def pointing_hit(
     return bool(squares.min() <= tolerance**2)
 
 
-def energy_inside(scores: npt.NDArray[np.floating], region: npt.NDArray[np.bool_]) -> float:
-    """Share of the map's sum that lies inside the region, in [0, 1].
+def energy_inside(scores: Array, region: Array) -> float:
+    """Computes the share of a heatmap's sum that lies inside the region, in [0, 1].
 
-    Wang et al. 2020 (Score-CAM): the energy-based pointing game. A map that is zero
+    Wang et al. 2020 (Score-CAM): the energy-based pointing game. A heatmap that is zero
     everywhere (so is a constant one) has no energy anywhere: 0.
 
     Args:
@@ -66,21 +73,24 @@ def energy_inside(scores: npt.NDArray[np.floating], region: npt.NDArray[np.bool_
 
     Raises:
         UsageError: sizes that differ, or negative scores.
+
+    >>> energy_inside(np.array([[1.0, 3.0]]), np.array([[False, True]]))
+    0.75
     """
     _check(scores, region)
     if scores.min() < 0:
-        raise UsageError(f"map must be >= 0, got a minimum of {scores.min()}")
+        raise UsageError(f"heatmap must be >= 0, got a minimum of {scores.min()}")
     total = float(scores.sum(dtype=np.float64))
     return float(scores.sum(dtype=np.float64, where=region)) / total if total > 0 else 0.0
 
 
-def _check(scores: npt.NDArray[np.floating], region: npt.NDArray[np.bool_]) -> None:
+def _check(scores: Array, region: Array) -> None:
     if scores.ndim != 2 or scores.size == 0 or region.shape != scores.shape:
         raise UsageError(
-            f"map and region must be [H, W] of one size, got {list(scores.shape)} and "
+            f"heatmap and region must be [H, W] of one size, got {list(scores.shape)} and "
             f"{list(region.shape)}"
         )
     if region.dtype != np.bool_:
         raise UsageError(f"region must be bool, got {region.dtype}; compare it: mask > 0.5")
     if not np.isfinite(scores).all():
-        raise UsageError("map must be finite, got NaN or infinity")
+        raise UsageError("heatmap must be finite, got NaN or infinity")

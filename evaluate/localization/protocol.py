@@ -7,7 +7,9 @@ values 0, 0.001, ..., 0.999 (at 1 no pixel lies above the largest, so it could o
 ground-truth boxes of a few pixels at the corner). PxAP has one class of scores more, those
 that are exactly 1: 1,001 in all.
 
-Maps where the protocol wants them: on its square, which stands for the whole image.
+The protocol compares CAMs, boxes and masks on a square that stands for the whole image. The
+scores of a square's pixels, a heatmap in [0, 1], are the protocol's "score map". Its networks see
+the whole image, resized whatever the aspect; `place_scores` treats other resize rules too.
 """
 
 from __future__ import annotations
@@ -19,39 +21,87 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
 
-# Maps, masks and boxes are compared on a square of this side.
 SIZE = 224
-THRESHOLDS: npt.NDArray[np.float64] = np.arange(0, 1, 0.001)
+"""Side of the square in pixels."""
+
+THRESHOLDS: Array = np.arange(0, 1, 0.001)
+"""Shares of a heatmap's maximum at which boxes are drawn, float64 [1000]."""
+
 IOU_THRESHOLDS = (0.3, 0.5, 0.7)
-# Values of a mask as `pixel_labels` makes it.
+"""IoU that a box has to reach: MaxBoxAccV2 is the mean over these."""
+
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 255
+"""Values of a mask as `pixel_labels` makes it."""
 
 
-def score_heatmap(cam: npt.NDArray[np.floating], size: int = SIZE) -> npt.NDArray[np.float64]:
+def score_heatmap(cam: Array, size: int = SIZE) -> Array:
     """Enlarges a CAM to the protocol's square and normalises it, in that order.
 
     Bicubic (OpenCV's INTER_CUBIC, a = -0.75) in float64, then min-max. The overshoot of the
     bicubic kernel is part of the protocol. The CAM is taken to cover the whole image, as
-    it does for the resize rule "stretch"; `placing.place_scores` is for the others.
+    it does for the resize rule "stretch"; `place_scores` is for the others.
 
     Args:
         cam: floating [h, w], any range; usually ReLU'd evidence, >= 0.
         size: side of the square in pixels.
 
     Returns:
-        float64 [size, size] in [0, 1], reaching both. All zero where the enlarged map is
-        constant or has a NaN (a map with `valid = False`): the protocol's definition.
+        float64 [size, size] in [0, 1], reaching both. All zero where the enlarged CAM is
+        constant or has a NaN: the protocol's definition.
 
     Raises:
         UsageError: the CAM isn't a non-empty array [h, w].
+
+    >>> score_heatmap(np.array([[1.0, 1.0], [3.0, 3.0]]), size=2)
+    array([[0., 0.],
+           [1., 1.]])
     """
     return normalise(enlarge(cam, size, size))
 
 
-def enlarge(cam: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float64]:
-    """The CAM [h, w] at another size, bicubic: float64 [height, width].
+def place_scores(cam: Array, placement: Placement, size: int = SIZE) -> tuple[Array, bool]:
+    """Enlarges a CAM to the part of the protocol's square that it covers, and normalises it.
+
+    With the resize rule "stretch" a CAM covers the whole image, as in the protocol, and is
+    treated exactly as there. With "crop" and "letterbox" it covers a part of the image or more
+    than it: it is enlarged to the rectangle that it covers on the square, in whole pixels, and
+    normalised over what is inside the image; where the network saw nothing, the score is 0.
+
+    Args:
+        cam: floating [h, w], over the whole input.
+        placement: where the network's input lies in the image.
+        size: side of the square in pixels.
+
+    Returns:
+        float64 [size, size] in [0, 1], and whether it is valid (not constant).
+
+    Raises:
+        UsageError: the CAM isn't a non-empty array [h, w].
+    """
+    (y0, y1), (x0, x1) = _span(placement.rows, size), _span(placement.columns, size)
+    if (y0, y1, x0, x1) == (0, size, 0, size):
+        scores = score_heatmap(cam, size)
+        return scores, bool(scores.any())
+    part = enlarge(cam, y1 - y0, x1 - x0)
+    inside = normalise(part[max(0, -y0) : size - y0, max(0, -x0) : size - x0])
+    scores = np.zeros((size, size))
+    scores[max(0, y0) : y1, max(0, x0) : x1] = inside
+    return scores, bool(inside.any())
+
+
+def enlarge(cam: Array, height: int, width: int) -> Array:
+    """Resizes a CAM bicubically.
+
+    Args:
+        cam: floating [h, w], any range.
+        height: rows of the result.
+        width: columns of the result.
+
+    Returns:
+        float64 [height, width] in a new array.
 
     Raises:
         UsageError: the CAM isn't a non-empty array [h, w].
@@ -63,54 +113,83 @@ def enlarge(cam: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArr
     return np.array(resized, np.float64)
 
 
-def normalise(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Min-max to [0, 1], a new array [H, W]; all zero where constant or with a NaN."""
+def normalise(values: Array) -> Array:
+    """Moves and scales values to the range [0, 1].
+
+    Args:
+        values: float64 [H, W].
+
+    Returns:
+        float64 [H, W] in a new array; all zero where the values are constant or have a NaN.
+
+    >>> normalise(np.array([[2.0, 4.0, 6.0]]))
+    array([[0. , 0.5, 1. ]])
+    >>> normalise(np.array([[3.0, 3.0]]))
+    array([[0., 0.]])
+    """
     if values.size == 0:
         return np.zeros(values.shape)
     low, high = values.min(), values.max()
     if np.isnan(low) or low == high:
         return np.zeros(values.shape)
-    scores: npt.NDArray[np.float64] = values - low
+    scores: Array = values - low
     scores /= scores.max()
     return scores
 
 
-def check_scores(scores: npt.NDArray[np.floating]) -> None:
-    """Refuses what isn't a score map: floating [H, W] in [0, 1] without NaN."""
+def check_scores(scores: Array) -> None:
+    """Refuses what isn't a heatmap.
+
+    Raises:
+        UsageError: the array isn't floating [H, W] in [0, 1] without NaN.
+    """
     if scores.ndim != 2 or scores.size == 0 or not np.issubdtype(scores.dtype, np.floating):
-        raise UsageError(
-            f"score map must be floating [H, W], got {scores.dtype} {list(scores.shape)}"
-        )
+        raise UsageError(f"heatmap must be floating [H, W], got {scores.dtype} {[*scores.shape]}")
     low, high = scores.min(), scores.max()
     if not (low >= 0 and high <= 1):
         raise UsageError(
-            f"score map must lie in [0, 1] without NaN, got {low} to {high}; use score_heatmap()"
+            f"heatmap must lie in [0, 1] without NaN, got {low} to {high}; use score_heatmap()"
         )
 
 
-def quantise(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """Score map [H, W] in [0, 1] as uint8: floor(255 s), as the boxes are found on."""
+def quantise(scores: Array) -> Array:
+    """Rounds a heatmap down to the 256 levels that boxes are found on.
+
+    Args:
+        scores: floating [H, W] in [0, 1].
+
+    Returns:
+        uint8 [H, W], floor(255 s).
+
+    Raises:
+        UsageError: the array is no heatmap.
+
+    >>> quantise(np.array([[0.0, 0.5, 1.0]]))
+    array([[  0, 127, 255]], dtype=uint8)
+    """
     check_scores(scores)
-    return (scores * 255).astype(np.uint8)
+    levels: Array = (scores * 255).astype(np.uint8)
+    return levels
 
 
-def scale_boxes(
-    boxes: npt.ArrayLike, image_size: tuple[int, int], size: int = SIZE
-) -> npt.NDArray[np.int64]:
+def scale_boxes(boxes: npt.ArrayLike, image_size: tuple[int, int], size: int = SIZE) -> Array:
     """Moves ground-truth boxes from the image to the protocol's square.
 
     Each coordinate is multiplied by size / side and truncated; both corners belong to the box.
 
     Args:
         boxes: numbers [n, 4] or [4], (x0, y0, x1, y1) in pixels, 0 <= x0 <= x1, 0 <= y0 <= y1.
-        image_size: width and height in pixels.
-        size: side of the square.
+        image_size: width and height of the image in pixels.
+        size: side of the square in pixels.
 
     Returns:
         int64 [n, 4].
 
     Raises:
         UsageError: no box, a negative or inverted one, or a size below 1.
+
+    >>> scale_boxes([0, 0, 499, 374], (500, 375))
+    array([[  0,   0, 223, 223]])
     """
     given = np.asarray(boxes, np.float64)
     given = given[None] if given.ndim == 1 else given
@@ -130,24 +209,25 @@ def scale_boxes(
     return scaled.astype(np.int64)
 
 
-def pixel_labels(
-    masks: Sequence[npt.NDArray[np.generic]],
-    ignore: npt.NDArray[np.generic] | None = None,
-    size: int = SIZE,
-) -> npt.NDArray[np.uint8]:
+def pixel_labels(masks: Sequence[Array], ignore: Array | None = None, size: int = SIZE) -> Array:
     """Puts an image's masks together on the protocol's square.
 
     Args:
         masks: at least one [H, W], bool or number; a pixel is set where it is > 0.5 after
             resizing by nearest neighbour (OpenCV's INTER_NEAREST). Set in any: foreground.
         ignore: the same for the region that doesn't count; foreground wins over it.
-        size: side of the square.
+        size: side of the square in pixels.
 
     Returns:
         uint8 [size, size]: 0 background, 1 foreground, 255 ignored.
 
     Raises:
         UsageError: no mask, or one that isn't [H, W].
+
+    >>> object, border = np.array([[1, 0]]), np.array([[1, 1]])
+    >>> pixel_labels([object], border, size=2)
+    array([[  1, 255],
+           [  1, 255]], dtype=uint8)
     """
     if not masks:
         raise UsageError("an image needs at least one mask, got none")
@@ -160,48 +240,16 @@ def pixel_labels(
     return labels
 
 
-def _resized(mask: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.bool_]:
+def _resized(mask: Array, size: int) -> Array:
+    """Resizes a mask [H, W] to bool [size, size]."""
     if mask.ndim != 2 or mask.size == 0:
         raise UsageError(f"mask must be a non-empty array [H, W], got shape {list(mask.shape)}")
     resized = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized) > 0.5
 
 
-Floats = npt.NDArray[np.float64]
-
-
-def place_scores(
-    cam: npt.NDArray[np.floating], placement: Placement, size: int = SIZE
-) -> tuple[Floats, bool]:
-    """The score map of a CAM on the protocol's square.
-
-    The protocol resizes images to the network's input whatever their aspect, so that a CAM
-    covers the whole image; such a CAM is treated exactly as there. With the resize rules "crop"
-    and "letterbox" a CAM covers a part of the image or more than it: it is enlarged to the
-    rectangle that it covers on the square, in whole pixels, and normalised over what is inside the
-    image; where the network saw nothing, the score is 0.
-
-    Args:
-        cam: floating [h, w].
-        placement: of the network's input in the image.
-        size: side of the square.
-
-    Returns:
-        float64 [size, size] in [0, 1], and whether the map is valid (not constant).
-    """
-    (y0, y1), (x0, x1) = _span(placement.rows, size), _span(placement.columns, size)
-    if (y0, y1, x0, x1) == (0, size, 0, size):
-        scores = score_heatmap(cam, size)
-        return scores, bool(scores.any())
-    part = enlarge(cam, y1 - y0, x1 - x0)
-    inside = normalise(part[max(0, -y0) : size - y0, max(0, -x0) : size - x0])
-    scores = np.zeros((size, size))
-    scores[max(0, y0) : y1, max(0, x0) : x1] = inside
-    return scores, bool(inside.any())
-
-
 def _span(axis: Axis, size: int) -> tuple[int, int]:
-    """First and last pixel (the latter just outside) of the square that a CAM covers."""
+    """Returns the first pixel of the square that a CAM covers, and the one after the last."""
     if axis.low == 0 and axis.high == axis.size and axis.shown == axis.length:
         return 0, size  # less than one input pixel may be cut off for the box average
     scale = axis.used / axis.shown

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else."""
+"""Writes the report as one HTML page that needs no other file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from string import Template
 
 import numpy as np
 
-from sigcam.evaluate.gallery import Gallery, Shown
+from sigcam.data import left_out
+from sigcam.evaluate.gallery import Gallery, GalleryImage
 from sigcam.evaluate.localization.box_accuracy import LOC_IOU
-from sigcam.evaluate.localization.protocol import SIZE, THRESHOLDS
+from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, SIZE, THRESHOLDS
 from sigcam.evaluate.reports.charts import Line, chart
-from sigcam.evaluate.reports.summary import Summary, map_of, versions
+from sigcam.evaluate.reports.summary import Summary, heatmap_of, versions
 from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of
 
 _LISTED = 50
@@ -22,11 +23,11 @@ _LISTED = 50
 
 
 def page(summary: Summary, gallery: Gallery) -> str:
-    """The page's text.
+    """Returns the page's HTML.
 
     Args:
-        summary: the numbers.
-        gallery: images to show; may be empty.
+        summary: the evaluation and its numbers.
+        gallery: the images to show; may be empty.
     """
     run = summary.evaluation
     template = files("sigcam.evaluate.reports").joinpath("page.html").read_text(encoding="utf-8")
@@ -49,6 +50,8 @@ def page(summary: Summary, gallery: Gallery) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Writes a table, with the verdict at a cell's end in its colour."""
+
     def cell(text: str) -> str:
         value, space, verdict = text.rpartition(" ")
         if space and verdict in ("better", "worse"):
@@ -64,39 +67,45 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _charts(summary: Summary) -> str:
     names = [one.name for one in summary.evaluation.artifacts]
-    drawn = []
-    largest = f"largest contour, IoU {LOC_IOU:g}"
     pairs = list(zip(names, summary.curves, strict=True))
-    lines = [
-        Line(name, THRESHOLDS, curves.boxes[largest], index)
-        for index, (name, curves) in enumerate(pairs)
-        if curves.boxes is not None
+    drawn = [
+        _chart(
+            f"Box of the largest contour, IoU {LOC_IOU:g}",
+            [
+                Line(name, THRESHOLDS, curves.largest, index)
+                for index, (name, curves) in enumerate(pairs)
+                if curves.largest is not None
+            ],
+            ("threshold", "GT-known Loc, %", 1, 100),
+        ),
+        _chart(
+            "Any contour's box, by IoU (MaxBoxAccV2)",
+            [
+                Line(f"{name}: {iou:g}", THRESHOLDS, values, index, dash)
+                for index, (name, curves) in enumerate(pairs)
+                if curves.every is not None
+                for dash, (iou, values) in enumerate(zip(IOU_THRESHOLDS, curves.every, strict=True))
+            ],
+            ("threshold", "images with a hit, %", 1, 100),
+        ),
+        _chart(
+            "Pixels against masks (PxAP)",
+            [
+                Line(name, 100 * curves.recall, 100 * curves.precision, index)
+                for index, (name, curves) in enumerate(pairs)
+                if curves.recall is not None and curves.precision is not None
+            ],
+            ("recall, %", "precision, %", 100, 100),
+        ),
     ]
-    if lines:
-        text = chart(lines, "threshold", "GT-known Loc, %", 1, 100)
-        drawn.append(f"<div><h3>Box of the largest contour, IoU {LOC_IOU:g}</h3>{text}</div>")
-    lines = [
-        Line(f"{name}: {label.rpartition(' ')[2]}", THRESHOLDS, values, index, dash)
-        for index, (name, curves) in enumerate(pairs)
-        if curves.boxes is not None
-        for dash, (label, values) in enumerate(
-            (label, values) for label, values in curves.boxes.items() if label != largest
-        )
-    ]
-    if lines:
-        text = chart(lines, "threshold", "images with a hit, %", 1, 100)
-        drawn.append(f"<div><h3>Any contour's box, by IoU (MaxBoxAccV2)</h3>{text}</div>")
-    lines = [
-        Line(name, 100 * curves.recall, 100 * curves.precision, index)
-        for index, (name, curves) in enumerate(pairs)
-        if curves.recall is not None and curves.precision is not None
-    ]
-    if lines:
-        text = chart(lines, "recall, %", "precision, %", 100, 100)
-        drawn.append(f"<div><h3>Pixels against masks (PxAP)</h3>{text}</div>")
-    if not drawn:
+    if not any(drawn):
         return ""
     return f'<h2>Curves</h2><div class="charts">{"".join(drawn)}</div>'
+
+
+def _chart(title: str, lines: Sequence[Line], axes: tuple[str, str, float, float]) -> str:
+    """Draws a chart below its title; nothing without lines."""
+    return f"<div><h3>{html.escape(title)}</h3>{chart(lines, *axes)}</div>" if lines else ""
 
 
 def _gallery(gallery: Gallery, names: Sequence[str]) -> str:
@@ -104,23 +113,23 @@ def _gallery(gallery: Gallery, names: Sequence[str]) -> str:
         return ""
     parts = [
         f"<h2>Images</h2><p class=dim>Chosen by the first artifact's "
-        f"{html.escape(gallery.by)}. Boxes of the map in white, true ones in green.</p>"
+        f"{html.escape(gallery.by)}. Boxes of the heatmap in white, true ones in green.</p>"
     ]
-    for title, shown in (("Worst", gallery.worst), ("Best", gallery.best)):
+    for title, images in (("Worst", gallery.worst), ("Best", gallery.best)):
         parts.append(f"<h3>{title}</h3>")
-        parts += [_image(one, names) for one in shown]
+        parts += [_image(image, names) for image in images]
     return "".join(parts)
 
 
-def _image(shown: Shown, names: Sequence[str]) -> str:
+def _image(image: GalleryImage, names: Sequence[str]) -> str:
     figures = "".join(
-        f'<figure><img alt="{html.escape(name)} on {html.escape(shown.name)}" '
+        f'<figure><img alt="{html.escape(name)} on {html.escape(image.name)}" '
         f'src="data:image/jpeg;base64,{base64.b64encode(overlay).decode()}">'
         f"<figcaption><b>{html.escape(name)}</b><br>{html.escape(caption)}</figcaption></figure>"
-        for name, caption, overlay in zip(names, shown.captions, shown.overlays, strict=True)
+        for name, caption, overlay in zip(names, image.captions, image.overlays, strict=True)
     )
     return (
-        f'<div class="image"><div class="dim">{html.escape(shown.name)}: {shown.score:.2f}</div>'
+        f'<div class="image"><div class="dim">{html.escape(image.name)}: {image.score:.2f}</div>'
         f'<div class="row">{figures}</div></div>'
     )
 
@@ -129,37 +138,37 @@ def _artifacts(summary: Summary) -> str:
     rows = []
     for one in summary.evaluation.artifacts:
         spec = one.spec
-        preprocessing = spec["preprocessing"]
+        given = spec["preprocessing"]
+        size = f"{given['width']} x {given['height']}, {given['rule']}"
         rows.append(
             [
-                one.name, spec["method"], spec["branch"], "yes" if spec["nwc"] else "no",
-                f"{preprocessing['width']} x {preprocessing['height']}, {preprocessing['rule']}", one.backend,
-                map_of(one.asks), one.digest[:12],
+                one.name, spec["method"], spec["branch"], "yes" if spec["nwc"] else "no", size,
+                one.backend, heatmap_of(one), one.digest[:12],
             ]
         )  # fmt: skip
-    head = ["artifact", "method", "branch", "NWC", "input", "backend", "map of", "SHA-256"]
+    head = ["artifact", "method", "branch", "NWC", "input", "backend", "heatmap of", "SHA-256"]
     return _table(head, rows)
 
 
 def _left_out(summary: Summary) -> str:
-    problems, notes = summary.evaluation.dataset.problems, summary.evaluation.dataset.notes
-    if not problems and not notes:
+    dataset = summary.evaluation.dataset
+    lines = left_out(dataset.problems, dataset.notes, _LISTED)
+    if not lines:
         return ""
-    items = [str(one) for one in problems[:_LISTED]]
-    if len(problems) > _LISTED:
-        items.append(f"and {len(problems) - _LISTED} more")
-    body = "".join(f"<li>{html.escape(one)}</li>" for one in [*items, *notes])
+    body = "".join(f"<li>{html.escape(one)}</li>" for one in lines)
     return f"<h2>Left out, and taken for granted</h2><ul class=dim>{body}</ul>"
 
 
 def _method(summary: Summary) -> str:
+    """Says in plain text how the numbers were measured."""
     options = summary.evaluation.options
     parts = [
-        "Localisation as in Choe et al. 2020 (wsolevaluation): maps enlarged bicubically to "
-        f"{SIZE} x {SIZE} and min-max normalised, boxes around contours with both ends inside, "
-        f"{len(THRESHOLDS)} thresholds; the fixed threshold is {options.threshold:g} of the map's "
-        "maximum.",
-        "Faithfulness on the network's input, of the predicted class by the softmax branch.",
+        "Localisation as in Choe et al. 2020 (wsolevaluation): CAMs are enlarged bicubically to "
+        f"heatmaps of {SIZE} x {SIZE} and min-max normalised, boxes go around contours with both "
+        f"ends inside, at {len(THRESHOLDS)} thresholds; the fixed threshold is "
+        f"{options.threshold:g} of the heatmap's maximum.",
+        "Faithfulness is measured on the network's input, of the predicted class by the softmax "
+        "branch.",
         f"Intervals: percentile bootstrap, seed {summary.seed}.",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
     ]
@@ -170,5 +179,5 @@ def _method(summary: Summary) -> str:
                 summary.evaluation.artifacts, summary.evaluation.records, strict=True
             )
         )
-        parts.append(f"Images without a map (constant CAM): {counts}.")
+        parts.append(f"Images without a heatmap (constant CAM): {counts}.")
     return " ".join(parts)

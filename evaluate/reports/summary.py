@@ -1,4 +1,4 @@
-"""All numbers of a report, computed once for every form of it."""
+"""Computes all numbers of a report, once for every form of it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,27 @@ from sigcam.evaluate.results.metrics import (
     Result,
     results,
 )
-from sigcam.evaluate.run import Evaluation, described
+from sigcam.evaluate.run import ArtifactInfo, Evaluation
 
-_AT_ONCE = 512
+_RECORDS_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """What is drawn of an artifact; None where the data have no boxes or no masks.
+    """An artifact's curves, which the page draws.
 
     Attributes:
-        boxes: label to accuracy in percent at each threshold, float64 [1000].
-        precision, recall: of pixels, float64 [1001], from the highest threshold down.
+        every: share of images whose best box reaches each IoU of 0.3, 0.5, 0.7, in percent at
+            each threshold, float64 [3, 1000]; None without boxes.
+        largest: the same of the largest contour's box at `LOC_IOU`, float64 [1000].
+        precision: precision of pixels, 0 to 1, from the highest threshold down, float64 [1001];
+            None without masks.
+        recall: recall of pixels, 0 to 1, from the highest threshold down, float64 [1001]; None
+            without masks.
     """
 
-    boxes: dict[str, Array] | None
+    every: Array | None
+    largest: Array | None
     precision: Array | None
     recall: Array | None
 
@@ -52,10 +58,12 @@ class Summary:
     """An evaluation and its numbers.
 
     Attributes:
-        evaluation: what was run.
-        results: each metric of each artifact.
-        curves: of each artifact.
-        resamples, level, seed: of the intervals.
+        evaluation: the finished evaluation.
+        results: each metric's values for all artifacts.
+        curves: the curves of each artifact.
+        resamples: how often images were drawn for the intervals.
+        level: probability of the intervals, in (0, 1).
+        seed: what the images were drawn with.
     """
 
     evaluation: Evaluation
@@ -66,7 +74,7 @@ class Summary:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON; numbers that don't exist are null."""
+        """Returns everything in full precision, ready for JSON; missing numbers are null."""
         run = self.evaluation
         return {
             "dataset": {
@@ -76,12 +84,12 @@ class Summary:
                 "left_out": [str(one) for one in run.dataset.problems],
                 "notes": list(run.dataset.notes),
             },
-            "options": described(run.options),
+            "options": run.options.for_records(),
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             "artifacts": [
                 {
                     "name": one.name, "sha256": one.digest, "backend": one.backend,
-                    "map_of": map_of(one.asks), "spec": one.spec,
+                    "heatmap_of": heatmap_of(one), "spec": one.spec,
                 }
                 for one in run.artifacts
             ],
@@ -96,8 +104,8 @@ class Summary:
                 for result in self.results
             },
             "run": {
-                "seconds": round(run.seconds, 2),
-                "backend_seconds": round(run.backend_seconds, 2),
+                "seconds": run.seconds,
+                "backend_seconds": run.backend_seconds,
                 "images": len(run.dataset) - run.resumed,
                 "machine": {
                     "processor": platform.machine(), "cores": os.cpu_count(),
@@ -118,10 +126,13 @@ def summarise(
     """Computes metrics, intervals and curves from the records.
 
     Args:
-        evaluation: a finished run.
-        resamples: of the intervals, as this and the following for `bootstrap.compare`.
-        level: their probability.
-        seed: of the drawings.
+        evaluation: a finished evaluation.
+        resamples: how often images are drawn for the intervals.
+        level: probability of the intervals, in (0, 1).
+        seed: what the images are drawn with.
+
+    Raises:
+        UsageError: resamples or level out of range.
     """
     found = results(
         evaluation.records, evaluation.options.threshold,
@@ -131,13 +142,15 @@ def summarise(
     return Summary(evaluation, tuple(found), curves, resamples, level, seed)
 
 
-def map_of(asks: bool) -> str:
-    """Whose map was scored."""
-    return "the true class" if asks else "the predicted class (the artifact makes no other)"
+def heatmap_of(artifact: ArtifactInfo) -> str:
+    """Says which class's heatmap was scored."""
+    if artifact.takes_class_ids:
+        return "the true class"
+    return "the predicted class (the artifact makes no other)"
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that took part."""
+    """Returns the versions of Python and of the packages that took part."""
     found = {"python": platform.python_version()}
     for name in ("sigcam", "numpy", "opencv-python-headless", "onnxruntime", "openvino"):
         with contextlib.suppress(PackageNotFoundError):
@@ -146,9 +159,12 @@ def versions() -> dict[str, str]:
 
 
 def _numbers(one: Comparison) -> dict[str, Any]:
-    return {"value": _number(one.metric.value), "interval": _interval(one.metric),
-            "difference": _number(one.difference.value),
-            "difference_interval": _interval(one.difference)}  # fmt: skip
+    return {
+        "value": _number(one.metric.value),
+        "interval": _interval(one.metric),
+        "difference": _number(one.difference.value),
+        "difference_interval": _interval(one.difference),
+    }
 
 
 def _interval(one: Estimate) -> list[float | None]:
@@ -156,29 +172,27 @@ def _interval(one: Estimate) -> list[float | None]:
 
 
 def _number(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+    # JSON has neither NaN nor infinity.
+    return value if math.isfinite(value) else None
 
 
 def _curves(records: Array) -> Curves:
+    """Sums an artifact's records up to its curves, some records at a time."""
     every = np.zeros((len(IOU_THRESHOLDS), len(THRESHOLDS)))
-    known = np.zeros(len(THRESHOLDS))
+    largest = np.zeros(len(THRESHOLDS))
     pixels = np.zeros((2, BINS), np.int64)
     boxes = masks = 0
-    for start in range(0, len(records), _AT_ONCE):
-        part = records[start : start + _AT_ONCE]
+    for start in range(0, len(records), _RECORDS_AT_ONCE):
+        part = records[start : start + _RECORDS_AT_ONCE]
         hits = unpack_hits(part["hits"][part["has_boxes"]])
         every += hits[:, EVERY].sum(axis=0)
-        known += hits[:, LARGEST, IOU_THRESHOLDS.index(LOC_IOU)].sum(axis=0)
+        largest += hits[:, LARGEST, IOU_THRESHOLDS.index(LOC_IOU)].sum(axis=0)
         pixels += part["pixels"][part["has_masks"]].sum(axis=0, dtype=np.int64)
         boxes, masks = boxes + len(hits), masks + int(part["has_masks"].sum())
     curve = pixel_curve(pixels) if masks and pixels[1].any() else None
-    drawn = None
-    if boxes:
-        drawn = {
-            f"any contour, IoU {iou:g}": 100 * row / boxes
-            for iou, row in zip(IOU_THRESHOLDS, every, strict=True)
-        }
-        drawn[f"largest contour, IoU {LOC_IOU:g}"] = 100 * known / boxes
     return Curves(
-        drawn, None if curve is None else curve.precision, None if curve is None else curve.recall
+        every=100 * every / boxes if boxes else None,
+        largest=100 * largest / boxes if boxes else None,
+        precision=None if curve is None else curve.precision,
+        recall=None if curve is None else curve.recall,
     )

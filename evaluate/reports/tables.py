@@ -1,4 +1,4 @@
-"""The table of metrics as text, for Markdown, HTML and the terminal."""
+"""The table of metrics as text, for Markdown and HTML. Numbers are rounded here, for reading."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from sigcam.evaluate.results.metrics import Result
 
 
 def head_of(summary: Summary) -> list[str]:
-    """The table's first row."""
+    """Returns the table's first row."""
     names = [one.name for one in summary.evaluation.artifacts]
     return ["metric, %", "images", names[0], *names[1:]]
 
 
 def rows_of(summary: Summary) -> list[list[str]]:
-    """A row for each metric: of the first artifact its interval, of others the difference."""
+    """Returns a row for each metric.
+
+    The first artifact's cell has its interval, the others' the difference to the first.
+    """
     return [
         [
             f"{one.metric.label} {'↑' if one.metric.higher_is_better else '↓'}",
@@ -50,7 +53,7 @@ def _digits(value: float) -> str:
 
 
 def explanation_of(summary: Summary) -> str:
-    """What the numbers of the table are, in a sentence or two."""
+    """Explains the numbers of the table in a sentence."""
     text = (
         f"In brackets {summary.level:.0%} intervals of {summary.resamples} bootstrap drawings of "
         "the images"
@@ -64,7 +67,17 @@ def explanation_of(summary: Summary) -> str:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; pipes in cells are escaped."""
+    r"""Writes a table in Markdown; pipes in cells are escaped.
+
+    Args:
+        head: the cells of the first row.
+        rows: the cells of the further rows.
+
+    >>> print(markdown_table(["a", "b"], [["1", "x|y"]]), end="")
+    | a | b |
+    | --- | --- |
+    | 1 | x\|y |
+    """
     lines = [head, ["---"] * len(head), *rows]
     return "".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from sigcam.core.files import atomic_path, write_text
+from sigcam.data import left_out
 from sigcam.evaluate.gallery import Gallery
 from sigcam.evaluate.reports.page import page
-from sigcam.evaluate.reports.summary import Summary, map_of
+from sigcam.evaluate.reports.summary import Summary, heatmap_of
 from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_table, rows_of
 from sigcam.evaluate.results.records import UNKNOWN
 
@@ -21,18 +22,19 @@ _COLUMNS = (
     "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "after",
     "insertion", "deletion", "road",
 )  # fmt: skip
+"""The fields of `records.RECORD` that images.csv has, for each artifact."""
 
 
 def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path]:
-    """Writes report.json, report.md, report.html and images.csv.
+    """Writes report.html, report.md, report.json and images.csv.
 
     Args:
-        summary: the numbers.
-        gallery: images of the page.
-        folder: where; it exists.
+        summary: the evaluation and its numbers.
+        gallery: the images that the page shows.
+        folder: where the files are written; it exists.
 
     Returns:
-        The files.
+        The files' paths.
 
     Raises:
         StorageError: a file can't be written.
@@ -55,7 +57,7 @@ def _markdown(summary: Summary) -> str:
     artifacts = [
         [
             one.name, one.spec["method"], one.spec["branch"], "yes" if one.spec["nwc"] else "no",
-            one.backend, map_of(one.asks),
+            one.backend, heatmap_of(one),
         ]
         for one in run.artifacts
     ]  # fmt: skip
@@ -63,16 +65,17 @@ def _markdown(summary: Summary) -> str:
         f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} images.\n\n",
         markdown_table(head_of(summary), rows_of(summary)),
         f"\n{explanation_of(summary)}\n\n",
-        markdown_table(["artifact", "method", "branch", "NWC", "backend", "map of"], artifacts),
+        markdown_table(["artifact", "method", "branch", "NWC", "backend", "heatmap of"], artifacts),
     ]
-    if run.dataset.problems:
-        listed = "".join(f"- {one}\n" for one in run.dataset.problems)
-        parts.append(f"\nLeft out:\n\n{listed}")
+    lines = left_out(run.dataset.problems, run.dataset.notes)
+    if lines:
+        listed = "".join(f"- {one}\n" for one in lines)
+        parts.append(f"\nLeft out, and taken for granted:\n\n{listed}")
     return "".join(parts)
 
 
 def _write_images(summary: Summary, path: Path) -> None:
-    """A row an image; of each artifact the columns of its record, as it is read."""
+    """Writes a row for each image: of each artifact the columns of its record."""
     run = summary.evaluation
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -88,8 +91,9 @@ def _write_images(summary: Summary, path: Path) -> None:
 
 
 def _cell(value: Any) -> str:
+    """Writes a record's value so that it can be read back exactly; nothing for an unknown one."""
     if isinstance(value, np.bool_):
         return str(int(value))
     if isinstance(value, np.integer):
         return "" if value == UNKNOWN else str(int(value))
-    return f"{float(value):.6g}" if math.isfinite(value) else ""
+    return str(value) if math.isfinite(value) else ""

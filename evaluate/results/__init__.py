@@ -1,1 +1,1 @@
-"""What was measured of each image: records, their store, metrics and intervals."""
+"""From images to numbers: one record for each image, metrics of records, and their intervals."""

@@ -1,4 +1,4 @@
-"""How sure a metric and the difference of two artifacts are: paired bootstrap intervals.
+"""Paired bootstrap intervals: how sure a metric is, and the difference of two artifacts.
 
 Images are drawn with replacement, as many as there are, and the metric is computed of these; the
 interval reaches from the 2.5th to the 97.5th percentile of its values (the percentile bootstrap,
@@ -26,11 +26,15 @@ import numpy as np
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
 
-Metric: TypeAlias = Callable[[Array, int], Array]
-"""From float64 [R, ...], R sums over P images each, and P to R values [R]."""
+OfSums: TypeAlias = Callable[[Array, int], Array]
+"""A metric: from float64 [R, ...], R sums over P images each, and P to R values [R]."""
 
 LEVEL = 0.95
+"""Probability of an interval, unless the caller says otherwise."""
+
 RESAMPLES = 2000
+"""How often images are drawn, unless the caller says otherwise."""
+
 # Fixed, because the drawn images depend on them. 250 sums of 3 x 1001 hits take 6 MB.
 _RESAMPLES_AT_ONCE = 250
 _IMAGES_AT_ONCE = 512
@@ -40,31 +44,14 @@ class Contributions(Protocol):
     """What each image adds to the sums: an array [P, ...], or what acts like one.
 
     Slices of images are asked for in order, several times over, so they may be read from a file
-    or unpacked then (`PackedHits`).
+    or unpacked then.
     """
 
     def __len__(self) -> int:
-        """Number of images P."""
+        """Returns the number of images P."""
 
     def __getitem__(self, images: slice, /) -> Array:
-        """Contributions of some images, numbers or bools [p, ...], finite."""
-
-
-class PackedHits:
-    """Contributions that are yes or no, kept as bits: [P, ...] in an eighth of the memory."""
-
-    def __init__(self, hits: Array) -> None:
-        """Packs bool [P, ...]."""
-        self._shape = hits.shape[1:]
-        self._bits = np.packbits(hits.reshape(len(hits), -1), axis=1)
-
-    def __len__(self) -> int:
-        return len(self._bits)
-
-    def __getitem__(self, images: slice, /) -> Array:
-        bits = self._bits[images]
-        flat = np.unpackbits(bits, axis=1, count=math.prod(self._shape))
-        return flat.reshape(len(bits), *self._shape)
+        """Returns the contributions of some images, numbers or bools [p, ...], finite."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +59,9 @@ class Estimate:
     """A number with its interval; the limits are NaN where a drawing has no finite value.
 
     Attributes:
-        value: computed of the images themselves.
-        low, high: percentiles of the values of drawn images.
+        value: the metric of the images themselves.
+        low: the lower end of the interval, a percentile of the values of drawn images.
+        high: the upper end of the interval.
     """
 
     value: float
@@ -86,8 +74,8 @@ class Comparison:
     """An artifact's metric beside that of the first.
 
     Attributes:
-        metric: of the artifact.
-        difference: metric minus that of the first artifact, on the same drawn images.
+        metric: the artifact's own value.
+        difference: that value minus the first artifact's, on the same drawn images.
     """
 
     metric: Estimate
@@ -95,38 +83,52 @@ class Comparison:
 
 
 def mean(sums: Array, num_images: int) -> Array:
-    """The metric that is the mean of one value per image: [R] or [R, 1] to [R]."""
+    """Computes the metric that is the mean of one value per image.
+
+    Args:
+        sums: float64 [R] or [R, 1].
+        num_images: P.
+
+    Returns:
+        float64 [R].
+    """
     return cast("Array", sums.reshape(len(sums)) / num_images)
 
 
 def compare(
     artifacts: Sequence[Contributions],
-    metric: Metric = mean,
+    metric: OfSums = mean,
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Comparison]:
-    """A metric of several artifacts on the same images, with intervals.
+    """Computes a metric of several artifacts on the same images, with intervals.
 
     Memory doesn't grow with the number of images, but for the contributions themselves and
     `resamples` values of each artifact.
 
     Args:
-        artifacts: contributions of each, the same images in the same order.
-        metric: from sums to values.
+        artifacts: what each image adds to the sums, for each artifact; the same images in the
+            same order.
+        metric: a function from sums to values.
         resamples: how often images are drawn.
         level: probability of the interval, in (0, 1).
-        seed: of the drawing; the same seed draws the same images.
+        seed: what images are drawn with, at least 0; the same seed draws the same images.
 
     Returns:
         One for each artifact; the first one's difference is 0 to 0.
 
     Raises:
         UsageError: no artifacts or images; other numbers of images; not finite contributions;
-            a metric that doesn't return one value for each sum; level or resamples out of range.
+            a metric that doesn't return one value for each sum; level, resamples or seed out of
+            range.
+
+    >>> one, other = np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.5, 1.5, 1.5, 2.5])
+    >>> compare([one, other])[1].difference
+    Estimate(value=0.5, low=0.5, high=0.5)
     """
-    num_images = _check(artifacts, resamples, level)
+    num_images = _check(artifacts, resamples, level, seed)
     values = np.array([_values(metric, _total(one), num_images)[0] for one in artifacts])
     drawn = np.empty((len(artifacts), resamples))
     for first in range(0, resamples, _RESAMPLES_AT_ONCE):
@@ -146,16 +148,16 @@ def compare(
 def drawn_counts(
     num_images: int, resamples: int, first: int = 0, seed: int = 0
 ) -> Iterator[tuple[slice, Array]]:
-    """How often each image is drawn, a slice of images at a time.
+    """Draws images: how often each comes up, a slice of images at a time.
 
     P images drawn from P are multinomial counts. How many fall into a slice is drawn first, from
     those that are left, and then which ones: the same distribution, in the memory of one slice.
 
     Args:
-        num_images: P.
-        resamples: how many drawings R.
-        first: number of the first one, which seeds them together with `seed`.
-        seed: of all.
+        num_images: the number of images P.
+        resamples: the number of drawings R.
+        first: number of the first of these drawings, which seeds them together with `seed`.
+        seed: what all drawings are drawn with.
 
     Yields:
         Images p and int64 [R, p]; over all slices, the rows add up to P.
@@ -173,7 +175,8 @@ def drawn_counts(
         yield slice(start, start + size), counts.reshape(resamples, size)
 
 
-def _check(artifacts: Sequence[Contributions], resamples: int, level: float) -> int:
+def _check(artifacts: Sequence[Contributions], resamples: int, level: float, seed: int) -> int:
+    """Refuses what can't be compared; returns the number of images."""
     if not artifacts or not len(artifacts[0]):
         raise UsageError("at least one artifact and one image are needed")
     lengths = [len(one) for one in artifacts]
@@ -183,6 +186,8 @@ def _check(artifacts: Sequence[Contributions], resamples: int, level: float) -> 
         raise UsageError(
             f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}"
         )
+    if seed < 0:
+        raise UsageError(f"seed must be at least 0, got {seed}")
     return lengths[0]
 
 
@@ -197,7 +202,7 @@ def _rows(contributions: Contributions, images: slice) -> Array:
 
 
 def _total(contributions: Contributions) -> Array:
-    """Sums over all images, float64 [1, ...]."""
+    """Sums contributions over all images, float64 [1, ...]."""
     count = len(contributions)
     chunks = range(0, count, _IMAGES_AT_ONCE)
     parts = (slice(i, min(i + _IMAGES_AT_ONCE, count)) for i in chunks)
@@ -205,7 +210,7 @@ def _total(contributions: Contributions) -> Array:
 
 
 def _sums(artifacts: Sequence[Contributions], resamples: int, first: int, seed: int) -> list[Array]:
-    """Sums of drawn images, float64 [R, ...] for each artifact."""
+    """Sums contributions over drawn images, float64 [R, ...] for each artifact."""
     sums: list[Array] = []
     for images, counts in drawn_counts(len(artifacts[0]), resamples, first, seed):
         weights = counts.astype(np.float64)
@@ -218,7 +223,7 @@ def _sums(artifacts: Sequence[Contributions], resamples: int, first: int, seed: 
     return sums
 
 
-def _values(metric: Metric, sums: Array, num_images: int) -> Array:
+def _values(metric: OfSums, sums: Array, num_images: int) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.asarray(metric(sums, num_images), np.float64)
     if values.shape != (len(sums),):

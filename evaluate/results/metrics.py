@@ -1,4 +1,4 @@
-"""From records to numbers: each metric as a function of sums over images.
+"""Computes metrics from records: each is a function of sums over images.
 
 So a metric, its interval and the interval of a difference come from one definition
 (`bootstrap.compare`). An image that a metric isn't defined for (no mask, say) counts in none of
@@ -24,8 +24,11 @@ from sigcam.evaluate.results.bootstrap import (
 )
 from sigcam.evaluate.results.records import RECORD, UNKNOWN
 
-_LOC = IOU_THRESHOLDS.index(LOC_IOU)
 EVERY, LARGEST = 0, 1
+"""Where a record's hits have those of all contours' boxes, and those of the largest one's."""
+
+_LOC = IOU_THRESHOLDS.index(LOC_IOU)
+_RECORDS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Metric:
     """A metric of an evaluation.
 
     Attributes:
-        key: in JSON.
-        label: in tables.
-        higher_is_better: or lower.
-        rows: from records [p] to what each adds, floats [p, ...], and which count, bool [p].
-        of_sums: from the sums [R, ...] and the numbers of images that count, [R], to percent.
+        key: its name in JSON.
+        label: its name in tables.
+        higher_is_better: whether a higher value is better, or a lower one.
+        rows: a function from records [p] to what each adds, floats [p, ...], and whether it
+            counts at all, bool [p].
+        of_sums: a function from the sums [R, ...] and the numbers of images that count, [R], to
+            values in percent, [R].
     """
 
     key: str
@@ -49,12 +54,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class Result:
-    """A metric of all artifacts.
+    """A metric's values for all artifacts.
 
     Attributes:
-        metric: which.
-        images: number of images that it is of.
-        artifacts: its value and its difference to the first artifact, with intervals, percent.
+        metric: the metric.
+        images: number of images that count.
+        artifacts: for each artifact the value and its difference to the first artifact's, with
+            intervals, in percent.
     """
 
     metric: Metric
@@ -63,19 +69,25 @@ class Result:
 
 
 def metrics(threshold: float) -> list[Metric]:
-    """All metrics, in the order of the report.
+    """Returns all metrics, in the order of the report.
 
     Args:
-        threshold: the fixed one of GT-known and Top-1 Loc, a multiple of 0.001 in [0, 1).
+        threshold: the fixed threshold of GT-known and Top-1 Loc, a multiple of 0.001 in [0, 1).
+
+    Raises:
+        UsageError: another threshold.
+
+    >>> [metric.key for metric in metrics(0.2)][:4]
+    ['top1_cls', 'top1_loc', 'top1_loc_best', 'gt_known']
     """
     fixed = threshold_index(threshold)
     at = f"at {threshold:g}"
     return [
         _mean("top1_cls", "Top-1 Cls", _correct),
-        _mean("top1_loc", f"Top-1 Loc {at}", lambda r: _top1_loc(r, fixed)),
-        _best("top1_loc_best", "Top-1 Loc, best threshold", lambda r: _top1_loc(r, None)),
-        _mean("gt_known", f"GT-known Loc {at}", lambda r: _known(r, fixed)),
-        _best("gt_known_best", "GT-known Loc, best threshold", lambda r: _known(r, None)),
+        _mean("top1_loc", f"Top-1 Loc {at}", lambda records: _top1_loc(records, fixed)),
+        _best("top1_loc_best", "Top-1 Loc, best threshold", lambda rs: _top1_loc(rs, None)),
+        _mean("gt_known", f"GT-known Loc {at}", lambda records: _gt_known(records, fixed)),
+        _best("gt_known_best", "GT-known Loc, best threshold", lambda rs: _gt_known(rs, None)),
         Metric(
             "max_box_acc_v2", "MaxBoxAccV2", True, _every,
             lambda sums, count: sums.max(axis=2).mean(axis=1) / count * 100,
@@ -103,14 +115,17 @@ def results(
     level: float = LEVEL,
     seed: int = 0,
 ) -> list[Result]:
-    """Every metric that at least one image counts in.
+    """Computes every metric that at least one image counts in, for several artifacts.
 
     Args:
-        artifacts: records [P] of each, the same images in the same order.
-        threshold: the fixed one.
-        resamples: of the bootstrap.
-        level: of its intervals.
-        seed: of its drawings.
+        artifacts: the records [P] of each artifact, of the same images in the same order.
+        threshold: the fixed threshold of GT-known and Top-1 Loc, a multiple of 0.001 in [0, 1).
+        resamples: how often the bootstrap draws images.
+        level: probability of the intervals, in (0, 1).
+        seed: what the images are drawn with.
+
+    Raises:
+        UsageError: another threshold, or other numbers of records.
     """
     found = []
     for metric in metrics(threshold):
@@ -127,16 +142,11 @@ def results(
     return found
 
 
-def _of_sums(metric: Metric, sums: Array) -> Array:
-    """The first number of a row is how many images count; the others are the metric's own."""
-    shape = metric.rows(np.zeros(0, RECORD))[0].shape[1:]
-    count = sums[:, 0]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return metric.of_sums(sums[:, 1:].reshape(len(sums), *shape), count)
-
-
 class _Column:
-    """Contributions of one metric, made of records where they are asked for."""
+    """What each image adds to one metric's sums, made of the records where it is asked for.
+
+    The first number of a row is 1 where the image counts; the others are the metric's own.
+    """
 
     def __init__(self, records: Array, metric: Metric) -> None:
         self._records, self._metric = records, metric
@@ -150,11 +160,18 @@ class _Column:
         return np.concatenate([counts[:, None].astype(np.float64), flat], axis=1)
 
     def counted(self) -> int:
-        """How many images count."""
-        return sum(
-            int(self._metric.rows(self._records[start : start + 512])[1].sum())
-            for start in range(0, len(self), 512)
-        )
+        """Returns how many images count."""
+        starts = range(0, len(self), _RECORDS_AT_ONCE)
+        parts = (self._records[start : start + _RECORDS_AT_ONCE] for start in starts)
+        return sum(int(self._metric.rows(part)[1].sum()) for part in parts)
+
+
+def _of_sums(metric: Metric, sums: Array) -> Array:
+    """Computes a metric from sums of `_Column`'s rows."""
+    shape = metric.rows(np.zeros(0, RECORD))[0].shape[1:]
+    count = sums[:, 0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return metric.of_sums(sums[:, 1:].reshape(len(sums), *shape), count)
 
 
 def _mean(
@@ -164,12 +181,14 @@ def _mean(
     *,
     higher: bool = True,
 ) -> Metric:
+    """Makes the metric that is the mean of one number per image."""
     return Metric(
         key, label, higher, rows, lambda sums, count: sums.reshape(len(sums)) / count * 100
     )
 
 
 def _best(key: str, label: str, rows: Callable[[Array], tuple[Array, Array]]) -> Metric:
+    """Makes the metric that is the mean at the best of all thresholds."""
     return Metric(
         key, label, True, rows,
         lambda sums, count: sums.max(axis=1) / count * 100,
@@ -181,13 +200,14 @@ def _correct(records: Array) -> tuple[Array, Array]:
     return (records["correct"] == 1)[:, None].astype(np.float64), known
 
 
-def _known(records: Array, fixed: int | None) -> tuple[Array, Array]:
+def _gt_known(records: Array, fixed: int | None) -> tuple[Array, Array]:
+    """Returns the hits at one threshold, or at all of them."""
     hits = unpack_hits(records["hits"][:, LARGEST, _LOC])
     return (hits if fixed is None else hits[:, [fixed]]).astype(np.float64), records["has_boxes"]
 
 
 def _top1_loc(records: Array, fixed: int | None) -> tuple[Array, Array]:
-    hits, boxes = _known(records, fixed)
+    hits, boxes = _gt_known(records, fixed)
     return hits * (records["correct"] == 1)[:, None], boxes & (records["correct"] != UNKNOWN)
 
 
@@ -208,7 +228,7 @@ def _pixels(records: Array) -> tuple[Array, Array]:
 
 
 def _area(sums: Array, count: Array) -> Array:
-    """PxAP of counts [R, 2, 1001], as `pixel_curve`."""
+    """Computes PxAP from counts [R, 2, 1001], as `pixel_curve` does."""
     del count
     background, foreground = np.moveaxis(sums[:, :, ::-1].cumsum(axis=2), 1, 0)
     recall = foreground / foreground[:, -1:]

@@ -1,4 +1,4 @@
-"""What is kept of each image: one record of fixed size, in a file that grows in order.
+"""Keeps one record of fixed size for each image, in a file that grows in order.
 
 So memory doesn't grow with the number of images, an evaluation that was interrupted goes on
 after the last whole record, and metrics and their intervals are computed from the file alone.
@@ -17,48 +17,46 @@ from sigcam.evaluate.localization.pixel_precision import BINS
 from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, THRESHOLDS
 
 UNKNOWN = -1
+"""What `correct` and `pointing` are where they aren't known."""
+
 _BITS = -(-len(THRESHOLDS) // 8)
+
 RECORD = np.dtype(
     [
-        ("predicted", "<i4"),
+        ("predicted", "<i4"),  # the most probable class
         ("probability", "<f4"),  # of the predicted class
-        ("cam_class", "<i4"),
-        ("correct", "i1"),  # -1: no class is known
-        ("valid", "?"),  # whether the map isn't constant
+        ("cam_class", "<i4"),  # the class whose CAM was scored
+        ("correct", "i1"),  # whether the predicted class is the true one; -1: that isn't known
+        ("valid", "?"),  # whether the CAM isn't constant
         ("has_boxes", "?"),
         ("hits", "u1", (2, len(IOU_THRESHOLDS), _BITS)),  # as `BoxScores.packed`
         ("iou", "<f4"),  # of the largest contour's box at the fixed threshold; NaN without boxes
         ("has_masks", "?"),
         ("pixels", "<u2", (2, BINS)),  # as `pixel_counts`; a square has 50,176 pixels
-        ("pointing", "i1"),  # -1: neither boxes nor masks
-        ("energy", "<f4"),  # NaN: the same
-        ("after", "<f4"),  # the same on the changed image; NaN from here on: not measured
-        ("insertion", "<f4"),
-        ("deletion", "<f4"),
-        ("road", "<f4"),
+        ("pointing", "i1"),  # whether the maximum hits; -1: neither boxes nor masks
+        ("energy", "<f4"),  # share inside the object; NaN: neither boxes nor masks
+        # NaN from here on: not measured.
+        ("after", "<f4"),  # probability of the predicted class on the image times the heatmap
+        ("insertion", "<f4"),  # area under the curve
+        ("deletion", "<f4"),  # area under the curve
+        ("road", "<f4"),  # `road_score`
     ]
 )
 """One image and artifact: under five kilobytes, most of it the counts of PxAP."""
 
 
-def empty_record() -> Array:
-    """A record [] of which nothing is known yet."""
-    record = np.zeros((), RECORD)
-    for name in ("correct", "pointing"):
-        record[name] = UNKNOWN
-    for name in ("iou", "energy", "after", "insertion", "deletion", "road"):
-        record[name] = np.nan
-    return record
-
-
 class RecordFile:
-    """Records of one artifact, written in the order of the images."""
+    """The records of one artifact, written in the order of the images.
+
+    Attributes:
+        path: the file; it need not exist.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __len__(self) -> int:
-        """Number of whole records."""
+        """Returns the number of whole records."""
         try:
             return self.path.stat().st_size // RECORD.itemsize
         except FileNotFoundError:
@@ -77,7 +75,10 @@ class RecordFile:
             raise StorageError(f"cannot write {self.path}: {exc}") from exc
 
     def append(self, records: Array) -> None:
-        """Writes further records [p].
+        """Writes further records.
+
+        Args:
+            records: of the type `RECORD`, [p].
 
         Raises:
             StorageError: the file can't be written.
@@ -91,8 +92,18 @@ class RecordFile:
             raise StorageError(f"cannot write {self.path}: {exc}; make room, and go on") from exc
 
     def read(self) -> Array:
-        """All records [P], read from the file where they are used."""
+        """Returns all records [P]; they are read from the file where they are used."""
         count = len(self)
         if count == 0:
             return np.zeros(0, RECORD)
         return np.memmap(self.path, RECORD, "r", shape=(count,))
+
+
+def empty_record() -> Array:
+    """Returns a record [] of which nothing is known yet."""
+    record = np.zeros((), RECORD)
+    for name in ("correct", "pointing"):
+        record[name] = UNKNOWN
+    for name in ("iou", "energy", "after", "insertion", "deletion", "road"):
+        record[name] = np.nan
+    return record

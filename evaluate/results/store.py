@@ -1,4 +1,4 @@
-"""Where an evaluation stands: its folder, what it is of, and the records so far."""
+"""Keeps an evaluation in a folder: what it is of, its records, and what was wrong with images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from sigcam.core.errors import StorageError, UsageError
 from sigcam.core.files import write_text
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Problem, Sample
-from sigcam.evaluate.model import Model
+from sigcam.data.dataset import Mask, Polygons
+from sigcam.evaluate.model import EvaluatedModel
 from sigcam.evaluate.results.records import RECORD, RecordFile
 
 FILE = "evaluation.json"
+"""The file that says what the evaluation in a folder is of."""
 
 
-class State:
+class EvaluationStore:
     """The folder of an evaluation, begun or continued.
 
     Attributes:
@@ -28,13 +30,23 @@ class State:
     """
 
     def __init__(
-        self, folder: Path, models: Sequence[Model], dataset: Dataset, options: dict[str, Any]
+        self,
+        folder: Path,
+        models: Sequence[EvaluatedModel],
+        dataset: Dataset,
+        options: dict[str, Any],
     ) -> None:
-        """Looks what is there.
+        """Begins an evaluation, or takes up the one that is there.
+
+        Args:
+            folder: the folder; it is made if it doesn't exist.
+            models: the artifacts.
+            dataset: the samples that are evaluated.
+            options: the options that the records depend on, ready for JSON.
 
         Raises:
             UsageError: the folder has an evaluation of something else.
-            StorageError: it can't be written.
+            StorageError: the folder can't be written.
         """
         self._path = folder / FILE
         self.files = tuple(RecordFile(folder / f"{i}.records") for i in range(len(models)))
@@ -53,41 +65,58 @@ class State:
             raise StorageError(
                 f"{folder} can't be used for the evaluation: {exc}; name another folder"
             ) from exc
-        if found is not None and found.get("what") != self._what:
-            other = [key for key, value in self._what.items() if found["what"].get(key) != value]
-            raise UsageError(
-                f"{folder} has an evaluation with other {', '.join(other)}; name another folder, "
-                "or remove that one"
-            )
         if found is None:
-            self._write()
-            for file in self.files:
-                file.truncate(0)
+            self._begin()
         else:
-            self._problems = found["problems"]
-            count = self.done()
-            for file in self.files:  # an interruption may have left some ahead of others
-                file.truncate(count)
+            self._continue(found)
 
     def done(self) -> int:
-        """Images whose records are all there."""
+        """Returns the number of images whose records are all there."""
         return min(len(file) for file in self.files)
 
     def append(self, columns: Sequence[Array]) -> None:
-        """Writes the next records [p] of each artifact."""
+        """Writes the next images' records.
+
+        Args:
+            columns: records [p] of each artifact.
+
+        Raises:
+            StorageError: a file can't be written.
+        """
         for file, records in zip(self.files, columns, strict=True):
             file.append(records)
 
     def add_problem(self, problem: Problem) -> None:
-        """Keeps what was wrong with an image."""
+        """Keeps what is wrong with an image.
+
+        Raises:
+            StorageError: the file can't be written.
+        """
         kept = {"file": str(problem.file), "line": problem.line, "text": problem.text}
         if kept not in self._problems:  # done again after an interruption
             self._problems.append(kept)
             self._write()
 
     def problems(self) -> tuple[Problem, ...]:
-        """What was wrong with images, of all runs."""
+        """Returns what was wrong with images, in all runs."""
         return tuple(Problem(Path(p["file"]), p["line"], p["text"]) for p in self._problems)
+
+    def _begin(self) -> None:
+        self._write()
+        for file in self.files:
+            file.truncate(0)
+
+    def _continue(self, found: dict[str, Any]) -> None:
+        if found.get("what") != self._what:
+            other = [key for key, value in self._what.items() if found["what"].get(key) != value]
+            raise UsageError(
+                f"{self._path.parent} has an evaluation with other {', '.join(other)}; name "
+                "another folder, or remove that one"
+            )
+        self._problems = found["problems"]
+        count = self.done()
+        for file in self.files:  # an interruption may have left some ahead of others
+            file.truncate(count)
 
     def _write(self) -> None:
         content = {"what": self._what, "problems": self._problems}
@@ -95,12 +124,33 @@ class State:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Of the samples and what is known of them; images count by name, size and date."""
+    """Computes a digest of the samples and of what is known of them.
+
+    Images count by name, size in bytes and date of change, masks in files by path.
+
+    Args:
+        samples: the samples, in their order.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for sample in samples:
         status = sample.path.stat()
         boxes = None if sample.boxes is None else np.asarray(sample.boxes).tolist()
-        masks = None if sample.masks is None else [str(mask) for mask in sample.masks]
-        known = (sample.name, status.st_size, status.st_mtime_ns, sample.label, boxes, masks)
+        masks = None if sample.masks is None else [_identity(mask) for mask in sample.masks]
+        ignored = [_identity(mask) for mask in sample.ignore], sample.ignore_level
+        known = (
+            sample.name, status.st_size, status.st_mtime_ns, sample.label, boxes, masks, ignored,
+        )  # fmt: skip
         digest.update(repr(known).encode())
     return digest.hexdigest()
+
+
+def _identity(mask: Mask) -> object:
+    """Returns what makes a mask the same as another, as something whose `repr` is exact."""
+    if isinstance(mask, Path):
+        return str(mask)
+    if isinstance(mask, Polygons):
+        return [ring.tolist() for ring in mask.rings]
+    return mask.counts.tolist()

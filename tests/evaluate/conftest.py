@@ -1,4 +1,4 @@
-"""Artifacts whose maps are known without running them, and images with boxes and masks."""
+"""Artifacts whose CAMs are known without running them, and images with boxes and masks."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import pytest
 from sigcam.core.spec import ClassSelection, Preprocessing
 from tests.support.tiny import artifact_graph, tiny_spec, write
 
+CLASSES = ("red", "green", "blue", "warm")
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory):
-    """artifact(mode="input", rule="stretch", name="model.onnx", **spec changes) -> path.
+    """A function from options and changes of the spec to an artifact's path.
 
     Its CAM of class 0, 1, 2 is how red, green, blue the image is.
     """
     onnx = pytest.importorskip("onnx")
 
-    def make(mode="input", rule="stretch", name="model.onnx", **changes):
+    def make(mode="input", rule="stretch", name="model.onnx", class_names=CLASSES, **changes):
         resize = 64 if rule == "crop" else None
         spec = tiny_spec(
-            classes=ClassSelection(mode), class_names=("red", "green", "blue", "warm"),
+            classes=ClassSelection(mode), class_names=class_names,
             preprocessing=Preprocessing(56, 56, rule=rule, resize=resize), **changes,
         )  # fmt: skip
         path = tmp_path_factory.mktemp("artifact") / name

@@ -1,4 +1,4 @@
-"""What an evaluation is told in, by the command."""
+"""The reports of an evaluation, written by the command."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from click.testing import CliRunner
 
 from sigcam.cli import main
 from sigcam.evaluate.reports.charts import Line, chart
+from sigcam.evaluate.results.metrics import results
+from sigcam.evaluate.results.records import RecordFile
 
 pytest.importorskip("onnxruntime")
 FILES = ["report.html", "report.md", "report.json", "images.csv"]
@@ -51,6 +53,8 @@ def test_the_page_stands_alone(told):
     assert "<top>" not in page
     assert page.count("data:image/jpeg;base64,") == 3 * 12  # six worst, six best
     assert page.count("<polyline") == 3 + 3 * 3 + 3
+    assert page.count('class="rule"') == 3 * 12  # three charts of six lines each way
+    assert ".rule {" in page
     assert "$" not in page
 
 
@@ -63,14 +67,40 @@ def test_json_markdown_and_images_say_the_same(told):
     for artifact, numbers in zip(report["artifacts"], known["artifacts"], strict=True):
         name = artifact["name"]
         share = np.mean([float(row[f"{name}: iou"]) >= 0.5 for row in rows]) * 100
-        assert numbers["value"] == pytest.approx(share, abs=1e-3)
+        assert numbers["value"] == pytest.approx(share)
         low, high = numbers["interval"]
         assert low <= numbers["value"] <= high
-    assert report["artifacts"][1]["map_of"].startswith("the predicted class")
+    assert report["artifacts"][0]["heatmap_of"] == "the true class"
+    assert report["artifacts"][1]["heatmap_of"].startswith("the predicted class")
     table = (out / "report.md").read_text()
     for one in report["metrics"].values():
         assert one["label"] in table
         assert f"{one['artifacts'][0]['value']:.2f}" in table
+
+
+def test_json_and_images_are_exact(told):
+    """Only the pages round: what programs read is the number itself."""
+    _, out, _ = told
+    report = json.loads((out / "report.json").read_text())
+    records = [RecordFile(out / f"{index}.records").read() for index in range(3)]
+    found = results(records, 0.2, resamples=40)
+    assert list(report["metrics"]) == [one.metric.key for one in found]
+    rounded = 0
+    for one in found:
+        for numbers, want in zip(
+            report["metrics"][one.metric.key]["artifacts"], one.artifacts, strict=True
+        ):
+            assert numbers["value"] == want.metric.value
+            assert numbers["interval"] == [want.metric.low, want.metric.high]
+            assert numbers["difference"] == want.difference.value
+            assert numbers["difference_interval"] == [want.difference.low, want.difference.high]
+            rounded += numbers["value"] != round(numbers["value"], 4)
+    assert rounded > 10  # four decimals would not do
+    rows = list(csv.DictReader((out / "images.csv").read_text().splitlines()))
+    for artifact, of_artifact in zip(report["artifacts"], records, strict=True):
+        for row, record in zip(rows, of_artifact, strict=True):
+            for column in ("probability", "iou", "energy", "after"):
+                assert np.float32(row[f"{artifact['name']}: {column}"]) == record[column], column
 
 
 def test_going_on_and_refusing(told, squares):
@@ -90,6 +120,7 @@ def test_going_on_and_refusing(told, squares):
         (["--faithfulness", "none", "--faithfulness", "road"], 2, "goes with no other"),
         (["--format", "voc"], 1, "is no data set of these forms"),
         (["--batch-size", "0"], 2, "--batch-size"),
+        (["--seed", "-1"], 2, "--seed"),
     ],
 )
 def test_wrong_usage(artifact, squares, tmp_path, arguments, code, said):
@@ -144,9 +175,10 @@ def test_a_chart_has_what_changes():
 
 def test_the_command_offers_what_there_is():
     """It names formats and metrics itself, so that --help imports nothing."""
+    from sigcam.cli import data as options
     from sigcam.cli import evaluate as command
     from sigcam.data import FORMATS
     from sigcam.evaluate.faithfulness.measure import FAITHFULNESS
 
-    assert ["auto", *FORMATS] == command._FORMATS
+    assert ["auto", *FORMATS] == options._FORMATS
     assert tuple(command._FAITHFULNESS) == FAITHFULNESS

@@ -13,13 +13,8 @@ import pytest
 
 from sigcam.core.errors import UsageError
 from sigcam.core.threads import Stopwatch
-from sigcam.evaluate import (
-    EvaluateOptions,
-    evaluate,
-    open_dataset,
-    run,
-    stages,
-)
+from sigcam.data import open_dataset
+from sigcam.evaluate import EvaluateOptions, evaluate_artifacts, run, stages
 from sigcam.evaluate.faithfulness import imputation
 from sigcam.evaluate.faithfulness.confidence import masked_image
 from sigcam.evaluate.faithfulness.insertion_deletion import (
@@ -30,7 +25,7 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
 from sigcam.evaluate.faithfulness.measure import change_image, measure_faithfulness
 from sigcam.evaluate.faithfulness.road import road_curve, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
-from sigcam.evaluate.model import Model
+from sigcam.evaluate.model import EvaluatedModel
 from sigcam.images.preprocess import read_input
 from sigcam.runtime.backends.base import BackendOptions
 
@@ -45,15 +40,15 @@ def options(**changes):
 
 
 def opened(path):
-    return Model(path.name, path, "ort", BackendOptions(), Stopwatch())
+    return EvaluatedModel(path.name, path, "ort", BackendOptions(), Stopwatch())
 
 
 def direct(model, samples):
     """Fields of a batch's records, by the functions that make and score images in one go."""
-    images = [read_input(one.path, model.reading).tensor for one in samples]
-    answers = model.answers(images, [one.label for one in samples])
-    classes = [one.predicted for one in answers]
-    heatmaps = [normalise(enlarge(one.predicted_cam, 56, 56)) for one in answers]
+    images = [read_input(one.path, model.uint8_preprocessing).tensor for one in samples]
+    predictions = model.predict(images, [one.label for one in samples])
+    classes = [one.class_id for one in predictions]
+    heatmaps = [normalise(enlarge(one.predicted_cam, 56, 56)) for one in predictions]
     masked = [masked_image(*pair) for pair in zip(images, heatmaps, strict=True)]
     found = []
     for image, scores, class_id, after in zip(
@@ -84,7 +79,7 @@ def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares,
     file.write_bytes(content[:60] + bytes(len(content) - 60))
     dataset = open_dataset(data)
     paths = [artifact(), artifact(mode="top1", rule="crop")]
-    found = evaluate(paths, dataset, tmp_path / "out", options(skip_bad=True))
+    found = evaluate_artifacts(paths, dataset, tmp_path / "out", options(skip_bad=True))
     for path, records in zip(paths, found.records, strict=True):
         with opened(path) as model:
             for start in range(0, len(dataset), BATCH):
@@ -120,7 +115,9 @@ def test_images_are_changed_in_threads_while_the_backend_runs(
 
     monkeypatch.setattr(stages, "change_image", change)
     monkeypatch.setattr(stages, "measure_faithfulness", measure)
-    evaluate([artifact()], open_dataset(squares), tmp_path, options(faithfulness=("road",)))
+    evaluate_artifacts(
+        [artifact()], open_dataset(squares), tmp_path, options(faithfulness=("road",))
+    )
     assert count == 12
     assert all(name.startswith("sigcam-change") for name in threads)
     assert measured_in == {threading.current_thread()}
@@ -158,7 +155,7 @@ def test_an_error_in_a_thread_that_changes_images(artifact, squares, tmp_path, m
     monkeypatch.setattr(imputation, "_STEPS", 1)
     dataset = open_dataset(squares)
     with pytest.raises(UsageError, match="didn't reach"):
-        evaluate([artifact()], dataset, tmp_path, options())
+        evaluate_artifacts([artifact()], dataset, tmp_path, options())
     assert running() == []
 
 
@@ -178,8 +175,10 @@ def test_an_interruption_ends_all_threads(artifact, squares, tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(stages, stage, stops)
         with pytest.raises(KeyboardInterrupt):
-            evaluate([path], dataset, tmp_path / "parts", given)
+            evaluate_artifacts([path], dataset, tmp_path / "parts", given)
     assert running() == []
-    found = evaluate([path], dataset, tmp_path / "parts", given)
-    want = evaluate([path], dataset, tmp_path / "whole", dataclasses.replace(given, workers=1))
+    found = evaluate_artifacts([path], dataset, tmp_path / "parts", given)
+    want = evaluate_artifacts(
+        [path], dataset, tmp_path / "whole", dataclasses.replace(given, workers=1)
+    )
     assert found.records[0].tobytes() == want.records[0].tobytes()

@@ -1,4 +1,4 @@
-"""All contours of a binary image: their rectangles and areas as OpenCV's findContours has.
+"""Finds all contours of a binary image: rectangles and areas are those of OpenCV's findContours.
 
 OpenCV's link-runs search takes a third of the time of `findContours`. It follows the ends of
 the rows' runs and leaves out the pixels between them, so that rectangles of holes and areas
@@ -15,11 +15,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-U8 = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from sigcam.core.types import Array
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Contours:
     """The contours of one binary image, holes included.
 
     Attributes:
-        image: uint8 [H, W], the image.
+        image: uint8 [H, W], the binary image.
         points: n arrays int32 [p, 1, 2], (x, y).
         boxes: int64 [n, 4], (x0, y0, x1, y1), x1 and y1 excluded.
         bounds: float64 [n], no less than the area; negative for a hole, which never encloses
@@ -35,18 +32,24 @@ class Contours:
         exact: whether the bounds are the areas.
     """
 
-    image: U8
-    points: Sequence[npt.NDArray[np.int32]]
-    boxes: Ints
-    bounds: Floats
+    image: Array
+    points: Sequence[Array]
+    boxes: Array
+    bounds: Array
     exact: bool
 
-    def areas(self, which: Ints) -> Floats:
-        """Areas of some outer contours, as `contourArea` of findContours' has them, [k].
+    def areas(self, which: Array) -> Array:
+        """Computes areas of outer contours, as `contourArea` has them of findContours' points.
 
         The border between two rows goes diagonally for one column and then along the row,
         where link-runs draws one straight line: half a pixel too much for each column more.
         Where it goes straight across a gap in a row, the border dips into the next row.
+
+        Args:
+            which: int64 [k], indices of outer contours.
+
+        Returns:
+            float64 [k].
         """
         if self.exact or not len(which):
             return self.bounds[which]
@@ -68,31 +71,34 @@ class Contours:
         return np.asarray(self.bounds[which] - surplus)
 
 
-def all_contours(image: U8) -> Contours:
+def all_contours(image: Array) -> Contours:
     """Finds all contours, outer ones (8-connected) and holes.
 
     Args:
         image: uint8 [H, W], contiguous; what isn't 0 is foreground, at least one pixel.
+
+    >>> all_contours(np.array([[0, 1, 1], [0, 1, 1]], np.uint8)).boxes
+    array([[1, 0, 3, 2]])
     """
     return _link_runs(image) if _link_runs_agrees() else _plain(image)
 
 
-def _rectangles(points: Sequence[npt.NDArray[np.int32]]) -> Ints:
+def _rectangles(points: Sequence[Array]) -> Array:
     boxes = np.array([cv2.boundingRect(contour) for contour in points], np.int64)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 
-def _plain(image: U8) -> Contours:
+def _plain(image: Array) -> Contours:
     points, hierarchy = cv2.findContours(image, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     areas = np.array([cv2.contourArea(contour) for contour in points])
     areas[np.asarray(hierarchy)[0, :, 3] >= 0] = -1
-    return Contours(image, points, _rectangles(points), areas, exact=True)  # type: ignore[arg-type]
+    return Contours(image, points, _rectangles(points), areas, exact=True)
 
 
-def _link_runs(image: U8) -> Contours:
+def _link_runs(image: Array) -> Contours:
     points = cv2.findContoursLinkRuns(image)[0]
-    boxes = _rectangles(points)  # type: ignore[arg-type]
+    boxes = _rectangles(points)
     areas = np.array([cv2.contourArea(contour, True) for contour in points])
     # A hole is followed the other way round, so that its area is negative; or zero, if it has
     # one row, and then its second pixel is background.
@@ -103,12 +109,12 @@ def _link_runs(image: U8) -> Contours:
     hole = areas < 0
     boxes[hole, 1] -= 1
     boxes[hole, 3] += 1
-    return Contours(image, points, boxes, areas, exact=False)  # type: ignore[arg-type]
+    return Contours(image, points, boxes, areas, exact=False)
 
 
 @functools.cache
 def _link_runs_agrees() -> bool:
-    """Whether the link-runs search of this OpenCV gives what the corrections are for."""
+    """Tells whether the link-runs search of this OpenCV gives what the corrections are for."""
     if not hasattr(cv2, "findContoursLinkRuns"):
         return False
     # Pieces with steps, gaps, holes of one row and of several, and single pixels.
@@ -120,6 +126,7 @@ def _link_runs_agrees() -> bool:
 
 
 def _summary(contours: Contours) -> list[list[float]]:
+    """Returns rectangles and areas in an order that doesn't depend on the search."""
     areas = contours.bounds.copy()
     outer = np.flatnonzero(areas >= 0)
     areas[outer] = contours.areas(outer)

@@ -1,4 +1,4 @@
-"""At which levels a threshold image is surely one piece like at the level before.
+"""Finds the levels at which a threshold image has as many pieces and holes as at the one before.
 
 The threshold image of level L is {pixel > L}; pieces are 8-connected, holes 4-connected parts
 of the rest that don't touch the image's edge. Going from L - 1 to L,
@@ -7,39 +7,53 @@ of the rest that don't touch the image's edge. Going from L - 1 to L,
 - otherwise pieces split and holes merge or open, and each of these raises the Euler number
   (pieces minus holes).
 So where no extremum has the value L and the Euler number is unchanged, pieces and holes are
-the same in number. Both conditions cost a few passes over the map for all levels together.
+the same in number. Both conditions cost a few passes over the heatmap for all levels together.
 """
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+
+from sigcam.core.types import Array
 
 LEVELS = 256
+"""How many values a pixel may have."""
+
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _SQUARE = np.ones((3, 3), np.uint8)
 # How far, in pixels, a plateau is looked at from its rim.
 _PLATEAU = 4
 
-U8 = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 
+def histogram(values: Array) -> Array:
+    """Counts the pixels of each value.
 
-def histogram(values: U8) -> Ints:
-    """Counts of the values 0 to 255, int64 [256]."""
+    Args:
+        values: uint8 [H, W], fewer than 2**24 pixels.
+
+    Returns:
+        int64 [256].
+    """
     # Exact: OpenCV counts in integers and gives float32, which holds counts up to 2**24.
     counts = cv2.calcHist([values], [0], None, [LEVELS], [0, LEVELS])
     return np.asarray(counts).ravel().astype(np.int64)
 
 
-def above(counts: Ints) -> Ints:
-    """From counts per value to counts of what lies above each level, int64 [256]."""
+def above(counts: Array) -> Array:
+    """Counts what lies above each level.
+
+    Args:
+        counts: int64 [256], the counts of each value.
+
+    Returns:
+        int64 [256], the counts of all larger values.
+    """
     return np.asarray(counts.sum() - counts.cumsum())
 
 
-def euler_numbers(levels: U8) -> Ints:
-    """Pieces (8-connected) minus holes (4-connected) of {levels > L}, for L = 0 to 255.
+def euler_numbers(levels: Array) -> Array:
+    """Counts pieces (8-connected) minus holes (4-connected) of {levels > L}, for L = 0 to 255.
 
     Corners minus edges plus pixels of the closed pixels: a corner or an edge belongs to the
     threshold image where the largest pixel that touches it does.
@@ -49,6 +63,10 @@ def euler_numbers(levels: U8) -> Ints:
 
     Returns:
         int64 [256].
+
+    >>> ring = np.array([[9, 9, 9], [9, 5, 9], [9, 9, 9]], np.uint8)
+    >>> euler_numbers(ring)[[4, 5, 9]]  # a square, a square with a hole, nothing
+    array([1, 0, 0])
     """
     padded = np.pad(levels, 1)
     across = np.maximum(padded[:, 1:], padded[:, :-1])
@@ -59,11 +77,11 @@ def euler_numbers(levels: U8) -> Ints:
     return above(histogram(corners) - edges + histogram(levels))
 
 
-def extremum_values(levels: U8) -> npt.NDArray[np.bool_]:
-    """Values at which the map may have a regional maximum, or a minimum inside the image.
+def extremum_values(levels: Array) -> Array:
+    """Marks values at which there may be a regional maximum, or a minimum inside the image.
 
-    A superset: a plateau that is neither may count if it is wide. Each value too many costs
-    one contour search; following every plateau to its rim would cost more.
+    It marks a superset: a plateau that is neither may count if it is wide. Each value too many
+    costs one contour search; following every plateau to its rim would cost more.
 
     Args:
         levels: uint8 [H, W].
@@ -79,8 +97,8 @@ def extremum_values(levels: U8) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _maxima(levels: U8, neighbours: U8) -> npt.NDArray[np.bool_]:
-    """Pixels of regional maxima, and inner pixels of wide plateaus that aren't."""
+def _maxima(levels: Array, neighbours: Array) -> Array:
+    """Marks pixels of regional maxima, and inner pixels of wide plateaus that aren't."""
     top = (levels == cv2.dilate(levels, neighbours)).view(np.uint8)
     # A neighbour of the same value that isn't at the top has a higher neighbour itself.
     slope = np.where(top, np.uint8(0), levels)
@@ -92,7 +110,7 @@ def _maxima(levels: U8, neighbours: U8) -> npt.NDArray[np.bool_]:
     return np.asarray(top > sloping)
 
 
-def level_groups(levels: U8) -> tuple[Ints, Ints]:
+def level_groups(levels: Array) -> tuple[Array, Array]:
     """Groups neighbouring levels whose threshold images have as many pieces and holes.
 
     Args:

@@ -1,13 +1,13 @@
-"""Boxes of a score map at every threshold, as contours at each of them would give.
+"""Finds the boxes of a heatmap at every threshold, as a contour search at each would give them.
 
-A uint8 map has at most 255 threshold images that differ. Neighbouring ones mostly have as many
-pieces and holes (simple_levels.py). A group of them without holes is done at once: where it is
+A uint8 heatmap has at most 255 threshold images that differ. Neighbouring ones mostly have as
+many pieces and holes (levels.py). A group of them without holes is done at once: where it is
 one piece, its box is read from the largest values of the rows and columns; where it is
-several, the same is done for each (piece_track.py). The other images are stacked into one tall
-image and searched together (contour_search.py).
+several, the same is done for each (tracking.py). The other images are stacked into one tall
+image and searched together (contours.py).
 
-On random fields (benchmarks/datasets/evaluate_speed.py) that is 6 to 15 times as fast as contours at
-every threshold: the fewer pieces, the more. Tried and left out:
+On random fields (benchmarks/datasets/evaluate_speed.py) that is 6 to 15 times as fast as
+contours at every threshold: the fewer pieces, the more. Tried and left out:
 - `findContours` once per distinct level: 4 times as fast as once per threshold;
 - RETR_LIST instead of RETR_TREE: within 10%, and another order in ties;
 - each level's bounding rectangle cut out before single calls: no gain;
@@ -22,16 +22,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from sigcam.core.errors import UsageError
+from sigcam.core.types import Array
 from sigcam.evaluate.localization.protocol import THRESHOLDS
 from sigcam.evaluate.localization.threshold_boxes.contours import Contours, all_contours
 from sigcam.evaluate.localization.threshold_boxes.levels import LEVELS, histogram, level_groups
 from sigcam.evaluate.localization.threshold_boxes.tracking import ends, rectangles, track_pieces
-
-U8 = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 
 # Following a group costs as much as searching so many images, and each piece so many more.
 _WORTH_TRACKING = 6
@@ -40,25 +37,25 @@ _PIECE_COST = 2
 
 @dataclass(frozen=True)
 class ThresholdBoxes:
-    """The boxes of one map at T thresholds; thresholds with the same image share them.
+    """The boxes of one heatmap at T thresholds; thresholds with the same image share them.
+
+    Boxes are as the protocol makes them: x1 is x0 + width, not less one, cut off at the
+    image's last column; the same down. An image without a contour has the box (0, 0, 0, 0).
 
     Attributes:
         image: int64 [T], the image that a threshold gives, 0 to M - 1.
         boxes: int64 [n, 4], (x0, y0, x1, y1) of all contours, holes included.
         box_image: int64 [n], the image that a box is of; each image has at least one.
-        largest: int64 [M, 4], of the contour that encloses the largest area.
-
-    Boxes are as the protocol makes them: x1 is x0 + width, not less one, cut off at the
-    image's last column; the same down. An image without a contour has the box (0, 0, 0, 0).
+        largest: int64 [M, 4], the box of the contour that encloses the largest area.
     """
 
-    image: Ints
-    boxes: Ints
-    box_image: Ints
-    largest: Ints
+    image: Array
+    boxes: Array
+    box_image: Array
+    largest: Array
 
 
-def threshold_boxes(levels: U8, thresholds: npt.NDArray[np.float64] = THRESHOLDS) -> ThresholdBoxes:
+def threshold_boxes(levels: Array, thresholds: Array = THRESHOLDS) -> ThresholdBoxes:
     """Finds the boxes of {levels > int(t * max)} for every threshold t.
 
     Args:
@@ -66,11 +63,16 @@ def threshold_boxes(levels: U8, thresholds: npt.NDArray[np.float64] = THRESHOLDS
         thresholds: float64 [T] in [0, 1].
 
     Returns:
-        The boxes. A constant map has the box (0, 0, 0, 0) at every threshold if it is zero
-        (what score_heatmap gives for it).
+        The boxes. A heatmap that is zero everywhere (what `score_heatmap` gives for a constant
+        CAM) has the box (0, 0, 0, 0) at every threshold.
 
     Raises:
-        UsageError: the map isn't uint8 [H, W].
+        UsageError: the levels aren't uint8 [H, W].
+
+    >>> levels = np.zeros((6, 8), np.uint8)
+    >>> levels[1:3, 2:5] = 200
+    >>> threshold_boxes(levels, np.array([0.0, 0.5])).largest
+    array([[2, 1, 5, 3]])
     """
     if levels.dtype != np.uint8 or levels.ndim != 2 or not 0 < levels.size < 1 << 24:
         raise UsageError(
@@ -88,19 +90,19 @@ def threshold_boxes(levels: U8, thresholds: npt.NDArray[np.float64] = THRESHOLDS
 
 
 class _Search:
-    """One map's search; collects boxes per distinct level."""
+    """The search in one heatmap, which collects the boxes of every distinct level."""
 
-    def __init__(self, levels: U8, distinct: Ints) -> None:
+    def __init__(self, levels: Array, distinct: Array) -> None:
         self.levels = np.ascontiguousarray(levels)
         self.distinct = distinct
-        self.boxes: list[Ints] = []
-        self.owners: list[Ints] = []
+        self.boxes: list[Array] = []
+        self.owners: list[Array] = []
         self.largest = np.zeros((len(distinct), 4), np.int64)
         self.rows = levels.max(axis=1)
         self.columns = levels.max(axis=0)
 
-    def result(self) -> tuple[Ints, Ints, Ints]:
-        """Runs the search: boxes [n, 4], their images [n], the largest contour's [M, 4]."""
+    def result(self) -> tuple[Array, Array, Array]:
+        """Runs the search; returns boxes [n, 4], their images [n], the largest's box [M, 4]."""
         empty = self.distinct >= self.rows.max()
         groups, euler = level_groups(self.levels)
         group = np.where(empty, -1, groups[self.distinct])
@@ -113,8 +115,8 @@ class _Search:
         self._search(np.concatenate(rest))
         return np.concatenate(self.boxes), np.concatenate(self.owners), self.largest
 
-    def _track(self, images: Ints) -> bool:
-        """Does a group of images at once, if it is worth it and they have no holes."""
+    def _track(self, images: Array) -> bool:
+        """Does a group of images at once and returns True, if it pays and they have no holes."""
         if len(images) < _WORTH_TRACKING:
             return False
         levels = self.distinct[images]
@@ -141,22 +143,24 @@ class _Search:
             self.largest[images[place]] = self._first_largest(int(levels[place]))
         return True
 
-    def _take(self, images: Ints, boxes: Ints) -> None:
+    def _take(self, images: Array, boxes: Array) -> None:
+        """Keeps the only box of each image."""
         self.boxes.append(boxes)
         self.owners.append(images)
         self.largest[images] = boxes
 
-    def _rectangles(self, levels: Ints) -> Ints:
-        """Boxes of whole threshold images, [m, 4]; none of them may be empty."""
+    def _rectangles(self, levels: Array) -> Array:
+        """Returns the boxes of whole threshold images, [m, 4]; none of them may be empty."""
         return self._cut(rectangles(self.rows, self.columns, levels))
 
-    def _cut(self, boxes: Ints) -> Ints:
+    def _cut(self, boxes: Array) -> Array:
+        """Cuts boxes off at the image's last column and row, in place."""
         height, width = self.levels.shape
         boxes[:, 2] = np.minimum(boxes[:, 2], width - 1)
         boxes[:, 3] = np.minimum(boxes[:, 3], height - 1)
         return boxes
 
-    def _search(self, images: Ints) -> None:
+    def _search(self, images: Array) -> None:
         """Finds all contours of some images."""
         if not len(images):
             return
@@ -171,7 +175,7 @@ class _Search:
         self.owners.append(owners)
         self._choose_largest(contours, owners)
 
-    def _choose_largest(self, contours: Contours, owners: Ints) -> None:
+    def _choose_largest(self, contours: Contours, owners: Array) -> None:
         """Sets the box of the contour with the largest area, the first of OpenCV's in a tie.
 
         Areas are computed for the contour with the largest bound of each image of several
@@ -197,12 +201,12 @@ class _Search:
         for index in np.unique(owners[top[tied]]).tolist():
             self.largest[index] = self._first_largest(int(self.distinct[index]))
 
-    def _stack(self, levels: Ints) -> tuple[U8, Ints, Ints]:
-        """Threshold images below one another, an empty row after each.
+    def _stack(self, levels: Array) -> tuple[Array, Array, Array]:
+        """Puts threshold images below one another, an empty row after each.
 
         Returns:
             The tall image; the row in it where each image begins; what to take from a row
-            in it to have the map's row.
+            in it to have the heatmap's row.
         """
         y0, y1 = ends(self.rows, levels)
         after = np.cumsum(y1 - y0 + 1)
@@ -215,10 +219,10 @@ class _Search:
             np.greater(self.levels[low:high], level, out=stack[at : at + high - low].view(bool))
         return stack, begins, begins - y0
 
-    def _first_largest(self, level: int) -> Ints:
-        """The box where contours of one area tie: the protocol takes OpenCV's first."""
+    def _first_largest(self, level: int) -> Array:
+        """Returns the box where contours of one area tie: the protocol takes OpenCV's first."""
         image = (self.levels > level).view(np.uint8)
         contours = cv2.findContours(image, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)[0]
         x, y, width, height = cv2.boundingRect(max(contours, key=cv2.contourArea))
-        box: Ints = self._cut(np.array([[x, y, x + width, y + height]], np.int64))[0]
+        box: Array = self._cut(np.array([[x, y, x + width, y + height]], np.int64))[0]
         return box

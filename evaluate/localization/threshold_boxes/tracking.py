@@ -1,4 +1,4 @@
-"""Pieces of a threshold image followed upwards through levels at which none splits."""
+"""Follows the pieces of a threshold image upwards through levels at which none splits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from sigcam.core.types import Array
 from sigcam.evaluate.localization.threshold_boxes.levels import above, histogram
 
-U8 = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
-
-def ends(profile: U8, levels: Ints) -> tuple[Ints, Ints]:
-    """First place where the profile [n] is above each level, and the one after the last.
+def ends(profile: Array, levels: Array) -> tuple[Array, Array]:
+    """Finds the first place where a profile is above each level, and the one after the last.
 
     Args:
         profile: uint8 [n], with a value above each level.
@@ -31,16 +27,21 @@ def ends(profile: U8, levels: Ints) -> tuple[Ints, Ints]:
     return np.asarray(first), len(profile) - downwards.searchsorted(levels, side="right")
 
 
-def rectangles(rows: U8, columns: U8, levels: Ints) -> Ints:
-    """Rectangles of what is above each level, from the largest values of rows and columns.
+def rectangles(rows: Array, columns: Array, levels: Array) -> Array:
+    """Finds the rectangle around everything above each level.
 
     Args:
-        rows: uint8 [H].
-        columns: uint8 [W].
+        rows: uint8 [H], the largest value of each row.
+        columns: uint8 [W], the largest value of each column.
         levels: int64 [m], all below the largest value.
 
     Returns:
         int64 [m, 4], (x0, y0, x1, y1), x1 and y1 excluded.
+
+    >>> rows, columns = np.array([0, 9], np.uint8), np.array([5, 9, 0], np.uint8)
+    >>> rectangles(rows, columns, np.array([0, 7]))
+    array([[0, 1, 2, 2],
+           [1, 1, 2, 2]])
     """
     boxes = np.empty((len(levels), 4), np.int64)
     boxes[:, 0], boxes[:, 2] = ends(columns, levels)
@@ -48,15 +49,15 @@ def rectangles(rows: U8, columns: U8, levels: Ints) -> Ints:
     return boxes
 
 
-def cut_out(levels: U8, outline: npt.NDArray[np.int32]) -> tuple[U8, int, int]:
-    """The pixels of a piece, zero around it, and where they lie.
+def cut_out(levels: Array, outline: Array) -> tuple[Array, int, int]:
+    """Cuts a piece out of its surroundings.
 
     Args:
         levels: uint8 [H, W].
         outline: int32 [p, 1, 2], the contour of a piece without holes.
 
     Returns:
-        uint8 [h, w], and the x and y of its upper left pixel.
+        The pixels of the piece, zero around it, uint8 [h, w]; x and y of their upper left one.
     """
     x, y, width, height = cv2.boundingRect(outline)
     mask = np.zeros((height, width), np.uint8)
@@ -64,10 +65,10 @@ def cut_out(levels: U8, outline: npt.NDArray[np.int32]) -> tuple[U8, int, int]:
     return levels[y : y + height, x : x + width] & mask, x, y
 
 
-def piece_areas(piece: U8, wanted: Ints) -> Floats:
-    """The area of a piece's contour at each level.
+def piece_areas(piece: Array, wanted: Array) -> Array:
+    """Computes the area of a piece's contour at each level.
 
-    It is that of the polygon through the centres of the border's pixels, as `contourArea`
+    It is the area of the polygon through the centres of the border's pixels, as `contourArea`
     gives it: of the squares between four neighbouring centres, one counts whole where all
     four pixels are above the level and half where three are.
 
@@ -77,6 +78,9 @@ def piece_areas(piece: U8, wanted: Ints) -> Floats:
 
     Returns:
         float64 [m].
+
+    >>> piece_areas(np.full((3, 4), 9, np.uint8), np.array([0]))
+    array([6.])
     """
     if min(piece.shape) < 2:
         return np.zeros(len(wanted))
@@ -87,16 +91,14 @@ def piece_areas(piece: U8, wanted: Ints) -> Floats:
     return above(histogram(all_four) + histogram(three))[wanted] / 2
 
 
-def track_pieces(
-    levels: U8, outlines: Sequence[npt.NDArray[np.int32]], wanted: Ints
-) -> tuple[Ints, Floats]:
-    """Rectangles and areas of pieces at every level wanted.
+def track_pieces(levels: Array, outlines: Sequence[Array], wanted: Array) -> tuple[Array, Array]:
+    """Finds rectangles and areas of pieces at every level wanted.
 
     Args:
         levels: uint8 [H, W].
         outlines: the contours int32 [p, 1, 2] of all n pieces at the lowest of the levels;
             no piece splits, vanishes or has a hole up to the highest.
-        wanted: int64 [m].
+        wanted: int64 [m], the levels.
 
     Returns:
         int64 [n, m, 4], (x0, y0, x1, y1), x1 and y1 excluded; float64 [n, m], where a piece

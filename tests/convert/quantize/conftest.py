@@ -10,7 +10,7 @@ from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import ClassSelection, Preprocessing
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 
 SIZE = 32
 
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def write_images(folder, count, seed=0):
-    """Blobs of colour on noise: smooth enough for maps, different enough for classes."""
+    """Blobs of colour on noise: smooth enough for CAMs, different enough for classes."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
@@ -69,9 +69,9 @@ def export(path, *, mlp=False, selection="input", target_layers=(), **options):
     export_artifact(
         dual,
         path,
-        classes=chosen,
-        preprocessing=Preprocessing(SIZE, SIZE, rule="stretch"),
-        **options,
+        ExportOptions(
+            classes=chosen, preprocessing=Preprocessing(SIZE, SIZE, rule="stretch"), **options
+        ),
     )
     return path
 

@@ -17,11 +17,11 @@ from sigcam.core.spec import Preprocessing
 from tests.support.tiny import artifact_graph, head_graph, tiny_spec, write
 
 FEW = QuantizeOptions(calibration=8, held_out=8, threads=1, min_agreement=0, min_correlation=-1)
-GEOMETRY = Preprocessing(32, 32, rule="stretch")
+PREPROCESSING = Preprocessing(32, 32, rule="stretch")
 
 
 def pick(folder, calibration=8, held_out=8, seed=0):
-    return choose(folder, GEOMETRY, calibration, held_out, seed, lambda done, total: None)
+    return choose(folder, PREPROCESSING, calibration, held_out, seed, lambda done, total: None)
 
 
 def test_no_folder(tmp_path):
@@ -165,7 +165,7 @@ def test_the_head_graph_comes_along(images, tmp_path):
     _, written = quantize_artifact(path, images, tmp_path / "m.fp16.onnx", options)
     assert [p.name for p in written] == ["m.fp16.onnx", "m.fp16.head.onnx"]
     assert written[1].read_bytes() == beside.read_bytes()
-    from sigcam.runtime import load
+    from sigcam.runtime.session import load
 
     with load(written[0]) as session:
         [one] = session.explain(sorted(images.iterdir())[0])

@@ -54,7 +54,7 @@ def test_a_refusal_writes_nothing(artifacts, images, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 1
     assert "round 1: keeping node_" in done.stderr
-    assert "the layers that hurt most are node_" in done.stderr
+    assert "the layers whose own rounding moves their output most are node_" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

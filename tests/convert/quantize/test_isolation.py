@@ -10,7 +10,7 @@ import sys
 for name in ("torch", "torchvision"):
     sys.modules[name] = None
 from sigcam.cli.quantize import command
-from sigcam.convert.quantize import quantize_artifact, sigmoid_head
+from sigcam.convert.quantize import int8_head, quantize_artifact
 print({"sigcam.train", "sigcam.export"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -6,7 +6,7 @@ import pytest
 
 from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
 from sigcam.demo.network import load_network
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from tests.support.paths import DATA
 
 pytestmark = [
@@ -18,7 +18,7 @@ pytestmark = [
 def test_what_8_bits_cost(tmp_path):
     network = load_network()
     source = tmp_path / "model.onnx"
-    export_artifact(network.dual, source, preprocessing=network.preprocessing)
+    export_artifact(network.dual, source, ExportOptions(preprocessing=network.preprocessing))
     options = QuantizeOptions(calibration=48, held_out=64, threads=2, min_agreement=0.85, rounds=0)
     spec, [out] = quantize_artifact(
         source, DATA / "imagenet_samples", tmp_path / "int8.onnx", options

@@ -16,14 +16,14 @@ from sigcam.core.errors import UsageError
 from sigcam.export import METHODS
 
 TRACED = ("gradcam++", "layercam", "finercam")
-"""One each of the methods' kinds of way back: the others differ in their sums only."""
+"""One each of the methods' kinds of backward pass: the others differ in their sums only."""
 
 CASES = [
     {"method": "cam"},
     {"method": "cam", "branch": "softmax", "profile": "split", "selection": "topk"},
     *({"method": method, "mlp": True} for method in METHODS if method in TRACED),
     {"method": "gradcam", "mlp": True, "branch": "softmax", "selection": "top1"},
-    {"method": "gradcam", "target_layers": ("stem",)},  # the way back goes through the block
+    {"method": "gradcam", "target_layers": ("stem",)},  # the backward pass goes through the block
 ]
 
 
@@ -32,7 +32,7 @@ def convert(path, images, activations="uint8", kept=()):
     selection = select(source, kept)
     paths = sorted(images.iterdir())[:8]
     ranges = calibrate(
-        source, selection, feeds(paths, source.spec.preprocessing, False), 8,
+        source, selection, feeds(paths, source.spec.preprocessing), 8,
         method="minmax", threads=1, report=lambda done, total: None,
     )  # fmt: skip
     return source, selection, ranges, to_int8(source, selection, ranges, activations)
@@ -120,7 +120,8 @@ def test_a_backend_leaves_a_layer_in_float32_as_it_is(artifacts, images):
     """ONNX Runtime rounds the weights of layers that look unfinished to it."""
     path = artifacts(method="cam")
     source, _, _, model = convert(path, images, kept=["node_conv2d_1"])
-    [inputs] = feeds(sorted(images.iterdir())[20:21], source.spec.preprocessing, named=True)
+    [image] = feeds(sorted(images.iterdir())[20:21], source.spec.preprocessing)
+    inputs = {**image, "class_ids": np.array([[-1]])}
     runs = [
         onnxruntime.InferenceSession(
             model.SerializeToString(),

@@ -1,3 +1,5 @@
+"""Average Drop and Increase in Confidence."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -27,8 +29,8 @@ def test_bad_confidences_are_refused(before, after):
 
 
 @pytest.mark.parametrize("scores", [np.ones((2, 2)), np.full((1, 2), 1.5), np.full((1, 2), np.nan)])
-def test_bad_maps_are_refused(scores):
-    with pytest.raises(UsageError, match="map must"):
+def test_bad_heatmaps_are_refused(scores):
+    with pytest.raises(UsageError, match="heatmap must"):
         masked_image(np.zeros((1, 2, 3), np.uint8), scores)
 
 

@@ -1,3 +1,5 @@
+"""Insertion and deletion curves."""
+
 from __future__ import annotations
 
 import cv2
@@ -62,7 +64,7 @@ def test_batches_have_at_most_the_size_asked_for():
     assert sizes == [3, 3, 1]
 
 
-def test_a_constant_map_goes_in_reading_order():
+def test_a_constant_heatmap_goes_in_reading_order():
     rows = []
 
     def score(batch):

@@ -1,3 +1,5 @@
+"""ROAD: imputation against the linear system written out, and the curves."""
+
 from __future__ import annotations
 
 import itertools

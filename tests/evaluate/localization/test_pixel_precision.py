@@ -1,3 +1,5 @@
+"""Pixels against masks: counts, and the precision-recall curve."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.core.errors import UsageError
-from sigcam.evaluate.localization.pixel_precision import PixelPrecision, pixel_counts, pixel_curve
+from sigcam.evaluate.localization.pixel_precision import pixel_counts, pixel_curve
 from sigcam.evaluate.localization.protocol import THRESHOLDS, score_heatmap
 
 
@@ -58,16 +60,14 @@ def test_counts_are_numpys_histogram_with_the_reference_bins():
 
 def test_images_together_as_the_definition_says():
     cases = [random_case(seed) for seed in range(3)]
-    total = PixelPrecision()
-    for scores, labels in cases:
-        total.add(pixel_counts(scores, labels))
+    total = sum(pixel_counts(scores, labels) for scores, labels in cases)
     expected = direct([scores for scores, _ in cases], [labels for _, labels in cases])
-    assert total.result().pxap == pytest.approx(expected, abs=1e-9)
+    assert pixel_curve(total).pxap == pytest.approx(expected, abs=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 1.0]))
-def test_a_perfect_map_scores_100_whatever_is_ignored(seed, ignored_score):
+def test_a_perfect_heatmap_scores_100_whatever_is_ignored(seed, ignored_score):
     labels = np.random.default_rng(seed).choice([0, 1, 255], (9, 9)).astype(np.uint8)
     labels[0, 0] = 1
     scores = np.where(labels == 255, ignored_score, labels).astype(np.float64)
@@ -75,7 +75,7 @@ def test_a_perfect_map_scores_100_whatever_is_ignored(seed, ignored_score):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_a_constant_map_scores_the_share_of_foreground(value):
+def test_a_constant_heatmap_scores_the_share_of_foreground(value):
     labels = random_case(1)[1]
     scores = np.full(labels.shape, value)
     share = (labels == 1).sum() / (labels != 255).sum()
@@ -101,23 +101,11 @@ def test_the_curve():
     assert curve.precision[500] == (labels == 1)[chosen].mean()
 
 
-def test_merged_and_stored_counts_are_those_of_one_run():
-    counts = [pixel_counts(*random_case(seed)) for seed in range(3)]
-    whole, first, second = PixelPrecision(), PixelPrecision(), PixelPrecision()
-    for place, one in enumerate(counts):
-        whole.add(one)
-        (first if place < 1 else second).add(one)
-    second = PixelPrecision.from_arrays(second.arrays())
-    second.merge(first)
-    assert second.images == 3
-    assert second.result().pxap == whole.result().pxap
-
-
 def test_refusals():
     scores, labels = random_case(0)
     with pytest.raises(UsageError, match="foreground"):
         pixel_curve(pixel_counts(scores, labels * 0))
-    with pytest.raises(UsageError, match="map's size"):
+    with pytest.raises(UsageError, match="heatmap's size"):
         pixel_counts(scores, labels[1:])
-    with pytest.raises(UsageError, match="stored counts"):
-        PixelPrecision.from_arrays({"images": np.array(1)})
+    with pytest.raises(UsageError, match="heatmap must lie in"):
+        pixel_counts(scores + 1, labels)

@@ -1,3 +1,5 @@
+"""Pointing game, and energy inside the object."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -51,7 +53,7 @@ def test_energy_by_hand():
     assert energy_inside(scores * 7, np.array([[False, True], [False, False]])) == 0.375
 
 
-def test_perfect_and_constant_maps():
+def test_perfect_and_constant_heatmaps():
     assert energy_inside(REGION.astype(float), REGION) == 1
     assert pointing_hit(REGION.astype(float), REGION)
     assert energy_inside(np.zeros((40, 50)), REGION) == 0

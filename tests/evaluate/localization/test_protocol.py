@@ -1,3 +1,5 @@
+"""The protocol's square: heatmaps, boxes and masks on it."""
+
 from __future__ import annotations
 
 import cv2
@@ -20,7 +22,7 @@ def test_thresholds_are_the_thousand_of_the_reference():
     assert protocol.THRESHOLDS[-1] == pytest.approx(0.999)
 
 
-def test_score_map_is_enlarged_first_then_normalised():
+def test_a_score_heatmap_is_enlarged_first_then_normalised():
     cam = np.array([[0, 0, 1], [0, 4, 0], [2, 0, 0]], np.float32)
     enlarged = cv2.resize(cam.astype(np.float64), (224, 224), interpolation=cv2.INTER_CUBIC)
     assert enlarged.min() < 0
@@ -32,13 +34,13 @@ def test_score_map_is_enlarged_first_then_normalised():
 
 
 @pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (0.25, 0.0), (4.0, 16.0)])
-def test_score_map_does_not_change_with_scale_and_shift(scale, shift):
+def test_a_score_heatmap_does_not_change_with_scale_and_shift(scale, shift):
     cam = np.random.default_rng(0).integers(0, 32, (7, 7)).astype(np.float64)
     np.testing.assert_allclose(score_heatmap(scale * cam + shift), score_heatmap(cam), atol=1e-13)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan])
-def test_constant_and_nan_maps_are_zero(value):
+def test_constant_and_nan_cams_are_zero(value):
     cam = np.full((7, 7), value, np.float32)
     assert not score_heatmap(cam).any()
 
@@ -55,7 +57,7 @@ def test_quantise_cuts_off():
 
 @pytest.mark.parametrize("bad", [[[1.1]], [[-0.1]], [[np.nan]]])
 def test_quantise_refuses(bad):
-    with pytest.raises(UsageError, match="score map"):
+    with pytest.raises(UsageError, match="heatmap must lie in"):
         quantise(np.array(bad))
 
 

@@ -1,4 +1,4 @@
-"""The fidelity report: measured right, and a refusal below the limits."""
+"""The fidelity report: measured right, shown, and a refusal below the limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
-from sigcam.convert.quantize.fidelity import FidelityCheck, correlation, iou
+from sigcam.convert.quantize.fidelity import FidelityCheck, correlation
 from sigcam.convert.quantize.images import choose, prepared
 from sigcam.convert.quantize.source import read_source
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import FidelityError, SchemaError
-from sigcam.core.spec import ClassSelection, Spec
-from sigcam.runtime import load
-from sigcam.runtime.explanation import Box
+from sigcam.core.spec import SCHEMA_VERSION, ClassSelection, Spec
+from sigcam.images.boxes import Box
+from sigcam.runtime.session import load
 from tests.support.tiny import artifact_graph, tiny_spec, write
 
 LAX = {"min_agreement": 0.0, "min_correlation": -1.0}
@@ -45,7 +45,7 @@ def test_iou_counts_pixels(one, other):
         canvas[box.y0 : box.y1, box.x0 : box.x1] = True
         drawn.append(canvas)
     want = (drawn[0] & drawn[1]).sum() / (drawn[0] | drawn[1]).sum()
-    assert iou(*boxes) == pytest.approx(want)
+    assert boxes[0].iou(boxes[1]) == pytest.approx(want)
 
 
 def test_correlation_is_pearsons():
@@ -93,7 +93,7 @@ def test_against_what_two_sessions_say(tmp_path, images, mode, profile):
             if same:
                 pair = np.corrcoef(one.cam.ravel(), same[0].cam.ravel())
                 correlations.append(pair[0, 1])
-                ious.append(iou(one.boxes()[0], same[0].boxes()[0]))
+                ious.append(one.boxes()[0].iou(same[0].boxes()[0]))
     assert 0 < np.mean(agreed) < 1  # the case is one of both kinds
     assert found.agreement == np.mean(agreed)
     assert found.compared == len(correlations)
@@ -125,7 +125,7 @@ def test_it_is_written_shown_and_read_by_others(artifacts, images, tmp_path):
     assert before.parity == spec.parity
     # A reader of the same schema version that doesn't know the field: it is an unknown key.
     text = json.loads(spec.to_json())
-    assert text["schema_version"] == 1
+    assert text["schema_version"] == SCHEMA_VERSION
     text["unheard of"] = text.pop("fidelity")
     assert Spec.from_json(json.dumps(text)) == before
     text["fidelity"] = {"precision": "int8"}
@@ -156,11 +156,13 @@ def spoiled(path, out):
     return out, pointwise.name, depthwise.name
 
 
-def test_the_layer_that_hurts_is_found_and_kept_in_float32(artifacts, images, tmp_path):
+def test_the_layer_with_the_largest_error_is_found_and_kept_in_float32(artifacts, images, tmp_path):
     bad, layer, maker = spoiled(artifacts(method="cam"), tmp_path / "bad.onnx")
     out, lines = tmp_path / "new.onnx", []
     limits = {"min_agreement": 0.5, "min_correlation": 0.98}
-    with pytest.raises(FidelityError, match=f"hurt most are {layer}") as error:
+    with pytest.raises(
+        FidelityError, match=rf"rounding moves their output most are {layer} \("
+    ) as error:
         quantize_artifact(bad, images, out, options(rounds=0, **limits))
     assert "mean correlation of 0.98, but reaches" in str(error.value)
     assert list(tmp_path.iterdir()) == [bad]

@@ -19,7 +19,7 @@ from sigcam.convert.quantize.int8_head import quantize_sigmoid_head, quantized
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import ExportError
 from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
-from sigcam.export import METHODS, export_artifact
+from sigcam.export import METHODS, ExportOptions, export_artifact
 from tests.support.tiny import tiny_spec
 
 SIZE, WIDTHS = 20, (200, 48, 40, 6)
@@ -103,14 +103,20 @@ def files(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("head") / "m.onnx"
     has_head = request.param in ("layercam", "finercam")
     export_artifact(
-        make_dual(), path, method=request.param, classes=ClassSelection("input"),
-        features=True, head_graph=has_head,
-    )  # fmt: skip
+        make_dual(),
+        path,
+        ExportOptions(
+            method=request.param,
+            classes=ClassSelection("input"),
+            features=True,
+            head_graph=has_head,
+        ),
+    )
     return [onnx.load(path), *([onnx.load(head_path(path))] if has_head else [])]
 
 
 @pytest.mark.parametrize(("batch", "K"), [(1, 1), (3, 4)])
-def test_maps_stay_close_and_logits_equal(files, batch, K):
+def test_cams_stay_close_and_logits_equal(files, batch, K):
     ranks = np.tile(-1 - np.arange(K), (batch, 1))
     feeds = {"image": images(batch), "class_ids": ranks}
     before, after = run(files[0], feeds), run(convert(files[0]), feeds)
@@ -125,7 +131,7 @@ def test_maps_stay_close_and_logits_equal(files, batch, K):
     assert np.corrcoef(after["cams"].ravel(), before["cams"].ravel())[0, 1] > 0.95
 
 
-def test_the_head_graph_gives_the_maps_of_the_artifact(files):
+def test_the_head_graph_gives_the_cams_of_the_artifact(files):
     if len(files) == 1:
         pytest.skip("no head graph was made for this method")
     feeds = {"image": images(2), "class_ids": np.array([[0, 3, 5], [1, 2, 4]])}
@@ -205,7 +211,11 @@ def reference(dual, features, class_id):
 def test_gradcam_of_the_rounded_weights(tmp_path, exactly):
     dual = make_dual()
     path = tmp_path / "m.onnx"
-    export_artifact(dual, path, method="gradcam", classes=ClassSelection("topk", 2), features=True)
+    export_artifact(
+        dual,
+        path,
+        ExportOptions(method="gradcam", classes=ClassSelection("topk", 2), features=True),
+    )
     found = run(convert(onnx.load(path)), {"image": images(3)}, exactly)
     wanted = [
         [reference(dual, F.astype(np.float64), i) for i in ids]
@@ -222,9 +232,11 @@ def test_gradcam_of_the_rounded_weights(tmp_path, exactly):
     assert np.corrcoef(found["cams"].ravel(), cams.ravel())[0, 1] > 0.95
 
 
-def test_an_artifact_of_the_softmax_branch_keeps_its_maps(tmp_path):
+def test_an_artifact_of_the_softmax_branch_keeps_its_cams(tmp_path):
     path = tmp_path / "m.onnx"
-    export_artifact(make_dual(), path, method="gradcam", branch="softmax", head_graph=True)
+    export_artifact(
+        make_dual(), path, ExportOptions(method="gradcam", branch="softmax", head_graph=True)
+    )
     model = onnx.load(path)
     feeds = {"image": images(2)}
     before, after = run(model, feeds), run(convert(model), feeds)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from sigcam.core.spec import Preprocessing
 from sigcam.evaluate.localization.protocol import SIZE, place_scores, score_heatmap
-from sigcam.images.preprocess import Original, place
-from sigcam.runtime.explanation import Explanation
+from sigcam.images.preprocess import place
+from sigcam.images.upsample import to_heatmap
 
 SIDE = 56
 sizes = st.integers(60, 400)
@@ -27,7 +27,7 @@ def test_a_stretched_image_is_treated_as_the_protocol_does(height, width):
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, sizes, st.sampled_from(["crop", "letterbox"]), st.integers(1, 5), st.integers(1, 5))
-def test_a_peak_lies_where_a_users_map_has_it(height, width, rule, row, column):
+def test_a_peak_lies_where_a_users_heatmap_has_it(height, width, rule, row, column):
     """Within what a cell of the CAM is wide; bicubic here, bilinear there."""
     resize = 64 if rule == "crop" else None
     preprocessing = Preprocessing(SIDE, SIDE, rule=rule, resize=resize)
@@ -35,8 +35,7 @@ def test_a_peak_lies_where_a_users_map_has_it(height, width, rule, row, column):
     y, x = np.mgrid[:7, :7]
     cam = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 2).astype(np.float32)
     scores, _ = place_scores(cam, placement)
-    image = Original(np.zeros((height, width, 3), np.uint8))
-    shown = Explanation(0, "", 0.0, None, cam, "cam", placement, image).heatmap
+    shown, _ = to_heatmap(cam, placement)
     assert shown.any()
     assert scores.any()
     there = np.unravel_index(shown.argmax(), shown.shape)
@@ -55,7 +54,7 @@ def test_nothing_is_scored_where_the_network_saw_nothing():
     assert abs(seen[-1] - SIZE * (0.5 + 0.21875)) < 3
 
 
-def test_a_constant_cam_is_no_map():
+def test_a_constant_cam_has_no_heatmap():
     for rule in ("stretch", "crop", "letterbox"):
         placement = place(Preprocessing(SIDE, SIDE, rule=rule), 90, 70)
         scores, valid = place_scores(np.full((7, 7), 3.0), placement)
