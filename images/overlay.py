@@ -20,7 +20,7 @@ ALPHA = 0.5
 
 def draw(
     image: Array,
-    evidence: Array | None,
+    heatmap: Array | None,
     crop_box: tuple[int, int, int, int],
     alpha: float,
     boxes: Iterable[tuple[int, int, int, int]] = (),
@@ -29,7 +29,7 @@ def draw(
 
     Args:
         image: uint8 [H, W, 3] RGB.
-        evidence: float32 [H, W] in [0, 1]; None leaves the image uncoloured.
+        heatmap: float32 [H, W] in [0, 1]; None leaves the image uncoloured.
         crop_box: x0, y0, x1, y1 in pixels, ends out. Outside it, where the network saw
             nothing, the image stays as it is.
         alpha: weight of the colours, 0 to 1.
@@ -44,9 +44,9 @@ def draw(
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha must be from 0 to 1, got {alpha}")
     drawn = image.copy()
-    if evidence is not None:
+    if heatmap is not None:
         x0, y0, x1, y1 = crop_box
-        levels = cv2.convertScaleAbs(evidence[y0:y1, x0:x1], alpha=255)
+        levels = cv2.convertScaleAbs(heatmap[y0:y1, x0:x1], alpha=255)
         colours = cv2.cvtColor(cv2.applyColorMap(levels, _COLOURS), cv2.COLOR_BGR2RGB)
         part = image[y0:y1, x0:x1]
         drawn[y0:y1, x0:x1] = cv2.addWeighted(colours, alpha, part, 1 - alpha, 0)

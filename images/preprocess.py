@@ -2,16 +2,14 @@
 
 The network's crop box is a rectangle of whole image pixels. Along one axis (rows or
 columns) every step is affine: a whole-factor box average, a bilinear resize, a border.
-An `Axis` holds the whole numbers of these steps, so that the way back is exact.
+An `Axis` holds the whole numbers of these steps, so that going back is exact.
 
 Factors and starts are chosen so that a JPEG that is decoded at 1/2, 1/4 or 1/8 of its size
 has pixels that are whole cells of the box average: `Placement.reduction` says which.
 
-From a path, encoded bytes or an array to the network's input, decoding no more than it needs.
-
-A JPEG that is at least twice as large as the input is decoded at 1/2, 1/4 or 1/8 of its
-size: at 1/8, 12 megapixels take 0.4 of the time and 1/64 of the memory. Its pixels are the
-cells of the box average that `preprocessing.prepare` makes of a whole image, but for the ringing of
+`read_input` decodes no more of a file than the input needs: a JPEG that is at least twice as
+large as the input is decoded at 1/2, 1/4 or 1/8 of its size: at 1/8, 12 megapixels take 0.4 of the time and 1/64 of the memory. Its pixels are the
+cells of the box average that `prepare` makes of a whole image, but for the ringing of
 a block's higher frequencies and for chroma, which isn't enlarged and averaged again. The
 network's input differs by 0.2 levels of 255 on average on images with little detail in a
 pixel, as large photographs are, and by 0.4 (at 1/8) to 0.7 levels (at 1/2) on small ones, where
@@ -40,6 +38,8 @@ from sigcam.images.decode import (
     from_array,
     open_image,
 )
+
+Source = Path | bytes
 
 COARSEST = 8
 """A JPEG can be decoded at 1/8 of its size, one pixel for each block, and not smaller."""
@@ -71,12 +71,12 @@ class Axis:
 
     @property
     def used(self) -> int:
-        """Number of image pixels that are read: a multiple of `factor`."""
+        """Counts the image pixels that are read: a multiple of `factor`."""
         return (self.high - self.low) // self.factor * self.factor
 
     @property
     def start(self) -> int:
-        """First image pixel that is read.
+        """Returns the first image pixel that is read.
 
         What is left over for the factor lies at both ends of the crop box, as evenly as whole
         steps of `low` allow; together it is less than one input pixel.
@@ -86,15 +86,15 @@ class Axis:
 
     @property
     def filled(self) -> slice:
-        """The input pixels that show the image and not a border."""
+        """Returns the input pixels that show the image and not a border."""
         return slice(self.first, self.first + self.shown)
 
     def to_image(self, position: _Number) -> _Number:
-        """From an input coordinate to an image coordinate; 0 is a first pixel's centre."""
+        """Turns an input coordinate into an image coordinate; 0 is a first pixel's centre."""
         return (position + 0.5 - self.first) * (self.used / self.shown) + self.start - 0.5
 
     def to_input(self, position: _Number) -> _Number:
-        """From an image coordinate to an input coordinate; undoes `to_image`."""
+        """Turns an image coordinate into an input coordinate; undoes `to_image`."""
         return (position + 0.5 - self.start) * (self.shown / self.used) + self.first - 0.5
 
 
@@ -111,22 +111,22 @@ class Placement:
 
     @property
     def height(self) -> int:
-        """Height of the image in pixels."""
+        """Returns the height of the image in pixels."""
         return self.rows.size
 
     @property
     def width(self) -> int:
-        """Width of the image in pixels."""
+        """Returns the width of the image in pixels."""
         return self.columns.size
 
     @property
     def crop_box(self) -> tuple[int, int, int, int]:
-        """The part of the image that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
+        """Returns the part of the image that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
         return self.columns.low, self.rows.low, self.columns.high, self.rows.high
 
     @property
     def reduction(self) -> int:
-        """The largest of 1, 2, 4, 8 whose square cells make up what is averaged.
+        """Returns the largest of 1, 2, 4, 8 whose square cells make up what is averaged.
 
         An image shrunk so many times, cell by cell from its first row and column on, gives
         the same input as the whole one.
@@ -136,7 +136,7 @@ class Placement:
 
 
 def place(preprocessing: Preprocessing, height: int, width: int) -> Placement:
-    """Where the input of `preprocessing` lies in an image of [height, width].
+    """Finds where the input of `preprocessing` lies in an image of [height, width].
 
     The rule "crop" sees what torchvision's Resize and CenterCrop would leave, rounded to
     whole pixels of the image, or to whole cells of the box average where there is one:
@@ -175,7 +175,7 @@ def _axis(size: int, low: int, high: int, shown: int, length: int) -> Axis:
 
 
 def _factor(seen: int, shown: int) -> int:
-    """The factor that leaves `seen` pixels at least `shown`, and at most twice as many."""
+    """Chooses the factor that leaves `seen` pixels at least `shown`, and at most twice as many."""
     most = max(1, seen // shown)
     return most // COARSEST * COARSEST or 1 << (most.bit_length() - 1)
 
@@ -254,9 +254,6 @@ def _shrink(image: Array, placement: Placement, reduction: int, out: Array) -> N
         out[:] = part
 
 
-Source = Path | bytes
-
-
 class Original:
     """An image at its full size: at hand, or decoded when it is first asked for.
 
@@ -286,7 +283,7 @@ class Original:
 
     @property
     def image(self) -> Array:
-        """The image, uint8 [H, W, 3] RGB, upright; decoded once.
+        """Returns the image, uint8 [H, W, 3] RGB, upright; decodes it once.
 
         Raises:
             ImageError: its file is gone, or another one since it was read.
@@ -374,7 +371,7 @@ def _whole(image: Array, preprocessing: Preprocessing) -> Prepared:
 
 
 def _stamp(source: Source) -> tuple[int, int] | None:
-    """Length and time of change of a file; None if there is none, or for bytes."""
+    """Returns length and time of change of a file; None if there is none, or for bytes."""
     if isinstance(source, bytes):
         return None
     try:

@@ -48,7 +48,7 @@ def _enlarged(
     interpolation: Interpolation,
     bounds: tuple[float, float] | None = None,
 ) -> Array:
-    """`spread`, with values cut to `bounds` if there are any.
+    """Enlarges as `spread` does, with values cut to `bounds` if there are any.
 
     OpenBLAS starts threads for products of more than 2^18 multiplications. While a
     backend's own threads spin, these wait for a core: 30 ms were seen on two cores instead
@@ -69,7 +69,7 @@ def _enlarged(
 
 
 def _wide(cam: Array, across: Array) -> Array:
-    """The CAM with its columns enlarged, [h, W]; no product large enough for threads."""
+    """Enlarges the columns of a CAM, [h, W]; no product large enough for threads."""
     wide = np.empty((len(cam), len(across)), np.float32)
     block = max(2, 2**18 // cam.size)
     for first in range(0, len(across), block):
@@ -80,7 +80,7 @@ def _wide(cam: Array, across: Array) -> Array:
 def to_heatmap(
     cam: Array, placement: Placement, interpolation: Interpolation = "bilinear"
 ) -> tuple[Array, bool]:
-    """The heatmap of a CAM: enlarged to the image, then min-max normalised.
+    """Makes the heatmap of a CAM: enlarged to the image, then min-max normalised.
 
     Normalising and enlarging may change places, as every pixel inside the crop box is a
     weighted mean of cells: so minimum and maximum are found first, on the few pixels
@@ -116,7 +116,7 @@ def to_heatmap(
 def _extremes(
     cam: Array, placement: Placement, interpolation: Interpolation
 ) -> tuple[float, float]:
-    """Smallest and largest value of the enlarged CAM inside the crop box."""
+    """Finds the smallest and largest value of the enlarged CAM inside the crop box."""
     rows = _candidates(placement.rows, cam.shape[0], interpolation)
     columns = _candidates(placement.columns, cam.shape[1], interpolation)
     values = (rows @ cam) @ columns.T
@@ -125,7 +125,7 @@ def _extremes(
 
 @lru_cache(maxsize=32)
 def _candidates(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
-    """The rows of `_matrix` that can hold an extreme value, float64 [n, cells].
+    """Returns the rows of `_matrix` that can hold an extreme value, float64 [n, cells].
 
     Between two neighbouring cell centres a bilinear heatmap is linear along each axis, so
     its extremes lie at the first and last pixel there. A bicubic one may have them
@@ -142,14 +142,14 @@ def _candidates(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
 
 
 def _cell_coordinate(axis: Axis, cells: int, pixels: Array) -> Array:
-    """Where the pixels of the image lie in the CAM; 0 is a first cell's centre."""
+    """Finds where the pixels of the image lie in the CAM; 0 is a first cell's centre."""
     at: Array = (axis.to_input(pixels.astype(np.float64)) + 0.5) * (cells / axis.length) - 0.5
     return at
 
 
 @lru_cache(maxsize=32)
 def _matrix(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
-    """Weights of the CAM's cells for each pixel of an axis, float32 [size, cells].
+    """Returns the weights of the CAM's cells for each pixel of an axis, float32 [size, cells].
 
     Rows inside the crop box sum to 1; rows outside are 0. Read-only, as it is shared.
     """
@@ -167,7 +167,7 @@ def _matrix(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
 
 
 def _weight(distance: Array, interpolation: Interpolation) -> Array:
-    """The interpolation kernel; for bicubic that of Keys (1981), Eq. 4, with a = -0.75."""
+    """Evaluates the interpolation kernel; for bicubic that of Keys (1981), Eq. 4, with a = -0.75."""
     d = np.abs(distance)
     if interpolation == "bilinear":
         return np.asarray(1 - d)

@@ -99,7 +99,7 @@ class VideoReader:
         self._capture.release()
 
     def frames(self, every: int = 1) -> Generator[Array, None, None]:
-        """Every Nth frame from the first on, uint8 [H, W, 3] RGB, each a new array.
+        """Yields every Nth frame from the first on, uint8 [H, W, 3] RGB, each a new array.
 
         Can be called once. Ends with the video, or before it with a `problem`.
         """
@@ -188,7 +188,7 @@ def write_video(path: str | Path, width: int, height: int, fps: float) -> Iterat
 
 
 def codec_of(path: Path) -> str:
-    """The four letters of the codec for a video file's name.
+    """Returns the four letters of the codec for a video file's name.
 
     Raises:
         UsageError: a suffix that isn't one of `CODECS`.

@@ -15,7 +15,7 @@ Classes: TypeAlias = "int | str | Sequence[int | str]"
 
 
 @dataclass(frozen=True)
-class Request:
+class ClassRequest:
     """What one call asks for.
 
     Attributes:
@@ -27,8 +27,8 @@ class Request:
     count: int
 
 
-def request_for(classes: Classes | None, top_k: int, spec: Spec) -> Request:
-    """What to ask an artifact for.
+def request_for(classes: Classes | None, top_k: int, spec: Spec) -> ClassRequest:
+    """Works out what to ask an artifact for.
 
     Args:
         classes: the classes that the caller names; None for the most probable ones.
@@ -51,7 +51,7 @@ def request_for(classes: Classes | None, top_k: int, spec: Spec) -> Request:
         if top_k != 1:
             raise UsageError(f"give classes or top_k, not both (got top_k={top_k})")
         ids = tuple(resolve_classes(classes, spec))
-        return Request(ids, len(ids))
+        return ClassRequest(ids, len(ids))
     if selection.mode == "input":
         most = min(spec.num_classes, MAX_RANKS)
         more = most < spec.num_classes
@@ -61,11 +61,11 @@ def request_for(classes: Classes | None, top_k: int, spec: Spec) -> Request:
     if top_k > most:
         raise UsageError(f"top_k must be at most {most} for this artifact, got {top_k}; {advice}")
     ranks = tuple(range(-1, -top_k - 1, -1)) if selection.mode == "input" else None
-    return Request(ranks, top_k)
+    return ClassRequest(ranks, top_k)
 
 
 def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
-    """The ids of one class or of several, in the order given.
+    """Finds the ids of one class or of several, in the order given.
 
     Raises:
         UnknownClassError: a class that the model doesn't have.
@@ -80,7 +80,7 @@ def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
 
 
 def resolve_class(given: int | str, spec: Spec) -> int:
-    """The id of a class.
+    """Finds the id of a class.
 
     Args:
         given: an id, 0 <= id < C; or a name: exact, else without regard to case, else a

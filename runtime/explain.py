@@ -1,175 +1,271 @@
-"""One call's work: what it asks for, and how a batch of images is done.
-
-Heatmaps of further classes of an image, after the fact, from the head graph.
-
-From images that are read to their results: in batches, in order.
-"""
+"""From images to Explanations: in batches, in order, with a few batches in memory at most."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.progress import Report, reporter
-from sigcam.core.spec import Spec
-from sigcam.core.threads import Stopwatch, ahead, close, in_order
+from sigcam.core.spec import Preprocessing, Spec
+from sigcam.core.threads import Stopwatch, ahead, in_order
 from sigcam.core.types import Array
 from sigcam.images.decode import ImageLike
+from sigcam.images.preprocess import Prepared, read_input
 from sigcam.runtime.backends.base import DeviceHeatmaps
-from sigcam.runtime.classes import Classes, Request, resolve_classes
-from sigcam.runtime.explanation import ClassResult, Explanation
-from sigcam.runtime.head_graph import Head
+from sigcam.runtime.classes import Classes, ClassRequest, resolve_classes
+from sigcam.runtime.explanation import ClassResult, ExplainedImage, Explanation
+from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import (
-    PreparedImage,
-    class_results,
-    made_heatmaps,
-    makes_heatmaps,
-    own_cams,
-    softmax,
+    ExportedModel,
+    ModelOutputs,
+    check_evidence,
+    evidence_of,
+    probabilities_of,
 )
-from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+from sigcam.runtime.multipass.base import MultiPass, Subject
+
+Slot = list[Explanation] | ImageError
+"""What comes of an image: its Explanations, or why it can't be read."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one call asks for.
+class NamedImage(Prepared):
+    """An image that was read for the network, with the path that it came from.
 
     Attributes:
+        source: the path that was given; None for bytes and arrays.
+    """
+
+    source: str | None
+
+
+def read_image_for(
+    source: ImageLike, preprocessing: Preprocessing, max_pixels: int | None
+) -> NamedImage | ImageError:
+    """Reads and prepares one image; returns the error of one that can't be read."""
+    try:
+        read = read_input(source, preprocessing, max_pixels)
+    except ImageError as exc:
+        return exc
+    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    return NamedImage(read.tensor, read.placement, read.original, name)
+
+
+@dataclass(frozen=True)
+class ExplainCall:
+    """What one call of a Session asks for.
+
+    Attributes:
+        model: runs the network.
         request: the classes.
-        method: None for the artifact's own.
-        wanted: the outputs to read.
-        batch_size: most images in the first run.
-        report: how to tell the progress.
-        readers: threads that read images ahead; 0: nothing runs ahead.
-        stopwatch: runs while the backend does.
+        batch_size: most images in one run.
+        method: makes the CAMs; None for the model's own method.
+        report: is told the passes of the image at hand; None tells nobody.
+        readers: threads that read images ahead; with 0 nothing runs ahead.
+        stopwatch: runs while the backend does; None measures nothing.
+        stop_at_error: whether the first bad image is the last one.
     """
 
-    request: Request
-    method: MultiPass | None
-    wanted: list[str]
+    model: ExportedModel
+    request: ClassRequest
     batch_size: int
-    report: Report
+    method: MultiPass | None = None
+    report: Report | None = None
     readers: int = 0
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    stopwatch: Stopwatch | None = None
+    stop_at_error: bool = True
+
+    def explained(
+        self, images: Iterable[ImageLike], read: Callable[[ImageLike], NamedImage | ImageError]
+    ) -> Generator[Slot, None, None]:
+        """Explains images in their order.
+
+        Args:
+            images: the images.
+            read: reads and prepares one; called in threads where there are `readers`.
+        """
+        if self.readers == 0:
+            return self._slots(map(read, images))
+        # The backend stays in the caller's thread. In another one, glibc gave it memory of its own
+        # beside what loading the model had freed: 70 MB more for a ResNet-50.
+        prepared = in_order(read, images, self.readers, "sigcam-read")
+        return self._slots(ahead(prepared, self.batch_size, "sigcam-feed"))
+
+    def _slots(self, read: Iterator[NamedImage | ImageError]) -> Generator[Slot, None, None]:
+        try:
+            stopped = False
+            while not stopped:
+                chunk = self._chunk(read)
+                bad = self.stop_at_error and any(isinstance(one, ImageError) for one in chunk)
+                stopped = bad or len(chunk) < self.batch_size
+                done = self._done(chunk)
+                # Nothing of this batch may live on in here once the caller has its results.
+                del chunk
+                while done:
+                    yield done.pop(0)
+        finally:
+            if isinstance(read, Generator):  # its threads end with it
+                read.close()
+
+    def _chunk(self, read: Iterator[NamedImage | ImageError]) -> list[NamedImage | ImageError]:
+        """Takes the next images; fewer than a batch if they end, or at a bad one."""
+        chunk: list[NamedImage | ImageError] = []
+        for one in islice(read, self.batch_size):
+            chunk.append(one)
+            if isinstance(one, ImageError):
+                if self.stop_at_error:
+                    break
+                one.with_traceback(None)  # it would keep the image's bytes alive
+        return chunk
+
+    def _done(self, chunk: list[NamedImage | ImageError]) -> list[Slot]:
+        images = [one for one in chunk if isinstance(one, NamedImage)]
+        found = iter(self.explain_batch(images) if images else ())
+        return [one if isinstance(one, ImageError) else next(found) for one in chunk]
+
+    def explain_batch(self, images: list[NamedImage]) -> list[list[Explanation]]:
+        """Runs one batch and makes its results.
+
+        Raises:
+            BackendError: the backend failed, or what it gave isn't finite.
+            ArtifactError: the graph's outputs don't belong together.
+        """
+        first = images[0].tensor
+        batch = first[None] if len(images) == 1 else np.stack([one.tensor for one in images])
+        ids = self.request.ids
+        asked = None if ids is None else np.tile(np.array(ids, np.int64), (len(images), 1))
+        with self._timed():
+            outputs = self.model.run(
+                batch,
+                asked,
+                wanted="cams" if self.method is None else "features",
+                placements=[one.placement for one in images] if self.method is None else None,
+            )
+        return [self._explain(image, outputs, row) for row, image in enumerate(images)]
+
+    def _explain(self, image: NamedImage, outputs: ModelOutputs, row: int) -> list[Explanation]:
+        """Makes the results of one image, the row of a run's outputs."""
+        spec, method = self.model.spec, self.method
+        probabilities = probabilities_of(outputs.logits[row])
+        ids = outputs.class_ids[row, : self.request.count]
+        cams, passes = self._cams(image, outputs, row, ids)
+        evidence = None if outputs.evidence_logits is None else outputs.evidence_logits[row]
+        results = class_results(probabilities, ids, evidence, cams, spec)
+        further = None
+        if self.model.head_graph is not None and outputs.head_input is not None:
+            kept = outputs.head_input[row].copy()  # a view would keep the whole batch alive
+            further = HeadGraphClasses(
+                spec, self.model.head_graph, method, probabilities, kept, results[0].cam
+            )
+        shared = ExplainedImage(image.placement, image.original, further)
+        made = [None] * len(results) if outputs.heatmaps is None else _made(outputs.heatmaps, row)
+        return [
+            Explanation(
+                *result,
+                method=spec.method if method is None else method.name,
+                source=image.source,
+                passes=passes,
+                _image=shared,
+                _made=one,
+            )
+            for result, one in zip(results, made, strict=False)
+        ]
+
+    def _cams(
+        self, image: NamedImage, outputs: ModelOutputs, row: int, ids: Array
+    ) -> tuple[Array, int]:
+        """Returns one image's CAMs [K, h, w], and the passes that they took."""
+        if self.method is None:
+            assert outputs.cams is not None  # noqa: S101 (they were asked for)
+            if self.report is not None:
+                self.report(1, 1)
+            return outputs.cams[row][: len(ids)], 1
+        assert outputs.features is not None  # noqa: S101 (they were asked for)
+        subject = Subject(outputs.features[row], ids, image.tensor)
+        with self._timed():
+            return self.method.cams(subject, self.report or reporter(False, self.method.name))
+
+    def _timed(self) -> Stopwatch | nullcontext[None]:
+        return nullcontext() if self.stopwatch is None else self.stopwatch
 
 
-def explain_batch(images: list[PreparedImage], work: Work, tools: Tools) -> list[list[Explanation]]:
-    """Runs one batch and makes its results.
+def _made(heatmaps: DeviceHeatmaps, row: int) -> list[tuple[Array, bool]]:
+    """Returns the heatmap of each class of an image, read-only, and whether it is valid."""
+    arrays = heatmaps.heatmaps[row]
+    arrays.setflags(write=False)
+    return [(one, bool(valid)) for one, valid in zip(arrays, heatmaps.valid[row], strict=True)]
 
-    Raises:
-        BackendError: the backend failed, or what it gave isn't finite.
-        ArtifactError: the graph's outputs don't belong together.
+
+def class_results(
+    probabilities: Array, class_ids: Array, evidence_logits: Array | None, cams: Array, spec: Spec
+) -> list[ClassResult]:
+    """Puts together the results of each class of one image.
+
+    Args:
+        probabilities: float64 [C].
+        class_ids: int64 [K].
+        evidence_logits: float32 [K] or more; None without a sigmoid branch.
+        cams: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
+        spec: names the classes.
     """
-    first = images[0].tensor
-    batch = first[None] if len(images) == 1 else np.stack([p.tensor for p in images])
-    feeds = {"image": batch}
-    if work.request.ids is not None:
-        feeds["class_ids"] = np.tile(np.array(work.request.ids, np.int64), (len(images), 1))
-    made: DeviceHeatmaps | None = None
-    if work.method is None and makes_heatmaps(tools.spec, tools.network):
-        with work.stopwatch:
-            outputs, made = made_heatmaps(tools.spec, tools.network, feeds, work.wanted, images)
-    else:
-        with work.stopwatch:
-            outputs = tools.network.infer(feeds, work.wanted)
-        if work.method is None:
-            outputs["cams"] = own_cams(outputs, tools.spec)
+    ids = class_ids[: len(cams)].tolist()
+    evidence = (
+        [None] * len(ids) if evidence_logits is None else evidence_of(evidence_logits).tolist()
+    )
     results = []
-    for row, image in enumerate(images):
-        values = {name: array[row] for name, array in outputs.items()}
-        heatmaps = None if made is None else _of_classes(made, row)
-        results.append(_explain(image, values, heatmaps, work, tools))
+    for rank, cam in enumerate(cams):
+        own = cam.copy()
+        own.setflags(write=False)
+        chosen = ids[rank]
+        probability = float(probabilities[chosen])
+        results.append(ClassResult(chosen, spec.label(chosen), probability, evidence[rank], own))
     return results
 
 
-def _of_classes(made: DeviceHeatmaps, row: int) -> list[tuple[Array, bool]]:
-    """The heatmap of each class of an image, read-only, and whether it is valid."""
-    heatmaps = made.heatmaps[row]
-    heatmaps.setflags(write=False)
-    return [(one, bool(valid)) for one, valid in zip(heatmaps, made.valid[row], strict=True)]
+class HeadGraphClasses:
+    """Makes results of further classes of one image, from what the network gave for it.
 
-
-def _explain(
-    image: PreparedImage,
-    row: Mapping[str, Array],
-    heatmaps: list[tuple[Array, bool]] | None,
-    work: Work,
-    tools: Tools,
-) -> list[Explanation]:
-    """The results of one image, from its row of the first run's outputs and finished heatmaps."""
-    spec, method, head = tools.spec, work.method, tools.head
-    probabilities = softmax(row["logits"])  # first: it refuses what isn't worth more passes
-    ids = row["class_ids_out"][: work.request.count]
-    if method is None:
-        cams, passes = row["cams"][: len(ids)], 1
-        work.report(1, 1)
-    else:
-        subject = Subject(row["features"], ids, image.tensor)
-        with work.stopwatch:
-            cams, passes = method.cams(subject, work.report)
-    results = class_results(probabilities, ids, row.get("evidence_logits"), cams, spec)
-    further = None
-    if head is not None:
-        shared = results[0].cam
-        further = Further(spec, head, method, probabilities, row[head.head_input], shared)
-    return [
-        Explanation(
-            *result,
-            method=spec.method if method is None else method.name,
-            placement=image.placement,
-            original=image.original,
-            source=image.source,
-            passes=passes,
-            further=further,
-            made=None if heatmaps is None else heatmaps[rank],
-        )
-        for rank, result in enumerate(results)
-    ]
-
-
-class Further:
-    """What the network said of one image, and what makes heatmaps of it.
-
-    Shared by all Explanations of the image that came from one call. Holds copies: no part
-    of a batch is kept alive.
+    Shared by all Explanations of the image that came from one call.
     """
 
     def __init__(
         self,
         spec: Spec,
-        head: Head,
+        head_graph: HeadGraph,
         method: MultiPass | None,
         probabilities: Array,
         values: Array,
         cam: Array,
     ) -> None:
-        """Keeps what is needed of an image.
+        """Keeps what is needed of an image; arrays must be the caller's copies.
 
         Args:
-            spec: of the artifact.
-            head: its head graph.
-            method: that made the image's heatmaps; None for the artifact's own.
+            spec: the model's spec.
+            head_graph: the model's head graph.
+            method: made the image's CAMs; None for the model's own method.
             probabilities: float64 [C].
-            values: float32 [...], the image's row of the output `head.head_input`.
-            cam: float32 [h, w], one of the image's heatmaps.
+            values: float32 [...], the image's row of the output `head_graph.head_input`.
+            cam: float32 [h, w], one of the image's CAMs.
         """
         self._spec = spec
-        self._head = head
+        self._head_graph = head_graph
         self._method = method
         self._probabilities = probabilities
-        self._values = values.copy()
+        self._values = values
         self._cam = cam
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        """A copy, or one sent to another process, has no backend: there `further` is None."""
+        """Leaves itself out of copies: one sent to another process has no backend there."""
         return _nothing, ()
 
     def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
-        """One result for each class in the order given, and the passes that they took.
+        """Returns a result for each class in the order given, and the passes that they took.
 
         Raises:
             UsageError, UnknownClassError, BackendError: as `Explanation.for_classes`.
@@ -195,75 +291,13 @@ class Further:
                 cams, more = method.cams(subject, reporter(False, method.name))
                 passes += more - 1  # all but the network's
         evidence = outputs["evidence_logits"][0] if "evidence_logits" in outputs else None
+        if evidence is not None:
+            check_evidence(evidence)
         return class_results(self._probabilities, ids, evidence, cams, self._spec), passes
 
     def _run(self, ids: Array, *wanted: str) -> dict[str, Array]:
-        return self._head.infer(self._values[None], ids[None], wanted)
+        return self._head_graph.run(self._values[None], ids[None], wanted)
 
 
 def _nothing() -> None:
     return None
-
-
-Read = Callable[[ImageLike], "PreparedImage | ImageError"]
-Slot = list[Explanation] | ImageError
-
-
-def slots(
-    images: Iterable[ImageLike], read: Read, work: Work, tools: Tools, *, stop_at_error: bool
-) -> Generator[Slot, None, None]:
-    """What comes of each image, in order: its results, or why it can't be read.
-
-    Args:
-        images: the images.
-        read: reads and prepares one.
-        work: with `readers` above 0, images are read in threads
-            meanwhile.
-        tools: of the session.
-        stop_at_error: whether the first bad image is the last slot.
-    """
-    if work.readers == 0:
-        return _explained(map(read, images), work, tools, stop_at_error=stop_at_error)
-    # The backend stays in the caller's thread. In another one, glibc gave it memory of its own
-    # beside what loading the model had freed: 70 MB more for a ResNet-50.
-    prepared = in_order(read, images, work.readers, "sigcam-read")
-    ready = ahead(prepared, work.batch_size, "sigcam-feed")
-    return _explained(ready, work, tools, stop_at_error=stop_at_error)
-
-
-def _explained(
-    read: Iterator[PreparedImage | ImageError], work: Work, tools: Tools, *, stop_at_error: bool
-) -> Generator[Slot, None, None]:
-    try:
-        stopped = False
-        while not stopped:
-            chunk = _chunk(read, work.batch_size, stop_at_error=stop_at_error)
-            bad = stop_at_error and any(isinstance(one, ImageError) for one in chunk)
-            stopped = bad or len(chunk) < work.batch_size
-            done = _done(chunk, work, tools)
-            # Nothing of this batch may live on in here once the caller has its results.
-            del chunk
-            while done:
-                yield done.pop(0)
-    finally:
-        close(read)
-
-
-def _chunk(
-    read: Iterator[PreparedImage | ImageError], size: int, *, stop_at_error: bool
-) -> list[PreparedImage | ImageError]:
-    """The next `size` images; fewer if they end, or at a bad one."""
-    chunk: list[PreparedImage | ImageError] = []
-    for one in islice(read, size):
-        chunk.append(one)
-        if isinstance(one, ImageError):
-            if stop_at_error:
-                break
-            one.with_traceback(None)  # it would keep the image's bytes alive
-    return chunk
-
-
-def _done(chunk: list[PreparedImage | ImageError], work: Work, tools: Tools) -> list[Slot]:
-    images = [one for one in chunk if isinstance(one, PreparedImage)]
-    found = iter(explain_batch(images, work, tools) if images else ())
-    return [one if isinstance(one, ImageError) else next(found) for one in chunk]

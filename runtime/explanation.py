@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -15,19 +15,17 @@ from sigcam.core.artifact import HOW_TO_EXPORT
 from sigcam.core.errors import UsageError
 from sigcam.core.files import atomic_path, write_bytes, write_text
 from sigcam.core.types import Array
+from sigcam.images.boxes import THRESHOLD, Box, boxes_of
 from sigcam.images.overlay import ALPHA, draw
 from sigcam.images.preprocess import Original, Placement
 from sigcam.images.upsample import to_heatmap
+from sigcam.runtime.classes import Classes
 
-if TYPE_CHECKING:
-    from sigcam.runtime.classes import Classes
-    from sigcam.runtime.explain import Further
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_OVERLAYS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class ClassResult(NamedTuple):
-    """What an Explanation says of a class; its fields of the same names."""
+    """The fields of an Explanation that differ from class to class."""
 
     class_id: int
     label: str
@@ -36,36 +34,53 @@ class ClassResult(NamedTuple):
     cam: Array
 
 
-class Box(NamedTuple):
-    """A rectangle in whole pixels of the original image; x1 and y1 are just outside."""
+class FurtherClasses(Protocol):
+    """Makes results of further classes of an image that was explained before."""
 
-    x0: int
-    y0: int
-    x1: int
-    y1: int
+    def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
+        """Returns a result for each class in the order given, and the passes that they took."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedImage:
+    """An image that Explanations are of, shared by all of its classes.
+
+    Attributes:
+        placement: where the network's input lies in the image.
+        original: the image, decoded or not yet.
+        further: makes further classes; None where the session has no head graph.
+    """
+
+    placement: Placement
+    original: Original
+    further: FurtherClasses | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """One class of one image: the prediction and its evidence map.
 
+    Explanations come from `Session.explain`. Copies and pickled ones keep everything but the
+    way to further classes.
+
     Attributes:
-        class_id: the class.
-        label: its name, or its id as text where names are unknown.
+        class_id: the class's id, 0 <= id < C.
+        label: the class's name, or its id as text where names are unknown.
         probability: softmax of the classifier's logits at the class, 0 to 1.
         evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
             the artifact has no sigmoid branch.
-        cam: float32 [h, w], the heatmap at feature resolution, not normalised. Read-only.
-        method: the CAM method that made the heatmap.
-        placement: where the network's input lies in the image.
-        original: the image; see `image`.
+        cam: float32 [h, w], the class activation map at feature resolution, >= 0 and not
+            normalised. Read-only.
+        method: the name of the CAM method that made it.
         source: the path that was given; None for bytes and arrays.
-        passes: runs of this image through the network and through the head graph, added,
-            that the heatmaps of one call took; 1 for the artifact's own method.
-        further: what `for_classes` works with; None where the session has no head graph.
-        made: the heatmap, read-only, and whether it is valid, where the backend made them on its
-            device; None where they are made of `cam` on first use. The heatmaps of an image's
-            classes lie in one array.
+        passes: the runs of this image through the network and through the head graph, added,
+            that the CAMs of one call took; 1 for the artifact's own method.
+
+    Example:
+        best = session.explain("cat.jpg")[0]
+        best.label, best.probability, best.evidence
+        best.heatmap  # float32 [H, W] in the image's own pixels
+        best.save("cat-heatmap.png")
     """
 
     class_id: int
@@ -74,19 +89,19 @@ class Explanation:
     evidence: float | None
     cam: Array = field(repr=False)
     method: str
-    placement: Placement = field(repr=False)
-    original: Original = field(repr=False)
     source: str | None = None
     passes: int = 1
-    further: Further | None = field(default=None, repr=False)
-    made: tuple[Array, bool] | None = field(default=None, repr=False)
+    _image: ExplainedImage = field(kw_only=True, repr=False)
+    _made: tuple[Array, bool] | None = field(default=None, kw_only=True, repr=False)
+    """The heatmap, read-only, and whether it is valid, where the backend made it on its device.
+    The heatmaps of an image's classes lie in one array."""
 
     def for_classes(self, classes: Classes) -> list[Explanation]:
-        """Heatmaps of further classes of this image, without running the backbone again.
+        """Explains further classes of this image, without running the backbone again.
 
-        From what the network said of the image, which is kept where the session has a head
-        graph. The heatmaps are of this explanation's method: ablationcam runs its passes over the
-        head again; eigencam's heatmap is the same for every class.
+        It uses what the network gave for the image, which is kept where the session has a head
+        graph. The CAMs are of this explanation's method: ablationcam runs its passes over the
+        head again; eigencam's CAM is the same for every class.
 
         Args:
             classes: a class or several, by id or name.
@@ -101,17 +116,17 @@ class Explanation:
                 which runs the whole network for every channel.
             BackendError: the backend failed.
         """
-        if self.further is None:
+        if self._image.further is None:
             raise UsageError(
                 "heatmaps of further classes need the head graph, which this session doesn't have; "
                 f"{HOW_TO_EXPORT} and load the model again"
             )
-        results, passes = self.further.results(classes)
-        return [replace(self, passes=passes, made=None, **result._asdict()) for result in results]
+        results, passes = self._image.further.results(classes)
+        return [replace(self, passes=passes, _made=None, **one._asdict()) for one in results]
 
     @property
     def image(self) -> Array:
-        """The image, uint8 [H, W, 3] RGB, upright.
+        """Returns the image, uint8 [H, W, 3] RGB, upright.
 
         An array given to the Session is held here itself: change it, and the overlay changes.
         A large JPEG was decoded smaller for the network, and is decoded whole when this is
@@ -121,19 +136,29 @@ class Explanation:
         Raises:
             ImageError: the file is gone, or has changed.
         """
-        return self.original.image
+        return self._image.original.image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Returns (width, height) of the image in pixels."""
+        return self._image.placement.width, self._image.placement.height
+
+    @property
+    def crop_box(self) -> Box:
+        """Returns the rectangle of the image that the network saw."""
+        return Box(*self._image.placement.crop_box)
 
     @cached_property
     def _heatmap(self) -> tuple[Array, bool]:
-        if self.made is not None:
-            return self.made
-        array, valid = to_heatmap(self.cam, self.placement)
+        if self._made is not None:
+            return self._made
+        array, valid = to_heatmap(self.cam, self._image.placement)
         array.setflags(write=False)
         return array, valid
 
     @property
     def heatmap(self) -> Array:
-        """The evidence map, float32 [H, W] in [0, 1], in the image's own pixels.
+        """Returns the CAM enlarged to the image, float32 [H, W] in [0, 1].
 
         0 outside the crop box that the network saw. Made on first use and kept by this
         object, so it is read-only; copy it to change it. All zeros where not `valid`.
@@ -142,14 +167,14 @@ class Explanation:
 
     @property
     def valid(self) -> bool:
-        """Whether there is a heatmap: False where the CAM is constant or not finite."""
+        """Says whether there is a heatmap: False where the CAM is constant or not finite."""
         return self._heatmap[1]
 
-    def boxes(self, threshold: float = 0.2) -> list[Box]:
-        """Boxes around the connected regions where the heatmap is at least `threshold`.
+    def boxes(self, threshold: float = THRESHOLD) -> list[Box]:
+        """Finds the boxes around the regions where the heatmap is at least `threshold`.
 
         Args:
-            threshold: above 0, up to 1.
+            threshold: share of the heatmap's maximum, above 0 and at most 1.
 
         Returns:
             Boxes of the outer outlines, the one around the largest area first; none
@@ -158,24 +183,10 @@ class Explanation:
         Raises:
             UsageError: a threshold out of range.
         """
-        if not 0 < threshold <= 1:
-            raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
-        if not self.valid:
-            return []
-        # Of the maximum itself, which is 1 only up to rounding.
-        mask = (self.heatmap >= threshold * self.heatmap.max()).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        found = []
-        for outline in outlines:
-            x, y, width, height = cv2.boundingRect(outline)
-            # An outline runs through pixel centres: that of a single row encloses nothing.
-            size = (cv2.contourArea(outline), width * height)
-            found.append((size, Box(x, y, x + width, y + height)))
-        found.sort(key=lambda item: item[0], reverse=True)
-        return [box for _, box in found]
+        return boxes_of(self.heatmap, threshold)
 
     def overlay(self, alpha: float = ALPHA, box_threshold: float | None = None) -> Array:
-        """The image with the heatmap's colours over the crop box that the network saw.
+        """Draws the heatmap's colours over the part of the image that the network saw.
 
         Args:
             alpha: weight of the colours, 0 to 1.
@@ -189,18 +200,19 @@ class Explanation:
             ImageError: as for `image`.
         """
         boxes = [] if box_threshold is None else self.boxes(box_threshold)
-        evidence = self.heatmap if self.valid else None
-        return draw(self.image, evidence, self.placement.crop_box, alpha, boxes)
+        heatmap = self.heatmap if self.valid else None
+        return draw(self.image, heatmap, self.crop_box, alpha, boxes)
 
-    def to_dict(self, threshold: float = 0.2) -> dict[str, Any]:
-        """Everything but the arrays, ready for JSON.
+    def to_dict(self, threshold: float = THRESHOLD) -> dict[str, Any]:
+        """Returns everything but the arrays, ready for JSON.
 
         Args:
-            threshold: of the boxes.
+            threshold: of the boxes, as for `boxes`.
 
         Raises:
             UsageError: a threshold out of range.
         """
+        width, height = self.size
         return {
             "source": self.source,
             "class_id": self.class_id,
@@ -210,9 +222,9 @@ class Explanation:
             "valid": self.valid,
             "method": self.method,
             "passes": self.passes,
-            "width": self.placement.width,
-            "height": self.placement.height,
-            "crop_box": list(self.placement.crop_box),
+            "width": width,
+            "height": height,
+            "crop_box": list(self.crop_box),
             "box_threshold": threshold,
             "boxes": [list(box) for box in self.boxes(threshold)],
         }
@@ -232,7 +244,7 @@ class Explanation:
         """
         path = Path(path)
         suffix = path.suffix.lower()
-        if suffix in _IMAGES:
+        if suffix in _OVERLAYS:
             write_bytes(path, _encoded(self.overlay(), suffix))
         elif suffix == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -246,12 +258,13 @@ class Explanation:
                 np.savez_compressed(temporary, cam=self.cam, heatmap=self.heatmap, **entries)
         else:
             raise UsageError(
-                f"cannot save as {path.name!r}; the suffixes are {', '.join(_IMAGES)} "
+                f"cannot save as {path.name!r}; the suffixes are {', '.join(_OVERLAYS)} "
                 "(overlay), .npz (arrays) and .json"
             )
 
 
 def _encoded(image: Array, suffix: str) -> bytes:
+    """Encodes RGB pixels as an image file of that suffix."""
     height, width = image.shape[:2]
     advice = f"cannot write {width} x {height} pixels as {suffix}; save as .png"
     try:

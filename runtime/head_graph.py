@@ -13,10 +13,10 @@ from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend
 
 
-class Head:
+class HeadGraph:
     """The head graph of one artifact, opened when it is first needed.
 
-    May be used from several threads at once.
+    Several threads may use it at once.
     """
 
     def __init__(self, head_input: str, opener: Callable[[], Backend]) -> None:
@@ -28,10 +28,10 @@ class Head:
 
     @property
     def head_input(self) -> str:
-        """The artifact's output that the graph takes: "features" or "head_input"."""
+        """Returns the name of the artifact's output that the graph takes: "features" or "head_input"."""
         return self._head_input
 
-    def infer(self, values: Array, class_ids: Array, wanted: Sequence[str]) -> dict[str, Array]:
+    def run(self, values: Array, class_ids: Array, wanted: Sequence[str]) -> dict[str, Array]:
         """Runs the graph once.
 
         Args:
@@ -82,16 +82,16 @@ def _checked(backend: Backend, head_input: str) -> Backend:
     return backend
 
 
-def find_head(
+def find_head_graph(
     path: Path, given: str | Path | None, spec: Spec, opener: Callable[[Path], Backend]
-) -> Head | None:
-    """The head graph of the artifact at `path`, checked by its spec and not yet opened.
+) -> HeadGraph | None:
+    """Finds the head graph of the artifact at `path`, checks its spec and doesn't open it yet.
 
     Args:
-        path: of the artifact.
+        path: the artifact's file.
         given: the head graph's file; None for the one beside the artifact that has its name
             (`model.head.onnx` for `model.onnx`), if it exists.
-        spec: of the artifact.
+        spec: the artifact's spec.
         opener: opens a file in the session's backend.
 
     Raises:
@@ -106,4 +106,4 @@ def find_head(
     if given is None and not file.is_file():
         return None
     check_belongs(file, spec)
-    return Head(spec.head_input, lambda: opener(file))
+    return HeadGraph(spec.head_input, lambda: opener(file))

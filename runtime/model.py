@@ -1,169 +1,351 @@
-"""From the outputs of one run of the graph to what is said of each class."""
+"""An opened exported model: the one place that knows which outputs a graph has and what they mean.
+
+`sigcam.load`, evaluation and quantisation all run models through `ExportedModel`. It reads the
+spec, opens the backend and, when one is needed, the head graph; it combines the profile
+"split" to CAMs, on the device where the backend can; and it refuses values that aren't finite.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
 
 import numpy as np
 
-from sigcam.core.errors import ArtifactError, BackendError
+from sigcam.core.artifact import is_engine, read_spec
+from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.core.spec import Spec
 from sigcam.core.types import Array
-from sigcam.images.preprocess import Original, Placement
+from sigcam.images.preprocess import Placement
 from sigcam.kernels.reference import clamp_combine
-from sigcam.runtime.backends.base import Backend, DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.explanation import ClassResult
+from sigcam.runtime.backends import open_backend
+from sigcam.runtime.backends.base import (
+    Backend,
+    BackendOptions,
+    DeviceHeatmaps,
+    HeatmapRequest,
+)
+from sigcam.runtime.head_graph import HeadGraph, find_head_graph
+
+Wanted = Literal["cams", "features", "logits"]
+"""What a run is for: CAMs of the model's own method; features, for a method that makes its own
+CAMs; or nothing but the logits."""
+
+_PREDICTED = -1
+"""The rank of the most probable class, in `class_ids`."""
 
 
 @dataclass(frozen=True, eq=False)
-class PreparedImage:
-    """An image that was read.
+class ModelOutputs:
+    """What one run of an exported model gave. Every array belongs to the caller.
 
     Attributes:
-        original: the whole image.
-        tensor: the network's input, without the batch axis.
-        placement: where that lies in the image.
-        source: the path that was given; None for bytes and arrays.
+        logits: float32 [B, C] of the softmax branch, before softmax; finite.
+        class_ids: int64 [B, K], the classes that CAMs and evidence are of, 0 <= id < C.
+        cams: float32 [B, K, h, w], >= 0, not enlarged and not checked for NaN; None where they
+            weren't wanted. "Beyond Softmax", Eq. 4 with NWC.
+        evidence_logits: float32 [B, K] of the sigmoid branch; None without that branch, and
+            where only the logits were wanted.
+        features: float32 [B, N, h, w]; None where they weren't wanted.
+        head_input: float32 [B, ...], what the head graph takes; None without a head graph.
+        heatmaps: those that the backend made on its device, where placements were given and
+            it can; None otherwise.
     """
 
-    original: Original
-    tensor: Array
-    placement: Placement
-    source: str | None
+    logits: Array
+    class_ids: Array
+    cams: Array | None = None
+    evidence_logits: Array | None = None
+    features: Array | None = None
+    head_input: Array | None = None
+    heatmaps: DeviceHeatmaps | None = None
+
+    def finite_cams(self) -> Array:
+        """Returns the CAMs, float32 [B, K, h, w], once they are known to be numbers.
+
+        Raises:
+            BackendError: a CAM isn't finite.
+        """
+        if self.cams is None or not np.isfinite(self.cams).all():
+            raise BackendError(
+                "the CAMs are not finite, so the model's weights are not finite or overflow; check "
+                "the classifier's weights and export it again"
+            )
+        return self.cams
 
 
-def outputs_to_read(
-    spec: Spec, backend: Backend, *, features_only: bool = False, head_input: str | None = None
-) -> list[str]:
-    """The outputs that a Session needs to see; not those that the backend makes heatmaps of itself.
+class ExportedModel:
+    """An exported model with the backend that runs it. A context manager that closes itself.
 
-    Args:
-        spec: of the artifact.
-        backend: that has it loaded.
-        features_only: for a method that makes its own heatmaps of the features.
-        head_input: what the head graph takes, if the session has one.
+    Nothing that changes is shared between calls, so several threads may run one model.
 
-    Raises:
-        ArtifactError: the graph doesn't have the inputs and outputs that its spec means.
+    Attributes:
+        spec: what the model is.
+        backend: runs its graph.
+        head_graph: makes CAMs of further classes from what a run gave; None without one.
+
+    Example:
+        with ExportedModel.open("model.onnx") as model:
+            outputs = model.run(batch)  # uint8 [B, H, W, 3] for the layout uint8_nhwc
+            outputs.logits, outputs.class_ids, outputs.cams
     """
-    inputs = {info.name for info in backend.inputs}
-    outputs = {info.name for info in backend.outputs}
-    own = ["cams"] if spec.profile == "fused" else ["features", "cam_weights"]
-    wanted = ["logits", "class_ids_out", *(["features"] if features_only else own)]
-    if head_input is not None and head_input not in wanted:
-        wanted.append(head_input)
-    needed = {"image", "class_ids"} if spec.classes.mode == "input" else {"image"}
-    if inputs != needed or not outputs.issuperset(wanted):
-        raise ArtifactError(
-            f"the graph doesn't fit its spec: it should take {sorted(needed)} and give {wanted}, "
-            f"but takes {sorted(inputs)} and gives {sorted(outputs)}; export the model again"
+
+    def __init__(self, spec: Spec, backend: Backend, head_graph: HeadGraph | None = None) -> None:
+        """Takes over a backend that has the model loaded; `open` is the usual way.
+
+        Raises:
+            ArtifactError: the graph doesn't have the inputs and outputs that its spec means.
+        """
+        self.spec, self.backend, self.head_graph = spec, backend, head_graph
+        self._given = {info.name for info in backend.outputs}
+        self._own = ["cams"] if spec.profile == "fused" else ["features", "cam_weights"]
+        self._on_device = backend.makes_heatmaps and spec.profile == "split"
+        self._check_graph()
+        self._names: dict[Wanted, list[str]] = {
+            "logits": ["logits"],
+            "features": self._outputs("features"),
+            "cams": self._outputs(*self._own),
+        }
+        # Where the device makes the heatmaps, what they are made of stays there.
+        self._beside_heatmaps = self._outputs()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        backend: str = "auto",
+        options: BackendOptions | None = None,
+        head: str | Path | None = None,
+        *,
+        with_head: bool = True,
+    ) -> ExportedModel:
+        """Opens a file that `sigcam export` or `sigcam build-engine` wrote.
+
+        Args:
+            path: the .onnx or .engine file.
+            backend: the backend's name, or "auto"; see `sigcam.load`.
+            options: what the backend is asked for; its defaults when None.
+            head: the head graph's file; None for the one beside `path` that has its name.
+            with_head: whether a head graph is looked for at all; who explains no further
+                classes needs none.
+
+        Raises:
+            ArtifactError, BackendUnavailableError, BackendError, UsageError: as `sigcam.load`.
+        """
+        path = Path(path)
+        options = options or BackendOptions()
+        spec = read_spec(path)
+        if spec.kind != "artifact":
+            raise ArtifactError(
+                f"{path} is a head graph; give the artifact that it belongs to"
+                + (", and this file as `head`" if with_head else "")
+            )
+        opened = open_backend(path, backend, options)
+        # A TensorRT engine's head graph is an ONNX file, which another backend has to run.
+        name = "auto" if is_engine(path) else opened.name
+        try:
+            if not with_head:
+                return cls(spec, opened)
+            found = find_head_graph(
+                path, head, spec, lambda file: open_backend(file, name, options)
+            )
+            return cls(spec, opened, found)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def takes_class_ids(self) -> bool:
+        """Says whether the caller names the classes (`--classes input` at export)."""
+        return self.spec.classes.mode == "input"
+
+    @property
+    def output_names(self) -> frozenset[str]:
+        """Returns the names of the graph's outputs."""
+        return frozenset(self._given)
+
+    def run(
+        self,
+        batch: Array,
+        class_ids: Array | None = None,
+        *,
+        wanted: Wanted = "cams",
+        placements: Sequence[Placement] | None = None,
+    ) -> ModelOutputs:
+        """Runs the network once.
+
+        Args:
+            batch: the input in the spec's layout: uint8 [B, H, W, 3] RGB, or float32
+                [B, 3, H, W], normalised.
+            class_ids: int64 [B, K], ids from 0 or ranks (-1 the most probable class); None for
+                the most probable class, or for those that the model chooses itself.
+            wanted: what is read of the graph.
+            placements: where each input lies in its image: the backend then makes the heatmaps
+                too, if it can.
+
+        Raises:
+            UsageError: a batch of another shape or type, or classes for a model that chooses
+                them itself.
+            ArtifactError: features and CAM weights that don't belong together.
+            BackendError: the backend failed, or logits or evidence aren't finite.
+        """
+        feeds = self._feeds(batch, class_ids)
+        heatmaps: DeviceHeatmaps | None = None
+        if wanted == "cams" and placements is not None and self._on_device:
+            request = HeatmapRequest(tuple(placements), self.spec.nwc)
+            found, heatmaps = self.backend.infer_heatmaps(feeds, self._beside_heatmaps, request)
+            cams: Array | None = heatmaps.cams
+        else:
+            found = self.backend.infer(feeds, self._names[wanted])
+            cams = self._cams(found) if wanted == "cams" else None
+        _check_finite(found)
+        head = self.head_graph
+        return ModelOutputs(
+            logits=found["logits"],
+            class_ids=found.get("class_ids_out", np.empty((len(batch), 0), np.int64)),
+            cams=cams,
+            evidence_logits=found.get("evidence_logits"),
+            features=found.get("features") if wanted == "features" else None,
+            head_input=None if head is None else found.get(head.head_input),
+            heatmaps=heatmaps,
         )
-    if not features_only and makes_heatmaps(spec, backend):
-        wanted = [name for name in wanted if name not in own or name == head_input]
-    return [*wanted, "evidence_logits"] if "evidence_logits" in outputs else wanted
+
+    @property
+    def scores_output(self) -> str | None:
+        """Names the output with the scores that CAM weights come from; None where there is none.
+
+        The scores are logits of `spec.branch` for classes that stay the same in every run.
+        """
+        if self.spec.branch == "softmax":
+            return "logits"
+        if self.takes_class_ids and "evidence_logits" in self._given:
+            return "evidence_logits"
+        return "sigmoid_logits" if "sigmoid_logits" in self._given else None
+
+    def scores(self, batch: Array, class_ids: Array) -> Array:
+        """Runs the network for the logits, before sigmoid or softmax, of the same classes.
+
+        Args:
+            batch: as for `run`.
+            class_ids: int64 [K], 0 <= id < C.
+
+        Returns:
+            float32 [B, K], of the branch that the CAM weights come from; not checked for NaN.
+
+        Raises:
+            UsageError: the graph has no such output (`scores_output` is None).
+            BackendError: the backend failed.
+        """
+        name = self.scores_output
+        if name is None:
+            raise UsageError(
+                "the graph gives no scores of one class in every run, as it chooses its classes "
+                f"itself ({self.spec.classes.mode}); export it with `sigcam export --classes "
+                "input` or `--sigmoid-logits`"
+            )
+        asked = np.tile(class_ids, (len(batch), 1)) if self.takes_class_ids else None
+        values = self.backend.infer(self._feeds(batch, asked), [name])[name]
+        return values if name == "evidence_logits" else values[:, class_ids]
+
+    def close(self) -> None:
+        """Frees the backend and the head graph's; what `run` returned stays usable."""
+        self.backend.close()
+        if self.head_graph is not None:
+            self.head_graph.close()
+
+    def __enter__(self) -> ExportedModel:  # noqa: PYI034 (Self is new in Python 3.11)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _outputs(self, *names: str) -> list[str]:
+        """Lists the outputs to read: what every run gives, `names`, and the head graph's input."""
+        head = [] if self.head_graph is None else [self.head_graph.head_input]
+        evidence = ["evidence_logits"] if "evidence_logits" in self._given else []
+        return list(dict.fromkeys(["logits", "class_ids_out", *names, *head, *evidence]))
+
+    def _check_graph(self) -> None:
+        inputs = {info.name for info in self.backend.inputs}
+        needed = {"image", "class_ids"} if self.takes_class_ids else {"image"}
+        wanted = [name for name in self._outputs(*self._own) if name != "evidence_logits"]
+        if inputs != needed or not self._given.issuperset(wanted):
+            raise ArtifactError(
+                f"the graph doesn't fit its spec: it should take {sorted(needed)} and give "
+                f"{wanted}, but takes {sorted(inputs)} and gives {sorted(self._given)}; export the "
+                "model again"
+            )
+
+    def _feeds(self, batch: Array, class_ids: Array | None) -> dict[str, Array]:
+        if not self.takes_class_ids:
+            if class_ids is not None:
+                raise UsageError(
+                    f"this model chooses its classes itself ({self.spec.classes.mode}); leave out "
+                    "class_ids, or export it with `sigcam export --classes input`"
+                )
+            return {"image": batch}
+        if class_ids is None:
+            class_ids = np.full((len(batch), 1), _PREDICTED, np.int64)
+        return {"image": batch, "class_ids": class_ids}
+
+    def _cams(self, outputs: dict[str, Array]) -> Array:
+        if self.spec.profile == "fused":
+            return outputs["cams"]
+        try:
+            return clamp_combine(outputs["features"], outputs["cam_weights"], clamp=self.spec.nwc)
+        except ValueError as exc:
+            raise ArtifactError(
+                f"the graph's outputs don't belong together: {exc}; export the model again"
+            ) from exc
 
 
-def makes_heatmaps(spec: Spec, backend: Backend) -> bool:
-    """Whether the backend makes the heatmaps of the artifact's own method, where its outputs are."""
-    return backend.makes_heatmaps and spec.profile == "split"
+def probabilities_of(logits: Array) -> Array:
+    """Returns the softmax of finite logits [..., C] in float64, safe from overflow.
 
-
-def made_heatmaps(
-    spec: Spec,
-    backend: Backend,
-    feeds: Mapping[str, Array],
-    wanted: Sequence[str],
-    images: Sequence[PreparedImage],
-) -> tuple[dict[str, Array], DeviceHeatmaps]:
-    """Runs the network on a backend that makes the heatmaps itself.
-
-    Args:
-        spec: of the artifact.
-        backend: that `makes_heatmaps`.
-        feeds: the graph's inputs.
-        wanted: outputs to return beside the heatmaps.
-        images: those in the feeds.
-
-    Raises:
-        BackendError: the backend failed.
-        ArtifactError: the graph's outputs don't belong together.
+    >>> probabilities_of(np.array([1000.0, 1000.0]))
+    array([0.5, 0.5])
     """
-    request = HeatmapRequest(tuple(image.placement for image in images), spec.nwc)
-    outputs, made = backend.infer_heatmaps(feeds, wanted, request)
-    outputs["cams"] = made.cams
-    return outputs, made
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    powers = np.exp(shifted)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def own_cams(outputs: Mapping[str, Array], spec: Spec) -> Array:
-    """The CAMs of the artifact's own method, float32 [B, K, h, w].
+def evidence_of(logits: Array) -> Array:
+    """Returns the sigmoid of evidence logits in float64, safe from overflow.
 
-    Raises:
-        ArtifactError: features and CAM weights that don't belong together.
+    >>> evidence_of(np.array([0.0, -1000.0]))
+    array([0.5, 0. ])
     """
-    if spec.profile == "fused":
-        return outputs["cams"]
-    try:
-        return clamp_combine(outputs["features"], outputs["cam_weights"], clamp=spec.nwc)
-    except ValueError as exc:
-        raise ArtifactError(
-            f"the graph's outputs don't belong together: {exc}; export the model again"
-        ) from exc
+    # tanh doesn't overflow for large negative logits as exp(-x) does.
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))
 
 
-def class_results(
-    probabilities: Array,
-    class_ids: Array,
-    evidence_logits: Array | None,
-    cams: Array,
-    spec: Spec,
-) -> list[ClassResult]:
-    """What is to be said of each of K classes of one image.
-
-    Args:
-        probabilities: [C].
-        class_ids: int64 [K].
-        evidence_logits: float32 [K] or more; None without a sigmoid branch.
-        cams: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
-        spec: of the artifact.
-
-    Raises:
-        BackendError: evidence that is not a number.
-    """
-    ids = class_ids[: len(cams)].tolist()
-    chosen = probabilities[ids].tolist()
-    evidence = [None] * len(ids) if evidence_logits is None else _evidence(evidence_logits)
-    results = []
-    for rank, cam in enumerate(cams):
-        own = cam.copy()
-        own.setflags(write=False)
-        label = spec.label(ids[rank])
-        results.append(ClassResult(ids[rank], label, chosen[rank], evidence[rank], own))
-    return results
-
-
-def softmax(logits: Array) -> Array:
-    """Softmax of float32 [C] in float64, shifted so that no exponential overflows.
-
-    Raises:
-        BackendError: logits that are not finite.
-    """
-    if not np.isfinite(logits).all():
+def _check_finite(outputs: dict[str, Array]) -> None:
+    if not np.isfinite(outputs["logits"]).all():
         raise BackendError(
             "the logits are not finite, so the model's weights are not finite or overflow; "
             "check the classifier and export it again"
         )
-    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return np.asarray(powers / powers.sum())
+    if "evidence_logits" in outputs:
+        check_evidence(outputs["evidence_logits"])
 
 
-def _evidence(logits: Array) -> list[float | None]:
-    """Sigmoid of each logit."""
+def check_evidence(logits: Array) -> None:
+    """Refuses evidence logits that aren't numbers.
+
+    Raises:
+        BackendError: one of them is NaN.
+    """
     if np.isnan(logits).any():
         raise BackendError(
             "the evidence is not a number, so the sigmoid branch's weights are not finite; "
             "train the branch again"
         )
-    # tanh doesn't overflow for large negative logits as exp(-x) does.
-    found: list[float | None] = (0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))).tolist()
-    return found

@@ -11,22 +11,18 @@ from typing import Literal, TypeVar, overload
 
 import numpy as np
 
-from sigcam.core.artifact import is_engine, read_spec
-from sigcam.core.errors import ArtifactError, ImageError, UsageError
+from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
 from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
-from sigcam.images.preprocess import read_input
-from sigcam.runtime.backends import open_backend
-from sigcam.runtime.backends.base import Backend, BackendOptions, Mode, Precision
+from sigcam.runtime.backends.base import BackendOptions, Mode, Precision
 from sigcam.runtime.classes import Classes, request_for
-from sigcam.runtime.explain import Slot, Work, slots
+from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
 from sigcam.runtime.explanation import Explanation
-from sigcam.runtime.head_graph import Head, find_head
-from sigcam.runtime.model import PreparedImage, outputs_to_read
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.multipass import multipass_method
-from sigcam.runtime.multipass.base import Tools
+from sigcam.runtime.multipass.base import MultiPass
 
 P = TypeVar("P", bound=ImageLike)
 
@@ -82,12 +78,6 @@ def load(
             or a head graph for an artifact that was exported without one.
         BackendError: the backend would run a part of the network on another device.
     """
-    path = Path(path)
-    spec = read_spec(path)
-    if spec.kind != "artifact":
-        raise ArtifactError(
-            f"{path} is a head graph; load the artifact that it belongs to, and pass it as `head`"
-        )
     options = BackendOptions(
         threads=threads,
         spinning=spinning,
@@ -97,14 +87,11 @@ def load(
         cache=None if cache is None else Path(cache),
         batch_size=batch_size,
     )
-    opened = open_backend(path, backend, options)
-    # A TensorRT engine's head graph is an ONNX file, which another engine has to run.
-    name = "auto" if is_engine(path) else opened.name
+    model = ExportedModel.open(path, backend, options, head)
     try:
-        found = find_head(path, head, spec, lambda file: open_backend(file, name, options))
-        return Session(spec, opened, head=found, batch_size=batch_size, max_pixels=max_pixels)
+        return Session(model, batch_size=batch_size, max_pixels=max_pixels)
     except BaseException:
-        opened.close()
+        model.close()
         raise
 
 
@@ -117,42 +104,49 @@ class Session:
 
     def __init__(
         self,
-        spec: Spec,
-        backend: Backend,
+        model: ExportedModel,
         *,
-        head: Head | None = None,
         batch_size: int = 8,
         max_pixels: int | None = DEFAULT_MAX_PIXELS,
     ) -> None:
+        """Takes over an opened model; `sigcam.load` is the usual way.
+
+        Args:
+            model: closed with the session.
+            batch_size: most images in one run of the backend.
+            max_pixels: largest image file that is decoded; None for no limit.
+
+        Raises:
+            UsageError: a number out of range.
+        """
         for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, got {value}")
-        self._spec = spec
-        self._backend = backend
+        self._model = model
         self._batch_size = batch_size
         self._max_pixels = max_pixels
-        self._head = head
-        self._tools = Tools(spec, backend, head, batch_size)
-        self._wanted = self._outputs(features_only=False)
         self._closed = False
 
     @property
     def spec(self) -> Spec:
-        """What the artifact is."""
-        return self._spec
+        """Returns what the artifact is."""
+        return self._model.spec
 
     @property
     def backend_name(self) -> str:
-        """Name of the backend that runs it."""
-        return self._backend.name
+        """Returns the name of the backend that runs it."""
+        return self._model.backend.name
 
     def passes(self, method: str | None = None) -> int:
-        """Most runs of one image through network and head that a method takes; 1 for the own.
+        """Counts the most runs of one image through network and head that a method takes.
+
+        Args:
+            method: as for `explain`; the artifact's own takes 1.
 
         Raises:
             UsageError: a method that this artifact can't give.
         """
-        found = multipass_method(method, self._tools)
+        found = self._method(method)
         return 1 if found is None else found.most_passes
 
     @overload
@@ -210,10 +204,10 @@ class Session:
             UsageError: classes, a top_k or a method that this artifact can't give.
             BackendError: the backend failed, or the model's weights aren't finite.
         """
-        work = self._work(classes, top_k, method, progress)
+        call = self._call(classes, top_k, method, progress)
         if isinstance(images, (list, tuple)):
-            return list(self._results(images, work))
-        return next(self._results([images], work))
+            return list(self._results(images, call))
+        return next(self._results([images], call))
 
     @overload
     def stream(
@@ -282,22 +276,20 @@ class Session:
         """
         if readers < 0:
             raise UsageError(f"readers must be at least 0, got {readers}")
-        work = self._work(classes, top_k, method, progress)
-        work = replace(work, readers=readers, stopwatch=stopwatch or work.stopwatch)
+        call = self._call(classes, top_k, method, progress)
+        call = replace(call, readers=readers, stopwatch=stopwatch)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several images; pass one to explain, or put it in []")
         if on_error == "raise":
-            return self._results(images, work)
+            return self._results(images, call)
         if on_error != "return":
             raise UsageError(f"on_error must be 'raise' or 'return', got {on_error!r}")
-        return self._slots(images, work, stop_at_error=False)
+        return replace(call, stop_at_error=False).explained(images, self._read)
 
     def close(self) -> None:
         """Frees the backend. The Session can't be used afterwards; its results can."""
         self._closed = True
-        self._backend.close()
-        if self._head is not None:
-            self._head.close()
+        self._model.close()
 
     def __enter__(self) -> Session:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
@@ -310,30 +302,27 @@ class Session:
     ) -> None:
         self.close()
 
-    def _outputs(self, *, features_only: bool) -> list[str]:
-        head_input = None if self._head is None else self._head.head_input
-        return outputs_to_read(
-            self._spec, self._backend, features_only=features_only, head_input=head_input
-        )
+    def _method(self, name: str | None) -> MultiPass | None:
+        if name is None:
+            return None
+        return multipass_method(name, self._model, self._batch_size)
 
-    def _work(
+    def _call(
         self, classes: Classes | None, top_k: int, method: str | None, progress: bool | Report
-    ) -> Work:
+    ) -> ExplainCall:
         if self._closed:
             raise UsageError("the session is closed; load the model again")
-        request = request_for(classes, top_k, self._spec)
-        found = multipass_method(method, self._tools)
-        report = reporter(progress, method or self._spec.method)
-        if found is None:
-            return Work(request, None, self._wanted, self._batch_size, report)
+        request = request_for(classes, top_k, self.spec)
+        found = self._method(method)
         # One image at a time where each takes long: the first result needn't wait.
-        size = self._batch_size if found.most_passes == 1 else 1
-        return Work(request, found, self._outputs(features_only=True), size, report)
+        size = self._batch_size if found is None or found.most_passes == 1 else 1
+        report = reporter(progress, method or self.spec.method) if progress else None
+        return ExplainCall(self._model, request, size, found, report)
 
     def _results(
-        self, images: Iterable[ImageLike], work: Work
+        self, images: Iterable[ImageLike], call: ExplainCall
     ) -> Generator[list[Explanation], None, None]:
-        found = self._slots(images, work, stop_at_error=True)
+        found = call.explained(images, self._read)
         try:
             for slot in found:
                 if isinstance(slot, ImageError):
@@ -343,15 +332,5 @@ class Session:
         finally:
             found.close()
 
-    def _slots(
-        self, images: Iterable[ImageLike], work: Work, *, stop_at_error: bool
-    ) -> Generator[Slot, None, None]:
-        return slots(images, self._read, work, self._tools, stop_at_error=stop_at_error)
-
-    def _read(self, source: ImageLike) -> PreparedImage | ImageError:
-        try:
-            read = read_input(source, self._spec.preprocessing, self._max_pixels)
-        except ImageError as exc:
-            return exc
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-        return PreparedImage(read.original, read.tensor, read.placement, name)
+    def _read(self, source: ImageLike) -> NamedImage | ImageError:
+        return read_image_for(source, self.spec.preprocessing, self._max_pixels)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import pkgutil
 
 from sigcam.core.errors import UsageError
-from sigcam.runtime.multipass.base import MultiPass, Tools
+from sigcam.runtime.model import ExportedModel
+from sigcam.runtime.multipass.base import MultiPass
 
 MULTIPASS: dict[str, str] = {
     "scorecam": "sigcam.runtime.multipass.scorecam:ScoreCam",
@@ -24,14 +25,19 @@ MULTIPASS: dict[str, str] = {
 }
 
 
-def multipass_method(name: str | None, tools: Tools) -> MultiPass | None:
-    """The method of that name, ready for use; None for the artifact's own method.
+def multipass_method(name: str, model: ExportedModel, batch_size: int) -> MultiPass | None:
+    """Returns the method of that name, ready for use; None for the artifact's own method.
+
+    Args:
+        name: a key of `MULTIPASS`, or the artifact's own method.
+        model: runs the network and its head graph.
+        batch_size: most images in one run of the network.
 
     Raises:
         UsageError: another name, or an artifact that lacks what the method needs.
     """
-    own = tools.spec.method
-    if name is None or name == own:
+    own = model.spec.method
+    if name == own:
         return None
     if name not in MULTIPASS:
         raise UsageError(
@@ -40,4 +46,4 @@ def multipass_method(name: str | None, tools: Tools) -> MultiPass | None:
             "`sigcam export --method`"
         )
     found: type[MultiPass] = pkgutil.resolve_name(MULTIPASS[name])
-    return found(tools)
+    return found(model, batch_size)

@@ -10,8 +10,9 @@ from sigcam.core.artifact import HOW_TO_EXPORT
 from sigcam.core.errors import UsageError
 from sigcam.core.progress import Report
 from sigcam.core.types import Array
-from sigcam.runtime.head_graph import Head
-from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+from sigcam.runtime.head_graph import HeadGraph
+from sigcam.runtime.model import ExportedModel
+from sigcam.runtime.multipass.base import MultiPass, Subject
 
 _BATCH_VALUES = 2**22
 """Features in one run of the head: 16 MiB of float32."""
@@ -45,27 +46,27 @@ class AblationCam(MultiPass):
 
     name: ClassVar[str] = "ablationcam"
 
-    def __init__(self, tools: Tools) -> None:
-        super().__init__(tools)
-        if tools.spec.head_input is None or tools.head is None:
+    def __init__(self, model: ExportedModel, batch_size: int) -> None:
+        super().__init__(model, batch_size)
+        if model.spec.head_input is None or model.head_graph is None:
             raise UsageError(
                 "ablationcam needs the head graph, and there is none beside the artifact; "
                 f"{HOW_TO_EXPORT}, or name its file by `head`"
             )
-        if tools.spec.head_input != "features":
+        if model.spec.head_input != "features":
             raise UsageError(
                 "ablationcam sets channels of the features to 0, but this artifact's head takes "
                 "more than the features (as those of vision transformers do); use scorecam"
             )
-        self._head: Head = tools.head
+        self._head_graph: HeadGraph = model.head_graph
 
     @property
     def most_passes(self) -> int:
-        """N + 2: 1 over the network and N + 1 over the head."""
+        """Returns N + 2: 1 over the network and N + 1 over the head."""
         return self.channels + 2
 
     def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.cams`."""
+        """Makes the CAMs; see `MultiPass.cams`."""
         features, ids = subject.features, subject.class_ids
         # The intact features come first, in one run with others: a backend's rounding
         # depends on the size of the batch.
@@ -90,4 +91,4 @@ class AblationCam(MultiPass):
     def _scores(self, batch: Array, class_ids: Array) -> Array:
         """Scores of the classes in float64, [B, K]."""
         ids = np.tile(class_ids, (len(batch), 1))
-        return self.finite(self._head.infer(batch, ids, ["scores"])["scores"])
+        return self.finite(self._head_graph.run(batch, ids, ["scores"])["scores"])

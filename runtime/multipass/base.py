@@ -10,28 +10,9 @@ import numpy as np
 
 from sigcam.core.errors import BackendError, UsageError
 from sigcam.core.progress import Report
-from sigcam.core.spec import Spec
 from sigcam.core.types import Array
 from sigcam.kernels.reference import clamp_combine
-from sigcam.runtime.backends.base import Backend
-from sigcam.runtime.head_graph import Head
-
-
-@dataclass(frozen=True, eq=False)
-class Tools:
-    """What the methods work with.
-
-    Attributes:
-        spec: of the artifact.
-        network: the artifact in its backend.
-        head: its head graph, if the session has one.
-        batch_size: most images in one run of the network.
-    """
-
-    spec: Spec
-    network: Backend
-    head: Head | None
-    batch_size: int
+from sigcam.runtime.model import ExportedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +32,13 @@ class Subject:
 
 
 class MultiPass(abc.ABC):
-    """A method that makes heatmaps from an artifact's features, whatever its own method is.
+    """Makes CAMs from an artifact's features, whatever the artifact's own method is.
 
     Nothing that changes is kept between calls, so one object serves several threads.
 
     Attributes:
         name: as in the registry.
-        class_agnostic: whether the heatmap is the same for every class.
+        class_agnostic: whether the CAM is the same for every class.
         from_features: whether an image's features are all that is needed of it.
     """
 
@@ -65,38 +46,42 @@ class MultiPass(abc.ABC):
     class_agnostic: ClassVar[bool] = False
     from_features: ClassVar[bool] = True
 
-    def __init__(self, tools: Tools) -> None:
-        if len(tools.spec.target_layers) > 1:
+    def __init__(self, model: ExportedModel, batch_size: int) -> None:
+        """Checks that the model has what the method needs.
+
+        Args:
+            model: runs the network and its head graph.
+            batch_size: most images in one run of the network.
+
+        Raises:
+            UsageError: the model has several target layers, or lacks an output.
+        """
+        self.model, self.batch_size = model, batch_size
+        layers = len(model.spec.target_layers)
+        if layers > 1:
             raise UsageError(
-                f"{self.name} makes its heatmap of one target layer, this artifact has "
-                f"{len(tools.spec.target_layers)}; export it with one --target-layer and "
-                "`--features`"
+                f"{self.name} makes its CAMs of one target layer, this artifact has {layers}; export "
+                "it with one --target-layer and `--features`"
             )
-        self.tools = tools
-        if "features" not in self.outputs:
+        if "features" not in model.output_names:
             raise UsageError(
                 f"{self.name} needs the artifact's features; export it with "
                 "`sigcam export --features` or `--profile split`"
             )
 
     @property
-    def outputs(self) -> set[str]:
-        """Names of the artifact's outputs."""
-        return {info.name for info in self.tools.network.outputs}
-
-    @property
     def channels(self) -> int:
-        """N, the number of channels of the features."""
-        return self.tools.spec.feature_shapes[0][0]
+        """Returns N, the number of channels of the features."""
+        return self.model.spec.feature_shapes[0][0]
 
     @property
     @abc.abstractmethod
     def most_passes(self) -> int:
-        """Most passes over network and head for one image, the first one included."""
+        """Counts the most passes over network and head for one image, the first one included."""
 
     @abc.abstractmethod
     def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """The heatmaps of one image at feature resolution.
+        """Makes the CAMs of one image.
 
         Args:
             subject: the image, after the first pass over the network.
@@ -111,13 +96,13 @@ class MultiPass(abc.ABC):
         """
 
     def combined(self, weights: Array, features: Array) -> Array:
-        """CAMs [K, h, w] of weights [K, N] and features [N, h, w], by `clamp_combine`."""
+        """Combines CAMs [K, h, w] of weights [K, N] and features [N, h, w], by `clamp_combine`."""
         used = weights.astype(np.float32)[None]
-        cams = clamp_combine(features[None], used, clamp=self.tools.spec.nwc)
+        cams = clamp_combine(features[None], used, clamp=self.model.spec.nwc)
         return np.asarray(cams[0])
 
     def finite(self, scores: Array) -> Array:
-        """The scores in float64.
+        """Returns the scores in float64, once they are known to be finite.
 
         Raises:
             BackendError: one of them isn't finite.

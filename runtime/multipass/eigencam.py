@@ -43,11 +43,11 @@ class EigenCam(MultiPass):
 
     @property
     def most_passes(self) -> int:
-        """1."""
+        """Returns 1."""
         return 1
 
     def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.cams`."""
+        """Makes the CAMs; see `MultiPass.cams`."""
         features = subject.features
         channels = features.reshape(len(features), -1).astype(np.float64)
         cam = np.maximum(_projection(channels), 0).astype(np.float32)
@@ -57,7 +57,7 @@ class EigenCam(MultiPass):
 
 
 def _projection(channels: Array) -> Array:
-    """A v_1 of A = channels^T, float64 [h w], for float64 [N, h w].
+    """Computes A v_1 of A = channels^T, float64 [h w], for float64 [N, h w].
 
     From the eigenvectors of the smaller of A A^T = U S^2 U^T, where A v_1 = s_1 u_1, and
     A^T A = V S^2 V^T.
@@ -78,7 +78,7 @@ def _projection(channels: Array) -> Array:
 
 
 def _gram(rows: Array) -> Array:
-    """The product rows @ rows^T, in blocks."""
+    """Computes the product rows @ rows^T, in blocks."""
     count, length = rows.shape
     out = np.zeros((count, count))
     for i in range(0, count, _TILE):
@@ -96,7 +96,7 @@ def _times(matrix: Array, vector: Array) -> Array:
 
 
 def _first_eigenvector(matrix: Array) -> Array:
-    """The eigenvector of the largest eigenvalue of a positive semidefinite matrix.
+    """Finds the eigenvector of the largest eigenvalue of a positive semidefinite matrix.
 
     Up to 64 x 64 by squaring: of M^(2^r), scaled, only the first is left. Larger ones are
     projected onto a Krylov space of that size first, which is built again from the vector
@@ -121,7 +121,7 @@ def _first_eigenvector(matrix: Array) -> Array:
 
 
 def _krylov_basis(matrix: Array, start: Array) -> Array:
-    """Orthonormal rows that span start, M start, M^2 start, ...; at most 64."""
+    """Builds orthonormal rows that span start, M start, M^2 start, ...; at most 64."""
     basis = np.zeros((_TILE, len(matrix)))
     rest, scale = start, 0.0
     for row in range(_TILE):
@@ -137,7 +137,7 @@ def _krylov_basis(matrix: Array, start: Array) -> Array:
 
 
 def _by_squaring(matrix: Array) -> Array:
-    """The first eigenvector of a positive semidefinite matrix of at most 64 x 64."""
+    """Finds the first eigenvector of a positive semidefinite matrix of at most 64 x 64."""
     trace = np.trace(matrix)
     if not trace > 0:
         return np.zeros(len(matrix))

@@ -14,7 +14,8 @@ from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
 from sigcam.images.upsample import to_heatmap
-from sigcam.runtime.multipass.base import MultiPass, Subject, Tools
+from sigcam.runtime.model import ExportedModel
+from sigcam.runtime.multipass.base import MultiPass, Subject
 
 
 class ScoreCam(MultiPass):
@@ -44,42 +45,32 @@ class ScoreCam(MultiPass):
     name: ClassVar[str] = "scorecam"
     from_features: ClassVar[bool] = False
 
-    def __init__(self, tools: Tools) -> None:
-        super().__init__(tools)
-        self._score = self._score_output()
+    def __init__(self, model: ExportedModel, batch_size: int) -> None:
+        super().__init__(model, batch_size)
+        if model.scores_output is None:
+            raise UsageError(
+                "scorecam needs the sigmoid branch's score of one class in every masked image, "
+                f"but this artifact chooses its classes itself ({model.spec.classes.mode}); export "
+                "it with `sigcam export --classes input` or `--sigmoid-logits`"
+            )
 
     @property
     def most_passes(self) -> int:
-        """N + 1."""
+        """Returns N + 1."""
         return self.channels + 1
 
-    def _score_output(self) -> str:
-        """The output that holds the score of a class that stays the same in every run."""
-        spec = self.tools.spec
-        if spec.branch == "softmax":
-            return "logits"
-        if spec.classes.mode == "input" and "evidence_logits" in self.outputs:
-            return "evidence_logits"
-        if "sigmoid_logits" in self.outputs:
-            return "sigmoid_logits"
-        raise UsageError(
-            "scorecam needs the sigmoid branch's score of one class in every masked image, "
-            f"but this artifact chooses its classes itself ({spec.classes.mode}); export it "
-            "with `sigcam export --classes input` or `--sigmoid-logits`"
-        )
-
     def cams(self, subject: Subject, report: Report) -> tuple[Array, int]:
-        """See `MultiPass.cams`."""
+        """Makes the CAMs; see `MultiPass.cams`."""
         features, total = subject.features, self.most_passes
         if subject.tensor is None:
             raise UsageError("scorecam runs the whole network, so it needs the image itself")
-        masked = _Masked(subject.tensor, self.tools.spec.preprocessing)
+        masked = _Masked(subject.tensor, self.model.spec.preprocessing)
         kept: list[int] = []
         scores: list[Array] = []
         done = 1
         report(done, total)
         for channels, masks in self._batches(features):
-            scores.append(self._scores(masked(masks), subject.class_ids))
+            scores.append(self.model.scores(masked(masks), subject.class_ids))
             kept += channels
             done = channels[-1] + 2  # the constant ones between need no run
             report(done, total)
@@ -91,8 +82,8 @@ class ScoreCam(MultiPass):
         return self.combined(weights, features), 1 + len(kept)
 
     def _batches(self, features: Array) -> Iterator[tuple[list[int], list[Array]]]:
-        """Channels that aren't constant with their masks [H, W], `batch_size` at a time."""
-        whole = _whole(self.tools.spec.preprocessing)
+        """Yields the channels that aren't constant with their masks [H, W], `batch_size` at a time."""
+        whole = _whole(self.model.spec.preprocessing)
         channels: list[int] = []
         masks: list[Array] = []
         for channel, values in enumerate(features):
@@ -100,19 +91,11 @@ class ScoreCam(MultiPass):
             if valid:
                 channels.append(channel)
                 masks.append(mask)
-            if len(masks) == self.tools.batch_size:
+            if len(masks) == self.batch_size:
                 yield channels, masks
                 channels, masks = [], []
         if masks:
             yield channels, masks
-
-    def _scores(self, batch: Array, class_ids: Array) -> Array:
-        """Scores of the classes, float32 [B, K]."""
-        feeds = {"image": batch}
-        if self.tools.spec.classes.mode == "input":
-            feeds["class_ids"] = np.tile(class_ids, (len(batch), 1))
-        values = self.tools.network.infer(feeds, [self._score])[self._score]
-        return values if self._score == "evidence_logits" else values[:, class_ids]
 
 
 class _Masked:
@@ -129,7 +112,7 @@ class _Masked:
             self._half_up[:] = centre + np.float32(0.5)  # cut off, this rounds
 
     def __call__(self, masks: list[Array]) -> Array:
-        """A batch of inputs in the artifact's layout, one for each mask [H, W]."""
+        """Makes a batch of inputs in the artifact's layout, one for each mask [H, W]."""
         if self._half_up is None:
             return np.asarray(self._pixels * np.stack(masks)[:, None])
         out = np.empty((len(masks), *self._pixels.shape), np.uint8)
@@ -144,7 +127,7 @@ class _Masked:
 
 
 def _whole(preprocessing: Preprocessing) -> Placement:
-    """An image that is the input itself, so that heatmaps come at the input's size."""
+    """Returns the placement of an image that is the input itself, so that heatmaps come at the input's size."""
     rows, columns = (
         Axis(size, 0, size, 1, 0, size, size)
         for size in (preprocessing.height, preprocessing.width)
@@ -153,6 +136,6 @@ def _whole(preprocessing: Preprocessing) -> Placement:
 
 
 def _softmax(scores: Array) -> Array:
-    """Over the last axis, shifted so that no exponential overflows."""
+    """Computes the softmax over the last axis, shifted so that no exponential overflows."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

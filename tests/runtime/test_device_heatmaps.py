@@ -7,7 +7,7 @@ import pytest
 
 from sigcam.core.spec import ClassSelection
 from sigcam.runtime.session import Session, load
-from tests.support.device_doubles import CpuLane, bound_on_cpu
+from tests.support.device_doubles import CpuStream, bound_on_cpu
 
 IMAGES = [
     np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
@@ -16,12 +16,12 @@ IMAGES = [
 
 
 @pytest.fixture
-def lane(monkeypatch):
-    return CpuLane(monkeypatch)
+def stream(monkeypatch):
+    return CpuStream(monkeypatch)
 
 
 @pytest.fixture
-def both(lane, make_artifact):
+def both(stream, make_artifact):
     """both(**spec changes) -> a session with made maps, and a plain one."""
     opened = []
 
@@ -29,12 +29,16 @@ def both(lane, make_artifact):
         from sigcam.core.artifact import read_spec
         from sigcam.runtime.backends import open_backend
         from sigcam.runtime.backends.base import BackendOptions
-        from sigcam.runtime.head_graph import find_head
+        from sigcam.runtime.head_graph import find_head_graph
+        from sigcam.runtime.model import ExportedModel
 
         path = make_artifact(profile="split", emit=emit, **changes)
         spec = read_spec(path)
-        head = find_head(path, None, spec, lambda p: open_backend(p, "ort", BackendOptions()))
-        pair = (Session(spec, bound_on_cpu(path, lane), head=head), load(path, "ort"))
+        head = find_head_graph(
+            path, None, spec, lambda p: open_backend(p, "ort", BackendOptions())
+        )
+        model = ExportedModel(spec, bound_on_cpu(path, stream), head)
+        pair = (Session(model), load(path, "ort"))
         opened.extend(pair)
         return pair
 
@@ -44,8 +48,8 @@ def both(lane, make_artifact):
 
 
 def same(got, want):
-    assert got.made is not None
-    assert want.made is None
+    assert got._made is not None
+    assert want._made is None
     for name in ("class_id", "label", "probability", "evidence", "method", "passes", "valid"):
         assert getattr(got, name) == getattr(want, name)
     np.testing.assert_allclose(got.cam, want.cam, atol=1e-6)
@@ -57,13 +61,13 @@ def same(got, want):
 
 
 @pytest.mark.parametrize("request_", [{}, {"top_k": 3}, {"classes": ["blue", 0, 3]}])
-def test_the_same_answers(both, lane, request_):
+def test_the_same_answers(both, stream, request_):
     session, plain = both()
     made, want = session.explain(IMAGES, **request_), plain.explain(IMAGES, **request_)
     for got, exact in zip(made, want, strict=True):
         for one, other in zip(got, exact, strict=True):
             same(one, other)
-    assert "heatmaps" in lane.done
+    assert "heatmaps" in stream.done
 
 
 def test_without_clamping(both):
@@ -79,9 +83,25 @@ def test_fewer_classes_than_the_artifact_gives(both):
         same(one, other)
 
 
-def test_features_and_weights_stay_on_the_device(both, lane):
+def outputs_asked_for(session):
+    """The outputs that a call has the backend return beside the heatmaps."""
+    backend, seen = session._model.backend, set()
+    made = backend.infer_heatmaps
+
+    def spy(feeds, wanted, request):
+        seen.update(wanted)
+        return made(feeds, wanted, request)
+
+    backend.infer_heatmaps = spy
+    session.explain(IMAGES[0])
+    backend.infer_heatmaps = made
+    return seen
+
+
+def test_features_and_weights_stay_on_the_device(both, stream):
     session, _ = both()
-    assert not {"features", "cam_weights", "cams"} & set(session._wanted)
+    assert outputs_asked_for(session) >= {"logits", "class_ids_out"}
+    assert not {"features", "cam_weights", "cams"} & outputs_asked_for(session)
 
 
 def test_a_map_that_is_none(both):
@@ -96,20 +116,22 @@ def test_a_map_that_is_none(both):
 @pytest.mark.parametrize("head_input", ["features", "head_input"])
 def test_further_classes_are_made_of_their_own_cams(both, head_input):
     session, plain = both(head_input=head_input)
-    assert (head_input in session._wanted) and "cam_weights" not in session._wanted
+    asked = outputs_asked_for(session)
+    assert head_input in asked
+    assert "cam_weights" not in asked
     first, other = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
     same(first, other)
     for got, want in zip(first.for_classes([1, 2]), other.for_classes([1, 2]), strict=True):
-        assert got.made is None
+        assert got._made is None
         np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-5)
 
 
-def test_methods_of_several_passes_make_their_own(both, lane):
+def test_methods_of_several_passes_make_their_own(both, stream):
     session, plain = both()
     got = session.explain(IMAGES[0], method="scorecam")[0]
     want = plain.explain(IMAGES[0], method="scorecam")[0]
-    assert got.made is None
-    assert "heatmaps" not in lane.done
+    assert got._made is None
+    assert "heatmaps" not in stream.done
     np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-5)
 
 

@@ -6,9 +6,10 @@ import pytest
 
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
+from sigcam.images.boxes import Box
 from sigcam.images.preprocess import Original, place
 from sigcam.images.upsample import to_heatmap
-from sigcam.runtime.explanation import Box, Explanation
+from sigcam.runtime.explanation import ExplainedImage, Explanation
 
 EXACT = Preprocessing(56, 56, "stretch")
 CROP = Preprocessing(56, 56, "crop", 64)
@@ -22,9 +23,10 @@ def explanation_of(cam, size=(56, 56), preprocessing=EXACT, **changes):
         "probability": 0.75,
         "evidence": 0.5,
         "cam": np.asarray(cam, np.float32),
-        "placement": place(preprocessing, *size),
-        "original": Original(np.full((*size, 3), 100, np.uint8)),
         "source": "cat.jpg",
+        "_image": ExplainedImage(
+            place(preprocessing, *size), Original(np.full((*size, 3), 100, np.uint8))
+        ),
     }
     return Explanation(**{**fields, **changes})
 
@@ -38,7 +40,7 @@ def two_spots():
 
 def test_the_map_is_made_once_and_read_only():
     one = explanation_of(two_spots(), (90, 60), CROP)
-    wanted, valid = to_heatmap(one.cam, one.placement)
+    wanted, valid = to_heatmap(one.cam, one._image.placement)
     np.testing.assert_array_equal(one.heatmap, wanted)
     assert one.valid is valid is True
     assert one.heatmap is one.heatmap
@@ -61,7 +63,7 @@ def test_boxes_hold_their_regions():
 
 def test_boxes_stay_in_the_window():
     one = explanation_of(np.eye(7) + 1, (60, 200), CROP)
-    x0, y0, x1, y1 = one.placement.crop_box
+    x0, y0, x1, y1 = one.crop_box
     for box in one.boxes(0.05):
         assert x0 <= box.x0 < box.x1 <= x1
         assert y0 <= box.y0 < box.y1 <= y1
@@ -87,7 +89,7 @@ def test_overlay_colours_the_window_only():
     drawn = one.overlay()
     assert drawn.dtype == np.uint8
     assert drawn.shape == (60, 120, 3)
-    x0, y0, x1, y1 = one.placement.crop_box
+    x0, y0, x1, y1 = one.crop_box
     np.testing.assert_array_equal(drawn[:, :x0], 100)
     np.testing.assert_array_equal(drawn[:, x1:], 100)
     np.testing.assert_array_equal(one.image, before)
@@ -134,7 +136,7 @@ def test_to_dict_is_json():
     assert data["evidence"] == 0.5
     assert data["source"] == "cat.jpg"
     assert (data["width"], data["height"]) == (120, 60)
-    assert data["crop_box"] == list(one.placement.crop_box)
+    assert data["crop_box"] == list(one.crop_box)
     assert data["box_threshold"] == 0.5
     assert data["boxes"] == [list(box) for box in one.boxes(0.5)]
     assert explanation_of(two_spots(), evidence=None).to_dict()["evidence"] is None

@@ -91,7 +91,7 @@ def test_without_a_head_graph(make_artifact):
     path.with_name("model.head.onnx").unlink()
     with load(path) as session:
         [first] = session.explain(IMAGES[0])
-        assert first.further is None  # and so nothing of the network's is kept
+        assert first._image.further is None  # and so nothing of the network's is kept
         with pytest.raises(UsageError, match=r"doesn't have; export.*--head"):
             first.for_classes(1)
     with (
@@ -139,7 +139,7 @@ def test_an_artifact_is_no_head_graph_and_the_other_way_round(make_artifact):
     path = make_artifact(head_input="features")
     head = path.with_name("model.head.onnx")
     assert read_spec(head).kind == "head"
-    with pytest.raises(ArtifactError, match="is a head graph; load the artifact"):
+    with pytest.raises(ArtifactError, match="is a head graph; give the artifact"):
         load(head)
     with pytest.raises(ArtifactError, match="is not a head graph"):
         load(path, head=path)
@@ -180,7 +180,7 @@ def test_closed_before_it_was_opened(make_artifact):
     session = load(make_artifact(head_input="features"))
     [first] = session.explain(IMAGES[0])
     session.close()
-    assert session._head._backend is None
+    assert session._model.head_graph._backend is None
     with pytest.raises(UsageError, match="closed"):
         first.for_classes(1)
 
@@ -191,7 +191,7 @@ def test_threads(make_artifact, backend):
     with load(make_artifact(head="mlp", head_input="features"), backend, threads=1) as session:
         firsts = [session.explain(one)[0] for one in IMAGES]
         wanted = [session.explain(one, classes=[0, 3]) for one in IMAGES]
-        assert session._head._backend is None
+        assert session._model.head_graph._backend is None
 
         def work(index):
             which = index % len(IMAGES)
@@ -204,7 +204,7 @@ def test_threads(make_artifact, backend):
 def test_only_the_images_own_row_is_kept(make_artifact):
     with load(make_artifact(head_input="features"), batch_size=4) as session:
         results = session.explain(IMAGES)
-        one = results[0][0].further
+        one = results[0][0]._image.further
         assert one._values.shape == (3, GRID, GRID)
         assert one._values.base is None
         assert one._probabilities.base is None
@@ -219,7 +219,7 @@ def test_a_copy_goes_without_the_backend(make_artifact):
         [first] = session.explain(IMAGES[0])
         copied = copy.deepcopy(first)
         np.testing.assert_array_equal(copied.heatmap, first.heatmap)
-        assert copied.further is None
+        assert copied._image.further is None
         assert first.for_classes(1)
 
 

@@ -254,13 +254,13 @@ def test_scores_that_are_not_finite(make_artifact, monkeypatch):
         session.explain(white, method="ablationcam")
     path = make_artifact(preprocessing=FLOATS, emit={"features"})
     with load(path) as session:
-        real = session._backend._infer
+        real = session._model.backend._infer
 
         def broken(feeds, wanted):
             answer = real(feeds, wanted)
             return answer if len(wanted) > 1 else {wanted[0]: answer[wanted[0]] * np.inf}
 
-        monkeypatch.setattr(session._backend, "_infer", broken)
+        monkeypatch.setattr(session._model.backend, "_infer", broken)
         with pytest.raises(BackendError, match="scorecam met a score"):
             session.explain(BLOCKS, method="scorecam")
 

@@ -162,7 +162,7 @@ def test_stream_runs_batches_in_order(fake_session):
     assert taken == [0, 1, 2]
     assert first.image[0, 0, 0] == 0
     assert [one[0].image[0, 0, 0] for one in results] == [1, 2, 3, 4, 5, 6, 7]
-    assert session._backend.batches == [3, 3, 2]
+    assert session._model.backend.batches == [3, 3, 2]
 
 
 def test_stream_holds_no_more_than_a_batch(fake_session):
@@ -276,7 +276,7 @@ def test_max_pixels_is_passed_on(make_artifact):
 def test_closing(fake_session):
     with fake_session(bright) as session:
         [kept] = session.explain(IMAGES[0])
-    assert session._backend.closed
+    assert session._model.backend.closed
     with pytest.raises(UsageError, match="closed"):
         session.explain(IMAGES[0])
     assert kept.valid  # results outlive their session

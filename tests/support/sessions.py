@@ -6,6 +6,7 @@ import pytest
 
 from sigcam.core.spec import ClassSelection
 from sigcam.runtime.backends.base import Backend, TensorInfo
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 from tests.support.tiny import GRID, WEIGHTS, artifact_graph, head_graph, tiny_spec, write
 
@@ -100,7 +101,7 @@ def fake_session():
 
     def make(answer, **options):
         spec = tiny_spec(classes=ClassSelection("top1"))
-        return Session(spec, FakeBackend(spec, answer), **options)
+        return Session(ExportedModel(spec, FakeBackend(spec, answer)), **options)
 
     return make
 
@@ -128,7 +129,7 @@ def fake_split_session():
 
     def make(features, weights):
         spec = tiny_spec(classes=ClassSelection("top1"), profile="split")
-        return Session(spec, SplitBackend(spec, features, weights))
+        return Session(ExportedModel(spec, SplitBackend(spec, features, weights)))
 
     return make
 
