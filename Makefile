@@ -10,9 +10,13 @@ ORT_GPU := $(TEST_ENV)/onnxruntime-gpu
 DEMO_ENV := .venv-demo
 OUT ?= out/demo
 WORKERS ?= 2
+# A file's tests share what they export, so they stay in one process. One thread each for
+# PyTorch: the processes share the cores. A process that dies ends the run: with
+# --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
+PYTEST = OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
 PARTS := core images kernels runtime classifier data train export convert evaluate api demo
 
-.PHONY: demo test check lint types unit budget format bench clean
+.PHONY: demo test quick check lint types unit budget docs docs-check format bench clean
 
 demo: $(DEMO_ENV)/.installed
 	@echo "== demo: images through EfficientNet-Lite0 with its sigmoid branch"
@@ -24,6 +28,11 @@ test: $(TEST_ENV)/.installed check
 # One word for everything that must hold before a commit.
 check: lint types unit budget
 
+# What answers in minutes: without the tests that export or trace a whole network.
+quick: $(TEST_ENV)/.installed lint types
+	@echo "== tests: those that export no whole network"
+	$(PYTEST) -m "not slow"
+
 lint:
 	@echo "== lint: ruff"
 	$(TEST_ENV)/bin/ruff check .
@@ -33,16 +42,21 @@ types:
 	@echo "== types: mypy, strict, across all parts"
 	$(TEST_ENV)/bin/mypy -p sigcam
 
-# A file's tests share what they export, so they stay in one process. One thread each for
-# PyTorch: the processes share the cores. A process that dies ends the run: with
-# --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
 unit:
 	@echo "== tests: pytest"
-	OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
+	$(PYTEST)
 
 budget:
 	@echo "== budget guard: what a map may cost"
 	$(TEST_ENV)/bin/python benchmarks/budget.py
+
+# The commands on the pages: what they print is written there, or compared with it. The second
+# page needs the images of ../shared/data.
+docs:
+	$(TEST_ENV)/bin/python docs/console.py --write
+
+docs-check:
+	$(TEST_ENV)/bin/python docs/console.py --check
 
 format:
 	$(TEST_ENV)/bin/ruff check --fix .

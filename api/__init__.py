@@ -5,10 +5,11 @@
     with sigcam.load("model.onnx") as session:
         for explanation in session.explain("cat.jpg"):
             print(explanation.label, explanation.probability, explanation.evidence)
-            explanation.save("cat-map.png")
+            explanation.save("cat-heatmap.png")
 
-The public names are imported when they are first used: `import sigcam` itself imports
-neither PyTorch, ONNX nor a backend.
+The whole path, from a classifier's name to an engine, is in docs/api.md. The public names are
+imported when they are first used: `import sigcam` itself imports neither NumPy, PyTorch, ONNX
+nor a backend.
 """
 
 from __future__ import annotations
@@ -16,56 +17,51 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from sigcam.core.versions import __version__ as __version__
+
 if TYPE_CHECKING:
-    from sigcam.classifier.branch_file import load_branch as load_branch
-    from sigcam.classifier.branch_file import save_branch as save_branch
-    from sigcam.classifier.dual_branch import DualBranch as DualBranch
-    from sigcam.classifier.zoo import load_model as load_model
+    from sigcam.classifier.build import build_classifier as build_classifier
+    from sigcam.convert.quantize.run import QuantizeOptions as QuantizeOptions
+    from sigcam.convert.quantize.run import quantize_artifact as quantize_artifact
+    from sigcam.convert.tensorrt.build import build_engine as build_engine
     from sigcam.core.artifact import read_spec as read_spec
     from sigcam.core.errors import SigcamError as SigcamError
-    from sigcam.core.spec import ClassSelection as ClassSelection
-    from sigcam.core.spec import Preprocessing as Preprocessing
-    from sigcam.core.spec import Spec as Spec
-    from sigcam.export import export_artifact as export_artifact
-    from sigcam.export import export_classifier as export_classifier
-    from sigcam.runtime.explanation import Box as Box
+    from sigcam.data.open import open_dataset as open_dataset
+    from sigcam.evaluate.run import evaluate_artifacts as evaluate_artifacts
+    from sigcam.export.export import export_artifact as export_artifact
+    from sigcam.export.options import ExportOptions as ExportOptions
     from sigcam.runtime.explanation import Explanation as Explanation
     from sigcam.runtime.session import Session as Session
     from sigcam.runtime.session import load as load
-    from sigcam.train.loop import TrainSettings as TrainSettings
-    from sigcam.train.loop import train_branch as train_branch
+    from sigcam.train.branch import train_branch as train_branch
+    from sigcam.train.settings import TrainSettings as TrainSettings
 
-_HOME = {
-    "Box": "sigcam.runtime.explanation",
-    "ClassSelection": "sigcam.core.spec",
-    "DualBranch": "sigcam.classifier.dual_branch",
+_MODULES = {
+    "ExportOptions": "sigcam.export.options",
     "Explanation": "sigcam.runtime.explanation",
-    "Preprocessing": "sigcam.core.spec",
+    "QuantizeOptions": "sigcam.convert.quantize.run",
     "Session": "sigcam.runtime.session",
     "SigcamError": "sigcam.core.errors",
-    "Spec": "sigcam.core.spec",
-    "TrainSettings": "sigcam.train.loop",
-    "export_artifact": "sigcam.export",
-    "export_classifier": "sigcam.export",
+    "TrainSettings": "sigcam.train.settings",
+    "build_classifier": "sigcam.classifier.build",
+    "build_engine": "sigcam.convert.tensorrt.build",
+    "evaluate_artifacts": "sigcam.evaluate.run",
+    "export_artifact": "sigcam.export.export",
     "load": "sigcam.runtime.session",
-    "load_branch": "sigcam.classifier.branch_file",
-    "load_model": "sigcam.classifier.zoo",
+    "open_dataset": "sigcam.data.open",
+    "quantize_artifact": "sigcam.convert.quantize.run",
     "read_spec": "sigcam.core.artifact",
-    "save_branch": "sigcam.classifier.branch_file",
-    "train_branch": "sigcam.train.loop",
+    "train_branch": "sigcam.train.branch",
 }
+"""The public names and the modules that they stand in."""
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("sigcam")
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'sigcam' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

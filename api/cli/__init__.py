@@ -6,13 +6,15 @@ import importlib
 
 import click
 
+from sigcam.core.versions import __version__
+
 # Command name to (module, one line of help): so that `sigcam --help` imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train the sigmoid branch of a classifier."),
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
     "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
-    "explain": ("explain", "Predict and explain images with an artifact."),
+    "explain": ("explain.command", "Predict and explain images with an artifact."),
     "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
     "info": ("info", "Print the spec and parity report of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
@@ -42,7 +44,7 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sigcam")
+@click.version_option(__version__, package_name="sigcam")
 def main() -> None:
     """Ship the evidence map with the prediction.
 

@@ -11,7 +11,7 @@ from sigcam.cli.common import echo, reports_errors, say
 from sigcam.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from sigcam.core.sidecar import Precision
+    from sigcam.core.sidecar import EnginePrecision
 
 _MIB = 1 << 20
 
@@ -97,7 +97,7 @@ def command(
 
     if fp16 and int8:
         raise UsageError("--fp16 and --int8 exclude each other: a quantised graph has its types")
-    precision: Precision = "float16" if fp16 else "int8" if int8 else "float32"
+    precision: EnginePrecision = "float16" if fp16 else "int8" if int8 else "float32"
     options = BuildOptions(
         batches=Range(min_batch, opt_batch, max_batch),
         classes=None if classes is None else Range.parse(classes),

@@ -76,7 +76,7 @@ def say(message: str) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process, or the one of rank 0 that torchrun started."""
+    """Says whether this is the only process, or the one of rank 0 that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -181,7 +181,7 @@ _with_backend = options(
 
 
 def backend_options(function: F) -> F:
-    """The options that choose a backend; the command gets them as `backend_options`.
+    """Adds the options that choose a backend; the command gets them as `backend_options`.
 
     That is a dict of keyword arguments for `sigcam.load`.
     """
@@ -195,7 +195,7 @@ def backend_options(function: F) -> F:
 
 
 def changed_preprocessing(preprocessing: Preprocessing, **changes: Any) -> Preprocessing:
-    """A model's own preprocessing with the options put in that were given.
+    """Puts the options that were given into a model's own preprocessing.
 
     Args:
         preprocessing: the model's.

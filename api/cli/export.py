@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def command(
     resize: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
-    **graph: Any,
+    **chosen: Any,
 ) -> None:
     """Write the artifact: one graph with the prediction and the map.
 
@@ -135,33 +136,27 @@ def command(
     is written. The path is printed.
     """
     selection = parse_selection(classes)
-    needs_sigmoid = graph["branch"] == "sigmoid" or graph["sigmoid_logits"]
+    needs_sigmoid = chosen["branch"] == "sigmoid" or chosen["sigmoid_logits"]
     if needs_sigmoid and branch_file is None and not (weights and Path(weights).is_file()):
         raise UsageError(_NO_BRANCH)
     names = read_class_names(class_names) if class_names else None
     check_writable(out)
     import_from_here()
-    given = (("gamma", gamma), ("similar", similar))
-    options: dict[str, float] = {name: value for name, value in given if value is not None}
 
-    from sigcam.classifier.build import assemble
-    from sigcam.export import export_artifact
-    from sigcam.export.options import GraphOptions
+    from sigcam.classifier.build import build_classifier
+    from sigcam.export import ExportOptions, export_artifact
 
-    # What contradicts itself is told before the model is loaded.
-    GraphOptions(
-        method=graph["method"],
-        branch=graph["branch"],
-        nwc=graph["nwc"],
-        profile=graph["profile"],
+    # Built before the model is loaded: what contradicts itself is told at once.
+    numbers = {"gamma": gamma, "similar": similar}
+    options = ExportOptions(
         classes=selection,
-        sigmoid_logits=graph["sigmoid_logits"],
-        method_options=options,
+        method_options={name: value for name, value in numbers.items() if value is not None},
+        **chosen,
     )
     say("loading the model")
-    built = assemble(
-        branch_file,
-        arch=arch,
+    built = build_classifier(
+        arch,
+        branch_file=branch_file,
         weights=weights,
         num_classes=num_classes,
         target_layers=target_layers,
@@ -174,28 +169,32 @@ def command(
     preprocessing = changed_preprocessing(
         built.preprocessing, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
     )
-    say("exporting, and comparing with PyTorch")
-    export_artifact(
-        built.dual,
-        out,
-        classes=selection,
+    options = replace(
+        options,
         preprocessing=preprocessing,
         class_names=built.class_names if names is None else names,
         trained_on=built.trained_on,
         has_sigmoid=built.has_sigmoid,
-        method_options=options,
-        **graph,
     )
+    say("exporting, and comparing with PyTorch")
+    export_artifact(built.dual, out, options)
     echo(str(out))
-    if graph["head_graph"]:
+    if options.head_graph:
         echo(str(head_path(out)))
 
 
 def parse_selection(text: str) -> ClassSelection:
-    """Reads "top1", "top5" (any K) or "input".
+    """Reads a selection of classes from the command line.
+
+    Args:
+        text: "top1", "topK" with any K from 1 (such as "top5"), or "input".
 
     Raises:
         UsageError: anything else.
+
+    Example:
+        >>> parse_selection("top5")
+        ClassSelection(mode='topk', k=5)
     """
     if text == "input":
         return ClassSelection("input")
@@ -207,7 +206,10 @@ def parse_selection(text: str) -> ClassSelection:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """One name per line; blank lines at the end don't count.
+    """Reads class names, one a line; blank lines at the end don't count.
+
+    Args:
+        path: a text file in UTF-8.
 
     Raises:
         UsageError: the file can't be read as text, or is empty.

@@ -10,7 +10,7 @@ import click
 from sigcam.cli.common import reports_errors
 
 if TYPE_CHECKING:
-    from sigcam.core.spec import FidelityReport
+    from sigcam.core.spec import FidelityReport, Spec
 
 
 @click.command(name="info")
@@ -37,7 +37,7 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def _tensorrt_rows(model: Path) -> list[tuple[str, str]]:
-    """What a backend's sidecar says beside the spec; nothing for an .onnx file."""
+    """Returns what an engine's sidecar says beside the spec; nothing for an .onnx file."""
     if model.suffix != ".engine":
         return []
     from sigcam.core.sidecar import read_sidecar
@@ -56,10 +56,8 @@ def _tensorrt_rows(model: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _rows(spec: object) -> list[tuple[str, str]]:
-    from sigcam.core.spec import Spec
-
-    assert isinstance(spec, Spec)  # noqa: S101 (narrows the type for the reader and mypy)
+def _rows(spec: Spec) -> list[tuple[str, str]]:
+    """Returns the spec as pairs of a name and its value in words."""
     preprocessing, classes, source = spec.preprocessing, spec.classes, spec.source
     features = [
         f"{channels} channels, {height}x{width}, from {layer}"
@@ -112,11 +110,9 @@ def _rows(spec: object) -> list[tuple[str, str]]:
 
 
 def _fidelity_rows(fidelity: FidelityReport) -> list[tuple[str, str]]:
-    from sigcam.core.spec import described
-
     rows = [
         ("precision", fidelity.precision),
-        ("fidelity", f"{described(fidelity)}; against float32, by {fidelity.backend}"),
+        ("fidelity", f"{fidelity.described()}; against float32, by {fidelity.backend}"),
         (
             "limits",
             f"agreement {fidelity.min_agreement:g}, mean correlation {fidelity.min_correlation:g}",

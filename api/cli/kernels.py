@@ -39,6 +39,7 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
     from sigcam.core.errors import UsageError
     from sigcam.core.files import check_writable
     from sigcam.kernels import fatbin
+    from sigcam.kernels.compile import listed
     from sigcam.kernels.errors import KernelError
 
     numbers = [_number(text) for text in architectures] or None
@@ -50,10 +51,8 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
         fail(str(exc), EXIT_FAILED)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
-    except OSError as exc:
-        fail(f"cannot write {out}: {exc.strerror or exc}", EXIT_FAILED)
     click.echo(f"{made.path}: {made.size / 1e6:.1f} MB, nvcc {made.version}")
-    click.echo(f"for {_listed(made.architectures)}, and PTX for newer ones")
+    click.echo(f"for {listed(made.architectures)}, and PTX for newer ones")
 
 
 @command.command(name="info")
@@ -65,7 +64,7 @@ def info() -> None:
     rows: dict[str, Callable[[], str]] = {
         "cache": lambda: _cache(cache.cache_dir()),
         "nvrtc": lambda: "{}.{}".format(*compiling.nvrtc_version()),
-        "compiles for": lambda: _listed(compiling.supported()),
+        "compiles for": lambda: compiling.listed(compiling.supported()),
         "nvcc": fatbin.find_nvcc,
         "driver": lambda: "CUDA {}.{}".format(*driver.driver_version()),
         "GPUs": _gpus,
@@ -98,14 +97,10 @@ def _gpus() -> str:
 
 
 def _number(text: str) -> int:
-    """8.6 as 86."""
+    """Turns "8.6" into 86."""
     from sigcam.core.errors import UsageError
 
     major, dot, minor = text.partition(".")
     if not (dot and major.isdecimal() and minor.isdecimal() and len(minor) == 1):
         raise UsageError(f"--arch must be a compute capability such as 8.6, got {text!r}")
     return 10 * int(major) + int(minor)
-
-
-def _listed(numbers: tuple[int, ...]) -> str:
-    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

@@ -1,7 +1,4 @@
-"""`sigcam explain` on images: read, run and written at the same time.
-
-Image arguments of the commands: files, folders and globs.
-"""
+"""`sigcam explain` on images: files, folders and globs, read, run and written at the same time."""
 
 from __future__ import annotations
 
@@ -87,15 +84,15 @@ def explain_images(
 
 
 def find_images(arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Files as they are, the images of folders (recursively) and of globs, sorted."""
-    from sigcam.images.decode import SUFFIXES
+    """Yields files as they are, and the images of folders (recursively) and of globs, sorted."""
+    from sigcam.images.listing import list_images
 
     for argument in arguments:
         if not argument:
             raise UsageError("an image's name is empty; name files, folders or globs")
         path = Path(argument)
         if path.is_dir():
-            found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+            found = list(list_images(path).images)
         elif not path.exists() and any(c in argument for c in "*?["):
             found = _matches(path)
         else:
@@ -116,7 +113,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
-    """A distinct name without suffix per image; inside a folder argument its subpath."""
+    """Gives each image a distinct name without suffix; inside a folder argument its subpath."""
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     names: list[str] = []
     taken: set[str] = set()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from sigcam.cli.common import echo
+from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
     from sigcam.core.threads import Stopwatch
@@ -42,7 +42,7 @@ class Plan:
 
 
 def default_readers() -> int:
-    """Half of the cores, at most 8: the backend needs the others."""
+    """Returns half of the cores, at most 8: the backend needs the others."""
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
@@ -50,37 +50,31 @@ class Meter:
     """A bar over all images, which counts passes where an image takes several."""
 
     def __init__(self, images: int, passes: int) -> None:
-        from tqdm import tqdm
-
         self._passes = passes
         self._done = 0
         total = images * passes
-        # Only for a person who waits: never in a log file, never for a single step.
-        hidden = total < 2 or not sys.stderr.isatty()
         unit = "image" if passes == 1 else "pass"
-        self._bar = tqdm(total=total, unit=unit, disable=hidden, file=sys.stderr)
+        # None leaves it to the terminal; a single step needs no bar.
+        self._bar = Bar(total, unit=unit, shown=None if total > 1 else False)
 
     def report(self, done: int, total: int) -> None:
-        """Called after each run of the backend, with the passes of the image at hand."""
+        """Shows the passes of the image at hand; called after each run of the backend."""
         if total > 1:
-            self._show(self._done * self._passes + done)
+            self._bar.advance_to(self._done * self._passes + done)
 
     def count(self, results: Iterable[T]) -> Iterator[T]:
-        """The results as they come, each an image done."""
+        """Yields the results as they come, and counts each as an image done."""
         with self._bar:
             for result in results:
                 self._done += 1
-                self._show(self._done * self._passes)
+                self._bar.advance_to(self._done * self._passes)
                 yield result
-
-    def _show(self, steps: int) -> None:
-        self._bar.update(steps - self._bar.n)
 
 
 def print_results(
     name: str, explanations: list[Explanation], *, as_json: bool, **more: object
 ) -> None:
-    """One JSON object, or a line for each class.
+    """Prints one JSON object, or a line for each class.
 
     Args:
         name: of the image.
@@ -113,7 +107,7 @@ class Rate:
         self._start = time.perf_counter()
 
     def text(self, count: int, unit: str) -> str:
-        """What to say after `count` images or frames."""
+        """Says what there is to tell after `count` images or frames."""
         seconds = time.perf_counter() - self._start
         return (
             f"{count} {unit} in {seconds:.1f} s, {count / seconds:.1f} a second; "

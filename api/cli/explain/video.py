@@ -1,11 +1,7 @@
-"""`sigcam explain` on a video: frames in, lines and an overlay video out.
-
-Whether the arguments of `sigcam explain` are a video, and what fits one.
-"""
+"""`sigcam explain` on a video: frames in, lines and an overlay video out."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -15,6 +11,7 @@ from typing import TYPE_CHECKING
 from sigcam.cli.common import EXIT_FAILED, fail, say
 from sigcam.cli.explain.output import Plan, Rate, print_results
 from sigcam.core.errors import UsageError
+from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,19 +84,19 @@ class _Overlays:
 
     @property
     def written(self) -> int:
-        """Number of frames."""
+        """Counts the frames written."""
         return self._writer.written
 
     def add(self, explanation: Explanation) -> None:
         """Writes an explained frame and those up to the next one."""
         from sigcam.images.overlay import ALPHA, draw
 
-        evidence = explanation.heatmap if explanation.valid else None
+        heatmap = explanation.heatmap if explanation.valid else None
         images: Iterable[npt.NDArray[np.uint8]] = [explanation.image]
         if self._between is not None:
             images = islice(self._between, self._every)
         for image in images:
-            self._writer.write(draw(image, evidence, explanation.placement.crop_box, ALPHA))
+            self._writer.write(draw(image, heatmap, explanation.crop_box, ALPHA))
 
 
 def _overlays(stack: ExitStack, video: VideoReader, out: Path, every: int) -> _Overlays:
@@ -119,12 +116,9 @@ def _overlays(stack: ExitStack, video: VideoReader, out: Path, every: int) -> _O
 
 def _count(done: Iterable[None], video: VideoReader, every: int) -> None:
     """Goes through the frames, with a bar and the rate for a person who waits."""
-    from tqdm import tqdm
-
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=video.promised, unit="frame", disable=hidden, file=sys.stderr) as bar:
+    with Bar(video.promised, unit="frame") as bar:
         for _ in done:
-            bar.update(every)
+            bar.advance(every)
 
 
 def _size(video: VideoReader) -> str:
@@ -135,7 +129,7 @@ def _size(video: VideoReader) -> str:
 def the_video(
     arguments: tuple[str, ...], plan: Plan, out: Path | None, suffix: str | None, every: int | None
 ) -> Path | None:
-    """The video that is to be explained; None where the arguments are images.
+    """Finds the video that is to be explained; None where the arguments are images.
 
     A video is known by its suffix, and is explained alone: its output is one file. Those in
     folders are left to a call of their own.

@@ -1,0 +1,80 @@
+"""The Python blocks of README and docs run as they stand."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shutil
+import sys
+
+import pytest
+
+from sigcam.core.spec import ClassSelection
+from tests.support.paths import ROOT
+from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
+
+FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+NEED_A_GPU = {"kernels.md"}
+"""Their blocks launch kernels; what they import must be there."""
+
+
+def blocks(page):
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def console():
+    """docs/console.py, which isn't in the package."""
+    spec = importlib.util.spec_from_file_location("docs_console", ROOT / "docs" / "console.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    scope = {"__name__": "__main__"}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), scope)  # (our own pages)
+
+
+def test_every_page_with_python_is_tested_here():
+    assert {page.name for page in PAGES if blocks(page)} == {
+        "README.md", "api.md", "evaluation.md", "kernels.md",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(NEED_A_GPU))
+def test_what_a_gpus_blocks_import_is_there(name):
+    for block in blocks(ROOT / "docs" / name):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                exec(compile(ast.Module([node], []), name, "exec"), {})
+
+
+def test_readme(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixture)
+    pytest.importorskip("skimage")
+    console().use_photographs(tmp_path)
+    model = make_artifact(classes=ClassSelection("input"), head_input="features")
+    for file in model.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    run(ROOT / "README.md", tmp_path, monkeypatch)
+    assert (tmp_path / "cat-heatmap.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_whole_path_and_its_evaluation(tmp_path, monkeypatch, capsys):
+    """docs/api.md trains, exports, explains, quantises, evaluates and builds an engine."""
+    for package in ("skimage", "efficientnet_lite_pytorch", "tensorrt_rtx"):
+        pytest.importorskip(package)
+    console().use_photographs(tmp_path)
+    run(ROOT / "docs" / "api.md", tmp_path, monkeypatch)
+    for name in ("branch.safetensors", "model.onnx", "model.head.onnx", "cat-heatmap.png",
+                 "model.int8.onnx", "model.rtx.engine", "model.rtx.engine.json"):  # fmt: skip
+        assert (tmp_path / name).is_file(), name
+    (tmp_path / "my-data").symlink_to(tmp_path / "my-images")
+    shutil.rmtree(tmp_path / "evaluation")
+    run(ROOT / "docs" / "evaluation.md", tmp_path, monkeypatch)
+    assert "Top-1 Cls" in capsys.readouterr().out
