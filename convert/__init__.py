@@ -1,1 +1,1 @@
-"""An exported model converted: quantised, or built into a TensorRT engine."""
+"""Converting an exported model: to another precision, or to a TensorRT engine."""

@@ -1,1 +1,4 @@
-"""What every part stands on: errors, the spec, files, threads and progress. Imports nothing of ours."""
+"""What every part stands on: errors, the spec, files, threads and progress.
+
+Nothing here imports another part.
+"""

@@ -1,7 +1,9 @@
-"""Reading an artifact's spec without the onnx package.
+"""Kinds of model files: artifacts, head graphs and engines, told apart and read.
 
-An ONNX file is one protobuf message, ModelProto. Its fields are walked one by one;
-all but the metadata are skipped by seeking, so that the weights are never read.
+An artifact and its head graph are ONNX files, which carry a spec; an engine has its spec in a
+sidecar. Specs are read without the onnx package: an ONNX file is one protobuf message,
+ModelProto, whose fields are walked one by one. All but the metadata are skipped by seeking, so
+that the weights are never read.
 """
 
 from __future__ import annotations
@@ -11,7 +13,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sigcam.core.errors import ArtifactError, SchemaError
+from sigcam.core.sidecar import read_sidecar
 from sigcam.core.spec import METADATA_KEY, Spec
+
+HOW_TO_EXPORT = "export the artifact and its head graph with `sigcam export --head-graph`"
+"""What messages advise where a head graph is missing or doesn't belong."""
+
+_SHARED = (
+    "method", "method_options", "branch", "nwc", "target_layers", "feature_shapes",
+    "num_classes", "head_input",
+)  # fmt: skip
+"""Fields in which the specs of an artifact and of its head graph agree, beside the weights."""
 
 # Field numbers of ModelProto and StringStringEntryProto, from onnx.proto.
 _IR_VERSION, _GRAPH, _METADATA = 1, 7, 14
@@ -23,16 +35,31 @@ _MAX_FIELDS = 100_000
 """No model has so many fields at its top; a file of other bytes may seem to."""
 
 
-class _NotProtobufError(Exception):
-    """The bytes are not a protobuf message."""
+def is_engine(path: Path) -> bool:
+    """Returns whether a model file is an engine of TensorRT, by its suffix; else it is ONNX.
+
+    Example:
+        >>> is_engine(Path("model.rtx.engine")), is_engine(Path("model.onnx"))
+        (True, False)
+    """
+    return path.suffix == ".engine"
 
 
-class _TruncatedError(Exception):
-    """The message goes on after the end of the file."""
+def head_path(path: Path) -> Path:
+    """Returns where the head graph of an artifact lies: model.head.onnx beside model.onnx.
+
+    It lies there beside model.engine, too: head graphs stay ONNX files.
+
+    Example:
+        >>> head_path(Path("model.engine")).name
+        'model.head.onnx'
+    """
+    suffix = ".onnx" if is_engine(path) else path.suffix
+    return path.with_name(f"{path.stem}.head{suffix}")
 
 
 def read_spec(path: str | Path) -> Spec:
-    """The spec of an exported model, or of a TensorRT engine (`.engine`) from its sidecar.
+    """Reads the spec of an exported model, or of an engine from its sidecar.
 
     Raises:
         ArtifactError: the file is missing, a folder, empty, truncated, not ONNX, or an
@@ -40,9 +67,7 @@ def read_spec(path: str | Path) -> Spec:
         SchemaError: the spec is malformed, or from a newer sigcam.
     """
     path = Path(path)
-    if path.suffix == ".engine":
-        from sigcam.core.sidecar import read_sidecar
-
+    if is_engine(path):
         return read_sidecar(path).spec
     try:
         if path.is_dir():
@@ -66,7 +91,40 @@ def read_spec(path: str | Path) -> Spec:
         raise SchemaError(f"{path}: the spec is not JSON; export the model again") from exc
 
 
+def check_belongs(file: Path, artifact: Spec) -> None:
+    """Refuses a file that isn't the head graph of an artifact.
+
+    Args:
+        file: the file that is taken for the head graph.
+        artifact: the artifact's spec.
+
+    Raises:
+        ArtifactError: the file is no head graph, or that of another artifact.
+    """
+    head = read_spec(file)
+    if head.kind != "head":
+        raise ArtifactError(f"{file} is not a head graph; {HOW_TO_EXPORT}, or move it away")
+    pairs = {name: (getattr(head, name), getattr(artifact, name)) for name in _SHARED}
+    pairs["weights"] = (head.source.weights_sha256, artifact.source.weights_sha256)
+    pairs["sigmoid branch"] = (head.source.branch_sha256, artifact.source.branch_sha256)
+    differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b]
+    if differing:
+        raise ArtifactError(
+            f"{file} is the head graph of another artifact: it has {'; '.join(differing)}; "
+            f"{HOW_TO_EXPORT}, or move it away"
+        )
+
+
+class _NotProtobufError(Exception):
+    """The bytes are not a protobuf message."""
+
+
+class _TruncatedError(Exception):
+    """The message goes on after the end of the file."""
+
+
 def _find_spec(stream: BinaryIO, path: Path) -> bytes | None:
+    """Returns the text of the spec in an ONNX file; None where there is none."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if size == 0:
@@ -87,7 +145,7 @@ def _find_spec(stream: BinaryIO, path: Path) -> bytes | None:
 
 
 def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
-    """The value of our metadata entry; checks that the message is whole and a model."""
+    """Returns the value of our metadata entry; checks that the message is whole and a model."""
     seen = set()
     spec = None
     for _ in range(_MAX_FIELDS):
@@ -108,6 +166,7 @@ def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
 
 
 def _read_entry(stream: BinaryIO, end: int) -> tuple[bytes, bytes]:
+    """Reads key and value of a metadata entry that ends at `end`."""
     key = value = b""
     while stream.tell() < end:
         field, wire, length = _next_field(stream, end)
@@ -122,7 +181,7 @@ def _read_entry(stream: BinaryIO, end: int) -> tuple[bytes, bytes]:
 
 
 def _next_field(stream: BinaryIO, end: int) -> tuple[int, int, int]:
-    """Field number, wire type and, for length-delimited fields, the length.
+    """Reads a field's number, its wire type and, if it is length-delimited, its length.
 
     The stream then stands at the content of a length-delimited field and after the
     content of every other.
@@ -153,47 +212,3 @@ def _read_varint(stream: BinaryIO) -> int:
         if byte[0] < 0x80:
             return value
     raise _NotProtobufError
-
-
-HOW_TO_EXPORT = "export the artifact and its head graph with `sigcam export --head-graph`"
-
-
-_SHARED = (
-    "method", "method_options", "branch", "nwc", "target_layers", "feature_shapes",
-    "num_classes", "head_input",
-)  # fmt: skip
-"""What an artifact's spec and its head graph's must agree in, beside the weights."""
-
-
-def head_path(path: Path) -> Path:
-    """Where the head graph of an artifact lies: model.head.onnx beside model.onnx.
-
-    Also beside model.engine: head graphs stay ONNX files.
-    """
-    suffix = ".onnx" if path.suffix == ".engine" else path.suffix
-    return path.with_name(f"{path.stem}.head{suffix}")
-
-
-def check_belongs(file: Path, artifact: Spec) -> None:
-    """Refuses a file that isn't the head graph of an artifact with this spec.
-
-    Raises:
-        ArtifactError: it isn't.
-    """
-    head = read_spec(file)
-    if head.kind != "head":
-        raise ArtifactError(f"{file} is not a head graph; {HOW_TO_EXPORT}, or move it away")
-    pairs = {name: (getattr(head, name), getattr(artifact, name)) for name in _SHARED}
-    pairs["weights"] = (head.source.weights_sha256, artifact.source.weights_sha256)
-    pairs["sigmoid branch"] = (head.source.branch_sha256, artifact.source.branch_sha256)
-    differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b]
-    if differing:
-        raise ArtifactError(
-            f"{file} is the head graph of another artifact: it has {'; '.join(differing)}; "
-            f"{HOW_TO_EXPORT}, or move it away"
-        )
-
-
-def is_engine(path: Path) -> bool:
-    """Whether a model file is an engine of TensorRT, by its suffix; an ONNX file otherwise."""
-    return path.suffix == ".engine"

@@ -1,6 +1,6 @@
-"""Writing files whole or not at all.
+"""Files: written whole or not at all, the folder of caches, and what identifies contents.
 
-A model file's identity, for backends and caches that were made of it.
+This is the one module of ours that `sigcam.kernels` imports.
 """
 
 from __future__ import annotations
@@ -8,23 +8,42 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sigcam.core.errors import ArtifactError, StorageError
-from sigcam.kernels.cache import user_folder
+
+__all__ = [
+    "StorageError", "atomic_path", "cache_folder", "check_writable", "key_of", "model_digest",
+    "write_bytes", "write_text",
+]  # fmt: skip
+
+_BLOCK = 1 << 20
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renames it to `path` on success.
+    """Gives a temporary path beside `path`, and renames it to `path` on success.
 
     The temporary file has the suffix of `path` (libraries choose formats by it). On
     any exception, KeyboardInterrupt included, it is removed and `path` stays as it was.
 
     Raises:
         StorageError: `path` is a folder, its folder can't be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> path = Path(folder.name) / "numbers.txt"
+        >>> with atomic_path(path) as temporary:
+        ...     size = temporary.write_text("1 2 3")
+        ...     path.exists()
+        False
+        >>> path.read_text()
+        '1 2 3'
+        >>> folder.cleanup()
     """
     target = Path(path)
     temporary = _temporary(target)
@@ -34,7 +53,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as exc:
         raise _storage_error(target, exc) from exc
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is gone, or an error that comes first is being raised
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
@@ -48,16 +68,18 @@ def check_writable(path: str | Path) -> None:
     _temporary(Path(path)).unlink()
 
 
-def cache_folder(part: str) -> Path:
-    """$SIGCAM_CACHE_DIR, or the platform's folder for this user's caches; `part` in it."""
-    return user_folder(part)
-
-
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Writes `data` to `path` whole or not at all.
 
     Raises:
         StorageError: the folder can't be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_bytes(Path(folder) / "deep" / "data.bin", b"abc")
+        ...     (Path(folder) / "deep" / "data.bin").read_bytes()
+        b'abc'
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
@@ -74,8 +96,73 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
+def cache_folder(part: str) -> Path:
+    """Returns the folder in which one part of sigcam keeps its cache; it may not exist yet.
+
+    It lies in the folder that the environment variable SIGCAM_CACHE_DIR names, or else in the
+    platform's folder for this user's caches.
+
+    Args:
+        part: the folder's name, such as "kernels".
+
+    Example:
+        >>> cache_folder("kernels").name
+        'kernels'
+    """
+    given = os.environ.get("SIGCAM_CACHE_DIR")
+    if given:
+        return Path(given) / part
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "sigcam" / part
+
+
+def key_of(*parts: str) -> str:
+    """Returns the SHA-256 of texts, in hexadecimal, as the name of a cache's entry.
+
+    Each text counts with its length, so that no two lists of texts run into each other.
+
+    Example:
+        >>> key_of("ab", "c") == key_of("a", "bc")
+        False
+        >>> len(key_of("ab", "c"))
+        64
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        total.update(f"{len(data)}:".encode())
+        total.update(data)
+    return total.hexdigest()
+
+
+def model_digest(path: Path) -> str:
+    """Returns the SHA-256, in hexadecimal, of a model file and of the weights beside it.
+
+    Weights of more than 2 GiB lie in a second file, PATH.data. The digest identifies a model
+    for what is made of it: engines, compiled models, results.
+
+    Raises:
+        ArtifactError: a file can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for part in (path, path.with_name(path.name + ".data")):
+            if part == path or part.is_file():
+                with part.open("rb") as stream:
+                    while block := stream.read(_BLOCK):
+                        digest.update(block)
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+    return digest.hexdigest()
+
+
 def _temporary(target: Path) -> Path:
-    """An empty file beside `target`, made exclusively and with the usual mode."""
+    """Makes an empty file beside `target`, exclusively and with the usual mode."""
     if target.is_dir():
         raise StorageError(f"cannot write {target}: it is a folder; name a file in it")
     # A part of the name: beside one that is as long as allowed, a longer one has no room.
@@ -94,24 +181,3 @@ def _storage_error(target: Path, exc: OSError) -> StorageError:
     return StorageError(
         f"cannot write {target}: {reason}; choose a folder that is writable and has room"
     )
-
-
-_BLOCK = 1 << 20
-
-
-def model_digest(path: Path) -> str:
-    """SHA-256, in hexadecimal, of a model file and of its weights in the file beside it.
-
-    Raises:
-        ArtifactError: the file can't be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        for part in (path, path.with_name(path.name + ".data")):
-            if part == path or part.is_file():
-                with part.open("rb") as stream:
-                    while block := stream.read(_BLOCK):
-                        digest.update(block)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return digest.hexdigest()

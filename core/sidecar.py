@@ -1,9 +1,9 @@
-"""What an engine doesn't say of itself: MODEL.engine.json beside MODEL.engine.
+"""The sidecar of an engine: MODEL.engine.json beside MODEL.engine.
 
 An engine keeps no metadata of the graph that it was built from, and is good for one version
-of TensorRT and certain GPUs only. Loaded elsewhere it fails with a message of the library's
-inside, or not at all. So all of that is written down when it is built, and compared before
-TensorRT sees the file.
+of TensorRT and certain GPUs only. Loaded elsewhere, it fails with a message from inside the
+library, or runs all the same. So all of that is written down when the engine is built, and
+compared before TensorRT sees the file.
 """
 
 from __future__ import annotations
@@ -21,38 +21,21 @@ from sigcam.core.errors import ArtifactError, SchemaError, UsageError
 from sigcam.core.files import atomic_path
 from sigcam.core.spec import Spec, check_schema_version
 
-Precision = Literal["float32", "float16", "int8"]
+EnginePrecision = Literal["float32", "float16", "int8"]
+"""The type that an engine was built to compute in."""
 
+PackageName = Literal["tensorrt", "tensorrt_rtx"]
 
-Package = Literal["tensorrt", "tensorrt_rtx"]
+PACKAGES: tuple[PackageName, ...] = get_args(PackageName)
+"""The packages of TensorRT, the preferred one first."""
 
-
-PACKAGES: tuple[Package, ...] = get_args(Package)
-"""The preferred one first."""
-
-
-SUFFIXES: dict[Package, str] = {"tensorrt": ".engine", "tensorrt_rtx": ".rtx.engine"}
-"""What the names of engines end in."""
-
-
-def parse_capability(text: str) -> tuple[int, int]:
-    """(8, 6) from "8.6".
-
-    Raises:
-        UsageError: not two numbers with a point between them.
-    """
-    major, point, minor = text.partition(".")
-    if not (point and major.isdecimal() and minor.isdecimal()):
-        raise UsageError(f"a compute capability must look like 8.6, got {text!r}")
-    return int(major), int(minor)
-
-
-def dotted(capability: tuple[int, int]) -> str:
-    """From (8, 6) to "8.6"."""
-    return f"{capability[0]}.{capability[1]}"
-
+SUFFIXES: dict[PackageName, str] = {"tensorrt": ".engine", "tensorrt_rtx": ".rtx.engine"}
+"""What the names of a package's engines end in."""
 
 SIDECAR_VERSION = 2
+
+_TEXTS = ("sha256", "package", "version", "platform", "precision", "source", "source_sha256")
+"""Fields of a sidecar that are text."""
 
 
 @dataclass(frozen=True)
@@ -60,39 +43,39 @@ class Sidecar:
     """What is known of an engine.
 
     Attributes:
-        spec: of the artifact that it was built from.
-        sha256, size: of the engine's file.
+        spec: the spec of the artifact that it was built from.
+        sha256, size: hash and bytes of the engine's file.
         package, version: the TensorRT that built it.
         platform: operating system and processor that it was built on, "Linux x86_64".
         capabilities: compute capabilities that it is for, as "8.6"; empty for TensorRT-RTX's
             own choice, 8.0 and later.
         gpu: the name of the GPU that it was built on; None for TensorRT-RTX, which builds for
             all GPUs of a compute capability.
-        shapes: for each input, the smallest, the usual and the largest shape.
-        precision: "float32", "float16" or "int8".
-        tf32: whether float32 products may be rounded.
+        shapes: the smallest, the usual and the largest shape of each input, by name.
+        precision: the type that it computes in, "float32", "float16" or "int8".
+        tf32: whether the factors of float32 products may be rounded to TF32.
         source, source_sha256: name and hash of the .onnx file.
-        versions: package name to version, of what else took part.
+        versions: the other packages that took part, by name, with their versions.
     """
 
     spec: Spec
     sha256: str
     size: int
-    package: Package
+    package: PackageName
     version: str
     platform: str
     capabilities: tuple[str, ...]
     gpu: str | None
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    precision: str
+    precision: EnginePrecision
     tf32: bool
     source: str
     source_sha256: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}")
+        if self.precision not in get_args(EnginePrecision):
+            raise UsageError(f"precision must be one of {', '.join(get_args(EnginePrecision))}")
         if self.package not in PACKAGES:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}")
         if "image" not in self.shapes:
@@ -106,7 +89,7 @@ class Sidecar:
             raise UsageError(f"gpu must {'' if built_here else 'not '}be named for {self.package}")
 
     def to_json(self) -> str:
-        """One JSON object with `schema_version`; `spec` is what an artifact carries."""
+        """Returns one JSON object with `schema_version`; `spec` is what an artifact carries."""
         values = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "spec"}
         spec = json.loads(self.spec.to_json())
         return json.dumps(
@@ -116,10 +99,10 @@ class Sidecar:
         )
 
     def command(self, engine: str | Path) -> str:
-        """The command that builds such an engine again, in the folder of the model.
+        """Returns the command that builds such an engine again, in the folder of the model.
 
         Args:
-            engine: its file, whose name the new one gets.
+            engine: the engine's file, whose name the new one gets.
         """
         parts = [f"sigcam build-engine {shlex.quote(self.source)} --package {self.package}"]
         parts += {"float16": ["--fp16"], "int8": ["--int8"]}.get(self.precision, [])
@@ -139,13 +122,18 @@ class Sidecar:
 
 
 def sidecar_path(engine: str | Path) -> Path:
-    """MODEL.engine.json of MODEL.engine."""
+    """Returns where the sidecar of an engine lies.
+
+    Example:
+        >>> sidecar_path("model.engine").name
+        'model.engine.json'
+    """
     path = Path(engine)
     return path.with_name(f"{path.name}.json")
 
 
 def here() -> str:
-    """This machine's operating system and processor, as sidecars name them."""
+    """Returns this machine's operating system and processor, as sidecars name them."""
     return f"{platform.system()} {platform.machine()}"
 
 
@@ -153,6 +141,11 @@ def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
     """Writes an engine and its sidecar whole or not at all; the sidecar is renamed last.
 
     Should the machine stop between the two, the pair doesn't fit and loading refuses it.
+
+    Args:
+        engine: where the engine goes.
+        data: the engine's bytes.
+        sidecar: what is known of it.
 
     Raises:
         StorageError: the folder can't be written, or the disk is full.
@@ -168,7 +161,7 @@ def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
 
 
 def read_sidecar(engine: str | Path) -> Sidecar:
-    """The sidecar of an engine.
+    """Reads the sidecar of an engine.
 
     Raises:
         ArtifactError: the engine or its sidecar is missing or can't be read.
@@ -201,17 +194,40 @@ def read_sidecar(engine: str | Path) -> Sidecar:
         ) from exc
 
 
+def parse_capability(text: str) -> tuple[int, int]:
+    """Parses a compute capability.
+
+    Raises:
+        UsageError: not two numbers with a point between them.
+
+    Example:
+        >>> parse_capability("8.6")
+        (8, 6)
+    """
+    major, point, minor = text.partition(".")
+    if not (point and major.isdecimal() and minor.isdecimal()):
+        raise UsageError(f"a compute capability must look like 8.6, got {text!r}")
+    return int(major), int(minor)
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """Returns a compute capability as text.
+
+    Example:
+        >>> dotted((8, 6))
+        '8.6'
+    """
+    return f"{capability[0]}.{capability[1]}"
+
+
 def _from_dict(data: Mapping[str, Any]) -> Sidecar:
+    """Makes a sidecar of what `to_json` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, SchemaError: a missing or wrong field.
+    """
     fields = {name: data[name] for name in Sidecar.__dataclass_fields__}
-    for name in (
-        "sha256",
-        "package",
-        "version",
-        "platform",
-        "precision",
-        "source",
-        "source_sha256",
-    ):
+    for name in _TEXTS:
         if not isinstance(fields[name], str):
             raise TypeError(f"{name} must be text, got {fields[name]!r}")
     if not isinstance(fields["size"], int) or not isinstance(fields["tf32"], bool):

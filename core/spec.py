@@ -4,7 +4,9 @@ An artifact carries its spec in `metadata_props["sigcam"]`. The JSON is an objec
 `schema_version`; a reader refuses any version but its own and ignores keys that it
 doesn't know within that version.
 
-The fidelity report: what another precision costs, against float32.
+`Spec` comes first with what it is made of, then the two reports that it carries: how closely
+the graph follows PyTorch (`ParityReport`), and what a precision other than float32 costs
+(`FidelityReport`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from sigcam.core.errors import SchemaError, UsageError
 SCHEMA_VERSION = 2
 METADATA_KEY = "sigcam"
 MAX_RANKS = 1000
-"""How many ranks an artifact with the class selection "input" resolves, if C is larger."""
+"""Most ranks that an artifact with the class selection "input" resolves."""
 
 Branch = Literal["sigmoid", "softmax"]
 Profile = Literal["fused", "split"]
@@ -28,16 +30,7 @@ Kind = Literal["artifact", "head"]
 ResizeRule = Literal["crop", "stretch", "letterbox"]
 InputLayout = Literal["uint8_nhwc", "float32_nchw"]
 SelectionMode = Literal["top1", "topk", "input"]
-
-
-def _choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _positive(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+QuantizedPrecision = Literal["int8", "int8-head", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Preprocessing:
     """How an image becomes the network's input.
 
     Attributes:
-        height, width: input size in pixels.
+        height, width: size of the network's input in pixels.
         rule: "crop": the shorter side is resized to `resize`, then the centre
             [height, width] is cut out; "stretch": resized to [height, width] whatever
             the aspect; "letterbox": fitted inside [height, width], the rest filled
@@ -91,7 +84,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ClassSelection:
-    """Which classes an artifact makes maps for.
+    """Which classes an artifact makes CAMs for.
 
     Attributes:
         mode: "top1": the predicted class; "topk": the k most probable classes, most
@@ -120,9 +113,9 @@ class Source:
     Attributes:
         architecture: the name that the model was loaded by.
         weights_sha256: hash of the classifier's tensors (names, types, shapes, bytes).
-        branch_sha256: the same of the sigmoid branch's tensors; None without one.
-        trained_on: what the sigmoid branch was trained on, in words; None without one.
-        versions: package name to version, of what wrote the file.
+        branch_sha256: the same hash of the sigmoid branch's tensors; None without a branch.
+        trained_on: what the sigmoid branch was trained on, in words; None without a branch.
+        versions: the packages that wrote the file, by name, with their versions.
     """
 
     architecture: str
@@ -133,68 +126,41 @@ class Source:
 
 
 @dataclass(frozen=True)
-class OutputError:
-    """Largest difference of one output from the reference.
-
-    Attributes:
-        max_abs: max |got - want|.
-        max_rel: max |got - want| / max |want|, per test batch, the largest of all.
-    """
-
-    max_abs: float
-    max_rel: float
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """The parity report: how closely the graph follows PyTorch.
-
-    Attributes:
-        reference: what the graph was compared with, e.g. "torch 2.14.1 float64".
-        backend: what ran the graph, e.g. "onnxruntime 1.31.1 CPUExecutionProvider".
-        tolerance: the largest `max_rel` at which a file is written.
-        batch_sizes: the batch sizes that were tried.
-        inputs: the test inputs, in words.
-        outputs: output name to its error.
-        left_out: images that don't count, because the gradient itself jumps there by more
-            than the tolerance within rounding (a ReLU's input at zero); their CAMs and CAM
-            weights weren't compared.
-        empty: images whose CAMs were zero everywhere, on which the comparison says little.
-    """
-
-    reference: str
-    backend: str
-    tolerance: float
-    batch_sizes: tuple[int, ...]
-    inputs: str
-    outputs: Mapping[str, OutputError]
-    left_out: int = 0
-    empty: int = 0
-
-
-@dataclass(frozen=True)
 class Spec:
     """What an artifact is and how to use it.
 
     Attributes:
         method: name of the CAM method, e.g. "cam".
-        branch: which branch the CAM weights come from.
+        branch: the branch that the CAM weights come from.
         nwc: whether negative weights are clamped to 0 before the weighted sum.
         target_layers: names of the layers whose output is `features`.
         profile: "fused" (CAMs in the graph) or "split" (features and CAM weights out).
-        classes: which classes get a map.
+        classes: the classes that get a CAM.
         preprocessing: how an image becomes the input.
-        num_classes: C.
+        num_classes: number of classes, C.
         feature_shapes: (N, h, w) of the features of each target layer.
         class_names: C names, or empty if unknown.
         source: where the artifact comes from.
         parity: the parity report; None only while a file is being made.
-        kind: "artifact": image in, prediction and map out; "head": the second file, which
-            makes maps of further classes from what the artifact emitted.
-        method_options: numbers that the method was built with, by name.
+        kind: "artifact": image in, prediction and CAMs out; "head": the second file, which
+            makes CAMs of further classes from what the artifact emitted.
+        method_options: the numbers that the method was built with, by name.
         head_input: the output of the artifact that its head graph takes: "features", or
             "head_input" where the head needs more than the features. None without one.
         fidelity: what the precision of `sigcam quantize` costs; None for float32.
+
+    Example:
+        >>> spec = Spec(
+        ...     method="cam", branch="sigmoid", nwc=True, target_layers=("layer4",),
+        ...     profile="fused", classes=ClassSelection("topk", 2),
+        ...     preprocessing=Preprocessing(224, 224, resize=256), num_classes=3,
+        ...     feature_shapes=((512, 7, 7),), source=Source("resnet18", "0" * 64),
+        ...     class_names=("cat", "dog", "owl"),
+        ... )
+        >>> Spec.from_json(spec.to_json()) == spec
+        True
+        >>> spec.cam_shape, spec.label(2)
+        ((7, 7), 'owl')
     """
 
     method: str
@@ -240,16 +206,16 @@ class Spec:
 
     @property
     def cam_shape(self) -> tuple[int, int]:
-        """(h, w) of the CAMs: the largest of the target layers' (they are fused there)."""
+        """Returns (h, w) of the CAMs: the largest of the target layers', where they are fused."""
         h, w = max((shape[1:] for shape in self.feature_shapes), key=lambda size: size[0] * size[1])
         return h, w
 
     def label(self, class_id: int) -> str:
-        """The name of a class, or its id as text where names are unknown."""
+        """Returns the name of a class, or its id as text where names are unknown."""
         return self.class_names[class_id] if self.class_names else str(class_id)
 
     def to_json(self) -> str:
-        """The spec as one JSON object with `schema_version`."""
+        """Returns the spec as one JSON object with `schema_version`."""
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False)
 
     @classmethod
@@ -275,6 +241,117 @@ class Spec:
             ) from exc
 
 
+@dataclass(frozen=True)
+class OutputError:
+    """The largest difference of one output from the reference.
+
+    Attributes:
+        max_abs: max |got - want|.
+        max_rel: max |got - want| / max |want| of a test batch, the largest of all batches.
+    """
+
+    max_abs: float
+    max_rel: float
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How closely the graph follows PyTorch.
+
+    Attributes:
+        reference: what the graph was compared with, e.g. "torch 2.14.1 float64".
+        backend: what ran the graph, e.g. "onnxruntime 1.31.1 CPUExecutionProvider".
+        tolerance: the largest `max_rel` at which a file is written.
+        batch_sizes: the batch sizes that were tried.
+        inputs: the test inputs, in words.
+        outputs: the error of each output, by name.
+        left_out: images that don't count, because the gradient itself jumps there by more
+            than the tolerance within rounding (a ReLU's input at zero); their CAMs and CAM
+            weights weren't compared.
+        empty: images whose CAMs were zero everywhere, on which the comparison says little.
+    """
+
+    reference: str
+    backend: str
+    tolerance: float
+    batch_sizes: tuple[int, ...]
+    inputs: str
+    outputs: Mapping[str, OutputError]
+    left_out: int = 0
+    empty: int = 0
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """How closely an artifact of another precision follows the float32 one.
+
+    Measured by one backend on held-out images, none of which was used to calibrate.
+
+    Attributes:
+        precision: "int8": what leads to the logits computes in 8 bits; "int8-head": the
+            sigmoid branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights
+            are stored in 16 bits.
+        backend: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
+        images: number of held-out images that the agreement was measured on.
+        calibration: number of images that the ranges of int8 were taken from; 0 without any.
+        seed: seed of the shuffle that chose both kinds of images.
+        agreement: share of the held-out images with the same most probable class, 0 to 1.
+        compared: number of images whose CAMs were compared, for the same class: float32's
+            most probable one. These are all images where the graph takes `class_ids` (or picks
+            several classes that include it), and otherwise those on which both chose that
+            class. Images whose CAM is constant in both don't count.
+        mean_correlation, worst_correlation: Pearson's, of the two CAMs of an image, -1 to
+            1; 0 where one of them is constant. None where `compared` is 0.
+        mean_box_iou: intersection over union of the largest boxes of the two heatmaps at the
+            default threshold, 0 to 1; None where no compared image has a box.
+        min_agreement, min_correlation: the limits below which no file is written.
+        kept_float: layers that were kept in float32 to stay within these limits, and
+            those that the user named.
+    """
+
+    precision: QuantizedPrecision
+    backend: str
+    images: int
+    calibration: int
+    seed: int
+    agreement: float
+    compared: int
+    mean_correlation: float | None
+    worst_correlation: float | None
+    mean_box_iou: float | None
+    min_agreement: float
+    min_correlation: float
+    kept_float: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Returns whether agreement and mean correlation reach their limits."""
+        return (
+            self.agreement >= self.min_agreement
+            and self.mean_correlation is not None
+            and self.mean_correlation >= self.min_correlation
+        )
+
+    def described(self) -> str:
+        """Returns the measured numbers in words."""
+        if self.mean_correlation is None or self.worst_correlation is None:
+            cams = "no CAMs of the same class to compare"
+        else:
+            cams = (
+                f"CAMs of {self.compared} correlate {self.mean_correlation:.4f} in the mean and "
+                f"{self.worst_correlation:.4f} at worst"
+            )
+        boxes = "" if self.mean_box_iou is None else f", IoU of boxes {self.mean_box_iou:.3f}"
+        return f"{self.agreement:.1%} of {self.images} images agree, {cams}{boxes}"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FidelityReport:
+        """Reads what `dataclasses.asdict` gave; keys that the report doesn't know are ignored."""
+        known = _known(cls, data)
+        known["kept_float"] = tuple(known.get("kept_float", ()))
+        return cls(**known)
+
+
 def check_schema_version(found: object, own: int, what: str, remedy: str) -> None:
     """Refuses a file whose schema isn't the one that this sigcam writes and reads.
 
@@ -295,101 +372,38 @@ def check_schema_version(found: object, own: int, what: str, remedy: str) -> Non
     raise SchemaError(f"{what} has schema version {found!r}, this sigcam reads {own}; {remedy}")
 
 
-def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in data.items() if k in cls.__dataclass_fields__}  # type: ignore[attr-defined]
+def _choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of `data` that are fields of a dataclass."""
+    return {one.name: data[one.name] for one in fields(cls) if one.name in data}
 
 
 def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
-    fields = _known(Spec, data)
-    fields["target_layers"] = tuple(fields["target_layers"])
-    fields["feature_shapes"] = tuple(tuple(shape) for shape in fields["feature_shapes"])
-    fields["class_names"] = tuple(fields.get("class_names", ()))
-    fields["classes"] = ClassSelection(**_known(ClassSelection, fields["classes"]))
-    fields["preprocessing"] = Preprocessing(**_known(Preprocessing, fields["preprocessing"]))
-    fields["source"] = Source(**_known(Source, fields["source"]))
-    if fields.get("parity") is not None:
-        parity = _known(ParityReport, fields["parity"])
+    """Makes a spec of what `to_json` wrote; raises whatever a missing or wrong field causes."""
+    values = _known(Spec, data)
+    values["target_layers"] = tuple(values["target_layers"])
+    values["feature_shapes"] = tuple(tuple(shape) for shape in values["feature_shapes"])
+    values["class_names"] = tuple(values.get("class_names", ()))
+    values["classes"] = ClassSelection(**_known(ClassSelection, values["classes"]))
+    values["preprocessing"] = Preprocessing(**_known(Preprocessing, values["preprocessing"]))
+    values["source"] = Source(**_known(Source, values["source"]))
+    if values.get("parity") is not None:
+        parity = _known(ParityReport, values["parity"])
         parity["batch_sizes"] = tuple(parity["batch_sizes"])
         parity["outputs"] = {
             name: OutputError(**_known(OutputError, error))
             for name, error in parity["outputs"].items()
         }
-        fields["parity"] = ParityReport(**parity)
-    if fields.get("fidelity") is not None:
-        fields["fidelity"] = FidelityReport.from_dict(fields["fidelity"])
-    return Spec(**fields)
-
-
-Precision = Literal["int8", "int8-head", "fp16", "bf16"]
-
-
-@dataclass(frozen=True)
-class FidelityReport:
-    """How closely an artifact of another precision follows the float32 one.
-
-    Measured by one backend on held-out images, none of which was used to calibrate.
-
-    Attributes:
-        precision: "int8": the way to the logits computes in 8 bits; "int8-head": the sigmoid
-            branch's large matrices are stored in 8 bits; "fp16", "bf16": all weights are
-            stored in 16 bits.
-        backend: what ran both, e.g. "onnxruntime 1.32.0 CPUExecutionProvider".
-        images: held-out images, for the agreement.
-        calibration: images that the ranges of int8 were taken from; 0 without any.
-        seed: of the shuffle that chose both.
-        agreement: share of the held-out images with the same most probable class, 0 to 1.
-        compared: images whose CAMs were compared, for the same class: float32's most
-            probable one. All, where the graph takes `class_ids` (or for the classes that it
-            names, where it picks several); otherwise those on which both chose that class.
-            Not counted are images whose CAM is constant in both.
-        mean_correlation, worst_correlation: Pearson's, of the two CAMs of an image, -1 to
-            1; 0 where one of them is constant. None where `compared` is 0.
-        mean_box_iou: intersection over union of the largest boxes of the two maps at the
-            default threshold, 0 to 1; None where no compared image has a box.
-        min_agreement, min_correlation: the limits below which no file is written.
-        kept_float: layers that were kept in float32 to stay within these limits, and
-            those that the user named.
-    """
-
-    precision: Precision
-    backend: str
-    images: int
-    calibration: int
-    seed: int
-    agreement: float
-    compared: int
-    mean_correlation: float | None
-    worst_correlation: float | None
-    mean_box_iou: float | None
-    min_agreement: float
-    min_correlation: float
-    kept_float: tuple[str, ...] = ()
-
-    @property
-    def passes(self) -> bool:
-        """Whether agreement and mean correlation reach their limits."""
-        return (
-            self.agreement >= self.min_agreement
-            and self.mean_correlation is not None
-            and self.mean_correlation >= self.min_correlation
-        )
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> FidelityReport:
-        """Reads what `dataclasses.asdict` gave; keys that it doesn't know are ignored."""
-        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
-        known["kept_float"] = tuple(known.get("kept_float", ()))
-        return cls(**known)
-
-
-def described(fidelity: FidelityReport) -> str:
-    """The measured numbers in words."""
-    if fidelity.mean_correlation is None or fidelity.worst_correlation is None:
-        cams = "no CAMs of the same class to compare"
-    else:
-        cams = (
-            f"CAMs of {fidelity.compared} correlate {fidelity.mean_correlation:.4f} in the mean "
-            f"and {fidelity.worst_correlation:.4f} at worst"
-        )
-    boxes = "" if fidelity.mean_box_iou is None else f", IoU of boxes {fidelity.mean_box_iou:.3f}"
-    return f"{fidelity.agreement:.1%} of {fidelity.images} images agree, {cams}{boxes}"
+        values["parity"] = ParityReport(**parity)
+    if values.get("fidelity") is not None:
+        values["fidelity"] = FidelityReport.from_dict(values["fidelity"])
+    return Spec(**values)

@@ -1,7 +1,9 @@
-"""Steps that overlap: each in threads of its own, in order, with bounded memory between them.
+"""Iterators whose steps overlap, and a stopwatch for one of them.
 
-An error in a step reaches whoever takes its results, after those before it. Closing the
-iterator stops the threads and waits for them; so does an exception of the consumer, Ctrl-C
+`ahead` makes the items of an iterator in a thread of its own, and `in_order` calls a function
+for each item in several threads. Both keep the order, and only so many items wait between two
+steps. An error in a step reaches whoever takes its results, after the results before it. Closing
+the iterator stops the threads and waits for them; so does an exception of the consumer, Ctrl-C
 included, once the iterator is closed or given up.
 """
 
@@ -19,11 +21,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WAITING = 8
-"""Results that may wait to be written: a usual batch, which comes all at once."""
+"""Most results that wait to be written: a usual batch, which comes all at once."""
 
 
 class Stopwatch:
-    """Adds up how long something ran, in one thread. A context manager around each run."""
+    """Adds up how long something ran, as a context manager around each run in one thread.
+
+    Attributes:
+        seconds: the sum of all runs that have ended.
+
+    Example:
+        >>> stopwatch = Stopwatch()
+        >>> with stopwatch:
+        ...     total = sum(range(1000))
+        >>> stopwatch.seconds > 0
+        True
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -42,12 +55,16 @@ class Stopwatch:
 
 
 def ahead(items: Iterable[T], depth: int, name: str) -> Generator[T, None, None]:
-    """The items, made in a thread that runs up to `depth` items ahead of the consumer.
+    """Yields items that are made in a thread, which runs ahead of the consumer.
 
     Args:
-        items: iterated in the thread, and closed there if it is a generator.
+        items: what is iterated in the thread, and closed there if it is a generator.
         depth: most items that wait; one more is being made meanwhile.
-        name: of the thread.
+        name: name of the thread.
+
+    Example:
+        >>> list(ahead(range(3), depth=2, name="numbers"))
+        [0, 1, 2]
     """
     line: _Line[T] = _Line(depth)
     # A daemon: an iterator that is never closed must not keep the process from ending.
@@ -63,15 +80,20 @@ def ahead(items: Iterable[T], depth: int, name: str) -> Generator[T, None, None]
 def in_order(
     function: Callable[[T], R], items: Iterable[T], workers: int, name: str, depth: int = 0
 ) -> Generator[R, None, None]:
-    """`function` of each item, in the order of the items, by several threads.
+    """Yields `function` of each item, in the order of the items, by several threads.
 
     Args:
-        function: called in the threads; what it raises is raised here in its place.
-        items: iterated by whoever takes the results; `workers` of them are in work at
-            most.
+        function: what is called in the threads; what it raises is raised here, in the place of
+            its result.
+        items: what is iterated by whoever takes the results, up to `workers` + `depth` items
+            ahead of them.
         workers: number of threads.
-        name: of the threads.
-        depth: results that may wait beside those; 0: none.
+        name: beginning of the threads' names.
+        depth: most results that wait beside the items in work.
+
+    Example:
+        >>> list(in_order(abs, [-1, 2, -3], workers=2, name="abs"))
+        [1, 2, 3]
     """
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
@@ -99,6 +121,12 @@ def in_order(
         close(items)
 
 
+def close(items: object) -> None:
+    """Closes a generator, and leaves other iterables as they are."""
+    if isinstance(items, Generator):
+        items.close()
+
+
 class _Line(Generic[T]):
     """A bounded queue with one thread at each end, either of which may leave."""
 
@@ -111,7 +139,7 @@ class _Line(Generic[T]):
         self._error: BaseException | None = None
 
     def put(self, item: T) -> bool:
-        """Waits for room; False once nobody wants more."""
+        """Waits for room and puts an item in; returns False once nobody wants more."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
             if not self._closed:
@@ -120,13 +148,13 @@ class _Line(Generic[T]):
             return not self._closed
 
     def end(self, error: BaseException | None) -> None:
-        """Nothing more will come; `error` says why, if it isn't the usual end."""
+        """Notes that nothing more will come, and the error that was the reason, if one was."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Notes that nothing more is wanted."""
         with self._changed:
             self._closed = True
             self._items.clear()
@@ -148,7 +176,7 @@ class _Line(Generic[T]):
 
 
 def _fill(line: _Line[T], items: Iterable[T]) -> None:
-    """The thread of `ahead`."""
+    """Puts the items into the queue; the thread of `ahead` runs this."""
     error: BaseException | None = None
     try:
         for item in items:
@@ -160,9 +188,3 @@ def _fill(line: _Line[T], items: Iterable[T]) -> None:
     except BaseException as exc:  # goes to the consumer, whatever it is
         error = exc
     line.end(error)
-
-
-def close(items: object) -> None:
-    """Closes a generator, and leaves other iterables as they are."""
-    if isinstance(items, Generator):
-        items.close()

@@ -1,1 +1,4 @@
-"""Clamp-and-combine: CAM weights and features to CAMs. Imports nothing of ours."""
+"""Clamp-and-combine on the GPU: from features and CAM weights to normalised heatmaps.
+
+Of ours, only `sigcam.core.files` is imported here, for the cache of compiled kernels.
+"""

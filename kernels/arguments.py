@@ -1,4 +1,4 @@
-"""The kernels' arguments, laid out as the structures of the same names in clamp_combine.cu."""
+"""The kernels' arguments, laid out like the structures of the same names in clamp_combine.cu."""
 
 from __future__ import annotations
 
@@ -27,12 +27,21 @@ class Axis(ctypes.Structure):
 
 
 def whole(size: int, cells: int) -> Axis:
-    """The axis of a heatmap that shows the CAM's whole extent, enlarged to `size` pixels."""
+    """Returns the axis of a heatmap that shows the CAM's whole extent.
+
+    Args:
+        size: pixels of the heatmap along the axis.
+        cells: cells of the CAM along it.
+
+    Example:
+        >>> whole(14, 7)
+        Axis(size=14, low=0, high=14, cells=7, scale=0.5, offset=-0.25)
+    """
     return Axis(size, 0, size, cells, cells / size, 0.5 * cells / size - 0.5)
 
 
 class CombineArguments(ctypes.Structure):
-    """Argument of the kernels `combine_*`; see the source for what the fields mean."""
+    """The argument of the kernels `combine_*`; the source says what the fields mean."""
 
     _fields_ = (
         ("features", ctypes.c_void_p),
@@ -60,7 +69,7 @@ class CombineArguments(ctypes.Structure):
 
 
 class HeatmapArguments(ctypes.Structure):
-    """Argument of the kernels `extremes_bicubic` and `enlarge_*`."""
+    """The argument of the kernels `extremes_bicubic` and `enlarge_*`."""
 
     _fields_ = (
         ("cams", ctypes.c_void_p),

@@ -1,8 +1,8 @@
-"""Arrays on the device: other libraries' taken in, our own handed out.
+"""Arrays on the device: those of other libraries taken in, our own handed out.
 
-Taken in are torch's, CuPy's and PyCUDA's, by `__dlpack__` where they have it (its producer
-does the waiting between streams) and by `__cuda_array_interface__` otherwise. `DeviceArray`
-speaks both.
+`taken` accepts arrays of torch, CuPy and PyCUDA, by `__dlpack__` where they have it (its
+producer does the waiting between streams) and by `__cuda_array_interface__` otherwise.
+`DeviceArray` speaks both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEGACY, PER_THREAD = 1, 2
 
 @dataclass(frozen=True)
 class View:
-    """Someone's C-contiguous array on the device.
+    """A C-contiguous array on the device that belongs to someone else.
 
     Attributes:
         address: of its first element.
@@ -43,18 +43,18 @@ class View:
 def taken(
     array: Any, name: str, stream: int, ordinal: int, device_type: int = CUDA
 ) -> Iterator[View]:
-    """An array of another library, to be used on `stream` inside the block.
+    """Gives access to an array of another library, on `stream` and inside the block.
 
     Work on the stream begins after what its owner has enqueued to make it. After the block
     the owner may use the memory again, in the order that its own stream gives; whoever works
     on several streams keeps the array until `stream` is through with it.
 
     Args:
-        array: with `__dlpack__` or `__cuda_array_interface__`.
-        name: for messages.
+        array: has `__dlpack__` or `__cuda_array_interface__`.
+        name: what messages call it.
         stream: the handle of the stream on which it will be used.
         ordinal: the device on which it must lie.
-        device_type: DLPack's number of the kind of device.
+        device_type: DLPack's number of the kind of device that it must lie on.
 
     Raises:
         TypeError: it speaks neither protocol.
@@ -81,13 +81,17 @@ def taken(
 
 
 def stream_handle(stream: Any) -> int:
-    """The number of a stream of any library; None is the legacy default stream, 0.
+    """Returns the number of a stream of any library; None is the legacy default stream, 0.
 
-    Knows numbers, NVIDIA's protocol `__cuda_stream__`, and the attributes of torch
+    It knows numbers, NVIDIA's protocol `__cuda_stream__`, and the attributes of torch
     (`cuda_stream`), PyCUDA (`handle`) and CuPy (`ptr`).
 
     Raises:
-        TypeError: none of these.
+        TypeError: the stream is none of these.
+
+    Example:
+        >>> stream_handle(None), stream_handle(7)
+        (0, 7)
     """
     if stream is None:
         return 0
@@ -134,12 +138,12 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """Returns the bytes of all elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3: the taker waits for `stream`."""
+        """Returns version 3 of the protocol, by which the taker waits for `stream`."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -160,7 +164,7 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A capsule, after making the taker's `stream` wait for this array's.
+        """Returns a capsule, after making the taker's `stream` wait for this array's.
 
         Raises:
             BufferError: a copy, or another device, is asked for.
@@ -182,7 +186,7 @@ class DeviceArray:
         )
 
     def to_host(self) -> npt.NDArray[Any]:
-        """A copy in host memory; waits for `stream`."""
+        """Returns a copy in host memory; waits for `stream`."""
         host = np.empty(self.shape, self.dtype)
         with driver.within(self._buffer.context):
             driver.copy_to_host(host, self.address, self.nbytes, self.stream)

@@ -1,4 +1,4 @@
-"""Calling the CUDA driver through cuda.bindings: what is there, and errors that say so."""
+"""Calls of the CUDA driver through cuda.bindings; errors say what is missing or failed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ INSTALL = (
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """A GPU.
+    """What is known of a GPU.
 
     Attributes:
-        ordinal: its number, as CUDA counts them.
-        name: as the driver calls it.
+        ordinal: the GPU's number, as CUDA counts them.
+        name: the driver's name for it.
         capability: compute capability, (major, minor).
         multiprocessors: how many it has.
         pools: whether memory can be allocated in the order of a stream.
@@ -36,19 +36,19 @@ class DeviceInfo:
 
 
 class HasHandle(Protocol):
-    """A stream."""
+    """A stream, known by the number of its handle."""
 
     handle: int
 
 
 def handle_of(stream: HasHandle | int) -> int:
-    """A stream's number."""
+    """Returns the number of a stream's handle."""
     return stream if isinstance(stream, int) else stream.handle
 
 
 @functools.cache
 def bindings() -> ModuleType:
-    """The module cuda.bindings.driver.
+    """Returns the module cuda.bindings.driver.
 
     Raises:
         CudaUnavailableError: the package isn't installed.
@@ -65,8 +65,8 @@ def check(result: tuple[Any, ...], name: str = "a CUDA call") -> Any:
     """Unwraps what a function of cuda.bindings returns: (status, *values).
 
     Args:
-        result: the tuple.
-        name: of the function, for the message.
+        result: what the function returned.
+        name: the function's name, for the message.
 
     Returns:
         None, the value, or the tuple of values where there are several.
@@ -99,7 +99,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def available() -> None:
-    """Returns if CUDA can be used here; initialises the driver, which is harmless to repeat.
+    """Checks that CUDA can be used here; initialises the driver, which is harmless to repeat.
 
     Raises:
         CudaUnavailableError: the package cuda-bindings, the driver's library or a device is
@@ -125,19 +125,19 @@ def available() -> None:
 
 
 def driver_version() -> tuple[int, int]:
-    """The newest CUDA version that the driver knows, e.g. (13, 0)."""
+    """Returns the newest CUDA version that the driver knows, e.g. (13, 0)."""
     version = int(call("cuDriverGetVersion"))
     return version // 1000, version % 1000 // 10
 
 
 def devices() -> list[DeviceInfo]:
-    """Every GPU that the driver shows."""
+    """Lists every GPU that the driver shows."""
     available()
     return [device(ordinal) for ordinal in range(call("cuDeviceGetCount"))]
 
 
 def device(ordinal: int) -> DeviceInfo:
-    """A GPU by its number.
+    """Returns a GPU by its number.
 
     Raises:
         CudaUnavailableError: there is no such GPU.
@@ -152,7 +152,7 @@ def device(ordinal: int) -> DeviceInfo:
 
 
 def current_device() -> DeviceInfo:
-    """The GPU of the context that is current in this thread.
+    """Returns the GPU of the context that is current in this thread.
 
     Raises:
         CudaUnavailableError: CUDA can't be used here.
@@ -184,7 +184,7 @@ def _info(ordinal: int) -> DeviceInfo:
 
 
 def _described(status: Any) -> str:
-    """CUDA's name and text of a status."""
+    """Returns CUDA's name and text of a status."""
     cuda = bindings()
     parts = []
     for function in (cuda.cuGetErrorName, cuda.cuGetErrorString):

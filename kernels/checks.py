@@ -14,7 +14,22 @@ from sigcam.kernels.plan import Inputs, Interpolation
 def axes(
     shape: tuple[int, ...], size: tuple[int, int] | None, rows: Axis | None, columns: Axis | None
 ) -> tuple[Axis, Axis]:
-    """How the heatmaps lie over the CAM of features [B, N, h, w]."""
+    """Returns how the heatmaps lie over the CAM, along the height and along the width.
+
+    Args:
+        shape: [B, N, h, w] of the features.
+        size: (H, W) of heatmaps that show the CAM's whole extent; None where both axes are given.
+        rows: the axis along the height; None where `size` is given.
+        columns: the axis along the width; None where `size` is given.
+
+    Raises:
+        ValueError: a shape of other than four sizes, or neither or both ways of saying it.
+
+    Example:
+        >>> rows, columns = axes((1, 512, 7, 7), (14, 28), None, None)
+        >>> rows.scale, columns.scale
+        (0.5, 0.25)
+    """
     if len(shape) != 4:
         raise ValueError(f"features must be [B, N, h, w], got {list(shape)}")
     if size is not None and rows is None and columns is None:
@@ -25,7 +40,12 @@ def axes(
 
 
 def inputs(features: View, weights: View, clamp: bool) -> Inputs:
-    """Shapes and types of features and weights that belong together."""
+    """Returns the shapes and types of features and weights that belong together.
+
+    Raises:
+        ValueError: types that differ or are neither float32 nor float16, shapes that don't
+            belong together, or a size of 0.
+    """
     kinds = (np.dtype(np.float32), np.dtype(np.float16))
     if features.dtype not in kinds or weights.dtype != features.dtype:
         raise ValueError(
@@ -59,7 +79,17 @@ def inputs(features: View, weights: View, clamp: bool) -> Inputs:
 def writable(
     view: View, name: str, shape: tuple[int, ...], kinds: tuple[np.dtype[Any], ...]
 ) -> View:
-    """`view`, if it is what results of that shape and one of those types can go to."""
+    """Returns `view`, once results of that shape can be written to it.
+
+    Args:
+        view: the array.
+        name: what messages call it.
+        shape: the shape that it must have.
+        kinds: the types, of which it must have one.
+
+    Raises:
+        ValueError: it is read-only or has another shape or type.
+    """
     if view.read_only or view.shape != shape or view.dtype not in kinds:
         raise ValueError(
             f"{name} must be a writable {' or '.join(map(str, kinds))} {list(shape)}, got "
@@ -69,21 +99,42 @@ def writable(
 
 
 def pixel(dtype: str) -> np.dtype[Any]:
-    """The type of the heatmaps, by its name."""
+    """Returns the NumPy type of the heatmaps' pixels by its name.
+
+    Raises:
+        ValueError: neither "float32" nor "uint8".
+
+    Example:
+        >>> pixel("uint8")
+        dtype('uint8')
+    """
     if dtype not in ("float32", "uint8"):
         raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
     return np.dtype(dtype)
 
 
 def alignment(address: int) -> int:
-    """The largest power of two, up to 16, that divides an address."""
+    """Returns the largest power of two, up to 16, that divides an address.
+
+    Example:
+        >>> alignment(0x1004), alignment(0x1000)
+        (4, 16)
+    """
     return min(address & -address, 16) if address else 16
 
 
-def way(interpolation: str) -> Interpolation:
-    """The interpolation, by its name."""
-    if interpolation == "bilinear":
+def interpolation_of(name: str) -> Interpolation:
+    """Returns the interpolation of that name.
+
+    Raises:
+        ValueError: neither "bilinear" nor "bicubic".
+
+    Example:
+        >>> interpolation_of("bicubic")
+        'bicubic'
+    """
+    if name == "bilinear":
         return "bilinear"
-    if interpolation == "bicubic":
+    if name == "bicubic":
         return "bicubic"
-    raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
+    raise ValueError(f"interpolation must be 'bilinear' or 'bicubic', got {name!r}")

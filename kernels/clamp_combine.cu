@@ -1,16 +1,24 @@
 // Clamp-and-combine: from features and CAM weights to normalised heatmaps.
 //
-// combine   cam = max(0, sum_n max(0, w_n) F_n)          ("Beyond Softmax", Eq. 4, with NWC)
-//           and, for bilinear heatmaps, the smallest and largest value that the heatmap will have
-// extremes  the same two values for bicubic heatmaps, which can have them at any pixel
-// enlarge   heatmap = (upsample(cam) - smallest) / (largest - smallest), 0 outside the crop box
+// How to compile
+//   At first use, by NVRTC for the GPU at hand: kernels/compile.py. The file includes nothing,
+//   so that no CUDA toolkit is needed.
+//   Ahead of time, by nvcc for many GPUs: `sigcam kernels build`, kernels/fatbin.py.
+//   For the CPU, by g++ in the tests, unchanged: tests/support/host_cuda/host_cuda.h stands for
+//   the little of CUDA that is used here.
 //
-// So a bilinear heatmap takes two launches and a bicubic one three. Sums have a fixed order: the
-// same input gives the same bits. docs/kernels.md explains the mapping to threads; plan.py
-// decides the launches and lays out the arguments.
+// Contract
+//   combine   cam = max(0, sum_n max(0, w_n) F_n)          ("Beyond Softmax", Eq. 4, with NWC)
+//             and, for bilinear heatmaps, the smallest and largest value inside the crop box
+//   extremes  these two values for bicubic heatmaps, which can have them at any pixel
+//   enlarge   heatmap = (upsample(cam) - smallest) / (largest - smallest), 0 outside the crop box
+//   A bilinear heatmap takes two launches and a bicubic one three. kernels/plan.py decides them
+//   and their arguments; docs/kernels.md explains how the work is divided among threads. Sums
+//   have a fixed order: the same input gives the same bits.
 //
-// The file needs no header, so that NVRTC compiles it without a CUDA toolkit, and uses little
-// enough of CUDA that the tests compile it unchanged for the CPU (tests/kernels/host_cuda.h).
+// CPU reference
+//   kernels/reference.py, in NumPy: `clamp_combine` for combine, `normalised_heatmaps` for the
+//   other two, `to_bytes` for heatmaps of bytes. The tests compare every kernel with it.
 
 #ifndef SIGCAM_HOST
 #define SIGCAM_SHARED(name) extern __shared__ __align__(16) float name[]
@@ -28,7 +36,7 @@ constexpr int WARP = 32;
 constexpr int TILE_COLUMNS = 128;  // pixels of a row that a warp of `enlarge` writes
 constexpr float LARGEST = 3.402823466e38f;
 constexpr float SMALLEST_NORMAL = 1.175494351e-38f;
-constexpr float FLAT = 1e-5f;  // a heatmap whose range is below this part of its largest value
+constexpr float FLAT = 1e-5f;  // part of the largest value up to which a range counts as none
 
 struct Half {
     unsigned short bits;
@@ -36,10 +44,11 @@ struct Half {
 
 }  // namespace
 
-// These three are laid out in the same order in plan.py, which the tests compare with this.
+// The arguments. kernels/arguments.py lays out the structures of the same names in the same
+// order; a test compares the offsets.
 
-// How one axis of the heatmap lies over the cam: pixel i is at scale * i + offset, where 0 is
-// the first cell's centre. Pixels outside [low, high) are outside the crop box.
+// How one axis of the heatmap lies over the cam: pixel i is at scale * i + offset in the cam,
+// where 0 is the first cell's centre. Pixels outside [low, high) are outside the crop box.
 struct Axis {
     int size, low, high, cells;
     float scale, offset;
@@ -49,8 +58,8 @@ struct CombineArguments {
     const void* features;   // [B, N, P], P = h * w
     const void* weights;    // [B, K, N] or [B, K, N, P], of the same type
     float* partial;         // [B, K, chunks, P]
-    float* cams;           // [B, K, P]
-    float* bounds;          // [B, K, 2]: smallest and largest value of the heatmap
+    float* cams;            // [B, K, P]
+    float* bounds;          // [B, K, 2]: smallest and largest value of the enlarged cam
     unsigned char* valid;   // [B, K]
     unsigned* arrived;      // [B, class tiles]; 0 before the launch and after it
     int channels, positions, classes;
@@ -65,13 +74,13 @@ struct CombineArguments {
     Axis rows, columns;
 };
 
-struct MapArguments {
+struct HeatmapArguments {
     const float* cams;
     float* bounds;
     unsigned char* valid;
     float* partial;         // [B * K, blocks of `extremes`, 2]
     unsigned* arrived;      // [B * K]; 0 before the launch and after it
-    void* heatmaps;             // [B * K, H, W], float32 or uint8
+    void* heatmaps;         // [B * K, H, W], float32 or uint8
     int count;              // B * K
     int vectors;            // whether four pixels can be stored at once
     Axis rows, columns;
@@ -90,7 +99,7 @@ struct alignas(VECTOR == 1 ? alignof(T) : 16) Pack {
     T values[VECTOR];
 };
 
-// `count` of VECTOR elements that begin at `from`; 0 for the others.
+// Reads the first `count` of the VECTOR elements at `from`; the others become 0.
 template <typename T, int VECTOR>
 __device__ __forceinline__ void load(const T* from, int count, float (&into)[VECTOR]) {
     if (count >= VECTOR) {
@@ -103,7 +112,7 @@ __device__ __forceinline__ void load(const T* from, int count, float (&into)[VEC
     }
 }
 
-// ---- values of the enlarged heatmap ------------------------------------------------------
+// ---- values of the enlarged cam ------------------------------------------------------
 
 __device__ __forceinline__ int clipped(int value, int low, int high) {
     return value < low ? low : value > high ? high : value;
@@ -169,7 +178,7 @@ struct Extremes {
     }
 };
 
-// Over the block. `scratch` holds 3 floats for each warp; every thread gets the result.
+// The extremes over the block. `scratch` holds 3 floats for each warp; every thread gets them.
 __device__ Extremes over_block(Extremes mine, float* scratch) {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
@@ -195,7 +204,7 @@ __device__ Extremes over_block(Extremes mine, float* scratch) {
     return all;
 }
 
-__device__ __forceinline__ unsigned char is_map(const Extremes& found) {
+__device__ __forceinline__ unsigned char is_valid(const Extremes& found) {
     const float extent = found.high - found.low;
     const float largest = fmaxf(fabsf(found.low), fabsf(found.high));
     const float flat = fmaxf(FLAT * largest, SMALLEST_NORMAL);
@@ -234,9 +243,9 @@ __device__ bool is_last(unsigned* counter, unsigned blocks, float* scratch) {
     return last;
 }
 
-// ---- combine -------------------------------------------------------------------------
+// ---- combine: `clamp_combine` of the reference ---------------------------------------
 
-// Every `step`-th chunk's sum for one position, from `first` on.
+// The sum of every `step`-th chunk, from `first` on, at one position.
 __device__ __forceinline__ float chunks_of(
     const CombineArguments& a, const float* partial, int position, int first, int step) {
     float sum = 0.f;
@@ -246,7 +255,7 @@ __device__ __forceinline__ float chunks_of(
     return sum;
 }
 
-// Adds up the chunks, in a fixed order, and finds the extremes. One block for one heatmap.
+// Adds up the chunks, in a fixed order, and finds the extremes; one block for one heatmap.
 __device__ void finish(const CombineArguments& a, long long heatmap, float* scratch) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const float* partial = a.partial + heatmap * a.chunks * a.positions;
@@ -287,13 +296,14 @@ __device__ void finish(const CombineArguments& a, long long heatmap, float* scra
     if (threadIdx.x == 0) {
         a.bounds[2 * heatmap] = found.low;
         a.bounds[2 * heatmap + 1] = found.high;
-        a.valid[heatmap] = a.bilinear ? is_map(found) : static_cast<unsigned char>(found.finite);
+        a.valid[heatmap] = a.bilinear ? is_valid(found) : static_cast<unsigned char>(found.finite);
     }
 }
 
-// A group is the fewest channels whose elements fill whole vectors: 4 for an odd number of
-// positions, 1 for a multiple of 4. A thread reads the same vector of many groups, so its
-// elements belong to the same positions every time and its sums stay in registers.
+// A thread reads the same vector of many groups, because its elements then belong to the same
+// positions every time and its sums stay in registers. (A group is the fewest channels whose
+// elements fill whole vectors: for vectors of 4, that is 4 channels for an odd number of
+// positions and 1 for a multiple of 4.)
 template <typename T, int VECTOR, int CLASSES, bool PER_POSITION>
 __device__ __forceinline__ void combine(const CombineArguments& a) {
     SIGCAM_SHARED(scratch);
@@ -306,17 +316,19 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
     const int first_channel = chunk * a.chunk_groups * a.group;
     const int channels = min(a.chunk_groups * a.group, a.channels - first_channel);
     const long long size = static_cast<long long>(a.channels) * a.positions;
-    const long long first_map = image * a.classes + first_class;
+    const long long first_heatmap = image * a.classes + first_class;
     const long long start = static_cast<long long>(first_channel) * a.positions;
     const T* features = static_cast<const T*>(a.features) + image * size + start;
-    const T* weights = static_cast<const T*>(a.weights) +
-                       (PER_POSITION ? first_map * size + start : first_map * a.channels + first_channel);
+    const T* weights = static_cast<const T*>(a.weights);
+    weights += PER_POSITION ? first_heatmap * size + start
+                            : first_heatmap * a.channels + first_channel;
 
     float* sums = scratch;
     float* staged = scratch + threads * VECTOR;  // [CLASSES, channels], clamped
     if constexpr (!PER_POSITION) {
         for (int i = thread; i < classes * channels; i += threads) {
-            const float weight = to_float(weights[i / channels * static_cast<long long>(a.channels) + i % channels]);
+            const long long row = i / channels;
+            const float weight = to_float(weights[row * a.channels + i % channels]);
             staged[i] = a.clamp ? not_negative(weight) : weight;
         }
         __syncthreads();
@@ -369,7 +381,7 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
                 sums[lane * width + thread % a.tile_units * VECTOR + i] = acc[k][i];
         }
         __syncthreads();
-        float* out = a.partial + ((first_map + k) * a.chunks + chunk) * a.positions + first;
+        float* out = a.partial + ((first_heatmap + k) * a.chunks + chunk) * a.positions + first;
         for (int p = thread; p < positions; p += threads) {
             float sum = 0.f;
             for (int l = 0; l < a.lanes; ++l)
@@ -381,13 +393,14 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
     unsigned* counter = a.arrived + image * gridDim.y + blockIdx.y;
     __syncthreads();
     if (!is_last(counter, gridDim.x, scratch)) return;
-    for (int k = 0; k < classes; ++k) finish(a, first_map + k, scratch);
+    for (int k = 0; k < classes; ++k) finish(a, first_heatmap + k, scratch);
 }
 
-// ---- heatmaps ----------------------------------------------------------------------------
+// ---- extremes and enlarge: `normalised_heatmaps` of the reference --------------------
 
-// A block takes every gridDim.y-th pixel row of the crop box of one heatmap.
-__device__ __forceinline__ void extremes(const MapArguments& a) {
+// A block takes every gridDim.y-th pixel row of the crop box of one heatmap, because a cubic can
+// be smallest or largest between the cells' centres.
+__device__ __forceinline__ void extremes(const HeatmapArguments& a) {
     SIGCAM_SHARED(scratch);
     const long long heatmap = blockIdx.x;
     const float* cam = a.cams + heatmap * a.rows.cells * a.columns.cells;
@@ -416,7 +429,7 @@ __device__ __forceinline__ void extremes(const MapArguments& a) {
         found.finite = a.valid[heatmap];
         a.bounds[2 * heatmap] = found.low;
         a.bounds[2 * heatmap + 1] = found.high;
-        a.valid[heatmap] = is_map(found);
+        a.valid[heatmap] = is_valid(found);
     }
 }
 
@@ -425,9 +438,10 @@ __device__ __forceinline__ void to_pixel(float value, unsigned char& out) {
     out = static_cast<unsigned char>(value * 255.f + 0.5f);
 }
 
-// A warp writes TILE_COLUMNS pixels of a row.
+// A warp writes TILE_COLUMNS neighbouring pixels of a row, so that its stores fall into few
+// pieces of memory.
 template <typename Pixel, bool CUBIC>
-__device__ __forceinline__ void enlarge(const MapArguments& a) {
+__device__ __forceinline__ void enlarge(const HeatmapArguments& a) {
     struct alignas(4 * sizeof(Pixel)) Four {
         Pixel values[4];
     };
@@ -494,10 +508,12 @@ SIGCAM_COMBINE(combine_positions_f16_v1_k4, Half, 1, 4, true)
 SIGCAM_COMBINE(combine_positions_f16_v8_k1, Half, 8, 1, true)
 SIGCAM_COMBINE(combine_positions_f16_v8_k4, Half, 8, 4, true)
 
-extern "C" __global__ void extremes_bicubic(const MapArguments arguments) { extremes(arguments); }
+extern "C" __global__ void extremes_bicubic(const HeatmapArguments arguments) {
+    extremes(arguments);
+}
 
 #define SIGCAM_ENLARGE(name, pixel, cubic)                                         \
-    extern "C" __global__ void name(const MapArguments arguments) {                \
+    extern "C" __global__ void name(const HeatmapArguments arguments) {                \
         enlarge<pixel, cubic>(arguments);                                          \
     }
 SIGCAM_ENLARGE(enlarge_bilinear_f32, float, false)

@@ -1,7 +1,7 @@
-"""Running clamp_combine.cu: `ClampCombine`, for whatever CUDA context is current.
+"""Runs clamp_combine.cu: `ClampCombine`, for whatever CUDA context is current.
 
-For programs that manage their own memory: `plan`, `prepare_workspace` once, `launch` as often
-as wanted. For everything else the object is called with arrays of torch, CuPy or PyCUDA.
+Programs that manage their own memory call `plan`, `prepare_workspace` once, and `launch` as
+often as they want. Everything else calls the object with arrays of torch, CuPy or PyCUDA.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ KERNELS = (
         for classes in (1, 4)
     ),
     "extremes_bicubic",
-    *(f"enlarge_{way}_{pixel}" for way in ("bilinear", "bicubic") for pixel in ("f32", "u8")),
+    *(f"enlarge_{kind}_{pixel}" for kind in ("bilinear", "bicubic") for pixel in ("f32", "u8")),
 )
 """The entry points of the source."""
 
 VARIABLE = "SIGCAM_KERNELS"
-"""Names a file made by `sigcam kernels build`, which is then used instead of compiling."""
+"""The environment variable that names a file made by `sigcam kernels build`.
+
+The file is then used instead of compiling.
+"""
 
 
 class ClampCombine:
@@ -71,23 +74,23 @@ class ClampCombine:
             raise self._refused(origin, exc) from exc
 
     def plan(self, inputs: Inputs, heatmaps: Heatmaps) -> Plan:
-        """The launches for a batch on this GPU.
+        """Returns the launches for a batch on this GPU.
 
         Raises:
-            ValueError: as `sigcam.kernels.plan.plan`.
+            ValueError: as `sigcam.kernels.plan.plan` does.
         """
         return planning.plan(inputs, heatmaps, processors=self.device.multiprocessors)
 
     def prepare_workspace(self, plan: Plan, workspace: int, stream: driver.Stream | int) -> None:
-        """Enqueues the zeroing of the counters; once for a workspace and a plan.
+        """Enqueues the zeroing of the counters, which is needed once for a workspace and a plan.
 
         Every launch leaves them zero. A workspace that served another plan must be prepared
         again, as other things lay where the counters are.
 
         Args:
-            plan: whose launches will use it.
+            plan: the plan whose launches will use the workspace.
             workspace: address of `plan.workspace.size` bytes, aligned to 256.
-            stream: the one of the launches, or one that they wait for.
+            stream: the stream of the launches, or one that they wait for.
         """
         parts = plan.workspace
         driver.memset(workspace + parts.arrived, 0, parts.counters, stream)
@@ -109,14 +112,18 @@ class ClampCombine:
         workspaces.
 
         Args:
-            plan: of `plan`; its `alignment`s must hold for the addresses.
+            plan: what `plan` returned; its `alignment`s must hold for the addresses.
             features: address of float32 or float16 [B, N, h, w].
             weights: address of the same type, [B, K, N] or [B, K, N, h, w].
             heatmaps: address of the float32 or uint8 [B, K, H, W] to write.
             valid: address of the uint8 [B, K] to write: 1 where a heatmap is one, else 0.
             workspace: address of `plan.workspace.size` bytes, prepared. Afterwards it holds
                 the CAMs, float32 [B, K, h, w], at `plan.workspace.cams`.
-            stream: where the work goes.
+            stream: the stream that the kernels are enqueued on.
+
+        Raises:
+            ValueError: an address that isn't aligned as the plan takes it to be.
+            KernelError: a launch failed.
         """
         combine, enlarge = plan.arguments(
             features=features, weights=weights, heatmaps=heatmaps, valid=valid, workspace=workspace
@@ -200,7 +207,7 @@ class ClampCombine:
             heatmaps = Heatmaps(
                 *wanted,
                 dtype == "uint8",
-                checks.way(interpolation),
+                checks.interpolation_of(interpolation),
                 checks.alignment(target.address),
             )
             plan = self.plan(inputs, heatmaps)

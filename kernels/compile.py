@@ -1,7 +1,7 @@
 """NVRTC: from clamp_combine.cu to a cubin for one GPU, kept in the cache.
 
-Needs the packages cuda-bindings and NVRTC's wheel (or a CUDA toolkit), but no driver and no
-GPU: what is compiled for is an argument.
+This needs the packages cuda-bindings and NVRTC's wheel (or a CUDA toolkit), but no driver and
+no GPU: which GPU to compile for is an argument.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sigcam.core.files import key_of
 from sigcam.kernels import cache
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 
 SOURCE = Path(__file__).with_name("clamp_combine.cu")
 
 ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
-"""Compute capabilities that the kernels are made for, times ten; the lowest is the limit."""
+"""Compute capabilities that the kernels are made for, times ten; no older GPU runs them."""
 
 OPTIONS = ("-std=c++17", "-lineinfo")
-"""Of NVRTC and of nvcc. No fast math: division and square root are rounded as in IEEE 754."""
+"""Options of NVRTC and nvcc. Without fast math, division and square root follow IEEE 754."""
 
 REPORT = ("--ptxas-options=-v",)
-"""Makes NVRTC's log list what each kernel uses."""
+"""The option that makes NVRTC's log list what each kernel uses."""
 
 INSTALL = (
     "pip install nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12 (CUDA 12), of the same "
@@ -40,7 +41,7 @@ class Compiled:
     """What NVRTC made.
 
     Attributes:
-        cubin: for one architecture.
+        cubin: the machine code for one architecture.
         log: warnings, and the report where it was asked for.
     """
 
@@ -53,7 +54,7 @@ class Resources:
     """What a thread or a block of a kernel uses.
 
     Attributes:
-        registers: of a thread.
+        registers: number of registers of a thread.
         stack: bytes of local memory of a thread.
         spills: bytes of spilled registers, stored and loaded.
         shared: bytes of static shared memory of a block.
@@ -66,7 +67,7 @@ class Resources:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """NVRTC's version, e.g. (13, 0).
+    """Returns NVRTC's version, e.g. (13, 0).
 
     Raises:
         CudaUnavailableError: cuda-bindings or NVRTC's library is missing.
@@ -76,7 +77,7 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def supported() -> tuple[int, ...]:
-    """The architectures, of `ARCHITECTURES`, that the installed NVRTC compiles for.
+    """Returns those of `ARCHITECTURES` that the installed NVRTC compiles for.
 
     Raises:
         CudaUnavailableError: cuda-bindings or NVRTC's library is missing.
@@ -86,7 +87,7 @@ def supported() -> tuple[int, ...]:
 
 
 def cubin_for(capability: tuple[int, int]) -> bytes:
-    """The kernels for a GPU, from the cache or compiled.
+    """Returns the kernels for a GPU as a cubin, from the cache or compiled.
 
     Args:
         capability: compute capability, (major, minor).
@@ -98,7 +99,7 @@ def cubin_for(capability: tuple[int, int]) -> bytes:
     architecture = architecture_of(capability)
     source = SOURCE.read_text(encoding="utf-8")
     version = "{}.{}".format(*nvrtc_version())
-    key = cache.key_of(source, *OPTIONS, f"sm_{architecture}", f"NVRTC {version}")
+    key = key_of(source, *OPTIONS, f"sm_{architecture}", f"NVRTC {version}")
     kept = cache.read(key)
     if kept is not None:
         return kept
@@ -108,7 +109,7 @@ def cubin_for(capability: tuple[int, int]) -> bytes:
 
 
 def architecture_of(capability: tuple[int, int]) -> int:
-    """A compute capability as NVRTC counts it: (8, 6) is 86.
+    """Returns a compute capability as NVRTC counts it: (8, 6) is 86.
 
     Raises:
         CudaUnavailableError: too old for the kernels, or too new for the installed NVRTC.
@@ -124,7 +125,7 @@ def architecture_of(capability: tuple[int, int]) -> int:
         version = "{}.{}".format(*nvrtc_version())
         raise CudaUnavailableError(
             f"the GPU has compute capability {name}, which NVRTC {version} "
-            f"doesn't know (it knows {_listed(known)}); install a newer one: {INSTALL}"
+            f"doesn't know (it knows {listed(known)}); install a newer one: {INSTALL}"
         )
     return number
 
@@ -132,12 +133,12 @@ def architecture_of(capability: tuple[int, int]) -> int:
 def compile_source(
     source: str, architecture: int, options: Sequence[str] = OPTIONS, *, report: bool = False
 ) -> Compiled:
-    """Compiles for one architecture, e.g. 86.
+    """Compiles a source for one architecture.
 
     Args:
-        source: of the whole translation unit; it can include nothing.
-        architecture: compute capability times ten.
-        options: of NVRTC.
+        source: the text of the whole translation unit; it can include nothing.
+        architecture: compute capability times ten, e.g. 86.
+        options: NVRTC's options.
         report: whether the log shall list what each kernel uses; see `resources`.
 
     Raises:
@@ -163,10 +164,18 @@ def compile_source(
 
 
 def resources(log: str) -> dict[str, Resources]:
-    """What each kernel uses, from the log of a compilation with `report`.
+    """Returns what each kernel uses, by its name, from the log of a compilation with `report`.
 
     Raises:
         KernelError: the log has no report.
+
+    Example:
+        >>> log = (
+        ...     "Compiling entry function 'enlarge' for 'sm_86': 0 bytes stack frame, "
+        ...     "0 bytes spill stores, 0 bytes spill loads, Used 32 registers, 48 bytes smem"
+        ... )
+        >>> resources(log)
+        {'enlarge': Resources(registers=32, stack=0, spills=0, shared=48)}
     """
     found = {}
     for part in re.split(r"Compiling entry function '", log)[1:]:
@@ -187,6 +196,16 @@ def resources(log: str) -> dict[str, Resources]:
     if not found:
         raise KernelError(f"NVRTC's log has no report of kernels:\n{log}")
     return found
+
+
+def listed(architectures: Sequence[int]) -> str:
+    """Returns architectures as text, with the points of compute capabilities.
+
+    Example:
+        >>> listed([86, 120])
+        '8.6, 12.0'
+    """
+    return ", ".join(f"{number // 10}.{number % 10}" for number in architectures)
 
 
 @once
@@ -225,7 +244,3 @@ def _text(program: Any, name: str) -> str:
 def _described(status: Any) -> str:
     text = _nvrtc().nvrtcGetErrorString(status)[1]
     return text.decode() if isinstance(text, bytes) else str(status)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

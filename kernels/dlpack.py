@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 CPU, CUDA = 1, 2
-"""Device types of DLPack that are known here."""
+"""The device types of DLPack that are known here."""
 
 VERSION = (1, 0)
 _READ_ONLY = 1
@@ -86,12 +86,12 @@ class Taken:
     """A tensor that was taken over from a capsule.
 
     Attributes:
-        address: of the first element.
-        shape: of the array, which is C-contiguous.
-        dtype: of its elements.
-        device: (type, number).
+        address: where its first element lies.
+        shape: sizes of the array, which is C-contiguous.
+        dtype: type of its elements.
+        device: type and number of the device in DLPack's terms.
         read_only: whether it must not be written.
-        release: gives it back; to be called once.
+        release: gives the tensor back; it must be called once.
     """
 
     address: int
@@ -156,15 +156,26 @@ def give(
     *,
     versioned: bool,
 ) -> object:
-    """A capsule of a C-contiguous array.
+    """Returns a capsule of a C-contiguous array.
 
     Args:
-        address: of the first element.
-        shape: of the array.
-        dtype: of its elements.
-        device: (type, number).
-        owner: kept until the taker calls the deleter, or the capsule is collected untaken.
-        versioned: whether as of DLPack 1.0; as before it otherwise.
+        address: where its first element lies.
+        shape: sizes of the array.
+        dtype: type of its elements.
+        device: type and number of the device in DLPack's terms.
+        owner: what is kept until the taker calls the deleter, or the capsule is collected
+            untaken.
+        versioned: whether the capsule is one of DLPack 1.0, or one as before it.
+
+    Example:
+        >>> owner = np.arange(3, dtype=np.float32)
+        >>> capsule = give(
+        ...     owner.ctypes.data, (3,), owner.dtype, (CPU, 0), owner, versioned=True
+        ... )
+        >>> found = take(capsule)
+        >>> found.shape, found.dtype, found.device
+        ((3,), dtype('float32'), (1, 0))
+        >>> found.release()
     """
     # NumPy makes the capsule and owns it, in C: a destructor in Python would be called while
     # the exception of a taker that refuses the capsule is set, and lose it. NumPy looks at
@@ -195,10 +206,17 @@ class _Lent:
 
 
 def check_contiguous(shape: tuple[int, ...], strides: tuple[float, ...] | None) -> None:
-    """Refuses an array with gaps or in another order; `strides` count elements.
+    """Refuses an array with gaps or in another order.
+
+    Args:
+        shape: sizes of the array.
+        strides: steps along each axis, in elements; None for a C-contiguous array.
 
     Raises:
-        ValueError: it isn't C-contiguous.
+        ValueError: the array isn't C-contiguous.
+
+    Example:
+        >>> check_contiguous((2, 3), (3, 1))
     """
     if strides is None or 0 in shape:
         return

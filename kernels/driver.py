@@ -1,9 +1,9 @@
 """The little of the CUDA driver that sigcam needs, in whatever context is current.
 
-Nothing here makes a context but `retain_primary_context`, which shares the one of torch,
-CuPy and the CUDA runtime. What owns a handle closes it once: by `close`, or when it is
-collected, in the context it was made in. Streams are given as `Stream` or as the handle's
-number; 0 is the legacy default stream.
+Only `retain_primary_context` makes a context, the one that torch, CuPy and the CUDA runtime
+share. What owns a handle closes it once: by `close`, or when it is collected, in the context
+that it was made in. Streams are given as `Stream` or as the handle's number; 0 is the legacy
+default stream.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Context:
 
 
 def retain_primary_context(ordinal: int = 0) -> Context:
-    """The primary context of a device, which lives until it is closed.
+    """Retains the primary context of a device, until it is closed.
 
     Raises:
         CudaUnavailableError: CUDA can't be used here, or there is no such device.
@@ -86,10 +86,10 @@ def within(context: Any) -> Iterator[None]:
 
 
 class Stream(Owned):
-    """A stream of its own, which doesn't wait for the legacy default stream.
+    """A new stream, which doesn't wait for the legacy default stream.
 
     Attributes:
-        handle: its number.
+        handle: the stream's number.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Stream(Owned):
         super().__init__("cuStreamDestroy", self.handle)
 
     def __cuda_stream__(self) -> tuple[int, int]:
-        """NVIDIA's protocol for streams: (version, handle)."""
+        """Returns (version, handle), as NVIDIA's protocol for streams wants it."""
         return 0, self.handle
 
     def synchronize(self) -> None:
@@ -132,7 +132,7 @@ class Event(Owned):
         call("cuEventSynchronize", self.handle)
 
     def milliseconds_since(self, earlier: Event) -> float:
-        """Time between two points that were both reached; both events with `timing`."""
+        """Returns the time since an earlier point; both were reached, and made with `timing`."""
         return float(call("cuEventElapsedTime", earlier.handle, self.handle))
 
 
@@ -148,7 +148,7 @@ class Module(Owned):
         super().__init__("cuModuleUnload", self.handle)
 
     def function(self, name: str) -> int:
-        """The handle of a kernel by its name."""
+        """Returns the handle of a kernel by its name."""
         return int(call("cuModuleGetFunction", self.handle, name.encode()))
 
 
@@ -160,10 +160,10 @@ def copy_to_device(
     From memory that isn't page-locked the driver may copy before this returns.
 
     Args:
-        address: on the device.
-        source: a C-contiguous array, or an address.
-        size: in bytes.
-        stream: which work it follows.
+        address: where the copy goes, on the device.
+        source: a C-contiguous array, or an address in host memory.
+        size: bytes to copy.
+        stream: the stream whose work the copy follows.
     """
     call("cuMemcpyHtoDAsync", address, _host_address(source, size), size, handle_of(stream))
 
@@ -171,9 +171,13 @@ def copy_to_device(
 def copy_to_host(
     target: npt.NDArray[Any] | int, address: int, size: int, stream: Stream | int
 ) -> None:
-    """Enqueues a copy to the host: `target` is a C-contiguous array, or an address.
+    """Enqueues a copy to the host, which is there once the stream has been synchronised.
 
-    What it copies is there once the stream has been synchronised.
+    Args:
+        target: a C-contiguous array, or an address in host memory.
+        address: what to copy, on the device.
+        size: bytes to copy.
+        stream: the stream whose work the copy follows.
     """
     call("cuMemcpyDtoHAsync", _host_address(target, size), address, size, handle_of(stream))
 
@@ -194,12 +198,12 @@ def launch(
     """Enqueues a kernel of one argument, which is copied before this returns.
 
     Args:
-        function: of `Module.function`.
+        function: the kernel's handle, as `Module.function` returns it.
         grid: blocks along x, y, z.
-        block: threads.
-        shared: bytes of dynamic shared memory.
-        stream: which work it follows.
-        argument: the structure.
+        block: threads of a block.
+        shared: bytes of dynamic shared memory of a block.
+        stream: the stream whose work the kernel follows.
+        argument: the structure that the kernel takes.
     """
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     call(
@@ -222,7 +226,7 @@ def synchronize(stream: Stream | int) -> None:
 
 
 def pointer_device(address: int) -> int:
-    """The number of the device that an address belongs to.
+    """Returns the number of the device that an address belongs to.
 
     Raises:
         KernelError: it isn't an address that CUDA knows.

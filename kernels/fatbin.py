@@ -1,7 +1,7 @@
-"""nvcc: clamp_combine.cu to one file for many GPUs, made ahead of time.
+"""nvcc: from clamp_combine.cu to one file for many GPUs, made ahead of time.
 
-For machines that shall not compile at first use, or have no NVRTC. The file holds a cubin for
-each architecture and PTX of the newest, which drivers compile for GPUs that came later.
+The file is for machines that shall not compile at first use, or have no NVRTC. It holds a cubin
+for each architecture, and PTX of the newest one, which drivers compile for GPUs that came later.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sigcam.kernels.cache import write_whole
-from sigcam.kernels.compile import ARCHITECTURES, OPTIONS, SOURCE
+from sigcam.core.files import write_bytes
+from sigcam.kernels.compile import ARCHITECTURES, OPTIONS, SOURCE, listed
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 
 
 @dataclass(frozen=True)
 class FatBinary:
-    """What was made.
+    """A file of kernels that nvcc made.
 
     Attributes:
-        path: the file.
-        architectures: compute capabilities times ten that it has cubins for; PTX of the last.
-        size: in bytes.
-        version: nvcc's.
+        path: where the file lies.
+        architectures: compute capabilities times ten that it has cubins for, in ascending
+            order; it has PTX of the last one.
+        size: size of the file in bytes.
+        version: nvcc's version, "12.8".
     """
 
     path: Path
@@ -38,10 +39,10 @@ class FatBinary:
 
 
 def build(out: Path, architectures: Sequence[int] | None = None) -> FatBinary:
-    """Compiles with nvcc and writes the file whole or not at all.
+    """Compiles the kernels with nvcc, and writes the file whole or not at all.
 
     Args:
-        out: the file.
+        out: the file to write.
         architectures: compute capabilities times ten; all of `ARCHITECTURES` that this nvcc
             knows when None.
 
@@ -49,7 +50,7 @@ def build(out: Path, architectures: Sequence[int] | None = None) -> FatBinary:
         CudaUnavailableError: there is no nvcc, or it doesn't know an architecture.
         ValueError: an architecture that the kernels aren't made for.
         KernelError: the source doesn't compile; carries what nvcc printed.
-        OSError: the file can't be written.
+        StorageError: the file can't be written.
     """
     nvcc = find_nvcc()
     known = _known(nvcc)
@@ -64,13 +65,13 @@ def build(out: Path, architectures: Sequence[int] | None = None) -> FatBinary:
         flags.append(f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}")
         _run([nvcc, "-fatbin", *OPTIONS, "--threads=0", *flags, str(SOURCE), "-o", str(made)])
         data = made.read_bytes()
-    write_whole(out, data)
+    write_bytes(out, data)
     version = re.search(r"release ([\d.]+)", _run([nvcc, "--version"]))
     return FatBinary(out, chosen, len(data), version[1] if version else "of unknown version")
 
 
 def find_nvcc() -> str:
-    """The nvcc of $CUDA_HOME or $CUDA_PATH, or on the PATH.
+    """Finds the nvcc of $CUDA_HOME or $CUDA_PATH, or on the PATH.
 
     Raises:
         CudaUnavailableError: there is none.
@@ -99,12 +100,12 @@ def _checked(architectures: Sequence[int], known: set[int]) -> tuple[int, ...]:
     refused = [n for n in chosen if n not in ARCHITECTURES]
     if refused or not chosen:
         raise ValueError(
-            f"the kernels are made for {_listed(ARCHITECTURES)}, got {_listed(refused) or 'none'}"
+            f"the kernels are made for {listed(ARCHITECTURES)}, got {listed(refused) or 'none'}"
         )
     unknown = [n for n in chosen if n not in known]
     if unknown:
         raise CudaUnavailableError(
-            f"this nvcc doesn't know {_listed(unknown)}, only {_listed(sorted(known))}; install "
+            f"this nvcc doesn't know {listed(unknown)}, only {listed(sorted(known))}; install "
             "a newer CUDA toolkit"
         )
     return chosen
@@ -118,7 +119,3 @@ def _run(command: list[str]) -> str:
             f"{done.stdout}{done.stderr}"
         )
     return done.stdout
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)

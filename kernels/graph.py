@@ -43,11 +43,10 @@ def _no_collection() -> Iterator[None]:
 
 
 class Graph:
-    """Work that was captured from a stream, to be launched as one.
+    """Work that was captured from a stream and is launched as one.
 
-    with Graph.capture(stream) as graph:
-        ...  # enqueue on the stream; nothing runs
-    graph.launch(stream)
+    `with Graph.capture(stream) as graph:` enqueues work on the stream, of which nothing runs;
+    `graph.launch(stream)` runs all of it.
 
     Only one launch of a graph runs at a time; a second one on any stream waits.
     """
@@ -59,9 +58,9 @@ class Graph:
     @classmethod
     @contextmanager
     def capture(cls, stream: HasHandle | int) -> Iterator[Graph]:
-        """Captures what is enqueued on `stream` meanwhile, from this thread.
+        """Captures what this thread enqueues on `stream` inside the block.
 
-        Meanwhile, Python doesn't look for cyclic garbage.
+        Inside it, Python doesn't look for cyclic garbage.
 
         Raises:
             KernelError: something was called that can't be captured.
@@ -98,7 +97,7 @@ class Graph:
         call("cuGraphLaunch", self._handle, handle_of(stream))
 
     def close(self) -> None:
-        """Destroys it; a second call does nothing."""
+        """Destroys the graph; a second call does nothing."""
         if self._executable is not None:
             self._executable.close()
             self._executable = None
@@ -110,5 +109,5 @@ def _discard(captured: Any) -> None:
 
 
 def is_capturing(stream: HasHandle | int) -> bool:
-    """Whether the stream's work is being captured into a graph."""
+    """Returns whether the stream's work is being captured into a graph."""
     return int(call("cuStreamIsCapturing", handle_of(stream))) != 0

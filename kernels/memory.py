@@ -17,9 +17,9 @@ class Owned:
     """A handle that is destroyed once, in the context that it was made in.
 
     Args:
-        destroy: the function that does it.
-        handle: its arguments.
-        keep: what must live until then.
+        destroy: name of the driver's function that destroys the handle.
+        handle: the function's arguments.
+        keep: what must live until the handle is destroyed.
     """
 
     def __init__(self, destroy: str, *handle: Any, keep: object = None) -> None:
@@ -31,7 +31,7 @@ class Owned:
         self._collected.atexit = False
 
     def close(self) -> None:
-        """Destroys it; a second call does nothing."""
+        """Destroys the handle; a second call does nothing."""
         kept = self._collected.detach()  # what must live until the handle is gone
         if kept is not None:
             _destroy(*self._destroy)
@@ -58,8 +58,8 @@ class DeviceBuffer(Owned):
     """Device memory, aligned to at least 256 bytes; its contents are undefined.
 
     Attributes:
-        address: on the device.
-        size: in bytes.
+        address: where the memory begins, on the device.
+        size: bytes of the memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -76,8 +76,8 @@ class StreamBuffer(Owned):
     buffer is closed or collected, and the stream must still be there.
 
     Args:
-        size: in bytes.
-        stream: on which it is allocated and freed.
+        size: bytes of the memory.
+        stream: the stream on which it is allocated and freed.
         keep: the object that owns the stream, where `stream` is only its number.
     """
 
@@ -93,8 +93,8 @@ class PinnedBuffer(Owned):
     """Page-locked host memory, which copies to and from the device don't stage.
 
     Attributes:
-        address: on the host.
-        size: in bytes.
+        address: where the memory begins, on the host.
+        size: bytes of the memory.
     """
 
     def __init__(self, size: int) -> None:
@@ -104,7 +104,7 @@ class PinnedBuffer(Owned):
         super().__init__("cuMemFreeHost", self.address)
 
     def view(self, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-        """The beginning of the buffer as an array, which keeps the buffer from collection.
+        """Returns the beginning of the buffer as an array, which keeps the buffer alive.
 
         Raises:
             ValueError: the buffer is smaller than that.

@@ -1,6 +1,6 @@
-"""Which launches of clamp_combine.cu make the heatmaps of a batch, and with what arguments.
+"""Plans which launches of clamp_combine.cu make the heatmaps of a batch, with what arguments.
 
-Pure arithmetic: nothing here needs a GPU, a driver or NumPy.
+This is pure arithmetic: nothing here needs a GPU, a driver or NumPy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Inputs:
     Attributes:
         batch, channels, height, width: B, N, h, w.
         classes: K.
-        half: whether both are float16; float32 otherwise.
+        half: whether both are float16 rather than float32.
         per_position: whether the weights have a value for each position.
         clamp: NWC: negative weights count as 0.
         alignment: the largest power of two, up to 16, that divides both addresses.
@@ -79,12 +79,12 @@ class Inputs:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an element."""
+        """Returns the bytes of an element."""
         return 2 if self.half else 4
 
     @property
     def positions(self) -> int:
-        """P = h * w."""
+        """Returns P = h * w."""
         return self.height * self.width
 
 
@@ -93,8 +93,8 @@ class Heatmaps:
     """The heatmaps [B, K, H, W] that are wanted.
 
     Attributes:
-        rows, columns: how they lie over the CAM.
-        bytes_: whether they are uint8 (0 to 255); float32 (0 to 1) otherwise.
+        rows, columns: how they lie over the CAM, along the height and the width.
+        bytes_: whether they are uint8 (0 to 255) rather than float32 (0 to 1).
         interpolation: "bilinear" or "bicubic" (a = -0.75).
         alignment: as in `Inputs`, of the heatmaps' address.
     """
@@ -116,10 +116,10 @@ class Heatmaps:
 
 @dataclass(frozen=True)
 class Launch:
-    """A launch but for its argument.
+    """A launch of a kernel, without its argument.
 
     Attributes:
-        kernel: name in the source.
+        kernel: the kernel's name in the source.
         grid: blocks along x, y, z.
         block: threads of a block.
         shared: bytes of dynamic shared memory.
@@ -133,10 +133,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where the parts of the workspace begin, in bytes, and how large it is.
+    """Where the parts of the workspace begin and how large it is, all in bytes.
 
-    `counters` bytes from `arrived` must be 0 before the first launch; every launch
-    leaves them so.
+    Attributes:
+        arrived: where the counters begin. They must be 0 before the first launch, and every
+            launch leaves them so.
+        counters: size of the counters.
+        cams: where the CAMs begin, float32 [B, K, h, w].
+        bounds: where the heatmaps' smallest and largest values begin, float32 [B, K, 2].
+        partial: where the partial sums and extremes of blocks begin.
+        size: size of all parts together.
     """
 
     arrived: int
@@ -149,7 +155,7 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before there are addresses.
+    """The launches for a batch, and all of their arguments but the addresses.
 
     Attributes:
         inputs, heatmaps: what was planned for.
@@ -171,7 +177,17 @@ class Plan:
     def arguments(
         self, *, features: int, weights: int, heatmaps: int, valid: int, workspace: int
     ) -> tuple[CombineArguments, HeatmapArguments]:
-        """The arguments of the launches, from device addresses.
+        """Returns the arguments of the launches.
+
+        Args:
+            features: address of the features.
+            weights: address of the CAM weights.
+            heatmaps: address that the heatmaps are written to.
+            valid: address that the flags are written to, uint8 [B, K].
+            workspace: address of `workspace.size` bytes, aligned to 256.
+
+        Returns:
+            The argument of `combine`, and the one of `extremes` and `enlarge`.
 
         Raises:
             ValueError: an address that isn't aligned as the plan takes it to be.
@@ -215,35 +231,27 @@ class Plan:
 
 
 def plan(inputs: Inputs, heatmaps: Heatmaps, *, processors: int, threads: int = THREADS) -> Plan:
-    """The launches for a batch.
+    """Plans the launches for a batch.
 
     Args:
-        inputs: what there is.
-        heatmaps: what is wanted.
+        inputs: the features and weights that there are.
+        heatmaps: the heatmaps that are wanted of them.
         processors: multiprocessors of the GPU. The sums' order depends on it, so equal GPUs
             give equal bits.
-        threads: of a block; a multiple of WARP.
+        threads: threads of a block, a multiple of WARP.
 
     Raises:
-        ValueError: a CAM of another size than the heatmaps' axes are for, or `threads`.
+        ValueError: a CAM of another size than the heatmaps' axes are for, more heatmaps than
+            fit one launch, or a wrong number of threads or processors.
+
+    Example:
+        >>> from sigcam.kernels.arguments import whole
+        >>> inputs = Inputs(batch=1, channels=512, height=7, width=7, classes=1)
+        >>> made = plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84)
+        >>> made.combine.kernel, made.enlarge.kernel
+        ('combine_f32_v4_k1', 'enlarge_bilinear_f32')
     """
-    if threads < WARP or threads % WARP or processors < 1:
-        raise ValueError(
-            f"threads must be a multiple of {WARP} and processors at least 1, got {threads} "
-            f"and {processors}"
-        )
-    if (heatmaps.rows.cells, heatmaps.columns.cells) != (inputs.height, inputs.width):
-        raise ValueError(
-            f"the heatmaps' axes are for a CAM of {heatmaps.rows.cells} x {heatmaps.columns.cells}, the "
-            f"features have {inputs.height} x {inputs.width}"
-        )
-    count = inputs.batch * inputs.classes
-    rows = -(-heatmaps.rows.size // (threads // WARP))
-    if count > _MAX_INT or rows > _MAX_GRID:
-        raise ValueError(
-            f"at most {_MAX_INT} heatmaps of {_MAX_GRID * (threads // WARP)} rows fit one launch, got "
-            f"{count} of {heatmaps.rows.size}; split the batch"
-        )
+    _check(inputs, heatmaps, processors, threads)
     vector = _vector(inputs, threads)
     classes = 1 if inputs.classes == 1 else CLASS_TILE
     class_tiles = -(-inputs.classes // classes)
@@ -257,40 +265,74 @@ def plan(inputs: Inputs, heatmaps: Heatmaps, *, processors: int, threads: int = 
         block=threads,
         shared=4 * (threads * vector + staged),
     )
-    extremes = None
-    if heatmaps.interpolation == "bicubic":
-        height = heatmaps.rows.high - heatmaps.rows.low
-        blocks = min(height, MAX_CHUNKS, -(-BLOCKS_PER_PROCESSOR * processors // count))
-        extremes = Launch("extremes_bicubic", (count, blocks, 1), threads, 4 * 3 * threads // WARP)
-    pixel = 1 if heatmaps.bytes_ else 4
-    enlarge = Launch(
-        kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
-        grid=(
-            -(-heatmaps.columns.size // TILE_COLUMNS),
-            rows,
-            min(count, _MAX_GRID),
-        ),
-        block=threads,
-        shared=0,
-    )
+    count = inputs.batch * inputs.classes
+    extremes = _extremes(heatmaps, count, processors, threads)
     counters = 4 * max(inputs.batch * class_tiles, count if extremes else 0)
     partial = count * fields["chunks"] * inputs.positions
     if extremes is not None:
         partial = max(partial, count * extremes.grid[1] * 2)
+    pixel = 1 if heatmaps.bytes_ else 4
     return Plan(
         inputs=inputs,
         heatmaps=heatmaps,
         combine=combine,
         extremes=extremes,
-        enlarge=enlarge,
+        enlarge=_enlarge(heatmaps, count, threads),
         workspace=_workspace(counters, 4 * count * inputs.positions, 8 * count, 4 * partial),
         fields=fields,
         vectors=heatmaps.columns.size % 4 == 0 and heatmaps.alignment % (4 * pixel) == 0,
     )
 
 
+def _check(inputs: Inputs, heatmaps: Heatmaps, processors: int, threads: int) -> None:
+    """Refuses arguments of `plan` that don't fit together, or fit no launch."""
+    if threads < WARP or threads % WARP or processors < 1:
+        raise ValueError(
+            f"threads must be a multiple of {WARP} and processors at least 1, got {threads} "
+            f"and {processors}"
+        )
+    rows, columns = heatmaps.rows, heatmaps.columns
+    if (rows.cells, columns.cells) != (inputs.height, inputs.width):
+        raise ValueError(
+            f"the heatmaps' axes are for a CAM of {rows.cells} x {columns.cells}, the features "
+            f"have {inputs.height} x {inputs.width}"
+        )
+    count, warps = inputs.batch * inputs.classes, threads // WARP
+    if count > _MAX_INT or _row_blocks(rows, threads) > _MAX_GRID:
+        raise ValueError(
+            f"at most {_MAX_INT} heatmaps of {_MAX_GRID * warps} rows fit one launch, got "
+            f"{count} of {rows.size}; split the batch"
+        )
+
+
+def _extremes(heatmaps: Heatmaps, count: int, processors: int, threads: int) -> Launch | None:
+    """Returns the launch that finds the extremes of `count` bicubic heatmaps; None otherwise."""
+    if heatmaps.interpolation != "bicubic":
+        return None
+    height = heatmaps.rows.high - heatmaps.rows.low
+    blocks = min(height, MAX_CHUNKS, -(-BLOCKS_PER_PROCESSOR * processors // count))
+    return Launch("extremes_bicubic", (count, blocks, 1), threads, 4 * 3 * threads // WARP)
+
+
+def _enlarge(heatmaps: Heatmaps, count: int, threads: int) -> Launch:
+    """Returns the launch that writes `count` heatmaps."""
+    columns = -(-heatmaps.columns.size // TILE_COLUMNS)
+    return Launch(
+        kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
+        grid=(columns, _row_blocks(heatmaps.rows, threads), min(count, _MAX_GRID)),
+        block=threads,
+        shared=0,
+    )
+
+
+def _row_blocks(rows: Axis, threads: int) -> int:
+    """Returns how many blocks the rows of a heatmap take, one row for each warp."""
+    rows_of_block = threads // WARP
+    return int(-(-rows.size // rows_of_block))
+
+
 def _vector(inputs: Inputs, threads: int) -> int:
-    """Elements that a thread reads at once: 16 bytes of them where all addresses allow it."""
+    """Returns how many elements a thread reads at once: 16 bytes where all addresses allow it."""
     vector = 16 // inputs.itemsize
     # Every image, and for weights per position every class, must begin on 16 bytes.
     starts = inputs.channels * inputs.positions
@@ -302,7 +344,7 @@ def _vector(inputs: Inputs, threads: int) -> int:
 
 
 def _group(positions: int, vector: int) -> tuple[int, int]:
-    """The fewest channels whose elements fill whole vectors, and how many vectors that is."""
+    """Returns the fewest channels whose elements fill whole vectors, and the number of these."""
     group = vector // gcd(vector, positions)
     return group, group * positions // vector
 
@@ -310,6 +352,7 @@ def _group(positions: int, vector: int) -> tuple[int, int]:
 def _fields(
     inputs: Inputs, vector: int, class_tiles: int, processors: int, threads: int
 ) -> dict[str, int]:
+    """Returns the numbers of `CombineArguments`: how channels and positions are divided."""
     group, units = _group(inputs.positions, vector)
     tiles = -(-units // threads)
     tile_units = -(-units // tiles)
@@ -336,6 +379,7 @@ def _fields(
 
 
 def _workspace(counters: int, cams: int, bounds: int, partial: int) -> Workspace:
+    """Lays out parts of these sizes in bytes, each aligned to `ALIGNMENT`."""
     starts = [0]
     for size in (counters, cams, bounds, partial):
         starts.append(-(-(starts[-1] + size) // ALIGNMENT) * ALIGNMENT)

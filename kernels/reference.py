@@ -1,4 +1,4 @@
-"""What the CUDA kernels compute, in plain NumPy."""
+"""The reference of the CUDA kernels: what they compute, in plain NumPy."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Array = npt.NDArray[Any]
 
 
 def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
-    """CAMs from features and CAM weights: max(0, sum_n max(0, w_n) F_n).
+    """Computes CAMs from features and CAM weights: max(0, sum_n max(0, w_n) F_n).
 
-    Beyond Softmax, Eq. 4, with negative-weight clamping (NWC) unless it is switched off.
-    What the CUDA kernel computes, and what a Session uses on artifacts of the profile
+    This is Eq. 4 of "Beyond Softmax", with negative-weight clamping (NWC) unless it is switched
+    off. The CUDA kernel computes the same, and a Session calls this on artifacts of the profile
     "split" when it has no GPU.
 
     Args:
@@ -30,6 +30,14 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
 
     Raises:
         ValueError: shapes that don't belong together, or another dtype.
+
+    Example:
+        >>> features = np.array([[[[1.0, 2.0]], [[4.0, 1.0]]]], np.float32)
+        >>> weights = np.array([[[2.0, -1.0]]], np.float32)
+        >>> clamp_combine(features, weights)
+        array([[[[2., 4.]]]], dtype=float32)
+        >>> clamp_combine(features, weights, clamp=False)
+        array([[[[0., 3.]]]], dtype=float32)
     """
     _check(features, weights)
     used = np.maximum(weights, 0) if clamp else weights
@@ -50,11 +58,11 @@ def normalised_heatmaps(
 ) -> tuple[Array, Array]:
     """Enlarges CAMs and scales each to its range inside the crop box.
 
-    The definition, step by step in float64. The runtime's own heatmaps on the CPU
+    It follows the definition step by step, in float64. The runtime's own heatmaps on the CPU
     (`sigcam.images.upsample`) take a faster way to the same values.
 
     Args:
-        cams: [B, K, h, w].
+        cams: CAMs of any float type, [B, K, h, w].
         rows: how the heatmaps lie over the CAMs along the height.
         columns: the same along the width.
         interpolation: "bilinear", or "bicubic" with a = -0.75 (Keys 1981, Eq. 4).
@@ -63,6 +71,17 @@ def normalised_heatmaps(
         Heatmaps float64 [B, K, H, W], 0 to 1, 0 outside the crop box; and valid, bool [B, K]:
         False where a CAM is constant (a range of at most 1e-5 of its largest value) or not
         finite, and the heatmap 0.
+
+    Example:
+        >>> from sigcam.kernels.arguments import whole
+        >>> cams = np.array([[[[1.0, 3.0]], [[2.0, 2.0]]]])
+        >>> heatmaps, valid = normalised_heatmaps(cams, whole(1, 1), whole(4, 2))
+        >>> heatmaps
+        array([[[[0.  , 0.25, 0.75, 1.  ]],
+        <BLANKLINE>
+                [[0.  , 0.  , 0.  , 0.  ]]]])
+        >>> valid
+        array([[ True, False]])
     """
     valid = np.logical_and.reduce(np.isfinite(cams), axis=(2, 3))
     large = enlarged(np.where(valid[..., None, None], cams, 0), rows, columns, interpolation)
@@ -80,19 +99,28 @@ def normalised_heatmaps(
 
 
 def enlarged(cams: Array, rows: Axis, columns: Axis, interpolation: Interpolation) -> Array:
-    """CAMs [..., h, w] at the heatmaps' size, float64 [..., H, W]; edge cells repeated outwards."""
+    """Enlarges CAMs [..., h, w] to the heatmaps' size, with edge cells repeated outwards.
+
+    Returns:
+        float64 [..., H, W], in the units of the CAMs.
+    """
     down, across = _weights(rows, interpolation), _weights(columns, interpolation)
     large: Array = down @ cams.astype(np.float64) @ across.T
     return large
 
 
 def to_bytes(heatmaps: Array) -> Array:
-    """Heatmaps as uint8: 255 times the value, rounded half up."""
+    """Converts heatmaps of 0 to 1 to uint8: 255 times the value, rounded half up.
+
+    Example:
+        >>> to_bytes(np.array([0.0, 0.5, 1.0]))
+        array([  0, 128, 255], dtype=uint8)
+    """
     return np.floor(heatmaps * 255 + 0.5).astype(np.uint8)
 
 
 def _weights(axis: Axis, interpolation: Interpolation) -> Array:
-    """The cells' weights for every pixel, float64 [size, cells]."""
+    """Returns the cells' weights for every pixel, float64 [size, cells]."""
     at = np.arange(axis.size) * float(axis.scale) + float(axis.offset)
     taps = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
     matrix = np.zeros((axis.size, axis.cells))

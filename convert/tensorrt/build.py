@@ -1,10 +1,8 @@
-"""From an artifact to a TensorRT engine and its sidecar."""
+"""Building: from an artifact to a TensorRT engine and its sidecar."""
 
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from sigcam.convert.tensorrt.float16 import to_half
 from sigcam.convert.tensorrt.monitor import make_monitor, run_stoppable
 from sigcam.convert.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
 from sigcam.convert.tensorrt.timing_cache import TimingCache
-from sigcam.core.artifact import read_spec
+from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import (
     ArtifactError,
     BackendError,
@@ -27,11 +25,13 @@ from sigcam.core.sidecar import (
     sidecar_path,
     write_pair,
 )
+from sigcam.core.versions import versions_of
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.backends.tensorrt.package import TensorRTPackage, choose
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""The smallest, the usual and the largest shape of each input, by name."""
 
 _TURING = "7.5"
 
@@ -47,10 +47,10 @@ def build_engine(
 
     Args:
         model: the .onnx file that `sigcam export` wrote.
-        out: the engine's file, whose name ends in .engine; MODEL.engine, or
-            MODEL.rtx.engine of TensorRT-RTX, beside the model when None. The sidecar's name
-            is the engine's with ".json" after it.
-        options: how; `BuildOptions()` when None.
+        out: the engine's file, whose name ends in .engine; MODEL.engine beside the model, or
+            MODEL.rtx.engine of TensorRT-RTX, when None. The sidecar's name is the engine's
+            with ".json" after it.
+        options: how the engine is built; `BuildOptions()` when None.
         progress: whether a bar is drawn on standard error.
 
     Returns:
@@ -66,14 +66,16 @@ def build_engine(
         KeyboardInterrupt: Ctrl-C; nothing is written.
     """
     model, options = Path(model), options or BuildOptions()
-    if model.suffix == ".engine":
-        raise UsageError(f"{model} is an engine already; pass the .onnx file that it is to be of")
+    if is_engine(model):
+        raise UsageError(
+            f"{model} is an engine already; pass the .onnx file that an engine shall be built of"
+        )
     spec = read_spec(model)
     if spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
     package = choose(options.package)
     target = Path(out) if out is not None else model.with_suffix(package.suffix)
-    if target.suffix != ".engine":
+    if not is_engine(target):
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     check_writable(target)
     check_writable(sidecar_path(target))
@@ -81,6 +83,7 @@ def build_engine(
         check_writable(options.timing_cache)
     gpu = None if package.is_rtx or options.capabilities else _gpu_here(package)
     source_sha256 = model_digest(model)
+    converters = ("onnx", "onnxruntime") if options.precision == "float16" else ()
     build = Build(package, model, options)
     with memoryview(build.run(progress=progress)) as data:
         sidecar = Sidecar(
@@ -97,7 +100,7 @@ def build_engine(
             tf32=options.tf32,
             source=model.name,
             source_sha256=source_sha256,
-            versions=_versions(options),
+            versions=versions_of("sigcam", *converters),
         )
         write_pair(target, data, sidecar)
     if build.timings is not None:
@@ -106,20 +109,25 @@ def build_engine(
 
 
 class Build:
-    """One build: the parsed network and how it is to be compiled.
+    """One build: the parsed network and how it will be compiled.
+
+    Args:
+        package: the TensorRT that builds.
+        model: the artifact's file.
+        options: how the engine is built.
 
     Attributes:
-        shapes: of each input the smallest, the usual and the largest shape.
+        shapes: the smallest, the usual and the largest shape of each input, by name.
         timings: the timing cache, if one is wanted.
 
     Raises:
-        UsageError, BackendUnavailableError, ArtifactError: as `build_engine`.
+        UsageError, ArtifactError, BackendError: as `build_engine` does.
     """
 
     def __init__(self, package: TensorRTPackage, model: Path, options: BuildOptions) -> None:
         self._package, self._model, self._options = package, model, options
         self._log = package.logger()
-        self._log.told()  # what is left of earlier work isn't about this build
+        self._log.take_errors()  # those of earlier work aren't about this build
         self._builder = package.module.Builder(self._log)
         self._network = self._builder.create_network(package.network_flags)
         self._config = self._builder.create_builder_config()
@@ -135,14 +143,17 @@ class Build:
         self._configure()
 
     def run(self, *, progress: bool) -> Any:
-        """Compiles; returns the engine as a buffer of bytes.
+        """Compiles the network, and returns the engine as a buffer of bytes.
+
+        Args:
+            progress: whether a bar is drawn on standard error.
 
         Raises:
             BackendError: TensorRT can't build it.
             KeyboardInterrupt: Ctrl-C.
         """
         self._monitor = monitor = make_monitor(self._package.module, show=progress)
-        self._config.progress_monitor = monitor  # which doesn't keep it alive
+        self._config.progress_monitor = monitor  # the configuration doesn't keep it alive
         try:
             engine = run_stoppable(
                 lambda: self._builder.build_serialized_network(self._network, self._config),
@@ -153,11 +164,12 @@ class Build:
         if engine is None:
             raise BackendError(
                 f"{self._package.name} {self._package.version} can't build {self._model}: "
-                f"{self._log.told()}{self._advice()}"
+                f"{self._log.take_errors()}{self._advice()}"
             )
         return engine
 
     def _parse(self) -> None:
+        """Parses the model's file, or its conversion to float16."""
         # Kept: the network's weights lie in the parser's memory until the engine is built.
         self._parser = parser = self._package.module.OnnxParser(self._network, self._log)
         if self._options.precision == "float16":
@@ -171,11 +183,12 @@ class Build:
             problems = [_described(parser.get_error(i)) for i in range(parser.num_errors)]
             raise ArtifactError(
                 f"{self._package.name} {self._package.version} can't parse {self._model}: "
-                f"{'; '.join(problems) or self._log.told()}; export it again, or use another "
-                "version of TensorRT"
+                f"{'; '.join(problems) or self._log.take_errors()}; export it again, or use "
+                "another version of TensorRT"
             )
 
     def _check_quantisation(self) -> None:
+        """Refuses a quantised graph for another precision than int8, and the reverse."""
         kinds = (self._package.module.LayerType.QUANTIZE, self._package.module.LayerType.DEQUANTIZE)
         layers = (self._network.get_layer(i) for i in range(self._network.num_layers))
         quantised = any(layer.type in kinds for layer in layers)
@@ -186,12 +199,13 @@ class Build:
             )
         if not quantised and self._options.precision == "int8":
             raise UsageError(
-                f"{self._model} holds no QuantizeLinear nodes, and TensorRT takes int8 from "
-                "these alone; quantise the artifact first with `sigcam quantize --activations "
-                "int8`, or use --fp16"
+                f"{self._model} holds no QuantizeLinear nodes, from which alone TensorRT takes "
+                "int8; quantise the artifact first with `sigcam quantize --activations int8`, or "
+                "use --fp16"
             )
 
     def _add_profile(self) -> Shapes:
+        """Tells the builder the inputs' shapes, and returns them."""
         profile = self._builder.create_optimization_profile()
         shapes: Shapes = {}
         named = self._options.classes
@@ -211,11 +225,12 @@ class Build:
         if self._config.add_optimization_profile(profile) < 0:
             raise BackendError(
                 f"{self._package.name} {self._package.version} refuses the sizes {shapes}: "
-                f"{self._log.told()}"
+                f"{self._log.take_errors()}"
             )
         return shapes
 
     def _configure(self) -> None:
+        """Sets the builder's flags and limits."""
         flags, config = self._package.module.BuilderFlag, self._config
         if self._options.tf32:
             config.set_flag(flags.TF32)
@@ -232,10 +247,11 @@ class Build:
             if kept != self._options.workspace:
                 raise UsageError(
                     f"{self._package.name} doesn't take a workspace of {self._options.workspace} "
-                    f"bytes and stays with {kept}: {self._log.told()}"
+                    f"bytes and stays with {kept}: {self._log.take_errors()}"
                 )
 
     def _advice(self) -> str:
+        """Returns what to do about a failure whose reason is known; else nothing."""
         turing = self._package.is_rtx and _TURING in self._options.capabilities
         if turing and self._options.precision == "float32":
             return (
@@ -248,7 +264,13 @@ class Build:
 def _three_shapes(
     name: str, shape: tuple[int, ...], axes: list[Range]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Smallest, usual and largest shape; -1 stands for the sizes of `axes`, in their order."""
+    """Returns the smallest, the usual and the largest shape of an input.
+
+    Args:
+        name: the input's name, for messages.
+        shape: the input's shape in the graph, with -1 for dynamic sizes.
+        axes: what the dynamic sizes may be, in their order.
+    """
     dynamic = [position for position, size in enumerate(shape) if size < 0]
     if dynamic != list(range(len(axes))):
         raise ArtifactError(
@@ -264,13 +286,13 @@ def _three_shapes(
 
 
 def _described(error: Any) -> str:
-    """One of the parser's errors, with the node that it is about."""
+    """Returns one of the parser's errors as text, with the node that it is about."""
     node = f"node {error.node_name() or error.node()} ({error.node_operator() or 'no operator'})"
     return f"{node}: {error.desc()}"
 
 
 def _gpu_here(package: TensorRTPackage) -> DeviceInfo:
-    """The GPU that the package builds on, and for."""
+    """Returns the GPU that the package builds on, and for."""
     from sigcam.kernels import driver
 
     try:
@@ -278,19 +300,8 @@ def _gpu_here(package: TensorRTPackage) -> DeviceInfo:
         context = driver.retain_primary_context(0)
     except CudaUnavailableError as exc:
         raise BackendUnavailableError(
-            f"{package.name} builds an engine on the GPU that it is for: {exc}; build it on such a "
-            "machine, or with `--package tensorrt_rtx`, which needs none to build"
+            f"{package.name} builds an engine on the GPU that it is for: {exc}; build it on a "
+            "machine with that GPU, or with `--package tensorrt_rtx`, which needs no GPU to build"
         ) from exc
     context.close()
     return context.device
-
-
-def _versions(options: BuildOptions) -> dict[str, str]:
-    names = ["sigcam", *(["onnx", "onnxruntime"] if options.precision == "float16" else [])]
-    found = {}
-    for name in names:
-        try:
-            found[name] = version_of(name)
-        except PackageNotFoundError:  # noqa: PERF203 (three at most; run from a source tree)
-            found[name] = "unknown"
-    return found

@@ -1,9 +1,9 @@
-"""An artifact's graph in float16, but for what float16 can't hold.
+"""An artifact's graph in float16, apart from what float16 can't hold.
 
-ONNX Runtime's converter does the work. What leads to the logits becomes float16: that is
-nearly all of the time. What comes after (the sigmoid branch, the way back of the gradients,
-the sums of the maps) stays float32: gradients of a mean over many positions lie near the
-smallest numbers of float16, and gradcam++ takes their cubes.
+ONNX Runtime's converter does the work. The nodes that lead to the logits become float16: they
+take nearly all of the time. What comes after them (the sigmoid branch, the backward pass, the
+sums of the CAMs) stays float32: gradients of a mean over many positions lie near the smallest
+numbers of float16, and gradcam++ takes their cubes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _PRODUCTS = frozenset({"Gemm", "MatMul", "Einsum"})
 
 
 def to_half(path: Path, *, all_products: bool = False) -> bytes:
-    """The graph of an artifact in float16; its inputs and outputs keep their types.
+    """Converts the graph of an artifact to float16; its inputs and outputs keep their types.
 
     Args:
-        path: of the .onnx file; weights in a file beside it are read too.
-        all_products: matrix products after the logits become float16 as well. TensorRT-RTX
-            has no float32 ones for compute capability 7.5.
+        path: the .onnx file; weights in a file beside it are read too.
+        all_products: whether matrix products after the logits become float16 as well.
+            TensorRT-RTX has no float32 ones for compute capability 7.5.
 
     Returns:
         The converted ONNX model, with all weights in it.
@@ -66,7 +66,7 @@ def to_half(path: Path, *, all_products: bool = False) -> bytes:
 
 
 def _after_the_logits(graph: Any, path: Path, all_products: bool) -> list[str]:
-    """Names of the nodes that the logits don't depend on."""
+    """Lists the nodes to keep in float32: those that the logits don't depend on, by name."""
     before = leading_to_logits(graph, path)
     return [
         node.name
@@ -76,10 +76,14 @@ def _after_the_logits(graph: Any, path: Path, all_products: bool) -> list[str]:
 
 
 def _join_casts(graph: Any, own: set[str]) -> None:
-    """Takes out float32 -> float16 -> float32, which the converter puts between kept nodes.
+    """Takes out casts to float16 and back, which the converter puts between kept nodes.
 
-    Its second half would otherwise only bring back what the first half has rounded. The
-    graph's `own` casts stay: theirs may begin with bytes.
+    Such a pair would round values that are float32 before it and after it.
+
+    Args:
+        graph: the converted graph, which is changed.
+        own: names of the nodes that the graph had before; their casts stay, as they may begin
+            with bytes.
     """
     to = {
         node.output[0]: (node.input[0], attribute.i)
@@ -111,7 +115,7 @@ def _join_casts(graph: Any, own: set[str]) -> None:
 
 
 def _rearrange(graph: Any, nodes: list[Any], outputs: set[str]) -> None:
-    """Puts the nodes in order, each value made once; leaves out what no output needs."""
+    """Puts the nodes in order, so that each value is made once and none that no output needs."""
     made_by: dict[str, Any] = {}
     for node in nodes:
         for name in node.output:

@@ -1,41 +1,40 @@
-"""A build's progress, and the way to break it off."""
+"""The bar of a build, and the way to break it off."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sigcam.core.progress import Bar
+
 T = TypeVar("T")
 
 
-class _Bar:
-    """The bar of a build: the steps of its outermost phase, and the name of the innermost."""
+class _PhaseBar:
+    """A bar over the steps of a build's outermost phase, with the name of the innermost."""
 
     def __init__(self, *, show: bool) -> None:
         self._show = show
         self._outermost: str | None = None
-        self._bar: Any = None
+        self._bar: Bar | None = None
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Notes that a phase begins."""
         if parent is None and self._show:
-            from tqdm import tqdm
-
             self._outermost = name
-            self._bar = tqdm(total=steps, desc=name, unit="step", file=sys.stderr, leave=False)
+            self._bar = Bar(steps, unit="step", label=name, shown=True, stays=False)
         elif self._bar is not None:
-            self._bar.set_postfix_str(name)
+            self._bar.note(name, at_once=True)
 
     def step(self, name: str, step: int) -> None:
-        """A step of a phase is done."""
+        """Notes that a step of a phase is done."""
         if self._bar is not None and name == self._outermost:
-            self._bar.update(step + 1 - self._bar.n)
+            self._bar.advance_to(step + 1)
 
     def finish(self, name: str) -> None:
-        """A phase ends."""
+        """Notes that a phase ends."""
         if name == self._outermost:
             self.close()
 
@@ -47,19 +46,19 @@ class _Bar:
 
 
 def make_monitor(module: Any, *, show: bool) -> Any:
-    """A progress monitor for `IBuilderConfig.progress_monitor`.
+    """Makes a progress monitor for `IBuilderConfig.progress_monitor`.
 
     Args:
-        module: the TensorRT package.
+        module: the imported TensorRT package.
         show: whether a bar is drawn on standard error.
 
     Returns:
         The monitor. `stop()` ends the build after the step at hand; `close()` removes the bar.
     """
-    bar = _Bar(show=show)
+    bar = _PhaseBar(show=show)
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        """Called by TensorRT from any of its threads."""
+        """Moves the bar, and asks to stop; TensorRT calls it from any of its threads."""
 
         def __init__(self) -> None:
             module.IProgressMonitor.__init__(self)
@@ -92,19 +91,19 @@ def make_monitor(module: Any, *, show: bool) -> Any:
 def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
     """Runs `work` in a thread of its own and waits for it.
 
-    Python's own answer to Ctrl-C is an exception in whatever Python code the main thread
-    is in. In a callback of TensorRT's it would have to pass through C++, which can't let it;
-    in Thread.join() it makes CPython before 3.13 take the thread for ended, and a builder
-    that calls back when the interpreter goes away ends the process by abort(). So here
-    Ctrl-C only asks `work` to end. (In a thread other than the main one Python allows no
-    signal handlers, and Ctrl-C doesn't arrive.)
+    Python answers Ctrl-C with an exception in whatever Python code the main thread is in. In a
+    callback of TensorRT's, the exception would have to pass through C++, which can't let it. In
+    Thread.join() it makes CPython before 3.13 take the thread for ended, and a builder that
+    calls back when the interpreter goes away ends the process by abort(). So here Ctrl-C only
+    asks `work` to end. (In a thread other than the main one Python allows no signal handlers,
+    and Ctrl-C doesn't arrive.)
 
     Args:
-        work: what to do.
-        stop: asks it to end soon; called at Ctrl-C.
+        work: what is run.
+        stop: asks `work` to end soon; it is called at Ctrl-C.
 
     Returns:
-        What `work` returns.
+        What `work` returns; what it raises is raised here.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; `work` has ended by then.

@@ -1,4 +1,4 @@
-"""What can be chosen when an engine is built."""
+"""Options of a build: what can be chosen when an engine is built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from sigcam.core.errors import UsageError
-from sigcam.core.sidecar import PACKAGES, Precision, parse_capability
+from sigcam.core.sidecar import PACKAGES, EnginePrecision, parse_capability
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Range:
     """Sizes that an engine takes along one axis.
 
     Attributes:
-        low, usual, high: smallest, the one to tune for, largest.
+        low, usual, high: the smallest size, the one to tune for, and the largest.
     """
 
     low: int
@@ -30,10 +30,14 @@ class Range:
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """From "1/2/8".
+        """Parses three sizes, the smallest, the usual and the largest.
 
         Raises:
             UsageError: not three whole numbers in order.
+
+        Example:
+            >>> Range.parse("1/2/8")
+            Range(low=1, usual=2, high=8)
         """
         parts = text.split("/")
         if len(parts) != 3 or not all(part.isdecimal() for part in parts):
@@ -42,9 +46,10 @@ class Range:
 
 
 DEFAULT_BATCHES = Range(1, 1, 8)
-"""A Session runs up to 8 images at once unless it is told otherwise."""
+"""Images in one run: a Session runs up to 8 at once unless it is told otherwise."""
 
 DEFAULT_CLASSES = Range(1, 1, 10)
+"""Classes for each image, of artifacts that take `class_ids`."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,20 @@ class BuildOptions:
     """How an engine is built.
 
     Attributes:
-        batches: images in one run.
-        classes: classes for each image, for an artifact that takes `class_ids`; None for
-            `DEFAULT_CLASSES`.
-        precision: "float32"; "float16": the way to the logits in float16, maps and evidence
-            in float32 (see `half.py`); "int8": the graph holds QuantizeLinear nodes, whose
+        batches: number of images in one run.
+        classes: number of classes for each image, for an artifact that takes `class_ids`; None
+            for `DEFAULT_CLASSES`.
+        precision: "float32"; "float16": the logits are computed in float16, CAMs and evidence
+            in float32 (see `float16.py`); "int8": the graph holds QuantizeLinear nodes, whose
             types are kept.
         tf32: whether float32 products may round their factors to 10 bits of mantissa, as
-            TensorRT does by itself on GPUs since 8.0. Faster, and outside the tolerance of
-            the parity report.
+            TensorRT does by itself on GPUs since compute capability 8.0. This is faster, and
+            outside the tolerance of the parity report.
         workspace: most device memory in bytes that one operation may use for intermediate
             values; None leaves it to TensorRT.
         timing_cache: file of timings that is read and brought up to date; only with the
-            package "tensorrt".
-        package: "tensorrt" or "tensorrt_rtx"; None for the first that is installed.
+            package "tensorrt". None for no such file.
+        package: "tensorrt" or "tensorrt_rtx"; None for the first one that is installed.
         capabilities: compute capabilities such as "8.6" that the engine is for; only with
             the package "tensorrt_rtx". Empty for what that package takes by itself: 8.0 and
             later.
@@ -73,7 +78,7 @@ class BuildOptions:
 
     batches: Range = DEFAULT_BATCHES
     classes: Range | None = None
-    precision: Precision = "float32"
+    precision: EnginePrecision = "float32"
     tf32: bool = False
     workspace: int | None = None
     timing_cache: Path | None = None
@@ -81,10 +86,9 @@ class BuildOptions:
     capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise UsageError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
-            )
+        if self.precision not in get_args(EnginePrecision):
+            names = ", ".join(get_args(EnginePrecision))
+            raise UsageError(f"precision must be one of {names}, got {self.precision!r}")
         if self.package is not None and self.package not in PACKAGES:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {self.package!r}")
         if self.workspace is not None and self.workspace < 1:

@@ -12,16 +12,16 @@ from sigcam.runtime.backends.tensorrt.package import TensorRTPackage
 
 
 class TimingCache:
-    """Timings of one build, read from a file before and written to it after.
+    """The timings of one build, read from a file before it and written to the file after it.
 
     Args:
-        path: of the file; it need not exist yet.
-        package: the TensorRT.
+        path: the file; it need not exist yet.
+        package: the TensorRT that builds.
         config: the builder's configuration, which gets the timings.
 
     Raises:
-        UsageError: TensorRT-RTX, whose builds time nothing (its release notes since 1.1: the
-            cache has no effect, and asks for a GPU).
+        UsageError: the package is TensorRT-RTX, whose builds time nothing (its release notes
+            since 1.1: the cache has no effect, and asks for a GPU).
         ArtifactError: the file can't be read.
     """
 

@@ -1,4 +1,4 @@
-"""The backends by name. A new backend is one file, one line here and one extra.
+"""The backends by name. A new backend is one folder, one line here and one extra.
 
 The values are "module:class" strings, so that listing the backends imports none.
 """
@@ -21,20 +21,24 @@ BACKENDS: dict[str, str] = {
 }
 
 AUTO_ORDER: tuple[str, ...] = ("ort-cuda", "ort", "openvino")
-"""Which backends `backend="auto"` tries, the preferred one first.
+"""The backends that `backend="auto"` tries, the preferred one first.
 
-The GPU first, where ONNX Runtime's build, the driver and a device are there; what was taken
-is `Session.backend_name`. OpenVINO comes last: it is for installs that have only that, and for
-options that only it has. Backends that compile the model first (minutes, at first use) are
-taken by name only.
+The GPU comes first, where ONNX Runtime's build, the driver and a device are there;
+`Session.backend_name` says which backend was taken. OpenVINO comes last: it is for installs
+that have nothing else, and for options that only it has. Backends that build an engine at first
+use, which takes minutes, are taken by name only.
 """
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class of a backend, imported on demand (the backend itself isn't).
+    """Imports the class of a backend; what the backend runs on is imported when it opens a file.
 
     Raises:
-        UsageError: no backend of that name.
+        UsageError: there is no backend of that name.
+
+    Example:
+        >>> backend_class("openvino").__name__
+        'OpenVinoBackend'
     """
     if name not in BACKENDS:
         raise UsageError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {name!r}")
@@ -43,14 +47,19 @@ def backend_class(name: str) -> type[Backend]:
 
 
 def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
-    """Opens a model file in the backend of that name; "auto" takes the first that is there.
+    """Opens a model file in a backend.
 
-    A backend that was asked for by name is never replaced by another. "auto" considers those
-    that understand all options that were given; for an `.engine` file it is "tensorrt".
+    A backend that was asked for by name is never replaced by another.
+
+    Args:
+        path: the exported model, or an engine.
+        name: name of the backend. "auto" takes the first one that is there, of those that
+            understand all options that were given; for an engine it takes "tensorrt".
+        options: what is asked of the backend.
 
     Raises:
-        UsageError: no backend of that name, an option that it doesn't understand, or a file
-            that another one made.
+        UsageError: no backend of that name, an option that it doesn't understand, or an engine
+            for another backend than "tensorrt".
         BackendUnavailableError: the backend isn't installed or can't run here, or none can.
         ArtifactError: the backend refuses the file.
     """
@@ -84,6 +93,7 @@ def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
 
 
 def _refuse_unknown(kind: type[Backend], options: BackendOptions) -> None:
+    """Refuses options that a backend doesn't understand."""
     unknown = [name for name in options.given() if name not in kind.understands]
     if unknown:
         raise UsageError(

@@ -1,7 +1,7 @@
 """The contract between a Session and a backend.
 
-A backend is one file with one class: it opens an artifact, tells its inputs and
-outputs, and runs. The public `infer` checks, the private `_infer` computes.
+A backend is one class: it opens an artifact, says what its inputs and outputs are, and runs it.
+The public `infer` checks, the private `_infer` computes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from sigcam.core.types import Array
 from sigcam.images.preprocess import Placement
 
 Precision = Literal["fp32", "fp16", "bf16"]
+"""The type that a backend may compute in; see `BackendOptions`."""
+
 Mode = Literal["latency", "throughput"]
+"""What a backend is tuned for; see `BackendOptions`."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: name, NumPy dtype, and shape with None for a dynamic size."""
+    """An input or output of a model.
+
+    Attributes:
+        name: the tensor's name in the graph.
+        dtype: type of its values.
+        shape: its sizes, with None for a dynamic one.
+    """
 
     name: str
     dtype: np.dtype[Any]
@@ -35,7 +44,7 @@ class TensorInfo:
         return f"{self.dtype} [{sizes}]"
 
     def fits(self, array: Array) -> bool:
-        """Whether `array` has this dtype and a shape that matches."""
+        """Returns whether `array` has this dtype and a shape that matches."""
         return (
             array.dtype == self.dtype
             and array.ndim == len(self.shape)
@@ -53,14 +62,15 @@ class BackendOptions:
             follow each other a little faster, and takes cores from everything else in the
             process meanwhile, other models first of all.
         device: number of the GPU, as CUDA counts them.
-        precision: what products may be computed in. "fp32" is never less than that where the
-            backend lets us say so; "fp16" and "bf16" let it take that type where it is faster.
+        precision: the type that products may be computed in. "fp32" keeps them in full float32
+            where the backend can be told so; "fp16" and "bf16" let the backend take that type
+            where it is faster.
         mode: "latency" gives one call all threads; "throughput" serves several calls at once,
             each on fewer threads, so that more of them are done in a second.
-        cache: folder for backends that are built, or models that are compiled, at first use;
-            None for what the backend does by itself.
-        batch_size: most images in one run; None for any number. A hint, which no backend
-            refuses: one that compiles for shapes may compile for this one.
+        cache: folder for engines that are built, or models that are compiled, at first use;
+            None leaves it to the backend whether and where it keeps them.
+        batch_size: most images in one run; None for any number. This is a hint, which no
+            backend refuses: one that compiles for shapes may compile for this one.
     """
 
     threads: int | None = None
@@ -85,7 +95,12 @@ class BackendOptions:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     def given(self) -> list[str]:
-        """Names of the options, hints aside, that differ from their defaults."""
+        """Returns the names of the options, hints aside, that differ from their defaults.
+
+        Example:
+            >>> BackendOptions(threads=2, batch_size=8).given()
+            ['threads']
+        """
         wishes = [one for one in fields(self) if not one.metadata.get("hint")]
         return [one.name for one in wishes if getattr(self, one.name) != one.default]
 
@@ -95,8 +110,8 @@ class HeatmapRequest:
     """The heatmaps that are wanted of a batch whose features and CAM weights stay on a device.
 
     Attributes:
-        placements: where each image's input lies in it, in the order of the batch.
-        clamp: NWC: negative weights count as 0.
+        placements: where each image's input lies in the image, in the order of the batch.
+        clamp: whether negative weights count as 0 (NWC).
     """
 
     placements: tuple[Placement, ...]
@@ -108,9 +123,9 @@ class DeviceHeatmaps:
     """Heatmaps that a device made.
 
     Attributes:
-        cams: float32 [B, K, h, w].
-        heatmaps: for each image, float32 [K, H, W] in [0, 1] at its own size.
-        valid: bool [B, K]; a heatmap that isn't valid is 0 everywhere.
+        cams: CAMs, float32 [B, K, h, w], >= 0.
+        heatmaps: the heatmaps of each image, float32 [K, H, W] in [0, 1] at its own size.
+        valid: which heatmaps are valid, bool [B, K]; one that isn't is 0 everywhere.
     """
 
     cams: Array
@@ -152,6 +167,9 @@ class Backend(abc.ABC):
             feeds: every input by name, C-contiguous, in the dtype and shape of `inputs`.
             wanted: names of the outputs to return; all when None.
 
+        Returns:
+            The outputs by name, as arrays that belong to the caller.
+
         Raises:
             UsageError: a missing or unknown name, a wrong dtype or shape.
             BackendError: the backend failed.
@@ -164,12 +182,16 @@ class Backend(abc.ABC):
         """Runs a graph of the profile "split" once and makes the heatmaps where its outputs are.
 
         Args:
-            feeds: as for `infer`.
-            wanted: outputs to return beside the heatmaps.
-            request: the heatmaps.
+            feeds: every input by name, as `infer` takes them.
+            wanted: names of the outputs to return beside the heatmaps.
+            request: the heatmaps to make.
+
+        Returns:
+            The outputs by name, and the heatmaps; both belong to the caller.
 
         Raises:
-            UsageError: as for `infer`.
+            UsageError: a missing or unknown name, a wrong dtype or shape, or another number of
+                placements than of images.
             BackendError: the backend or a kernel failed, or this backend makes no heatmaps.
         """
         chosen = self._checked(feeds, wanted)
@@ -181,7 +203,7 @@ class Backend(abc.ABC):
         return self._infer_heatmaps(feeds, chosen, request)
 
     def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
-        """The outputs to return, once everything fits."""
+        """Checks feeds and names of outputs; returns the names of the outputs to return."""
         expected = {info.name: info for info in self.inputs}
         if feeds.keys() != expected.keys():
             raise UsageError(f"the model takes the inputs {sorted(expected)}, got {sorted(feeds)}")

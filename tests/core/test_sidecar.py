@@ -1,27 +1,17 @@
-"""An engine's sidecar: what it says, and every way in which it may not fit."""
+"""An engine's sidecar: what it says, and every way in which it may be malformed."""
 
 import os
 import shlex
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
 
 from sigcam.core import sidecar as module
 from sigcam.core.artifact import read_spec
-from sigcam.core.errors import (
-    ArtifactError,
-    BackendUnavailableError,
-    SchemaError,
-    StorageError,
-    UsageError,
-)
+from sigcam.core.errors import ArtifactError, SchemaError, StorageError, UsageError
 from sigcam.core.sidecar import Sidecar, read_sidecar, sidecar_path
-from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source, read_engine
-from tests.support.fake_tensorrt import GPU, VERSION, altered, write_engine
+from tests.support.fake_tensorrt import VERSION, altered, write_engine
 from tests.support.tiny import tiny_spec
-
-REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
 
 
 @pytest.fixture
@@ -36,26 +26,6 @@ def test_it_says_what_the_engine_is(engine):
     assert (found.package, found.version, found.capabilities) == ("tensorrt", VERSION, ("8.6",))
     assert Sidecar(**{f.name: getattr(found, f.name) for f in fields(found)}) == found
     assert not list(engine.parent.glob(".*"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sha256": "0" * 64}, "not the file that its sidecar is for; copy both files again"),
-        ({"size": 3}, "its sidecar is for one of 3"),
-        ({"version": "10.13.3.8"}, rf"built by tensorrt 10\.13\.3\.8.*installed is .*{REBUILD}"),
-        ({"platform": "Linux aarch64"}, rf"was built on Linux aarch64.*{REBUILD}"),
-        ({"capabilities": ["8.7"]}, rf"capability 8\.7, this GPU has 8\.6; run `{REBUILD}`"),
-        ({"gpu": "Fake GPU Ti"}, rf"built on Fake GPU Ti, this GPU is Fake GPU, .*{REBUILD}"),
-        ({"shapes": {"image": [[1, 9]] * 3, "class_ids": [[1, 1]] * 3}}, "its sidecar says"),
-        ({"source_sha256": "1" * 64}, r"another model\.onnx than the one beside it"),
-    ],
-)  # fmt: skip
-def test_a_field_that_does_not_fit_this_machine(machine, engine, changes, message):
-    machine.open(engine)
-    altered(sidecar_path(engine), **changes)
-    with pytest.raises(ArtifactError, match=message):
-        machine.open(engine)
 
 
 @pytest.mark.parametrize("name", [*(f.name for f in fields(Sidecar)), "schema_version"])
@@ -74,7 +44,7 @@ def test_a_field_that_is_missing(engine, name):
         ("shapes", {"image": [[1]]}),
         ("shapes", {}), ("shapes", [1]), ("precision", "float8"), ("tf32", "no"), ("source", 0),
         ("source_sha256", 5), ("versions", 5), ("spec", {}), ("spec", "x"),
-        ("schema_version", "1"), ("schema_version", 2),
+        ("schema_version", "2"), ("schema_version", 3),
     ],
 )  # fmt: skip
 def test_a_field_of_another_kind(engine, name, value):
@@ -90,13 +60,6 @@ def test_text_that_is_no_sidecar(engine, text):
         read_sidecar(engine)
 
 
-def test_a_package_that_is_not_installed(machine, tmp_path):
-    engine = write_engine(tmp_path, "tensorrt_rtx")
-    machine.uninstall("tensorrt_rtx")
-    with pytest.raises(BackendUnavailableError, match="tensorrt-rtx-cu13"):
-        machine.open(engine)
-
-
 def test_half_a_pair(engine):
     sidecar_path(engine).unlink()
     with pytest.raises(ArtifactError, match=r"no model\.engine\.json beside it"):
@@ -104,41 +67,6 @@ def test_half_a_pair(engine):
     engine.unlink()
     with pytest.raises(ArtifactError, match="there is no engine"):
         read_spec(engine)
-
-
-def test_an_engine_that_was_changed(machine, engine):
-    data = bytearray(engine.read_bytes())
-    data[len(data) // 2] ^= 1
-    engine.write_bytes(data)
-    with pytest.raises(ArtifactError, match="not the file that its sidecar is for"):
-        machine.open(engine)
-
-
-def test_the_model_may_be_elsewhere(machine, engine):
-    engine.with_name("model.onnx").unlink()
-    machine.open(engine)
-
-
-@pytest.mark.parametrize(
-    ("built", "gpu", "fits"),
-    [
-        (("8.6", "12.0"), (8, 6), True), (("8.6", "12.0"), (12, 0), True),
-        (("8.6",), (8, 9), False), ((), (8, 0), True), ((), (12, 1), True), ((), (7, 5), False),
-    ],
-)  # fmt: skip
-def test_gpus_that_an_rtx_engine_is_for(tmp_path, built, gpu, fits):
-    engine = write_engine(tmp_path, "tensorrt_rtx", built)
-    sidecar = read_sidecar(engine)
-    here = {
-        "package": "tensorrt_rtx",
-        "version": VERSION,
-        "gpu": replace(GPU, name="Any", capability=gpu),
-    }
-    if fits:
-        check_fit(engine, sidecar, **here)
-        return
-    with pytest.raises(ArtifactError, match=f"--capability {gpu[0]}\\.{gpu[1]}"):
-        check_fit(engine, sidecar, **here)
 
 
 def test_a_pair_is_written_whole_or_not_at_all(engine, monkeypatch):
@@ -168,34 +96,11 @@ def test_the_command_names_what_is_not_by_default(tmp_path):
     assert parts[-2:] == ["--out", "it's.engine"]
 
 
-def test_another_version_is_asked_for_by_what_pip_calls_it(tmp_path):
-    engine = write_engine(tmp_path, "tensorrt_rtx")
-    with pytest.raises(ArtifactError, match=rf"install tensorrt-rtx-cu13=={VERSION} or build"):
-        check_fit(engine, read_sidecar(engine), package="tensorrt_rtx", version="1.0", gpu=GPU)
-
-
 def test_a_gpu_belongs_to_tensorrt_alone(tmp_path):
     for package, wrong in (("tensorrt", None), ("tensorrt_rtx", "Fake GPU")):
         found = read_sidecar(write_engine(tmp_path, package))
         with pytest.raises(UsageError, match="be named for"):
             replace(found, gpu=wrong)
-
-
-def test_files_that_cannot_be_read(engine, monkeypatch):
-    found = read_sidecar(engine)
-
-    def broken(self, *arguments):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(Path, "read_bytes", broken)
-    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: Input/output error"):
-        read_engine(engine, found)
-    monkeypatch.setattr(Path, "open", broken)
-    with pytest.raises(ArtifactError, match=r"cannot read .*model\.onnx: Input/output error"):
-        check_source(engine, found)
-    engine.unlink()
-    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: No such file"):
-        read_engine(engine, found)
 
 
 def test_a_model_whose_name_is_not_utf8(engine):

@@ -34,7 +34,7 @@ def test_without_a_gpu(name):
 
 
 def test_its_judgement(monkeypatch):
-    """The comparison fails on wrong maps and wrong flags."""
+    """The comparison fails on wrong heatmaps and wrong flags."""
     spec = importlib.util.spec_from_file_location("embedded", EXAMPLES / "pycuda_embed.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

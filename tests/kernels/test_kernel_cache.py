@@ -93,10 +93,6 @@ def test_what_the_key_depends_on(compiler, folder, monkeypatch, tmp_path):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_parts_do_not_run_into_each_other():
-    assert len({cache.key_of("ab", "c"), cache.key_of("a", "bc"), cache.key_of("abc")}) == 3
-
-
 def test_a_folder_that_cannot_be_written(compiler, folder):
     folder.write_text("a file where the folder should be")
     with pytest.warns(RuntimeWarning, match="SIGCAM_CACHE_DIR"):

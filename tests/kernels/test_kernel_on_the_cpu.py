@@ -23,7 +23,8 @@ def lib(tmp_path_factory):
 
 def test_argument_layouts(lib):
     for function, structure in (
-        ("layout_combine", CombineArguments), ("layout_map", HeatmapArguments), ("layout_axis", Axis),
+        ("layout_combine", CombineArguments), ("layout_heatmap", HeatmapArguments),
+        ("layout_axis", Axis),
     ):  # fmt: skip
         read = getattr(lib, function)
         read.restype = ctypes.POINTER(ctypes.c_int)

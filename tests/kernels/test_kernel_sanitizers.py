@@ -18,14 +18,14 @@ THREADS, PROCESSORS = 64, 2
 
 
 def planned(inputs, *, interpolation="bilinear", bytes_=False, alignment=16):
-    """A crop box inside the map, sizes that are multiples of nothing."""
+    """A crop box inside the heatmap, sizes that are multiples of nothing."""
     rows, columns = Axis(21, 2, 19, inputs.height, 0.2, -0.7), whole(18, inputs.width)
     heatmaps = Heatmaps(rows, columns, bytes_, interpolation, alignment)
     return plan(inputs, heatmaps, processors=PROCESSORS, threads=THREADS)
 
 
 CASES = {
-    # Blocks that share a map, several classes per block and a last one with fewer.
+    # Blocks that share a heatmap, several classes per block and a last one with fewer.
     "chunks": planned(Inputs(1, 90, 5, 3, 5)),
     "half": planned(Inputs(2, 64, 3, 3, 2, half=True), bytes_=True),
     "positions": planned(Inputs(1, 70, 3, 5, 2, per_position=True, alignment=4), alignment=1),
@@ -88,7 +88,7 @@ FAULTS = {
         "        const unsigned before",
         "    __syncthreads();\n    if (threadIdx.x == 0) {\n        const unsigned before",
     ),
-    # The pixels after a row's end, in the last row after the maps' end.
+    # The pixels after a row's end, in the last row after the heatmaps' end.
     ("address", "write"): ("if (!together && x < width) out[x]", "if (!together) out[x]"),
     # A vector of features where only a part of one is left.
     ("address", "read"): ("if (count >= VECTOR) {", "if (count >= 1) {"),

@@ -1,4 +1,4 @@
-"""The whole GPU path of the kernels on a driver without a GPU; see tests/fake_cuda."""
+"""The whole GPU path of the kernels on a driver without a GPU; see tests/support/fake_cuda."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_every_element_has_one_owner(inputs, processors, threads, interpolation,
         assert inputs.alignment == 16
         several = inputs.batch > 1 or (inputs.per_position and inputs.classes > 1)
         assert not several or inputs.channels * inputs.positions % vector == 0
-    # Maps: every pixel has a thread.
+    # Heatmaps: every pixel has a thread.
     columns, rows, count = planned.enlarge.grid
     assert columns * 128 >= 97
     assert rows * (threads // WARP) >= 60

@@ -1,8 +1,6 @@
 """Heatmaps made on a GPU, from features and CAM weights that a backend left there.
 
-How a batch of heatmaps is cut into launches of the kernels, and where their results lie.
-
-The kernels make heatmaps of one size per launch, with one placement of the input in the image.
+A launch of the kernels makes heatmaps of one size, with one placement of the input in the image.
 So a batch is cut into runs of neighbouring images with the same placement, and each run is
 launched at its part of the features and weights.
 """
@@ -37,7 +35,7 @@ _MAX_KEPT = 64
 
 @contextmanager
 def kernel_errors() -> Iterator[None]:
-    """Raises the kernels' errors as the runtime's.
+    """Turns the kernels' errors inside the block into the runtime's.
 
     Raises:
         BackendUnavailableError: CUDA, or a package or device for it, is missing.
@@ -52,10 +50,10 @@ def kernel_errors() -> Iterator[None]:
 
 
 class Pending:
-    """Heatmaps that are being made; `collect` gives them once the stream has been synchronised.
+    """Heatmaps that are being made; `collect` returns them once the stream is synchronised.
 
     Where the work was captured in a CUDA graph, `collect` may be called after each launch
-    of the graph, as long as the DeviceMaps' `generation` is the same.
+    of the graph, as long as the `generation` of the HeatmapMaker is the same.
     """
 
     def __init__(self, parts: Sequence[Part], memory: Any) -> None:
@@ -63,7 +61,7 @@ class Pending:
         self._memory = memory
 
     def collect(self) -> DeviceHeatmaps:
-        """Copies the heatmaps out of the memory that the next batch uses."""
+        """Copies the heatmaps out of the memory that the next batch uses, and returns them."""
         found: dict[str, list[Array]] = {"heatmaps": [], "valid": [], "cams": []}
         for part in self._parts:
             for name, (kind, shape) in part.shapes.items():
@@ -87,8 +85,8 @@ class HeatmapMaker:
     current.
 
     Attributes:
-        generation: grows whenever memory was allocated anew; CUDA graphs that were captured
-            before hold addresses that aren't valid any more.
+        generation: a number that grows whenever memory was allocated anew. CUDA graphs that
+            were captured before then hold addresses that aren't valid any more.
     """
 
     def __init__(self, kernel: ClampCombine) -> None:
@@ -109,9 +107,9 @@ class HeatmapMaker:
         batch of shapes that was enqueued before needs none, so that it may be captured.
 
         Args:
-            features: [B, N, h, w].
-            weights: [B, K, N] or [B, K, N, h, w], of the same type.
-            request: the heatmaps.
+            features: features [B, N, h, w].
+            weights: CAM weights [B, K, N] or [B, K, N, h, w], of the same type.
+            request: the heatmaps to make.
             stream: handle of the stream that the tensors are made on.
 
         Raises:
@@ -137,7 +135,7 @@ class HeatmapMaker:
     def _parts(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> tuple[list[Part], int, int]:
-        """The parts, and the sizes of `layout`."""
+        """Plans the batch's runs and lays out their results; returns what `layout` returns."""
         planned = [
             (run, self._plan(features, weights, run, request.clamp))
             for run in runs_of(request.placements)
@@ -145,6 +143,7 @@ class HeatmapMaker:
         return layout(planned)
 
     def _plan(self, features: DeviceTensor, weights: DeviceTensor, run: Run, clamp: bool) -> Plan:
+        """Plans a run's launches, or takes the plan of an earlier run like it."""
         addresses = address_of(features, run.first) | address_of(weights, run.first)
         alignment = min(16, addresses & -addresses)
         shapes = (features.shape[1:], weights.shape[1:], features.half)
@@ -178,6 +177,7 @@ class HeatmapMaker:
         memory: Array,
         stream: int,
     ) -> None:
+        """Enqueues a run's kernels and the copy of its CAMs to the host."""
         plan, first = part.plan, part.run.first
         workspace = self._workspace(plan, stream)
         self._kernel.launch(
@@ -194,7 +194,7 @@ class HeatmapMaker:
         driver.copy_to_host(cams, workspace + plan.workspace.cams, size, stream)
 
     def _workspace(self, plan: Plan, stream: int) -> int:
-        """Memory for plans with this layout: its counters are 0 and stay so between launches."""
+        """Returns memory for plans with this layout, whose counters are 0 between launches."""
         if plan.workspace not in self._workspaces:
             if len(self._workspaces) >= _MAX_KEPT:
                 # They may be in use; that freeing waits for it is nothing to rely on.
@@ -209,7 +209,7 @@ class HeatmapMaker:
         return self._workspaces[plan.workspace].address
 
     def _grown(self, results: int, size: int) -> tuple[driver.DeviceBuffer, Array]:
-        """Device memory of at least `results` bytes, and pinned memory of at least `size`."""
+        """Returns at least `results` bytes of device memory, and `size` of pinned memory."""
         device, view = self._results, self._view
         if device is None or view is None or device.size < results or view.size < size:
             # Both anew and half as large again, so that growing batches don't do this often.
@@ -235,9 +235,9 @@ class DeviceTensor:
     """A tensor in device memory.
 
     Attributes:
-        address: of its first element.
-        shape: it is C-contiguous.
-        half: whether it is float16; float32 otherwise.
+        address: where its first element lies.
+        shape: its sizes; it is C-contiguous.
+        half: whether it is float16 rather than float32.
     """
 
     address: int
@@ -250,8 +250,8 @@ class Run:
     """Neighbouring images of a batch that share a launch.
 
     Attributes:
-        first, count: which images.
-        placement: of all of them.
+        first, count: number of the first image, and how many there are.
+        placement: the placement of all of them.
     """
 
     first: int
@@ -261,7 +261,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """A run, how it is launched, and where its results begin in the results, in bytes."""
+    """A run of images with its launches, and where its results lie.
+
+    Attributes:
+        run: the images.
+        plan: the launches.
+        heatmaps, valid, cams: where the results of each kind begin, in bytes.
+    """
 
     run: Run
     plan: Plan
@@ -271,7 +277,7 @@ class Part:
 
     @property
     def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """Type and shape of each result."""
+        """Returns type and shape of each result by its name."""
         inputs, heatmaps = self.plan.inputs, self.plan.heatmaps
         count = (inputs.batch, inputs.classes)
         return {
@@ -282,11 +288,11 @@ class Part:
 
 
 def axis_of(axis: Axis, cells: int) -> KernelAxis:
-    """A placement's axis as the kernels take it.
+    """Converts an axis of a placement to the form that the kernels take.
 
     Args:
         axis: how the input lies along an axis of the image.
-        cells: of the CAM along it.
+        cells: cells of the CAM along that axis.
 
     Returns:
         Pixel i is at ((i + 0.5 - start) * shown / used + first) * cells / length - 0.5 in
@@ -298,7 +304,7 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
 
 
 def runs_of(placements: Sequence[Placement]) -> list[Run]:
-    """The batch cut into runs of neighbours with the same placement, in order."""
+    """Cuts a batch into runs of neighbours with the same placement, in order."""
     runs = []
     first = 0
     for placement, same in groupby(placements):
@@ -309,10 +315,11 @@ def runs_of(placements: Sequence[Placement]) -> list[Run]:
 
 
 def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
-    """Where the results of the runs lie: all heatmaps and flags, then all CAMs.
+    """Lays out the results of the runs: all heatmaps and flags, then all CAMs.
 
     Returns:
-        The parts; bytes of heatmaps and flags, which lie on the device too; bytes of everything.
+        The parts; the bytes of heatmaps and flags, which lie on the device too; and the bytes
+        of everything.
     """
     at = 0
     places: list[list[int]] = []
@@ -330,12 +337,12 @@ def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
 
 
 def cams_size(plan: Plan) -> int:
-    """Bytes of a run's CAMs."""
+    """Returns the bytes of a run's CAMs."""
     return 4 * plan.inputs.batch * plan.inputs.classes * plan.inputs.positions
 
 
 def address_of(tensor: DeviceTensor, image: int) -> int:
-    """The address of an image's part of the batch."""
+    """Returns where the part of the batch begins that belongs to an image."""
     elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
     return tensor.address + image * elements * (2 if tensor.half else 4)
 

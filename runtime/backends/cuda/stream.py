@@ -1,4 +1,4 @@
-"""A stream on a GPU with the memory that a backend needs beside the backend's own."""
+"""A stream on a GPU, and the memory for what is done around a backend's own work."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sigcam.runtime.backends.cuda.heatmaps import (
 
 
 class CudaStream:
-    """One stream: inputs go to the device on it, and heatmaps are made on it.
+    """A stream on which inputs go to the device and heatmaps are made, for one caller at a time.
 
-    One caller at a time. It shares the device's primary context, as the CUDA runtime does,
-    which ONNX Runtime is built on.
+    It uses the device's primary context, as the CUDA runtime does, which ONNX Runtime is
+    built on.
 
     Attributes:
         device: ONNX Runtime's name of the kind of device.
         ordinal: number of the GPU.
-        handle: the stream's.
+        handle: number of the stream's handle.
     """
 
     device = "cuda"
@@ -68,7 +68,7 @@ class CudaStream:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Makes the GPU's context current in this thread, and tells CUDA's errors as ours."""
+        """Makes the GPU's context current in this thread, and raises CUDA's errors as ours."""
         with kernel_errors(), self._context:
             yield
 
@@ -108,7 +108,7 @@ class CudaStream:
 
     def close(self) -> None:
         """Frees stream and memory; what the backend has on the stream must be gone before."""
-        # One that fails doesn't keep the others; the last in is the first out.
+        # A part that can't be closed doesn't keep the others open; the last in is the first out.
         with kernel_errors(), ExitStack() as last:
             last.callback(self._context.close)
             with self._context, ExitStack() as rest:
@@ -122,6 +122,7 @@ class CudaStream:
                     self._heatmaps = None  # the kernels are unloaded while there is a context
 
     def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer]:
+        """Returns memory of at least `size` bytes for an input, on the host and on the device."""
         kept = self._inputs.get(name)
         if kept is None or kept[0].size < size:
             for buffer in self._inputs.pop(name, ()):

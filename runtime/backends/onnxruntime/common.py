@@ -27,7 +27,7 @@ Provider = str | tuple[str, dict[str, str]]
 
 
 class OrtBase(Backend):
-    """A session of ONNX Runtime."""
+    """A backend that holds a session of ONNX Runtime."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -35,7 +35,7 @@ class OrtBase(Backend):
         self.outputs = tuple(_tensor_info(value) for value in session.get_outputs())
 
     def _opened(self) -> Any:
-        """The session.
+        """Returns the session.
 
         Raises:
             BackendError: the backend is closed.
@@ -50,7 +50,11 @@ class OrtBase(Backend):
 
 
 def import_onnxruntime(backend: str, extra: str) -> Any:
-    """The package onnxruntime.
+    """Imports the package onnxruntime.
+
+    Args:
+        backend: name of the backend that needs it, for the message.
+        extra: the extra of sigcam that installs it.
 
     Raises:
         BackendUnavailableError: it isn't installed.
@@ -66,7 +70,7 @@ def import_onnxruntime(backend: str, extra: str) -> Any:
 
 
 def session_options(ort: Any, options: BackendOptions) -> Any:
-    """Settings of a session that all providers have."""
+    """Makes the settings of a session that don't depend on the provider."""
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
     if options.threads is not None:
@@ -78,7 +82,13 @@ def session_options(ort: Any, options: BackendOptions) -> Any:
 
 
 def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provider]) -> Any:
-    """A session with the model at `path`.
+    """Opens a session with the model at `path`.
+
+    Args:
+        ort: the package onnxruntime.
+        path: the model's file.
+        settings: what `session_options` made.
+        providers: execution providers, the preferred one first.
 
     Raises:
         ArtifactError: ONNX Runtime refuses the file.
@@ -102,15 +112,23 @@ def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provid
 
 
 def run_error(exc: Exception) -> BackendError:
-    """What to raise when a run failed with `exc`."""
+    """Returns the error to raise when a run failed with `exc`."""
     return BackendError(f"ONNX Runtime failed while running the model: {exc}")
 
 
 def dtype_of(kind: str, name: str) -> np.dtype[Any]:
-    """The NumPy dtype of ONNX Runtime's type name.
+    """Returns the NumPy dtype of a tensor.
+
+    Args:
+        kind: ONNX Runtime's name of the type.
+        name: the tensor's name, for the message.
 
     Raises:
-        ArtifactError: a type that artifacts don't have; `name` says whose it is.
+        ArtifactError: a type that artifacts don't have.
+
+    Example:
+        >>> dtype_of("tensor(float)", "logits")
+        dtype('float32')
     """
     if kind not in DTYPES:
         raise ArtifactError(
@@ -120,7 +138,7 @@ def dtype_of(kind: str, name: str) -> np.dtype[Any]:
 
 
 def own(value: Any) -> Array:
-    """An OrtValue's tensor as an array of its own, copied from the device if it is on one."""
+    """Copies an OrtValue's tensor to an array of its own, from the device if it is on one."""
     return np.array(value.numpy())
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""The backend "ort": ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, with its CUDA provider."""
+"""The backend "ort-cuda": ONNX Runtime on an NVIDIA GPU, with its CUDA provider."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ INDEX_ARITHMETIC = frozenset([
 """Operators that may run on the CPU.
 
 ONNX Runtime itself puts the arithmetic of shapes and indices there, because its results are
-needed there. Of these operators the GPU providers have all float forms, so a network's own
-work among them isn't mistaken for it.
+needed there. The GPU providers have these operators in all float forms, so that none of the
+network's own work is among them on the CPU.
 """
 
 
 class OrtCudaBackend(BoundBackend):
     """ONNX Runtime with its CUDA provider.
 
-    Computes in full float32 (no TF32), as the parity report is for that.
+    It computes in full float32 (no TF32), which the parity report is for.
 
     Attributes:
-        nodes: how many nodes of the graph each provider was given.
+        nodes: number of the graph's nodes that each provider runs, by its name.
     """
 
     name = "ort-cuda"
@@ -69,7 +69,7 @@ class OrtCudaBackend(BoundBackend):
         if cls.provider not in ort.get_available_providers():
             raise BackendUnavailableError(
                 f"the backend {cls.name!r} needs ONNX Runtime's {cls.provider}, which the "
-                f"installed build {ort.__version__} hasn't; it has "
+                f"installed build {ort.__version__} does not have; it has "
                 f"{', '.join(ort.get_available_providers())}. Remove the package onnxruntime, "
                 'whose files are in the same place, then `pip install "sigcam[gpu]"`'
             )
@@ -78,9 +78,9 @@ class OrtCudaBackend(BoundBackend):
             try:
                 return cls._open_on(stream, ort, path, options)
             except BaseException as exc:
-                # The frames hold the session, which must be gone before its stream.
+                # The traceback's frames hold the session, which must be gone before its stream.
                 traceback.clear_frames(exc.__traceback__)
-                with contextlib.suppress(BackendError):  # the first error is to be told
+                with contextlib.suppress(BackendError):  # the first error is raised
                     stream.close()
                 raise
         except BackendUnavailableError as exc:
@@ -94,6 +94,7 @@ class OrtCudaBackend(BoundBackend):
     def _open_on(
         cls, stream: CudaStream, ort: Any, path: Path, options: BackendOptions
     ) -> OrtCudaBackend:
+        """Opens the model on a stream, and refuses one of which the CPU would run a part."""
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
             ort.preload_dlls()  # from NVIDIA's wheels, where these are installed
         settings = session_options(ort, options)
@@ -121,12 +122,17 @@ class OrtCudaBackend(BoundBackend):
         options: BackendOptions,
         stream: int,
     ) -> list[Provider]:
-        """The GPU's providers with their options, the preferred one first."""
+        """Returns the GPU's providers with their options, the preferred one first."""
         return [cuda_provider(options, stream)]
 
 
 def cuda_provider(options: BackendOptions, stream: int) -> Provider:
-    """The CUDA provider with its options."""
+    """Returns the CUDA provider with its options.
+
+    Args:
+        options: what is asked of the backend.
+        stream: handle of the stream that it runs on.
+    """
     return (
         "CUDAExecutionProvider",
         {"device_id": str(options.device), "user_compute_stream": str(stream), "use_tf32": "0"},
@@ -134,7 +140,7 @@ def cuda_provider(options: BackendOptions, stream: int) -> Provider:
 
 
 def assigned_nodes(session: Any) -> list[tuple[str, str]]:
-    """Provider and operator of each node of a session that was made to record them."""
+    """Lists provider and operator of each node of a session that was made to record them."""
     return [
         (subgraph.ep_name, node.op_type)
         for subgraph in session.get_provider_graph_assignment_info()
@@ -150,7 +156,7 @@ def refuse_cpu(session: Any, backend: str) -> None:
     arithmetic too, which it puts there itself.)
 
     Raises:
-        BackendError: names the operators.
+        BackendError: the session does; names the operators.
     """
     nodes = assigned_nodes(session)
     work = Counter(kind for provider, kind in nodes if provider == _CPU)
@@ -164,7 +170,7 @@ def refuse_cpu(session: Any, backend: str) -> None:
 
 
 def _why_not(ort: Any, provider: str) -> str:
-    """What keeps a provider's library from loading, as the system's loader says it.
+    """Returns what keeps a provider's library from loading, as the system's loader says it.
 
     ONNX Runtime prints the reason to standard error and raises nothing.
     """

@@ -29,15 +29,18 @@ class Collectable(Protocol):
     """Heatmaps that are being made."""
 
     def collect(self) -> DeviceHeatmaps:
-        """The heatmaps, once the stream has been synchronised."""
+        """Returns the heatmaps, once the stream has been synchronised."""
         ...
 
 
 class DeviceStream(Protocol):
-    """What a backend does beside the backend, on the stream that the backend runs on.
+    """What is done around ONNX Runtime's own work, on the stream that it runs on.
 
-    `CudaStream` on a GPU. The device is ONNX Runtime's, by its name and number there; `handle`
-    is the stream's.
+    On a GPU this is `CudaStream`.
+
+    Attributes:
+        device, ordinal: ONNX Runtime's name of the kind of device, and the device's number.
+        handle: number of the stream's handle.
     """
 
     device: str
@@ -45,7 +48,7 @@ class DeviceStream(Protocol):
     handle: int
 
     def current(self) -> AbstractContextManager[None]:
-        """In it, this thread may use the device."""
+        """Lets this thread use the device inside the block."""
         ...
 
     def stage(self, feeds: Mapping[str, Array]) -> dict[str, int]:
@@ -59,7 +62,7 @@ class DeviceStream(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Waits for everything that was enqueued, the backend's work included."""
+        """Waits for everything that was enqueued, ONNX Runtime's work included."""
         ...
 
     def close(self) -> None:
@@ -70,21 +73,21 @@ class DeviceStream(Protocol):
 class BoundBackend(OrtBase):
     """A session whose inputs and outputs are bound to a device.
 
-    The backend runs on the stream's stream. So inputs, network, heatmaps and copies back follow each
-    other without waiting in between: ONNX Runtime is told not to synchronise after its run
-    (`disable_synchronize_execution_providers`, microsoft/onnxruntime pull request 14088), and
-    the one wait is for the stream at the end. A stream that was given to ONNX Runtime belongs
-    to the session, so calls from several threads take turns.
+    The session runs on a stream that it was given. Copies of the inputs, the network, the
+    heatmaps and the copies back follow each other on it without waiting in between: ONNX Runtime
+    is told not to synchronise after its run (`disable_synchronize_execution_providers`,
+    microsoft/onnxruntime pull request 14088), and the one wait is for the stream at the end.
+    ONNX Runtime has one stream for a session, so calls from several threads take turns.
     """
 
     makes_heatmaps = True
 
     def __init__(self, session: Any, stream: DeviceStream, run_options: Any) -> None:
-        """Takes over session and stream.
+        """Takes over a session and its stream.
 
         Args:
-            session: of ONNX Runtime, made with the stream's stream.
-            stream: what runs beside it.
+            session: session of ONNX Runtime that runs on `stream`.
+            stream: the stream, with what is done on it around the session's work.
             run_options: an empty `onnxruntime.RunOptions`.
         """
         super().__init__(session)
@@ -95,14 +98,14 @@ class BoundBackend(OrtBase):
 
     @property
     def stream(self) -> int:
-        """Handle of the stream that all work is on."""
+        """Returns the handle of the stream that all work is on."""
         return self._stream.handle
 
     def close(self) -> None:
         """Frees the backend's memory, after the call that is running in it."""
         with self._lock:
             if self._session is not None:
-                super().close()  # the session uses the stream's stream until it is gone
+                super().close()  # the session uses the stream until it is gone
                 self._stream.close()
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
@@ -124,14 +127,15 @@ class BoundBackend(OrtBase):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        """Keeps other callers out, and lets this thread use the device inside the block."""
         with self._lock:
             self._opened()
             with self._stream.current():
                 try:
                     yield
                 except BaseException:
-                    # Copies that are still under way write to memory that is freed now. After
-                    # an error of CUDA's this fails too; the first one is to be told.
+                    # Copies that are still under way would write to memory that is freed now.
+                    # After an error of CUDA's this fails too, but the first error is raised.
                     with suppress(BackendError, KernelError):
                         self._stream.synchronize()
                     raise
@@ -139,7 +143,7 @@ class BoundBackend(OrtBase):
     def _run(
         self, feeds: Mapping[str, Array], to_host: Sequence[str], to_device: Sequence[str]
     ) -> dict[str, Any]:
-        """Enqueues a run; its outputs, which are there once the stream is synchronised."""
+        """Enqueues a run; returns its outputs, which are there once the stream is synchronised."""
         session, stream = self._opened(), self._stream
         # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
         # them to the CPU too, and would copy them back without waiting for our stream.
@@ -164,6 +168,6 @@ class BoundBackend(OrtBase):
 
 
 def _tensor(value: Any, name: str) -> DeviceTensor:
-    """An OrtValue as the heatmap kernels take it."""
+    """Returns an OrtValue as the heatmap kernels take it."""
     half = dtype_of(value.data_type(), name) == np.float16
     return DeviceTensor(value.data_ptr(), tuple(value.shape()), half)

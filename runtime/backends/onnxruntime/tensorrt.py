@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU, with its TensorRT provider."""
+"""The backend "ort-tensorrt": ONNX Runtime on an NVIDIA GPU, with its TensorRT provider."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sigcam.runtime.backends.onnxruntime.cuda import OrtCudaBackend, cuda_provid
 class OrtTensorrtBackend(OrtCudaBackend):
     """ONNX Runtime with its TensorRT provider.
 
-    What TensorRT doesn't take, the CUDA provider does: that is how ONNX Runtime divides a
-    graph, and `nodes` tells how it did. Engines are built at the first run with a shape,
-    which takes minutes, and kept in the cache folder.
+    ONNX Runtime gives the CUDA provider the nodes that TensorRT doesn't take; `nodes` says how
+    it divided the graph. Engines are built at the first run with a shape, which takes minutes,
+    and are kept in the cache folder.
 
     Products of float32 are rounded to TF32 on compute capability 8.0 and newer: TensorRT's
     default, for which ONNX Runtime has no option (microsoft/onnxruntime issue 26029). The
@@ -55,11 +55,16 @@ class OrtTensorrtBackend(OrtCudaBackend):
 
 
 def engine_key(path: Path, version: str, precision: Precision) -> str:
-    """Name of the folder with the engines of a model file.
+    """Returns the name of the folder with the engines of a model file.
 
     ONNX Runtime puts TensorRT's version and the GPU's architecture into the names of the
     engines, but knows a model by its name and nodes, not by its weights. So the folder's name
     has the hash of the file and of its weights beside it, and ONNX Runtime's version.
+
+    Args:
+        path: the model's file.
+        version: ONNX Runtime's version.
+        precision: the type that the engines may compute in.
 
     Raises:
         ArtifactError: the file can't be read.

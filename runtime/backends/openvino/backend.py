@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, by its own interface."""
+"""The backend "openvino": OpenVINO on the CPU, by its own interface."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """OpenVINO's names of the types that artifacts have."""
 
 _TYPES: dict[Precision, str] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""OpenVINO's names of the types that it may compute in."""
 
 
 class OpenVinoBackend(Backend):
     """A model compiled by OpenVINO for this processor, for several callers at once.
 
-    `threads` are those of the compiled model: in the mode "latency" a call has all of them,
-    in "throughput" they are divided among the calls that run at once.
+    The option `threads` counts the threads of the compiled model: in the mode "latency" a call
+    has all of them, in "throughput" they are divided among the calls that run at once.
 
     Attributes:
         from_cache: whether the compiled model came from the cache.
@@ -61,9 +62,10 @@ class OpenVinoBackend(Backend):
         offered = _offered(core)
         if options.precision != "fp32" and options.precision not in offered:
             raise BackendUnavailableError(
-                f"this processor ({core.get_property('CPU', 'FULL_DEVICE_NAME')}) has no "
-                f"instructions for {options.precision}, OpenVINO says; it offers "
-                f"{', '.join(offered)}. Load the model with precision='fp32'"
+                f"OpenVINO says that this processor "
+                f"({core.get_property('CPU', 'FULL_DEVICE_NAME')}) has no instructions for "
+                f"{options.precision}; it offers {', '.join(offered)}. Load the model with "
+                "precision='fp32'"
             )
         config = _config(options, core)
         single = options.batch_size == 1
@@ -110,12 +112,13 @@ _cores_lock = threading.Lock()
 
 
 def _core(ov: Any) -> Any:
-    """The process's one Core, which stays.
+    """Returns the process's one Core, which is made once and never freed.
 
     OpenVINO's CPU plugin, which belongs to a Core, gives the thread that loads it a stack for
-    signal handlers. Of two Cores that end in the order in which they began, the second one puts
-    the first one's back, which is gone: the next signal, Ctrl-C for one, then ends the process
-    by a segmentation fault (seen in 2026.4).
+    signal handlers, and puts the stack before it back when it ends. If two Cores end in the
+    order in which they began, the second one puts back the stack of the first, which is gone:
+    the next signal, Ctrl-C for one, then ends the process by a segmentation fault (seen in
+    2026.4).
     """
     with _cores_lock:
         if not _cores:
@@ -124,10 +127,10 @@ def _core(ov: Any) -> Any:
 
 
 def _import_openvino() -> tuple[Any, Any]:
-    """The package openvino, and a function from an ONNX file's path to a model.
+    """Returns the package openvino, and a function that reads an ONNX file.
 
     Raises:
-        BackendUnavailableError: it isn't installed, or was built without ONNX.
+        BackendUnavailableError: the package isn't installed, or was built without ONNX.
     """
     try:
         import openvino
@@ -150,7 +153,7 @@ def _import_openvino() -> tuple[Any, Any]:
 
 
 def _offered(core: Any) -> list[str]:
-    """What the processor has instructions for, as OpenVINO sees it, in our names."""
+    """Lists the precisions that OpenVINO says the processor has instructions for."""
     ours = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16"}
     try:
         found = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -163,6 +166,7 @@ def _offered(core: Any) -> list[str]:
 
 
 def _config(options: BackendOptions, core: Any) -> dict[str, str]:
+    """Returns the properties that a model is compiled with."""
     config = {
         "PERFORMANCE_HINT": options.mode.upper(),
         # By itself OpenVINO takes bfloat16 where the processor has it (AMX, AVX512-BF16), and
@@ -203,10 +207,13 @@ def _check_precision(compiled: Any, precision: Precision) -> None:
 
 
 def output_name(port: Any) -> str:
-    """The output's name in the ONNX file.
+    """Returns an output's name in the ONNX file.
 
     The port may have several names: a tensor keeps those of the operators that were optimised
-    away. Its Result is called "<name>/sink_port_0" by OpenVINO's ONNX reader.
+    away. OpenVINO's ONNX reader calls its Result "<name>/sink_port_0".
+
+    Raises:
+        ArtifactError: OpenVINO named the Result in another way.
     """
     name: str = port.node.get_friendly_name().rpartition("/sink_port")[0]
     if name not in port.names:

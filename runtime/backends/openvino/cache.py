@@ -1,4 +1,4 @@
-"""Compiled models of OpenVINO in a folder of the user's."""
+"""A folder of models that OpenVINO compiled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sigcam.core.files import model_digest, write_bytes
+from sigcam.core.files import key_of, model_digest, write_bytes
 from sigcam.core.types import Array
-from sigcam.kernels.cache import key_of
 
 _MAGIC = b"\nsigcam openvino 1 "
 _FOOT = len(_MAGIC) + 64
@@ -22,19 +21,19 @@ _FOOT = len(_MAGIC) + 64
 class ModelCache:
     """A folder of compiled models.
 
-    OpenVINO has a cache of its own (CACHE_DIR). It compares no sums: eight bytes changed in a
-    file that it had written changed heatmaps, and nothing was said (seen in 2026.4). And it knows
-    a model by its path and time, not by the weights in a file beside it. So files are ours:
-    what OpenVINO exports, and after it a line with its SHA-256.
+    OpenVINO has a cache of its own (CACHE_DIR). It compares no checksums: eight bytes changed in
+    a file that it had written changed heatmaps without any message (seen in 2026.4). And it
+    knows a model by its path and time, not by the weights in a file beside it. So files are
+    ours: what OpenVINO exports, and after it a line with its SHA-256.
 
     A file is mapped into memory, where the model's weights stay. Loading EfficientNet-Lite0
-    then takes 0.6 times what compiling takes, and ResNet-50, most of which is summing up
-    weights, 1.05 times (processor time).
+    then takes 0.6 times the processor time of compiling it. ResNet-50 takes 1.05 times, most of
+    it for the checksum of its weights.
 
     Args:
-        folder: made when it is needed.
-        core: OpenVINO's.
-        version: OpenVINO's.
+        folder: where the files lie; it is made when it is needed.
+        core: OpenVINO's Core.
+        version: OpenVINO's version.
     """
 
     def __init__(self, folder: Path, core: Any, version: str) -> None:
@@ -49,16 +48,20 @@ class ModelCache:
         variant: str,
         compile_model: Callable[[], Any],
     ) -> tuple[Any, Array | None]:
-        """The compiled model; and if it was there, the memory that it has to be kept with.
+        """Returns the compiled model, from the folder or compiled and written to it.
 
-        An entry that is damaged, or that OpenVINO doesn't take, is told in a warning, made
+        An entry that is damaged, or that OpenVINO doesn't take, causes a warning, and is made
         again and replaced.
 
         Args:
-            path: of the model.
-            config: what it is compiled with.
-            variant: what is changed in the model before that.
-            compile_model: compiles it.
+            path: the model's file.
+            config: the properties that the model is compiled with.
+            variant: what is changed in the model before that, in words.
+            compile_model: compiles the model.
+
+        Returns:
+            The compiled model; and if it came from the folder, the memory that must be kept as
+            long as the model is.
 
         Raises:
             ArtifactError: the model can't be read.
@@ -81,6 +84,7 @@ class ModelCache:
         return compiled, None
 
     def _read(self, entry: Path, config: Mapping[str, str]) -> tuple[Any, Array]:
+        """Imports an entry; returns the model and the memory that it lies in."""
         import openvino
 
         # Copy on write: OpenVINO only takes memory that it may write to.
@@ -92,6 +96,7 @@ class ModelCache:
         return self._core.import_model(tensor, "CPU", dict(config)), memory
 
     def _key(self, path: Path, config: Mapping[str, str], variant: str) -> str:
+        """Returns an entry's name, which depends on all that the compiled model depends on."""
         device = [
             str(self._core.get_property("CPU", name))
             for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
@@ -102,9 +107,10 @@ class ModelCache:
 
 
 def one_line(exc: Exception) -> str:
-    """What an error of OpenVINO's says, which has a line for every function on the way."""
+    """Returns an error of OpenVINO's in one line; it has one for each function above it."""
     return " ".join(str(exc).split())
 
 
 def _foot(blob: bytes | memoryview) -> bytes:
+    """Returns the last line of an entry."""
     return _MAGIC + hashlib.sha256(blob).hexdigest().encode()

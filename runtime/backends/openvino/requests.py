@@ -1,4 +1,4 @@
-"""Several callers on one model of OpenVINO: each call has infer requests to itself."""
+"""Several callers of one model of OpenVINO: each call has infer requests to itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sigcam.core.types import Array
 class Requests:
     """Infer requests of a compiled model, made when they are needed and used again.
 
-    May be used from several threads at once. Runs are started asynchronously, so that they
-    happen in the backend's own threads and not in the callers', of which each would otherwise
-    set up a pool of threads. Calls for which no thread is free wait inside OpenVINO; a
+    They may be used from several threads at once. Runs are started asynchronously, so that they
+    happen in OpenVINO's own threads and not in the callers', of which each would otherwise
+    set up a pool of threads. Calls for which no thread is free wait inside OpenVINO. A
     request takes little memory, as the values inside the network belong to the model.
 
     In the mode "throughput", where a run has one of several groups of threads, a batch is
@@ -25,7 +25,7 @@ class Requests:
     """
 
     def __init__(self, compiled: Any, memory: Array | None = None) -> None:
-        """Takes the model, and the memory that has to be kept as long as it is."""
+        """Takes a compiled model, and the memory that must be kept as long as the model is."""
         import openvino
 
         self._memory = memory
@@ -40,11 +40,11 @@ class Requests:
         """Runs the model once.
 
         Args:
-            arrays: its inputs, in its order, with the batch first.
+            arrays: the model's inputs, in its order, with the batch first.
             wanted: positions of the outputs to return; these have the batch first, too.
 
         Returns:
-            Arrays of the caller's own.
+            The outputs, as arrays that belong to the caller.
 
         Raises:
             RuntimeError: OpenVINO failed.
@@ -65,8 +65,9 @@ class Requests:
         return joined
 
     def _divided(self, arrays: Sequence[Array]) -> list[list[Array]]:
+        """Divides a batch among requests."""
         lengths = {len(array) for array in arrays}
-        # Inputs that don't belong together go to the backend as they are, which says so.
+        # Inputs that don't belong together go to OpenVINO as they are, which refuses them.
         rows = lengths.pop() if len(lengths) == 1 else 1
         parts = max(1, min(self._parts, rows))
         if parts == 1:
@@ -81,7 +82,7 @@ class Requests:
             return _Request(self._compiled.create_infer_request())
 
     def _shared(self, array: Array) -> Any:
-        # OpenVINO shares memory that it may write to only, though it doesn't write to it.
+        # OpenVINO only shares memory that it may write to, though it doesn't write to it.
         shared = array.flags.writeable and array.flags.c_contiguous
         return self._tensor(array, shared_memory=shared)
 
@@ -94,14 +95,15 @@ class _Request:
         self._inputs: Sequence[Any] = ()
 
     def start(self, inputs: Sequence[Any]) -> None:
-        # OpenVINO knows the addresses only, and keeps them until it gets other ones.
+        """Starts a run, whose inputs are kept until the next one."""
+        # OpenVINO knows only their addresses, until it gets other ones.
         self._inputs = inputs
         for index, tensor in enumerate(inputs):
             self._request.set_input_tensor(index, tensor)
         self._request.start_async()
 
     def finish(self, wanted: Sequence[int]) -> list[Array]:
-        """The outputs, in memory that the next run writes to."""
+        """Waits for the run; returns the outputs, in memory that the next run writes to."""
         self._request.wait()
         return [self._request.get_output_tensor(index).data for index in wanted]
 

@@ -1,4 +1,4 @@
-"""TensorRT, native: engines made by `sigcam build-engine`, heatmaps made on the GPU."""
+"""The backend "tensorrt": engines made by `sigcam build-engine`, heatmaps made on the GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sigcam.core.artifact import is_engine
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
@@ -57,11 +58,11 @@ class TensorRtBackend(Backend):
 
         Raises:
             BackendUnavailableError: TensorRT, the driver or the GPU is missing.
-            ArtifactError: not an engine, or one that was built for something else; says how
-                to build it.
+            ArtifactError: the file is no engine, or one that was built for something else;
+                says how to build it.
             BackendError: TensorRT can't load it.
         """
-        if path.suffix != ".engine":
+        if not is_engine(path):
             raise ArtifactError(
                 f"the backend 'tensorrt' runs engines, and {path} is none; build one with "
                 f"`sigcam build-engine {path}` and load the file that it names"
@@ -90,7 +91,7 @@ class TensorRtBackend(Backend):
 
     @property
     def description(self) -> str:
-        """What runs, where, and whether repeated calls are launched as CUDA graphs."""
+        """Says what runs, where, and whether repeated calls are launched as CUDA graphs."""
         package, sidecar = self._engine.package, self._engine.sidecar
         refusal = self._engine.no_capture
         graphs = "with CUDA graphs" if refusal is None else f"without CUDA graphs ({refusal})"
@@ -131,13 +132,13 @@ class TensorRtBackend(Backend):
 
 
 def _info(tensor: Tensor) -> TensorInfo:
-    # float16 stays within: callers get what the artifact's contract says.
+    # float16 stays inside: callers get the types that the artifact promises.
     kind = np.dtype(np.float32) if tensor.dtype == np.float16 else tensor.dtype
     return TensorInfo(tensor.name, kind, tensor.shape)
 
 
 def _kernel(engine: Engine) -> ClampCombine | None:
-    """The heatmap kernels, in the context that is current, where the engine has what they take."""
+    """Loads the heatmap kernels where the engine has what they take; None otherwise."""
     if not {"features", "cam_weights"} <= {tensor.name for tensor in engine.tensors}:
         return None
     from sigcam.kernels.clamp_combine import ClampCombine

@@ -1,14 +1,7 @@
-"""Opening an engine: every check that can be made before TensorRT sees it, then the rest.
+"""Opening a TensorRT engine, and every check that it is the right one.
 
-Whether an engine is the one that its sidecar describes, and can run here.
-
-TensorRT: building engines from artifacts, and running them.
-
-`package.py` chooses between the packages `tensorrt` and `tensorrt_rtx`, which have nearly the
-same API, and holds what differs. `build.py` makes an engine and its sidecar, `sidecar.py`
-keeps and checks what the engine itself doesn't say, `engine.py` opens a pair of them, and
-`executor.py` and `pool.py` run it for several callers at once. Nothing here imports either
-package before it is used.
+An engine is compared with its sidecar, with this machine and with the model that it was built
+from before TensorRT sees its bytes. TensorRT-RTX is then asked whether it can run it.
 """
 
 from __future__ import annotations
@@ -33,7 +26,21 @@ from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, TensorRTPack
 
 _LOG = logging.getLogger(__name__)
 
-_PROFILE = 0  # an engine of ours has one
+_PROFILE = 0  # the number of the only optimization profile that engines of ours have
+
+_BY_DEFAULT = (8, 0)
+"""The compute capability from which on TensorRT-RTX builds an engine if none is named.
+
+NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines".
+"""
+
+_ADVICE = {
+    "OLD_CUDA_DRIVER": "update NVIDIA's driver",
+    "OLD_CUDA_RUNTIME": "update CUDA's runtime library",
+    "INSUFFICIENT_GPU_MEMORY": "free memory of the GPU, or build it with a smaller --max-batch",
+    "CUDA_ERROR": "look at what nvidia-smi says of the GPU",
+}
+"""What helps where the engine isn't to blame, by TensorRT-RTX's names of the reasons."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,11 @@ class Tensor:
     """An input or output of an engine.
 
     Attributes:
-        name: of the artifact's tensor.
-        dtype: of the engine's memory.
-        shape: None for a dynamic size.
-        is_input: whether it is one.
-        low, high: smallest and largest shape of an input; the shape itself of an output.
+        name: name of the artifact's tensor.
+        dtype: type of its values in the engine's memory.
+        shape: its sizes, with None for a dynamic one.
+        is_input: whether it is an input rather than an output.
+        low, high: smallest and largest shape of an input; empty for an output.
     """
 
     name: str
@@ -57,10 +64,10 @@ class Tensor:
 
 
 class Engine:
-    """A deserialised engine and what its sidecar says; serves any number of contexts.
+    """A deserialised engine and what its sidecar says; it serves any number of contexts.
 
     Attributes:
-        sidecar: what it is.
+        sidecar: what the engine is.
         package: the TensorRT that runs it.
         tensors: inputs and outputs, in the engine's order.
     """
@@ -80,7 +87,7 @@ class Engine:
         """Checks an engine against its sidecar and this machine, and loads it.
 
         Args:
-            path: of the .engine file.
+            path: the .engine file.
             gpu: the GPU whose context is current.
 
         Raises:
@@ -95,7 +102,7 @@ class Engine:
         check_source(path, sidecar)
         data = read_engine(path, sidecar)
         log = package.logger()
-        log.told()  # what is left of earlier work isn't about this engine
+        log.take_errors()  # those of earlier work aren't about this engine
         runtime = native = engine = None
         try:
             with log.warnings():
@@ -104,8 +111,8 @@ class Engine:
                 native = runtime.deserialize_cuda_engine(data)
             if native is None:
                 raise BackendError(
-                    f"{package.name} {package.version} can't load {path}: {log.told()}; build it again "
-                    f"here with `{sidecar.command(path)}`"
+                    f"{package.name} {package.version} can't load {path}: {log.take_errors()}; "
+                    f"build it again here with `{sidecar.command(path)}`"
                 )
             engine = cls(sidecar, package, log, runtime, native)
             engine._check_shapes(path)
@@ -118,23 +125,23 @@ class Engine:
 
     @property
     def no_capture(self) -> str | None:
-        """Why runs can't be captured into CUDA graphs, as TensorRT said; None if they can."""
+        """Returns why runs can't be captured into CUDA graphs; None as long as they can."""
         return self._no_capture
 
     def refuse_capture(self, reason: str) -> None:
-        """Remembers, and logs once, that TensorRT can't be captured with this engine."""
+        """Remembers, and logs once, why runs of this engine can't be captured."""
         with self._lock:
             if self._no_capture is None:
                 self._no_capture = reason
                 _LOG.warning("the engine runs without CUDA graphs: %s", reason)
 
     def context(self, *, settled: bool) -> Any:
-        """A new execution context, for one thread at a time.
+        """Makes an execution context, for one thread at a time.
 
         Args:
-            settled: its shapes won't change. TensorRT-RTX then compiles the kernels for them
-                at once; otherwise it begins with general ones and replaces them later,
-                which a captured graph would never see.
+            settled: whether its shapes stay as they are. TensorRT-RTX then compiles the
+                kernels for them at once. Otherwise it begins with general ones and replaces
+                them later, which a captured graph would never see.
 
         Raises:
             BackendError: TensorRT can't make one, for lack of memory for example.
@@ -148,22 +155,22 @@ class Engine:
         else:
             made = self._native.create_execution_context()
         if made is None:
-            raise BackendError(f"TensorRT can't make an execution context: {self.told()}")
+            raise BackendError(f"TensorRT can't make an execution context: {self.take_errors()}")
         return made
 
     def close(self) -> None:
-        """Lets TensorRT free the engine; all contexts must be gone before."""
+        """Lets TensorRT free the engine; all contexts must be closed before."""
         self._native = self._runtime = None
 
-    def told(self) -> str:
-        """What TensorRT logged as errors since the last call."""
-        return str(self._log.told())
+    def take_errors(self) -> str:
+        """Returns TensorRT's errors in this thread as one line, and forgets them."""
+        return str(self._log.take_errors())
 
     def check_sizes(self, feeds: Mapping[str, Array]) -> None:
-        """Refuses shapes outside of what the engine was built for.
+        """Refuses shapes outside of the range that the engine was built for.
 
         Raises:
-            UsageError: names the range, and how to get a larger one.
+            UsageError: a shape outside; says the range, and how to get a larger one.
         """
         for tensor in self.tensors:
             if not tensor.is_input:
@@ -176,6 +183,7 @@ class Engine:
                     raise UsageError(_outside(tensor.name, axis, low, size, high))
 
     def _tensor(self, index: int) -> Tensor:
+        """Describes the engine's input or output of this number."""
         native, modes = self._native, self.package.module.TensorIOMode
         name = native.get_tensor_name(index)
         kind = self.package.type_of(native.get_tensor_dtype(name))
@@ -195,6 +203,7 @@ class Engine:
         return Tensor(name, np.dtype(kind), dynamic, True, low, high)
 
     def _check_shapes(self, path: Path) -> None:
+        """Refuses an engine that takes other shapes than its sidecar says."""
         found = {t.name: (t.low, t.high) for t in self.tensors if t.is_input}
         wanted = {name: (three[0], three[2]) for name, three in self.sidecar.shapes.items()}
         if found != wanted:
@@ -204,116 +213,26 @@ class Engine:
             )
 
 
-def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
-    if name == "class_ids" and axis == 1:
-        return (
-            f"this engine makes heatmaps of {low} to {high} classes for each image, got {size}; ask "
-            "for as many, or build it again with another --classes"
-        )
-    if axis == 0:
-        way = (
-            f"pass batch_size={high} at most when loading it, or build it again with --max-batch "
-            f"{size}"
-            if size > high
-            else f"build it again with --min-batch {size}"
-        )
-        return f"this engine takes {low} to {high} images in one run, got {size}; {way}"
-    return f"{name} must have {low} to {high} along axis {axis}, got {size}"
-
-
-_ADVICE = {
-    "OLD_CUDA_DRIVER": "update NVIDIA's driver",
-    "OLD_CUDA_RUNTIME": "update CUDA's runtime library",
-    "INSUFFICIENT_GPU_MEMORY": "free memory of the GPU, or build it with a smaller --max-batch",
-    "CUDA_ERROR": "look at what nvidia-smi says of the GPU",
-}
-"""What helps where the engine isn't to blame; otherwise another engine does."""
-
-
-def _check_header(
-    path: Path, package: TensorRTPackage, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
-) -> None:
-    """Asks TensorRT-RTX whether an engine can run here; TensorRT has no such question."""
-    if not package.is_rtx:
-        return
-    module = package.module
-    validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
-    if validity == module.EngineValidity.SUBOPTIMAL:
-        _LOG.warning(
-            "%s says that %s may be slower here than where it was meant for", package.name, path
-        )
-    if validity != module.EngineValidity.INVALID:
-        return
-    members = module.EngineInvalidityDiagnostics.__members__
-    named = [name for name, value in members.items() if int(reasons) & int(value)]
-    again = f"build it again here with `{sidecar.command(path)}`"
-    advice = dict.fromkeys(_ADVICE.get(name, again) for name in named) or [again]
-    elsewhere = bool(named) and _ADVICE.keys() >= set(named)
-    raise (BackendError if elsewhere else ArtifactError)(
-        f"{package.name} {package.version} says that {path} can't run here "
-        f"({', '.join(named) or log.told()}); {'; '.join(advice)}"
-    )
-
-
-_BY_DEFAULT = (8, 0)
-"""TensorRT-RTX builds for this compute capability and later ones if none is named
-(NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines")."""
-
-
-def read_engine(engine: Path, sidecar: Sidecar) -> bytes:
-    """The bytes of an engine, once they are known to be those that the sidecar describes.
-
-    Raises:
-        ArtifactError: the file can't be read, or has another size or hash.
-    """
-    again = f"copy both files again, or run `{sidecar.command(engine)}`"
-    try:
-        size = engine.stat().st_size
-        data = engine.read_bytes() if size == sidecar.size else b""
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {engine}: {exc.strerror or exc}") from exc
-    if size != sidecar.size:
-        raise ArtifactError(
-            f"{engine} has {size} bytes, its sidecar is for one of {sidecar.size}; {again}"
-        )
-    if hashlib.sha256(data).hexdigest() != sidecar.sha256:
-        raise ArtifactError(f"{engine} is not the file that its sidecar is for; {again}")
-    return data
-
-
-def check_source(engine: Path, sidecar: Sidecar) -> None:
-    """Refuses an engine whose model was exported anew beside it since; a missing one is fine.
-
-    Raises:
-        ArtifactError: the .onnx file beside it is another one, or can't be read.
-    """
-    model = engine.with_name(sidecar.source)
-    if model.is_file() and model_digest(model) != sidecar.source_sha256:
-        raise ArtifactError(
-            f"{engine} was built from another {model.name} than the one beside it now; run "
-            f"`{sidecar.command(engine)}`, or move the engine elsewhere"
-        )
-
-
 def check_fit(
     engine: Path, sidecar: Sidecar, *, package: str, version: str, gpu: DeviceInfo
 ) -> None:
     """Refuses an engine that can't run with this TensorRT on this GPU.
 
-    Engines are good for the version that built them, to the last number, as none is built
-    with TensorRT's flag for others. Those of the package tensorrt are good for one model of
-    GPU: kernels are chosen by its multiprocessors, caches and memory, and TensorRT itself says
-    that elsewhere an engine is likely to be slower or even to fail, though it would load it.
+    An engine runs with the very version of TensorRT that built it, as none is built with
+    TensorRT's flag for other versions. One of the package tensorrt is for one model of GPU: its
+    kernels were chosen for that model's multiprocessors, caches and memory, and TensorRT itself
+    says that elsewhere an engine is likely to be slower or even to fail, though it would load it.
 
     Args:
-        engine: the file, for messages.
-        sidecar: of it.
-        package: the TensorRT at hand.
-        version: its version.
-        gpu: the GPU that it is to run on.
+        engine: the engine's file, for messages.
+        sidecar: what is known of it.
+        package: name of the TensorRT package at hand.
+        version: version of that package.
+        gpu: the GPU that the engine is to run on.
 
     Raises:
-        ArtifactError: one of them isn't what the engine was built for.
+        ArtifactError: the package, its version, the platform or the GPU isn't what the engine
+            was built for.
     """
     command = sidecar.command(engine)
     again = f"build it again here with `{command}`"
@@ -341,3 +260,81 @@ def check_fit(
             f"{engine} was built on {sidecar.gpu}, this GPU is {gpu.name}, and an engine of "
             f"TensorRT is for one model of GPU; {again}"
         )
+
+
+def check_source(engine: Path, sidecar: Sidecar) -> None:
+    """Refuses an engine whose model beside it was exported anew since; there need be none.
+
+    Raises:
+        ArtifactError: the .onnx file beside it is another one, or can't be read.
+    """
+    model = engine.with_name(sidecar.source)
+    if model.is_file() and model_digest(model) != sidecar.source_sha256:
+        raise ArtifactError(
+            f"{engine} was built from another {model.name} than the one beside it now; run "
+            f"`{sidecar.command(engine)}`, or move the engine elsewhere"
+        )
+
+
+def read_engine(engine: Path, sidecar: Sidecar) -> bytes:
+    """Reads an engine, and checks that its bytes are those that the sidecar describes.
+
+    Raises:
+        ArtifactError: the file can't be read, or has another size or hash.
+    """
+    again = f"copy both files again, or run `{sidecar.command(engine)}`"
+    try:
+        size = engine.stat().st_size
+        data = engine.read_bytes() if size == sidecar.size else b""
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {engine}: {exc.strerror or exc}") from exc
+    if size != sidecar.size:
+        raise ArtifactError(
+            f"{engine} has {size} bytes, its sidecar is for one of {sidecar.size}; {again}"
+        )
+    if hashlib.sha256(data).hexdigest() != sidecar.sha256:
+        raise ArtifactError(f"{engine} is not the file that its sidecar is for; {again}")
+    return data
+
+
+def _check_header(
+    path: Path, package: TensorRTPackage, runtime: Any, data: bytes, sidecar: Sidecar, log: Any
+) -> None:
+    """Asks TensorRT-RTX whether an engine can run here; TensorRT can't be asked."""
+    if not package.is_rtx:
+        return
+    module = package.module
+    validity, reasons = runtime.get_engine_validity(data[: runtime.engine_header_size])
+    if validity == module.EngineValidity.SUBOPTIMAL:
+        _LOG.warning(
+            "%s says that %s may be slower here than where it was meant for", package.name, path
+        )
+    if validity != module.EngineValidity.INVALID:
+        return
+    members = module.EngineInvalidityDiagnostics.__members__
+    named = [name for name, value in members.items() if int(reasons) & int(value)]
+    again = f"build it again here with `{sidecar.command(path)}`"
+    advice = dict.fromkeys(_ADVICE.get(name, again) for name in named) or [again]
+    elsewhere = bool(named) and _ADVICE.keys() >= set(named)
+    raise (BackendError if elsewhere else ArtifactError)(
+        f"{package.name} {package.version} says that {path} can't run here "
+        f"({', '.join(named) or log.take_errors()}); {'; '.join(advice)}"
+    )
+
+
+def _outside(name: str, axis: int, low: int, size: int, high: int) -> str:
+    """Returns the message about a size of an input that the engine wasn't built for."""
+    if name == "class_ids" and axis == 1:
+        return (
+            f"this engine makes CAMs of {low} to {high} classes for each image, got {size}; ask "
+            "for as many, or build it again with another --classes"
+        )
+    if axis == 0:
+        advice = (
+            f"pass batch_size={high} at most when loading it, or build it again with --max-batch "
+            f"{size}"
+            if size > high
+            else f"build it again with --min-batch {size}"
+        )
+        return f"this engine takes {low} to {high} images in one run, got {size}; {advice}"
+    return f"{name} must have {low} to {high} along axis {axis}, got {size}"

@@ -1,4 +1,4 @@
-"""One way through an engine: an execution context with its memory, and perhaps a CUDA graph."""
+"""Running an engine for one caller: an execution context with its memory, or a CUDA graph."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 Results = tuple[dict[str, Array], DeviceHeatmaps | None]
 
 _BROKEN_BEFORE = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
-"""What every call says once an earlier one has broken the capture off."""
+"""CUDA's name of the error that every call gives once an earlier one broke the capture off."""
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What one call asks for.
+    """One call of an engine.
 
     Attributes:
-        feeds: every input, C-contiguous, within the engine's sizes.
-        wanted: outputs to bring back.
-        request: heatmaps to make of features and CAM weights; None for none.
+        feeds: every input by name, C-contiguous, within the engine's sizes.
+        wanted: names of the outputs to copy to the host.
+        request: the heatmaps to make of features and CAM weights; None for none.
     """
 
     feeds: Mapping[str, Array]
@@ -43,12 +43,12 @@ class Call:
 
     @cached_property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """The inputs' shapes."""
+        """Returns the inputs' shapes by name."""
         return tuple((name, array.shape) for name, array in self.feeds.items())
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for calls that enqueue the very same work."""
+        """Returns what is equal for calls that enqueue the very same work."""
         return self.shapes, self.wanted, self.request
 
 
@@ -60,7 +60,7 @@ class _Room:
         self.host: driver.PinnedBuffer | None = None
 
     def on_device(self, size: int) -> int:
-        """Address of at least `size` bytes on the device."""
+        """Returns the address of at least `size` bytes on the device."""
         if self.device is None or self.device.size < size:
             if self.device is not None:
                 self.device.close()
@@ -69,7 +69,7 @@ class _Room:
         return self.device.address
 
     def on_host(self, size: int) -> driver.PinnedBuffer:
-        """At least `size` bytes of page-locked memory."""
+        """Returns at least `size` bytes of page-locked memory."""
         if self.host is None or self.host.size < size:
             if self.host is not None:
                 self.host.close()
@@ -90,6 +90,12 @@ class Executor:
     Memory is kept and grows. An executor that captures a graph serves that graph's calls alone:
     its addresses are in the graph, and TensorRT keeps state for the shapes in the context,
     so NVIDIA's advice is one context for each captured graph.
+
+    Args:
+        engine: the engine to run.
+        stream: the stream that all work is enqueued on.
+        kernel: the heatmap kernels; None where the engine has nothing that they take.
+        settled: whether all calls will have the same shapes; see `Engine.context`.
     """
 
     def __init__(
@@ -121,7 +127,8 @@ class Executor:
         self._fill(call)
         self._enqueue_copies_in(call)
         if not self._execute():
-            raise BackendError(f"TensorRT failed while running the engine: {self._engine.told()}")
+            reason = self._engine.take_errors()
+            raise BackendError(f"TensorRT failed while running the engine: {reason}")
         pending = self._enqueue_rest(call)
         self._stream.synchronize()
         return self._collected(call, pending)
@@ -136,8 +143,8 @@ class Executor:
             None, or why TensorRT or CUDA can't capture it; the executor must then be closed.
 
         Raises:
-            BackendError, KernelError: our own part of the work failed, which no network can
-                be the reason of.
+            BackendError, KernelError: our own part of the work failed, for which the network
+                can't be the reason.
         """
         if self._engine.package.is_rtx and not self._context.is_stream_capturable(
             self._stream.handle
@@ -156,9 +163,9 @@ class Executor:
                 ours = False
         except (BackendError, KernelError) as exc:
             if refused:
-                return f"TensorRT can't be captured: {self._engine.told()}"
-            # TensorRT may do what breaks a capture off and still return True; our kernels
-            # are then the first to be told, and not to blame.
+                return f"TensorRT can't be captured: {self._engine.take_errors()}"
+            # TensorRT may do what breaks a capture off and still return True. The error then
+            # comes up first in our kernels, which are not to blame.
             if ours and _BROKEN_BEFORE not in str(exc):
                 raise
             return f"CUDA can't capture it: {exc}"
@@ -169,7 +176,7 @@ class Executor:
         return None
 
     def replay(self, call: Call) -> Results:
-        """Does a call of the same key as the captured one.
+        """Runs a call of the same key as the captured one, by launching the graph.
 
         Raises:
             BackendError: nothing was captured.
@@ -212,7 +219,10 @@ class Executor:
         except RuntimeError as exc:
             raise BackendError(f"TensorRT can't infer the outputs' shapes: {exc}") from exc
         if missing:
-            raise BackendError(f"TensorRT wants more to be said of {', '.join(missing)}")
+            raise BackendError(
+                f"TensorRT can't work out the outputs' shapes, because these inputs are not fully "
+                f"known: {', '.join(missing)}; export the model and build the engine again"
+            )
         for name, tensor in self._tensors.items():
             if not tensor.is_input:
                 self._sizes[name] = self._output_shape(name)
@@ -223,6 +233,7 @@ class Executor:
         self._bound = call.shapes
 
     def _output_shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of an output for the inputs' shapes."""
         shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             raise BackendError(
@@ -233,14 +244,17 @@ class Executor:
         return shape
 
     def _accepted(self, accepted: bool, what: str) -> None:
+        """Raises TensorRT's reason where it didn't accept what it was given."""
         if not accepted:
-            raise BackendError(f"TensorRT refuses {what}: {self._engine.told()}")
+            raise BackendError(f"TensorRT refuses {what}: {self._engine.take_errors()}")
 
     def _bytes(self, tensor: Tensor) -> int:
+        """Returns the bytes of a tensor at its present shape, at least 1."""
         count = int(np.prod(self._sizes[tensor.name], dtype=np.int64))
         return max(1, count * tensor.dtype.itemsize)
 
     def _host_view(self, name: str) -> Array:
+        """Returns a tensor's page-locked memory as an array, which the next call overwrites."""
         tensor = self._tensors[name]
         host = self._rooms[name].on_host(self._bytes(tensor))
         return host.view(tensor.dtype, self._sizes[name])
@@ -259,10 +273,11 @@ class Executor:
             )
 
     def _execute(self) -> bool:
+        """Enqueues the engine; returns whether TensorRT did."""
         return bool(self._context.execute_async_v3(self._stream.handle))
 
     def _enqueue_rest(self, call: Call) -> Pending | None:
-        """Enqueues the heatmaps, where there is what they are made of, and the copies of outputs."""
+        """Enqueues the heatmaps, where they are asked for, and the copies of the outputs."""
         pending = None
         if call.request is not None and self._heatmaps is not None:
             pending = self._heatmaps.enqueue(
@@ -280,11 +295,13 @@ class Executor:
         return pending
 
     def _on_device(self, name: str) -> DeviceTensor:
+        """Returns an output as the heatmap kernels take it."""
         tensor = self._tensors[name]
         address = self._rooms[name].on_device(self._bytes(tensor))
         return DeviceTensor(address, self._sizes[name], tensor.dtype == np.float16)
 
     def _collected(self, call: Call, pending: Pending | None) -> Results:
+        """Copies the results out of memory that the next call overwrites; floats as float32."""
         outputs = {}
         for name in call.wanted:
             view = self._host_view(name)

@@ -1,7 +1,7 @@
-"""What TensorRT has to say: one logger for the whole process, as TensorRT itself has it.
+"""TensorRT's messages: one logger for the whole process, as TensorRT itself has it.
 
-A process has one logger for each TensorRT package, the first that was registered; further
-ones are ignored. So all builds and engines share it, and errors are told by the thread that
+TensorRT keeps the first logger that a process registers for each of its packages, and ignores
+further ones. So all builds and engines share it, and errors are told apart by the thread that
 they came from.
 """
 
@@ -19,20 +19,20 @@ _LOG = logging.getLogger(__name__)
 _KEPT_ERRORS = 64
 
 _loggers: dict[int, tuple[Any, Any]] = {}
-"""By the identity of the package's module, which is kept with its logger."""
+"""The loggers by the identity of the package's module, which is kept with its logger."""
 _lock = threading.Lock()
 
 
 def logger_of(module: Any) -> Any:
-    """The logger of a TensorRT package; always the same one.
+    """Returns the logger of a TensorRT package, which is always the same one.
 
     Args:
-        module: the package.
+        module: the imported package.
 
     Returns:
-        An ILogger that keeps the last errors. `told()` gives those of the calling thread since
-        it last asked, as one line. `with warnings():` passes warnings of the calling thread on
-        to `logging`.
+        An ILogger that keeps the last errors. `take_errors()` returns those of the calling
+        thread as one line, and forgets them. `with warnings():` passes warnings of the calling
+        thread on to `logging`.
     """
     with _lock:
         if id(module) not in _loggers:
@@ -41,10 +41,11 @@ def logger_of(module: Any) -> Any:
 
 
 def _made(module: Any) -> Any:
+    """Makes the logger of a package, whose class is known only once it is imported."""
     grave = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
 
     class Log(module.ILogger):  # type: ignore[misc]
-        """Called by TensorRT from any of its threads."""
+        """Keeps errors by thread; TensorRT calls `log` from any of its threads."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -61,8 +62,11 @@ def _made(module: Any) -> Any:
             elif severity == module.ILogger.WARNING and thread in self._warned:
                 _LOG.warning("TensorRT: %s", message.strip())
 
-        def told(self) -> str:
-            """The errors of this thread, and of threads that TensorRT started or that ended."""
+        def take_errors(self) -> str:
+            """Returns the errors of this thread as one line, and forgets them.
+
+            Those of threads that TensorRT started, or that ended, count as this thread's.
+            """
             others = {one.ident for one in threading.enumerate()} - {threading.get_ident()}
             with self._lock:
                 errors = list(self._errors)
@@ -73,7 +77,7 @@ def _made(module: Any) -> Any:
 
         @contextmanager
         def warnings(self) -> Iterator[None]:
-            """Passes the warnings of this thread on; otherwise they are left out."""
+            """Passes the warnings of this thread on inside the block; others are left out."""
             thread = threading.get_ident()
             self._warned.add(thread)
             try:

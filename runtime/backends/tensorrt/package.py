@@ -1,4 +1,4 @@
-"""The one place that knows which TensorRT this is, and what the two differ in.
+"""TensorRT's two packages: which one is used, and what they differ in.
 
 | | tensorrt | tensorrt_rtx |
 |---|---|---|
@@ -9,8 +9,8 @@
 | capture into a CUDA graph | tried | asked first (`is_stream_capturable`) |
 
 Networks are strongly typed in both: the types are the graph's own. TensorRT 10 wants a flag
-for that; TensorRT 11 and TensorRT-RTX know no other networks (NVIDIA, "Migrating from
-TensorRT 10.x to 11.x"), and so no builder flags for float16 and int8 either.
+for that. TensorRT 11 and TensorRT-RTX know no other networks (NVIDIA, "Migrating from
+TensorRT 10.x to 11.x"), and so they have no builder flags for float16 and int8 either.
 """
 
 from __future__ import annotations
@@ -20,23 +20,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigcam.core.errors import BackendError, BackendUnavailableError, UsageError
-from sigcam.core.sidecar import PACKAGES, SUFFIXES, Package, parse_capability
+from sigcam.core.sidecar import PACKAGES, SUFFIXES, PackageName, parse_capability
 from sigcam.runtime.backends.tensorrt.log import logger_of
 
-INSTALL: dict[Package, str] = {
+INSTALL: dict[PackageName, str] = {
     "tensorrt": 'pip install "sigcam[tensorrt]"',
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13 (or tensorrt-rtx-cu12 for a driver of CUDA 12)",
 }
 
-DISTRIBUTIONS: dict[Package, str] = {
+DISTRIBUTIONS: dict[PackageName, str] = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx-cu13",
 }
-"""What to ask pip for; modules are named otherwise."""
-
+"""What pip calls the packages, whose modules have other names."""
 
 _OLDEST = (10, 13)
-"""Of the package tensorrt; what the extra `tensorrt` asks for."""
+"""The oldest version of the package tensorrt that will do; the extra `tensorrt` asks for it."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +44,27 @@ class TensorRTPackage:
 
     Attributes:
         name: the name that it is imported by.
-        module: the module.
-        version: its version.
+        module: the imported module.
+        version: the package's version, such as "10.13.3.9".
     """
 
-    name: Package
+    name: PackageName
     module: Any
     version: str
 
     @property
     def is_rtx(self) -> bool:
-        """Whether this is TensorRT-RTX."""
+        """Returns whether this is TensorRT-RTX."""
         return self.name == "tensorrt_rtx"
 
     @property
     def suffix(self) -> str:
-        """What the names of its engines end in."""
+        """Returns what the names of its engines end in."""
         return SUFFIXES[self.name]
 
     @property
     def capabilities(self) -> dict[str, Any]:
-        """The compute capabilities that can be named for a build, as "8.6"; empty if none can."""
+        """Returns the compute capabilities that can be named for a build, such as "8.6"."""
         if not self.is_rtx:
             return {}
         members = self.module.ComputeCapability.__members__
@@ -74,27 +73,31 @@ class TensorRTPackage:
 
     @property
     def network_flags(self) -> int:
-        """What a network is created with, so that it is strongly typed."""
+        """Returns the flags that a network is created with, so that it is strongly typed."""
         flags = self.module.NetworkDefinitionCreationFlag
         if self.is_rtx or int(self.version.partition(".")[0]) > 10:
             return 0  # the flag is ignored there, and deprecated
         return 1 << int(flags.STRONGLY_TYPED)
 
     def logger(self) -> Any:
-        """The package's logger, which keeps the last errors; see `logger_of`."""
+        """Returns the package's logger, which keeps the last errors; see `logger_of`."""
         return logger_of(self.module)
 
     def type_of(self, data_type: Any) -> str | None:
-        """The NumPy name of a data type of the package; None for one that NumPy lacks."""
+        """Returns the NumPy name of a data type of the package; None for one that NumPy lacks."""
         return _TYPES.get(data_type.name)
 
     def set_capabilities(self, config: Any, wanted: tuple[str, ...]) -> None:
-        """Names the compute capabilities that an engine is for.
+        """Tells a builder which compute capabilities an engine is for.
+
+        Args:
+            config: the builder's configuration.
+            wanted: compute capabilities such as "8.6"; none leaves it to the package.
 
         Raises:
-            UsageError: one that this package doesn't build for, or any with a package that
-                always builds for the GPU at hand.
-            BackendError: the package refuses one that it names itself.
+            UsageError: a compute capability that this package doesn't build for, or any with a
+                package that always builds for the GPU at hand.
+            BackendError: the package refuses a compute capability that it offers.
         """
         if not wanted:
             return
@@ -116,7 +119,7 @@ class TensorRTPackage:
             if not config.set_compute_capability(known[one], index):
                 raise BackendError(
                     f"{self.name} {self.version} refuses the compute capability {one}: "
-                    f"{self.logger().told()}; build for others, or with another version"
+                    f"{self.logger().take_errors()}; build for others, or with another version"
                 )
 
 
@@ -131,12 +134,15 @@ _TYPES = {
 
 
 def choose(package: str | None = None) -> TensorRTPackage:
-    """The package of that name; without one, the first of `PACKAGES` that is installed.
+    """Imports a TensorRT package.
+
+    Args:
+        package: name of the package; None takes the first of `PACKAGES` that is installed.
 
     Raises:
-        UsageError: no such package is known.
-        BackendUnavailableError: it, or both, aren't installed or can't be loaded; or the
-            first one that is installed is too old.
+        UsageError: no package of that name is known.
+        BackendUnavailableError: the package (without a name: each of them) isn't installed or
+            can't be loaded; or the first one that is installed is too old.
     """
     if package is not None and package not in PACKAGES:
         raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {package!r}")
@@ -161,6 +167,7 @@ def choose(package: str | None = None) -> TensorRTPackage:
 
 
 def _check_version(package: TensorRTPackage) -> None:
+    """Refuses a version of TensorRT that is too old."""
     parts = tuple(int(part) for part in package.version.split(".")[:2] if part.isdecimal())
     if not package.is_rtx and parts < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
@@ -171,6 +178,6 @@ def _check_version(package: TensorRTPackage) -> None:
 
 
 def _dotted(name: str) -> str:
-    """From "SM120" to "12.0"."""
+    """Returns "12.0" for "SM120"."""
     digits = name.removeprefix("SM")
     return f"{digits[:-1]}.{digits[-1]}"

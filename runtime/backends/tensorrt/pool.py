@@ -1,4 +1,4 @@
-"""Several callers on one engine: each gets a stream, contexts and memory of its own."""
+"""Several callers of one engine: each gets a stream, contexts and memory of its own."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
 MAX_WORKERS = 4
-"""Calls at once; further ones wait. Each has the engine's working memory several times."""
+"""Most calls at once; further ones wait. Each has the engine's working memory several times."""
 
 MAX_GRAPHS = 2
-"""CUDA graphs that a worker keeps; each has an execution context and memory of its own."""
+"""Most CUDA graphs of a worker; each has an execution context and memory of its own."""
 
 _REMEMBERED = 32
-"""Kinds of calls that a worker remembers, to see one come again; and calls after which a graph
-that none of them used may be given up for another one."""
+"""How many kinds of calls a worker remembers, to see one come again.
+
+It is also the number of calls after which a graph that none of them used may be given up.
+"""
 
 
 class Worker:
-    """A stream with an executor for whatever comes, and executors for calls that came again.
+    """A stream with one executor for any call, and others for calls that came again.
 
-    The first call of its kind (shapes, outputs, where the images lie) runs as it is. The
-    second one runs in an executor of its own and is then captured there; from the third on, the
-    graph is launched. Where all graphs are in use, further kinds stay without one: making a
-    executor costs far more than a graph saves, so kinds that take turns must not push each other
-    out.
+    The first call of its kind (shapes, outputs, where the images lie) runs in the executor for
+    any call. The second one runs in an executor of its own and is then captured there; from the
+    third on, the graph is launched. Where all graphs are in use, further kinds stay without one:
+    making an executor costs far more than a graph saves, so kinds that take turns must not push
+    each other out.
     """
 
     def __init__(self, engine: Engine, kernel: ClampCombine | None) -> None:
@@ -52,7 +54,7 @@ class Worker:
         self._seen: OrderedDict[Any, None] = OrderedDict()
 
     def run(self, call: Call) -> Results:
-        """Does the call; the arrays belong to the caller.
+        """Runs the call; the arrays that it returns belong to the caller.
 
         Raises:
             BackendError: TensorRT failed.
@@ -73,7 +75,7 @@ class Worker:
         return self._plain.run(call)
 
     def close(self) -> None:
-        """Frees stream and memory."""
+        """Frees the stream, the contexts and their memory."""
         with ExitStack() as stack:  # all of it, even if one fails; the stream is the last
             stack.callback(self._stream.close)
             for executor in (self._plain, *self._captured.values()):
@@ -81,7 +83,7 @@ class Worker:
             self._captured.clear()
 
     def _has_room(self) -> bool:
-        """Whether there is room for a graph, or one that hasn't been used for long."""
+        """Returns whether there is room for a graph, or one that was not used for long."""
         if len(self._captured) < MAX_GRAPHS:
             return True
         oldest = next(iter(self._captured))
@@ -109,11 +111,11 @@ class Worker:
 
 
 class Pool:
-    """Workers, made when they are first needed.
+    """The workers of an engine, made when they are first needed.
 
     Args:
-        make: makes one.
-        limit: most of them.
+        make: makes a worker.
+        limit: the most workers that there may be.
     """
 
     def __init__(self, make: Callable[[], Worker], limit: int = MAX_WORKERS) -> None:
@@ -125,9 +127,9 @@ class Pool:
 
     @contextmanager
     def worker(self) -> Iterator[Worker]:
-        """A worker for the caller alone; waits for one if all are busy.
+        """Lends the caller a worker of its own; waits for one if all are busy.
 
-        A worker whose call failed isn't used again: what is left on its stream isn't known.
+        A worker whose call failed is not used again: nobody knows what is left on its stream.
 
         Raises:
             BackendError: the pool was closed.

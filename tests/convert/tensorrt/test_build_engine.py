@@ -20,7 +20,7 @@ from sigcam.core.errors import (
 )
 from sigcam.core.sidecar import parse_capability, read_sidecar
 from sigcam.core.spec import ClassSelection
-from sigcam.runtime.backends.tensorrt import package as package
+from sigcam.runtime.backends.tensorrt import package
 from sigcam.runtime.backends.tensorrt.engine import read_engine
 from sigcam.runtime.backends.tensorrt.package import choose
 from tests.support.fake_tensorrt import FakeCuda
@@ -273,16 +273,16 @@ def test_a_timing_cache_that_cannot_be_written_is_refused_before_the_build(model
 def test_one_logger_tells_each_thread_its_own():
     log = choose(RTX).logger()
     assert choose(RTX).logger() is log
-    log.told()
+    log.take_errors()
     grave = trt.ILogger.ERROR
     said, asked = threading.Event(), threading.Event()
-    told = []
+    taken = []
 
     def other():
         log.log(grave, "theirs")
         said.set()
         asked.wait(20)
-        told.append(log.told())
+        taken.append(log.take_errors())
         log.log(grave, "left behind")
 
     thread = threading.Thread(target=other)
@@ -290,12 +290,12 @@ def test_one_logger_tells_each_thread_its_own():
     assert said.wait(20)
     log.log(grave, "mine")
     log.log(trt.ILogger.WARNING, "a warning")
-    assert log.told() == "mine"
-    assert log.told() == "TensorRT gave no reason"
+    assert log.take_errors() == "mine"
+    assert log.take_errors() == "TensorRT gave no reason"
     asked.set()
     thread.join()
-    assert told == ["theirs"]
-    assert log.told() == "left behind"
+    assert taken == ["theirs"]
+    assert log.take_errors() == "left behind"
 
 
 def test_warnings_are_passed_on_where_they_are_wanted(caplog):
@@ -309,7 +309,7 @@ def test_warnings_are_passed_on_where_they_are_wanted(caplog):
 
 
 class Classic(SimpleNamespace):
-    """TensorRT-RTX's builder under the other package's name: what the seam does differs."""
+    """TensorRT-RTX's builder under the other package's name: what differs is what we do."""
 
     def __init__(self, version):
         super().__init__(**{n: getattr(trt, n) for n in dir(trt) if not n.startswith("_")})

@@ -38,7 +38,7 @@ def test_float16_computes_the_same(tmp_path, profile, all_products):
 
 
 def test_what_follows_the_logits_stays_float32(tmp_path):
-    """No value that only the maps are made of is ever rounded to float16."""
+    """No value that only the CAMs are made of is ever rounded to float16."""
     graph = onnx.load_from_string(to_half(tiny(tmp_path, profile="split"))).graph
     made_by = {name: node for node in graph.node for name in node.output}
     kinds = {i.name: i.data_type for i in graph.initializer}

@@ -14,7 +14,7 @@ from sigcam.convert.tensorrt.build import build_engine
 from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.sidecar import read_sidecar
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, export_artifact
+from sigcam.export import METHODS, ExportOptions, export_artifact
 from sigcam.export.parity import verify as parity
 
 pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
@@ -41,7 +41,9 @@ def test_a_method_on_a_backbone(backbone, method, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     classes = ClassSelection("input")
     export_artifact(
-        dual, path, method=method, profile=profile, classes=classes, preprocessing=preprocessing
+        dual,
+        path,
+        ExportOptions(method=method, profile=profile, classes=classes, preprocessing=preprocessing),
     )
     for precision, capabilities in (("float32", LATER), ("float16", ("7.5", *LATER))):
         options = BuildOptions(

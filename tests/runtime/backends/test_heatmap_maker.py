@@ -1,4 +1,4 @@
-"""Maps on a device: cut into launches, placed in memory, and equal to the CPU's maps."""
+"""Heatmaps on a device: cut into launches, placed in memory, and equal to the CPU's."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_the_kernels_axes_are_the_placements(placement, height, width, seed):
         got, flags = normalised_heatmaps(cam[None, None], rows, columns, interpolation)
         assert flags[0, 0] == valid
         # The kernel's scale and offset are float32, and far from the image's edge their
-        # products are large. A crop box that shows a small part of a cell gives a map of a
+        # products are large. A crop box that shows a small part of a cell gives a heatmap of a
         # small range, by which the rounding is divided.
         inside = spread(cam, placement, interpolation)[crop_box_of(placement)]
         far = max(abs(rows.offset), abs(columns.offset))
@@ -72,20 +72,22 @@ def test_runs_of_neighbours():
 
 
 class Tensor:
-    """An array with what DeviceMaps wants to know of it; `off` moves its address."""
+    """An array and how HeatmapMaker takes it; `off` moves its address."""
 
     def __init__(self, array, off=0):
         self._memory = np.full(array.nbytes + 64, 0xFF, np.uint8)
         start = -self._memory.ctypes.data % 16 + off
         self._memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
         address = self._memory.ctypes.data + start
-        self.told = DeviceTensor(address, array.shape, array.dtype == np.float16)
+        self.tensor = DeviceTensor(address, array.shape, array.dtype == np.float16)
 
 
 def made(heatmaps, driver, features, weights, sizes, off=0, clamp=True):
     held = Tensor(features, off), Tensor(weights, off)
     placed = tuple(place(GEOMETRIES[0], *size) for size in sizes)
-    pending = heatmaps.enqueue(held[0].told, held[1].told, HeatmapRequest(placed, clamp), STREAM)
+    pending = heatmaps.enqueue(
+        held[0].tensor, held[1].tensor, HeatmapRequest(placed, clamp), STREAM
+    )
     driver.synchronize()
     return pending.collect(), placed
 
@@ -191,7 +193,7 @@ def test_results_outlive_the_next_batch(driver):
     found, placed = made(heatmaps, driver, features, weights, SIZES[:2])
     made(heatmaps, driver, features * 3 + 1, weights[:, ::-1].copy(), SIZES[:2])
     check(found, features, weights, placed)
-    assert found.heatmaps[0].base is None  # each image's maps are an array of their own
+    assert found.heatmaps[0].base is None  # each image's heatmaps are an array of their own
 
 
 def test_collect_again_after_a_graph_ran_again(driver):
@@ -201,15 +203,15 @@ def test_collect_again_after_a_graph_ran_again(driver):
     held = Tensor(features), Tensor(weights)
     placed = (place(GEOMETRIES[0], 50, 60),)
     request = HeatmapRequest(placed, clamp=True)
-    pending = heatmaps.enqueue(held[0].told, held[1].told, request, STREAM)
+    pending = heatmaps.enqueue(held[0].tensor, held[1].tensor, request, STREAM)
     replay = list(driver.queue)
     driver.synchronize()
     check(pending.collect(), features, weights, placed)
     other = np.ascontiguousarray(features[..., ::-1])
-    told = held[0].told
+    tensor = held[0].tensor
     from tests.support.device_doubles import at
 
-    at(told.address, np.float32, told.shape)[...] = other
+    at(tensor.address, np.float32, tensor.shape)[...] = other
     for step in replay:
         step()
     check(pending.collect(), other, weights, placed)

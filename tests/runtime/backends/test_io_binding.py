@@ -1,4 +1,4 @@
-"""I/O binding, with the CPU as the device and NumPy as the map kernels."""
+"""I/O binding, with the CPU as the device and NumPy as the heatmap kernels."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +9,9 @@ import pytest
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.images.preprocess import place
 from sigcam.images.upsample import to_heatmap
+from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends.base import BackendOptions, HeatmapRequest
 from sigcam.runtime.backends.onnxruntime.cpu import OrtBackend
-from sigcam.runtime.model import own_cams
 from tests.support.device_doubles import CpuStream, bound_on_cpu
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (3, 56, 56, 3), dtype=np.uint8)
@@ -51,7 +51,7 @@ def test_maps_are_those_of_the_cpu(stream, make_artifact, spec_of, per_position,
     assert list(stream._staged) == ["image"]
     for name, array in got.items():
         np.testing.assert_array_equal(array, want[name])
-    cams = own_cams(want, spec)
+    cams = clamp_combine(want["features"], want["cam_weights"], clamp=spec.nwc)
     np.testing.assert_allclose(made.cams, cams, atol=1e-6)
     for row, placement in enumerate(request.placements):
         for rank in range(2):
@@ -100,9 +100,9 @@ def test_placements_must_be_those_of_the_images(bound, spec_of):
         bound.infer_heatmaps(FEEDS, ["logits"], short)
 
 
-def test_a_plain_backend_makes_no_maps(make_artifact, spec_of):
+def test_a_plain_backend_makes_no_heatmaps(make_artifact, spec_of):
     backend = OrtBackend.open(make_artifact(profile="split"), BackendOptions(threads=1))
-    with pytest.raises(BackendError, match="'ort' makes no maps"):
+    with pytest.raises(BackendError, match="'ort' makes no heatmaps"):
         backend.infer_heatmaps(FEEDS, ["logits"], request_for(spec_of()))
 
 

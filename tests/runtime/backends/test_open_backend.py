@@ -13,7 +13,7 @@ from sigcam.core.spec import ClassSelection
 from sigcam.runtime.backends import AUTO_ORDER, BACKENDS, backend_class, open_backend
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.session import load
-from tests.support.device_doubles import CpuLane, bound_on_cpu
+from tests.support.device_doubles import CpuStream, bound_on_cpu
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
 IDS = np.array([[-1, 2], [0, -4]])
@@ -34,7 +34,7 @@ def open_or_skip(name, path, options):
 @pytest.fixture(params=[*FROM_ONNX, "bound"])
 def opened(request, make_artifact, monkeypatch):
     if request.param == "bound":
-        backend = bound_on_cpu(make_artifact(), CpuLane(monkeypatch))
+        backend = bound_on_cpu(make_artifact(), CpuStream(monkeypatch))
     else:
         backend = open_or_skip(request.param, make_artifact(), BackendOptions(threads=1))
     yield backend
@@ -87,7 +87,7 @@ def test_bad_feeds_are_refused(opened):
         opened.infer({"image": IMAGE / 255, "class_ids": IDS})
     with pytest.raises(UsageError, match=r"got uint8 \[2, 28, 56, 3\]"):
         opened.infer({"image": IMAGE[:, ::2], "class_ids": IDS})
-    with pytest.raises(UsageError, match="not \\['map'\\]"):
+    with pytest.raises(UsageError, match="not \\['heatmap'\\]"):
         opened.infer({"image": IMAGE, "class_ids": IDS}, ["heatmap"])
 
 
@@ -206,6 +206,6 @@ def test_a_graph_that_does_not_fit_its_spec(make_artifact, spec_of):
 def test_onnx_runtime_spins_only_if_asked_to(make_artifact, spinning):
     pytest.importorskip("onnxruntime")
     with load(make_artifact(), "ort", spinning=spinning) as session:
-        options = session._backend._session.get_session_options()
+        options = session._model.backend._session.get_session_options()
         entry = options.get_session_config_entry("session.intra_op.allow_spinning")
         assert entry == str(int(spinning))

@@ -47,7 +47,7 @@ class Recording(CpuStream):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """gpu(**changes of the module) -> the module; lanes in Recording.opened."""
+    """gpu(**changes of the module) -> the module; streams in Recording.opened."""
     Recording.opened = []
     monkeypatch.setattr(ort_cuda, "CudaStream", lambda ordinal: Recording(monkeypatch, ordinal))
 
@@ -166,9 +166,12 @@ def test_what_is_asked_of_the_cuda_provider(make_artifact, gpu):
         (name, options), last = module.asked
         assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
         assert options == {"device_id": "3", "user_compute_stream": "7", "use_tf32": "0"}
-        assert session._backend.nodes == {"CUDAExecutionProvider": 2, "CPUExecutionProvider": 1}
+        assert session._model.backend.nodes == {
+            "CUDAExecutionProvider": 2,
+            "CPUExecutionProvider": 1,
+        }
         [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="green")
-        assert one.made[0].shape == (40, 60)
+        assert one._made[0].shape == (40, 60)
         assert one.label == "green"
     assert stream.done[-1] == "close"
 
@@ -178,7 +181,7 @@ def test_kernels_are_loaded_only_for_the_profile_split(make_artifact, gpu):
     with load(make_artifact(), "ort-cuda") as session:
         assert not Recording.opened[0].loaded
         [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="green")
-        assert one.made is None
+        assert one._made is None
         assert one.heatmap.shape == (40, 60)
 
 
@@ -236,7 +239,7 @@ def test_an_engine_cache_that_cannot_be_made(make_artifact, gpu, tmp_path):
     gpu()
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(StorageError, match="cannot make the backend cache"):
+    with pytest.raises(StorageError, match="cannot make the engine cache"):
         load(make_artifact(), "ort-tensorrt", cache=file)
     assert Recording.opened[0].done == ["close"]
 

@@ -1,4 +1,4 @@
-"""The way through an engine: what TensorRT and CUDA are asked for, and what comes back."""
+"""Running an engine: what TensorRT and CUDA are asked for, and what comes back."""
 
 import gc
 import logging
@@ -20,11 +20,11 @@ from sigcam.images.preprocess import place
 from sigcam.images.upsample import to_heatmap
 from sigcam.kernels import graph
 from sigcam.kernels.errors import KernelError
+from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends.base import BackendOptions, HeatmapRequest
 from sigcam.runtime.backends.onnxruntime.cpu import OrtBackend
 from sigcam.runtime.backends.tensorrt import pool
 from sigcam.runtime.backends.tensorrt.pool import MAX_GRAPHS, MAX_WORKERS
-from sigcam.runtime.model import own_cams
 from sigcam.runtime.session import load
 from tests.support.device_doubles import Buffer
 from tests.support.fake_tensorrt import write_engine
@@ -42,7 +42,7 @@ def request_for(batch, sizes=SIZES):
 
 @pytest.fixture
 def reference(machine):
-    """The same model in ONNX Runtime: all outputs, and the maps made on the CPU."""
+    """The same model in ONNX Runtime: all outputs, and the heatmaps made on the CPU."""
     write_engine(machine.folder)
     cpu = OrtBackend.open(machine.folder / "model.onnx", BackendOptions(threads=1))
 
@@ -50,7 +50,7 @@ def reference(machine):
         outputs = cpu.infer(feeds)
         if request is None:
             return outputs, None
-        cams = own_cams(outputs, SPEC)
+        cams = clamp_combine(outputs["features"], outputs["cam_weights"], clamp=SPEC.nwc)
         made = [
             [to_heatmap(cam, placement) for cam in row]
             for row, placement in zip(cams, request.placements, strict=True)
@@ -179,7 +179,7 @@ def test_a_capture_that_cuda_breaks_off_is_done_without(machine, feeds, referenc
 
 
 def launch_fails(machine, backend, monkeypatch, message):
-    """The backend's map kernels fail with `message` while they are captured."""
+    """The backend's heatmap kernels fail with `message` while they are captured."""
     original = backend._kernel.launch
 
     def broken(plan, *, stream, **addresses):
@@ -391,7 +391,8 @@ def test_a_session_on_an_engine(machine, monkeypatch):
 
 def test_nothing_is_imported_before_it_is_used():
     code = (
-        "import sys; import sigcam.runtime.backends.tensorrt.backend, sigcam.convert.tensorrt.build; "
+        "import sys; import sigcam.convert.tensorrt.build\n"
+        "import sigcam.runtime.backends.tensorrt.backend\n"
         "print(sorted({'tensorrt', 'tensorrt_rtx', 'onnx', 'onnxruntime', 'torch', 'cuda.bindings'}"
         " & set(sys.modules)))"
     )
@@ -431,10 +432,10 @@ def test_what_tensorrt_warns_of_while_loading_is_logged(machine, caplog):
     machine.module.warns = "it was made on another model of device"
     machine.module.validity = (machine.module.EngineValidity.SUBOPTIMAL, 0)
     machine.open(write_engine(machine.folder, "tensorrt_rtx"))
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2
-    assert "may be slower here" in told[0]
-    assert told[1] == "TensorRT: it was made on another model of device"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "may be slower here" in messages[0]
+    assert messages[1] == "TensorRT: it was made on another model of device"
 
 
 def test_an_engine_that_is_refused_goes_before_its_context(machine):

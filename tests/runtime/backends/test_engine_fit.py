@@ -1,0 +1,103 @@
+"""Whether an engine is the one that its sidecar describes, and can run here."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sigcam.core.errors import ArtifactError, BackendUnavailableError
+from sigcam.core.sidecar import read_sidecar, sidecar_path
+from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source, read_engine
+from tests.support.fake_tensorrt import GPU, VERSION, altered, write_engine
+
+REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return write_engine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "0" * 64}, "not the file that its sidecar is for; copy both files again"),
+        ({"size": 3}, "its sidecar is for one of 3"),
+        ({"version": "10.13.3.8"}, rf"built by tensorrt 10\.13\.3\.8.*installed is .*{REBUILD}"),
+        ({"platform": "Linux aarch64"}, rf"was built on Linux aarch64.*{REBUILD}"),
+        ({"capabilities": ["8.7"]}, rf"capability 8\.7, this GPU has 8\.6; run `{REBUILD}`"),
+        ({"gpu": "Fake GPU Ti"}, rf"built on Fake GPU Ti, this GPU is Fake GPU, .*{REBUILD}"),
+        ({"shapes": {"image": [[1, 9]] * 3, "class_ids": [[1, 1]] * 3}}, "its sidecar says"),
+        ({"source_sha256": "1" * 64}, r"another model\.onnx than the one beside it"),
+    ],
+)  # fmt: skip
+def test_a_field_that_does_not_fit_this_machine(machine, engine, changes, message):
+    machine.open(engine)
+    altered(sidecar_path(engine), **changes)
+    with pytest.raises(ArtifactError, match=message):
+        machine.open(engine)
+
+
+def test_a_package_that_is_not_installed(machine, tmp_path):
+    engine = write_engine(tmp_path, "tensorrt_rtx")
+    machine.uninstall("tensorrt_rtx")
+    with pytest.raises(BackendUnavailableError, match="tensorrt-rtx-cu13"):
+        machine.open(engine)
+
+
+def test_an_engine_that_was_changed(machine, engine):
+    data = bytearray(engine.read_bytes())
+    data[len(data) // 2] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(ArtifactError, match="not the file that its sidecar is for"):
+        machine.open(engine)
+
+
+def test_the_model_may_be_elsewhere(machine, engine):
+    engine.with_name("model.onnx").unlink()
+    machine.open(engine)
+
+
+@pytest.mark.parametrize(
+    ("built", "gpu", "fits"),
+    [
+        (("8.6", "12.0"), (8, 6), True), (("8.6", "12.0"), (12, 0), True),
+        (("8.6",), (8, 9), False), ((), (8, 0), True), ((), (12, 1), True), ((), (7, 5), False),
+    ],
+)  # fmt: skip
+def test_gpus_that_an_rtx_engine_is_for(tmp_path, built, gpu, fits):
+    engine = write_engine(tmp_path, "tensorrt_rtx", built)
+    sidecar = read_sidecar(engine)
+    here = {
+        "package": "tensorrt_rtx",
+        "version": VERSION,
+        "gpu": replace(GPU, name="Any", capability=gpu),
+    }
+    if fits:
+        check_fit(engine, sidecar, **here)
+        return
+    with pytest.raises(ArtifactError, match=f"--capability {gpu[0]}\\.{gpu[1]}"):
+        check_fit(engine, sidecar, **here)
+
+
+def test_another_version_is_asked_for_by_what_pip_calls_it(tmp_path):
+    engine = write_engine(tmp_path, "tensorrt_rtx")
+    with pytest.raises(ArtifactError, match=rf"install tensorrt-rtx-cu13=={VERSION} or build"):
+        check_fit(engine, read_sidecar(engine), package="tensorrt_rtx", version="1.0", gpu=GPU)
+
+
+def test_files_that_cannot_be_read(engine, monkeypatch):
+    found = read_sidecar(engine)
+
+    def broken(self, *arguments):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: Input/output error"):
+        read_engine(engine, found)
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.onnx: Input/output error"):
+        check_source(engine, found)
+    engine.unlink()
+    with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: No such file"):
+        read_engine(engine, found)
