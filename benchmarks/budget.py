@@ -22,6 +22,7 @@ from benchmarks.harness.networks import Network, batch_of, random_image
 from benchmarks.parts.methods import check_logits
 from sigcam.core.artifact import read_spec
 from sigcam.images.preprocess import prepare
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 TOLERANCE = 0.02
@@ -99,7 +100,7 @@ def sampler(budget: Budget, folder: Path, stack: ExitStack) -> Sample:
     mapped = open_graph(FP32, path)
     stack.callback(mapped.close)
     if budget.explain:
-        session = Session(read_spec(path), mapped)
+        session = Session(ExportedModel(read_spec(path), mapped))
         image = random_image(*IMAGE_SIZE)
         found = session.explain(image)[0]
         if found.heatmap.shape != IMAGE_SIZE or not found.valid:

@@ -48,14 +48,15 @@ def is_engine(path: Path) -> bool:
 def head_path(path: Path) -> Path:
     """Returns where the head graph of an artifact lies: model.head.onnx beside model.onnx.
 
-    It lies there beside model.engine, too: head graphs stay ONNX files.
+    It lies there beside model.engine and model.rtx.engine, too: head graphs stay ONNX files.
 
     Example:
-        >>> head_path(Path("model.engine")).name
+        >>> head_path(Path("model.rtx.engine")).name
         'model.head.onnx'
     """
-    suffix = ".onnx" if is_engine(path) else path.suffix
-    return path.with_name(f"{path.stem}.head{suffix}")
+    if is_engine(path):
+        return path.with_name(f"{path.stem.removesuffix('.rtx')}.head.onnx")
+    return path.with_name(f"{path.stem}.head{path.suffix}")
 
 
 def read_spec(path: str | Path) -> Spec:

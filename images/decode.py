@@ -105,7 +105,11 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
 
 
 def from_array(array: Array) -> Array:
-    """Checks an array and returns it as `read_image` would; ImageError of another shape or dtype."""
+    """Checks an array, and returns it as `read_image` would.
+
+    Raises:
+        ImageError: another shape or dtype.
+    """
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
         return np.ascontiguousarray(array)  # the usual one, without the texts below
     wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
@@ -171,7 +175,7 @@ class Encoded:
         return cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
 
     def coarsest(self, reduction: int) -> int:
-        """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at; or 1.
+        """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at.
 
         Only JPEG's blocks allow it. They count from the stored image's first row and
         column: where the upright one's is another, its size must be a multiple.
@@ -232,7 +236,7 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
 
 
 def _header(stream: BinaryIO) -> tuple[int, int, int]:
-    """Reads width and height of the upright image, and its EXIF orientation; 0 for what isn't there."""
+    """Reads width, height (upright) and EXIF orientation; 0 for what isn't there."""
     try:
         info = imagesize.get_info(stream, dpi=False, colors=False, channels=False)
     except Exception:  # a damaged header makes the library raise many kinds

@@ -8,8 +8,9 @@ Factors and starts are chosen so that a JPEG that is decoded at 1/2, 1/4 or 1/8 
 has pixels that are whole cells of the box average: `Placement.reduction` says which.
 
 `read_input` decodes no more of a file than the input needs: a JPEG that is at least twice as
-large as the input is decoded at 1/2, 1/4 or 1/8 of its size: at 1/8, 12 megapixels take 0.4 of the time and 1/64 of the memory. Its pixels are the
-cells of the box average that `prepare` makes of a whole image, but for the ringing of
+large as the input is decoded at 1/2, 1/4 or 1/8 of its size. At 1/8, 12 megapixels take 0.4 of
+the time and 1/64 of the memory. Its pixels are the cells of the box average that `prepare` makes
+of a whole image, but for the ringing of
 a block's higher frequencies and for chroma, which isn't enlarged and averaged again. The
 network's input differs by 0.2 levels of 255 on average on images with little detail in a
 pixel, as large photographs are, and by 0.4 (at 1/8) to 0.7 levels (at 1/2) on small ones, where
@@ -121,7 +122,7 @@ class Placement:
 
     @property
     def crop_box(self) -> tuple[int, int, int, int]:
-        """Returns the part of the image that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
+        """Returns the part that the network sees: x0, y0, x1, y1; x1, y1 just outside."""
         return self.columns.low, self.rows.low, self.columns.high, self.rows.high
 
     @property

@@ -167,7 +167,7 @@ def _matrix(axis: Axis, cells: int, interpolation: Interpolation) -> Array:
 
 
 def _weight(distance: Array, interpolation: Interpolation) -> Array:
-    """Evaluates the interpolation kernel; for bicubic that of Keys (1981), Eq. 4, with a = -0.75."""
+    """Evaluates the interpolation kernel; bicubic as Keys (1981), Eq. 4, with a = -0.75."""
     d = np.abs(distance)
     if interpolation == "bilinear":
         return np.asarray(1 - d)

@@ -28,7 +28,7 @@ class HeadGraph:
 
     @property
     def head_input(self) -> str:
-        """Returns the name of the artifact's output that the graph takes: "features" or "head_input"."""
+        """Names the artifact's output that the graph takes: "features" or "head_input"."""
         return self._head_input
 
     def run(self, values: Array, class_ids: Array, wanted: Sequence[str]) -> dict[str, Array]:

@@ -145,7 +145,7 @@ def train_branch(
             **asdict(settings),
             "weight_decay": result.weight_decay,
             "views": augmentation.views,
-            "crop_scale": augmentation.crop_scale,
+            "crop_scale": list(augmentation.crop_scale),
             "flip": augmentation.flip,
         },
     )

@@ -27,11 +27,10 @@ from sigcam.core.errors import ExportError, SigcamError
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.cam import combine
-from sigcam.export.export import DEFAULT_OPSET
 from sigcam.export.methods import Gradient, method_of
 from sigcam.export.modules import ArtifactGraph, CamGraph
-from sigcam.export.onnx_model import to_onnx
-from sigcam.export.options import GraphOptions
+from sigcam.export.onnx_model import DEFAULT_OPSET, GraphSignature, to_onnx
+from sigcam.export.options import ExportOptions
 from sigcam.export.parity.compare import compare, is_unstable
 from sigcam.export.parity.inputs import as_images, feed, sample_images
 from sigcam.export.parity.reference import Reference
@@ -175,11 +174,11 @@ class Heatmaps(nn.Module):
         """From the image, or from `front` of it: logits, class ids, CAMs of each method."""
         entry = self.front(x) if self.backbone else x
         first: Any = self.graphs[0]
-        logits = first.heatmaps.softmax_logits(first.heatmaps.evidence.run(entry))
+        logits = first.cams.softmax_logits(first.cams.weight_graph.run(entry))
         ids = first.select(logits, None)
-        parts: list[Any] = [graph.heatmaps for graph in self.graphs]  # type: ignore[union-attr]
-        states = [heatmaps.evidence.run(entry) for heatmaps in parts]
-        cams = [m.explain(s, ids, logits)["cams"] for m, s in zip(parts, states, strict=True)]
+        parts: list[Any] = [graph.cams for graph in self.graphs]  # type: ignore[union-attr]
+        values = [part.weight_graph.run(entry) for part in parts]
+        cams = [p.explain(v, ids, logits)["cams"] for p, v in zip(parts, values, strict=True)]
         return (logits, ids, *cams)
 
 
@@ -198,8 +197,10 @@ class BackendSetup:
         self.names = ["logits", "class_ids", *METHODS]
         example = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
         if not backbone:
-            example = torch.zeros(2, *parts[0].heatmaps.cut.shape)
-        model = to_onnx(self.heatmaps, {"x": example}, {"x": {0: "batch"}}, self.names, OPSET)
+            example = torch.zeros(2, *parts[0].cams.cut.shape)
+        model = to_onnx(
+            self.heatmaps, GraphSignature({"x": example}, self.names, {"x": {0: "batch"}}), OPSET
+        )
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3
         settings.intra_op_num_threads = torch.get_num_threads()
@@ -222,8 +223,8 @@ class BackendSetup:
             raise ExportError(f"ONNX Runtime fails on a batch of {len(x)}: {exc}") from exc
 
 
-def _options(method: str) -> GraphOptions:
-    return GraphOptions(method=method, branch="softmax", has_sigmoid=False)
+def _options(method: str) -> ExportOptions:
+    return ExportOptions(method=method, branch="softmax", has_sigmoid=False, tolerance=TOLERANCE)
 
 
 def _compare(
@@ -252,7 +253,7 @@ def _compare(
                 outcome.empty += int(not want.any() and error == 0)
                 if not error <= TOLERANCE and method not in jumps:
                     at, options = images[index : index + 1], _options(method)
-                    jumps[method] = is_unstable(twin, at, preprocessing, options, ids, TOLERANCE)
+                    jumps[method] = is_unstable(twin, at, ids, options, preprocessing)
                 if not error <= TOLERANCE and jumps[method]:
                     outcome.unstable += 1
                 else:

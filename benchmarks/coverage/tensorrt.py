@@ -34,22 +34,22 @@ from sigcam.convert.tensorrt.build import build_engine
 from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.errors import SigcamError
 from sigcam.core.files import write_text
-from sigcam.core.sidecar import Precision
+from sigcam.core.sidecar import EnginePrecision
 from sigcam.core.spec import ClassSelection, Preprocessing
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.methods import METHODS
 from sigcam.runtime.backends.tensorrt.package import choose
 
 NETWORKS = ("wsol-resnet50", "wsol-vgg16", "wsol-inceptionv3")
 PROFILES = ("fused", "split")
-PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+PRECISIONS: tuple[EnginePrecision, ...] = ("float32", "float16")
 NO_FLOAT32 = "FP32 GEMM is not supported"
 TURING = "7.5"
 
 Row = dict[str, Any]
 
 
-def built(model: Path, capabilities: tuple[str, ...], precision: Precision) -> Row:
+def built(model: Path, capabilities: tuple[str, ...], precision: EnginePrecision) -> Row:
     """One build: how long it took, or why it failed."""
     options = BuildOptions(package="tensorrt_rtx", capabilities=capabilities, precision=precision)
     begun = time.perf_counter()
@@ -110,10 +110,9 @@ def main(
                 export_artifact(
                     dual,
                     path,
-                    method=method,
-                    profile=profile,
-                    classes=classes,
-                    preprocessing=preprocessing,
+                    ExportOptions(
+                        method=method, profile=profile, classes=classes, preprocessing=preprocessing
+                    ),
                 )
                 some = [{**about, **row} for row in builds(path, named)]
                 rows += some

@@ -11,16 +11,12 @@ import torchvision  # noqa: F401
 from torch import nn
 
 from benchmarks.coverage import check as coverage_check  # noqa: F401
-from sigcam.export.export import DEFAULT_OPSET
-from sigcam.export.onnx_model import to_onnx
+from sigcam.export.onnx_model import GraphSignature, to_onnx
 
 warnings.simplefilter("ignore")
 # One thread: a process that has several can't be copied safely.
 torch.set_num_threads(1)
 to_onnx(
     nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(8, 2)),
-    {"x": torch.zeros(2, 3, 4, 4)},
-    {"x": {0: "batch"}},
-    ["y"],
-    DEFAULT_OPSET,
+    GraphSignature({"x": torch.zeros(2, 3, 4, 4)}, ["y"], {"x": {0: "batch"}}),
 )

@@ -1,1 +1,1 @@
-"""Evaluations of whole data sets: the paper's tables, training choices, what an evaluation costs."""
+"""Whole data sets: the paper's tables, training choices, what an evaluation costs."""

@@ -17,13 +17,13 @@ import click
 
 from benchmarks.harness.backends import THREADS
 from benchmarks.harness.peak import evaluate_data
+from sigcam.data import Sample, open_dataset
 from sigcam.data.readers.wsol import (
     IDS_FILE,
     LABELS_FILE,
     LOCALIZATION_FILES,
     SIZES_FILE,
 )
-from sigcam.evaluate import Sample, open_dataset
 
 
 def repeated(samples: Sequence[Sample], times: int, folder: Path) -> Path:

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 from sigcam.core.threads import Stopwatch
-from sigcam.evaluate import open_dataset
+from sigcam.data import open_dataset
 from sigcam.evaluate.localization.box_accuracy import score_boxes
 from sigcam.evaluate.localization.protocol import THRESHOLDS, place_scores, quantise, score_heatmap
-from sigcam.evaluate.model import Model
+from sigcam.evaluate.model import EvaluatedModel
 from sigcam.images.preprocess import read_input
 from sigcam.runtime.backends.base import BackendOptions
 from tests.support import direct_boxes
@@ -69,13 +69,13 @@ def compare(name: str, heatmaps: Iterable[np.ndarray]) -> None:
 
 
 def heatmaps_of(model: Path, data: Path) -> list[np.ndarray]:
-    """Score maps that an artifact makes of a data set's first images."""
-    with Model(model.name, model, "ort", BackendOptions(), Stopwatch()) as opened:
+    """Returns the heatmaps that an artifact makes of a data set's first images."""
+    with EvaluatedModel(model.name, model, "ort", BackendOptions(), Stopwatch()) as opened:
         found = []
         for sample in open_dataset(data).samples[:HEATMAPS]:
-            read = read_input(sample.path, opened.reading)
-            answer = opened.answers([read.tensor], [None])[0]
-            found.append(place_scores(answer.cam, read.placement)[0])
+            read = read_input(sample.path, opened.uint8_preprocessing)
+            [prediction] = opened.predict([read.tensor], [None])
+            found.append(place_scores(prediction.cam, read.placement)[0])
         return found
 
 

@@ -1,7 +1,8 @@
-"""The paper's Tables 1, 2, 4 and 5, and the shift, on a data set: all from training on.
+r"""The paper's Tables 1, 2, 4 and 5, and the shift, on a data set: all from training on.
 
     python -m benchmarks.datasets.paper_tables DATA --arch wsol-resnet50 --weights classifier.pth
-    python -m benchmarks.datasets.paper_tables DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
+    python -m benchmarks.datasets.paper_tables DATA --arch efficientnet_lite0 \
+        --weights DEFAULT --folds 3
 
 With --train-data the classifier's branch is trained there and DATA is scored; with --folds, DATA
 is split and every image is scored by networks that were trained on the others. Where DATA has
@@ -20,12 +21,13 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
+from benchmarks.datasets.paper.folds import fold_datasets
 from benchmarks.datasets.paper.options import data_options, network_options
 from benchmarks.datasets.paper.recipe import Recipe, Variant, Workshop
 from benchmarks.datasets.paper.tables import TABLES, Values
 from sigcam.core.files import write_text
-from sigcam.evaluate import Dataset, EvaluateOptions, evaluate, open_dataset
+from sigcam.data import Dataset, labelled, open_dataset
+from sigcam.evaluate import EvaluateOptions, evaluate_artifacts
 from sigcam.evaluate.results.metrics import results
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.train.augment import Augmentation
@@ -65,7 +67,7 @@ def main(
     if (train_data is None) == (folds is None):
         raise click.UsageError("give --train-data, or --folds")
     scored = labelled(open_dataset(data, form, split=split))
-    num_classes = class_count(scored)
+    num_classes = scored.num_classes
     parts = [(scored, scored)]
     if train_data is not None:
         parts = [(labelled(open_dataset(train_data, form, split=train_split)), scored)]
@@ -113,7 +115,7 @@ def _values(
         records = work / f"records-{number}"
         for old in records.glob("*"):
             old.unlink()  # of an earlier run: the artifacts are new
-        found = evaluate(
+        found = evaluate_artifacts(
             [folder / one.name for one in variants],
             dataclasses.replace(scored, ids_given=True),
             records,

@@ -3,7 +3,7 @@
     python -m benchmarks.datasets.train_scratch DATA --folds 3 --out out/scratch
 
 Writes out/scratch/0.safetensors, ...: the classifier of fold 0 has seen the other folds only. The
-folds are those of benchmarks/datasets/paper_tables.py and benchmarks/datasets/training_choices.py, which take
+folds are those of `paper_tables.py` and `training_choices.py` beside this file, which take
 `--weights "out/scratch/{fold}.safetensors" --size 128 --num-classes C` and
 `--arch benchmarks/datasets/paper/small_network.py:SmallNetwork`.
 """
@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from safetensors.torch import save
 
-from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
+from benchmarks.datasets.paper.folds import fold_datasets
 from benchmarks.datasets.paper.options import data_options
 from benchmarks.datasets.paper.small_network import SmallNetwork
 from sigcam.core.files import write_bytes
 from sigcam.core.spec import Preprocessing
-from sigcam.evaluate import Dataset, open_dataset
+from sigcam.data import Dataset, labelled, open_dataset
 from sigcam.export.modules import Normalise
 from sigcam.images.decode import read_image
 from sigcam.train.augment import Augmentation
@@ -91,7 +91,7 @@ def main(
     dataset = labelled(open_dataset(data, form, split=split))
     out.mkdir(parents=True, exist_ok=True)
     for number, (training, scored) in enumerate(fold_datasets(dataset, folds, seed)):
-        network = train(training, class_count(dataset), epochs, seed)
+        network = train(training, dataset.num_classes, epochs, seed)
         write_bytes(out / f"{number}.safetensors", save(network.state_dict()))
         right = 100 * accuracy(network, scored)
         click.echo(f"fold {number}: {right:.1f}% of the held-out images right")

@@ -1,6 +1,7 @@
-"""Which choices in training the sigmoid branch matter for its maps: one changed at a time.
+r"""Which choices in training the sigmoid branch matter for its maps: one changed at a time.
 
-    python -m benchmarks.datasets.training_choices DATA --arch efficientnet_lite0 --weights DEFAULT --folds 3
+    python -m benchmarks.datasets.training_choices DATA --arch efficientnet_lite0 \
+        --weights DEFAULT --folds 3
 
 For each fold and each choice the branch is trained anew from the same start on the other folds'
 images, and the true class's CAM (sigmoid branch) of each held-out image is scored as by
@@ -22,18 +23,18 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
+from benchmarks.datasets.paper.folds import fold_datasets
 from benchmarks.datasets.paper.options import data_options, network_options
 from benchmarks.datasets.paper.recipe import Recipe, Workshop
 from sigcam.core.files import write_text
 from sigcam.core.spec import Branch
-from sigcam.evaluate import Dataset, open_dataset
-from sigcam.evaluate.model import Answer
+from sigcam.data import Dataset, labelled, open_dataset
+from sigcam.evaluate.model import Prediction
 from sigcam.evaluate.reports.tables import markdown_table
 from sigcam.evaluate.results.metrics import Result, results
 from sigcam.evaluate.scoring import score_image
 from sigcam.export.modules import CamGraph, Normalise
-from sigcam.export.options import GraphOptions
+from sigcam.export.options import ExportOptions
 from sigcam.images.preprocess import read_input
 from sigcam.train.augment import Augmentation
 from sigcam.train.settings import TrainSettings
@@ -111,28 +112,28 @@ class Scorer:
         normalise = Normalise(preprocessing)
         read = [read_input(sample.path, preprocessing) for sample in scored.samples]
         self._placements = [one.placement for one in read]
-        front = self._heatmaps("softmax", None).cut.front
+        front = self._cam_graph("softmax", None).cut.front
         with torch.no_grad():
             self._entries = [front(normalise(torch.from_numpy(one.tensor[None]))) for one in read]
 
-    def _heatmaps(self, branch: Branch, nwc: bool | None) -> CamGraph:
-        options = GraphOptions("cam", branch, nwc, has_sigmoid=branch == "sigmoid")
+    def _cam_graph(self, branch: Branch, nwc: bool | None) -> CamGraph:
+        options = ExportOptions("cam", branch, nwc, has_sigmoid=branch == "sigmoid")
         return CamGraph(self._workshop.dual, options)
 
     def records(self, branch: Branch, nwc: bool) -> Array:
         """Records [P] of one kind of map, by the branch as it is now."""
-        heatmaps = self._heatmaps(branch, nwc)
+        graph = self._cam_graph(branch, nwc)
         found = []
         for entry, label, placement, sample in zip(
             self._entries, self._labels, self._placements, self._samples, strict=True
         ):
             with torch.no_grad():
-                state = heatmaps.evidence.run(entry)
-                cam = heatmaps.explain(state, label.reshape(1, 1))["cams"][0, 0].numpy()
-                probabilities = heatmaps.softmax_logits(state)[0].softmax(0)
+                values = graph.weight_graph.run(entry)
+                cam = graph.explain(values, label.reshape(1, 1))["cams"][0, 0].numpy()
+                probabilities = graph.softmax_logits(values)[0].softmax(0)
             best = int(probabilities.argmax())
-            answer = Answer(best, float(probabilities[best]), int(label), cam, cam)
-            found.append(score_image(answer, sample, placement, 0.2, 0.0))
+            prediction = Prediction(best, float(probabilities[best]), int(label), cam, cam)
+            found.append(score_image(prediction, sample, placement, 0.2, 0.0))
         return np.stack(found)
 
 
@@ -219,7 +220,7 @@ def main(
     dataset = labelled(open_dataset(data, form, split=split))
     recipe = Recipe(**network, augmentation=Augmentation(seed=seed), cache_dir=cache)
     parts = fold_datasets(dataset, folds, seed)
-    num_classes = class_count(dataset)
+    num_classes = dataset.num_classes
     base, *others = choices(num_classes)
     tried = [base, *(one for one in others if not only or any(t in one.label for t in only))]
     columns = measure(parts, recipe, tried, num_classes, seed)

@@ -5,7 +5,7 @@
 Each out/folds/0, 1, ... gets the folders train/ and test/, for
 
     sigcam train --data out/folds/0/train --data-root DATA ...
-    sigcam evaluate ... --data out/folds/0/test --root DATA
+    sigcam evaluate ... --data out/folds/0/test --data-root DATA
 
 The folds are those of benchmarks/datasets/paper_tables.py.
 """
@@ -17,15 +17,15 @@ from pathlib import Path
 
 import click
 
-from benchmarks.datasets.paper.folds import fold_datasets, labelled
+from benchmarks.datasets.paper.folds import fold_datasets
 from sigcam.core.files import write_text
+from sigcam.data import labelled, open_dataset
 from sigcam.data.readers.wsol import (
     IDS_FILE,
     LABELS_FILE,
     LOCALIZATION_FILES,
     SIZES_FILE,
 )
-from sigcam.evaluate import open_dataset
 
 
 @click.command()

@@ -20,6 +20,7 @@ from sigcam.core.spec import ClassSelection, Profile
 from sigcam.images.preprocess import place
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions, HeatmapRequest
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session, load
 
 BACKENDS = ("ort-cuda", "ort-tensorrt", "tensorrt")
@@ -51,7 +52,7 @@ def export_network(network: str, folder: Path) -> dict[str, Any]:
     """Exports the files of one network: for each method, and for the latency."""
     from sigcam.classifier.dual_branch import DualBranch
     from sigcam.classifier.zoo import load_model
-    from sigcam.export import export_artifact, export_classifier
+    from sigcam.export import ExportOptions, export_artifact, export_classifier
 
     folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(network, NETWORKS[network])
@@ -60,13 +61,20 @@ def export_network(network: str, folder: Path) -> dict[str, Any]:
     asked = ClassSelection("input")
     for name, (method, profile) in compared(network).items():
         export_artifact(
-            dual, folder / f"{name}.onnx", method=method, profile=profile, classes=asked,
-            preprocessing=preprocessing,
-        )  # fmt: skip
+            dual,
+            folder / f"{name}.onnx",
+            ExportOptions(
+                method=method, profile=profile, classes=asked, preprocessing=preprocessing
+            ),
+        )
     for profile in PROFILES:
         path = folder / f"time-{profile}.onnx"
-        export_artifact(dual, path, method="gradcam", profile=profile, preprocessing=preprocessing)
-    export_classifier(dual, folder / "classifier.onnx", preprocessing)
+        export_artifact(
+            dual,
+            path,
+            ExportOptions(method="gradcam", profile=profile, preprocessing=preprocessing),
+        )
+    export_classifier(dual, folder / "classifier.onnx", ExportOptions(preprocessing=preprocessing))
     return {"files": len(list(folder.glob("*.onnx")))}
 
 
@@ -127,7 +135,7 @@ def compare_file(path: Path, backend: str, folder: Path, name: str) -> dict[str,
     """
     file = model_for(backend, path, folder, name)
     opened = open_backend(file, backend, options_for(backend, folder))
-    with Session(read_spec(file), opened) as gpu, load(path, "ort") as cpu:
+    with Session(ExportedModel(read_spec(file), opened)) as gpu, load(path, "ort") as cpu:
         found: dict[str, Any] = dict(differences(*ask(gpu, cpu)))
         # Afterwards: only then is it known whether TensorRT's work could be captured.
         for fact in ("description", "nodes"):
@@ -182,9 +190,8 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
         files[first] = "classifier"
     with ExitStack() as stack:
         kept = {name: _opened(backend, folder, file, stack) for name, file in files.items()}
-        session = Session(
-            read_spec(folder / "time-split.onnx"), _opened(backend, folder, "time-split", stack)
-        )
+        opened = _opened(backend, folder, "time-split", stack)
+        session = Session(ExportedModel(read_spec(folder / "time-split.onnx"), opened))
         spec, image = session.spec, images()[0]
         size = (spec.preprocessing.height, spec.preprocessing.width, 3)
         pixels = np.random.default_rng(0).integers(0, 256, (1, *size), dtype=np.uint8)

@@ -1,6 +1,7 @@
 """The small cases of the map kernels under compute-sanitizer.
 
-Run by the tool itself as `python -m benchmarks.gpu.sanitizer TOOL`, it does the cases and counts them.
+Run by the tool itself as `python -m benchmarks.gpu.sanitizer TOOL`, it does the cases and
+counts them.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from sigcam.classifier.zoo import LoadedModel, load_model
 from sigcam.core.artifact import read_spec
 from sigcam.core.files import write_text
 from sigcam.core.spec import ClassSelection
-from sigcam.export import export_artifact, export_classifier
+from sigcam.export import ExportOptions, export_artifact, export_classifier
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +64,7 @@ class Network:
         path = self._folder / "classification.onnx"
         if not path.is_file():
             loaded, dual = self._parts()
-            export_classifier(dual, path, loaded.preprocessing)
+            export_classifier(dual, path, ExportOptions(preprocessing=loaded.preprocessing))
         return path
 
     def artifact(self, method: str, **options: Any) -> Path:
@@ -78,7 +78,9 @@ class Network:
         if not path.is_file():
             loaded, dual = self._parts()
             export_artifact(
-                dual, path, method=method, preprocessing=loaded.preprocessing, **options
+                dual,
+                path,
+                ExportOptions(method=method, preprocessing=loaded.preprocessing, **options),
             )
         return path
 

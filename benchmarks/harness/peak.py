@@ -88,7 +88,9 @@ def evaluate_data(
     if found is None:
         raise SystemExit(f"`sigcam evaluate` must tell its time, said {lines[-2:]!r}")
     return {
-        "peak_mb": float(lines[-1]), "seconds": float(found[1]), "backend_busy": int(found[2]) / 100,
+        "peak_mb": float(lines[-1]),
+        "seconds": float(found[1]),
+        "backend_busy": int(found[2]) / 100,
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection
 from sigcam.images.preprocess import prepare
 from sigcam.runtime.backends.base import Backend
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]
@@ -52,7 +53,7 @@ def measure(context: Context) -> Figures:
         network = context.network(name)
         path = network.artifact("cam")
         backend = open_graph(FP32, path)
-        with Session(read_spec(path), backend) as session:
+        with Session(ExportedModel(read_spec(path), backend)) as session:
             found[name] = {
                 label: _case(context, session, backend, size) for label, size in sizes.items()
             }
@@ -65,7 +66,7 @@ def measure(context: Context) -> Figures:
 def _classes(context: Context, network: Network) -> Figures:
     path = network.artifact("cam", classes=ClassSelection("input"))
     file = jpeg(random_image(480, 640))
-    with Session(read_spec(path), open_graph(FP32, path)) as session:
+    with Session(ExportedModel(read_spec(path), open_graph(FP32, path))) as session:
         many = min(CLASSES, session.spec.num_classes)
 
         def cams(count: int) -> Any:

@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def from_file(name: str, path: Path) -> ModuleType:
-    """A module by its file: this environment hasn't sigcam."""
+    """Imports a module from its file, because sigcam is not installed in this environment."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(str(path))

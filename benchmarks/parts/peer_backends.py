@@ -26,6 +26,7 @@ from benchmarks.parts.peer_packages import TARGETS as LAYERS
 from benchmarks.parts.peer_packages import apart, freeze, packages
 from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]
@@ -88,7 +89,7 @@ def _session(context: Context, network: Network, path: Path, setup: BackendSetup
     if setup.quantized:
         images = context.data / "imagenet_samples" / "images"
         path = quantized(network, path, images, **ONLY_TIME, rounds=0)
-    return Session(read_spec(path), open_graph(setup, path, batch=1), batch_size=1)
+    return Session(ExportedModel(read_spec(path), open_graph(setup, path, batch=1)), batch_size=1)
 
 
 def section(figures: Figures) -> str:

@@ -20,6 +20,7 @@ from benchmarks.parts import peer_backends, peer_openvino_xai
 from benchmarks.parts.peer_calls import TOLERANCE, explain, theirs
 from benchmarks.parts.peer_packages import METHODS, TARGETS, apart, freeze, packages
 from sigcam.core.artifact import read_spec
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]
@@ -79,7 +80,8 @@ def _case(network: Network, method: str, batch: int, effort: Effort) -> Figures:
         jpeg(random_image(preprocessing.height, preprocessing.width, seed)) for seed in range(batch)
     ]
     difference: dict[str, float] = {}
-    with Session(read_spec(path), open_graph(FP32, path), batch_size=batch) as session:
+    model = ExportedModel(read_spec(path), open_graph(FP32, path))
+    with Session(model, batch_size=batch) as session:
         calls: dict[str, Any] = {FP32.name: partial(explain, session, files)}
         wanted = calls[FP32.name]()
         for name, make in packages(network.model.eval(), TARGETS[network.name], method).items():

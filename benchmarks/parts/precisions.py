@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import markdown
 from benchmarks.harness import plots as drawing
 from benchmarks.harness.backends import SETUPS, THREADS, UnavailableError, open_graph
@@ -46,8 +48,8 @@ MEASURED: dict[str, Any] = {**LIMITS_OFF, "calibration": 128, "held_out": 256}
 """Of the trained network: enough images for its fidelity."""
 
 TEXT = f"""
-Files of `sigcam quantize`, method cam, classes as an input. Their fidelity is the parity report that
-the command writes into the file: against float32 on held-out images, none of which calibrated
+Files of `sigcam quantize`, method cam, classes as an input. Their fidelity is the report that the
+command writes into the file: against float32 on held-out images, none of which calibrated
 ({MEASURED["held_out"]} of the ImageNet samples, {MEASURED["calibration"]} others calibrate). It is
 shown for EfficientNet-Lite0, with its trained weights and the demo's trained sigmoid branch; other
 networks are fresh, so only their times mean something. The limits are off and no layer is kept in
@@ -83,7 +85,8 @@ def _network(
     paths, missing = _files(context, network, path, folder, trained)
     preprocessing = read_spec(path).preprocessing
     chosen = choose(folder, preprocessing, 0, 8, 0, reporter(False, ""))
-    inputs = next(feeds(chosen.held_out, preprocessing, named=True))
+    image = next(feeds(chosen.held_out, preprocessing))
+    inputs = {**image, "class_ids": np.array([[-1]], np.int64)}
     calls = {}
     for file, setup in _cases(list(paths)):
         try:

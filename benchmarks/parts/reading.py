@@ -21,6 +21,7 @@ from sigcam.core.spec import Preprocessing
 from sigcam.images.decode import open_image, read_image
 from sigcam.images.preprocess import prepare, read_input
 from sigcam.runtime.backends.base import Backend
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]
@@ -51,7 +52,7 @@ def measure(context: Context) -> Figures:
         weights = "DEFAULT" if name.startswith("efficientnet_lite") else "random"
         path = context.network(name, weights=weights).softmax_artifact("cam")
         backend = open_graph(FP32, path)
-        with Session(read_spec(path), backend) as session:
+        with Session(ExportedModel(read_spec(path), backend)) as session:
             found[name] = {
                 str(side): _side(context, session, backend, chosen, side)
                 for side in context.some(SIDES, QUICK_SIDES)

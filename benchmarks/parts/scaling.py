@@ -20,6 +20,7 @@ from benchmarks.harness.peak import peak_memory
 from benchmarks.harness.targets import TARGETS, Reached
 from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 
 Figures = dict[str, Any]
@@ -135,7 +136,7 @@ def _inputs(context: Context, own: Network) -> Figures:
 def _images(context: Context, network: Network) -> Figures:
     path = network.artifact("cam")
     backend = open_graph(FP32, path)
-    session = Session(read_spec(path), backend)
+    session = Session(ExportedModel(read_spec(path), backend))
     files = {
         name: jpeg(random_image(*IMAGES[name])) for name in context.some(list(IMAGES), QUICK_IMAGES)
     }

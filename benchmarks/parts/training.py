@@ -17,16 +17,15 @@ from benchmarks.harness.backends import THREADS
 from benchmarks.harness.context import Context
 from benchmarks.harness.networks import Network
 from benchmarks.harness.targets import TARGETS, Reached
+from sigcam.data import Dataset, open_dataset
 from sigcam.export.modules import Normalise
-from sigcam.images.decode import read_image
 from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
 from sigcam.train.distributed import join_world
 from sigcam.train.feature_cache import build_cache
-from sigcam.train.loop import Reading, TrainSettings, train_branch
+from sigcam.train.loop import fit_sigmoid_head
 from sigcam.train.loss import evidence_loss
-from sigcam.train.settings import EpochMetrics
-from sigcam.train.sources import open_data
+from sigcam.train.settings import EpochMetrics, Reading, TrainSettings
+from sigcam.train.views import TrainingViews
 
 Figures = dict[str, Any]
 
@@ -83,7 +82,7 @@ def measure(context: Context) -> Figures:
         return {"unavailable": "needs the real images (--data)", "networks": {}}
     torch.set_num_threads(THREADS)
     size = QUICK_SIZE if context.quick else FULL_SIZE
-    everything = open_data(folder)
+    everything = open_dataset(folder)
     found = {}
     for name in context.chosen(NETWORKS, QUICK):
         # Real features where the package has them: fresh ones hardly tell classes apart.
@@ -96,14 +95,10 @@ def measure(context: Context) -> Figures:
     return {"networks": found}
 
 
-def first(data: ImageList, count: int) -> ImageList:
-    """`count` images, evenly over the list."""
+def first(data: Dataset, count: int) -> Dataset:
+    """Returns `count` samples, evenly over the data set."""
     chosen = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
-    return replace(
-        data,
-        paths=tuple(data.paths[i] for i in chosen),
-        class_ids=tuple(data.class_ids[i] for i in chosen),
-    )
+    return replace(data, samples=[data.samples[i] for i in chosen])
 
 
 UNSEEN = 1_000_000
@@ -113,17 +108,16 @@ UNSEEN = 1_000_000
 class LossTaker:
     """Takes the loss on unseen views after each epoch, and adds up the epochs' time."""
 
-    def __init__(self, network: Network, data: ImageList, augmentation: Augmentation) -> None:
-        preprocessing = network.loaded.preprocessing
+    def __init__(self, network: Network, views: TrainingViews) -> None:
+        preprocessing = views.preprocessing
         normalise = Normalise(replace(preprocessing, layout="uint8_nhwc"))
         self._dual = network.dual
-        self._ids = torch.tensor(data.class_ids)
+        self._ids = torch.from_numpy(views.dataset.labels)
         made = []
-        for index in range(len(data)):
-            image = read_image(data.file(index))
-            pixels = torch.from_numpy(augmentation.view(image, preprocessing, index, UNSEEN))
+        for index in range(len(views)):
+            pixels = torch.from_numpy(views.pixels(index, (UNSEEN,)))
             with torch.no_grad():
-                made.append(self._dual.features(normalise(pixels[None])))
+                made.append(self._dual.features(normalise(pixels)))
         self._features = torch.cat(made)
         self.points: list[list[float]] = []
         self._seconds = 0.0
@@ -140,18 +134,19 @@ class LossTaker:
         self.points.append([round(self._seconds, 3), float(f"{loss:.5g}")])
 
 
-def _network(network: Network, data: ImageList, size: Size, losses: bool) -> Figures:
+def _network(network: Network, data: Dataset, size: Size, losses: bool) -> Figures:
     preprocessing, dual = network.loaded.preprocessing, network.dual
     fresh = {k: v.clone() for k, v in dual.sigmoid_head.state_dict().items()}
-    common: Figures = {"preprocessing": preprocessing, "progress": False}
+
+    def views_of(augmentation: Augmentation) -> TrainingViews:
+        return TrainingViews(data, preprocessing, augmentation)
 
     def train(settings: TrainSettings, views: int, seed: int, folder: str) -> LossTaker:
         dual.sigmoid_head.load_state_dict(fresh)
-        augmentation = Augmentation(views=views, seed=seed)
-        taker = LossTaker(network, data, Augmentation())  # the same unseen views for all
-        train_branch(
-            dual, data, settings, augmentation=augmentation, on_epoch=taker,
-            reading=Reading(cache_dir=Path(folder)), **common,
+        taker = LossTaker(network, views_of(Augmentation()))  # the same unseen views for all
+        fit_sigmoid_head(
+            dual, views_of(Augmentation(views=views, seed=seed)), settings, on_epoch=taker,
+            reading=Reading(cache_dir=Path(folder)), progress=False,
         )  # fmt: skip
         return taker
 
@@ -159,8 +154,8 @@ def _network(network: Network, data: ImageList, size: Size, losses: bool) -> Fig
         start = time.perf_counter()
         with join_world("cpu") as world:
             build_cache(
-                dual, data, augmentation=Augmentation(views=size.views), world=world,
-                cache_dir=Path(folder), **common,
+                dual, views_of(Augmentation(views=size.views)), world,
+                cache_dir=Path(folder), progress=False,
             )  # fmt: skip
         filling = time.perf_counter() - start
         cached = TrainSettings(epochs=size.epochs if losses else 2, device="cpu")

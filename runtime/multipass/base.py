@@ -60,8 +60,8 @@ class MultiPass(abc.ABC):
         layers = len(model.spec.target_layers)
         if layers > 1:
             raise UsageError(
-                f"{self.name} makes its CAMs of one target layer, this artifact has {layers}; export "
-                "it with one --target-layer and `--features`"
+                f"{self.name} makes its CAMs of one target layer, this artifact has {layers}; "
+                "export it with one --target-layer and `--features`"
             )
         if "features" not in model.output_names:
             raise UsageError(

@@ -82,7 +82,7 @@ class ScoreCam(MultiPass):
         return self.combined(weights, features), 1 + len(kept)
 
     def _batches(self, features: Array) -> Iterator[tuple[list[int], list[Array]]]:
-        """Yields the channels that aren't constant with their masks [H, W], `batch_size` at a time."""
+        """Yields channels that aren't constant and their masks [H, W], `batch_size` at a time."""
         whole = _whole(self.model.spec.preprocessing)
         channels: list[int] = []
         masks: list[Array] = []
@@ -127,7 +127,7 @@ class _Masked:
 
 
 def _whole(preprocessing: Preprocessing) -> Placement:
-    """Returns the placement of an image that is the input itself, so that heatmaps come at the input's size."""
+    """Places an image that is the input itself, so that heatmaps come at the input's size."""
     rows, columns = (
         Axis(size, 0, size, 1, 0, size, size)
         for size in (preprocessing.height, preprocessing.width)

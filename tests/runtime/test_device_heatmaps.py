@@ -34,9 +34,7 @@ def both(stream, make_artifact):
 
         path = make_artifact(profile="split", emit=emit, **changes)
         spec = read_spec(path)
-        head = find_head_graph(
-            path, None, spec, lambda p: open_backend(p, "ort", BackendOptions())
-        )
+        head = find_head_graph(path, None, spec, lambda p: open_backend(p, "ort", BackendOptions()))
         model = ExportedModel(spec, bound_on_cpu(path, stream), head)
         pair = (Session(model), load(path, "ort"))
         opened.extend(pair)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sigcam.core.errors import UsageError
-from sigcam.evaluate import Dataset, Sample
+from sigcam.data import Dataset, Sample
 
 
 def split_folds(samples: Sequence[Sample], folds: int, seed: int = 0) -> list[list[int]]:
@@ -50,19 +50,3 @@ def fold_datasets(dataset: Dataset, folds: int, seed: int = 0) -> list[tuple[Dat
         return dataclasses.replace(dataset, samples=[dataset.samples[i] for i in sorted(positions)])
 
     return [(kept(every - set(part)), kept(set(part))) for part in parts]
-
-
-def labelled(dataset: Dataset) -> Dataset:
-    """The data set, if every sample has a class.
-
-    Raises:
-        UsageError: one hasn't.
-    """
-    if any(sample.label is None for sample in dataset.samples):
-        raise UsageError(f"{dataset.name} has samples without a class; training needs them")
-    return dataset
-
-
-def class_count(dataset: Dataset) -> int:
-    """C: the names' number, or one more than the largest label."""
-    return len(dataset.classes or ()) or 1 + max(int(s.label or 0) for s in dataset.samples)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sigcam.classifier.build import assemble
+from sigcam.classifier.build import build_classifier
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.core.errors import DataError
 from sigcam.core.spec import ClassSelection, Preprocessing
+from sigcam.data import Dataset
 from sigcam.demo.shift import Shift, shift_softmax
-from sigcam.evaluate import Dataset, Sample
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.train.augment import Augmentation
-from sigcam.train.data import ImageList
-from sigcam.train.loop import train_branch, train_classifier
+from sigcam.train.loop import fit_sigmoid_head, fit_softmax_head
 from sigcam.train.settings import Reading, TrainSettings
+from sigcam.train.views import TrainingViews
 
 
 @dataclass(frozen=True)
@@ -100,30 +98,26 @@ class Workshop:
             fold: number of the part that isn't trained on, for the name of the weights.
         """
         self._recipe = recipe
-        self._images = image_list(training.samples, training.classes or ())
         asked: dict[str, Any] = {
             "arch": recipe.arch, "weights": weights_of(recipe.weights, fold),
             "num_classes": recipe.num_classes, "size": recipe.size,
         }  # fmt: skip
-        built = assemble(**asked)
+        built = build_classifier(**asked)
         remade = built.dual.num_classes != num_classes
         if remade:
-            built = assemble(**asked, new_classes=num_classes)
+            built = build_classifier(**asked, new_classes=num_classes)
         self.dual: DualBranch = built.dual
         # As the protocol of Choe et al. has it: the whole image, whatever its aspect.
         self.preprocessing: Preprocessing = replace(
             built.preprocessing, rule="stretch", resize=None
         )
-        self._options: dict[str, Any] = {
-            "preprocessing": self.preprocessing,
-            "reading": Reading(recipe.cache_dir),
-            "progress": False,
-        }
+        # The model is of the data's classes, whose ids are its own.
+        self._views = TrainingViews(
+            replace(training, ids_given=True), self.preprocessing, recipe.augmentation
+        )
+        self._options: dict[str, Any] = {"reading": Reading(recipe.cache_dir), "progress": False}
         if remade:
-            train_classifier(
-                self.dual, self._images, recipe.probe, augmentation=recipe.augmentation,
-                **self._options,
-            )  # fmt: skip
+            fit_softmax_head(self.dual, self._views, recipe.probe, **self._options)
         self._fresh = copy.deepcopy(self.dual.sigmoid_head.state_dict())
         self._trained: tuple[TrainSettings, Augmentation] | None = None
 
@@ -136,7 +130,8 @@ class Workshop:
         """
         augmentation = augmentation or self._recipe.augmentation
         self.dual.sigmoid_head.load_state_dict(self._fresh)
-        train_branch(self.dual, self._images, settings, augmentation=augmentation, **self._options)
+        views = replace(self._views, augmentation=augmentation)
+        fit_sigmoid_head(self.dual, views, settings, **self._options)
         self._trained = settings, augmentation
 
     def export(self, variant: Variant, path: Path) -> None:
@@ -146,25 +141,14 @@ class Workshop:
             self.train(wanted)
         dual = self.dual if variant.shift is None else shift_softmax(self.dual, variant.shift)
         export_artifact(
-            dual, path, method=variant.method, branch=variant.branch, nwc=variant.nwc,
-            has_sigmoid=variant.branch == "sigmoid", classes=ClassSelection("input"),
-            preprocessing=self.preprocessing,
-        )  # fmt: skip
-
-
-def image_list(samples: Sequence[Sample], classes: Sequence[str]) -> ImageList:
-    """Samples of an evaluation's data set as a training set.
-
-    Raises:
-        DataError: a sample without a class.
-    """
-    without = [sample for sample in samples if sample.label is None]
-    if without or not samples:
-        raise DataError(f"training needs samples with classes, got {len(without)} without")
-    paths = [sample.path.resolve() for sample in samples]
-    root = Path(paths[0].anchor)
-    return ImageList(
-        "train", root, tuple(str(path.relative_to(root)) for path in paths),
-        tuple(int(sample.label) for sample in samples if sample.label is not None),
-        tuple(classes),
-    )  # fmt: skip
+            dual,
+            path,
+            ExportOptions(
+                method=variant.method,
+                branch=variant.branch,
+                nwc=variant.nwc,
+                has_sigmoid=variant.branch == "sigmoid",
+                classes=ClassSelection("input"),
+                preprocessing=self.preprocessing,
+            ),
+        )

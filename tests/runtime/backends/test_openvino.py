@@ -120,8 +120,10 @@ def test_a_precision_that_openvino_does_not_keep_is_an_error(make_artifact, monk
         return get_property(core, device, name)
 
     monkeypatch.setattr(openvino.Core, "get_property", boasting)
+    # A processor with bf16 and without fp16 takes the one where the other is asked for.
+    instead = "bf16" if "bf16" in OFFERED else "f32"
     with pytest.raises(
-        BackendError, match=f"asked to compute in {missing[0]} and computes in (f32|bf16)"
+        BackendError, match=f"asked to compute in {missing[0]} and computes in {instead}"
     ):
         opened(make_artifact(), precision=missing[0])
 
