@@ -63,7 +63,7 @@ BUDGETS = (
     Budget("efficientnet_lite0", "cam", 1.02),
     Budget("efficientnet_lite0", "cam", 1.15, explain=True),
     Budget("resnet18", "cam", 1.02),
-    # A network of 2 ms, whose MLP head the way back passes through in some twenty operators.
+    # A network of 2 ms, whose MLP head the backward pass goes through in some twenty operators.
     Budget("mobilenet_v3_small", "gradcam", 1.15),
 )
 

@@ -139,7 +139,7 @@ def _command(name: str) -> str:
             skip = not skip and "=" not in word
             continue
         kept.append(word)
-    return shlex.join(["python", "benchmarks/run.py", "--part", name, *kept])
+    return shlex.join(["python", "-m", "benchmarks.run", "--part", name, *kept])
 
 
 if __name__ == "__main__":

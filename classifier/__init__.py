@@ -1,1 +1,1 @@
-"""The PyTorch side: loading a classifier, splitting it, and giving it a sigmoid branch."""
+"""Loads a PyTorch classifier, splits it, and gives it a sigmoid branch."""

@@ -1,4 +1,4 @@
-"""The trained sigmoid branch as a file: safetensors with a small spec of its own.
+"""Writes and reads the trained sigmoid branch: a safetensors file with a small spec of its own.
 
 The tensors are named "sigmoid.<name>", with the names of the original head's tensors;
 a classifier whose last layer was re-made here (`replace_classes`) needs its softmax head
@@ -7,7 +7,6 @@ too, as "softmax.<name>". The metadata entry "sigcam_branch" holds the spec as J
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import platform
@@ -29,11 +28,14 @@ from sigcam.core.errors import (
 )
 from sigcam.core.files import write_bytes
 from sigcam.core.spec import Preprocessing, check_schema_version
+from sigcam.core.versions import versions_of
 
 SCHEMA_VERSION = 2
 METADATA_KEY = "sigcam_branch"
 
 BranchType = Literal["float32", "float16"]
+_PACKAGES = ("sigcam", "torch", "torchvision", "safetensors")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -42,19 +44,24 @@ class BranchInfo:
 
     Attributes:
         architecture: the name that `load_model` knows the classifier by.
-        branch_layer: whose output is F.
+        branch_layer: the name of the layer whose output is F.
         num_classes: C.
-        preprocessing: of the input that the branch was trained on.
-        trained_on: data set, number of images and of views, in words.
-        backbone_sha256: of all tensors of the classifier that aren't in the file;
+        preprocessing: how images became the input that the branch was trained on.
+        trained_on: the data set, the number of images and of views, in words.
+        backbone_sha256: the hash of all tensors of the classifier that aren't in the file;
             `save_branch` fills it in.
-        positive_weight: of the loss; None if unknown.
-        weights: the classifier's weights, as `load_model` was given them; None: random.
-        loaded_classes: the `num_classes` that `load_model` was given; None: none.
+        positive_weight: the weight of the loss's positive term; None if unknown.
+        weights: the classifier's weights, as `load_model` was given them; None for random
+            ones.
+        loaded_classes: the `num_classes` that `load_model` was given; None if it was given
+            none.
         class_names: C names, or empty if unknown.
         replaced_classes: whether the softmax head was re-made and is in the file.
-        settings: of the training, plain JSON values.
+        settings: the settings of the training, plain JSON values.
         versions: package name to version, of what wrote the file; `save_branch` fills it in.
+
+    Raises:
+        UsageError: another number of class names than classes.
     """
 
     architecture: str
@@ -84,10 +91,11 @@ def save_branch(
     """Writes the branch, whole or not at all.
 
     Args:
-        path: usually ends in ".safetensors".
-        dual: its sigmoid head is written, and its softmax head if `info.replaced_classes`.
-        info: what to say; hash and versions are filled in.
-        dtype: of the stored values; "float16" for a small file to ship.
+        path: the file, usually ending in ".safetensors".
+        dual: the model whose sigmoid head is written, and its softmax head if
+            `info.replaced_classes`.
+        info: what the file says about itself; hash and versions are filled in.
+        dtype: the type of the stored values; "float16" for a small file to ship.
 
     Returns:
         The info as written.
@@ -96,6 +104,19 @@ def save_branch(
         UsageError: `info` is of another branch layer or number of classes.
         ModelError: a value isn't finite, or not in float16.
         StorageError: the file can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> dual = DualBranch(nn.Sequential(*layers), input_size=8)
+        >>> info = BranchInfo("nets:small", dual.branch_layer, 2, Preprocessing(8, 8), "noise")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = save_branch(f"{folder}/branch.safetensors", dual, info)
+        ...     read_branch_info(f"{folder}/branch.safetensors") == written
+        ...     load_branch(f"{folder}/branch.safetensors", dual).trained_on
+        True
+        'noise'
     """
     if (info.branch_layer, info.num_classes) != (dual.branch_layer, dual.num_classes):
         raise UsageError(
@@ -105,15 +126,14 @@ def save_branch(
     info = replace(
         info,
         backbone_sha256=backbone_sha256(dual, info.replaced_classes),
-        versions=_versions(),
+        versions={"python": platform.python_version(), **versions_of(*_PACKAGES)},
     )
-    kept = {"float32": torch.float32, "float16": torch.float16}
-    if dtype not in kept:
-        raise UsageError(f"dtype must be one of {', '.join(kept)}, got {dtype!r}")
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     tensors = {}
     for name, value in _own_tensors(dual, info.replaced_classes).items():
         stored = value.cpu().contiguous()
-        stored = stored.to(kept[dtype]) if stored.is_floating_point() else stored.clone()
+        stored = stored.to(_DTYPES[dtype]) if stored.is_floating_point() else stored.clone()
         if not bool(torch.isfinite(stored).all()):
             raise ModelError(f"{name} has values that are not finite as {dtype}; nothing written")
         tensors[name] = stored
@@ -124,27 +144,57 @@ def save_branch(
 
 
 def read_branch_info(path: str | Path) -> BranchInfo:
-    """What a branch file says about itself; no tensor is read.
+    """Reads what a branch file says about itself; no tensor is read.
+
+    Args:
+        path: the branch file.
 
     Raises:
-        ModelError: missing, not safetensors, or without the metadata of a branch.
+        ModelError: the file is missing, not safetensors, or without the metadata of a branch.
         SchemaError: malformed metadata, or written by a newer sigcam.
     """
     return _read(Path(path), tensors=False)[0]
 
 
 def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
-    """Loads a branch file into `dual`: the sigmoid head, and a re-made softmax head.
+    """Loads a branch file into a model: the sigmoid head, and a re-made softmax head.
 
-    Nothing of `dual` changes if the file is refused.
+    Args:
+        path: the branch file.
+        dual: the model; nothing of it changes if the file is refused.
+
+    Returns:
+        What the file says about itself.
 
     Raises:
-        BranchMismatchError: trained for another backbone, branch layer, head or number
-            of classes; says for which.
-        ModelError: missing or damaged, or a value that isn't finite.
+        BranchMismatchError: the branch was trained for another backbone, branch layer, head
+            or number of classes; says for which.
+        ModelError: the file is missing or damaged, or a value isn't finite.
         SchemaError: malformed metadata, or written by a newer sigcam.
     """
     info, tensors = _read(Path(path), tensors=True)
+    _check_fits(path, info, tensors, dual)
+    dual.sigmoid_head.load_tensors(_part(tensors, "sigmoid."))
+    if info.replaced_classes:
+        dual.softmax_head.load_tensors(_part(tensors, "softmax."))
+    return info
+
+
+def backbone_sha256(dual: DualBranch, replaced_classes: bool = False) -> str:
+    """Computes the hash of the classifier's tensors that aren't in a branch file.
+
+    Args:
+        dual: the model.
+        replaced_classes: whether the softmax head was re-made, and so is in the file.
+    """
+    if not replaced_classes:
+        return dual.weights_sha256()
+    return tensors_sha256(dual.features.state_dict())
+
+
+def _check_fits(
+    path: str | Path, info: BranchInfo, tensors: Mapping[str, torch.Tensor], dual: DualBranch
+) -> None:
     wanted = (
         f"{path} was trained for {info.architecture} with {info.num_classes} classes at "
         f"{info.branch_layer!r}"
@@ -175,17 +225,6 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
             f"({dual.architecture}) has other weights ({found[:12]}...): load the weights that it "
             "was trained on"
         )
-    dual.sigmoid_head.load_tensors(_part(tensors, "sigmoid."))
-    if info.replaced_classes:
-        dual.softmax_head.load_tensors(_part(tensors, "softmax."))
-    return info
-
-
-def backbone_sha256(dual: DualBranch, replaced_classes: bool = False) -> str:
-    """Hash of the classifier's tensors, without the softmax head if it was re-made."""
-    if not replaced_classes:
-        return dual.weights_sha256()
-    return tensors_sha256(dual.features.state_dict())
 
 
 def _own_tensors(dual: DualBranch, replaced_classes: bool) -> dict[str, torch.Tensor]:
@@ -252,15 +291,3 @@ def _check_types(info: BranchInfo) -> None:
     weight = info.positive_weight
     if weight is not None and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise TypeError("positive_weight must be a number")
-
-
-def _versions() -> dict[str, str]:
-    wanted = ("sigcam", "torch", "torchvision", "safetensors")
-    return {"python": platform.python_version()} | {p: v for p in wanted if (v := _version(p))}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return None

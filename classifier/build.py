@@ -1,4 +1,4 @@
-"""From names and files to a dual-branch model: what export, demo and users start with."""
+"""Builds a classifier by name or branch file: what export, demo and users start with."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from sigcam.core.spec import Preprocessing
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """A model ready for export.
+class BuiltClassifier:
+    """A classifier with its sigmoid branch, ready for training or export.
 
     Attributes:
-        dual: the model; its sigmoid branch is trained if `has_sigmoid`, else fresh.
-        architecture: the name that it was loaded by.
+        dual: the model. Its sigmoid branch is trained if `has_sigmoid`, else fresh.
+        architecture: the name that the classifier was loaded by.
         preprocessing: how an image becomes its input.
         class_names: C names, or empty if unknown.
-        info: what the branch file says; None without one.
-        checkpoint: name of the file of weights that the sigmoid branch came with; None if
-            it has none, or there is a branch file.
+        info: what the branch file says about itself; None without one.
+        checkpoint: the name of the file of weights that the sigmoid branch came with; None
+            if it came with none, or there is a branch file.
+        weights: the classifier's weights, as `load_model` was given them; None for random ones.
+        loaded_classes: the number of classes that `load_model` was given; None for none.
+        replaced_classes: whether the last layer was re-made, so that it needs training too.
     """
 
     dual: DualBranch
@@ -37,31 +40,34 @@ class Assembled:
     class_names: tuple[str, ...]
     info: BranchInfo | None = None
     checkpoint: str | None = None
+    weights: str | None = None
+    loaded_classes: int | None = None
+    replaced_classes: bool = False
 
     @property
     def has_sigmoid(self) -> bool:
-        """Whether the sigmoid branch is a trained one: out of a branch file, or the weights'."""
+        """Returns whether the sigmoid branch is a trained one: a branch file's or the weights'."""
         return self.info is not None or self.checkpoint is not None
 
     @property
     def trained_on(self) -> str | None:
-        """What the sigmoid branch was trained on, in words; None without one."""
+        """Returns what the sigmoid branch was trained on, in words; None without one."""
         if self.checkpoint is not None:
             return f"with the classifier (checkpoint file {self.checkpoint})"
         return self.info.trained_on if self.info else None
 
 
-def assemble(
-    branch_file: str | Path | None = None,
-    *,
+def build_classifier(
     arch: str | None = None,
+    *,
+    branch_file: str | Path | None = None,
     weights: str | None = None,
     num_classes: int | None = None,
     branch_layer: str | None = None,
     target_layers: Sequence[str] = (),
     size: int | None = None,
     new_classes: int | None = None,
-) -> Assembled:
+) -> BuiltClassifier:
     """Loads a classifier and, if there is one, its trained sigmoid branch.
 
     The branch comes out of the branch file; without one, out of the file of weights, if that
@@ -69,128 +75,90 @@ def assemble(
     another than the branch was trained for: after a lower `branch_layer`, or re-made.
 
     Args:
-        branch_file: what `sigcam train` wrote; it names the architecture, the weights and
-            the branch layer, so that they need not be given again.
-        arch: see `load_model`; needed without a branch file.
-        weights: see `load_model`.
-        num_classes: see `load_model`.
-        branch_layer: name of the branch layer; found by itself when None.
-        target_layers: which maps are made of; found by itself when empty.
-        size: side of the square input in pixels; the model's own when None.
-        new_classes: re-makes the last layer for as many classes (`replace_classes`); for
-            training only, as a branch file says this itself.
+        arch: the name of the architecture, as `load_model` takes it. A branch file knows it.
+        branch_file: what `sigcam train` wrote. It names the architecture, the weights, the
+            number of classes and the branch layer, so that they need not be given again.
+        weights: trained weights, as `load_model` takes them; in place of those that the
+            branch file names.
+        num_classes: C, as `load_model` takes it. A branch file knows it.
+        branch_layer: the name of the layer after which the sigmoid branch begins; found by
+            itself when None. A branch file knows it.
+        target_layers: the names of the layers that maps are made of; found by itself when
+            empty.
+        size: the side of the square input in pixels; the model's own when None.
+        new_classes: re-makes the last layer for as many classes (`replace_classes`), for
+            training. Not together with a branch file, which says this itself.
 
     Raises:
-        UsageError: neither a branch file nor an architecture.
+        UsageError: neither a branch file nor an architecture, or `new_classes` with a branch
+            file.
         BranchMismatchError: the branch file belongs to another model.
         ModelError: the model can't be loaded or split.
+
+    Example:
+        >>> built = build_classifier("squeezenet1_1", num_classes=5, size=64)
+        >>> built.dual.num_classes, built.preprocessing.height, built.has_sigmoid
+        (5, 64, False)
     """
+    info = None
     if branch_file is not None:
-        return _with_branch(
-            Path(branch_file), arch, weights, num_classes, branch_layer, target_layers, size
-        )
+        if new_classes is not None:
+            raise UsageError("a branch file says itself which classes are new; leave them out")
+        info = read_branch_info(branch_file)
+        _check_same_model(branch_file, info, arch, branch_layer, num_classes)
+        arch, branch_layer = info.architecture, info.branch_layer
+        weights = weights or info.weights
+        num_classes = _loaded_classes(info)
+        new_classes = info.num_classes if info.replaced_classes else None
     if arch is None:
         raise UsageError("name an architecture (--arch) or a branch file (--sigmoid-branch)")
     loaded = load_model(arch, weights, num_classes)
-    model, names = loaded.model, loaded.class_names
+    model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:
-        model, names = replace_classes(model, new_classes), ()
-    preprocessing = resized(loaded.preprocessing, size)
-    dual = _dual(model, branch_layer, target_layers, preprocessing, loaded.architecture)
-    checkpoint = None
-    if new_classes is None and _load_sigmoid(dual, loaded.sigmoid_tensors):
-        checkpoint = Path(str(weights)).name
-    return Assembled(dual, loaded.architecture, preprocessing, names, checkpoint=checkpoint)
-
-
-def resized(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
-    """`preprocessing` for another input size, with the crop's margin kept in proportion."""
-    if size is None:
-        return preprocessing
-    resize = preprocessing.resize
-    if resize is not None:
-        resize = round(resize * size / max(preprocessing.height, preprocessing.width))
-    return replace(preprocessing, height=size, width=size, resize=resize)
-
-
-def _with_branch(
-    branch_file: Path,
-    arch: str | None,
-    weights: str | None,
-    num_classes: int | None,
-    branch_layer: str | None,
-    target_layers: Sequence[str],
-    size: int | None,
-) -> Assembled:
-    info = read_branch_info(branch_file)
-    for what, given, own in (
-        ("for the architecture", arch, info.architecture),
-        ("at the layer", branch_layer, info.branch_layer),
-        ("for the number of classes", num_classes, info.num_classes),
-    ):
-        if given is not None and given != own:
-            raise BranchMismatchError(
-                f"{branch_file} was trained {what} {own}, not {given}; leave that option out, or "
-                "give the branch file of that model"
-            )
-    if info.replaced_classes:
-        # A re-made last layer comes out of the branch file; the weights fit the model before.
-        own_classes = info.loaded_classes
-    else:
-        own_classes = info.num_classes if takes_num_classes(info.architecture) else None
-    loaded = load_model(info.architecture, weights or info.weights, own_classes)
-    model, names = loaded.model, loaded.class_names
-    if info.replaced_classes:
-        model, names = replace_classes(model, info.num_classes), ()
-    preprocessing = resized(info.preprocessing, size)
-    dual = _dual(model, info.branch_layer, target_layers, preprocessing, info.architecture)
-    load_branch(branch_file, dual)
-    return Assembled(dual, info.architecture, preprocessing, info.class_names or names, info)
-
-
-def _load_sigmoid(dual: DualBranch, tensors: Mapping[str, Tensor] | None) -> bool:
-    """Loads the branch that came with the weights, if it is a clone of this very head."""
-    if tensors is None or tensors.keys() != dual.sigmoid_head.named_tensors().keys():
-        return False
-    dual.sigmoid_head.load_tensors(tensors)
-    return True
-
-
-def _dual(
-    model: nn.Module,
-    branch_layer: str | None,
-    target_layers: Sequence[str],
-    preprocessing: Preprocessing,
-    architecture: str,
-) -> DualBranch:
-    return DualBranch(
+        model, class_names = replace_classes(model, new_classes), ()
+    preprocessing = _resized(info.preprocessing if info else loaded.preprocessing, size)
+    dual = DualBranch(
         model,
         branch_layer,
         input_size=(preprocessing.height, preprocessing.width),
         target_layers=target_layers,
-        architecture=architecture,
+        architecture=arch,
     )
+    checkpoint = None
+    if info is not None and branch_file is not None:
+        load_branch(branch_file, dual)
+        class_names = info.class_names or class_names
+    elif new_classes is None and _load_sigmoid(dual, loaded.sigmoid_tensors):
+        checkpoint = Path(str(weights)).name
+    return BuiltClassifier(
+        dual, arch, preprocessing, class_names, info, checkpoint, weights,
+        loaded_classes=num_classes, replaced_classes=new_classes is not None,
+    )  # fmt: skip
 
 
 def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Module:
-    """A copy of a classifier whose last layer is re-made for `num_classes` classes.
+    """Copies a classifier and re-makes the last layer of the copy for other classes.
 
     The last layer is the last `nn.Linear` or 1x1 `nn.Conv2d` in the order in which the
     model's modules were registered. It gets fresh parameters, as torch initialises them.
 
     Args:
-        model: isn't changed.
+        model: the classifier; it isn't changed.
         num_classes: C of the copy, at least 2.
-        seed: of the fresh parameters; the global random state is left as it was.
+        seed: the seed of the fresh parameters; the global random state is left as it was.
 
     Raises:
         UsageError: fewer than 2 classes.
         ModelError: there is no such layer, or no memory for so many classes.
+
+    Example:
+        >>> replace_classes(nn.Sequential(nn.Linear(4, 10)), 3)[0]
+        Linear(in_features=4, out_features=3, bias=True)
     """
     if num_classes < 2:
         raise UsageError(f"num_classes must be at least 2, got {num_classes}")
-    twin = copy.deepcopy(model)
-    name, layer = _last_layer(twin)
+    copied = copy.deepcopy(model)
+    name, layer = _last_layer(copied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -201,11 +169,57 @@ def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Mod
                 "class ids of the data"
             ) from exc
     new.train(layer.training)
-    if name:
-        parent, _, attribute = name.rpartition(".")
-        setattr(twin.get_submodule(parent), attribute, new)
-        return twin
-    return new
+    if not name:
+        return new
+    parent, _, attribute = name.rpartition(".")
+    setattr(copied.get_submodule(parent), attribute, new)
+    return copied
+
+
+def _check_same_model(
+    branch_file: str | Path,
+    info: BranchInfo,
+    arch: str | None,
+    branch_layer: str | None,
+    num_classes: int | None,
+) -> None:
+    """Refuses what was given beside a branch file and contradicts it."""
+    for what, given, own in (
+        ("for the architecture", arch, info.architecture),
+        ("at the layer", branch_layer, info.branch_layer),
+        ("for the number of classes", num_classes, info.num_classes),
+    ):
+        if given is not None and given != own:
+            raise BranchMismatchError(
+                f"{branch_file} was trained {what} {own}, not {given}; leave that option out, or "
+                "give the branch file of that model"
+            )
+
+
+def _loaded_classes(info: BranchInfo) -> int | None:
+    """Returns the number of classes with which the classifier of a branch file is loaded."""
+    if info.replaced_classes:
+        # A re-made last layer comes out of the branch file; the weights fit the model before.
+        return info.loaded_classes
+    return info.num_classes if takes_num_classes(info.architecture) else None
+
+
+def _resized(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
+    """Changes the input size, with the crop's margin kept in proportion."""
+    if size is None:
+        return preprocessing
+    resize = preprocessing.resize
+    if resize is not None:
+        resize = round(resize * size / max(preprocessing.height, preprocessing.width))
+    return replace(preprocessing, height=size, width=size, resize=resize)
+
+
+def _load_sigmoid(dual: DualBranch, tensors: Mapping[str, Tensor] | None) -> bool:
+    """Loads the branch that came with the weights, if it is a clone of this very head."""
+    if tensors is None or tensors.keys() != dual.sigmoid_head.named_tensors().keys():
+        return False
+    dual.sigmoid_head.load_tensors(tensors)
+    return True
 
 
 def _last_layer(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:

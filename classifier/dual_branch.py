@@ -1,9 +1,8 @@
-"""A classifier with the paper's second, sigmoid branch.
+"""Gives a classifier the paper's second, sigmoid branch.
 
 "Beyond Softmax", Section 3: the backbone and the original (softmax) head stay as they
-are; a clone of the head with fresh parameters is trained beside it.
-
-One hash for a set of tensors, so that files can say which weights they belong to.
+are; a clone of the head with fresh parameters is trained beside it. Hashes of the two
+parts' tensors say in files which weights a branch belongs to.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ class DualOutput(NamedTuple):
     """What a `DualBranch` returns.
 
     Attributes:
-        logits: float32 [B, C], softmax branch, before softmax.
-        sigmoid_logits: float32 [B, C], sigmoid branch, before the sigmoid.
-        features: float32, the value of the branch layer: F [B, N, h, w], or as the
+        logits: the softmax branch's, before the softmax; float32 [B, C].
+        sigmoid_logits: the sigmoid branch's, before the sigmoid; float32 [B, C].
+        features: the value of the branch layer, float32: F [B, N, h, w], or as the
             model keeps it ([B, h, w, N], or tokens [B, T, N]).
     """
 
@@ -37,7 +36,7 @@ class DualOutput(NamedTuple):
 
 
 class DualBranch(nn.Module):
-    """Backbone, frozen softmax branch, and a trainable sigmoid branch.
+    """Holds a backbone, its frozen softmax branch, and a trainable sigmoid branch.
 
     The caller's model is copied, never changed. Backbone and softmax branch are frozen
     in every respect: no gradients, batch norm in inference form, no dropout, whatever
@@ -45,12 +44,22 @@ class DualBranch(nn.Module):
 
     Attributes:
         features: images to the value of the branch layer.
-        softmax_head, sigmoid_head: from that value to logits.
+        softmax_head: from that value to the model's own logits.
+        sigmoid_head: from that value to the sigmoid branch's logits.
         branch: the branch layer: its name, and where the grid is in its value.
         targets: the same of the target layers, which maps are made of.
         num_classes: C.
-        input_size: (H, W) of the images; the graphs hold for this size.
-        architecture: name of the model.
+        input_size: (H, W) of the images in pixels; the graphs hold for this size.
+        architecture: the name of the model.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> dual = DualBranch(nn.Sequential(*layers), input_size=8)
+        >>> dual.branch_layer, dual.branch.layout.shape
+        ('0', (4, 6, 6))
+        >>> output = dual(torch.zeros(1, 3, 8, 8))
+        >>> output.logits.shape, output.sigmoid_logits.shape
+        (torch.Size([1, 2]), torch.Size([1, 2]))
     """
 
     def __init__(
@@ -67,15 +76,16 @@ class DualBranch(nn.Module):
         """Splits a copy of `model` and adds the sigmoid branch.
 
         Args:
-            model: images float32 [B, 3, H, W] to logits [B, C].
-            branch_layer: after which the sigmoid branch begins; None finds it. See
+            model: a classifier, images float32 [B, 3, H, W] to logits [B, C].
+            branch_layer: the layer after which the sigmoid branch begins; None finds it. See
                 `sigcam.classifier.split.split`.
-            example: float32 [B, 3, H, W]; only its shape matters. Instead of input_size.
-            input_size: side of the square input, or (H, W), in pixels.
-            target_layers: which maps are made of; the branch layer by default, or the last
-                layer before it that the logits depend on everywhere.
-            seed: of the sigmoid branch's fresh parameters.
-            architecture: name to record; the model's class name when None.
+            example: images float32 [B, 3, H, W] in place of `input_size`; only the shape
+                matters.
+            input_size: the side of the square input, or (H, W), in pixels.
+            target_layers: the layers that maps are made of. None named: the branch layer, or
+                the last layer before it that the logits depend on everywhere.
+            seed: the seed of the sigmoid branch's fresh parameters.
+            architecture: the name to record; the model's class name when None.
 
         Raises:
             UsageError: `example` isn't float32 [B, 3, H, W].
@@ -103,11 +113,11 @@ class DualBranch(nn.Module):
 
     @property
     def branch_layer(self) -> str:
-        """Name of the branch layer; naming it gives the same cut."""
+        """Returns the name of the branch layer; naming it gives the same cut."""
         return self.branch.layer
 
     def forward(self, images: Tensor) -> DualOutput:
-        """Both branches.
+        """Computes both branches.
 
         Args:
             images: float32 [B, 3, H, W], normalised as the model wants them.
@@ -116,14 +126,18 @@ class DualBranch(nn.Module):
         return DualOutput(self.softmax_head(features), self.sigmoid_head(features), features)
 
     def train(self, mode: bool = True) -> DualBranch:
-        """Sets training mode; only the sigmoid head's dropouts have one."""
+        """Sets training mode; only the sigmoid head's dropouts have one.
+
+        Args:
+            mode: whether the dropouts drop.
+        """
         super().train(mode)
         self.features.eval()
         self.softmax_head.eval()
         return self
 
     def classifier_tensors(self) -> dict[str, Tensor]:
-        """What the classifier computes with, by the original model's names."""
+        """Returns what the classifier computes with, by the original model's names."""
         found = {name: value.detach() for name, value in self.features.state_dict().items()}
         return {**found, **self.softmax_head.named_tensors()}
 
@@ -134,7 +148,7 @@ class DualBranch(nn.Module):
             sigmoid: whether the sigmoid branch is looked at too.
 
         Raises:
-            ModelError: names the tensors.
+            ModelError: some weights aren't finite; names the tensors.
         """
         parts = {"the classifier": self.classifier_tensors()}
         if sigmoid:
@@ -148,25 +162,31 @@ class DualBranch(nn.Module):
                 )
 
     def weights_sha256(self) -> str:
-        """Hash of `classifier_tensors`: which classifier a branch belongs to."""
+        """Returns the hash of `classifier_tensors`: which classifier a branch belongs to."""
         return tensors_sha256(self.classifier_tensors())
 
     def branch_sha256(self) -> str:
-        """Hash of the sigmoid head's tensors as they are now."""
+        """Returns the hash of the sigmoid head's tensors as they are now."""
         return tensors_sha256(self.sigmoid_head.named_tensors())
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names (sorted), dtypes, shapes and bytes of `tensors`.
+    """Computes one hash for a set of tensors.
 
-    The bytes are hashed as little-endian and in C order, so the hash depends neither on
-    the device and strides nor on the order of the mapping.
+    It is SHA-256 over the names (sorted), dtypes, shapes and bytes. The bytes are hashed as
+    little-endian and in C order, so the hash depends neither on the device and strides nor
+    on the order of the mapping.
 
     Args:
-        tensors: any shapes and dtypes, on any device.
+        tensors: tensors by name, of any shapes and dtypes, on any device.
 
     Returns:
         64 hexadecimal digits.
+
+    Example:
+        >>> a, b = torch.zeros(2), torch.ones(2)
+        >>> tensors_sha256({"a": a, "b": b}) == tensors_sha256({"b": b, "a": a})
+        True
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -1,4 +1,4 @@
-"""Cutting a flat graph at one value: what comes after it, on its own."""
+"""Cuts flat graphs at values, and runs them with some values recorded."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ _sym_size = torch.ops.aten.sym_size.int
 
 
 def outputs_of(graph: fx.Graph) -> list[fx.Node]:
-    """The values that a graph returns."""
+    """Returns the values that a graph returns, as nodes."""
     found = graph.output_node().args[0]
     return [found] if isinstance(found, fx.Node) else list(cast("tuple[fx.Node, ...]", found))
 
 
 def argument(node: fx.Node, index: int = 0) -> fx.Node:
-    """An argument that is known to be a node."""
+    """Returns an argument of a node that is known to be a node itself.
+
+    Args:
+        node: the node whose argument is taken.
+        index: which of its arguments.
+    """
     return cast("fx.Node", node.args[index])
 
 
 def tensor_of(module: nn.Module) -> Callable[[str], Tensor]:
-    """Looks up parameters, buffers and other tensors of `module` by their dotted names."""
+    """Returns a function that looks up tensors of a module by their dotted names.
+
+    Args:
+        module: owns the parameters, buffers and other tensors.
+
+    Example:
+        >>> tensor_of(nn.Sequential(nn.Linear(3, 2)))("0.weight").shape
+        torch.Size([2, 3])
+    """
 
     def tensor(name: str) -> Tensor:
         path, _, attribute = name.rpartition(".")
@@ -34,12 +47,17 @@ def tensor_of(module: nn.Module) -> Callable[[str], Tensor]:
 
 
 def attribute(node: fx.Node) -> str | None:
-    """The name of the tensor that a node fetches; None for other nodes."""
+    """Returns the name of the tensor that a node fetches; None for other nodes."""
     return str(node.target) if node.op == "get_attr" else None
 
 
 def has_batch(node: fx.Node, batch: fx.Node) -> bool:
-    """Whether the value's first size is the batch size of `batch`."""
+    """Returns whether a value's first size is the batch size.
+
+    Args:
+        node: the value.
+        batch: a value whose first size is the batch size.
+    """
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.ndim > 0 and _same_size(value.shape[0], batch)
 
@@ -51,12 +69,22 @@ def _same_size(size: object, batch: fx.Node) -> bool:
 
 
 def is_batch_size(node: fx.Node, batch: fx.Node) -> bool:
-    """Whether the node reads the batch size off a tensor."""
+    """Returns whether a node reads the batch size off a tensor.
+
+    Args:
+        node: any node.
+        batch: a value whose first size is the batch size.
+    """
     return node.target is _sym_size and _same_size(node.meta.get("val"), batch)
 
 
 def ancestors(node: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """`node` and all that it is computed from, not going past `stop` (included)."""
+    """Returns a node and all that it is computed from.
+
+    Args:
+        node: where the search begins.
+        stop: nodes beyond which it doesn't go; they are in the result.
+    """
     ends, found, open_nodes = set(stop), set[fx.Node](), [node]
     while open_nodes:
         current = open_nodes.pop()
@@ -68,9 +96,15 @@ def ancestors(node: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
 
 
 def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
-    """The values before `cut`, other than it and the batch size, that `end` needs.
+    """Returns the values before a cut, beside the cut itself, that a later value needs.
 
-    An empty list means that everything between `cut` and `end` is a function of `cut`.
+    An empty list means that everything between the two is a function of the cut. Neither the
+    batch size nor what doesn't depend on the images counts.
+
+    Args:
+        cut: the value at which the graph would be cut.
+        end: the later value.
+        image: the placeholder of the images.
     """
     after = {cut}
     for node in cut.graph.nodes:  # in topological order
@@ -84,7 +118,7 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
 
 
 def _input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
-    """What doesn't depend on the images, but for their number."""
+    """Returns what doesn't depend on the images, but for their number."""
     bound = {image}
     for node in graph.nodes:
         if is_batch_size(node, image):
@@ -101,15 +135,15 @@ def extract(
     lifted: Callable[[fx.Node], str | None],
     input_name: str,
 ) -> fx.Graph:
-    """A new graph that computes `end` from `start`.
+    """Makes a graph that computes one value from another.
 
     Args:
         start: becomes the placeholder `input_name`.
         end: becomes the output; several become a tuple of outputs.
-        batch: a value whose first size is the batch; sizes read off other values are
-            read off the placeholder instead.
-        lifted: original name of the tensor behind a placeholder, None for others.
-        input_name: name of the new placeholder.
+        batch: a value whose first size is the batch size; batch sizes that are read off
+            other values are read off the new placeholder instead.
+        lifted: gives the name of the tensor that a node stands for; None for other nodes.
+        input_name: the name of the new placeholder.
     """
     sizes = [n for n in start.graph.nodes if is_batch_size(n, batch)]
     ends = [end] if isinstance(end, fx.Node) else list(end)
@@ -117,23 +151,23 @@ def extract(
     new = fx.Graph()
     placeholder = new.placeholder(input_name)
     placeholder.meta = dict(start.meta)
-    made: dict[fx.Node, fx.Node] = {start: placeholder}
+    copies: dict[fx.Node, fx.Node] = {start: placeholder}
     size: fx.Node | None = None
     for node in start.graph.nodes:
         if node not in needed or node is start:
             continue
         name = lifted(node)
         if name is not None:
-            made[node] = new.get_attr(name)
-            made[node].meta = dict(node.meta)
+            copies[node] = new.get_attr(name)
+            copies[node].meta = dict(node.meta)
         elif node in sizes:
             if size is None:
                 size = new.call_function(_sym_size, (placeholder, 0))
                 size.meta = dict(node.meta)
-            made[node] = size
+            copies[node] = size
         else:
-            made[node] = new.node_copy(node, lambda n: made[n])
-    new.output(made[end] if isinstance(end, fx.Node) else tuple(made[n] for n in ends))
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+    new.output(copies[end] if isinstance(end, fx.Node) else tuple(copies[n] for n in ends))
     return new
 
 
@@ -143,10 +177,51 @@ def module_of(
     name: str,
     layers: Mapping[str, nn.Module] | None = None,
 ) -> fx.GraphModule:
-    """A GraphModule of `graph` that holds the tensors and layers which the graph names."""
+    """Makes a module of a graph, with the tensors and layers that the graph names.
+
+    Args:
+        graph: what the module computes.
+        tensor: looks up a tensor by the name that the graph has for it.
+        name: the name of the module's class.
+        layers: the modules that the graph calls, by name.
+    """
     root: dict[str, Tensor | nn.Module] = {
         str(node.target): tensor(str(node.target)) for node in graph.find_nodes(op="get_attr")
     }
     root.update(layers or {})
     graph.lint()
     return fx.GraphModule(root, graph, class_name=name)
+
+
+class ValueRecorder(fx.Interpreter):
+    """Runs a graph with gradients on, and keeps the values of some nodes.
+
+    Attributes:
+        values: name of each of these nodes to its value. Gradients of what comes later can be
+            taken with respect to them.
+
+    Example:
+        >>> module = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        >>> recorder = ValueRecorder(module, {"_0"})
+        >>> out = recorder.run(torch.ones(1, 2))
+        >>> torch.equal(out, recorder.values["_0"].relu())
+        True
+    """
+
+    def __init__(self, module: fx.GraphModule, names: set[str]) -> None:
+        """Prepares a run.
+
+        Args:
+            module: what is run.
+            names: names of nodes whose values are kept.
+        """
+        super().__init__(module)
+        self.names, self.values = names, dict[str, Tensor]()
+
+    def run_node(self, node: fx.Node) -> object:
+        """Computes a node; a value that is kept becomes the start of a gradient if need be."""
+        value = super().run_node(node)
+        if node.name in self.names:
+            value = value if value.requires_grad else value.detach().requires_grad_()
+            self.values[node.name] = value
+        return value

@@ -1,4 +1,4 @@
-"""A head: the part of a classifier from the branch layer to the logits."""
+"""Makes heads: the part of a classifier from the branch layer to the logits."""
 
 from __future__ import annotations
 
@@ -22,65 +22,77 @@ from sigcam.core.errors import BranchMismatchError, ModelError
 
 
 class LiveDropout(nn.Module):
-    """A dropout of the original model: active in training mode only.
-
-    Args:
-        kind: "dropout", "feature_dropout", "alpha_dropout" or "feature_alpha_dropout".
-        amount: probability that a value is dropped.
-    """
+    """A dropout of the original model: active in training mode only."""
 
     def __init__(self, kind: str, amount: float) -> None:
+        """Keeps what the original dropout was.
+
+        Args:
+            kind: "dropout", "feature_dropout", "alpha_dropout" or "feature_alpha_dropout".
+            amount: the probability that a value is dropped.
+        """
         super().__init__()
         self.kind, self.amount = kind, amount
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of any shape, with values dropped in training mode."""
+        """Returns `x`, of any shape, with values dropped in training mode."""
         if not self.training:
             return x
         dropped: Tensor = getattr(torch, self.kind)(x, self.amount, True)
         return dropped
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Returns what `print` shows."""
         return f"{self.kind}, p={self.amount}"
 
 
 class Head(nn.Module):
-    """From the value of the branch layer (F [B, N, h, w], for most networks) to logits [B, C].
+    """Computes logits [B, C] from the value of the branch layer (F [B, N, h, w], mostly).
 
     Attributes:
-        neck: F to the neck's output; has neither parameters nor dropout, so its output
+        neck: F to the neck's output. It has neither parameters nor dropout, so its output
             can be cached for training (pooled features [B, N], for most networks).
-        classifier: the neck's output to logits [B, C]; holds every parameter.
-        neck_shape: shape of the neck's output for one image, without the batch.
+        classifier: the neck's output to logits [B, C]; it holds every parameter.
+        neck_shape: the shape of the neck's output for one image, without the batch.
+
+    Example:
+        >>> from sigcam.classifier.dual_branch import DualBranch
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> head = DualBranch(nn.Sequential(*layers), input_size=8).softmax_head
+        >>> head.neck_shape, sorted(head.named_tensors())
+        ((4,), ['3.bias', '3.weight'])
+        >>> weight, bias = head.linear_weights()
+        >>> weight.shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, split: Split, *, live_dropout: bool) -> None:
         """Makes the head of a split, with the original tensors themselves.
 
         Args:
-            split: of which the head is taken.
+            split: the classifier cut in two, of which this is the second part.
             live_dropout: whether the dropouts act in training mode; else they are left
                 out of the graph.
         """
         super().__init__()
         self._split = split
         graph = split.head if live_dropout else unmarked(split.head)
-        border = _neck_output(graph)
-        source = next(iter(graph.nodes))
-        self.neck = module_of(_between(source, border, "features"), split.traced.tensor, "Neck")
-        classifier = _between(border, _output(graph), "pooled")
+        pooled = _neck_output(graph)
+        features = next(iter(graph.nodes))
+        neck = _between(features, pooled, "features")
+        self.neck = module_of(neck, split.traced.tensor, "Neck")
+        classifier = _between(pooled, _output(graph), "pooled")
         self.classifier = _with_dropout(classifier, split)
-        self.neck_shape: tuple[int, ...] = tuple(int(s) for s in border.meta["val"].shape[1:])
+        self.neck_shape: tuple[int, ...] = tuple(int(s) for s in pooled.meta["val"].shape[1:])
         self._linear: tuple[str, str | None] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """The branch layer's value, float, to logits [B, C]."""
+        """Returns logits [B, C] for the branch layer's value, float."""
         logits: Tensor = self.classifier(self.neck(features))
         return logits
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by the original model's names.
+        """Returns parameters and persistent buffers by the original model's names.
 
         They are the head's own tensors, not copies; detached.
         """
@@ -90,8 +102,8 @@ class Head(nn.Module):
         """Copies values into the head.
 
         Args:
-            tensors: by the names of `named_tensors`, same shapes; any floating dtype
-                (float16 is widened) for floating tensors.
+            tensors: by the names of `named_tensors`, of the same shapes. Floating tensors may
+                be of any floating dtype (float16 is widened).
 
         Raises:
             BranchMismatchError: names or shapes are not this head's.
@@ -117,13 +129,16 @@ class Head(nn.Module):
                 value.copy_(tensors[name])
 
     def fresh_copy(self, seed: int) -> Head:
-        """The same graph with fresh parameters and live dropout.
+        """Makes a head of the same graph with fresh parameters and live dropout.
 
         Each parameter is drawn by `reset_parameters` of a copy of the layer that owns
         it, as torch initialises that layer (Kaiming or Xavier). Where that layer has no
         such method, from the normal distribution with the mean and deviation that the
         original's values have. Buffers keep their values. The global random state is
         left as it was.
+
+        Args:
+            seed: the seed of the fresh parameters.
         """
         new = Head(self._split, live_dropout=True)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
@@ -140,7 +155,7 @@ class Head(nn.Module):
         return new.to(device).requires_grad_(True)
 
     def linear_weights(self) -> tuple[Tensor, Tensor]:
-        """W [C, N] and b [C] of a head that is global average pooling and a linear layer.
+        """Returns W [C, N] and b [C] of a head that is global average pooling and a linear layer.
 
         The average goes over the positions of the branch layer's grid. That is decided by
         what the head computes: `W mean(F) + b` must equal the head on random features and
@@ -149,7 +164,7 @@ class Head(nn.Module):
         a missing bias.
 
         Raises:
-            ModelError: the head computes something else; names what it contains.
+            ModelError: the head computes something else; says what it contains.
         """
         if self._linear is None:
             self._linear = _find_linear(self, self._split)
@@ -166,11 +181,11 @@ def _output(graph: fx.Graph) -> fx.Node:
 
 
 def _neck_output(graph: fx.Graph) -> fx.Node:
-    """The last value computed from the input alone that everything later comes from."""
+    """Returns the last value computed from the input alone that everything later comes from."""
     nodes = list(graph.nodes)
     source, end = nodes[0], _output(graph)
     plain = {source}
-    border: fx.Node = source
+    found: fx.Node = source
     for node in nodes[1:]:
         if node.op != "call_function" or node.target is MARK:
             continue
@@ -180,8 +195,8 @@ def _neck_output(graph: fx.Graph) -> fx.Node:
         # With a row per image: what is cached, and where the batch size is read later.
         whole = isinstance(node.meta.get("val"), Tensor) and has_batch(node, source)
         if whole and node is not end and not crossings(node, end, source):
-            border = node
-    return border
+            found = node
+    return found
 
 
 def _between(start: fx.Node, end: fx.Node, name: str) -> fx.Graph:
@@ -190,6 +205,7 @@ def _between(start: fx.Node, end: fx.Node, name: str) -> fx.Graph:
 
 
 def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
+    """Makes a module of a graph whose dropout marks became layers; other marks go."""
     layers: dict[str, LiveDropout] = {}
     for node in graph.find_nodes(op="call_function", target=MARK):
         source, kind, amount = node.args
@@ -203,10 +219,11 @@ def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
         else:
             node.replace_all_uses_with(source)
         graph.erase_node(node)
-    return module_of(graph, split.traced.tensor, "Body", layers)
+    return module_of(graph, split.traced.tensor, "Classifier", layers)
 
 
 def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
+    """Draws the parameters of one layer anew; the layer itself isn't changed."""
     layer = copy.deepcopy(model.get_submodule(owner)).cpu()
     reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
     if callable(reset):
@@ -222,6 +239,7 @@ def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
 
 
 def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
+    """Returns the names of weight and bias of a head that is pooling and a linear layer."""
     names = {name: value.shape for name, value in head.named_tensors().items()}
     layout, C = split.branch.layout, split.num_classes
     N = layout.shape[0]
@@ -244,7 +262,7 @@ def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
 
 
 def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) -> bool:
-    """Random weights too, so that neither zeros nor NaN in the real ones mislead."""
+    """Compares the head with its formula on random weights: zeros in the real ones mislead."""
     tensors = head.named_tensors()
     generator = torch.Generator().manual_seed(0)
     device = tensors[weight].device

@@ -1,4 +1,4 @@
-"""Names of layers, and the values in a traced graph that they stand for."""
+"""Translates between names of layers and the values in a traced graph that they stand for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ _FORWARD = "forward"
 
 
 def modules_among(model: nn.Module, layers: Iterable[str]) -> list[str]:
-    """Those of `layers` that name a module; the others name "<module>:<operator>".
+    """Returns those layers that name a module; the others name "<module>:<operator>".
+
+    Args:
+        model: the classifier.
+        layers: names of layers.
 
     Raises:
         ModelError: a module that doesn't exist; lists near names.
+
+    Example:
+        >>> modules_among(nn.Sequential(nn.ReLU()), ["0", "forward:mean"])
+        ['0']
     """
     modules = [layer for layer in layers if ":" not in layer]
     for layer in modules:
@@ -38,10 +46,14 @@ def _check_name(model: nn.Module, name: str) -> None:
 
 
 def named_value(traced: Traced, layer: str) -> fx.Node:
-    """The value on the way to the logits that `layer` names.
+    """Returns the value on the path to the logits that a layer's name stands for.
+
+    Args:
+        traced: the classifier, with the outputs of modules that may be named marked.
+        layer: a module's name, or "<module>:<operator>".
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such value.
     """
     on_path = ancestors(traced.logits)
     if ":" not in layer:
@@ -75,7 +87,7 @@ def _is_layer_mark(node: fx.Node) -> bool:
 
 
 def _unwrapped(node: fx.Node) -> fx.Node:
-    """The value that a mark of a layer, or of several, passes on."""
+    """Returns the value that a mark of a layer, or of several, passes on."""
     while _is_layer_mark(node):
         source = node.args[0]
         assert isinstance(source, fx.Node)  # noqa: S101 (a mark's first argument is a tensor)
@@ -84,7 +96,12 @@ def _unwrapped(node: fx.Node) -> fx.Node:
 
 
 def name_of(graph: fx.Graph, node: fx.Node) -> str:
-    """The outermost module whose last value is `node`, else "<module>:<operator>"."""
+    """Names a value: the outermost module that returns it, else "<module>:<operator>".
+
+    Args:
+        graph: the traced graph.
+        node: the value.
+    """
     last: dict[str, fx.Node] = {}
     for other in graph.nodes:
         if not _is_layer_mark(other):
@@ -97,7 +114,7 @@ def name_of(graph: fx.Graph, node: fx.Node) -> str:
 
 
 def describe(node: fx.Node) -> str:
-    """A value for people: the layer that it comes from, and its sizes."""
+    """Describes a value for people: the layer that it comes from, and its sizes."""
     text = f"{_path(node) or _FORWARD}:{operator_name(node)} {sizes(node)}"
     source = node
     while not _path(source) and source.all_input_nodes:
@@ -106,7 +123,7 @@ def describe(node: fx.Node) -> str:
 
 
 def sizes(node: fx.Node) -> str:
-    """The sizes of a value, with B for those that follow the batch."""
+    """Writes the sizes of a value, with B for those that follow the batch."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return type(value).__name__

@@ -1,4 +1,4 @@
-"""How a value inside a network holds a spatial grid: its axes, and the tokens before it.
+"""Finds how a value inside a network holds a spatial grid: its axes, and the tokens before it.
 
 Convolutional networks keep [B, N, h, w]. Swin and others keep [B, h, w, N]. Vision
 transformers keep a sequence [B, T, N] whose last h * w tokens are the grid, row by row,
@@ -58,20 +58,25 @@ _RESHAPES = {
     _aten.flatten.using_ints,
     _aten.unflatten.int,
 }
-
-
 _AXIS = "sigcam_channel_axis"
 """Where a node's channel axis is kept once it is known."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the grid is in a value.
+    """Tells where the grid is in a value.
 
     Attributes:
         kind: "nchw": [B, N, h, w]; "nhwc": [B, h, w, N]; "tokens": [B, prefix + h * w, N].
         shape: (N, h, w).
-        prefix: tokens before the grid; 0 for the other kinds.
+        prefix: how many tokens come before the grid; 0 for the other kinds.
+
+    Example:
+        >>> layout = Layout("tokens", (5, 3, 4), prefix=1)  # a class token, then 3x4 others
+        >>> layout.value_shape
+        (13, 5)
+        >>> layout.to_grid(torch.zeros(2, 13, 5)).shape
+        torch.Size([2, 5, 3, 4])
     """
 
     kind: Kind
@@ -79,7 +84,7 @@ class Layout:
     prefix: int = 0
 
     def to_grid(self, value: Tensor) -> Tensor:
-        """The value as [B, N, h, w]; a view where that is possible."""
+        """Returns the value as [B, N, h, w]; a view where that is possible."""
         N, h, w = self.shape
         if self.kind == "nchw":
             return value
@@ -89,7 +94,7 @@ class Layout:
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """Shape of the value without the batch."""
+        """Returns the shape of the value without the batch."""
         N, h, w = self.shape
         return {"nchw": (N, h, w), "nhwc": (h, w, N), "tokens": (self.prefix + h * w, N)}[self.kind]
 
@@ -99,11 +104,11 @@ class Value:
     """A value inside the features of a split.
 
     Attributes:
-        layer: the name of the layer that gives it. A value that no module returns is
+        layer: the name of the layer that returns it. A value that no module returns is
             named "<module>:<operator>" ("forward:relu" for the model's own forward
             function).
         layout: where the grid is in it.
-        node: name of its node in the features' graph.
+        node: the name of its node in the features' graph.
     """
 
     layer: str
@@ -112,7 +117,7 @@ class Value:
 
 
 def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
-    """The layout of a value with more than one position, or None if it holds no grid.
+    """Returns the layout of a value with more than one position; None if it holds no grid.
 
     Args:
         node: a value of a traced graph.
@@ -141,7 +146,7 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
 
 
 def _like_image(h: int, w: int, image: fx.Node) -> bool:
-    """Whether a grid has the image's proportions, give or take two cells each way.
+    """Returns whether a grid has the image's proportions, give or take two cells each way.
 
     What has its channels last may be attention's [B, heads, T, d] rather than a grid.
     """
@@ -150,7 +155,7 @@ def _like_image(h: int, w: int, image: fx.Node) -> bool:
 
 
 def _tokens(node: fx.Node, count: int, channels: int) -> Layout | None:
-    """The grid is that of the nearest value before `node` whose positions fit."""
+    """Finds the grid of tokens: that of the nearest value before whose positions fit."""
     best: Layout | None = None
     for height, width in _grids_before(node):
         prefix = count - height * width
@@ -160,7 +165,7 @@ def _tokens(node: fx.Node, count: int, channels: int) -> Layout | None:
 
 
 def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
-    """Sizes of the [B, N, h, w] and [B, h, w, N] values before `node`, the nearest first."""
+    """Lists the sizes of [B, N, h, w] and [B, h, w, N] values before a node, nearest first."""
     found: list[tuple[int, int]] = []
     for current in node.graph.nodes:
         if current is node:
@@ -176,9 +181,12 @@ def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
 
 
 def channel_axis(node: fx.Node) -> int | None:
-    """Which axis of a value holds its channels, by the operators that it came through.
+    """Returns which axis of a value holds its channels; None where that can't be told.
 
-    None where that can't be told.
+    It follows from the operators that the value came through.
+
+    Args:
+        node: a value of a traced graph.
     """
     if _AXIS not in node.meta:
         for other in node.graph.nodes:  # in topological order
@@ -203,12 +211,12 @@ def _axis(node: fx.Node) -> int | None:
 
 
 def operator_name(node: fx.Node) -> str:
-    """Name of the operator without its overload: "conv2d"."""
+    """Returns the name of a node's operator without its overload: "conv2d"."""
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """The arguments that are computed from the images: some size of them is dynamic.
+    """Returns the arguments that are computed from the images: some size of them is dynamic.
 
     Those of the result's shape come first: a gate may stand before what it scales.
     """
@@ -222,7 +230,7 @@ def _is_dynamic(node: fx.Node) -> bool:
 
 
 def _moved(node: fx.Node, source: fx.Node, axis: int) -> int | None:
-    """Where `node` moves the axis of `source`."""
+    """Returns where `node` moves the axis of `source`."""
     before, after = _shape(source), _shape(node)
     if before is None or after is None:
         return None
@@ -238,7 +246,7 @@ def _moved(node: fx.Node, source: fx.Node, axis: int) -> int | None:
 
 
 def _reshaped(before: Sequence[object], after: Sequence[object], axis: int) -> int | None:
-    """The axis of the same size, with as many entries behind it."""
+    """Returns the axis of the same size with as many entries behind it."""
     for found in range(1, len(after)):
         if isinstance(after[found], int) and after[found] == before[axis]:
             sizes = [s for s in (*before[axis:], *after[found:]) if isinstance(s, int)]

@@ -54,9 +54,9 @@ class Split:
         features: images [B, 3, H, W] to the value of the branch layer; no dropout, frozen.
         head: the graph from that value to logits [B, C], with the sites of dropouts still
             marked (`sigcam::mark` nodes).
-        traced: where the head's tensors are, by their original names.
-        branch: the value where features end and heads begin, the output of `features`.
-        targets: the values that maps are made of, as they were named.
+        traced: the whole classifier; it owns the head's tensors, by their original names.
+        branch: the value where features end and heads begin: the output of `features`.
+        targets: the values that maps are made of, in the order in which they were named.
         num_classes: C.
     """
 
@@ -68,7 +68,7 @@ class Split:
     num_classes: int
 
     def __deepcopy__(self, memo: object) -> Split:
-        """Itself: it is only read, and its graphs hold values that can't be copied."""
+        """Returns itself: it is only read, and its graphs hold values that can't be copied."""
         return self
 
 
@@ -95,6 +95,12 @@ def split(
         ModelError: a layer doesn't exist or doesn't return a grid, or one whose positions
             are in another order than the image's; the logits don't depend on it, or not
             on the branch layer alone; or the model can't be exported.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> parts = split(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+        >>> parts.branch.layer, parts.branch.layout.shape, parts.num_classes
+        ('0', (4, 6, 6), 2)
     """
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
@@ -115,21 +121,19 @@ def split(
         check_reach(features, targets, module, example)
     else:
         targets = (default_target(features, branch, module, example),)
-    result = Split(
-        features=features,
-        head=head,
-        traced=traced,
-        branch=branch,
-        targets=targets,
-        num_classes=int(traced.logits.meta["val"].shape[1]),
-    )
-    _check_against_model(result, example)
+    num_classes = int(traced.logits.meta["val"].shape[1])
+    parts = Split(features, head, traced, branch, targets, num_classes)
+    _check_against_model(parts, example)
     check_order(features, targets, example)
-    return result
+    return parts
 
 
 def unmarked(graph: fx.Graph) -> fx.Graph:
-    """A copy of `graph` without its marks (they are identities)."""
+    """Copies a graph without its marks, which are identities.
+
+    Args:
+        graph: a traced graph, or a part of one; it isn't changed.
+    """
     new = fx.Graph()
     new.output(new.graph_copy(graph, val_map={}))
     for node in new.find_nodes(op="call_function", target=MARK):
@@ -142,11 +146,12 @@ def unmarked(graph: fx.Graph) -> fx.Graph:
 
 
 def _tag(node: fx.Node, tag: str) -> None:
-    """Names survive copies of a graph in the notes of its nodes."""
+    """Notes a name in a node: unlike the node's own name, it survives copies of the graph."""
     node.meta[_TAG] = (*node.meta.get(_TAG, ()), tag)
 
 
 def _tagged(features: fx.GraphModule, tag: str, layer: str) -> Value:
+    """Returns the value of a tagged node, under the name of its layer."""
     image = next(iter(features.graph.nodes))
     node = next(n for n in features.graph.nodes if tag in n.meta.get(_TAG, ()))
     layout = layout_of(node, image)
@@ -156,6 +161,8 @@ def _tagged(features: fx.GraphModule, tag: str, layer: str) -> Value:
 
 
 def _lifted(traced: Traced) -> Callable[[fx.Node], str | None]:
+    """Returns a function that gives the original name of the tensor behind a placeholder."""
+
     def name(node: fx.Node) -> str | None:
         return traced.names.get(node.name) if node.op == "placeholder" else None
 
@@ -227,7 +234,7 @@ def _last_grid(traced: Traced) -> fx.Node:
 
 
 def _is_pooled(node: fx.Node, image: fx.Node) -> bool:
-    """Whether all of `node` comes out of a pooling to one value per channel.
+    """Returns whether all of a value comes out of a pooling to one value per channel.
 
     Such a value can look like a grid: ConvNeXt's [B, 1, 1, N], with the channels last.
     """
@@ -241,15 +248,16 @@ def _trainable_after(traced: Traced, node: fx.Node) -> bool:
     return any(traced.names[n.name] in parameters for n in lifted)
 
 
-def _check_against_model(result: Split, example: Tensor) -> None:
+def _check_against_model(parts: Split, example: Tensor) -> None:
+    """Refuses a split whose parts don't compute what the model does on random images."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, *example.shape[1:])
     images = torch.randn(shape, generator=generator)
-    parameter = next(result.traced.model.parameters(), images)
+    parameter = next(parts.traced.model.parameters(), images)
     images = images.to(parameter.device)
-    head = module_of(unmarked(result.head), result.traced.tensor, "Head")
+    head = module_of(unmarked(parts.head), parts.traced.tensor, "Head")
     with torch.no_grad():
-        got, want = head(result.features(images)), result.traced.model(images)
+        got, want = head(parts.features(images)), parts.traced.model(images)
     difference = (got - want).abs().max().item()
     # NaN weights give NaN on both sides; they are the export's and training's to report.
     if difference > 1e-3 * max(want.abs().max().item(), 1e-6):

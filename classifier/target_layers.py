@@ -1,6 +1,8 @@
-"""Which layer a map is made of, where the user names none.
+"""Finds the layer that maps are made of, and checks those that a user names.
 
-Checks that the positions of a grid lie as the image's do.
+A target layer must hold a grid whose positions lie as the image's do (`check_order`), and
+the logits must depend on it (`check_reach`). Where the user names none, it is the branch
+layer, or the last layer before it that the logits depend on everywhere (`default_target`).
 """
 
 from __future__ import annotations
@@ -11,33 +13,35 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.layer_names import name_of
-from sigcam.classifier.layout import (
-    Layout,
-    Value,
-    layout_of,
-    operator_name,
-)
+from sigcam.classifier.layout import Layout, Value, layout_of, operator_name
 from sigcam.core.errors import ModelError
 
 _NORMS = {"layer_norm", "rms_norm", "batch_norm"}
+
+_CELLS = 8
+"""Positions whose order is tried; each costs one image through the network."""
+
+_LEAST_RANK = 0.8
+"""Smallest mean share of positions that a change of the own pixels must outdo."""
 
 
 def default_target(
     features: fx.GraphModule, branch: Value, head: nn.Module, example: Tensor
 ) -> Value:
-    """The branch layer, or the last normalisation before it whose whole grid counts.
+    """Returns the branch layer, or the last normalisation before it whose whole grid counts.
 
     In a vision transformer that classifies by its class token, the logits don't depend
     on the other tokens of the last block any more: their gradients are zero. The last
     values on which they depend at every position are those that enter the last attention,
     which is also the layer that users of gradient CAMs name by hand (the first layer
-    normalisation of the last block). Found by a gradient on random weights of the head.
+    normalisation of the last block). It is found by a gradient on random weights of the head.
 
     Args:
         features: images to the branch layer's value.
-        branch: that value.
-        head: from it to the logits.
+        branch: the branch layer's value.
+        head: from that value to the logits.
         example: float32 [B, 3, H, W]; only its shape matters.
 
     Raises:
@@ -72,12 +76,12 @@ def check_reach(
 
     Args:
         features: images to the branch layer's value.
-        targets: values in there.
+        targets: the target layers' values in `features`.
         head: from the branch layer's value to the logits.
         example: float32 [B, 3, H, W]; only its shape matters.
 
     Raises:
-        ModelError: names the layer.
+        ModelError: the logits don't depend on a target layer; names it.
     """
     gradients = _gradients(features, {target.node for target in targets}, head, example)
     for target in targets:
@@ -91,68 +95,7 @@ def check_reach(
             )
 
 
-class Probe(fx.Interpreter):
-    """Runs features with gradients on, and keeps the values of some nodes.
-
-    Attributes:
-        values: node name to its value; gradients of what comes later can be taken with
-            respect to them.
-    """
-
-    def __init__(self, features: fx.GraphModule, names: set[str]) -> None:
-        super().__init__(features)
-        self.names, self.values = names, dict[str, Tensor]()
-
-    def run_node(self, node: fx.Node) -> object:
-        """Computes a node; a wanted one without a gradient becomes the start of one."""
-        value = super().run_node(node)
-        if node.name in self.names:
-            value = value if value.requires_grad else value.detach().requires_grad_()
-            self.values[node.name] = value
-        return value
-
-
-def _gradients(
-    features: fx.GraphModule, names: set[str], head: nn.Module, example: Tensor
-) -> dict[str, Tensor | None]:
-    """Gradients of a random sum of the logits with respect to the candidates."""
-    generator = torch.Generator().manual_seed(0)
-    device = next((p.device for p in features.parameters()), torch.device("cpu"))
-    images = torch.randn((1, *example.shape[1:]), generator=generator).to(device)
-    # Random, as a fresh head may be all zeros; scaled, or attention saturates and its
-    # gradients round to zero.
-    tensors = {
-        name: (torch.randn(value.shape, generator=generator) / _fan_in(value) ** 0.5).to(device)
-        for name, value in head.named_parameters()
-    }
-    probe = Probe(features, names)
-    try:
-        with torch.enable_grad():
-            logits = functional_call(head, tensors, (probe.run(images),))
-            weights = torch.randn(logits.shape, generator=generator).to(device)
-            total = (logits * weights).sum()
-            if not total.requires_grad:
-                return dict.fromkeys(probe.values)
-            found = torch.autograd.grad(total, list(probe.values.values()), allow_unused=True)
-    except RuntimeError as exc:  # an operator without a derivative
-        raise ModelError(
-            f"the gradient of the logits can't be taken: {exc}; name a target layer"
-        ) from exc
-    return dict(zip(probe.values, found, strict=True))
-
-
-def _fan_in(value: Tensor) -> int:
-    return value[0].numel() if value.ndim > 1 else 1
-
-
-CELLS = 8
-"""Positions that are tried; each costs one image through the network."""
-
-LEAST_RANK = 0.8
-"""Smallest mean share of positions that a change of the own pixels must outdo."""
-
-
-def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Tensor) -> None:
+def check_order(features: fx.GraphModule, values: Sequence[Value], example: Tensor) -> None:
     """Refuses values whose grid isn't the image's, row by row.
 
     Shapes don't tell in which order tokens are kept: Hiera holds those of one window
@@ -164,17 +107,17 @@ def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Te
 
     Args:
         features: images to the branch layer's value.
-        values: among the values of `features`.
+        values: values in `features`.
         example: float32 [B, 3, H, W]; only its shape matters.
 
     Raises:
         ModelError: a value's positions are in another order; names its layer.
     """
-    values = tuple(value for value in values if value.layout.kind != "nchw")
+    values = [value for value in values if value.layout.kind != "nchw"]
     for shape in {value.layout.shape[1:] for value in values}:
         same = [value for value in values if value.layout.shape[1:] == shape]
         for layer, rank in _ranks(features, same, shape, example).items():
-            if rank < LEAST_RANK:
+            if rank < _LEAST_RANK:
                 raise ModelError(
                     f"the positions of the layer {layer!r} must lie as the image's do, row by "
                     f"row, but they don't change most where the image does: they are in "
@@ -183,15 +126,52 @@ def check_order(features: fx.GraphModule, values: tuple[Value, ...], example: Te
                 )
 
 
+def _gradients(
+    features: fx.GraphModule, names: set[str], head: nn.Module, example: Tensor
+) -> dict[str, Tensor | None]:
+    """Returns the gradients of a random sum of the logits with respect to some values."""
+    generator = torch.Generator().manual_seed(0)
+    device = _device(features)
+    images = torch.randn((1, *example.shape[1:]), generator=generator).to(device)
+    # Random, as a fresh head may be all zeros; scaled, or attention saturates and its
+    # gradients round to zero.
+    tensors = {
+        name: (torch.randn(value.shape, generator=generator) / _fan_in(value) ** 0.5).to(device)
+        for name, value in head.named_parameters()
+    }
+    recorder = ValueRecorder(features, names)
+    try:
+        with torch.enable_grad():
+            logits = functional_call(head, tensors, (recorder.run(images),))
+            weights = torch.randn(logits.shape, generator=generator).to(device)
+            total = (logits * weights).sum()
+            if not total.requires_grad:
+                return dict.fromkeys(recorder.values)
+            values = list(recorder.values.values())
+            gradients = torch.autograd.grad(total, values, allow_unused=True)
+    except RuntimeError as exc:  # an operator without a derivative
+        raise ModelError(
+            f"the gradient of the logits can't be taken: {exc}; name a target layer"
+        ) from exc
+    return dict(zip(recorder.values, gradients, strict=True))
+
+
+def _fan_in(value: Tensor) -> int:
+    return value[0].numel() if value.ndim > 1 else 1
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
 def _ranks(
-    features: fx.GraphModule, values: list[Value], shape: tuple[int, int], example: Tensor
+    features: fx.GraphModule, values: Sequence[Value], shape: tuple[int, int], example: Tensor
 ) -> dict[str, float]:
-    """Layer to the mean share of positions that change less than the own one."""
+    """Returns for each layer the mean share of positions that change less than the own one."""
     h, w = shape
     generator = torch.Generator().manual_seed(0)
-    device = next((p.device for p in features.parameters()), torch.device("cpu"))
     images = torch.randn((1, *example.shape[1:]), generator=generator)
-    cells = torch.randperm(h * w, generator=generator)[: min(CELLS, h * w)]
+    cells = torch.randperm(h * w, generator=generator)[: min(_CELLS, h * w)]
     noise = torch.randn(images.shape, generator=generator)
     H, W = images.shape[2:]
     batch = [images]
@@ -200,10 +180,12 @@ def _ranks(
         mask = torch.zeros(1, 1, H, W)
         mask[..., row * H // h : (row + 1) * H // h, column * W // w : (column + 1) * W // w] = 1
         batch.append(images + noise * mask)
-    probe = Probe(features, {value.node for value in values})
+    recorder = ValueRecorder(features, {value.node for value in values})
     with torch.no_grad():
-        probe.run(torch.cat(batch).to(device))
-    return {value.layer: _rank(probe.values[value.node], value.layout, cells) for value in values}
+        recorder.run(torch.cat(batch).to(_device(features)))
+    return {
+        value.layer: _rank(recorder.values[value.node], value.layout, cells) for value in values
+    }
 
 
 def _rank(value: Tensor, layout: Layout, cells: Tensor) -> float:

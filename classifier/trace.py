@@ -1,7 +1,7 @@
-"""One flat, side-effect-free graph of a classifier, whose nodes know their modules.
+"""Traces a classifier into one flat, side-effect-free graph, whose nodes know their modules.
 
-`torch.export` of a copy in inference mode, then functionalised: an in-place `relu_` in
-the model can't reach across a later cut, and no hook stays anywhere.
+A copy in inference mode goes through `torch.export` and is then functionalised: an in-place
+`relu_` in the model can't reach across a later cut, and no hook stays anywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.export.graph_signature import InputKind
 from sigcam.core.errors import ModelError
 
 LAYER = "layer:"
-"""How the kind of a mark begins that names a layer."""
+"""The kind of a mark that names a layer begins so."""
 
 
 def _clone(x: Tensor, kind: str, amount: float) -> Tensor:
@@ -84,7 +84,7 @@ class Traced:
     constants: dict[str, Tensor]
 
     def tensor(self, name: str) -> Tensor:
-        """The parameter, buffer or constant of that original name."""
+        """Returns the parameter, buffer or constant of an original name."""
         if name in self.constants:
             return self.constants[name]
         path, _, attribute = name.rpartition(".")
@@ -96,20 +96,26 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
     """Traces a copy of `model` in inference mode with a dynamic batch.
 
     Args:
-        model: returns logits [B, C] for images [B, 3, H, W]; it isn't changed.
-        example: float32 [B, 3, H, W]; only its shape and type matter.
-        layers: names of modules whose outputs are marked.
+        model: a classifier, images [B, 3, H, W] to logits [B, C]; it isn't changed.
+        example: images float32 [B, 3, H, W]; only the shape and type matter.
+        layers: the names of modules whose outputs are marked.
 
     Raises:
         ModelError: the model can't be copied or exported, or doesn't return logits.
+
+    Example:
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+        >>> traced.image.name, sorted(traced.names.values())
+        ('input', ['0.bias', '0.weight', '3.bias', '3.weight'])
     """
-    twin = _frozen_copy(model)
+    frozen = _frozen_copy(model)
     for layer in sorted(set(layers)):
         # On the copy, which is dropped after the trace.
-        twin.get_submodule(layer).register_forward_hook(_mark_output(layer))
-    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+        frozen.get_submodule(layer).register_forward_hook(_mark_output(layer))
+    device = next((p.device for p in frozen.parameters()), torch.device("cpu"))
     images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
-    program = _export(twin, images)
+    program = _export(frozen, images)
     _refuse_control_flow(program)
     program = _functional(program)
     signature = program.graph_signature
@@ -126,7 +132,7 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
             constants[name] = program.constants[name]
     if image is None:
         raise ModelError("the model doesn't take an image tensor; it must map images to logits")
-    return Traced(twin, graph, image, _logits(graph, signature.user_outputs), names, constants)
+    return Traced(frozen, graph, image, _logits(graph, signature.user_outputs), names, constants)
 
 
 def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
@@ -154,10 +160,10 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
             f"{model.get_parameter(wrong[0]).dtype}; convert the model with .float()"
         )
     try:
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
     except Exception as exc:  # whatever a model's own code raises
         raise ModelError(f"the model can't be copied with copy.deepcopy: {exc}") from exc
-    return twin.eval().requires_grad_(False)
+    return copied.eval().requires_grad_(False)
 
 
 def _mark_output(name: str) -> Any:
@@ -234,7 +240,7 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
 
 
 def _plain_copy(node: fx.Node) -> None:
-    """`x[...] = y` leaves `copy(x[...], y)`, which has no derivative: y in the form of x."""
+    """Replaces `copy(x, y)`, what `x[...] = y` leaves: it has no derivative; y in x's form has."""
     _, source = node.args[:2]
     graph, value = node.graph, node.meta["val"]
     sizes = [int(s) if isinstance(s, int) else -1 for s in value.shape]

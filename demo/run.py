@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,15 @@ from sigcam.demo.network import load_network
 from sigcam.demo.page import Panel, ShiftRow, write_page
 from sigcam.demo.shift import SHIFTS, Shift, shift_softmax
 from sigcam.demo.timing import Timing, alternate
-from sigcam.export import export_artifact, export_classifier
+from sigcam.export import ExportOptions, export_artifact, export_classifier
 from sigcam.images.decode import read_image
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session, load
 
 if TYPE_CHECKING:
-    from sigcam.classifier.build import Assembled
+    from sigcam.classifier.build import BuiltClassifier
 
 
 @dataclass(frozen=True)
@@ -73,30 +73,24 @@ def run_demo(
     return page
 
 
-def export_all(network: Assembled, out: Path, say: Callable[[str], None]) -> Artifacts:
+def export_all(network: BuiltClassifier, out: Path, say: Callable[[str], None]) -> Artifacts:
     """Exports what the demo compares: both branches, each shift, classification alone."""
-    dual, preprocessing = network.dual, network.preprocessing
-    export = partial(
-        export_artifact,
-        preprocessing=preprocessing,
-        class_names=network.class_names,
-        trained_on=network.trained_on,
-    )
+    classic = ExportOptions(branch="softmax", nwc=False)
     sigmoid, softmax, classifier = (
         out / f"{name}.onnx" for name in ("sigmoid", "softmax", "classifier")
     )
     say("exporting the sigmoid branch's artifact")
-    export(dual, sigmoid)
+    export_artifact(network, sigmoid)
     say("exporting the softmax branch's artifact (classic CAM) and the bare classifier")
-    export(dual, softmax, branch="softmax", nwc=False)
-    export_classifier(dual, classifier, preprocessing)
+    export_artifact(network, softmax, classic)
+    export_classifier(network, classifier)
     shifted = []
     for shift in SHIFTS:
         say(f"exporting both again, the softmax branch shifted: {shift.text}")
-        moved = shift_softmax(dual, shift)
+        moved = replace(network, dual=shift_softmax(network.dual, shift))
         files = [out / f"shift-{shift.name}-{branch}.onnx" for branch in ("softmax", "sigmoid")]
-        export(moved, files[0], branch="softmax", nwc=False)
-        export(moved, files[1])
+        export_artifact(moved, files[0], classic)
+        export_artifact(moved, files[1])
         shifted.append((shift, files[0], files[1]))
     return Artifacts(sigmoid, softmax, classifier, tuple(shifted))
 
@@ -117,7 +111,7 @@ def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftR
 
 
 def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) -> Timing:
-    """Classification alone, with the map, and the whole explain(), in one run.
+    """Times classification alone, with the map, and the whole explain(), in one run.
 
     Backend figures are for the prepared input; explain() takes the decoded image and
     ends with the map in the image's own size.
@@ -132,7 +126,7 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
     plain = kind.open(artifacts.classifier, options)
     control = kind.open(artifacts.classifier, options)
     fused = kind.open(artifacts.sigmoid, options)
-    session = Session(session.spec, fused)
+    session = Session(ExportedModel(session.spec, fused))
     try:
         return alternate(
             {

@@ -36,7 +36,7 @@ class Shift:
     deviations: float
 
     def vector(self, weight: torch.Tensor) -> torch.Tensor:
-        """The vector v [N] for weights [C, N]."""
+        """Returns the vector v [N] for weights [C, N]."""
         scale = self.deviations * weight.std()
         if self.kind == "even":
             return scale.expand(weight.shape[1]).clone()
@@ -52,7 +52,7 @@ SHIFTS = (
 
 
 def shift_softmax(dual: DualBranch, shift: Shift) -> DualBranch:
-    """A copy of `dual` with a shifted softmax branch.
+    """Returns a copy of `dual` with a shifted softmax branch.
 
     Args:
         dual: its softmax branch must be global average pooling and one linear layer.

@@ -20,11 +20,11 @@ class Timing:
     seconds: Mapping[str, tuple[float, ...]]
 
     def median_ms(self, name: str) -> float:
-        """Median duration in milliseconds."""
+        """Returns the median duration in milliseconds."""
         return 1e3 * statistics.median(self.seconds[name])
 
     def ratio(self, name: str, over: str) -> float:
-        """Median over the rounds of duration(name) / duration(over).
+        """Returns the median over the rounds of duration(name) / duration(over).
 
         Taken within each round, where the two ran next to each other, so that a machine
         that changes its speed from one second to the next hardly moves it.

@@ -30,13 +30,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from sigcam.classifier.build import Assembled, assemble
+from sigcam.classifier.build import BuiltClassifier, build_classifier
 from sigcam.core.errors import ExportError, ParityError
 from sigcam.core.files import check_writable, write_bytes
 from sigcam.core.spec import Branch, ClassSelection
 from sigcam.demo.images import shipped_images
 from sigcam.demo.network import BRANCH_FILE
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.methods import METHODS, method_of
 from sigcam.images.decode import read_image
 from sigcam.runtime.explanation import Explanation
@@ -51,7 +51,7 @@ WHITE, DARK = 255, (30, 30, 30)
 
 
 def explanations(
-    network: Assembled, branch: Branch, image: Array, asked: str | None
+    network: BuiltClassifier, branch: Branch, image: Array, asked: str | None
 ) -> Iterator[Explanation | None]:
     """One map by each method, in the order of the registries; None where there is none."""
     with tempfile.TemporaryDirectory() as folder:
@@ -62,10 +62,16 @@ def explanations(
             last = method == list(METHODS)[-1]
             try:
                 export_artifact(
-                    network.dual, path, method=method, branch=branch, nwc=clamps,
-                    classes=ClassSelection("input"), preprocessing=network.preprocessing,
-                    class_names=network.class_names, head_graph=last,
-                )  # fmt: skip
+                    network,
+                    path,
+                    ExportOptions(
+                        method=method,
+                        branch=branch,
+                        nwc=clamps,
+                        classes=ClassSelection("input"),
+                        head_graph=last,
+                    ),
+                )
             except ExportError as exc:
                 # Only cam has layers that it can't do.
                 if method_of(method).need != "rows" or isinstance(exc, ParityError):
@@ -134,7 +140,8 @@ def main(path: Path | None, out: Path, asked: str | None, target_layer: str | No
     """Draw every method on IMAGE."""
     check_writable(out)
     image = read_image(path or shipped_images()[0])
-    network = assemble(BRANCH_FILE, target_layers=[target_layer] if target_layer else ())
+    layers = [target_layer] if target_layer else ()
+    network = build_classifier(branch_file=BRANCH_FILE, target_layers=layers)
     total = len(ROWS) * (len(METHODS) + len(MULTIPASS))
     rows: dict[Branch, list[Explanation | None]] = {branch: [] for branch in ROWS}
     with tqdm(total=total, unit="map", file=sys.stderr) as bar:

@@ -2,5 +2,6 @@
 
 from sigcam.export.export import export_artifact, export_classifier
 from sigcam.export.methods import METHODS
+from sigcam.export.options import ExportOptions
 
-__all__ = ["METHODS", "export_artifact", "export_classifier"]
+__all__ = ["METHODS", "ExportOptions", "export_artifact", "export_classifier"]

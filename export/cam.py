@@ -1,8 +1,7 @@
-"""From the entry of the tail to CAM weights, CAMs and scores: what makes the map."""
+"""Computes CAM weights from the entry of the tail, and CAMs from weights and features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,20 +18,21 @@ from sigcam.export.methods import Gradient, Method
 from sigcam.export.score_head import ScoreHead
 
 _FLAT = 1e-5
+"""A CAM whose range is at most this share of its largest value counts as constant."""
 _TINY = 1e-37
-
-FINER_OPTIONS: Mapping[str, float] = {"gamma": 0.6, "similar": 3}
+_BEYOND_ALL_DISTANCES = 3e38
+"""Larger than the distance of any two logits, and finite in float32."""
 
 
 @dataclass(frozen=True)
-class State:
-    """What one forward pass leaves for any number of classes.
+class ForwardValues:
+    """What one forward pass leaves for the CAMs of any number of classes.
 
     Attributes:
         z: [B, D], of which the branch's logits are linear functions.
         value: the branch layer's value.
-        features: of each target layer, [B, N, h, w].
-        saved: what the backward part needs.
+        features: the features of each target layer, [B, N, h, w].
+        saved: the values that the backward pass needs.
     """
 
     z: Tensor
@@ -41,29 +41,41 @@ class State:
     saved: tuple[Tensor, ...]
 
 
-class Evidence(nn.Module):
-    """One branch's way from the entry to CAM weights, with forward operators only.
+class WeightGraph(nn.Module):
+    """Computes the CAM weights of one branch from the entry, with forward operators only.
 
     Attributes:
         head: the branch's head.
-        cut: where the features end and the tail begins.
+        method: the CAM method.
+        layouts: where the grid is in the value of each target layer.
+        closed_form: whether the gradient is a row of the head's matrix, so that nothing was
+            traced: the head is global average pooling and a linear layer, and the target
+            layer is the branch layer.
     """
 
     def __init__(
         self, head: ScoreHead, cut: Cut, branch: Value, targets: tuple[Value, ...], method: Method
     ) -> None:
-        """Traces the gradient, unless the head is global average pooling and a linear layer.
+        """Traces the gradient, unless it is known in closed form.
+
+        Args:
+            head: the branch's head; its tensors are shared.
+            cut: where the features end and the tail begins.
+            branch: the branch layer's value.
+            targets: the target layers' values.
+            method: the CAM method.
 
         Raises:
-            ExportError: the method can't express the head, or the way back can't be traced.
+            ExportError: the method can't express the head, or the backward pass can't be
+                traced.
         """
         super().__init__()
         self.head, self.method = head, method
         self.layouts = tuple(target.layout for target in targets)
-        self.closed = head.pooled and [t.node for t in targets] == [branch.node]
-        self.saved: tuple[Saved, ...] = ()
-        self.compact = False
-        if self.closed:
+        self.closed_form = head.pooled and [t.node for t in targets] == [branch.node]
+        self._saved: tuple[Saved, ...] = ()
+        self._gives_mean = False
+        if self.closed_form:
             return
         if method.need == "rows":
             raise ExportError(
@@ -74,7 +86,40 @@ class Evidence(nn.Module):
         parts = trace_gradient(cut.tail, head.trunk, cut.nodes, cut.shape)
         self.forward_part = parts.forward
         self.backward_part = self._cheapest(parts)
-        self.saved = parts.saved
+        self._saved = parts.saved
+
+    def run(self, entry: Tensor) -> ForwardValues:
+        """Runs the forward pass.
+
+        Args:
+            entry: the value [B, ...] that `Cut.front` gives.
+        """
+        if self.closed_form:
+            grid = self.layouts[0].to_grid(entry)
+            return ForwardValues(self.head.trunk(entry), entry, (grid,), ())
+        z, value, *rest = self.forward_part(entry)
+        count = len(self.layouts)
+        features = tuple(
+            layout.to_grid(raw) for layout, raw in zip(self.layouts, rest[:count], strict=True)
+        )
+        return ForwardValues(z, value, features, tuple(rest[count:]))
+
+    def weights(self, values: ForwardValues, rows: Tensor) -> list[Tensor]:
+        """Computes the CAM weights of each target layer.
+
+        Args:
+            values: what the forward pass left.
+            rows: the gradient of each class's score with respect to z, [B, K, D].
+
+        Returns:
+            For each target layer [B, K, N], or [B, K, N, h, w] for a method with a weight
+            per position whose weights aren't all equal.
+        """
+        found = []
+        for features, gradient in zip(values.features, self._gradients(values, rows), strict=True):
+            weights = self.method.weights(features, gradient)
+            found.append(weights.flatten(2) if tuple(weights.shape[3:]) == (1, 1) else weights)
+        return found
 
     def _cheapest(self, parts: Partition) -> fx.GraphModule:
         if len(self.layouts) == 1:
@@ -83,108 +128,86 @@ class Evidence(nn.Module):
             if found is None and self.method.need == "mean":
                 found = pooled(parts.backward, layout)
             if found is not None:
-                self.compact = True
+                self._gives_mean = True
                 return found
         return parts.backward
 
-    def run(self, entry: Tensor) -> State:
-        """The forward pass, from the entry [B, ...]."""
-        if self.closed:
-            features = self.layouts[0].to_grid(entry)
-            return State(self.head.trunk(entry), entry, (features,), ())
-        z, value, *rest = self.forward_part(entry)
-        count = len(self.layouts)
-        values = tuple(
-            layout.to_grid(raw) for layout, raw in zip(self.layouts, rest[:count], strict=True)
-        )
-        return State(z, value, values, tuple(rest[count:]))
-
-    def weights(self, state: State, rows: Tensor) -> list[Tensor]:
-        """CAM weights of each target layer, [B, K, N] or [B, K, N, h, w].
-
-        Where a method has a weight per position and they are all equal, [B, K, N] too.
-
-        Args:
-            state: of the forward pass.
-            rows: gradient of each class's score with respect to z, [B, K, D].
-        """
-        found = []
-        for features, gradient in zip(state.features, self._gradients(state, rows), strict=True):
-            weights = self.method.weights(features, gradient)
-            found.append(weights.flatten(2) if tuple(weights.shape[3:]) == (1, 1) else weights)
-        return found
-
-    def _gradients(self, state: State, rows: Tensor) -> list[Gradient]:
-        sizes = [layout.shape[1] * layout.shape[2] for layout in self.layouts]
-        if self.closed:
-            value = rows[..., None, None]
-            return [Gradient(value if self.method.need == "rows" else value / sizes[0], sizes[0])]
+    def _gradients(self, values: ForwardValues, rows: Tensor) -> list[Gradient]:
+        positions = [layout.shape[1] * layout.shape[2] for layout in self.layouts]
+        if self.closed_form:
+            (count,) = positions
+            row = rows[..., None, None]
+            return [Gradient(row if self.method.need == "rows" else row / count, count)]
         B, K, D = rows.shape
-        single = isinstance(K, int) and K == 1
-        saved = state.saved
-        if not single:
-            saved = tuple(s.repeat(v, K) for s, v in zip(self.saved, state.saved, strict=True))
+        saved = values.saved
+        if not (isinstance(K, int) and K == 1):
+            saved = tuple(s.repeat(v, K) for s, v in zip(self._saved, values.saved, strict=True))
         outputs = self.backward_part(*saved, rows.reshape(-1, D))
-        result = []
-        for layout, size, raw in zip(self.layouts, sizes, outputs, strict=True):
+        gradients = []
+        for layout, count, raw in zip(self.layouts, positions, outputs, strict=True):
             N, h, w = layout.shape
-            if self.compact:
+            if self._gives_mean:
                 value = raw.reshape(*_leading(B, K), N, 1, 1)
             else:
                 value = layout.to_grid(raw).reshape(*_leading(B, K), N, h, w)
-            result.append(Gradient(value, size))
-        return result
-
-
-def _leading(B: int, K: int) -> tuple[int, int]:
-    # -1 for the batch keeps the reshape a constant where K is one.
-    return (-1, K) if isinstance(K, int) else (B, K)
+            gradients.append(Gradient(value, count))
+        return gradients
 
 
 def contrast(
     head: ScoreHead, logits: Tensor, class_ids: Tensor, rows: Tensor, gamma: float, similar: int
 ) -> Tensor:
-    """Finer-CAM: the gradient of L_c - gamma mean(L_d), d the classes most similar to c.
+    """Computes Finer-CAM's gradient: of L_c - gamma mean(L_d), d the classes most similar to c.
 
     Zhang et al., "Finer-CAM", CVPR 2025, Section 3.3, where the differences to several
     classes are averaged. Similar are the classes whose logits in the softmax branch are
     nearest to that of c.
 
     Args:
-        head: of the branch that the scores come from.
-        logits: [B, C] of the softmax branch.
-        class_ids: [B, K].
-        rows: of these classes, [B, K, D].
-        gamma: strength of the contrast.
-        similar: how many classes.
+        head: the head of the branch that the scores come from.
+        logits: the logits of the softmax branch, [B, C].
+        class_ids: the classes c, int64 [B, K].
+        rows: the gradients of their scores, [B, K, D].
+        gamma: the strength of the contrast.
+        similar: how many classes are contrasted with.
+
+    Returns:
+        Gradients with respect to z, [B, K, D].
     """
     own = logits.gather(1, class_ids).unsqueeze(2)
     distance = (logits.unsqueeze(1) - own).abs()
     classes = torch.arange(head.num_classes, device=logits.device)
     itself = class_ids.unsqueeze(2) == classes
-    # Above every distance, and finite.
-    distance = torch.where(itself, torch.full_like(distance, 3e38), distance)
+    distance = torch.where(itself, torch.full_like(distance, _BEYOND_ALL_DISTANCES), distance)
     near = distance.topk(similar, 2, largest=False).indices
     B, K, _ = near.shape
     others = head.rows(near.flatten(1)).reshape(*_leading(B, K), similar, rows.shape[2])
     return rows - gamma * others.mean(2)
 
 
-def combine(weights: Tensor, features: Tensor, nwc: bool) -> Tensor:
-    """The CAMs: max(0, sum_n w_n F_n), with w clamped at 0 first under NWC.
+def combine(weights: Tensor, features: Tensor, clamps: bool) -> Tensor:
+    """Computes CAMs: max(0, sum_n w_n F_n), with w clamped at 0 first if asked.
 
-    Beyond Softmax, Eq. 4 with negative-weight clamping.
+    "Beyond Softmax", Eq. 4, is the form with negative-weight clamping.
 
     Args:
-        weights: [B, K, N] or [B, K, N, h, w], signed.
-        features: [B, N, h, w].
-        nwc: whether negative weights are clamped.
+        weights: signed CAM weights, [B, K, N] or [B, K, N, h, w].
+        features: the features of the target layer, [B, N, h, w].
+        clamps: whether negative weights are clamped.
 
     Returns:
         [B, K, h, w], >= 0.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 1.0]]]])  # two channels of 1x2
+        >>> weights = torch.tensor([[[2.0, -1.0]]])  # of one class
+        >>> combine(weights, features, clamps=False)[0, 0].tolist()
+        [[0.0, 3.0]]
+        >>> combine(weights, features, clamps=True)[0, 0].tolist()
+        [[2.0, 4.0]]
     """
     _, N, h, w = features.shape
-    used = weights.relu() if nwc else weights
+    used = weights.relu() if clamps else weights
     if weights.ndim == 5:
         return (used * features.unsqueeze(1)).sum(2).relu()
     cams = (used @ features.reshape(-1, N, h * w)).relu()
@@ -192,17 +215,21 @@ def combine(weights: Tensor, features: Tensor, nwc: bool) -> Tensor:
 
 
 def fuse(cams: list[Tensor]) -> Tensor:
-    """The mean of the CAMs of several target layers, each scaled to [0, 1] before.
+    """Computes the mean of the CAMs of several target layers, each scaled to [0, 1] before.
 
     Smaller CAMs are enlarged to the largest, bilinearly, pixel centres at halves. A
     constant CAM counts as zeros: one whose range is at most 1e-5 of its largest value, as
     everywhere.
 
     Args:
-        cams: of each target layer, [B, K, h, w].
+        cams: the CAMs of each target layer, [B, K, h, w].
 
     Returns:
         [B, K, h, w] with the largest h and w.
+
+    Example:
+        >>> fuse([torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[[3.0, 1.0]]]])]).tolist()
+        [[[[0.5, 0.5]]]]
     """
     size = max((tuple(cam.shape[2:]) for cam in cams), key=lambda hw: hw[0] * hw[1])
     scaled = []
@@ -214,3 +241,8 @@ def fuse(cams: list[Tensor]) -> Tensor:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)
     return torch.stack(scaled).mean(0)
+
+
+def _leading(B: int, K: int) -> tuple[int, int]:
+    # -1 for the batch keeps the reshape a constant where K is one.
+    return (-1, K) if isinstance(K, int) else (B, K)

@@ -1,4 +1,8 @@
-"""Cuts the features once more, at the value that all target layers come from."""
+"""Cuts the features once more, at the last value that all target layers come from.
+
+That value is the entry. What comes before it, the front, takes nearly all of the time and
+has no gradient in the graph; from the entry on, the tail, everything is differentiated.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class Cut:
             layer's value are computed from, and nothing else.
         tail: from the entry to the branch layer's value.
         nodes: names of the targets' nodes in the tail's graph.
-        shape: of the entry without the batch.
+        shape: the shape of the entry without the batch.
         is_target: whether the entry is the value of the only target layer.
     """
 
@@ -41,12 +45,25 @@ class Cut:
 
 
 def cut_tail(features: fx.GraphModule, branch: Value, targets: Sequence[Value]) -> Cut:
-    """Cuts at the last value through which every way to the target layers goes.
+    """Cuts at the last value through which every path to the target layers goes.
 
     Args:
         features: images to the branch layer's value; it isn't changed.
-        branch: that value.
-        targets: values inside.
+        branch: the branch layer's value.
+        targets: the target layers' values inside `features`.
+
+    Raises:
+        ModelError: the target layers have no such value.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sigcam.classifier.dual_branch import DualBranch
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> dual = DualBranch(nn.Sequential(*layers), input_size=8)
+        >>> cut = cut_tail(dual.features, dual.branch, dual.targets)
+        >>> cut.shape, cut.is_target
+        ((4, 6, 6), True)
     """
     graph = features.graph
     by_name = {node.name: node for node in graph.nodes}
@@ -61,14 +78,14 @@ def cut_tail(features: fx.GraphModule, branch: Value, targets: Sequence[Value]) 
     return Cut(
         front=front,
         tail=tail,
-        nodes=tuple(_name_in(tail, node, entry) for node in nodes),
+        nodes=tuple(_name_in_tail(tail, node, entry) for node in nodes),
         shape=tuple(int(size) for size in entry.meta["val"].shape[1:]),
         is_target=len(targets) == 1 and entry is nodes[0] and targets[0].layout.kind == "nchw",
     )
 
 
-def _entry(image: fx.Node, nodes: Sequence[fx.Node], end: fx.Node) -> fx.Node:
-    common = set.intersection(*(ancestors(node) for node in nodes))
+def _entry(image: fx.Node, targets: Sequence[fx.Node], end: fx.Node) -> fx.Node:
+    common = set.intersection(*(ancestors(node) for node in targets))
     node: fx.Node
     for node in reversed(image.graph.nodes):
         value = node.meta.get("val")
@@ -80,8 +97,8 @@ def _entry(image: fx.Node, nodes: Sequence[fx.Node], end: fx.Node) -> fx.Node:
     raise ModelError("the target layers have no value in common that they come from")
 
 
-def _name_in(tail: fx.GraphModule, node: fx.Node, entry: fx.Node) -> str:
-    """A value has the same name in the tail, but for the entry, which is its input there."""
+def _name_in_tail(tail: fx.GraphModule, node: fx.Node, entry: fx.Node) -> str:
+    """Returns a value's name in the tail: its own, but for the entry, which is the input."""
     nodes: list[fx.Node] = list(tail.graph.nodes)
     if node is entry:
         return nodes[0].name

@@ -1,4 +1,4 @@
-"""The CAM methods in the graph, by name. A new method is one function and one line here.
+"""Defines the CAM methods in the graph, by name. A new one is one function and one line here.
 
 All of them are a weight for every channel, or for every channel and position, from the
 features F and the gradient g = dL/dF of a class's logit L (before sigmoid or softmax):
@@ -9,15 +9,15 @@ The tests run over `METHODS`, so a new entry inherits the whole parity suite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from sigcam.core.errors import UsageError
 
-Need = Literal["rows", "mean", "full"]
+GradientNeed = Literal["rows", "mean", "full"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Gradient:
     Attributes:
         value: [B, K, N, h, w]; or [B, K, N, 1, 1] where it is the same at every position,
             as behind global average pooling, or where only its mean is wanted.
-        positions: h * w.
+        positions: the number of positions, h * w.
     """
 
     value: Tensor
@@ -35,19 +35,27 @@ class Gradient:
 
     @property
     def mean(self) -> Tensor:
-        """Over the positions, [B, K, N]."""
-        if self._is_one:
+        """Returns the mean over the positions, [B, K, N]."""
+        if self._is_uniform:
             return self.value.flatten(2)
         return self.value.mean((3, 4))
 
     def sum_of(self, terms: Tensor) -> Tensor:
-        """Over the positions, [B, K, N], of terms in the shape of `value`."""
-        if self._is_one:
+        """Sums terms over the positions.
+
+        Args:
+            terms: one term for each entry of `value`, in its shape; where `value` has one
+                entry for all positions, the term counts for each of them.
+
+        Returns:
+            [B, K, N].
+        """
+        if self._is_uniform:
             return terms.flatten(2) * self.positions
         return terms.sum((3, 4))
 
     @property
-    def _is_one(self) -> bool:
+    def _is_uniform(self) -> bool:
         return tuple(self.value.shape[3:]) == (1, 1) and self.positions != 1
 
 
@@ -62,40 +70,44 @@ class Method:
         need: "rows": the rows of the linear layer stand in for the gradient; "mean": only
             the mean of the gradient is used; "full": all of it.
         per_position: whether there is a weight for each position.
-        clamps: whether negative-weight clamping applies. Not to methods with a weight per
-            position: layercam rectifies the gradient itself ("Beyond Softmax" leaves it as
-            it is), and clamped hirescam would be layercam.
         contrasts: whether the logit is contrasted with those of similar classes (finercam).
+        options: the numbers that the method can be built with, by name, with their defaults.
     """
 
     weights: Callable[[Tensor, Gradient], Tensor]
-    need: Need = "full"
+    need: GradientNeed = "full"
     per_position: bool = False
     contrasts: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def clamps(self) -> bool:
-        """Whether negative-weight clamping applies."""
+        """Returns whether negative-weight clamping applies to the method.
+
+        It doesn't where there is a weight for each position: layercam rectifies the gradient
+        itself ("Beyond Softmax" leaves it as it is), and clamped hirescam would be layercam.
+        """
         return not self.per_position
 
 
-def mean(features: Tensor, gradient: Gradient) -> Tensor:
-    """Grad-CAM: w_n = mean over positions of g_n. Selvaraju et al. 2017, Eq. 1."""
-    del features
-    return gradient.mean
+def cam_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes CAM's w_n = W[c, n]. Zhou et al. 2016, Section 2.
 
-
-def rows(features: Tensor, gradient: Gradient) -> Tensor:
-    """CAM: w_n = W[c, n]. Zhou et al. 2016, Section 2.
-
-    The gradient behind global average pooling is W[c, n] / (h w); this takes it back.
+    The gradient behind global average pooling is W[c, n] / (h w), so with the need "rows"
+    the rows W[c] come in place of the gradient.
     """
     del features
     return gradient.value.flatten(2)
 
 
-def plus_plus(features: Tensor, gradient: Gradient) -> Tensor:
-    """Grad-CAM++: w_n = sum of a_n max(0, g_n). Chattopadhay et al. 2018, Eqs. 13 and 19.
+def gradcam_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes Grad-CAM's w_n = mean of g_n over the positions. Selvaraju et al. 2017, Eq. 1."""
+    del features
+    return gradient.mean
+
+
+def gradcam_plus_plus_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes Grad-CAM++'s w_n = sum of a_n max(0, g_n). Chattopadhay et al. 2018, Eqs. 13, 19.
 
     a_n = g_n^2 / (2 g_n^2 + sum(F_n) g_n^3 + 1e-6), which is 0 where g_n is. As in their
     code, for a score that is the exponential of L, whose second and third derivatives are
@@ -108,42 +120,52 @@ def plus_plus(features: Tensor, gradient: Gradient) -> Tensor:
     return gradient.sum_of(share * g.relu())
 
 
-def axiomatic(features: Tensor, gradient: Gradient) -> Tensor:
-    """XGrad-CAM: w_n = sum of g_n F_n / (sum(F_n) + 1e-7). Fu et al. 2020, Eq. 8."""
+def xgradcam_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes XGrad-CAM's w_n = sum of g_n F_n / (sum(F_n) + 1e-7). Fu et al. 2020, Eq. 8."""
     total = features.sum((2, 3)).unsqueeze(1) + 1e-7
     if gradient.value.shape[3:] == features.shape[2:]:
         return (gradient.value * features.unsqueeze(1)).sum((3, 4)) / total
     return gradient.value.flatten(2) * (total - 1e-7) / total
 
 
-def positive(features: Tensor, gradient: Gradient) -> Tensor:
-    """Layer-CAM: w_n = max(0, g_n) at each position. Jiang et al. 2021, Eq. 4."""
+def layercam_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes Layer-CAM's w_n = max(0, g_n) at each position. Jiang et al. 2021, Eq. 4."""
     del features
     return gradient.value.relu()
 
 
-def plain(features: Tensor, gradient: Gradient) -> Tensor:
-    """HiResCAM: w_n = g_n at each position. Draelos and Carin 2020, Section 3."""
+def hirescam_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Computes HiResCAM's w_n = g_n at each position. Draelos and Carin 2020, Section 3."""
     del features
     return gradient.value
 
 
 METHODS: dict[str, Method] = {
-    "cam": Method(rows, need="rows"),
-    "gradcam": Method(mean, need="mean"),
-    "gradcam++": Method(plus_plus),
-    "xgradcam": Method(axiomatic),
-    "layercam": Method(positive, per_position=True),
-    "hirescam": Method(plain, per_position=True),
-    "finercam": Method(mean, need="mean", contrasts=True),
+    "cam": Method(cam_weights, need="rows"),
+    "gradcam": Method(gradcam_weights, need="mean"),
+    "gradcam++": Method(gradcam_plus_plus_weights),
+    "xgradcam": Method(xgradcam_weights),
+    "layercam": Method(layercam_weights, per_position=True),
+    "hirescam": Method(hirescam_weights, per_position=True),
+    # Grad-CAM of a logit that similar classes' logits were subtracted from.
+    "finercam": Method(
+        gradcam_weights, need="mean", contrasts=True, options={"gamma": 0.6, "similar": 3}
+    ),
 }
 
 
 def method_of(name: str) -> Method:
-    """The method of that name.
+    """Returns the method of a name.
+
+    Args:
+        name: a name in `METHODS`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such method.
+
+    Example:
+        >>> method_of("layercam").clamps
+        False
     """
     if name not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name!r}")

@@ -1,4 +1,9 @@
-"""The module that is exported: image in, prediction and evidence map out."""
+"""Defines the modules that are exported: image in, prediction and evidence map out.
+
+`ArtifactGraph` is the artifact and `HeadGraph` the second file beside it; what both share
+is `CamGraph`. `ClassifierGraph` is the network alone, which they are compared with. Each
+names its inputs and outputs in a `GraphSignature`.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +19,32 @@ from sigcam.core.spec import (
     Preprocessing,
     SelectionMode,
 )
-from sigcam.export.cam import (
-    Evidence,
-    State,
-    combine,
-    contrast,
-    fuse,
-)
+from sigcam.export.cam import ForwardValues, WeightGraph, combine, contrast, fuse
 from sigcam.export.entry import cut_tail
 from sigcam.export.methods import method_of
-from sigcam.export.options import GraphOptions
+from sigcam.export.onnx_model import GraphSignature
+from sigcam.export.options import ExportOptions
 from sigcam.export.score_head import ScoreHead
+
+_BATCH, _CLASSES = 2, 3
+"""Sizes of the examples: a size of 1, or one that equals another, would be taken as fixed."""
 
 
 class Normalise(nn.Module):
-    """`image` as the artifact takes it to normalised float32 [B, 3, H, W]."""
+    """Turns `image` as the artifact takes it into normalised float32 [B, 3, H, W].
+
+    Example:
+        >>> normalise = Normalise(Preprocessing(2, 2, mean=(0, 0, 0), std=(1, 1, 1)))
+        >>> normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)).shape
+        torch.Size([1, 3, 2, 2])
+    """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
+        """Prepares the normalisation.
+
+        Args:
+            preprocessing: its layout, mean and deviation count; the size doesn't.
+        """
         super().__init__()
         self.layout: InputLayout = preprocessing.layout
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
@@ -40,7 +54,7 @@ class Normalise(nn.Module):
         self.shift = nn.Parameter((-mean / std).float(), requires_grad=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3], or float32 [B, 3, H, W] which passes unchanged."""
+        """Normalises uint8 [B, H, W, 3]; float32 [B, 3, H, W] passes unchanged."""
         if self.layout == "float32_nchw":
             return image
         # Float before the transpose: TensorRT can't transpose uint8. Contiguous after
@@ -49,198 +63,273 @@ class Normalise(nn.Module):
         return pixels * self.factor + self.shift
 
 
-class Classifier(nn.Module):
-    """The network alone: `image` to `logits`. The baseline of every benchmark."""
+class ClassifierGraph(nn.Module):
+    """Computes the network alone: `image` to `logits`. The baseline of every benchmark."""
 
     def __init__(self, dual: DualBranch, preprocessing: Preprocessing) -> None:
+        """Takes the backbone and the softmax branch.
+
+        Args:
+            dual: the model; its modules are shared, not changed.
+            preprocessing: how an image becomes the input.
+        """
         super().__init__()
+        self._preprocessing = preprocessing
         self.normalise = Normalise(preprocessing)
         self.features = dual.features
         self.head = dual.softmax_head
 
+    @property
+    def signature(self) -> GraphSignature:
+        """Returns the graph's inputs and outputs."""
+        return GraphSignature(
+            {"image": _example_image(self._preprocessing)}, ["logits"], {"image": {0: "batch"}}
+        )
+
     def forward(self, image: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Returns logits [B, C]."""
         logits: Tensor = self.head(self.features(self.normalise(image)))
         return logits
 
 
 class CamGraph(nn.Module):
-    """What artifact and head graph share: from the entry to scores, weights and CAMs."""
+    """Computes what artifact and head graph share: scores, CAM weights and CAMs.
 
-    def __init__(self, dual: DualBranch, options: GraphOptions) -> None:
-        """Takes the parts of `dual`, without changing it.
+    Attributes:
+        options: what is computed.
+        cut: the features in two parts; everything here starts at the entry between them.
+        softmax: the softmax branch's head.
+        sigmoid: the sigmoid branch's head; None without a trained one.
+        weight_graph: gives the CAM weights, from the branch that the options name.
+    """
+
+    def __init__(self, dual: DualBranch, options: ExportOptions) -> None:
+        """Takes the parts of a model.
+
+        Args:
+            dual: the model; its tensors are shared, not changed.
+            options: what is computed; how the file is written doesn't matter here.
 
         Raises:
-            ExportError: the method can't express this head, or the way back from the
+            ExportError: the method can't express this head, or the backward pass from the
                 logits can't be traced.
             UsageError: options that don't fit the model.
         """
         super().__init__()
+        _check_fits(options, dual)
         self.options = options
-        method = method_of(options.method)
-        if options.profile == "split" and len(dual.targets) > 1:
-            raise UsageError(
-                f"the profile split has the features of one target layer, got "
-                f"{len(dual.targets)}; name one, or use the profile fused"
-            )
-        if method.contrasts and dual.num_classes < 2:
-            raise UsageError(f"{options.method} compares classes, the model has only one")
-        if options.classes.k > dual.num_classes:
-            raise UsageError(
-                f"maps of the {options.classes.k} most probable classes were asked for, the model "
-                f"has {dual.num_classes}; ask for at most that many (top{dual.num_classes})"
-            )
-        if method.contrasts and options.method_options["similar"] > dual.num_classes - 1:
-            raise UsageError(
-                f"finercam compares with {options.method_options['similar']:g} classes, the "
-                f"model has {dual.num_classes}; set similar to at most {dual.num_classes - 1}"
-            )
         self.cut = cut_tail(dual.features, dual.branch, dual.targets)
         layout, C = dual.branch.layout, dual.num_classes
         self.softmax = ScoreHead(dual.softmax_head, layout, C)
         self.sigmoid = ScoreHead(dual.sigmoid_head, layout, C) if options.has_sigmoid else None
         head = self.softmax if options.branch == "softmax" else self.sigmoid
-        if head is None:  # the options were checked
-            raise UsageError("there is no sigmoid branch")
-        self.evidence = Evidence(head, self.cut, dual.branch, dual.targets, method)
+        assert head is not None  # noqa: S101 (the options were checked)
+        method = method_of(options.method)
+        self.weight_graph = WeightGraph(head, self.cut, dual.branch, dual.targets, method)
 
-    def softmax_logits(self, state: State) -> Tensor:
-        """Of all classes, [B, C]."""
-        z = state.z
+    def softmax_logits(self, values: ForwardValues) -> Tensor:
+        """Returns the softmax branch's logits of all classes, [B, C].
+
+        Args:
+            values: what the forward pass left.
+        """
+        z = values.z
         if self.options.branch != "softmax":
-            z = self.softmax.trunk(state.value)
+            z = self.softmax.trunk(values.value)
         return self.softmax.logits(z)
 
     def explain(
-        self, state: State, class_ids: Tensor, logits: Tensor | None = None
+        self, values: ForwardValues, class_ids: Tensor, logits: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Every output that depends on the classes, by name.
+        """Computes every output that depends on the classes.
 
         Args:
-            state: of the forward pass.
+            values: what the forward pass left.
             class_ids: int64 [B, K], ids 0 to C - 1.
-            logits: of the softmax branch, where they are known.
+            logits: what `softmax_logits` gives, if it was called already.
+
+        Returns:
+            Outputs by name: "scores" and "cams", with a trained sigmoid branch
+            "evidence_logits" and perhaps "sigmoid_logits", and for a single target layer
+            "cam_weights".
         """
-        head = self.evidence.head
+        head = self.weight_graph.head
         rows = head.rows(class_ids)
-        scores = head.scores(state.z, class_ids, rows)
-        found = {"scores": scores}
+        scores = head.scores(values.z, class_ids, rows)
+        outputs = {"scores": scores}
         if self.sigmoid is not None:
-            found |= self._sigmoid(state, class_ids, scores)
-        if self.evidence.method.contrasts:
-            logits = self.softmax_logits(state) if logits is None else logits
+            outputs |= self._sigmoid_outputs(self.sigmoid, values, class_ids, scores)
+        if self.weight_graph.method.contrasts:
+            logits = self.softmax_logits(values) if logits is None else logits
             gamma, similar = (self.options.method_options[n] for n in ("gamma", "similar"))
             rows = contrast(head, logits, class_ids, rows, gamma, int(similar))
-        weights = self.evidence.weights(state, rows)
-        nwc = bool(self.options.nwc)
-        cams = [combine(w, F, nwc) for w, F in zip(weights, state.features, strict=True)]
-        found["cams"] = cams[0] if len(cams) == 1 else fuse(cams)
+        weights = self.weight_graph.weights(values, rows)
+        clamps = self.options.clamps
+        cams = [combine(w, F, clamps) for w, F in zip(weights, values.features, strict=True)]
+        outputs["cams"] = cams[0] if len(cams) == 1 else fuse(cams)
         if len(weights) == 1:
-            found["cam_weights"] = self._for_positions(weights[0], state.features[0])
-        return found
+            outputs["cam_weights"] = self._expanded(weights[0], values.features[0])
+        return outputs
 
-    def _sigmoid(self, state: State, class_ids: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        assert self.sigmoid is not None  # noqa: S101 (the caller looked)
-        own = self.options.branch == "sigmoid"
-        z = state.z if own else self.sigmoid.trunk(state.value)
+    def _sigmoid_outputs(
+        self, sigmoid: ScoreHead, values: ForwardValues, class_ids: Tensor, scores: Tensor
+    ) -> dict[str, Tensor]:
+        is_own = self.options.branch == "sigmoid"
+        z = values.z if is_own else sigmoid.trunk(values.value)
         if self.options.sigmoid_logits:
-            logits = self.sigmoid.logits(z)
+            logits = sigmoid.logits(z)
             return {"evidence_logits": logits.gather(1, class_ids), "sigmoid_logits": logits}
-        return {"evidence_logits": scores if own else self.sigmoid.scores(z, class_ids)}
+        return {"evidence_logits": scores if is_own else sigmoid.scores(z, class_ids)}
 
-    def _for_positions(self, weights: Tensor, features: Tensor) -> Tensor:
-        if self.evidence.method.per_position and weights.ndim == 3:
+    def _expanded(self, weights: Tensor, features: Tensor) -> Tensor:
+        """Gives a method with weights per position its [B, K, N, h, w] in any case."""
+        if self.weight_graph.method.per_position and weights.ndim == 3:
             return weights[..., None, None].expand(-1, -1, -1, *features.shape[2:])
         return weights
 
 
 class ArtifactGraph(nn.Module):
-    """The artifact's graph: outputs as `output_names` lists them."""
+    """Computes the artifact: its outputs are those that `signature` lists.
+
+    Attributes:
+        cams: what the head graph has too.
+        normalise: the image to the input of `front`.
+        front: the part of the features before the entry.
+        select: which classes get a map.
+    """
 
     def __init__(self, cams: CamGraph, preprocessing: Preprocessing) -> None:
-        """Takes a `CamGraph` and puts the image and the prediction before it.
+        """Puts the image and the prediction before a `CamGraph`.
 
-        Raises:
-            UsageError: k is above the number of classes.
+        Args:
+            cams: from the entry on; it is shared.
+            preprocessing: how an image becomes the input.
         """
         super().__init__()
+        self._preprocessing = preprocessing
         self.cams = cams
         self.normalise = Normalise(preprocessing)
         self.front = cams.cut.front
-        self.select = Select(cams.options.classes, cams.softmax.num_classes)
+        self.select = ClassSelector(cams.options.selection, cams.softmax.num_classes)
 
     @property
     def head_input(self) -> str:
-        """Name of the output that the head graph takes."""
+        """Returns the name of the output that the head graph takes."""
         return "features" if self.cams.cut.is_target else "head_input"
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the graph's outputs, in order."""
+        """Returns the names of the graph's outputs, in order."""
         options = self.cams.options
         names = ["logits", "class_ids_out"]
         names += ["evidence_logits"] if options.has_sigmoid else []
         names += ["sigmoid_logits"] if options.sigmoid_logits else []
         names += ["cams"] if options.profile == "fused" else ["features", "cam_weights"]
-        if options.features and options.profile == "fused" and len(self.cams.evidence.layouts) == 1:
+        single = len(self.cams.weight_graph.layouts) == 1
+        if options.features and options.profile == "fused" and single:
             names.append("features")
         if options.features and self.head_input not in names:
             names.append(self.head_input)
         return names
 
+    @property
+    def signature(self) -> GraphSignature:
+        """Returns the graph's inputs and outputs."""
+        inputs = {"image": _example_image(self._preprocessing)}
+        dynamic = {"image": {0: "batch"}}
+        if self.cams.options.selection.mode == "input":
+            inputs["class_ids"] = _example_ids()
+            dynamic["class_ids"] = {0: "batch", 1: "classes"}
+        return GraphSignature(inputs, self.output_names, dynamic)
+
     def forward(self, image: Tensor, class_ids: Tensor | None = None) -> tuple[Tensor, ...]:
-        """One pass.
+        """Computes the outputs in one pass.
 
         Args:
             image: uint8 [B, H, W, 3] RGB or float32 [B, 3, H, W], by the preprocessing.
             class_ids: int64 [B, K], for the class selection "input".
         """
         entry = self.front(self.normalise(image))
-        state = self.cams.evidence.run(entry)
-        logits = self.cams.softmax_logits(state)
+        values = self.cams.weight_graph.run(entry)
+        logits = self.cams.softmax_logits(values)
         ids = self.select(logits, class_ids)
-        outputs = self.cams.explain(state, ids, logits)
+        outputs = self.cams.explain(values, ids, logits)
         outputs |= {"logits": logits, "class_ids_out": ids, "head_input": entry}
-        outputs["features"] = state.features[0]
+        outputs["features"] = values.features[0]
         return tuple(outputs[name] for name in self.output_names)
 
 
 class HeadGraph(nn.Module):
-    """Maps of further classes from what the artifact emitted, without the backbone."""
+    """Computes maps of further classes from what the artifact emitted, without the backbone."""
 
-    def __init__(self, cams: CamGraph) -> None:
+    def __init__(self, cams: CamGraph, head_input: str) -> None:
+        """Takes the part that the artifact has too.
+
+        Args:
+            cams: the artifact's own.
+            head_input: the name of the artifact's output that this graph takes,
+                `ArtifactGraph.head_input`.
+        """
         super().__init__()
         self.cams = cams
+        self.head_input = head_input
 
     @property
     def output_names(self) -> list[str]:
-        """Names of the graph's outputs, in order."""
+        """Returns the names of the graph's outputs, in order."""
         names = ["scores"] + (["evidence_logits"] if self.cams.options.has_sigmoid else [])
-        single = len(self.cams.evidence.layouts) == 1
+        single = len(self.cams.weight_graph.layouts) == 1
         return [*names, *(["cam_weights"] if single else []), "cams"]
 
+    @property
+    def signature(self) -> GraphSignature:
+        """Returns the graph's inputs and outputs."""
+        inputs = {
+            self.head_input: torch.zeros(_BATCH, *self.cams.cut.shape),
+            "class_ids": _example_ids(),
+        }
+        dynamic = {self.head_input: {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}}
+        return GraphSignature(inputs, self.output_names, dynamic)
+
     def forward(self, entry: Tensor, class_ids: Tensor) -> tuple[Tensor, ...]:
-        """One pass.
+        """Computes the outputs in one pass.
 
         Args:
             entry: float32 [B, ...], the output of the artifact that `head_input` names.
             class_ids: int64 [B, K], ids 0 to C - 1.
         """
-        outputs = self.cams.explain(self.cams.evidence.run(entry), class_ids)
+        outputs = self.cams.explain(self.cams.weight_graph.run(entry), class_ids)
         return tuple(outputs[name] for name in self.output_names)
 
 
-class Select(nn.Module):
-    """Which classes get a map, from the logits [B, C]: int64 [B, K]."""
+class ClassSelector(nn.Module):
+    """Chooses the classes that get a map.
+
+    Example:
+        >>> selector = ClassSelector(ClassSelection("topk", 2), num_classes=3)
+        >>> selector(torch.tensor([[0.1, 0.9, 0.4]]), None).tolist()
+        [[1, 2]]
+    """
 
     def __init__(self, classes: ClassSelection, num_classes: int) -> None:
+        """Keeps what was chosen.
+
+        Args:
+            classes: which classes get a map.
+            num_classes: C.
+        """
         super().__init__()
         self.mode: SelectionMode = classes.mode
         self.k = classes.k
         self.ranks = min(num_classes, MAX_RANKS)
 
     def forward(self, logits: Tensor, class_ids: Tensor | None) -> Tensor:
-        """The chosen ids; for "input", ranks (-1, -2, ...) become ids."""
+        """Returns ids int64 [B, K]; for the mode "input", ranks (-1, -2, ...) become ids.
+
+        Args:
+            logits: the softmax branch's, [B, C].
+            class_ids: int64 [B, K] for the mode "input"; ignored otherwise.
+        """
         if self.mode == "top1":
             return logits.argmax(1, keepdim=True)
         if self.mode == "topk":
@@ -251,3 +340,40 @@ class Select(nn.Module):
         ranked = logits.topk(self.ranks, 1).indices
         rank = (-class_ids - 1).clamp(0, self.ranks - 1)
         return torch.where(class_ids < 0, ranked.gather(1, rank), class_ids)
+
+
+def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
+    """Refuses options that don't fit a model.
+
+    Raises:
+        UsageError: more target layers or fewer classes than the options need.
+    """
+    C, method = dual.num_classes, method_of(options.method)
+    if options.profile == "split" and len(dual.targets) > 1:
+        raise UsageError(
+            f"the profile split has the features of one target layer, got "
+            f"{len(dual.targets)}; name one, or use the profile fused"
+        )
+    if options.selection.k > C:
+        raise UsageError(
+            f"maps of the {options.selection.k} most probable classes were asked for, the model "
+            f"has {C}; ask for at most that many (top{C})"
+        )
+    if method.contrasts and C < 2:
+        raise UsageError(f"{options.method} compares classes, the model has only one")
+    if method.contrasts and options.method_options["similar"] > C - 1:
+        raise UsageError(
+            f"finercam compares with {options.method_options['similar']:g} classes, the "
+            f"model has {C}; set similar to at most {C - 1}"
+        )
+
+
+def _example_image(preprocessing: Preprocessing) -> Tensor:
+    H, W = preprocessing.height, preprocessing.width
+    if preprocessing.layout == "uint8_nhwc":
+        return torch.zeros(_BATCH, H, W, 3, dtype=torch.uint8)
+    return torch.zeros(_BATCH, 3, H, W)
+
+
+def _example_ids() -> Tensor:
+    return torch.zeros(_BATCH, _CLASSES, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""From a module to checked ONNX bytes."""
+"""Turns a module into a checked ONNX model, and puts a spec into it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +20,85 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from sigcam.core.errors import ExportError, UsageError
+from sigcam.core.errors import ExportError
 from sigcam.core.spec import METADATA_KEY, Spec
 
 OPSETS = (18, 19, 20)
-LIMIT = 2**31 - 2**20
+"""Versions of the ONNX standard that are written."""
+
+DEFAULT_OPSET = 18
+
+MAX_MESSAGE_BYTES = 2**31 - 2**20
 """A protobuf message must stay under 2 GiB; a megabyte is left for all but the weights."""
 
 
-def check_opset(opset: int) -> None:
-    """Refuses an opset that isn't in `OPSETS`.
+@dataclass(frozen=True)
+class GraphSignature:
+    """The inputs and outputs of a graph that is exported.
 
-    Raises:
-        UsageError: it isn't.
+    Attributes:
+        inputs: name of each input to an example of it, in the order of the arguments of the
+            module's `forward`. A size that varies must be 2 or more in the example, and no
+            two of them equal to each other or to a fixed size: the exporter would take them
+            for the same.
+        outputs: names of the outputs, in the order in which `forward` returns them.
+        dynamic: name of an input to its axes that vary, each with the name of its size.
     """
-    if opset not in OPSETS:
-        raise UsageError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+
+    inputs: Mapping[str, Tensor]
+    outputs: Sequence[str]
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 def needs_external_data(module: nn.Module) -> bool:
-    """Whether the weights are too large for one file."""
-    return sum(p.numel() * p.element_size() for p in module.parameters()) > LIMIT
+    """Returns whether the weights of a module are too large for one file."""
+    return sum(p.numel() * p.element_size() for p in module.parameters()) > MAX_MESSAGE_BYTES
 
 
 def to_onnx(
     module: nn.Module,
-    inputs: dict[str, Tensor],
-    dynamic: dict[str, dict[int, str]],
-    outputs: Sequence[str],
-    opset: int,
+    signature: GraphSignature,
+    opset: int = DEFAULT_OPSET,
     data_file: Path | None = None,
 ) -> onnx.ModelProto:
-    """Exports `module` with standard operators only.
+    """Exports a module with standard operators only.
 
     Args:
-        module: its forward takes `inputs` in their order.
-        inputs: names and examples, with batch 2 or more.
-        dynamic: per input, axis to the name of its dynamic size.
-        outputs: names of the outputs, in order.
-        opset: of the default domain.
-        data_file: where the weights go, if not into the model itself; in the folder that
-            the model will be written to.
+        module: what is exported. It is put into inference mode.
+        signature: the module's inputs and outputs.
+        opset: the version of the default domain.
+        data_file: where the weights go, if not into the model itself. It must be in the
+            folder that the model will be written to.
+
+    Returns:
+        The checked model; with `data_file`, one that refers to the weights by that name.
 
     Raises:
         ExportError: the exporter failed, or the model is over 2 GiB without a data file.
+
+    Example:
+        >>> signature = GraphSignature({"x": torch.zeros(2, 3)}, ["y"], {"x": {0: "batch"}})
+        >>> model = to_onnx(nn.Linear(3, 1), signature)
+        >>> [node.op_type for node in model.graph.node]
+        ['Gemm']
     """
     if data_file is None and needs_external_data(module):
         raise ExportError("the weights are over 2 GiB; they need a file of their own")
-    dims = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
-    shapes = tuple({a: dims[d] for a, d in dynamic.get(n, {}).items()} for n in inputs)
+    dynamic = signature.dynamic
+    sizes = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
+    shapes = tuple(
+        {axis: sizes[size] for axis, size in dynamic.get(name, {}).items()}
+        for name in signature.inputs
+    )
     try:
         with quiet(), torch.no_grad():
             exported = torch.export.export(
-                module.eval(), tuple(inputs.values()), dynamic_shapes=shapes, strict=False
+                module.eval(), tuple(signature.inputs.values()), dynamic_shapes=shapes, strict=False
             )
             program: Any = torch.onnx.export(
                 exported,
-                input_names=list(inputs),
-                output_names=list(outputs),
+                input_names=list(signature.inputs),
+                output_names=list(signature.outputs),
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
@@ -90,57 +112,13 @@ def to_onnx(
     return model
 
 
-def _reason(exc: BaseException) -> str:
-    """The first error's first line: the exporter's own names its steps, not the operator."""
-    while exc.__cause__ is not None:
-        exc = exc.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc)).strip()
-    return f"{type(exc).__name__}: {text.splitlines()[0] if text else 'no message'}"
-
-
-def _serialised(program: onnx_ir.Model, data_file: Path | None) -> onnx.ModelProto:
-    """Without a constant or a computation that is there twice (both heads share a neck)."""
-    _merge_equal(program.graph)
-    passes = onnx_ir.passes.Sequential(
-        common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()
-    )
-    program = passes(program).model
-    if data_file is not None:
-        program = onnx_ir.external_data.unload_from_model(
-            program, data_file.parent, data_file.name, size_threshold_bytes=1024
-        )
-    model: onnx.ModelProto = onnx_ir.to_proto(program)
-    return model
-
-
-def _merge_equal(graph: onnx_ir.Graph) -> None:
-    """One initializer for all that are equal; onnx_ir's own pass refuses strided arrays."""
-    kept: dict[tuple[str, tuple[object, ...], bytes], onnx_ir.Value] = {}
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or value.is_graph_output():
-            continue
-        array = np.ascontiguousarray(tensor.numpy())
-        digest = hashlib.sha256(array.data).digest()
-        first = kept.setdefault((str(tensor.dtype), tuple(tensor.shape), digest), value)
-        if first is not value:
-            onnx_ir.convenience.replace_all_uses_with(value, first)
-            del graph.initializers[name]
-
-
-def _check(model: onnx.ModelProto, data_file: Path | None) -> None:
-    with quiet():
-        if data_file is None:
-            onnx.checker.check_model(model, full_check=True)
-            return
-        beside = data_file.with_name("checked.onnx")
-        beside.write_bytes(model.SerializeToString())
-        onnx.checker.check_model(str(beside), full_check=True)
-        beside.unlink()
-
-
 def with_spec(model: onnx.ModelProto, spec: Spec) -> bytes:
-    """The model's bytes with `spec` in its metadata."""
+    """Serialises a model with a spec in its metadata.
+
+    Args:
+        model: gets the spec as its only metadata.
+        spec: what the file will say about itself.
+    """
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
     data: bytes = model.SerializeToString()
@@ -164,6 +142,55 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _reason(exc: BaseException) -> str:
+    """Returns the first error's first line: the last one names the step, not the operator."""
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(exc)).strip()
+    return f"{type(exc).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+def _serialised(program: onnx_ir.Model, data_file: Path | None) -> onnx.ModelProto:
+    """Drops constants and computations that are there twice, as both heads share a neck."""
+    _merge_equal(program.graph)
+    passes = onnx_ir.passes.Sequential(
+        common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()
+    )
+    program = passes(program).model
+    if data_file is not None:
+        program = onnx_ir.external_data.unload_from_model(
+            program, data_file.parent, data_file.name, size_threshold_bytes=1024
+        )
+    model: onnx.ModelProto = onnx_ir.to_proto(program)
+    return model
+
+
+def _merge_equal(graph: onnx_ir.Graph) -> None:
+    """Merges initializers that are equal; onnx_ir's own pass refuses strided arrays."""
+    kept: dict[tuple[str, tuple[object, ...], bytes], onnx_ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output():
+            continue
+        array = np.ascontiguousarray(tensor.numpy())
+        digest = hashlib.sha256(array.data).digest()
+        first = kept.setdefault((str(tensor.dtype), tuple(tensor.shape), digest), value)
+        if first is not value:
+            onnx_ir.convenience.replace_all_uses_with(value, first)
+            del graph.initializers[name]
+
+
+def _check(model: onnx.ModelProto, data_file: Path | None) -> None:
+    with quiet():
+        if data_file is None:
+            onnx.checker.check_model(model, full_check=True)
+            return
+        model_file = data_file.with_name("checked.onnx")
+        model_file.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(model_file), full_check=True)
+        model_file.unlink()
+
+
 def _strip(model: onnx.ModelProto) -> None:
     """Drops the exporter's notes: they name source files of the machine that exported."""
     model.producer_name, model.producer_version, model.doc_string = "sigcam", "", ""
@@ -177,7 +204,7 @@ def _strip(model: onnx.ModelProto) -> None:
         del part.metadata_props[:]
 
 
-def _name_sizes(model: onnx.ModelProto, dynamic: dict[str, dict[int, str]]) -> None:
+def _name_sizes(model: onnx.ModelProto, dynamic: Mapping[str, Mapping[int, str]]) -> None:
     """Gives the dynamic sizes their names; the exporter made up its own."""
     names = {}
     for value in model.graph.input:

@@ -1,64 +1,158 @@
-"""What a graph computes: the options of an export."""
+"""Holds the options of an export in one object, which is checked when it is built."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Branch, ClassSelection, Profile
-from sigcam.export.cam import FINER_OPTIONS
+from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile
 from sigcam.export.methods import method_of
+from sigcam.export.onnx_model import DEFAULT_OPSET, OPSETS
 
 
 @dataclass(frozen=True)
-class GraphOptions:
-    """What the graph computes; see `export_artifact` for the meaning of each.
+class ExportOptions:
+    """What an exported graph computes, and how its file is written.
+
+    Whatever can be checked without the model is checked here, so a mistake shows before a
+    model is loaded. Functions that build the graph take the same object.
+
+    Example:
+        >>> from sigcam.export import ExportOptions
+        >>> options = ExportOptions(method="finercam", method_options={"gamma": 0.4})
+        >>> options.clamps, dict(options.method_options)
+        (True, {'gamma': 0.4, 'similar': 3})
+        >>> ExportOptions(classes="top5").selection
+        ClassSelection(mode='topk', k=5)
+        >>> ExportOptions(method="hirescam").clamps
+        False
+
+    Attributes:
+        method: the CAM method, a name in `METHODS`.
+        branch: the branch that the CAM weights come from: "sigmoid" for the trained branch,
+            "softmax" for the classifier's own head, which gives the classic CAM.
+        nwc: whether negative weights are clamped to 0 before the weighted sum. None leaves it
+            to the method: yes, but for those with a weight for each position.
+        profile: "fused": the graph gives finished CAMs; "split": it gives the features and
+            the signed CAM weights, and the runtime sums them.
+        classes: which classes get a map: a `ClassSelection`, or in words "top1" for the
+            predicted one, "topK" for the K most probable ones (such as "top5"), "input" for
+            those that the caller names at run time.
+        preprocessing: how an image becomes the input. None takes that of the classifier, or
+            ImageNet's for the input size of a bare `DualBranch`.
+        class_names: the C names of the classes in the order of their ids. Empty takes those
+            of the classifier, if it has any.
+        trained_on: what the sigmoid branch was trained on, in words for the spec. None takes
+            what the classifier says.
+        has_sigmoid: whether the sigmoid branch counts as trained, where the classifier has a
+            trained one. Without it there is no evidence, and the weights must come from the
+            softmax branch.
+        sigmoid_logits: whether the sigmoid branch's logits of all C classes are an output.
+        features: whether the features are an output in the profile "fused" too. Methods of
+            several passes need them at run time.
+        head_graph: whether a second file is written (model.head.onnx beside model.onnx) that
+            gives maps of further classes without running the backbone. It sets `features`.
+        method_options: the numbers that the method is built with: gamma (0.6) and similar (3)
+            for finercam, none for the others. What is left out gets its default.
+        external_data: whether the weights go to a file of their own, "<name>.data" beside
+            the graph. Those over 2 GiB always do.
+        tolerance: the largest error to accept, as a share of an output's largest value;
+            above 0 and below 1.
+        opset: the version of the ONNX standard, 18 to 20.
 
     Raises:
-        UsageError: options that contradict each other.
+        UsageError: a value that isn't allowed, or options that contradict each other.
     """
 
     method: str = "cam"
     branch: Branch = "sigmoid"
     nwc: bool | None = None
     profile: Profile = "fused"
-    classes: ClassSelection = field(default_factory=ClassSelection)
+    classes: ClassSelection | str = "top1"
+    preprocessing: Preprocessing | None = None
+    class_names: Sequence[str] = ()
+    trained_on: str | None = None
     has_sigmoid: bool = True
     sigmoid_logits: bool = False
     features: bool = False
+    head_graph: bool = False
     method_options: Mapping[str, float] = field(default_factory=dict)
+    external_data: bool = False
+    tolerance: float = 1e-4
+    opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
         method = method_of(self.method)
+        _check_choice("branch", self.branch, get_args(Branch))
+        _check_choice("profile", self.profile, get_args(Profile))
+        _check_choice("opset", self.opset, OPSETS)
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"tolerance must be between 0 and 1, got {self.tolerance}")
         if self.nwc and not method.clamps:
             raise UsageError(
                 f"{self.method} has a weight for each position and isn't clamped (clamping "
                 f"would make hirescam layercam); leave nwc out, or choose another method"
             )
-        if self.nwc is None:
-            object.__setattr__(self, "nwc", method.clamps)
+        object.__setattr__(self, "classes", self.selection)
+        self._check_sigmoid()
+        self._complete_method_options(method.options)
+        if method.contrasts:
+            _check_contrast(**self.method_options)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "features", self.features or self.head_graph)
+
+    @property
+    def selection(self) -> ClassSelection:
+        """Returns the classes that get a map, whether `classes` names them in words or not."""
+        return self.classes if isinstance(self.classes, ClassSelection) else _parsed(self.classes)
+
+    @property
+    def clamps(self) -> bool:
+        """Returns whether negative weights are clamped: `nwc`, or the method's own way."""
+        return method_of(self.method).clamps if self.nwc is None else self.nwc
+
+    def _check_sigmoid(self) -> None:
         if not self.has_sigmoid and (self.branch == "sigmoid" or self.sigmoid_logits):
             wanted = "branch='sigmoid'" if self.branch == "sigmoid" else "sigmoid_logits=True"
             raise UsageError(
                 f"{wanted} needs a trained sigmoid branch, but has_sigmoid is False; load one, "
                 f"or export with branch='softmax' and without sigmoid_logits"
             )
-        known = FINER_OPTIONS if method.contrasts else {}
-        unknown = sorted(self.method_options.keys() - known.keys())
+
+    def _complete_method_options(self, defaults: Mapping[str, float]) -> None:
+        unknown = sorted(self.method_options.keys() - defaults.keys())
         if unknown:
             raise UsageError(
                 f"{' and '.join(unknown)} is no option of {self.method}"
-                + (f", which has {' and '.join(sorted(known))}" if known else "")
+                + (f", which has {' and '.join(sorted(defaults))}" if defaults else "")
                 + "; leave it out"
             )
-        object.__setattr__(self, "method_options", {**known, **self.method_options})
-        if method.contrasts:
-            gamma, similar = self.method_options["gamma"], self.method_options["similar"]
-            numbers = all(isinstance(value, (int, float)) for value in (gamma, similar))
-            # NaN and infinity fail these comparisons.
-            if not numbers or not 0 <= gamma <= 10 or not 1 <= similar <= 1000 or similar % 1:
-                raise UsageError(
-                    f"finercam takes gamma from 0 to 10 and a whole number of similar classes "
-                    f"of at least 1, got gamma={gamma} and similar={similar}"
-                )
+        object.__setattr__(self, "method_options", {**defaults, **self.method_options})
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def _parsed(text: str) -> ClassSelection:
+    """Reads "top1", "topK" or "input"."""
+    if text == "input":
+        return ClassSelection("input")
+    found = re.fullmatch(r"top([1-9][0-9]{0,8})", str(text))
+    if found is None:
+        raise UsageError(f"classes must be top1, topK (such as top5) or input, got {text!r}")
+    return ClassSelection() if found[1] == "1" else ClassSelection("topk", int(found[1]))
+
+
+def _check_contrast(gamma: float, similar: float) -> None:
+    numbers = all(isinstance(value, (int, float)) for value in (gamma, similar))
+    # NaN and infinity fail these comparisons.
+    if not numbers or not 0 <= gamma <= 10 or not 1 <= similar <= 1000 or similar % 1:
+        raise UsageError(
+            f"finercam takes gamma from 0 to 10 and a whole number of similar classes "
+            f"of at least 1, got gamma={gamma} and similar={similar}"
+        )

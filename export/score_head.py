@@ -1,4 +1,4 @@
-"""A head in the form that the exported graph needs: up to z, then a linear last layer.
+"""Puts a head into the form that the exported graph needs: up to z, then a linear last layer.
 
 Most classifiers end in a linear layer. Its rows are all that a chosen class needs: the
 class's logit is its row times z, and the row is the gradient of the logit with respect to
@@ -36,41 +36,46 @@ _FLATTENS = {
 }
 
 
-class Pool(nn.Module):
-    """Mean over the CAM: the value of the branch layer to [B, N]."""
+class GlobalAveragePool(nn.Module):
+    """Averages the value of the branch layer over its positions."""
 
     def __init__(self, layout: Layout) -> None:
+        """Keeps the layout.
+
+        Args:
+            layout: where the grid is in the value.
+        """
         super().__init__()
         self.layout = layout
 
     def forward(self, value: Tensor) -> Tensor:
-        """[B, N]."""
-        cam = self.layout.to_grid(value)
-        return functional.adaptive_avg_pool2d(cam, 1).flatten(1)
+        """Returns the mean of each channel, [B, N]."""
+        features = self.layout.to_grid(value)
+        return functional.adaptive_avg_pool2d(features, 1).flatten(1)
 
 
 class ScoreHead(nn.Module):
-    """Logits of all classes or of a few, from z [B, D].
+    """Computes the logits of all classes or of a few, from z [B, D].
 
     Attributes:
+        num_classes: C.
         trunk: the branch layer's value to z.
         pooled: whether the head is global average pooling and one linear layer, so that
             the gradient of a logit is its row divided by the number of positions.
-        width: D.
-        weight: [C, D]; None where the head doesn't end in a linear layer. Then z are the
-            logits themselves.
-        bias: [C].
+        weight: the last layer's matrix [C, D]; None where the head doesn't end in a linear
+            layer. Then z are the logits themselves.
+        bias: the last layer's bias [C], zeros where it has none; None without `weight`.
     """
 
     weight: Tensor | None
     bias: Tensor | None
 
     def __init__(self, head: Head, layout: Layout, num_classes: int) -> None:
-        """Shares the head's tensors.
+        """Takes the head apart and shares its tensors.
 
         Args:
-            head: isn't changed.
-            layout: of the branch layer.
+            head: a branch's head; it isn't changed.
+            layout: where the grid is in the branch layer's value.
             num_classes: C.
         """
         super().__init__()
@@ -80,27 +85,30 @@ class ScoreHead(nn.Module):
             weight, bias = head.linear_weights()
         except ModelError:
             self.pooled = False
-            self.trunk, found = _before_last_layer(head)
-            if found is not None:
-                names = head.named_tensors()
-                self._own(names[found[0]].flatten(1), names[found[1]] if found[1] else None)
+            self.trunk, names = _before_last_layer(head)
+            if names is not None:
+                tensors, (weight_name, bias_name) = head.named_tensors(), names
+                self._set_last_layer(
+                    tensors[weight_name].flatten(1), tensors[bias_name] if bias_name else None
+                )
         else:
             self.pooled = True
-            self.trunk = Pool(layout)
-            self._own(weight, bias)
-        self.width = num_classes if self.weight is None else int(self.weight.shape[1])
-
-    def _own(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
-        self.bias = nn.Parameter(bias, requires_grad=False)
+            self.trunk = GlobalAveragePool(layout)
+            self._set_last_layer(weight, bias)
 
     def logits(self, z: Tensor) -> Tensor:
-        """Of all classes, [B, C]."""
+        """Returns the logits of all classes, [B, C], for z [B, D]."""
         return z if self.weight is None else functional.linear(z, self.weight, self.bias)
 
     def rows(self, class_ids: Tensor) -> Tensor:
-        """Gradients of the classes' logits with respect to z: [B, K, D] for ids [B, K]."""
+        """Returns the gradients of some classes' logits with respect to z.
+
+        Args:
+            class_ids: int64 [B, K], ids 0 to C - 1.
+
+        Returns:
+            [B, K, D].
+        """
         if self.weight is None:
             # By comparison: the gradient of a gather would be a scatter, which TensorRT's
             # parser refuses.
@@ -110,12 +118,15 @@ class ScoreHead(nn.Module):
         return functional.embedding(class_ids, self.weight)
 
     def scores(self, z: Tensor, class_ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits of some classes, [B, K].
+        """Returns the logits of some classes.
 
         Args:
-            z: [B, D].
-            class_ids: int64 [B, K].
-            rows: of these classes, if they are there already.
+            z: what the trunk gives, [B, D].
+            class_ids: int64 [B, K], ids 0 to C - 1.
+            rows: what `rows` gives for these classes, if it was called already.
+
+        Returns:
+            [B, K].
         """
         if self.weight is None or self.bias is None:
             return z.gather(1, class_ids)
@@ -124,9 +135,18 @@ class ScoreHead(nn.Module):
         bias = functional.embedding(class_ids, self.bias.unsqueeze(1))
         return (rows @ z.unsqueeze(2) + bias).squeeze(2)
 
+    def _set_last_layer(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
 
 def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | None]:
-    """What comes before the last layer, and the names of that layer's weight and bias."""
+    """Returns what comes before the last layer, and the names of that layer's weight and bias.
+
+    The names are None where the head doesn't end in a linear layer; then all of the head is
+    returned.
+    """
     graph = head.classifier.graph
     start, (layer,) = next(iter(graph.nodes)), outputs_of(graph)
     while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
@@ -135,17 +155,17 @@ def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | 
     if z is None:
         return nn.Sequential(head.neck, head.classifier), None
     names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
-    classifier = module_of(
-        extract(start, z, start, attribute, "neck"),
+    hidden_layers = module_of(
+        extract(start, z, start, attribute, "pooled"),
         tensor_of(head.classifier),
         "Trunk",
         dict(head.classifier.named_children()),
     )
-    return nn.Sequential(head.neck, classifier, nn.Flatten(1)), (str(names[0]), names[1])
+    return nn.Sequential(head.neck, hidden_layers, nn.Flatten(1)), (str(names[0]), names[1])
 
 
 def _input_of_linear(layer: fx.Node) -> fx.Node | None:
-    """What a linear layer [B, D] or a 1x1 convolution [B, D, 1, 1] at the end takes."""
+    """Returns the input of a linear layer [B, D] or a 1x1 convolution [B, D, 1, 1] at the end."""
     if layer.target not in (_aten.linear.default, _aten.conv2d.default, _aten.convolution.default):
         return None
     x, weight = layer.args[0], layer.args[1]
@@ -156,15 +176,12 @@ def _input_of_linear(layer: fx.Node) -> fx.Node | None:
 
 
 def _count(node: fx.Node) -> int:
-    """Entries of a value per image; 0 where that isn't a fixed number."""
+    """Counts the entries of a value per image; 0 where that isn't a fixed number."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return 0
     batch, *sizes = list[object](value.shape)
     if isinstance(batch, int):
         return 0
-    return (
-        math.prod(s for s in sizes if isinstance(s, int))
-        if all(isinstance(s, int) for s in sizes)
-        else 0
-    )
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return math.prod(fixed) if len(fixed) == len(sizes) else 0

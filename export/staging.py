@@ -1,144 +1,147 @@
-"""Exported models on their way to their files: made, checked, then published together."""
+"""Holds exported models until all of them are checked, then publishes them together."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import onnx
-from torch import Tensor, nn
+from torch import nn
 
 from sigcam.core.errors import StorageError
 from sigcam.core.files import write_bytes
 from sigcam.core.spec import Spec
-from sigcam.export.onnx_model import needs_external_data, to_onnx, with_spec
+from sigcam.export.onnx_model import GraphSignature, needs_external_data, to_onnx, with_spec
+from sigcam.export.options import ExportOptions
 
 
 @dataclass
-class StagedFile:
+class StagedModel:
     """A model that isn't published yet.
 
     Attributes:
-        path: where it will be.
+        path: where the model will be.
         model: the graph, with its weights or with references to the data file.
-        data: the file of the weights; None if they are in the model.
+        data_file: the file of the weights, in the staging folder; None if they are in the
+            model.
         spec: what the file will carry; None for none.
     """
 
     path: Path
     model: onnx.ModelProto
-    data: Path | None
+    data_file: Path | None
     spec: Spec | None = None
 
     @property
     def runnable(self) -> bytes | Path:
-        """What a backend can load: bytes, or a file beside the data file."""
+        """Returns what a backend can load: bytes, or a file beside the data file."""
         content: bytes = self.model.SerializeToString()
-        if self.data is None:
+        if self.data_file is None:
             return content
-        beside = self.data.with_name(self.path.name)
-        beside.write_bytes(content)
-        return beside
+        model_file = self.data_file.with_name(self.path.name)
+        model_file.write_bytes(content)
+        return model_file
 
 
-class StagedFiles:
-    """Drafts of files for one folder. What isn't published leaves nothing behind."""
+class StagingFolder:
+    """Holds models until all of them are checked, and publishes them together.
 
-    def __init__(self, beside: Path) -> None:
-        self._beside = beside
-        self._staged: list[StagedFile] = []
+    It is a temporary folder beside the target, made when it is first needed, so that files
+    can be moved to their places without a copy. What isn't published leaves nothing behind.
+    """
+
+    def __init__(self, target: Path) -> None:
+        """Makes no folder yet.
+
+        Args:
+            target: the first of the files; the staging folder will be beside it.
+        """
+        self._target = target
+        self._models: list[StagedModel] = []
         self._folder: Path | None = None
 
     def export(
-        self,
-        path: Path,
-        module: nn.Module,
-        inputs: dict[str, Tensor],
-        dynamic: dict[str, dict[int, str]],
-        outputs: Sequence[str],
-        opset: int,
-        external_data: bool,
-    ) -> StagedFile:
-        """Makes a draft; the arguments are those of `to_onnx`.
+        self, path: Path, module: nn.Module, signature: GraphSignature, options: ExportOptions
+    ) -> StagedModel:
+        """Exports a module and keeps it here.
 
         Args:
-            path: where it will be.
-            module: see `to_onnx`, as are the next four.
-            inputs: examples.
-            dynamic: sizes that vary.
-            outputs: names.
-            opset: of the standard.
-            external_data: whether the weights get a file of their own in any case.
+            path: where the model will be, in the target's folder.
+            module: what is exported.
+            signature: the module's inputs and outputs.
+            options: `opset` and `external_data` count.
+
+        Returns:
+            The model. Its `spec` can be set until it is published.
 
         Raises:
-            ExportError: as `to_onnx`.
+            ExportError: the module can't be exported.
             StorageError: the folder can't be written.
         """
-        data = None
-        if external_data or needs_external_data(module):
-            data = self._made_folder() / f"{path.name}.data"
-        model = to_onnx(module, inputs, dynamic, outputs, opset, data)
-        staged_file = StagedFile(path, model, data)
-        self._staged.append(staged_file)
-        return staged_file
+        data_file = None
+        if options.external_data or needs_external_data(module):
+            data_file = self._existing_folder() / f"{path.name}.data"
+        model = to_onnx(module, signature, options.opset, data_file)
+        staged = StagedModel(path, model, data_file)
+        self._models.append(staged)
+        return staged
 
     def publish(self) -> None:
-        """Moves every draft to its place: all of them or none.
+        """Moves every model to its place: all of them or none.
 
-        Everything is written beside its place first, so that a full disk changes nothing.
-        Files that were there are kept until all new ones are in place, and come back if one
-        can't be moved: a graph beside the weights of another would run without a word.
+        Everything is written here first, so that a full disk changes nothing. Files that
+        were there are kept until all new ones are in place, and come back if one can't be
+        moved: a graph beside the weights of another would run without a word.
 
         Raises:
             StorageError: a file can't be written or moved.
         """
-        ready = []
-        for staged_file in reversed(self._staged):
-            if staged_file.data is not None:
-                ready.append((staged_file.data, staged_file.path.with_name(staged_file.data.name)))
-            model = staged_file.model
-            content = (
-                model.SerializeToString()
-                if staged_file.spec is None
-                else with_spec(model, staged_file.spec)
-            )
-            written = self._made_folder() / staged_file.path.name
-            write_bytes(written, content)
-            ready.append((written, staged_file.path))
+        moves = self._written_files()
         previous: list[tuple[Path, Path | None]] = []
         try:
-            for number, (source, place) in enumerate(ready):
-                previous.append((place, self._set_aside(place, number)))
+            for number, (source, place) in enumerate(moves):
+                previous.append((place, self._keep_previous(place, number)))
                 source.replace(place)
         except OSError as exc:
             for place, kept in reversed(previous):
-                _put_back(place, kept)
+                _restore(place, kept)
             raise StorageError(f"cannot write {place}: {exc}; nothing was changed") from exc
 
-    def _set_aside(self, place: Path, number: int) -> Path | None:
-        """Where a file that was there is kept; None where there was none."""
+    def _written_files(self) -> list[tuple[Path, Path]]:
+        """Writes every model here; returns each file and its place, weights before graphs."""
+        moves = []
+        for staged in reversed(self._models):
+            if staged.data_file is not None:
+                moves.append((staged.data_file, staged.path.with_name(staged.data_file.name)))
+            model, spec = staged.model, staged.spec
+            content = model.SerializeToString() if spec is None else with_spec(model, spec)
+            written = self._existing_folder() / staged.path.name
+            write_bytes(written, content)
+            moves.append((written, staged.path))
+        return moves
+
+    def _keep_previous(self, place: Path, number: int) -> Path | None:
+        """Moves a file that is in the way into this folder; None where there is none."""
         if not place.exists():
             return None
-        kept = self._made_folder() / f"previous-{number}"
+        kept = self._existing_folder() / f"previous-{number}"
         place.replace(kept)
         return kept
 
-    def _made_folder(self) -> Path:
+    def _existing_folder(self) -> Path:
         if self._folder is None:
+            parent = self._target.parent.resolve()
             try:
-                self._folder = Path(
-                    tempfile.mkdtemp(prefix=".sigcam-", dir=self._beside.parent.resolve())
-                )
+                self._folder = Path(tempfile.mkdtemp(prefix=".sigcam-", dir=parent))
             except OSError as exc:
-                raise StorageError(f"cannot write beside {self._beside}: {exc}") from exc
+                raise StorageError(f"cannot write beside {self._target}: {exc}") from exc
         return self._folder
 
-    def __enter__(self) -> StagedFiles:  # noqa: PYI034 (Self is new in Python 3.11)
+    def __enter__(self) -> StagingFolder:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
     def __exit__(
@@ -151,7 +154,8 @@ class StagedFiles:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _put_back(place: Path, kept: Path | None) -> None:
+def _restore(place: Path, kept: Path | None) -> None:
+    """Brings back the file that was at a place, or removes what is there now."""
     with contextlib.suppress(OSError):  # the first error is the one to tell
         if kept is None:
             place.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from sigcam.cli.common import (
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
-from sigcam.core.spec import ClassSelection
 
 LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
 
@@ -117,7 +115,6 @@ def command(
     num_classes: int | None,
     target_layers: tuple[str, ...],
     branch_file: Path | None,
-    classes: str,
     layout: str,
     class_names: Path | None,
     out: Path,
@@ -135,11 +132,10 @@ def command(
     The graph is compared with PyTorch before it is written; outside the tolerance nothing
     is written. The path is printed.
     """
-    selection = parse_selection(classes)
     needs_sigmoid = chosen["branch"] == "sigmoid" or chosen["sigmoid_logits"]
     if needs_sigmoid and branch_file is None and not (weights and Path(weights).is_file()):
         raise UsageError(_NO_BRANCH)
-    names = read_class_names(class_names) if class_names else None
+    names = read_class_names(class_names) if class_names else ()
     check_writable(out)
     import_from_here()
 
@@ -149,7 +145,7 @@ def command(
     # Built before the model is loaded: what contradicts itself is told at once.
     numbers = {"gamma": gamma, "similar": similar}
     options = ExportOptions(
-        classes=selection,
+        class_names=names,
         method_options={name: value for name, value in numbers.items() if value is not None},
         **chosen,
     )
@@ -169,40 +165,11 @@ def command(
     preprocessing = changed_preprocessing(
         built.preprocessing, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
     )
-    options = replace(
-        options,
-        preprocessing=preprocessing,
-        class_names=built.class_names if names is None else names,
-        trained_on=built.trained_on,
-        has_sigmoid=built.has_sigmoid,
-    )
     say("exporting, and comparing with PyTorch")
-    export_artifact(built.dual, out, options)
+    export_artifact(built, out, replace(options, preprocessing=preprocessing))
     echo(str(out))
     if options.head_graph:
         echo(str(head_path(out)))
-
-
-def parse_selection(text: str) -> ClassSelection:
-    """Reads a selection of classes from the command line.
-
-    Args:
-        text: "top1", "topK" with any K from 1 (such as "top5"), or "input".
-
-    Raises:
-        UsageError: anything else.
-
-    Example:
-        >>> parse_selection("top5")
-        ClassSelection(mode='topk', k=5)
-    """
-    if text == "input":
-        return ClassSelection("input")
-    found = re.fullmatch(r"top(\d+)", text)
-    if found is None or int(found[1]) < 1:
-        raise UsageError(f"--classes must be top1, topK (such as top5) or input, got {text!r}")
-    count = int(found[1])
-    return ClassSelection() if count == 1 else ClassSelection("topk", count)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from sigcam.export.methods import Gradient, method_of
 from sigcam.export.modules import ArtifactGraph, CamGraph
 from sigcam.export.onnx_model import DEFAULT_OPSET, GraphSignature, to_onnx
 from sigcam.export.options import ExportOptions
-from sigcam.export.parity.compare import compare, is_unstable
+from sigcam.export.parity.compare import compare, is_unstable, logit_floors
 from sigcam.export.parity.inputs import as_images, feed, sample_images
 from sigcam.export.parity.reference import Reference
 
@@ -252,8 +252,8 @@ def _compare(
                 outcome.cams += 1
                 outcome.empty += int(not want.any() and error == 0)
                 if not error <= TOLERANCE and method not in jumps:
-                    at, options = images[index : index + 1], _options(method)
-                    jumps[method] = is_unstable(twin, at, ids, options, preprocessing)
+                    reference = Reference(twin, image, _options(method))
+                    jumps[method] = is_unstable(reference, ids, logit_floors([reference]))
                 if not error <= TOLERANCE and jumps[method]:
                     outcome.unstable += 1
                 else:

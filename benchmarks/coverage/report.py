@@ -85,8 +85,8 @@ def _how_much(results: Sequence[Result]) -> str:
     some = f"The whole network is in that graph for {whole} of them. For the others it"
     return (
         f"{some if whole else '**That graph**'} begins at\n"
-        "the target layer (or, if that lies inside a block, at the block's entry): the way back\n"
-        "and the head are all there. PyTorch computes what comes before in float32, which an\n"
+        "the target layer (or, if that lies inside a block, at the block's entry): the backward\n"
+        "pass and the head are all there. PyTorch computes what comes before in float32, which an\n"
         "ordinary ONNX export would translate."
     )
 

@@ -30,7 +30,7 @@ class Limits:
         probability: largest difference of probability and evidence.
         cam: largest mean difference of a CAM, relative to its largest value. The mean, as
             a gradient jumps where a ReLU's input is within rounding of zero.
-        map: largest mean difference of a finished map, whose range is 0 to 1.
+        heatmap: largest mean difference of a heatmap, whose range is 0 to 1.
         correlation: least correlation of CAMs.
     """
 
@@ -100,7 +100,7 @@ def differences(got: Sequence[Explanation], want: Sequence[Explanation]) -> dict
     """
     if len(got) != len(want):
         raise CheckFailed(f"{len(got)} answers came for {len(want)}")
-    found = dict.fromkeys(("probability", "cam", "cam_max", "map", "map_max"), 0.0)
+    found = dict.fromkeys(("probability", "cam", "cam_max", "heatmap", "heatmap_max"), 0.0)
     least, flags, valid = 1.0, 0, 0
     for one, other in zip(got, want, strict=True):
         _refuse_another_kind(one, other)
@@ -118,7 +118,7 @@ def differences(got: Sequence[Explanation], want: Sequence[Explanation]) -> dict
 def _refuse_another_kind(one: Explanation, other: Explanation) -> None:
     if one.class_id != other.class_id:
         raise CheckFailed(f"class {one.class_id} came for class {other.class_id}")
-    for name, a, b in (("cam", one.cam, other.cam), ("map", one.heatmap, other.heatmap)):
+    for name, a, b in (("CAM", one.cam, other.cam), ("heatmap", one.heatmap, other.heatmap)):
         if a.shape != b.shape:
             raise CheckFailed(f"a {name} of {list(a.shape)} came for one of {list(b.shape)}")
     if (one.evidence is None) != (other.evidence is None):
@@ -136,8 +136,8 @@ def _difference(one: Explanation, other: Explanation) -> dict[str, float]:
         "probability": float(np.max(numbers)),
         "cam": float(cam.mean()),
         "cam_max": float(cam.max()),
-        "map": float(between.mean()),
-        "map_max": float(between.max()),
+        "heatmap": float(between.mean()),
+        "heatmap_max": float(between.max()),
     }
 
 
@@ -146,12 +146,12 @@ def judge(name: str, figures: Mapping[str, float], limits: Limits) -> list[str]:
     if not figures["answers"]:
         return [f"{name}: there were no answers to compare"]
     problems = [
-        f"{name}: {key} is off by {figures[key]:.3g}"
-        for key in ("probability", "cam", "map")
+        f"{name}: {words} is off by {figures[key]:.3g}"
+        for key, words in (("probability",) * 2, ("cam", "CAM"), ("heatmap",) * 2)
         if not figures[key] <= getattr(limits, key)
     ]
     if not figures["correlation"] >= limits.correlation:
         problems.append(f"{name}: CAMs correlate only {figures['correlation']:.5f}")
     if figures["wrong_flags"]:
-        problems.append(f"{name}: {figures['wrong_flags']:.0f} maps are valid on one of them only")
+        problems.append(f"{name}: {figures['wrong_flags']:.0f} heatmaps are valid on one of them only")
     return problems

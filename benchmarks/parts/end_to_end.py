@@ -74,14 +74,14 @@ def _classes(context: Context, network: Network) -> Figures:
 
         timed = time_calls(
             {
-                "1, CAMs": lambda: cams(1),
-                "all, CAMs": lambda: cams(many),
+                "1, cams": lambda: cams(1),
+                "all, cams": lambda: cams(many),
                 "1, maps": lambda: [found.heatmap for found in cams(1)],
                 "all, maps": lambda: [found.heatmap for found in cams(many)],
             },
             {},
             context.effort,
-            {kind: (f"all, {kind}", f"1, {kind}") for kind in ("cams", "heatmaps")},
+            {kind: (f"all, {kind}", f"1, {kind}") for kind in ("cams", "maps")},
         )
     return {**timed, "count": many}
 
@@ -126,7 +126,7 @@ def section(figures: Figures) -> str:
 def _classes_section(figures: Figures) -> str:
     rows = []
     for name, row in figures.items():
-        for kind in ("cams", "heatmaps"):
+        for kind in ("cams", "maps"):
             limit = CLASSES_LIMIT if name == "resnet50" else None
             times = [markdown.ms(row["ms"][f"{count}, {kind}"]) for count in ("1", "all")]
             ratio = markdown.ratio(row["pairs"][kind], limit)
@@ -146,7 +146,7 @@ def reached(figures: Figures) -> dict[str, Reached | None]:
     classes = figures["classes"].get(name)
     if classes is not None:
         found["classes_cams"] = Reached(classes["pairs"]["cams"])
-        found["classes_maps"] = Reached(classes["pairs"]["heatmaps"])
+        found["classes_maps"] = Reached(classes["pairs"]["maps"])
     return found
 
 

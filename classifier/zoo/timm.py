@@ -1,4 +1,4 @@
-"""timm's classifiers, as "timm/NAME"."""
+"""Loads timm's classifiers, as "timm/NAME"."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from sigcam.classifier.zoo.base import (
     LoadedModel,
-    check_count,
+    check_num_classes,
     imagenet_names,
-    unknown,
+    unknown_name,
 )
 from sigcam.core.errors import ModelError, UsageError
 from sigcam.core.spec import Preprocessing
@@ -33,7 +33,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     Args:
         arch: "timm/", the model's name and perhaps a pretrained tag: "timm/resnet50.a1_in1k".
         name: "DEFAULT" (the tag in `arch`, else timm's default) or a pretrained tag;
-            None: fresh parameters.
+            None for fresh parameters.
         num_classes: C; that of the tag's weights when None.
 
     Raises:
@@ -45,7 +45,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     model_name, _, tag = arch.removeprefix(PREFIX).partition(".")
     if model_name not in timm.list_models():
         known = [PREFIX + known for known in timm.list_models()]
-        raise unknown("architecture", arch, known, "see timm.list_models()")
+        raise unknown_name("architecture", arch, known, "see timm.list_models()")
     full_name = _tagged(timm, model_name, tag, name)
     config = timm.get_pretrained_cfg(full_name)
     if not _is_classifier(config) and (name is not None or num_classes is None):
@@ -54,7 +54,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
             "that has classes, or give num_classes and a file of weights"
         )
     if name is not None:
-        check_count(arch, config.tag or "DEFAULT", num_classes, config.num_classes)
+        check_num_classes(arch, config.tag or "DEFAULT", num_classes, config.num_classes)
     model = _create(timm, full_name, num_classes, pretrained=name is not None)
     preprocessing = _preprocessing(timm.data.resolve_model_data_config(model))
     named = name is not None and config.num_classes == _IMAGENET_CLASSES
@@ -63,7 +63,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
 
 
 def knows(name: str) -> bool:
-    """Whether timm is installed and has a model of this name."""
+    """Returns whether timm is installed and has a model of this name."""
     if importlib.util.find_spec("timm") is None:
         return False
     return name.partition(".")[0] in _timm().list_models()
@@ -81,7 +81,7 @@ def _timm() -> Any:
 
 
 def _tagged(timm: Any, model_name: str, tag: str, name: str | None) -> str:
-    """The model's name with the pretrained tag that `arch` or `weights` chose, if any."""
+    """Returns the model's name with the pretrained tag that `arch` or `weights` chose, if any."""
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model_name}.*")]
     asked = name if name not in (None, "DEFAULT") else ""
     if tag and asked and tag != asked:
@@ -90,7 +90,7 @@ def _tagged(timm: Any, model_name: str, tag: str, name: str | None) -> str:
         )
     chosen = tag or asked
     if chosen and chosen not in tags:
-        raise unknown(f"weights of {PREFIX}{model_name}", chosen, tags, "or a file")
+        raise unknown_name(f"weights of {PREFIX}{model_name}", chosen, tags, "or a file")
     if name is not None and not tags:
         raise UsageError(f"timm has no trained weights of {model_name}; give a file, or random")
     return f"{model_name}.{chosen}" if chosen else model_name
@@ -120,7 +120,7 @@ def _create(timm: Any, full_name: str, num_classes: int | None, *, pretrained: b
 
 
 def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    """The preprocessing that a data config of timm's stands for.
+    """Returns the preprocessing that a data config of timm's stands for.
 
     Its crop mode "center" becomes "crop", "squash" becomes "stretch", "border" becomes
     "letterbox". Where timm stretches or pads to a margin that it then cuts off (`crop_pct`

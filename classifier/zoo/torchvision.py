@@ -1,16 +1,16 @@
-"""torchvision's classifiers."""
+"""Loads torchvision's classifiers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sigcam.classifier.zoo.base import LoadedModel, check_count, unknown
+from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_name
 from sigcam.core.errors import ModelError
 from sigcam.core.spec import Preprocessing
 
 
 def names() -> list[str]:
-    """The names of torchvision's classification models."""
+    """Lists the names of torchvision's classification models."""
     from torchvision import models
 
     return list(models.list_models(module=models))
@@ -20,8 +20,9 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     """Loads one of `names()`.
 
     Args:
-        arch: its name.
-        name: of trained weights, as torchvision calls them; None: fresh parameters.
+        arch: the model's name.
+        name: the name of trained weights, as torchvision calls them; None for fresh
+            parameters.
         num_classes: C; 1000 when None.
 
     Raises:
@@ -34,9 +35,9 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     chosen = None
     if name is not None:
         if name not in enum.__members__:
-            raise unknown(f"weights of {arch}", name, list(enum.__members__), "or a file")
+            raise unknown_name(f"weights of {arch}", name, list(enum.__members__), "or a file")
         chosen = enum[name]
-        check_count(arch, name, num_classes, len(chosen.meta["categories"]))
+        check_num_classes(arch, name, num_classes, len(chosen.meta["categories"]))
     # Auxiliary training heads would only make the exported graph longer.
     options = {} if num_classes is None or chosen is not None else {"num_classes": num_classes}
     if chosen is None and arch in ("googlenet", "inception_v3"):

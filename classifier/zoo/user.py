@@ -1,4 +1,4 @@
-"""The user's own classifiers, by import path or file."""
+"""Loads the user's own classifiers, by import path or file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from sigcam.classifier.zoo.base import FILES, LoadedModel
+from sigcam.classifier.zoo.base import WEIGHT_SUFFIXES, LoadedModel
 from sigcam.core.errors import ModelError, UsageError
 from sigcam.core.spec import Preprocessing
 
-_USUAL_GEOMETRY = Preprocessing(224, 224, "crop", 256)
+_DEFAULT_PREPROCESSING = Preprocessing(224, 224, "crop", 256)
 
 
 def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
@@ -34,15 +34,20 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         ModelError: it fails, or doesn't return a module.
     """
     if name is not None:
-        raise UsageError(f"weights for {arch} must be a file ({', '.join(FILES)}), got {name!r}")
+        raise UsageError(
+            f"weights for {arch} must be a file ({', '.join(WEIGHT_SUFFIXES)}), got {name!r}"
+        )
     model = _call(arch, _callable(arch), num_classes)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{arch} must return a torch.nn.Module, got {type(model).__name__}")
-    return LoadedModel(model, arch, _USUAL_GEOMETRY, ())
+    return LoadedModel(model, arch, _DEFAULT_PREPROCESSING, ())
 
 
 def takes_num_classes(arch: str) -> bool:
-    """Whether the callable has a parameter num_classes.
+    """Returns whether a callable has the parameter num_classes.
+
+    Args:
+        arch: "package.module:name" or "path/to/file.py:name".
 
     Raises:
         UsageError, ModelError: the callable can't be had.
@@ -59,7 +64,7 @@ def _callable(arch: str) -> Callable[..., Any]:
 
 
 def _misfit(function: Callable[..., Any], options: dict[str, int]) -> str | None:
-    """Why the function can't be called with these options; None if it can."""
+    """Says why a function can't be called with these options; None if it can."""
     try:
         inspect.signature(function).bind(**options)
     except (TypeError, ValueError) as exc:

@@ -1,4 +1,4 @@
-"""A classifier's weights from a file, never by unpickling objects."""
+"""Loads a classifier's weights from a file, never by unpickling objects."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SIGMOID_NAMES = {"fc2": "fc", "classifier_2": "classifier", "SPG_A4_2": "SPG_A4"
 
 
 def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor] | None:
-    """Loads a state dict into `model`.
+    """Loads a file of weights into a model.
 
     A checkpoint of the paper's own code holds two heads: the classifier's, and beside it
     the sigmoid branch's under a name of its own (`SIGMOID_NAMES`). The latter is taken out
     and returned, if the model has no such layer itself.
 
     Args:
-        model: is changed only if the file fits.
-        path: .safetensors, or what `torch.save` wrote of a state dict, alone or under the
+        model: the classifier; it is changed only if the file fits.
+        path: a .safetensors file, or what `torch.save` wrote of a state dict, alone or under the
             key "state_dict", "model_state_dict" or "model". Names may begin with
             "module.", as DistributedDataParallel leaves them. Auxiliary training heads
             (torchvision's InceptionV3 and GoogLeNet) are left out if the model has none.
@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor] | None:
         as "fc.weight"; None if the file has none.
 
     Raises:
-        ModelError: missing or damaged; objects that would have to be unpickled; other
+        ModelError: the file is missing or damaged; objects that would have to be unpickled; other
             names or shapes than the model's, of either head; values that aren't finite.
     """
     wanted = model.state_dict()

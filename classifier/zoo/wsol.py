@@ -1,4 +1,4 @@
-"""The localisation networks of the paper, built of torchvision's parts.
+"""Builds the localisation networks of the paper out of torchvision's parts.
 
 "Beyond Softmax" (Oh and Noh, BMVC 2025), Section 4 and Table 3, takes the three networks
 of Choe et al., "Evaluating Weakly Supervised Object Localization Methods Right" (CVPR
@@ -19,18 +19,21 @@ from torchvision.models.resnet import Bottleneck, ResNet, ResNet50_Weights
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from sigcam.classifier.zoo import torchvision as torchvision_models
-from sigcam.classifier.zoo.base import LoadedModel, check_count, unknown
+from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_name
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 
 # Choe et al. test on images resized to 224x224 whatever their aspect.
-_GEOMETRY = Preprocessing(224, 224, "stretch")
+_PREPROCESSING = Preprocessing(224, 224, "stretch")
 
 
 def resnet50(num_classes: int = 1000) -> nn.Module:
-    """ResNet-50 without the stride of layer4; it has no parameters of its own for that.
+    """Builds ResNet-50 without the stride of layer4; that has no parameters of its own.
 
-    Maps images float32 [B, 3, H, W] to logits [B, C]; F is layer4's [B, 2048, H/16, W/16].
+    It maps images float32 [B, 3, H, W] to logits [B, C]; F is layer4's [B, 2048, H/16, W/16].
+
+    Args:
+        num_classes: C.
     """
     model: nn.Module = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
     first: Any = model.get_submodule("layer4.0")
@@ -42,7 +45,7 @@ def resnet50(num_classes: int = 1000) -> nn.Module:
 class LocalisationVgg(nn.Sequential):
     """VGG-16 without its last max-pool, a 3x3 convolution to 1,024 channels, a linear layer.
 
-    Maps images float32 [B, 3, H, W] to logits [B, C]; F is relu's [B, 1024, H/16, W/16].
+    It maps images float32 [B, 3, H, W] to logits [B, C]; F is relu's [B, 1024, H/16, W/16].
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
@@ -59,11 +62,14 @@ class LocalisationVgg(nn.Sequential):
 
 
 def vgg16_mlp(num_classes: int = 1000) -> nn.Module:
-    """VGG-16 with its MLP head but without its last max-pool.
+    """Builds VGG-16 with its MLP head but without its last max-pool.
 
-    The form that the paper's code takes for gradient CAMs. Its tensors have torchvision's
-    names and shapes, but average pooling alone leads from 14x14 to the head's 7x7. Maps
-    images float32 [B, 3, H, W] to logits [B, C]; F is features' [B, 512, H/16, W/16].
+    It is the form that the paper's code takes for gradient CAMs. Its tensors have torchvision's
+    names and shapes, but average pooling alone leads from 14x14 to the head's 7x7. It
+    maps images float32 [B, 3, H, W] to logits [B, C]; F is features' [B, 512, H/16, W/16].
+
+    Args:
+        num_classes: C.
     """
     model: nn.Module = VGG(_vgg16_features(), num_classes=num_classes, init_weights=False)
     return model
@@ -73,7 +79,7 @@ class LocalisationInception(nn.Sequential):
     """InceptionV3 up to Mixed_6e, two 3x3 convolutions, and a 1x1 convolution to the classes.
 
     Conv2d_1a_3x3 and the pools are padded; a third pool stands before Mixed_6a, which has
-    no stride. Maps images float32 [B, 3, H, W] to logits [B, C]; F is SPG_A3_2b's [B, 1024,
+    no stride. It maps images float32 [B, 3, H, W] to logits [B, C]; F is SPG_A3_2b's [B, 1024,
     14, 14] for 224x224.
     """
 
@@ -117,7 +123,7 @@ class _InceptionBWithoutStride(InceptionB):  # type: ignore[misc]  # torchvision
         self.pool = nn.MaxPool2d(3, 1, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [B, N, h, w] to [B, 480 + N, h, w]."""
+        """Returns [B, 480 + N, h, w] for float [B, N, h, w]."""
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), double, self.pool(x)], 1)
 
@@ -135,10 +141,10 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     """Loads one of `NETWORKS`.
 
     Args:
-        arch: its name.
-        name: of torchvision's ResNet-50 weights, for "wsol-resnet50" only: strides have no
-            parameters, so they fit, though that network was trained with the stride. None:
-            fresh parameters.
+        arch: the network's name.
+        name: the name of torchvision's ResNet-50 weights, for "wsol-resnet50" only: strides
+            have no parameters, so they fit, though that network was trained with the stride.
+            None for fresh parameters.
         num_classes: C; 1000 when None.
 
     Raises:
@@ -147,7 +153,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     """
     build = NETWORKS[arch]
     if name is None:
-        return LoadedModel(build(num_classes or 1000), arch, _GEOMETRY, ())
+        return LoadedModel(build(num_classes or 1000), arch, _PREPROCESSING, ())
     if build is not resnet50:
         raise UsageError(
             f"there are no published weights of {arch}, so {name!r} can't be had; give a file "
@@ -155,12 +161,12 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         )
     members = list(ResNet50_Weights.__members__)
     if name not in members:
-        raise unknown(f"weights of {arch}", name, members, "or a file")
-    check_count(arch, name, num_classes, 1000)
+        raise unknown_name(f"weights of {arch}", name, members, "or a file")
+    check_num_classes(arch, name, num_classes, 1000)
     trained = torchvision_models.load("resnet50", name, None)
     model = build(1000)
     model.load_state_dict(trained.model.state_dict())
-    return LoadedModel(model, arch, _GEOMETRY, trained.class_names)
+    return LoadedModel(model, arch, _PREPROCESSING, trained.class_names)
 
 
 def _vgg16_features() -> nn.Sequential:

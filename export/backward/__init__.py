@@ -1,1 +1,1 @@
-"""The way back from logits to features, written with forward operators."""
+"""Writes the backward pass from logits to features with forward operators."""

@@ -1,10 +1,11 @@
-"""Backward operators written with forward operators, for `make_fx(decomposition_table=...)`.
+"""Writes backward operators with forward ones, for `make_fx(decomposition_table=...)`.
 
 ONNX has no backward operators. `DECOMPOSITIONS` holds PyTorch's own decompositions where
 they are plain arithmetic, and ours where PyTorch has none or one that needs a scatter
 with reduction, which TensorRT refuses. Trace with `sdpa_kernel(SDPBackend.MATH)`, so
 that attention is matrix products and a softmax before autograd sees it. Only the batch
-size may be symbolic. Gradients of parameters are never wanted.
+size may be symbolic. Gradients of parameters are never wanted. Each function takes the arguments
+of the aten operator that it stands for.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """The input's gradient: the transposed convolution with the same weight.
+    """Computes the input's gradient: the transposed convolution with the same weight.
 
     y[o] = sum_t w[t] x[o s - p + t d], so dL/dx[i] = sum of w[t] g[o] over o s - p + t d = i.
     Of the input sizes that a stride maps to one output size, `output_padding` picks x's.
@@ -78,23 +79,23 @@ def convolution_backward(
 
 
 def addcmul(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
-    """Plain arithmetic: the operator's own broadcasting fails on a symbolic batch."""
+    """Computes it in plain arithmetic: the operator's broadcasting fails on a symbolic batch."""
     return x + (one * other if value == 1 else one * other * value)
 
 
 def addcdiv(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
-    """Plain arithmetic, as `addcmul`."""
+    """Computes it in plain arithmetic, as `addcmul`."""
     return x + (one / other if value == 1 else one / other * value)
 
 
 def shrink_backward(grad: Tensor, x: Tensor, limit: float) -> Tensor:
-    """`softshrink` and `hardshrink`: no gradient where |x| <= limit."""
+    """Computes the gradient of `softshrink` and `hardshrink`: none where |x| <= limit."""
     found: Tensor = torch.where(x.abs() <= limit, 0.0, grad)
     return found
 
 
 def safe_softmax(x: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Softmax that is 0, not NaN, in rows that are masked altogether.
+    """Computes a softmax that is 0, not NaN, in rows that are masked altogether.
 
     Such a row's maximum is -inf, which is cheaper to see than a row of -inf cells.
     """
@@ -107,13 +108,13 @@ def _writes_out(op: Any) -> bool:
     return any(argument.is_out for argument in op._schema.arguments)
 
 
-_by_linear, _by_cubic = linear.resize(matrices.linear), linear.resize(matrices.cubic)
-_linear = linear.resize_backward(matrices.linear, corners=True)
-_cubic = linear.resize_backward(matrices.cubic, corners=True)
-_nearest = linear.resize_backward(matrices.nearest, corners=False)
-_nearest_exact = linear.resize_backward(partial(matrices.nearest, half=0.5), corners=False)
-_reflected = linear.pad_backward(matrices.reflected)
-_replicated = linear.pad_backward(matrices.replicated)
+_resize_linear, _resize_cubic = linear.resize(matrices.linear), linear.resize(matrices.cubic)
+_linear_backward = linear.resize_backward(matrices.linear, corners=True)
+_cubic_backward = linear.resize_backward(matrices.cubic, corners=True)
+_nearest_backward = linear.resize_backward(matrices.nearest, corners=False)
+_nearest_exact_backward = linear.resize_backward(partial(matrices.nearest, half=0.5), corners=False)
+_reflected_backward = linear.pad_backward(matrices.reflected)
+_replicated_backward = linear.pad_backward(matrices.replicated)
 
 _OURS: dict[Any, Callable[..., Any]] = {
     _aten.convolution_backward.default: convolution_backward,
@@ -140,26 +141,26 @@ _OURS: dict[Any, Callable[..., Any]] = {
     _aten.adaptive_max_pool3d.default: linear.adaptive_max_pool,
     _aten.adaptive_max_pool2d_backward.default: linear.adaptive_max_pool_backward,
     _aten.adaptive_max_pool3d_backward.default: linear.adaptive_max_pool_backward,
-    _aten.upsample_linear1d.default: _by_linear,
-    _aten.upsample_bilinear2d.default: _by_linear,
-    _aten.upsample_trilinear3d.default: _by_linear,
-    _aten.upsample_bicubic2d.default: _by_cubic,
-    _aten.upsample_linear1d_backward.default: _linear,
-    _aten.upsample_bilinear2d_backward.default: _linear,
-    _aten.upsample_trilinear3d_backward.default: _linear,
-    _aten.upsample_bicubic2d_backward.default: _cubic,
-    _aten.upsample_nearest1d_backward.default: _nearest,
-    _aten.upsample_nearest2d_backward.default: _nearest,
-    _aten.upsample_nearest3d_backward.default: _nearest,
-    _aten._upsample_nearest_exact1d_backward.default: _nearest_exact,
-    _aten._upsample_nearest_exact2d_backward.default: _nearest_exact,
-    _aten._upsample_nearest_exact3d_backward.default: _nearest_exact,
-    _aten.reflection_pad1d_backward.default: _reflected,
-    _aten.reflection_pad2d_backward.default: _reflected,
-    _aten.reflection_pad3d_backward.default: _reflected,
-    _aten.replication_pad1d_backward.default: _replicated,
-    _aten.replication_pad2d_backward.default: _replicated,
-    _aten.replication_pad3d_backward.default: _replicated,
+    _aten.upsample_linear1d.default: _resize_linear,
+    _aten.upsample_bilinear2d.default: _resize_linear,
+    _aten.upsample_trilinear3d.default: _resize_linear,
+    _aten.upsample_bicubic2d.default: _resize_cubic,
+    _aten.upsample_linear1d_backward.default: _linear_backward,
+    _aten.upsample_bilinear2d_backward.default: _linear_backward,
+    _aten.upsample_trilinear3d_backward.default: _linear_backward,
+    _aten.upsample_bicubic2d_backward.default: _cubic_backward,
+    _aten.upsample_nearest1d_backward.default: _nearest_backward,
+    _aten.upsample_nearest2d_backward.default: _nearest_backward,
+    _aten.upsample_nearest3d_backward.default: _nearest_backward,
+    _aten._upsample_nearest_exact1d_backward.default: _nearest_exact_backward,
+    _aten._upsample_nearest_exact2d_backward.default: _nearest_exact_backward,
+    _aten._upsample_nearest_exact3d_backward.default: _nearest_exact_backward,
+    _aten.reflection_pad1d_backward.default: _reflected_backward,
+    _aten.reflection_pad2d_backward.default: _reflected_backward,
+    _aten.reflection_pad3d_backward.default: _reflected_backward,
+    _aten.replication_pad1d_backward.default: _replicated_backward,
+    _aten.replication_pad2d_backward.default: _replicated_backward,
+    _aten.replication_pad3d_backward.default: _replicated_backward,
     _aten.unfold_backward.default: linear.unfold_backward,
     _aten.im2col.default: linear.im2col,
     _aten.col2im.default: linear.col2im,
@@ -195,9 +196,9 @@ _INDEX_PUTS = (_aten.index_put.default, _aten.index_put_.default, _aten._index_p
 
 
 def untranslatable(graph: fx.Graph) -> list[str]:
-    """The operators of a traced graph that can't go into a portable ONNX graph.
+    """Lists the operators of a traced graph that can't go into a portable ONNX graph.
 
-    Those that neither the ONNX exporter nor PyTorch's decompositions to what it knows
+    They are those that neither the ONNX exporter nor PyTorch's decompositions to what it knows
     can express, whatever is left of a backward pass, and what ends as a scatter with
     reduction or a shape that depends on data.
 
@@ -234,7 +235,7 @@ def _is_translatable(target: torch._ops.OpOverload, known: Callable[[Any], bool]
 
 
 def _translations() -> Callable[[Any], bool]:
-    """Whether the ONNX exporter translates an operator."""
+    """Returns a function that says whether the ONNX exporter translates an operator."""
     try:
         # No public way to ask yet; in PyTorch 2.11 to 2.14 it is here.
         from torch.onnx._internal.exporter._registration import ONNXRegistry

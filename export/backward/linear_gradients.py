@@ -1,4 +1,4 @@
-"""Gradients of pooling, resizing, padding and unfolding as products with constant matrices.
+"""Computes gradients of pooling, resizing, padding and unfolding with constant matrices.
 
 Each function takes the arguments of the aten operator that it stands for. Sizes are
 static but for the batch. No scatter: TensorRT's and others' are slow or missing.
@@ -18,30 +18,30 @@ from sigcam.export.backward.matrices import Indices, Matrix
 
 
 def _sizes(x: Tensor, like: Sequence[Any]) -> list[int]:
-    """The sizes of the last axes, as many as `like` has."""
+    """Returns the sizes of the last axes, as many as `like` has."""
     return [int(size) for size in x.shape[-len(like) :]]
 
 
 def _split_axis(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
-    """`unflatten`, which is untyped."""
+    """Does what `unflatten` does, which is untyped."""
     axis %= x.ndim
     return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
-def _transposed(grad: Tensor, held: Sequence[Matrix]) -> Tensor:
-    """A^T g along each of the last axes; one matrix [out, in] for each."""
-    for axis, matrix in enumerate(held, -len(held)):
+def _transposed(grad: Tensor, axis_matrices: Sequence[Matrix]) -> Tensor:
+    """Computes A^T g along each of the last axes; one matrix [out, in] for each."""
+    for axis, matrix in enumerate(axis_matrices, -len(axis_matrices)):
         grad = along(grad, matrix, axis)
     return grad
 
 
 def along(grad: Tensor, matrix: Matrix, axis: int) -> Tensor:
-    """A^T g along one axis.
+    """Computes A^T g along one axis.
 
     Args:
-        grad: [..., out, ...].
+        grad: g, [..., out, ...].
         matrix: A, [out, in].
-        axis: of `out`, counted from the end (negative).
+        axis: where `out` is, counted from the end (negative).
 
     Returns:
         [..., in, ...].
@@ -67,25 +67,26 @@ def avg_pool_backward(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Tensor:
-    """A^T g per axis, A the means of the windows; with a divisor the sums, divided by it."""
+    """Computes A^T g per axis, A the means of the windows; with a divisor the sums over it."""
     del ceil_mode  # it shows in the gradient's size
     stride = stride or kernel
     spans = zip(_sizes(x, kernel), _sizes(grad, kernel), kernel, stride, padding, strict=True)
-    held = [matrices.mean(*span, count_include_pad) for span in spans]
-    if divisor is not None:
-        held = [(axis > 0).astype(axis.dtype) for axis in held]
-        held[0] /= divisor
-    return _transposed(grad, held)
+    means = [matrices.mean(*span, count_include_pad) for span in spans]
+    if divisor is None:
+        return _transposed(grad, means)
+    sums = [(matrix > 0).astype(matrix.dtype) for matrix in means]
+    sums[0] /= divisor
+    return _transposed(grad, sums)
 
 
 def adaptive_avg_pool(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A x per axis: the exporter's own translation gathers every cell of every window."""
+    """Computes A x per axis: the exporter's translation gathers every cell of every window."""
     pairs = zip(_sizes(x, sizes), sizes, strict=True)
     return _transposed(x, [matrices.adaptive_mean(i, o).T for i, o in pairs])
 
 
 def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """A^T g per axis, A the means of the adaptive windows."""
+    """Computes A^T g per axis, A the means of the adaptive windows."""
     sizes = zip(x.shape[2 - x.ndim % 2 :], grad.shape[2 - x.ndim % 2 :], strict=True)
     return _transposed(grad, [matrices.adaptive_mean(i, o) for i, o in sizes])
 
@@ -100,7 +101,7 @@ def max_pool_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Tensor:
-    """The gradient goes to the first maximum of each window, as in PyTorch."""
+    """Gives the gradient to the first maximum of each window, as PyTorch does."""
     del ceil_mode, indices
     stride = stride or kernel
     sizes = zip(_sizes(x, kernel), _sizes(grad, kernel), strict=True)
@@ -113,19 +114,19 @@ def max_pool_backward(
 
 
 def adaptive_max_pool(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Maxima of the adaptive windows and their flat positions."""
+    """Computes the maxima of the adaptive windows and their flat positions."""
     pool = _MaxPool(x, _adaptive_cells(x, sizes))
     return pool.values, pool.positions()
 
 
 def adaptive_max_pool_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """The gradient goes to the first maximum of each adaptive window."""
+    """Gives the gradient to the first maximum of each adaptive window."""
     spatial = indices.shape[2 - x.ndim % 2 :]
     return _MaxPool(x, _adaptive_cells(x, spatial)).backward(grad)
 
 
 class _MaxPool:
-    """Max-pooling as one pass per axis, the last first, without scattering.
+    """Does max-pooling as one pass per axis, the last first, without scattering.
 
     The first maximum of a window in row-major order lies in the first row whose maximum
     is the window's, at the first maximum of that row; so the passes keep the tie rule.
@@ -168,7 +169,7 @@ def _adaptive_cells(x: Tensor, sizes: Sequence[int]) -> list[Indices]:
 
 
 def _gather(x: Tensor, index: Indices, axis: int) -> Tensor:
-    """Windows of one axis: [..., length, ...] to [..., out, k, ...]."""
+    """Gathers the windows of one axis: [..., length, ...] to [..., out, k, ...]."""
     flat = index.ravel().tolist()
     if not matrices.is_whole(flat, x.shape[axis]):
         x = x.index_select(axis, torch.tensor(flat, device=x.device))
@@ -184,17 +185,26 @@ def _first_maximum(seen: Tensor, axis: int) -> Tensor:
 
 
 def resize(make: Callable[..., Matrix]) -> Callable[..., Tensor]:
-    """A x per axis, A the interpolation of `make`: the exporter's translation gathers."""
+    """Makes a resizing, A x per axis: the exporter's translation gathers.
+
+    Args:
+        make: gives A for one axis, `matrices.linear` or `matrices.cubic`.
+    """
 
     def forward(x: Tensor, output_size: Sequence[int], align: bool, *scales: Any) -> Tensor:
-        held = _interpolations(make, _sizes(x, output_size), output_size, scales, align)
-        return _transposed(x, [matrix.T for matrix in held])
+        found = _interpolations(make, _sizes(x, output_size), output_size, scales, align)
+        return _transposed(x, [matrix.T for matrix in found])
 
     return forward
 
 
 def resize_backward(make: Callable[..., Matrix], *, corners: bool) -> Callable[..., Tensor]:
-    """A^T g per axis, A the interpolation of `make`, which may have aligned corners."""
+    """Makes the gradient of a resizing, A^T g per axis.
+
+    Args:
+        make: gives A for one axis, a function of `matrices`.
+        corners: whether the operator has an argument that aligns corners.
+    """
 
     def backward(
         grad: Tensor, output_size: Sequence[int], input_size: Sequence[int], *rest: Any
@@ -217,7 +227,11 @@ def _interpolations(
 
 
 def pad_backward(mode: Callable[[Indices, int], Indices]) -> Callable[..., Tensor]:
-    """A^T g per axis, A copying the cells that `mode` pads with."""
+    """Makes the gradient of a padding, A^T g per axis.
+
+    Args:
+        mode: which cells are copied, `matrices.reflected` or `matrices.replicated`.
+    """
 
     def backward(grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
         pairs = list(zip(padding[::2], padding[1::2], strict=True))[::-1]
@@ -230,7 +244,7 @@ def pad_backward(mode: Callable[[Indices, int], Indices]) -> Callable[..., Tenso
 def unfold_backward(
     grad: Tensor, input_sizes: Sequence[int], axis: int, size: int, step: int
 ) -> Tensor:
-    """Windows added back to where they were cut: one-hot A^T g."""
+    """Adds windows back to where they were cut: one-hot A^T g."""
     axis %= len(input_sizes)
     index = matrices.windows(grad.shape[axis], size, step, 0).ravel()
     laid = grad.movedim(-1, axis + 1).flatten(axis, axis + 1)
@@ -244,11 +258,10 @@ def im2col(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """`unfold`: the cells of all windows, one-hot A x; padding has no cell and reads 0."""
+    """Computes `unfold`: the cells of all windows, one-hot A x; padding reads 0."""
     size = _sizes(x, kernel)
     spans, outs = _window_spans(size, kernel, dilation, padding, stride)
-    held = _window_cells(spans, outs)
-    laid = _transposed(x, [matrix.T for matrix in held])
+    laid = _transposed(x, [matrix.T for matrix in _window_cells(spans, outs)])
     wide = _split_axis(_split_axis(laid, -1, (kernel[1], outs[1])), -3, (kernel[0], outs[0]))
     # From [.., kh, oh, kw, ow].
     return wide.transpose(-3, -2).flatten(-5, -3).flatten(-2)
@@ -262,7 +275,7 @@ def col2im(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """`fold`, the gradient of `unfold`: the cells of all windows added up, one-hot A^T x."""
+    """Computes `fold`, `unfold`'s gradient: adds up the cells of all windows, one-hot A^T x."""
     spans, outs = _window_spans(size, kernel, dilation, padding, stride)
     wide = _split_axis(_split_axis(x, -1, outs), -3, (-1, *kernel))
     laid = wide.transpose(-3, -2).flatten(-2).flatten(-3, -2)
@@ -281,7 +294,7 @@ def _window_spans(
 
 
 def _window_cells(spans: Sequence[tuple[int, ...]], outs: Sequence[int]) -> list[Matrix]:
-    """One-hot rows, by the cell's place in its window and then by the window: [k o, in]."""
+    """Returns one-hot rows, by the cell's place in its window, then by the window: [k o, in]."""
     return [
         matrices.one_hot(matrices.windows(o, k, s, p, d).T.ravel(), i)
         for o, (i, k, s, p, d) in zip(outs, spans, strict=True)

@@ -1,7 +1,8 @@
-"""Operators that move, cut or choose values, and their gradients, without scattering.
+"""Computes operators that move, cut or choose values, and their gradients, without scattering.
 
-Slices go back by padding. What an index chose goes back by comparing the index with all
-rows: exact, and the comparisons of constant indices are constants in the graph.
+The gradient of a slice is padded. What an index chose is put back by comparing the index with
+all rows: exact, and the comparisons of constant indices are constants in the graph.
+Each function takes the arguments of the aten operator that it stands for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _aten = torch.ops.aten
 
 
 def constant_pad_nd(x: Tensor, padding: Sequence[int], value: float = 0) -> Any:
-    """Negative padding as slices: backends differ on ONNX's negative pads."""
+    """Writes negative padding as slices: backends differ on ONNX's negative pads."""
     if all(amount >= 0 for amount in padding):
         if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PythonDispatcher):
             return NotImplemented
@@ -37,7 +38,7 @@ def constant_pad_nd(x: Tensor, padding: Sequence[int], value: float = 0) -> Any:
 def slice_backward(
     grad: Tensor, sizes: Sequence[int], axis: int, start: int, end: int, step: int
 ) -> Tensor:
-    """The slice put back among zeros: padding, after zeros between the rows for a step."""
+    """Puts the slice back among zeros: padding, after zeros between the rows for a step."""
     del end  # it shows in the gradient's size
     axis %= len(sizes)
     length, count = sizes[axis], grad.shape[axis]
@@ -49,7 +50,7 @@ def slice_backward(
 
 
 def select_backward(grad: Tensor, sizes: Sequence[int], axis: int, index: int) -> Tensor:
-    """One row put back among zeros by padding."""
+    """Puts one row back among zeros by padding."""
     axis %= len(sizes)
     index %= sizes[axis]
     return _pad(grad.unsqueeze(axis), axis, index, sizes[axis] - 1 - index)
@@ -63,14 +64,14 @@ def _pad(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 
 
 def scatter(x: Tensor, axis: int, index: Tensor, source: Tensor) -> Any:
-    """One value per row, put where the index says: the gradient of a maximum along an axis."""
+    """Puts one value per row where the index says: the gradient of a maximum along an axis."""
     if x.ndim == 0 or index.shape != source.shape or index.shape[axis] != 1:
         return NotImplemented
     return torch.where(_one_hot(index, x, axis), source, x)
 
 
 def scatter_add(x: Tensor, axis: int, index: Tensor, source: Tensor) -> Any:
-    """The gradient of `gather`: x + sum_k [index_k = row] source_k, without a reduction."""
+    """Computes the gradient of `gather`: x + sum_k [index_k = row] source_k, no reduction."""
     if x.ndim == 0 or index.shape != source.shape:
         return NotImplemented
     for row in range(index.shape[axis]):
@@ -87,7 +88,7 @@ def _one_hot(index: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def index_add(x: Tensor, axis: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """The gradient of `index_select`: x + M^T source with M[k, n] = [index_k = n]."""
+    """Computes the gradient of `index_select`: x + M^T source with M[k, n] = [index_k = n]."""
     rows = torch.arange(x.shape[axis], device=x.device)
     hot = (index.reshape(-1, 1) == rows).to(x.dtype)
     added = (source.movedim(axis, -1) @ hot).movedim(-1, axis)
@@ -95,7 +96,7 @@ def index_add(x: Tensor, axis: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
-    """Integers in one axis, as `index_select`: one Gather, where the exporter has GatherND."""
+    """Indexes one axis by `index_select`: one Gather, where the exporter has GatherND."""
     used = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(used) != 1 or used[0][1].dtype == torch.bool:
         return NotImplemented
@@ -108,7 +109,7 @@ def index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
 def index_put(
     x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False
 ) -> Any:
-    """The gradient of indexing with integers in neighbouring axes, as `index_add`.
+    """Computes the gradient of indexing with integers in neighbouring axes, as `index_add`.
 
     The axes are flattened to one, i_0 n_1 + i_1 for two.
     """

@@ -1,8 +1,9 @@
-"""Normalisations and their gradients in plain arithmetic.
+"""Computes normalisations and their gradients in plain arithmetic.
 
 The forward operators are here too: the backward pass needs the mean and the deviation,
 which backends' LayerNormalization doesn't give out. With x^ = (x - mean) rstd over the
 normalised cells, dL/dx = rstd (g - mean(g) - x^ mean(g x^)), where g is the gradient of x^.
+Each function takes the arguments of the aten operator that it stands for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sigcam.core.errors import ExportError
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`native_layer_norm`: the output, the mean and 1 / deviation over the last axes."""
+    """Computes `native_layer_norm`: the output, the mean and 1 / deviation over the last axes."""
     scaled, mean, rstd = _normalised(x, _last(shape), eps)
     return _affine(scaled, weight, bias), mean, rstd
 
@@ -33,7 +34,7 @@ def layer_norm_backward(
     bias: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """The input's gradient of layer normalisation."""
+    """Computes the input's gradient of layer normalisation."""
     del bias
     only_input(output_mask, "layer normalisation")
     grad = grad if weight is None else grad * weight
@@ -50,7 +51,7 @@ def group_norm(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`native_group_norm`: the output, and the mean and 1 / deviation of each group [B, G]."""
+    """Computes `native_group_norm`: the output, and mean and 1 / deviation of each group [B, G]."""
     del cells
     scaled, mean, rstd = _normalised(x.reshape(batch, groups, -1), [-1], eps)
     wide = [channels] + [1] * (x.ndim - 2)
@@ -70,7 +71,7 @@ def group_norm_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """The input's gradient of group normalisation."""
+    """Computes the input's gradient of group normalisation."""
     del cells
     only_input(output_mask, "group normalisation")
     if weight is not None:
@@ -93,7 +94,7 @@ def batch_norm_backward(
     eps: float,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """The input's gradient of batch normalisation in inference form: g weight / deviation.
+    """Computes the input's gradient of batch normalisation in inference form: g weight / deviation.
 
     Raises:
         ExportError: batch statistics are used; the prediction would depend on the batch.
@@ -117,7 +118,7 @@ def var_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Variance sum((x - mean)^2) / (n - correction), and the mean."""
+    """Computes the variance sum((x - mean)^2) / (n - correction), and the mean."""
     axes = list(axes) if axes else list(range(x.ndim))
     mean = x.mean(axes, keepdim=True)
     count: Any = 1
@@ -137,7 +138,7 @@ def std_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The root of `var_mean`'s variance, and the mean."""
+    """Computes the root of `var_mean`'s variance, and the mean."""
     var, mean = var_mean(x, axes, correction=correction, keepdim=keepdim)
     return var.sqrt(), mean
 
@@ -145,8 +146,12 @@ def std_mean(
 def only_input(output_mask: Sequence[bool], what: str) -> None:
     """Refuses gradients of parameters.
 
+    Args:
+        output_mask: which gradients of an operator are wanted, the input's first.
+        what: the operator, for the message.
+
     Raises:
-        ExportError: one is wanted.
+        ExportError: the gradient of a parameter is wanted.
     """
     if any(output_mask[1:]):
         raise ExportError(

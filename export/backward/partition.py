@@ -23,10 +23,10 @@ _sym_size = torch.ops.aten.sym_size.int
 
 @dataclass(frozen=True)
 class Saved:
-    """Where a saved value has the batch.
+    """Tells where a saved value has the batch.
 
     Attributes:
-        axis: the axis; None for a value that is the same for all images.
+        axis: the axis of the batch; None for a value that is the same for all images.
         rows: entries per image along it (windows times heads, for window attention).
     """
 
@@ -34,7 +34,16 @@ class Saved:
     rows: int
 
     def repeat(self, value: Tensor, count: int | torch.SymInt) -> Tensor:
-        """`value` for each of `count` classes of each image, the classes of one together."""
+        """Repeats a value for each class of each image, the classes of one image together.
+
+        Args:
+            value: the saved value.
+            count: K, the number of classes.
+
+        Example:
+            >>> Saved(axis=0, rows=1).repeat(torch.tensor([1, 2]), 2).tolist()
+            [1, 1, 2, 2]
+        """
         if self.axis is None:
             return value
         moved = value.movedim(self.axis, 0)
@@ -46,12 +55,12 @@ class Saved:
 
 @dataclass(frozen=True)
 class Partition:
-    """The two parts.
+    """The two parts of a traced forward and backward pass.
 
     Attributes:
         forward: x to (z, branch value, *target values, *saved values).
         backward: (*saved values, cotangent [M, D]) to the targets' gradients.
-        saved: one for each saved value.
+        saved: where each saved value has the batch.
     """
 
     forward: fx.GraphModule
@@ -67,25 +76,25 @@ def partition(joint: fx.GraphModule, targets: int) -> Partition:
         targets: how many target values and gradients there are.
 
     Raises:
-        ExportError: the way back mixes the images of a batch.
+        ExportError: the backward pass mixes the images of a batch.
     """
     graph = joint.graph
     x, cotangent = graph.find_nodes(op="placeholder")
     outputs = outputs_of(graph)
     values, gradients = outputs[: 2 + targets], outputs[2 + targets :]
-    late = {cotangent}
+    after_cotangent = {cotangent}
     for node in graph.nodes:
-        if any(source in late for source in node.all_input_nodes):
-            late.add(node)
+        if any(source in after_cotangent for source in node.all_input_nodes):
+            after_cotangent.add(node)
     needed = _needed(gradients)
     saved = [
         node
         for node in graph.nodes
         if node in needed
-        and node not in late
+        and node not in after_cotangent
         and node.op != "get_attr"
         and isinstance(node.meta.get("val"), Tensor)
-        and any(user in late and user in needed for user in node.users)
+        and any(user in after_cotangent and user in needed for user in node.users)
         and not _from_tensors_alone(node)
     ]
     batch = x.meta["val"].shape[0]
@@ -107,18 +116,18 @@ def _needed(ends: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _from_tensors_alone(node: fx.Node) -> bool:
-    """Whether a value comes from parameters and constants: computed where it is used."""
+    """Returns whether a value comes from constants alone: it is computed where it is used."""
     return not any(n.op == "placeholder" for n in _needed([node]))
 
 
 def _forward(joint: fx.GraphModule, x: fx.Node, outputs: Sequence[fx.Node]) -> fx.GraphModule:
     needed = {*_needed(outputs), x}
     new = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for node in joint.graph.nodes:
         if node in needed:
-            made[node] = new.node_copy(node, lambda n: made[n])
-    new.output(tuple(made[n] for n in outputs))
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+    new.output(tuple(copies[n] for n in outputs))
     return fx.GraphModule(joint, new, class_name="Forward")
 
 
@@ -130,28 +139,28 @@ def _backward(
     batch: torch.SymInt,
 ) -> fx.GraphModule:
     new = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for index, node in enumerate([*saved, cotangent]):
-        made[node] = new.placeholder("cotangent" if node is cotangent else f"saved_{index}")
-        made[node].meta = dict(node.meta)
+        copies[node] = new.placeholder("cotangent" if node is cotangent else f"saved_{index}")
+        copies[node].meta = dict(node.meta)
     needed = _backward_nodes(gradients, {*saved, cotangent})
     size: fx.Node | None = None
     for node in joint.graph.nodes:
-        if node not in needed or node in made:
+        if node not in needed or node in copies:
             continue
         if isinstance(node.meta.get("val"), torch.SymInt):
             # The same multiple of the backward part's own batch size.
-            size = size or new.call_function(_sym_size, (made[cotangent], 0))
+            size = size or new.call_function(_sym_size, (copies[cotangent], 0))
             rows = _multiple(node.meta["val"], batch)
-            made[node] = size if rows == 1 else new.call_function(operator.mul, (size, rows))
+            copies[node] = size if rows == 1 else new.call_function(operator.mul, (size, rows))
         else:
-            made[node] = new.node_copy(node, lambda n: made[n])
-    new.output(tuple(made[n] for n in gradients))
+            copies[node] = new.node_copy(node, lambda n: copies[n])
+    new.output(tuple(copies[n] for n in gradients))
     return fx.GraphModule(joint, new, class_name="Backward")
 
 
 def _backward_nodes(ends: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    """What is computed in the backward part; a size is recomputed, not followed."""
+    """Returns what the backward part computes; a size is recomputed, not followed."""
     found, open_nodes = set[fx.Node](), list(ends)
     while open_nodes:
         node = open_nodes.pop()
@@ -180,7 +189,7 @@ def _multiple(size: torch.SymInt, batch: torch.SymInt) -> int:
     ratio = size.node.expr / batch.node.expr
     if not ratio.is_Integer:
         raise ExportError(
-            f"a size on the way back is {size} for a batch of {batch}; sizes must be multiples "
-            f"of it, so that each image has its own"
+            f"a size in the backward pass is {size} for a batch of {batch}; sizes must be "
+            f"multiples of it, so that each image has its own"
         )
     return int(ratio)

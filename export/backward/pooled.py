@@ -1,10 +1,10 @@
-"""Cheaper ways to the gradient's mean, found in the traced backward part.
+"""Finds cheaper ways to the gradient's mean in the traced backward part.
 
 Grad-CAM needs only the mean of the gradient over the positions.
 
 Behind a pooling the gradient is one value per channel, expanded over the grid; the
-expansion is left out. Behind flatten and a linear layer (VGG, AlexNet) the last step back
-is a product with that layer's matrix, [4096, 25088] for VGG: the mean is taken of the
+expansion is left out. Behind flatten and a linear layer (VGG, AlexNet) the last step of the
+backward pass is a product with that layer's matrix, [4096, 25088] for VGG: the mean is taken of the
 matrix instead, once, at export: [4096, 512].
 """
 
@@ -28,19 +28,20 @@ _PRODUCTS = {_aten.mm.default, _aten.linear.default}
 
 
 def unexpanded(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | None:
-    """The backward part with one gradient [M, N, 1, 1] instead of [M, N, h, w].
+    """Leaves out the expansion of a gradient that is the same at all positions.
 
     Args:
-        backward: with a single gradient as its output; it isn't changed.
-        layout: of the target layer.
+        backward: the backward part, with a single gradient as its output; it isn't changed.
+        layout: where the grid is in the target layer's value.
 
     Returns:
-        None where the gradient isn't the same at all positions by construction.
+        The backward part with a gradient [M, N, 1, 1] instead of [M, N, h, w]; None where the
+        gradient isn't the same at all positions by construction.
     """
     if layout.kind != "nchw":
         return None
-    twin = fx.GraphModule(backward, _copied(backward.graph))
-    (node,) = outputs_of(twin.graph)
+    copied = fx.GraphModule(backward, _copied(backward.graph))
+    (node,) = outputs_of(copied.graph)
     while node.target in _SCALINGS and len(node.all_input_nodes) == 1:
         node = argument(node)
     if node.target is not _aten.expand.default:
@@ -50,37 +51,38 @@ def unexpanded(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | Non
     if len(sizes) != 4 or tuple(sizes[1:]) != (layout.shape[0], 1, 1):
         return None
     node.replace_all_uses_with(base)
-    return _finished(twin)
+    return _finished(copied)
 
 
 def pooled(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | None:
-    """The backward part with the mean [M, N] of one gradient as its output.
+    """Takes the mean over the positions of the last matrix instead of the gradient.
 
     Args:
-        backward: with a single gradient as its output; it isn't changed.
-        layout: of the target layer.
+        backward: the backward part, with a single gradient as its output; it isn't changed.
+        layout: where the grid is in the target layer's value.
 
     Returns:
-        None where the last product on the way back isn't one with a constant matrix that
-        only linear operators without other inputs follow.
+        The backward part with the gradient's mean [M, N] as its output; None where its last
+        product isn't one with a constant matrix that only linear operators without other
+        inputs follow.
     """
-    twin = fx.GraphModule(backward, _copied(backward.graph))
-    (gradient,) = outputs_of(twin.graph)
+    copied = fx.GraphModule(backward, _copied(backward.graph))
+    (gradient,) = outputs_of(copied.graph)
     product = _last_product(gradient)
     if product is None:
         return None
-    matrix = _matrix(twin, product)
-    rest = _after(twin, product, gradient)
+    matrix = _matrix(copied, product)
+    rest = _after(copied, product, gradient)
     if not _is_linear(rest, matrix[:2]):
         return None
     with torch.no_grad():
         mean = layout.to_grid(rest(matrix)).mean((2, 3))
-    twin.register_parameter("pooled_weight", nn.Parameter(mean.contiguous(), requires_grad=False))
-    with twin.graph.inserting_before(twin.graph.output_node()):
-        weight = twin.graph.get_attr("pooled_weight")
-        found = twin.graph.call_function(_aten.mm.default, (product.args[0], weight))
-    twin.graph.output_node().args = ((found,),)
-    return _finished(twin)
+    copied.register_parameter("pooled_weight", nn.Parameter(mean.contiguous(), requires_grad=False))
+    with copied.graph.inserting_before(copied.graph.output_node()):
+        weight = copied.graph.get_attr("pooled_weight")
+        found = copied.graph.call_function(_aten.mm.default, (product.args[0], weight))
+    copied.graph.output_node().args = ((found,),)
+    return _finished(copied)
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -97,7 +99,7 @@ def _finished(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _last_product(gradient: fx.Node) -> fx.Node | None:
-    """The last product with a constant matrix that the gradient is a function of alone."""
+    """Returns the last product with a constant matrix that the gradient depends on alone."""
     behind = ancestors(gradient)
     *_, cotangent = gradient.graph.find_nodes(op="placeholder")
     rows = str(cotangent.meta["val"].shape[0])
@@ -119,7 +121,7 @@ def _is_constant(node: object) -> bool:
 
 
 def _matrix(module: fx.GraphModule, product: fx.Node) -> Tensor:
-    """[D, P] of x @ matrix."""
+    """Returns the constant [D, P] of the product x @ matrix."""
     source = argument(product, 1)
     new = fx.Graph()
     new.output(new.graph_copy(_upto(source), val_map={}))
@@ -130,22 +132,22 @@ def _matrix(module: fx.GraphModule, product: fx.Node) -> Tensor:
 
 def _upto(node: fx.Node) -> fx.Graph:
     needed = ancestors(node)
-    new, made = fx.Graph(), dict[fx.Node, fx.Node]()
+    new, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     for other in node.graph.nodes:
         if other in needed:
-            made[other] = new.node_copy(other, lambda n: made[n])
-    new.output(made[node])
+            copies[other] = new.node_copy(other, lambda n: copies[n])
+    new.output(copies[node])
     return new
 
 
 def _after(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule:
     needed = ancestors(end, stop=[start])
-    new, made = fx.Graph(), dict[fx.Node, fx.Node]()
-    made[start] = new.placeholder("product")
+    new, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    copies[start] = new.placeholder("product")
     for other in start.graph.nodes:
-        if other in needed and other not in made:
-            made[other] = new.node_copy(other, lambda n: made[n])
-    new.output(made[end])
+        if other in needed and other not in copies:
+            copies[other] = new.node_copy(other, lambda n: copies[n])
+    new.output(copies[end])
     return fx.GraphModule(module, new)
 
 

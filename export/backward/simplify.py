@@ -1,6 +1,6 @@
-"""Rewrites of a traced graph that make it smaller and friendlier to ONNX backends.
+"""Rewrites a traced graph to make it smaller and friendlier to ONNX backends.
 
-None changes what is computed. What the tracer leaves behind: sizes computed at run time
+What is computed doesn't change. The tracer leaves behind sizes computed at run time
 where a -1 would do, weights expanded to the batch for a batched product, max-pooling
 with indices that nobody reads, and aliases.
 """
@@ -62,19 +62,19 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def prepare(graph: fx.Graph) -> None:
-    """Rewrites a head's graph in place, before it is traced again with its way back.
+    """Rewrites a head's graph in place, before it is traced again with its backward pass.
 
     Takes out what depends on strides. A view is right only for the strides that it was
     recorded with; attention by the math kernel, for one, gives its result others than the
     fused kernel. Global average pooling of channels-last values sets its result's strides
-    in place, and the way back of that scatters into memory; as a mean it does neither.
+    in place, and the gradient of that scatters into memory; as a mean it does neither.
     Checks of types and strides go.
 
     Resizing gets its output size as numbers: PyTorch's kernel that works it out fixes a
     symbolic batch to its example.
 
     Args:
-        graph: of `torch.export`, with its composite operators whole and its values noted.
+        graph: what `torch.export` made, with its composite operators whole and its values noted.
     """
     for node in list(graph.nodes):
         if node.target is _aten.view.default:
@@ -103,7 +103,7 @@ def _replace(node: fx.Node, new: fx.Node) -> bool:
 
 
 def _make_functional(node: fx.Node) -> None:
-    """An in-place operator, as some of autograd's formulas have, as the one that returns.
+    """Replaces an in-place operator, as some of autograd's formulas have, by its twin that returns.
 
     Only where nobody reads the old value later: the tracer already gave later readers of
     the changed tensor the operator's own result.
@@ -122,7 +122,7 @@ def _make_functional(node: fx.Node) -> None:
 
 
 def _drop_no_op(node: fx.Node) -> bool:
-    """Aliases, copies, and views or expansions to the shape that is there already."""
+    """Drops aliases, copies, and views or expansions to the shape that is there already."""
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not isinstance(_value(source), Tensor):
         return False
@@ -139,7 +139,7 @@ def _same_shape(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _fold_expanded(node: fx.Node) -> bool:
-    """bmm(x, w expanded to the batch) is matmul(x, w): no copy of w for each image."""
+    """Writes bmm(x, w expanded to the batch) as matmul(x, w): no copy of w for each image."""
     if node.target is not _aten.bmm.default:
         return False
     left, right = node.args
@@ -153,7 +153,7 @@ def _fold_expanded(node: fx.Node) -> bool:
 
 
 def _unexpanded(node: Any) -> fx.Node | None:
-    """The matrix [n, m] that `node` [b, n, m] repeats, with a transpose if there was one."""
+    """Returns the matrix [n, m] that `node` [b, n, m] repeats, transposed if it was."""
     swapped = node.target is _aten.transpose.int and {a % 3 for a in node.args[1:]} == {1, 2}
     base: Any = node.args[0] if swapped else node
     shape = _value(base).shape[-2:]
@@ -172,7 +172,7 @@ def _unexpanded(node: Any) -> fx.Node | None:
 
 
 def _drop_indices(node: fx.Node) -> bool:
-    """Max-pooling whose indices nobody reads: backends other than ONNX Runtime lack them."""
+    """Drops max-pooling's indices that nobody reads: backends but ONNX Runtime lack them."""
     plain = _MAX_POOLS.get(node.target)
     users = [user for user in node.users if user.target is operator.getitem]
     if plain is None or any(user.args[1] != 0 and user.users for user in users):

@@ -1,6 +1,6 @@
-"""Records what autograd does on the way back from the logits to the target layers.
+"""Records what autograd does in the backward pass from the logits to the target layers.
 
-ONNX has no gradients. But for a fixed network the way back is itself a computation of
+ONNX has no gradients. But for a fixed network the backward pass is itself a computation of
 fixed operators: autograd runs once under `make_fx`, which records it, and the record is
 cut in two (`partition`). Both parts are plain graphs, exported like any other.
 """
@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sigcam.classifier.target_layers import Probe
+from sigcam.classifier.graph import ValueRecorder
 from sigcam.core.errors import ExportError
 from sigcam.export.backward.decompositions import DECOMPOSITIONS, untranslatable
 from sigcam.export.backward.partition import Partition, partition
@@ -39,21 +39,43 @@ def trace_gradient(
 
     Args:
         tail: from the entry x to the value of the branch layer.
-        trunk: from there to z [B, D], of which the logits are linear functions.
-        targets: names of nodes in the tail's graph; of each the gradient is wanted.
-        entry_shape: of x without the batch.
+        trunk: from that value to z [B, D], of which the logits are linear functions.
+        targets: names of nodes in the tail's graph, whose gradients are wanted.
+        entry_shape: the shape of x without the batch.
+
+    Returns:
+        The forward and the backward part, as plain graphs.
 
     Raises:
-        ExportError: an operator's way back can't be traced or has no translation.
+        ExportError: an operator's gradient can't be traced or has no translation.
     """
     joint = _Joint(_prepared(tail), _prepared(trunk), targets).eval()
+    module = _traced(joint, entry_shape)
+    simplify(module)
+    _merge_transposes(module.graph)
+    left = untranslatable(module.graph)
+    if left:
+        raise ExportError(
+            f"these operators between the target layer and the logits have no translation to "
+            f"ONNX: {', '.join(left)}; name a later target layer, or use a method without "
+            f"gradients"
+        )
+    return partition(module, len(targets))
+
+
+def _traced(joint: _Joint, entry_shape: Sequence[int]) -> fx.GraphModule:
+    """Records the joint pass, with a symbolic batch size and the tensors as attributes.
+
+    Raises:
+        ExportError: an operator's gradient can't be traced, or takes one batch size only.
+    """
     tensors = {**dict(joint.named_parameters()), **dict(joint.named_buffers())}
     mode = FakeTensorMode(shape_env=ShapeEnv())
     static = {name: _fake(mode, value) for name, value in tensors.items()}
     x = _fake(mode, torch.empty(_BATCH, *entry_shape), dynamic=True)
     try:
-        # Attention as matrix products and a softmax: the fused kernels have a way back of
-        # their own, which no other backend has.
+        # Attention as matrix products and a softmax: the fused kernels have backward kernels
+        # of their own, which no other backend has.
         with mode, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # autograd's notes don't concern the user
             # With Python's kernels: padding in C++, for one, fixes a symbolic batch.
@@ -69,7 +91,7 @@ def trace_gradient(
     except Exception as exc:  # whatever an arbitrary head raises
         reason = str(exc).strip().split("\n")[0]
         raise ExportError(
-            f"the way back from the logits to the target layer can't be traced: "
+            f"the backward pass from the logits to the target layer can't be traced: "
             f"{type(exc).__name__}: {reason}; name a later target layer, or use a method "
             f"without gradients"
         ) from exc
@@ -79,32 +101,22 @@ def trace_gradient(
             "an operator between the target layer and the logits only takes one batch size; name a "
             "later target layer, or use a method without gradients"
         )
-    module = _with_tensors(traced, tensors)
-    simplify(module)
-    _merge_transposes(module.graph)
-    left = untranslatable(module.graph)
-    if left:
-        raise ExportError(
-            f"these operators between the target layer and the logits have no translation to "
-            f"ONNX: {', '.join(left)}; name a later target layer, or use a method without "
-            f"gradients"
-        )
-    return partition(module, len(targets))
+    return _with_tensors(traced, tensors)
 
 
 class _Joint(nn.Module):
-    """z, the branch layer's value, the targets' values, and the gradients of z . c."""
+    """Computes z, the branch layer's value, the targets' values, and the gradients of z . c."""
 
     def __init__(self, tail: fx.GraphModule, trunk: nn.Module, targets: Sequence[str]) -> None:
         super().__init__()
         self.tail, self.trunk, self.targets = tail, trunk, list(targets)
 
     def forward(self, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, ...]:
-        probe = Probe(self.tail, set(self.targets))
+        recorder = ValueRecorder(self.tail, set(self.targets))
         with torch.enable_grad():
-            value: Any = probe.run(x)
+            value: Any = recorder.run(x)
             z = self.trunk(value)
-            found = [probe.values[name] for name in self.targets]
+            found = [recorder.values[name] for name in self.targets]
             if cotangent is None:
                 return (z,)
             gradients = torch.autograd.grad(z, found, cotangent)
@@ -112,7 +124,7 @@ class _Joint(nn.Module):
 
 
 def _prepared(module: Any) -> Any:
-    """A copy, with the same tensors, whose graphs don't depend on strides."""
+    """Copies a module, sharing its tensors, so that its graphs don't depend on strides."""
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*(_prepared(part) for part in module))
     if not isinstance(module, fx.GraphModule):
@@ -133,7 +145,7 @@ def _fake(mode: FakeTensorMode, value: Tensor, *, dynamic: bool = False) -> Tens
 
 
 def _with_tensors(traced: fx.GraphModule, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-    """The placeholders of parameters and buffers become attributes; x and c stay."""
+    """Turns the placeholders of parameters and buffers into attributes; x and c stay."""
     graph = traced.graph
     root: dict[str, Any] = {
         str(n.target): getattr(traced, str(n.target)) for n in graph.find_nodes(op="get_attr")

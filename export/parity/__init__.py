@@ -1,1 +1,1 @@
-"""The parity check: the exported graph against PyTorch."""
+"""Checks an exported graph against PyTorch, and reports how closely it follows."""

@@ -1,4 +1,4 @@
-"""Differences of a graph's outputs from their definition, and whether those can be told.
+"""Compares a graph's outputs with their definition, and finds where that can't be done.
 
 A gradient can jump: a ReLU whose input lies within rounding of zero may be open on one
 backend and shut on another. `is_unstable` finds the images where that happens.
@@ -8,36 +8,45 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import ParityError
-from sigcam.core.spec import OutputError, Preprocessing
+from sigcam.core.spec import OutputError
 from sigcam.core.types import Array
-from sigcam.export.options import GraphOptions
-from sigcam.export.parity.inputs import as_images
 from sigcam.export.parity.reference import Reference
 
+GRADIENT_OUTPUTS = ("cams", "cam_weights")
+"""Outputs that depend on gradients and may jump; the others count on every image."""
+
+_SMOOTH_OUTPUTS = ("logits", "features", "all_scores")
 _FLOOR = 1e-6
 """Outputs that are smaller than this everywhere are compared absolutely."""
 _TINY = 1e-30
 _CANCELLED = 1e-3
 """CAMs that are smaller than this share of their terms are compared with that share."""
-_PLAIN = ("logits", "features", "all_scores")
-JUMPING = ("cams", "cam_weights")
-"""Outputs that hang on gradients and may jump; the others count on every image."""
 _NOISE = 2.0**-22
 _TRIALS = 8
 
 
 def compare(got: Array, want: Array, floor: float = _FLOOR) -> OutputError:
-    """The largest errors of one output; NaN where either side has NaN or infinity.
+    """Returns the largest errors of one output; NaN where either side has NaN or infinity.
 
-    Relative to the largest value, or to `floor` where that is larger.
+    Args:
+        got: what the graph gave, of any shape.
+        want: what it should have given, in the same shape.
+        floor: errors are relative to the largest value of `want`, or to this where it is
+            larger.
+
+    Raises:
+        ParityError: the shapes differ.
+
+    Example:
+        >>> compare(np.array([2.0, 4.0]), np.array([2.0, 5.0]))
+        OutputError(max_abs=1.0, max_rel=0.2)
     """
     if got.shape != want.shape:
         raise ParityError(f"an output has shape {list(got.shape)}, expected {list(want.shape)}")
@@ -48,16 +57,42 @@ def compare(got: Array, want: Array, floor: float = _FLOOR) -> OutputError:
     return OutputError(difference, difference / size)
 
 
-def errors_of(got: Mapping[str, Array], want: Mapping[str, Tensor]) -> dict[str, OutputError]:
-    """The errors of each output of one image; `want` is what `Reference.outputs` gives."""
-    # One class's logit may lie near zero by chance; the logits of all say how large they are.
-    evidence, scores = (float(want[name].abs().max()) for name in ("sigmoid_logits", "all_scores"))
-    floors = {
-        "cams": _CANCELLED * float(want["cam_size"]),
-        "cam_weights": 0.0,
-        "evidence_logits": evidence,
+def logit_floors(references: Iterable[Reference]) -> dict[str, float]:
+    """Returns how large the logits of some images are, which their errors are relative to.
+
+    One image doesn't tell: a class's logit may lie near zero by chance, and with two classes
+    both do on an image that the classifier is undecided about.
+
+    Args:
+        references: the definition for each image, one or more.
+
+    Returns:
+        Name of each output that consists of logits to the largest one of its branch.
+    """
+    references = list(references)
+    softmax = max(float(one.logits.abs().max()) for one in references)
+    sigmoid = max(float(one.sigmoid_logits.abs().max()) for one in references)
+    scores = sigmoid if references[0].options.branch == "sigmoid" else softmax
+    return {
+        "logits": softmax,
+        "evidence_logits": sigmoid,
+        "sigmoid_logits": sigmoid,
         "scores": scores,
+        "all_scores": scores,
     }
+
+
+def errors_of(
+    got: Mapping[str, Array], want: Mapping[str, Tensor], floors: Mapping[str, float]
+) -> dict[str, OutputError]:
+    """Returns the errors of each output of one image.
+
+    Args:
+        got: what the graph gave, by name.
+        want: what `Reference.outputs` gives for the same classes.
+        floors: what `logit_floors` gives for all images.
+    """
+    floors = {**floors, "cams": _CANCELLED * float(want["cam_size"]), "cam_weights": 0.0}
     return {
         name: compare(value, want[name].numpy(), floors.get(name, _FLOOR))
         for name, value in got.items()
@@ -65,37 +100,42 @@ def errors_of(got: Mapping[str, Array], want: Mapping[str, Tensor]) -> dict[str,
 
 
 def worse(one: OutputError, other: OutputError) -> OutputError:
-    """The larger of two errors, each way; NaN counts as the largest."""
+    """Returns the larger of two errors, each way; NaN counts as the largest.
+
+    Example:
+        >>> worse(OutputError(1.0, 0.1), OutputError(0.5, 0.2))
+        OutputError(max_abs=1.0, max_rel=0.2)
+    """
     return OutputError(_nan_max(one.max_abs, other.max_abs), _nan_max(one.max_rel, other.max_rel))
 
 
-def is_unstable(
-    twin: DualBranch,
-    images: Array,
-    preprocessing: Preprocessing,
-    options: GraphOptions,
-    ids: Tensor,
-    tolerance: float,
-) -> bool:
-    """Whether the definition moves by more than the tolerance under rounding.
+def is_unstable(reference: Reference, class_ids: Tensor, floors: Mapping[str, float]) -> bool:
+    """Returns whether the definition moves by more than the tolerance under rounding.
 
     The pixels and the weights are moved by 2^-22 of their size, what a few float32
     operations may do, eight times; the outputs without gradients must stay.
+
+    Args:
+        reference: the definition for one image; its model isn't changed.
+        class_ids: the classes whose CAMs are looked at, int64 [1, K].
+        floors: what `logit_floors` gives for all images.
     """
-    (inputs,) = as_images(images, preprocessing)
-    want = Reference(twin, inputs, options).outputs(ids)
+    options = reference.options
+    want = reference.outputs(class_ids)
     generator = torch.Generator().manual_seed(0)
     for _ in range(_TRIALS):
-        moved = copy.deepcopy(twin)
+        model = copy.deepcopy(reference.model)
         with torch.no_grad():
-            for value in [*moved.parameters()]:
+            for value in model.parameters():
                 value.mul_(1 + _NOISE * _random(value.shape, generator))
-        nudged = inputs * (1 + _NOISE * _random(inputs.shape, generator))
-        got = Reference(moved, nudged, options).outputs(ids)
-        numbers = {name: got[name].numpy() for name in (*_PLAIN, *JUMPING)}
-        errors = errors_of(numbers, want)
-        plain = max(errors[name].max_rel for name in _PLAIN)
-        if plain <= tolerance < max(errors[name].max_rel for name in JUMPING):
+        images = reference.images
+        images = images * (1 + _NOISE * _random(images.shape, generator))
+        moved = Reference(model, images, options).outputs(class_ids)
+        arrays = {name: moved[name].numpy() for name in (*_SMOOTH_OUTPUTS, *GRADIENT_OUTPUTS)}
+        errors = errors_of(arrays, want, floors)
+        smooth = max(errors[name].max_rel for name in _SMOOTH_OUTPUTS)
+        jumping = max(errors[name].max_rel for name in GRADIENT_OUTPUTS)
+        if smooth <= options.tolerance < jumping:
             return True
     return False
 

@@ -1,4 +1,4 @@
-"""The images that an exported graph is tried on."""
+"""Makes the images that an exported graph is tried on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from torch.nn import functional
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 
-INPUTS = "2 smooth random images, noise, black, white (seed 0)"
+SAMPLES_IN_WORDS = "2 smooth random images, noise, black, white (seed 0)"
 
 
 def sample_images(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Five images uint8 [5, H, W, 3], always the same."""
+    """Returns five images uint8 [5, H, W, 3], always the same.
+
+    Args:
+        preprocessing: its input size is that of the images.
+
+    Example:
+        >>> sample_images(Preprocessing(8, 10)).shape
+        (5, 8, 10, 3)
+    """
     random = np.random.default_rng(0)
     images = np.zeros((5, preprocessing.height, preprocessing.width, 3), np.uint8)
     images[:2] = _smooth(random, preprocessing, 2)
@@ -25,7 +33,12 @@ def sample_images(preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
 
 
 def further_images(preprocessing: Preprocessing, count: int) -> npt.NDArray[np.uint8]:
-    """More smooth random images, uint8 [count, H, W, 3], always the same."""
+    """Returns more smooth random images, uint8 [count, H, W, 3], always the same.
+
+    Args:
+        preprocessing: its input size is that of the images.
+        count: how many.
+    """
     return _smooth(np.random.default_rng(1), preprocessing, count)
 
 
@@ -40,19 +53,40 @@ def _smooth(
 
 
 def normalised(images: Array, preprocessing: Preprocessing) -> Array:
-    """Images uint8 [B, H, W, 3] as float64 [B, 3, H, W], as the network wants them."""
+    """Normalises images as the network wants them.
+
+    Args:
+        images: uint8 [B, H, W, 3], of the input's size.
+        preprocessing: its mean and deviation count.
+
+    Returns:
+        float64 [B, 3, H, W].
+    """
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     scaled = (images.astype(np.float64) / 255 - mean) / std
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
 def feed(images: Array, preprocessing: Preprocessing) -> Array:
-    """Images uint8 [B, H, W, 3] as the artifact's input `image`."""
+    """Returns images as the artifact's input `image`.
+
+    Args:
+        images: uint8 [B, H, W, 3], of the input's size.
+        preprocessing: its layout says whether the graph or the caller normalises.
+
+    Returns:
+        uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W].
+    """
     if preprocessing.layout == "uint8_nhwc":
         return np.ascontiguousarray(images)
     return normalised(images, preprocessing).astype(np.float32)
 
 
 def as_images(images: Array, preprocessing: Preprocessing) -> list[Tensor]:
-    """Each image as float64 [1, 3, H, W], normalised."""
+    """Returns each image by itself, normalised, as float64 [1, 3, H, W].
+
+    Args:
+        images: uint8 [B, H, W, 3], of the input's size.
+        preprocessing: its mean and deviation count.
+    """
     return [torch.from_numpy(one[None]) for one in normalised(images, preprocessing)]

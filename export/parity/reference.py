@@ -1,8 +1,8 @@
-"""Every output by its definition, in float64 with PyTorch's autograd: what parity means.
+"""Computes every output by its definition, in float64 with PyTorch's autograd.
 
-Gradients are taken through the whole model by autograd, not by the traced way back. What it
-shares with the exported graph is the model, `METHODS`, `combine` and `fuse`; for these the
-tests have an oracle of their own.
+That is what parity is measured against. Gradients are taken through the whole model by
+autograd, not by the traced backward pass. What the definition shares with the exported graph
+is the model, `METHODS`, `combine` and `fuse`; for these the tests have an oracle of their own.
 """
 
 from __future__ import annotations
@@ -11,79 +11,86 @@ import torch
 from torch import Tensor
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.classifier.target_layers import Probe
+from sigcam.classifier.graph import ValueRecorder
 from sigcam.core.errors import ParityError
 from sigcam.export.cam import combine, fuse
 from sigcam.export.methods import Gradient, method_of
-from sigcam.export.options import GraphOptions
+from sigcam.export.options import ExportOptions
 
 
 class Reference:
-    """The outputs for some images.
+    """Computes the outputs for some images, by their definition.
 
     Attributes:
-        logits: [B, C] of the softmax branch.
+        model: the model in float64.
+        images: the images, float64 [B, 3, H, W], normalised.
+        options: what the graph computes.
     """
 
-    def __init__(self, dual: DualBranch, images: Tensor, options: GraphOptions) -> None:
+    def __init__(self, model: DualBranch, images: Tensor, options: ExportOptions) -> None:
         """Runs the model forward.
 
         Args:
-            dual: in float64.
+            model: the model in float64.
             images: float64 [B, 3, H, W], normalised.
-            options: of the graph.
+            options: what the graph computes.
         """
-        self._dual, self._options = dual, options
-        self._made: dict[bytes, dict[str, Tensor]] = {}
-        probe = Probe(dual.features, {target.node for target in dual.targets})
+        self.model, self.images, self.options = model, images, options
+        self._outputs: dict[bytes, dict[str, Tensor]] = {}
+        recorder = ValueRecorder(model.features, {target.node for target in model.targets})
         with torch.enable_grad():
-            value = probe.run(images)
-            self._logits = dual.softmax_head(value)
-            self._sigmoid_logits = dual.sigmoid_head(value)
-        self._values = [probe.values[target.node] for target in dual.targets]
+            value = recorder.run(images)
+            self._logits = model.softmax_head(value)
+            self._sigmoid_logits = model.sigmoid_head(value)
+        self._values = [recorder.values[target.node] for target in model.targets]
 
     @property
     def logits(self) -> Tensor:
-        """[B, C] of the softmax branch."""
+        """Returns the logits of the softmax branch, [B, C]."""
         logits: Tensor = self._logits.detach()
         return logits
 
-    def outputs(self, class_ids: Tensor) -> dict[str, Tensor]:
-        """Outputs by name, for the classes that the graph chose; made once for each choice.
+    @property
+    def sigmoid_logits(self) -> Tensor:
+        """Returns the logits of the sigmoid branch, [B, C]."""
+        logits: Tensor = self._sigmoid_logits.detach()
+        return logits
 
-        Beside them "cam_size": the largest sum_n |w_n F_n|, which the rounding of a CAM
-        goes by, as positive and negative terms may cancel; and "all_scores": the logits of
-        all classes in the branch that the weights come from.
+    def outputs(self, class_ids: Tensor) -> dict[str, Tensor]:
+        """Returns the outputs for the classes that the graph chose; made once for each choice.
 
         Args:
-            class_ids: int64 [B, K].
+            class_ids: the classes, int64 [B, K].
+
+        Returns:
+            The graph's outputs by name. Beside them "cam_size": the largest sum_n |w_n F_n|,
+            which the rounding of a CAM goes by, as positive and negative terms may cancel;
+            and "all_scores": the logits of all classes in the branch that the weights come
+            from.
 
         Raises:
             ParityError: classes that don't exist.
         """
         key = class_ids.numpy().tobytes()
-        if key not in self._made:
-            self._made[key] = self._outputs(class_ids)
-        return self._made[key]
+        if key not in self._outputs:
+            self._outputs[key] = self._computed(class_ids)
+        return self._outputs[key]
 
-    def _outputs(self, class_ids: Tensor) -> dict[str, Tensor]:
+    def _computed(self, class_ids: Tensor) -> dict[str, Tensor]:
         B, C = self._logits.shape
-        if (
-            class_ids.ndim != 2
-            or len(class_ids) != B
-            or not bool(((class_ids >= 0) & (class_ids < C)).all())
-        ):
+        known = bool(((class_ids >= 0) & (class_ids < C)).all())
+        if class_ids.ndim != 2 or len(class_ids) != B or not known:
             raise ParityError(f"the graph chose classes that don't exist: {class_ids.tolist()}")
-        softmax, sigmoid = self._logits.detach(), self._sigmoid_logits.detach()
-        branch = sigmoid if self._options.branch == "sigmoid" else softmax
+        softmax, sigmoid = self.logits, self.sigmoid_logits
+        branch = sigmoid if self.options.branch == "sigmoid" else softmax
         features = [
             target.layout.to_grid(value.detach())
-            for target, value in zip(self._dual.targets, self._values, strict=True)
+            for target, value in zip(self.model.targets, self._values, strict=True)
         ]
         weights = self._weights(class_ids, features)
         sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
-        nwc = bool(self._options.nwc)
-        cams = [combine(w, F, nwc) for w, F in zip(weights, features, strict=True)]
+        clamps = self.options.clamps
+        cams = [combine(w, F, clamps) for w, F in zip(weights, features, strict=True)]
         return {
             "logits": softmax,
             "class_ids_out": class_ids,
@@ -99,30 +106,29 @@ class Reference:
         }
 
     def _weights(self, class_ids: Tensor, features: list[Tensor]) -> list[Tensor]:
-        method = method_of(self._options.method)
+        method = method_of(self.options.method)
         if method.need == "rows":
-            head = self._dual.softmax_head
-            head = self._dual.sigmoid_head if self._options.branch == "sigmoid" else head
+            head = self.model.softmax_head
+            head = self.model.sigmoid_head if self.options.branch == "sigmoid" else head
             return [head.linear_weights()[0][class_ids]]
-        found = []
-        for column in range(class_ids.shape[1]):
-            ids = class_ids[:, column : column + 1]
-            gradients = torch.autograd.grad(self._score(ids).sum(), self._values, retain_graph=True)
-            found.append(
-                [
-                    target.layout.to_grid(g).unsqueeze(1)
-                    for target, g in zip(self._dual.targets, gradients, strict=True)
-                ]
-            )
-        result = []
-        for F, columns in zip(features, zip(*found, strict=True), strict=True):
-            value = torch.cat(columns, 1)
-            result.append(method.weights(F, Gradient(value, F.shape[2] * F.shape[3])))
-        return result
+        by_class = [self._gradients(column.unsqueeze(1)) for column in class_ids.T]
+        weights = []
+        for F, columns in zip(features, zip(*by_class, strict=True), strict=True):
+            gradient = Gradient(torch.stack(columns, 1), F.shape[2] * F.shape[3])
+            weights.append(method.weights(F, gradient))
+        return weights
+
+    def _gradients(self, ids: Tensor) -> list[Tensor]:
+        """Returns the gradient [B, N, h, w] of each target layer, for one class id per image."""
+        gradients = torch.autograd.grad(self._score(ids).sum(), self._values, retain_graph=True)
+        return [
+            target.layout.to_grid(gradient)
+            for target, gradient in zip(self.model.targets, gradients, strict=True)
+        ]
 
     def _score(self, ids: Tensor) -> Tensor:
-        """The scores [B, 1] whose gradients count."""
-        options = self._options
+        """Returns the scores [B, 1] whose gradients are the classes' for ids [B, 1]."""
+        options = self.options
         logits: Tensor = self._sigmoid_logits if options.branch == "sigmoid" else self._logits
         score = logits.gather(1, ids)
         if not method_of(options.method).contrasts:

@@ -40,19 +40,27 @@ def write_images(folder, rng):
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory):
-    """A folder where the toy model was trained and exported by the commands."""
+def toy(tmp_path_factory):
+    """A folder with the toy model's architecture and images."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "net.py").write_text(NET)
     write_images(folder / "data", np.random.default_rng(0))
-    made = SimpleNamespace(
+    return SimpleNamespace(
         folder=folder,
         data=folder / "data",
         arch=f"{folder / 'net.py'}:net",
         cache=folder / "cache",
-        branch=folder / "branch.safetensors",
-        top1=folder / "top1.onnx",
-        named=folder / "named.onnx",
+    )
+
+
+@pytest.fixture(scope="session")
+def work(toy):
+    """The same folder after the toy model was trained and exported by the commands."""
+    made = SimpleNamespace(
+        **vars(toy),
+        branch=toy.folder / "branch.safetensors",
+        top1=toy.folder / "top1.onnx",
+        named=toy.folder / "named.onnx",
     )
     model = ["--arch", made.arch, "--num-classes", "2"]
     common = ["--data", made.data, "--cache-dir", made.cache, *FIT]

@@ -11,6 +11,8 @@ import torch
 
 from sigcam.classifier.zoo import load_model
 
+pytestmark = pytest.mark.slow
+
 BRANCH = ["export", "--sigmoid-branch", "{branch}"]
 
 
@@ -184,14 +186,6 @@ def test_errors_have_an_exit_code_and_name_the_trouble(work, cli, tmp_path, argu
     assert found.stdout == ""
     assert not new.exists()
     assert "Traceback" not in found.stderr
-
-
-def test_help_of_every_command(cli):
-    assert cli("--help").exit_code == 0
-    for command in ("train", "export", "explain", "info", "demo"):
-        found = cli(command, "--help")
-        assert found.exit_code == 0
-        assert "Usage" in found.stdout
 
 
 def test_new_classes_trains_both_heads(work, cli, tmp_path):

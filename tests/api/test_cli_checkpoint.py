@@ -9,6 +9,8 @@ import torch
 from sigcam.classifier.zoo import load_model
 from sigcam.core.artifact import read_spec
 
+pytestmark = pytest.mark.slow
+
 NET = """
 from collections import OrderedDict
 from torch import nn

@@ -11,14 +11,16 @@ import pytest
 
 from tests.support.tiny_datasets import text_writer
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"{kind}/{index}.png" for kind in ("green", "red") for index in range(4)]
 
 
 @pytest.fixture
-def train(work, cli, tmp_path):
+def train(toy, cli, tmp_path):
     def run(data, *options):
         return cli(
-            "train", "--arch", work.arch, "--num-classes", 2, "--data", data,
+            "train", "--arch", toy.arch, "--num-classes", 2, "--data", data,
             "--cache-dir", tmp_path / "cache", "--size", 32, "--views", 2, "--epochs", 1,
             "--out", tmp_path / "branch.safetensors", *options,
         )  # fmt: skip
@@ -27,9 +29,9 @@ def train(work, cli, tmp_path):
 
 
 @pytest.fixture
-def images(work, tmp_path):
+def images(toy, tmp_path):
     """A copy of the images in class folders that a test may change."""
-    shutil.copytree(work.data, tmp_path / "images")
+    shutil.copytree(toy.data, tmp_path / "images")
     return tmp_path / "images"
 
 

@@ -11,6 +11,8 @@ from sigcam.cli import main
 from sigcam.core.artifact import read_spec
 from sigcam.export import METHODS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finer(work, tmp_path_factory):

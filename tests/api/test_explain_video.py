@@ -7,6 +7,8 @@ import pytest
 
 from sigcam.images.video import VideoReader, write_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):

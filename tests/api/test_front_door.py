@@ -40,6 +40,14 @@ def test_help_imports_no_backend():
     assert found.stdout.strip() == "[]"
 
 
+def test_help_of_every_command(cli):
+    assert cli("--help").exit_code == 0
+    for command in ("train", "export", "explain", "info", "demo"):
+        found = cli(command, "--help")
+        assert found.exit_code == 0
+        assert "Usage" in found.stdout
+
+
 @pytest.mark.parametrize("name", sorted(set(sigcam.__all__) - {"__version__"}))
 def test_every_public_name_is_there_and_documented(name):
     assert getattr(sigcam, name).__doc__

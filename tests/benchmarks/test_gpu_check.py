@@ -137,7 +137,7 @@ def test_what_a_sanitizer_says(parts, monkeypatch, tmp_path, tool, summary, shor
     stand_in = tmp_path / "compute-sanitizer"
     ran = len(parts.kernels.small_cases()) - short
     stand_in.write_text(
-        f'#!/bin/sh\necho "asked: $1 $2 $3 $4 $7"\necho "cases done: {ran}"\n'
+        f'#!/bin/sh\necho "asked: $1 $2 $3 $4 $8"\necho "cases done: {ran}"\n'
         f'echo "{summary}"\nexit {code}\n'
     )
     stand_in.chmod(0o755)
@@ -211,7 +211,7 @@ def answers(make_artifact, parts):
 
 def test_equal_answers_are_within_the_limits(parts, answers):
     figures = parts.compare.differences(answers, answers)
-    assert figures["cam_max"] == figures["map_max"] == figures["probability"] == 0
+    assert figures["cam_max"] == figures["heatmap_max"] == figures["probability"] == 0
     assert figures["answers"] == len(answers) == 15
     assert figures["valid"] > 0
     assert parts.compare.judge("x", figures, parts.compare.EXACT) == []
@@ -235,8 +235,8 @@ SMALL = np.full((480, 640), 0.5, np.float32)
         ({"evidence": float("nan")}, "probability is off by nan"),
         ({"cam": np.ones((7, 7), np.float32)}, "CAM is off"),
         ({"cam": np.full((7, 7), np.nan, np.float32)}, "valid on one of them only"),
-        ({"made": (SMALL, True)}, "map is off by 0."),
-        ({"made": (SMALL * np.nan, True)}, "map is off by nan"),
+        ({"_made": (SMALL, True)}, "heatmap is off by 0."),
+        ({"_made": (SMALL * np.nan, True)}, "heatmap is off by nan"),
     ],
 )
 def test_other_answers_are_not(parts, answers, change, said):
@@ -248,7 +248,7 @@ def test_other_answers_are_not(parts, answers, change, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"made": (SMALL[:1], True)}, r"a map of \[1, 640\] came for one of \[480, 640\]"),
+        ({"_made": (SMALL[:1], True)}, r"a heatmap of \[1, 640\] came for one of \[480, 640\]"),
         ({"cam": np.ones((1, 7), np.float32)}, r"a CAM of \[1, 7\]"),
         ({"evidence": None}, "evidence came from one of them only"),
     ],
@@ -298,7 +298,7 @@ def test_a_call_that_is_replayed_is_compared(parts, make_artifact, stale):
     with load(make_artifact(profile="split"), "ort") as session:
         found = parts.compare.differences(*parts.compare.ask(Once(session, stale), session))
         good = parts.compare.differences(*parts.compare.ask(session, session))
-    assert good["map_max"] == good["probability"] == 0
+    assert good["heatmap_max"] == good["probability"] == 0
     # Four turns of 5 + 1 images and 5 from each thread; of the classes the artifact has two.
     assert good["answers"] == (4 * 6 + 4 * 5) * 2
     problems = parts.compare.judge("x", found, parts.compare.EXACT)
@@ -367,7 +367,7 @@ def test_a_file_is_compared(parts, make_artifact, tmp_path, monkeypatch):
     check = parts.backends.check_backend
     found = check("ort", good, tmp_path, "model 0")["differences"]
     assert list(found) == ["model 0"]
-    assert found["model 0"]["map_max"] == 0
+    assert found["model 0"]["heatmap_max"] == 0
     with pytest.raises(parts.report.CheckFailed, match="y: there is no file to compare"):
         check("ort", tmp_path / "none.onnx", tmp_path, "y")
     bad = tmp_path / "bad.onnx"
@@ -517,6 +517,7 @@ def test_a_check_that_does_not(parts, tmp_path, code, said):
 TOLD = '{"status": "%s", "detail": "x", "figures": {"a": {"b": ["see /opt/acme/x.so"]}}}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "after", "said"),
     [
@@ -534,6 +535,7 @@ def test_a_check_that_tells_a_result_and_then_breaks(parts, tmp_path, status, af
     assert result.figures == {"a": {"b": ["see <path>/x.so"]}}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 @pytest.mark.parametrize("end", ["time.sleep(60)", "sys.exit(1)"])
 def test_what_a_process_started_ends_with_it(parts, tmp_path, end):
@@ -688,7 +690,7 @@ def test_with_one_every_check_is_run_and_reported(parts, monkeypatch, tmp_path, 
     assert len(json.loads(out.read_text())["results"]) == len(names)
     assert str(tmp_path) not in out.read_text()
     for name, command in ran:
-        assert command[2:4] == ["--one", name]
+        assert command[3:5] == ["--one", name]
         assert callable(parts.check.find(name, tmp_path, [model], 10))
 
 

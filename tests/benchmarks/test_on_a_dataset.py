@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from sigcam.classifier.build import assemble
-from sigcam.data import read_masks
-from sigcam.evaluate import open_dataset
+from sigcam.classifier.build import build_classifier
+from sigcam.data import open_dataset, read_masks
 from tests.support.paths import BENCHMARKS, ROOT
 from tests.support.tiny_datasets import image_writer, text_writer
 
@@ -75,6 +74,7 @@ def test_a_dataset_many_times_over(data, tmp_path):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_choices_are_compared_with_the_defaults(data, tmp_path, monkeypatch):
     from benchmarks.datasets import training_choices
 
@@ -104,16 +104,18 @@ def test_every_choice_takes_as_many_steps_unless_that_is_the_choice():
             assert settings.epochs * augmentation.views == 36
 
 
+@pytest.mark.slow
 def test_a_network_from_scratch_for_each_fold(data, tmp_path):
     from benchmarks.datasets import train_scratch
 
     printed = run(train_scratch.main, data, "--folds", 2, "--epochs", 1, "--out", tmp_path)
     assert printed.count("of the held-out images right") == 2
     weights = str(tmp_path / "1.safetensors")
-    built = assemble(arch=SMALL, weights=weights, num_classes=3, size=128)
+    built = build_classifier(SMALL, weights=weights, num_classes=3, size=128)
     assert built.dual.targets[0].layout.shape == (256, 8, 8)
 
 
+@pytest.mark.slow
 def test_a_table_of_the_paper_from_training_on(data, tmp_path):
     from benchmarks.datasets import paper_tables
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigcam.core.errors import DataError, UsageError
+from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, Place, Sample
 from sigcam.evaluate.results.bootstrap import Comparison, Estimate
+from sigcam.train.views import TrainingViews
 
 
 def samples(labels):
@@ -45,9 +47,9 @@ def test_folds_that_a_class_is_too_small_for(folds):
 
 
 def test_each_fold_is_scored_by_what_was_trained_on_the_others():
-    from benchmarks.datasets.paper.folds import class_count, fold_datasets, labelled
+    from benchmarks.datasets.paper.folds import fold_datasets
 
-    dataset = Dataset("tiny", "csv", ("a", "b"), samples([0, 1] * 6))
+    dataset = Dataset("tiny", Path("tiny.csv"), "csv", ("a", "b"), samples([0, 1] * 6))
     pairs = fold_datasets(dataset, 3)
     names = [{sample.name for sample in scored.samples} for _, scored in pairs]
     assert set().union(*names) == {sample.name for sample in dataset.samples}
@@ -55,10 +57,6 @@ def test_each_fold_is_scored_by_what_was_trained_on_the_others():
     for (training, _), scored in zip(pairs, names, strict=True):
         assert {sample.name for sample in training.samples} | scored == set().union(*names)
         assert not {sample.name for sample in training.samples} & scored
-    assert class_count(dataset) == 2
-    assert class_count(replace(dataset, classes=None)) == 2
-    with pytest.raises(UsageError, match="without a class"):
-        labelled(replace(dataset, samples=samples([0, None])))
 
 
 def test_a_name_of_weights_takes_the_fold():
@@ -69,14 +67,14 @@ def test_a_name_of_weights_takes_the_fold():
     assert weights_of(None, 2) is None
 
 
-def test_samples_become_a_training_set():
-    from benchmarks.datasets.paper.recipe import image_list
-
-    images = image_list(samples([1, 0, 1]), ("a", "b"))
-    assert [images.file(i) for i in range(3)] == [Path(f"/data/{i}.png") for i in range(3)]
-    assert images.class_ids == (1, 0, 1)
-    with pytest.raises(DataError, match="1 without"):
-        image_list(samples([1, None]), ())
+def test_a_part_is_a_training_set_of_the_data_sets_own_ids():
+    dataset = Dataset("tiny", Path("tiny.csv"), "csv", ("a", "b"), samples([1, 0, 1]))
+    views = TrainingViews(replace(dataset, ids_given=True), Preprocessing(8, 8, "stretch"))
+    matched = views.matched(2).dataset
+    assert [one.path for one in matched.samples] == [Path(f"/data/{i}.png") for i in range(3)]
+    assert matched.labels.tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="1 of 2 have none"):
+        replace(views, dataset=replace(dataset, samples=samples([1, None]))).matched(2)
 
 
 @pytest.mark.parametrize("number", ["1", "2", "4", "5", "shift"])

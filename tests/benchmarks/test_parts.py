@@ -4,6 +4,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ROOT / "tests" / "support" / "tiny_network.py"
 TINY, MLP = f"{NETWORKS}:tiny", f"{NETWORKS}:mlp"
 
@@ -110,7 +112,7 @@ def test_classes_are_compared_with_one_of_the_same_kind(context):
     figures = end_to_end.measure(context(TINY))
     row = figures["classes"][TINY]
     assert row["count"] == 12
-    assert row["pairs"].keys() == {"cams", "heatmaps"}
+    assert row["pairs"].keys() == {"cams", "maps"}
     assert "| maps | 12 |" in end_to_end.section(figures)
     assert end_to_end.reached(figures) == {}
 

@@ -24,6 +24,7 @@ def ran(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_figures_of_both_parts_are_there(ran):
     records = json.loads((ran / "figures.json").read_text())
     assert records.keys() == {"methods", "floor"}
@@ -41,6 +42,7 @@ def test_figures_of_both_parts_are_there(ran):
     assert about["machine"]["packages"]["onnxruntime"]
 
 
+@pytest.mark.slow
 def test_page_and_plots_are_written(ran):
     text = (ran / "page.md").read_text()
     assert "## methods" in text
@@ -66,6 +68,7 @@ def test_command_leaves_out_folders_of_this_machine(monkeypatch):
     assert run._command("floor") == "python -m benchmarks.run --part floor --rounds 3 --quick"
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_child_alone(ran, tmp_path):
     from benchmarks.harness.peak import own_peak, peak_memory
 
@@ -77,6 +80,7 @@ def test_peak_memory_is_that_of_the_child_alone(ran, tmp_path):
     assert 10 < peak_memory(model) < 500
 
 
+@pytest.mark.slow
 def test_backends_that_are_not_there_say_why(ran, monkeypatch):
     from benchmarks.harness import backends
 

@@ -1,6 +1,7 @@
 """Fixtures of this folder's tests."""
 
 from tests.support.toy import (  # noqa: F401 (fixtures)
+    augmentation,
     data,
     folder,
     make_dual,

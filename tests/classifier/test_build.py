@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sigcam.classifier.branch_file import BranchInfo, save_branch
-from sigcam.classifier.build import Assembled, assemble
+from sigcam.classifier.build import BuiltClassifier, build_classifier
 
 NETS = """
 from torch import nn
@@ -25,7 +25,7 @@ def without():
 """
 
 
-def saved(built: Assembled, file: Path, weights: str | None) -> None:
+def saved(built: BuiltClassifier, file: Path, weights: str | None) -> None:
     info = BranchInfo(
         architecture=built.architecture,
         branch_layer=built.dual.branch_layer,
@@ -47,14 +47,14 @@ def test_the_number_of_classes_comes_back(
 ) -> None:
     (tmp_path / "nets.py").write_text(NETS)
     arch, weights = f"{tmp_path / 'nets.py'}:{function}", None
-    built = assemble(arch=arch, num_classes=asked, size=16)
+    built = build_classifier(arch, num_classes=asked, size=16)
     if from_file:
         weights = str(tmp_path / "weights.safetensors")
         save_file({k: v + 0.5 for k, v in built.dual.classifier_tensors().items()}, weights)
-        built = assemble(arch=arch, weights=weights, num_classes=asked, size=16)
+        built = build_classifier(arch, weights=weights, num_classes=asked, size=16)
     file = tmp_path / "branch.safetensors"
     saved(built, file, weights)
-    again = assemble(file)
+    again = build_classifier(branch_file=file)
     assert again.dual.num_classes == classes
     assert again.dual.weights_sha256() == built.dual.weights_sha256()
     images = torch.rand(2, 3, 16, 16)

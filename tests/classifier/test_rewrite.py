@@ -8,11 +8,11 @@ from torch import nn
 from torchvision import models
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.classifier.rewrite import _NORM, fold_batch_norms
+from sigcam.classifier.rewrite import BATCH_NORM, fold_batch_norms
 
 
 def norms(graph_module):
-    return len(graph_module.graph.find_nodes(op="call_function", target=_NORM))
+    return len(graph_module.graph.find_nodes(op="call_function", target=BATCH_NORM))
 
 
 class Shared(nn.Module):

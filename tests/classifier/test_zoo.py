@@ -12,8 +12,8 @@ from sigcam.classifier.build import replace_classes
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.zoo import load_model
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.train.loop import Reading, train_branch, train_classifier
-from sigcam.train.settings import TrainSettings
+from sigcam.train.loop import fit_sigmoid_head, fit_softmax_head
+from sigcam.train.settings import Reading, TrainSettings
 
 OWN = """
 from torch import nn
@@ -218,23 +218,18 @@ def test_replace_classes_of_a_convolution_and_of_a_bare_layer() -> None:
         replace_classes(model, 10**15)
 
 
-def test_other_classes_end_to_end(make_model, data, preprocessing, views, tmp_path) -> None:
+def test_other_classes_end_to_end(make_model, views, tmp_path) -> None:
     dual = DualBranch(replace_classes(make_model(9), 4), input_size=16)
-    options = {
-        "preprocessing": preprocessing,
-        "augmentation": views,
-        "reading": Reading(cache_dir=tmp_path),
-        "progress": False,
-    }
+    options = {"reading": Reading(cache_dir=tmp_path), "progress": False}
     settings = TrainSettings("lbfgs", epochs=10, device="cpu")
     sigmoid = {k: v.clone() for k, v in dual.sigmoid_head.named_tensors().items()}
-    first = train_classifier(dual, data, settings, **options)
+    first = fit_softmax_head(dual, views, settings, **options)
     assert first.history[-1].top1 > 0.9
     assert first.positive_weight is None
     assert not any(p.requires_grad for p in dual.softmax_head.parameters())
     assert all(torch.equal(v, sigmoid[k]) for k, v in dual.sigmoid_head.named_tensors().items())
-    second = train_branch(dual, data, settings, **options)
+    second = fit_sigmoid_head(dual, views, settings, **options)
     assert second.cache_folder == first.cache_folder
     assert second.history[-1].top1 > 0.9
     with pytest.raises(UsageError, match="positive_weight"):
-        train_classifier(dual, data, TrainSettings(positive_weight=2.0), **options)
+        fit_softmax_head(dual, views, TrainSettings(positive_weight=2.0), **options)

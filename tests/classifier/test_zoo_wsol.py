@@ -14,7 +14,7 @@ from torchvision import models
 from torchvision.models.inception import InceptionB
 from torchvision.models.resnet import Bottleneck
 
-from sigcam.classifier.build import assemble
+from sigcam.classifier.build import build_classifier
 from sigcam.classifier.zoo import load_model, wsol
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
@@ -165,7 +165,7 @@ def test_checkpoints_of_the_papers_code(arch, quick, tmp_path: Path) -> None:
     content = {f"module.{name}": value for name, value in tensors.items()}
     wrapped = {"architecture": arch, "epoch": 3, "state_dict": content, "optimizer": {"state": {}}}
     torch.save(wrapped, file)
-    built = assemble(arch=arch, weights=str(file), num_classes=classes, size=size)
+    built = build_classifier(arch, weights=str(file), num_classes=classes, size=size)
     assert built.has_sigmoid
     assert built.trained_on == "with the classifier (checkpoint file last_checkpoint.pth.tar)"
     branch, head = FORMS[arch]
@@ -255,15 +255,15 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         load_model("wsol-resnet50", tmp_path / "w.pth", 5)
 
 
-def test_which_branch_an_assembled_model_has(tmp_path: Path) -> None:
+def test_which_branch_a_built_classifier_has(tmp_path: Path) -> None:
     arch, file = f"{__file__}:small", str(tmp_path / "w.pth")
     torch.save(small_state(), file)
-    built = assemble(arch=arch, weights=file, size=16)
+    built = build_classifier(arch, weights=file, size=16)
     assert (built.has_sigmoid, built.checkpoint) == (True, "w.pth")
-    lower = assemble(arch=arch, weights=file, branch_layer="conv", size=16)
-    other = assemble(arch=arch, weights=file, new_classes=3, size=16)
+    lower = build_classifier(arch, weights=file, branch_layer="conv", size=16)
+    other = build_classifier(arch, weights=file, new_classes=3, size=16)
     torch.save(small().state_dict(), file)
-    without = assemble(arch=arch, weights=file, size=16)
+    without = build_classifier(arch, weights=file, size=16)
     for fresh in (lower, other, without):
         assert (fresh.has_sigmoid, fresh.trained_on) == (False, None)
 

@@ -18,7 +18,7 @@ from sigcam.demo.network import BRANCH_FILE
 from sigcam.demo.page import Panel, ShiftRow, write_page
 from sigcam.demo.shift import SHIFTS, shift_softmax
 from sigcam.demo.timing import Timing, alternate
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.runtime.session import load
 
 
@@ -65,11 +65,14 @@ def test_a_shift_changes_the_softmax_weights_and_no_probability(dual, shift):
     torch.testing.assert_close(change, change[:1].expand_as(change))
 
 
+@pytest.mark.slow
 def test_the_page_holds_its_images_and_escapes_names(dual, tmp_path):
     path = tmp_path / "toy.onnx"
     preprocessing = Preprocessing(32, 32, "stretch")
     export_artifact(
-        dual, path, preprocessing=preprocessing, class_names=["<b>", "b", "c", "d", "e"]
+        dual,
+        path,
+        ExportOptions(preprocessing=preprocessing, class_names=["<b>", "b", "c", "d", "e"]),
     )
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     with load(path) as session:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
-from sigcam.export import METHODS, export_artifact, export_classifier
+from sigcam.export import METHODS, ExportOptions, export_artifact, export_classifier
 from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
@@ -131,13 +131,15 @@ def test_graph_and_torch_match_the_oracle(
     spec = export_artifact(
         dual,
         path,
-        method=method,
-        branch=branch,
-        nwc=nwc,
-        profile=profile,
-        classes=SELECTIONS[selection],
-        preprocessing=preprocessing,
-        sigmoid_logits=every,
+        ExportOptions(
+            method=method,
+            branch=branch,
+            nwc=nwc,
+            profile=profile,
+            classes=SELECTIONS[selection],
+            preprocessing=preprocessing,
+            sigmoid_logits=every,
+        ),
     )
     asked = {"top1": [-1], "top3": [-1, -2, -3], "input": [4, -1, 0, -7]}[selection]
     for batch in BATCHES:
@@ -165,7 +167,7 @@ def test_graph_and_torch_match_the_oracle(
 def test_without_a_sigmoid_branch(tmp_path, dual, preprocessing):
     path = tmp_path / "model.onnx"
     spec = export_artifact(
-        dual, path, branch="softmax", has_sigmoid=False, preprocessing=preprocessing
+        dual, path, ExportOptions(branch="softmax", has_sigmoid=False, preprocessing=preprocessing)
     )
     assert spec.source.branch_sha256 is None
     got = run(path, images_of(preprocessing, 3))
@@ -178,7 +180,7 @@ def test_without_a_sigmoid_branch(tmp_path, dual, preprocessing):
 def test_a_convolution_before_the_pooling_is_a_linear_head(tmp_path, make, nets, preprocessing):
     dual = make(nets["conv"], "relu")
     path = tmp_path / "model.onnx"
-    export_artifact(dual, path, preprocessing=preprocessing)
+    export_artifact(dual, path, ExportOptions(preprocessing=preprocessing))
     images = images_of(preprocessing, 3)
     want = oracle(dual, preprocessing, images, np.full((3, 1), -1), "sigmoid")
     got = run(path, images)
@@ -187,8 +189,8 @@ def test_a_convolution_before_the_pooling_is_a_linear_head(tmp_path, make, nets,
 
 
 def test_the_bare_classifier_has_the_same_logits_and_no_spec(tmp_path, dual, preprocessing):
-    export_artifact(dual, tmp_path / "a.onnx", preprocessing=preprocessing)
-    export_classifier(dual, tmp_path / "c.onnx", preprocessing)
+    export_artifact(dual, tmp_path / "a.onnx", ExportOptions(preprocessing=preprocessing))
+    export_classifier(dual, tmp_path / "c.onnx", ExportOptions(preprocessing=preprocessing))
     images = images_of(preprocessing, 3)
     got = run(tmp_path / "c.onnx", images)
     assert list(got) == ["logits"]
@@ -200,7 +202,9 @@ def test_the_file_carries_its_spec(tmp_path, dual, preprocessing):
     path = tmp_path / "model.onnx"
     names = [f"class {i}" for i in range(7)]
     spec = export_artifact(
-        dual, path, preprocessing=preprocessing, class_names=names, trained_on="seven things"
+        dual,
+        path,
+        ExportOptions(preprocessing=preprocessing, class_names=names, trained_on="seven things"),
     )
     props = {p.key: p.value for p in onnx.load(path).metadata_props}
     assert set(props) == {METADATA_KEY}
@@ -218,7 +222,7 @@ def test_the_caller_s_module_stays_as_it_is(tmp_path, make, preprocessing):
     dual = make()
     dual.train()
     before = {name: value.clone() for name, value in dual.state_dict().items()}
-    export_artifact(dual, tmp_path / "model.onnx", preprocessing=preprocessing)
+    export_artifact(dual, tmp_path / "model.onnx", ExportOptions(preprocessing=preprocessing))
     assert dual.sigmoid_head.training
     assert all(p.requires_grad for p in dual.sigmoid_head.parameters())
     for name, value in dual.state_dict().items():

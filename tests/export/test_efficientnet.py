@@ -12,7 +12,7 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import Preprocessing
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
@@ -30,7 +30,7 @@ def test_efficientnet_lite0(tmp_path):
     assert dual.branch.layout.shape == (1280, 7, 7)
     preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     path = tmp_path / "lite0.onnx"
-    spec = export_artifact(dual, path, preprocessing=preprocessing)
+    spec = export_artifact(dual, path, ExportOptions(preprocessing=preprocessing))
     assert max(error.max_rel for error in spec.parity.outputs.values()) < 2e-5
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

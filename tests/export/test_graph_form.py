@@ -13,7 +13,7 @@ import pytest
 
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, export_artifact
+from sigcam.export import METHODS, ExportOptions, export_artifact
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -26,20 +26,24 @@ def files(request, tmp_path_factory, dual):
     export_artifact(
         dual,
         folder / "a.onnx",
-        method=request.param,
-        classes=ClassSelection("input"),
-        preprocessing=preprocessing,
-        opset=20,
+        ExportOptions(
+            method=request.param,
+            classes=ClassSelection("input"),
+            preprocessing=preprocessing,
+            opset=20,
+        ),
     )
     export_artifact(
         dual,
         folder / "b.onnx",
-        method=request.param,
-        classes=ClassSelection("topk", 2),
-        preprocessing=preprocessing,
-        branch="softmax",
-        profile="split",
-        sigmoid_logits=True,
+        ExportOptions(
+            method=request.param,
+            classes=ClassSelection("topk", 2),
+            preprocessing=preprocessing,
+            branch="softmax",
+            profile="split",
+            sigmoid_logits=True,
+        ),
     )
     return [onnx.load(folder / name) for name in ("a.onnx", "b.onnx")]
 
@@ -91,7 +95,9 @@ def test_the_file_names_no_place_on_the_machine_that_wrote_it(files):
 
 def test_an_opset_that_is_not_supported(dual, preprocessing, tmp_path):
     with pytest.raises(UsageError, match="opset must be one of 18, 19, 20, got 17"):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing, opset=17)
+        export_artifact(
+            dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing, opset=17)
+        )
 
 
 def test_exporting_prints_nothing(tmp_path):
@@ -99,7 +105,7 @@ def test_exporting_prints_nothing(tmp_path):
     code = """
         import sys
         from torch import nn
-        from sigcam.export import export_artifact
+        from sigcam.export import ExportOptions, export_artifact
         from sigcam.classifier.dual_branch import DualBranch
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
                             nn.Flatten(), nn.Linear(4, 3))

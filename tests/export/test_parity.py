@@ -10,11 +10,12 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
 from sigcam.core.errors import ParityError
 from sigcam.core.spec import Preprocessing
-from sigcam.export.options import GraphOptions
-from sigcam.export.parity import verify as module
-from sigcam.export.parity.compare import is_unstable
-from sigcam.export.parity.inputs import normalised
-from sigcam.export.parity.verify import FURTHER, LEAST, ParityRun
+from sigcam.export.options import ExportOptions
+from sigcam.export.parity import run as module
+from sigcam.export.parity.compare import is_unstable, logit_floors
+from sigcam.export.parity.inputs import as_images, normalised
+from sigcam.export.parity.reference import Reference
+from sigcam.export.parity.run import MAX_FURTHER, MIN_COUNTED, ParityRun
 
 IDS = np.array([[2, 0]])
 TOLERANCE = 1e-4
@@ -22,41 +23,39 @@ TOLERANCE = 1e-4
 
 @pytest.fixture
 def parity_run(dual, preprocessing):
-    return ParityRun(
-        in_double(dual).eval(), GraphOptions(method="gradcam"), preprocessing, TOLERANCE
-    )
+    return ParityRun(dual, ExportOptions(method="gradcam", tolerance=TOLERANCE), preprocessing)
 
 
 @pytest.fixture
 def jumps(monkeypatch):
-    """Images whose gradient is said to jump, by what their parity report compares."""
+    """References of images whose gradient is said to jump."""
     found = set()
 
-    def is_unstable(twin, images, *_):
-        return images.tobytes() in found
+    def is_unstable(reference, *_):
+        return reference in found
 
     monkeypatch.setattr(module, "is_unstable", is_unstable)
     return found
 
 
-def judge(parity_run, index, error):
+def add(parity_run, index, error):
     """A graph that is right but for a part of its CAMs."""
-    want = parity_run.known(index).outputs(module.torch.from_numpy(IDS))
+    want = parity_run.reference(index).outputs(module.torch.from_numpy(IDS))
     got = {name: want[name].numpy() for name in ("logits", "cams")}
-    parity_run.judge(index, {**got, "cams": got["cams"] * (1 + error)}, IDS)
+    parity_run.add(index, {**got, "cams": got["cams"] * (1 + error)}, IDS)
 
 
 def run_all(parity_run, jumps, wrong):
-    """Judges every image; those in `wrong` are off, and their gradient jumps."""
+    """Adds every image; those in `wrong` are off, and their gradient jumps."""
 
     def run(part):
         for index in part:
             if index in wrong:
-                jumps.add(parity_run.images[index : index + 1].tobytes())
-            judge(parity_run, index, 0.1 if index in wrong else 0)
+                jumps.add(parity_run.reference(index))
+            add(parity_run, index, 0.1 if index in wrong else 0)
 
     run(range(5))
-    parity_run.try_further(run)
+    parity_run.try_further_images(run)
 
 
 def test_five_images_where_none_jumps(parity_run, jumps):
@@ -75,31 +74,32 @@ def test_further_images_until_enough_count(parity_run, jumps):
     # 4 counts, 5 jumps too, 6 and 7 count.
     assert found.left_out == 5
     assert found.inputs.endswith("3 further smooth random ones")
-    assert len(parity_run.images) == 5 + FURTHER
-    assert len({image.tobytes() for image in parity_run.images}) == 5 + FURTHER
+    assert len(parity_run.images) == 5 + MAX_FURTHER
+    assert len({image.tobytes() for image in parity_run.images}) == 5 + MAX_FURTHER
 
 
 def test_too_few_that_count(parity_run, jumps):
-    run_all(parity_run, jumps, set(range(LEAST - 1, 5 + FURTHER)))
+    run_all(parity_run, jumps, set(range(MIN_COUNTED - 1, 5 + MAX_FURTHER)))
     with pytest.raises(ParityError, match="on 18 of 20 images the gradient jumps"):
         parity_run.check_count("the graph")
 
 
 def test_what_hangs_on_no_gradient_counts_on_every_image(parity_run, jumps):
-    jumps.add(parity_run.images[:1].tobytes())
-    want = parity_run.known(0).outputs(module.torch.from_numpy(IDS))
+    jumps.add(parity_run.reference(0))
+    want = parity_run.reference(0).outputs(module.torch.from_numpy(IDS))
     logits, cams = (want[name].numpy() for name in ("logits", "cams"))
-    parity_run.judge(0, {"logits": logits * 1.5, "cams": cams * 1.1}, IDS)
+    parity_run.add(0, {"logits": logits * 1.5, "cams": cams * 1.1}, IDS)
     found = parity_run.report((1,))
     assert found.left_out == 1
-    assert found.outputs["logits"].max_rel == pytest.approx(0.5)
+    largest = max(abs(parity_run.reference(index).logits).max().item() for index in range(5))
+    assert found.outputs["logits"].max_rel == pytest.approx(0.5 * abs(logits).max() / largest)
     assert "cams" not in found.outputs
 
 
 def test_a_cam_that_is_not_a_number_is_no_jump(parity_run, jumps):
-    jumps.add(parity_run.images[:1].tobytes())
-    want = parity_run.known(0).outputs(module.torch.from_numpy(IDS))
-    parity_run.judge(0, {"cams": want["cams"].numpy() * np.nan}, IDS)
+    jumps.add(parity_run.reference(0))
+    want = parity_run.reference(0).outputs(module.torch.from_numpy(IDS))
+    parity_run.add(0, {"cams": want["cams"].numpy() * np.nan}, IDS)
     found = parity_run.report((1,))
     assert found.left_out == 0
     assert np.isnan(found.outputs["cams"].max_rel)
@@ -107,7 +107,7 @@ def test_a_cam_that_is_not_a_number_is_no_jump(parity_run, jumps):
 
 def test_empty_cams_are_counted(parity_run, jumps):
     with module.torch.no_grad():
-        for value in parity_run.twin.sigmoid_head.parameters():
+        for value in parity_run.model.sigmoid_head.parameters():
             value.fill_(-1)
     run_all(parity_run, jumps, ())
     assert parity_run.report((1,)).empty == 5
@@ -142,15 +142,37 @@ def test_is_unstable(activation, jumps):
             weight = next(v for n, v in tensors.items() if "lift" in n and v.ndim == 4)
             bias = next(v for n, v in tensors.items() if "lift" in n and v.ndim == 1)
             bias[0] = -(weight[0, :, 0, 0] @ features[0, :, 0, 0])
-    twin = in_double(dual).eval()
-    options = GraphOptions(method="gradcam", nwc=False)
+    double = in_double(dual).eval()
+    options = ExportOptions(method="gradcam", nwc=False, tolerance=TOLERANCE)
     ids = module.torch.tensor([[0]])
-    assert is_unstable(twin, image, preprocessing, options, ids, TOLERANCE) is jumps
+    reference = Reference(double, as_images(image, preprocessing)[0], options)
+    assert is_unstable(reference, ids, logit_floors([reference])) is jumps
+
+
+def test_two_classes_that_a_classifier_is_undecided_about(preprocessing):
+    """Both logits of an image are near zero by chance: their rounding is no error."""
+    module.torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    dual = DualBranch(net, input_size=(24, 32))
+    run = ParityRun(dual, ExportOptions(tolerance=TOLERANCE), preprocessing)
+    weight, bias = run.model.sigmoid_head.linear_weights()
+    with module.torch.no_grad():
+        pooled = run.model.features(as_images(run.images[:1], preprocessing)[0]).mean((2, 3))[0]
+        weight[1] = -weight[0]
+        bias[0], bias[1] = 1e-6 - weight[0] @ pooled, weight[0] @ pooled - 1e-6
+    want = run.reference(0).outputs(module.torch.from_numpy(IDS % 2))
+    logits = want["evidence_logits"].numpy()
+    assert abs(logits).max() == pytest.approx(1e-6, rel=1e-3)
+    run.add(0, {"evidence_logits": logits + 1e-8}, IDS % 2)
+    assert run.worst["evidence_logits"].max_rel < TOLERANCE
+    largest = max(abs(run.reference(index).sigmoid_logits).max().item() for index in range(5))
+    run.add(0, {"evidence_logits": logits + 2 * TOLERANCE * largest}, IDS % 2)
+    assert run.worst["evidence_logits"].max_rel == pytest.approx(2 * TOLERANCE, rel=1e-6)
 
 
 def test_an_error_on_an_image_that_does_not_jump_counts(parity_run, jumps):
-    judge(parity_run, 0, 0)
-    judge(parity_run, 1, 1e-3)
+    add(parity_run, 0, 0)
+    add(parity_run, 1, 1e-3)
     found = parity_run.report((1,))
     assert found.left_out == 0
     assert found.outputs["cams"].max_rel == pytest.approx(1e-3)

@@ -19,18 +19,8 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.spec import ClassSelection, Preprocessing
-from sigcam.export import (
-    export_artifact,
-    export_classifier,
-)
-from sigcam.export import (
-    onnx_model as writer,
-)
-from sigcam.export import (
-    staging as staged,
-)
-from sigcam.export.options import GraphOptions
-from sigcam.export.parity import verify as parity
+from sigcam.export import ExportOptions, export_artifact, export_classifier, onnx_model, staging
+from sigcam.export.parity.verify import check_choice
 
 
 def nothing_in(folder):
@@ -44,15 +34,15 @@ _EXPORTED = {}
 def exported_once(monkeypatch):
     """The same graph needn't be exported for each of these tests."""
 
-    def cached(module, inputs, dynamic, outputs, opset, data_file):
-        key = (type(module), tuple(outputs), opset)
+    def cached(module, signature, opset, data_file):
+        key = (type(module), tuple(signature.outputs), opset)
         if key not in _EXPORTED:
-            _EXPORTED[key] = writer.to_onnx(module, inputs, dynamic, outputs, opset, data_file)
+            _EXPORTED[key] = onnx_model.to_onnx(module, signature, opset, data_file)
         model = onnx.ModelProto()
         model.CopyFrom(_EXPORTED[key])
         return model
 
-    monkeypatch.setattr(staged, "to_onnx", cached)
+    monkeypatch.setattr(staging, "to_onnx", cached)
     return cached
 
 
@@ -68,15 +58,15 @@ def plant(monkeypatch, exported_once):
             tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), tensor.name))
             return model
 
-        monkeypatch.setattr(staged, "to_onnx", faulty)
+        monkeypatch.setattr(staging, "to_onnx", faulty)
 
     return install
 
 
 def test_a_fault_in_a_weight_is_found(tmp_path, dual, preprocessing, plant):
-    plant("evidence.head.weight", lambda W: W * 1.001)
+    plant("weight_graph.head.weight", lambda W: W * 1.001)
     with pytest.raises(ParityError) as caught:
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     lines = str(caught.value).splitlines()
     assert "more than 0.0001" in lines[0]
     faulty = {line.split()[0] for line in lines if "outside tolerance" in line}
@@ -87,29 +77,29 @@ def test_a_fault_in_a_weight_is_found(tmp_path, dual, preprocessing, plant):
 def test_a_wrong_class_choice_is_found(tmp_path, dual, preprocessing, plant):
     plant("softmax.bias", lambda b: b + 100 * np.arange(len(b)))
     with pytest.raises(ParityError, match="chose the classes"):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     assert nothing_in(tmp_path)
 
 
 def test_a_graph_that_gives_nan_is_found(tmp_path, dual, preprocessing, plant):
     plant("unsqueeze", lambda b: b * np.nan)
     with pytest.raises(ParityError, match="nan"):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     assert nothing_in(tmp_path)
 
 
 def test_a_fault_in_the_bare_classifier_is_found(tmp_path, dual, preprocessing, plant):
     plant("fc.bias", lambda b: b + 0.1)
     with pytest.raises(ParityError, match="logits differ"):
-        export_classifier(dual, tmp_path / "c.onnx", preprocessing)
+        export_classifier(dual, tmp_path / "c.onnx", ExportOptions(preprocessing=preprocessing))
     assert nothing_in(tmp_path)
 
 
 def test_an_existing_file_survives_a_failure(tmp_path, dual, preprocessing, plant):
     (tmp_path / "m.onnx").write_bytes(b"precious")
-    plant("evidence.head.weight", lambda W: -W)
+    plant("weight_graph.head.weight", lambda W: -W)
     with pytest.raises(ParityError):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     assert (tmp_path / "m.onnx").read_bytes() == b"precious"
 
 
@@ -120,15 +110,17 @@ def test_an_existing_file_survives_a_failure(tmp_path, dual, preprocessing, plan
 def test_weights_that_are_not_finite(tmp_path, dual, preprocessing, head, words):
     broken = copy.deepcopy(dual)
     with torch.no_grad():
-        getattr(broken, head).body.get_parameter("fc.weight")[0, 0] = torch.nan
+        getattr(broken, head).classifier.get_parameter("fc.weight")[0, 0] = torch.nan
     with pytest.raises(ModelError, match=rf"weights {words} are not finite: fc\.weight"):
-        export_artifact(broken, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(broken, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     assert nothing_in(tmp_path)
 
 
 def test_a_head_that_cam_cannot_express(tmp_path, make, nets, preprocessing):
     with pytest.raises(ExportError, match=r"cam needs a head that is global average.*use gradcam"):
-        export_artifact(make(nets["mlp"]), tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(
+            make(nets["mlp"]), tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing)
+        )
     assert nothing_in(tmp_path)
 
 
@@ -160,24 +152,26 @@ def test_a_head_that_cam_cannot_express(tmp_path, make, nets, preprocessing):
 )
 def test_options_that_contradict(tmp_path, dual, preprocessing, options, words):
     with pytest.raises(UsageError, match=words):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing, **options)
+        export_artifact(
+            dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing, **options)
+        )
     assert nothing_in(tmp_path)
 
 
 def test_a_preprocessing_of_another_size(tmp_path, dual):
     with pytest.raises(ExportError, match="size that the model was split for, 24x32"):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=Preprocessing())
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=Preprocessing()))
 
 
 def test_a_target_that_cannot_be_written(tmp_path, dual, preprocessing, monkeypatch):
     # Not a read-only folder: root may write into those.
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(staged, "to_onnx", lambda *_: pytest.fail("found after the work"))
+    monkeypatch.setattr(staging, "to_onnx", lambda *_: pytest.fail("found after the work"))
     for export in (export_artifact, export_classifier):
         with pytest.raises(StorageError, match="choose a folder that is writable"):
-            export(dual, tmp_path / "file" / "m.onnx", preprocessing=preprocessing)
+            export(dual, tmp_path / "file" / "m.onnx", ExportOptions(preprocessing=preprocessing))
         with pytest.raises(StorageError, match="is a folder"):
-            export(dual, tmp_path, preprocessing=preprocessing)
+            export(dual, tmp_path, ExportOptions(preprocessing=preprocessing))
 
 
 def test_a_full_disk(tmp_path, dual, preprocessing, monkeypatch):
@@ -190,13 +184,13 @@ def test_a_full_disk(tmp_path, dual, preprocessing, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
-        export_artifact(dual, tmp_path / "m.onnx", preprocessing=preprocessing)
+        export_artifact(dual, tmp_path / "m.onnx", ExportOptions(preprocessing=preprocessing))
     assert nothing_in(tmp_path)
 
 
 def test_two_classes_within_rounding_may_change_places():
     logits = np.array([[1.0, 2.0, 2.0 + 1e-6]])
-    options = GraphOptions()
-    parity._check_choice({"class_ids_out": np.array([[1]])}, {}, logits, options, 1e-4)
+    options = ExportOptions(tolerance=1e-4)
+    check_choice(np.array([[1]]), None, logits, options)
     with pytest.raises(ParityError, match="chose the classes"):
-        parity._check_choice({"class_ids_out": np.array([[0]])}, {}, logits, options, 1e-4)
+        check_choice(np.array([[0]]), None, logits, options)

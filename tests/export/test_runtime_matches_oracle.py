@@ -11,7 +11,7 @@ import torch
 
 from sigcam.core.errors import BackendUnavailableError
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, export_artifact
+from sigcam.export import METHODS, ExportOptions, export_artifact
 from sigcam.export.parity.inputs import sample_images
 from sigcam.runtime.backends import BACKENDS
 from sigcam.runtime.session import load
@@ -27,9 +27,15 @@ FROM_ONNX = [name for name in sorted(BACKENDS) if "tensorrt" not in name]
 def test_session_matches_the_oracle(dual, preprocessing, tmp_path, method, profile):
     path = tmp_path / "model.onnx"
     export_artifact(
-        dual, path, method=method, profile=profile, classes=ClassSelection("topk", 2),
-        preprocessing=preprocessing,
-    )  # fmt: skip
+        dual,
+        path,
+        ExportOptions(
+            method=method,
+            profile=profile,
+            classes=ClassSelection("topk", 2),
+            preprocessing=preprocessing,
+        ),
+    )
     images = sample_images(preprocessing)[:3]
     answers = {}
     for backend in FROM_ONNX:
@@ -81,9 +87,16 @@ def test_openvino_runs_data_files_and_the_head_graph(make, nets, preprocessing, 
     pytest.importorskip("openvino")
     path = tmp_path / "model.onnx"
     export_artifact(
-        make(nets["toy" if method == "cam" else "mlp"]), path, method=method,
-        classes=ClassSelection("input"), preprocessing=preprocessing, external_data=True, head_graph=True,
-    )  # fmt: skip
+        make(nets["toy" if method == "cam" else "mlp"]),
+        path,
+        ExportOptions(
+            method=method,
+            classes=ClassSelection("input"),
+            preprocessing=preprocessing,
+            external_data=True,
+            head_graph=True,
+        ),
+    )
     assert (tmp_path / "model.onnx.data").is_file()
     images = list(sample_images(preprocessing)[:3])
     found = {}

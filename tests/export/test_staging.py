@@ -11,28 +11,31 @@ import pytest
 from torch import nn
 
 from sigcam.core.errors import StorageError
-from sigcam.export import staging as staged
-from sigcam.export.staging import StagedFiles
+from sigcam.export import ExportOptions, staging
+from sigcam.export.onnx_model import GraphSignature
+from sigcam.export.staging import StagingFolder
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     """Models that only say which version they are; their data file says the same."""
 
-    def to_onnx(module, inputs, dynamic, outputs, opset, data):
-        if data is not None:
-            data.write_text(outputs[0])
-        return onnx.ModelProto(producer_name=outputs[0])
+    def to_onnx(module, signature, opset, data_file):
+        (version,) = signature.outputs
+        if data_file is not None:
+            data_file.write_text(version)
+        return onnx.ModelProto(producer_name=version)
 
-    monkeypatch.setattr(staged, "to_onnx", to_onnx)
+    monkeypatch.setattr(staging, "to_onnx", to_onnx)
 
 
 def publish(path, version, *, external):
     """An artifact and its head graph."""
-    with StagedFiles(path) as made:
+    options = ExportOptions(external_data=external)
+    with StagingFolder(path) as folder:
         for one in (path, path.with_name("m.head.onnx")):
-            made.export(one, nn.Identity(), {}, {}, [version], 18, external)
-        made.publish()
+            folder.export(one, nn.Identity(), GraphSignature({}, [version]), options)
+        folder.publish()
 
 
 def contents(folder):

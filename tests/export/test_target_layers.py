@@ -15,13 +15,13 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ExportError, ModelError, UsageError
 from sigcam.core.spec import ClassSelection, Preprocessing
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.cam import fuse
 from sigcam.export.parity.inputs import as_images, sample_images
 from sigcam.runtime.session import load
 
 SIZE = (24, 32)
-GEOMETRY = Preprocessing(*SIZE, rule="stretch", layout="float32_nchw")
+PREPROCESSING = Preprocessing(*SIZE, rule="stretch", layout="float32_nchw")
 
 
 class Residual(nn.Module):
@@ -53,7 +53,7 @@ class Padded(Residual):
 
 
 class Transformer(nn.Module):
-    """Patches of a non-square CAM, a class token and a register, one block."""
+    """Patches of a non-square grid, a class token and a register, one block."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +115,7 @@ def by_hooks(dual, net, layers, branch, ids, to_grid):
         module.register_forward_hook(lambda m, i, o, layer=layer: seen.__setitem__(layer, o))
     if branch == "sigmoid":
         model.load_state_dict({**model.state_dict(), **head})
-    images = torch.cat(as_images(sample_images(GEOMETRY), GEOMETRY))
+    images = torch.cat(as_images(sample_images(PREPROCESSING), PREPROCESSING))
     logits = model(images)
     out = {}
     for layer in layers:
@@ -130,7 +130,7 @@ def by_hooks(dual, net, layers, branch, ids, to_grid):
 
 def run(path, names, classes=None):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    image = torch.cat(as_images(sample_images(GEOMETRY), GEOMETRY)).float().numpy()
+    image = torch.cat(as_images(sample_images(PREPROCESSING), PREPROCESSING)).float().numpy()
     feeds = {"image": image} if classes is None else {"image": image, "class_ids": classes}
     return dict(zip(names, session.run(names, feeds), strict=True))
 
@@ -162,9 +162,16 @@ def test_gradients_are_those_of_hooks_on_the_model(tmp_path, case, branch):
     assert [target.layer for target in dual.targets] == [layer]
     path = tmp_path / "m.onnx"
     spec = export_artifact(
-        dual, path, method="hirescam", branch=branch, profile="split", preprocessing=GEOMETRY,
-        classes=ClassSelection("topk", 2),
-    )  # fmt: skip
+        dual,
+        path,
+        ExportOptions(
+            method="hirescam",
+            branch=branch,
+            profile="split",
+            preprocessing=PREPROCESSING,
+            classes=ClassSelection("topk", 2),
+        ),
+    )
     got = run(path, ["class_ids_out", "features", "cam_weights"])
     want = by_hooks(dual, net, [layer], branch, got["class_ids_out"], to_grid)[layer]
     assert spec.feature_shapes == (want[0].shape[1:],)
@@ -179,7 +186,11 @@ def test_several_layers_are_scaled_and_averaged(tmp_path):
     dual = made(Residual, ["down", "stem"])
     path = tmp_path / "m.onnx"
     spec = export_artifact(
-        dual, path, method="gradcam", preprocessing=GEOMETRY, classes=ClassSelection("input")
+        dual,
+        path,
+        ExportOptions(
+            method="gradcam", preprocessing=PREPROCESSING, classes=ClassSelection("input")
+        ),
     )
     assert spec.target_layers == ("down", "stem")
     assert spec.cam_shape == (12, 16)
@@ -205,9 +216,15 @@ def test_the_head_graph_starts_where_everything_comes_from(tmp_path):
         dual = made(net, layers)
         path = tmp_path / f"{name}.onnx"
         spec = export_artifact(
-            dual, path, method="layercam", preprocessing=GEOMETRY, head_graph=True,
-            classes=ClassSelection("input"),
-        )  # fmt: skip
+            dual,
+            path,
+            ExportOptions(
+                method="layercam",
+                preprocessing=PREPROCESSING,
+                head_graph=True,
+                classes=ClassSelection("input"),
+            ),
+        )
         assert spec.head_input == name
         ids = np.tile(np.array([[4, 1]]), (5, 1))
         first = run(path, ["cams", "evidence_logits", name], ids)
@@ -225,9 +242,15 @@ def test_the_head_graph_starts_where_everything_comes_from(tmp_path):
 def test_further_classes_come_out_as_if_they_had_been_asked_for(tmp_path):
     path = tmp_path / "m.onnx"
     export_artifact(
-        made(Transformer), path, method="gradcam", preprocessing=GEOMETRY, head_graph=True,
-        classes=ClassSelection("input"),
-    )  # fmt: skip
+        made(Transformer),
+        path,
+        ExportOptions(
+            method="gradcam",
+            preprocessing=PREPROCESSING,
+            head_graph=True,
+            classes=ClassSelection("input"),
+        ),
+    )
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     with load(path) as session:
         (first,) = session.explain(image)
@@ -242,10 +265,10 @@ def test_further_classes_come_out_as_if_they_had_been_asked_for(tmp_path):
 def test_layouts():
     value = torch.arange(2 * 14 * 5.0).reshape(2, 14, 5)
     layout = Layout("tokens", (5, 3, 4), 2)
-    cam = layout.to_grid(value)
-    assert cam.shape == (2, 5, 3, 4)
-    assert torch.equal(cam[1, :, 2, 3], value[1, 13])
-    assert torch.equal(cam[1, :, 0, 0], value[1, 2])
+    grid = layout.to_grid(value)
+    assert grid.shape == (2, 5, 3, 4)
+    assert torch.equal(grid[1, :, 2, 3], value[1, 13])
+    assert torch.equal(grid[1, :, 0, 0], value[1, 2])
     assert layout.value_shape == (14, 5)
     assert made(Transformer).branch.layout == Layout("tokens", (16, 3, 4), 2)
     assert made(ChannelsLast).branch.layout == Layout("nhwc", (10, 6, 8))
@@ -255,7 +278,7 @@ def test_layouts():
     ("layers", "words"),
     [
         (["dwn"], "no layer 'dwn'; did you mean down"),
-        (["fc"], r"layer 'fc' must give a CAM .* it gives \[B, 7\]"),
+        (["fc"], r"layer 'fc' must give a grid .* it gives \[B, 7\]"),
         (["unused"], "don't depend on the output of the layer 'unused'"),
     ],
 )
@@ -277,10 +300,16 @@ def test_what_several_or_lower_layers_cannot_have(tmp_path):
     several = made(Residual, ["down", "stem"])
     with pytest.raises(UsageError, match="the profile split has the features of one target layer"):
         export_artifact(
-            several, tmp_path / "m.onnx", method="gradcam", profile="split", preprocessing=GEOMETRY
+            several,
+            tmp_path / "m.onnx",
+            ExportOptions(method="gradcam", profile="split", preprocessing=PREPROCESSING),
         )
     with pytest.raises(ExportError, match="the layer before the pooling as its target layer"):
-        export_artifact(made(Residual, ["down"]), tmp_path / "m.onnx", preprocessing=GEOMETRY)
+        export_artifact(
+            made(Residual, ["down"]),
+            tmp_path / "m.onnx",
+            ExportOptions(preprocessing=PREPROCESSING),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -291,14 +320,20 @@ def test_an_operator_without_a_translation(tmp_path):
             return self.fc(torch.linalg.matrix_exp(x.unsqueeze(2) * x.unsqueeze(1)).sum(2))
 
     with pytest.raises(ExportError, match="matrix_exp"):
-        export_artifact(made(Odd), tmp_path / "m.onnx", method="gradcam", preprocessing=GEOMETRY)
+        export_artifact(
+            made(Odd),
+            tmp_path / "m.onnx",
+            ExportOptions(method="gradcam", preprocessing=PREPROCESSING),
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_uint8_images_reach_the_transformer(tmp_path):
-    preprocessing = dataclasses.replace(GEOMETRY, layout="uint8_nhwc")
+    preprocessing = dataclasses.replace(PREPROCESSING, layout="uint8_nhwc")
     spec = export_artifact(
-        made(Averaged), tmp_path / "m.onnx", method="cam", preprocessing=preprocessing
+        made(Averaged),
+        tmp_path / "m.onnx",
+        ExportOptions(method="cam", preprocessing=preprocessing),
     )
     assert spec.feature_shapes == ((16, 3, 4),)
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, export_artifact, export_classifier
+from sigcam.export import METHODS, ExportOptions, export_artifact, export_classifier
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 
@@ -60,7 +60,7 @@ def build(path, dynamic):
 
 
 def cases():
-    """cam with each option; the others on a head whose way back is traced."""
+    """cam with each option; the others on a head whose backward pass is traced."""
     for profile in ("fused", "split"):
         for selection in SELECTIONS:
             yield "toy", "cam", profile, selection
@@ -79,12 +79,14 @@ def test_an_artifact_compiles(tmp_path, make, nets, preprocessing, net, method, 
     export_artifact(
         dual,
         path,
-        method=method,
-        profile=profile,
-        branch=branch,
-        classes=SELECTIONS[selection],
-        preprocessing=dataclasses.replace(preprocessing, layout=layout),
-        sigmoid_logits=every,
+        ExportOptions(
+            method=method,
+            profile=profile,
+            branch=branch,
+            classes=SELECTIONS[selection],
+            preprocessing=dataclasses.replace(preprocessing, layout=layout),
+            sigmoid_logits=every,
+        ),
     )
     names, engine = build(path, {"image": {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}})
     wanted = ["logits", "class_ids_out", "evidence_logits"]
@@ -95,6 +97,6 @@ def test_an_artifact_compiles(tmp_path, make, nets, preprocessing, net, method, 
 
 
 def test_the_bare_classifier_compiles(tmp_path, dual, preprocessing):
-    export_classifier(dual, tmp_path / "c.onnx", preprocessing)
+    export_classifier(dual, tmp_path / "c.onnx", ExportOptions(preprocessing=preprocessing))
     names, _ = build(tmp_path / "c.onnx", {"image": {0: "batch"}})
     assert names == ["logits"]

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from sigcam.core.files import key_of
 from sigcam.kernels import calls, driver
 from sigcam.kernels import compile as compiling
 from sigcam.kernels.clamp_combine import KERNELS
@@ -26,24 +28,49 @@ def nvrtc():
         pytest.skip(str(exc))
 
 
+KEPT = "sigcam/kernel-reports"
+
+
 @pytest.fixture(scope="module")
-def compiled(nvrtc):
-    """For every architecture; in two processes, as NVRTC takes one compilation at a time."""
+def compiled(nvrtc, request):
+    """Whether it is a cubin, and the log, for every architecture: after `--cache-clear`, or when
+    source, options or NVRTC are others than at the last time, compiled; otherwise kept since.
+
+    In two processes, as NVRTC takes one compilation at a time.
+    """
     source = compiling.SOURCE.read_text()
+    key = key_of(source, Path(compiling.__file__).read_text(), str(nvrtc))
+    cache = getattr(request.config, "cache", None)  # not with -p no:cacheprovider
+    kept = cache.get(KEPT, {}) if cache else {}
+    if kept.get("key") == key:
+        yield {int(number): found for number, found in kept["found"].items()}.get
+        return
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        yield {
+        made = {
             number: pool.submit(compile_source, source, number, report=True)
             for number in compiling.supported()
         }
 
+        def found(number):
+            if number not in made:
+                return None
+            result = made[number].result()
+            return result.cubin.startswith(b"\x7fELF"), result.log
 
+        yield found
+        if cache and not any(one.exception() for one in made.values()):
+            cache.set(KEPT, {"key": key, "found": {number: found(number) for number in made}})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_without_spills(nvrtc, compiled, architecture):
-    if architecture not in compiled:
+    made = compiled(architecture)
+    if made is None:
         pytest.skip(f"NVRTC {nvrtc} doesn't know sm_{architecture}")
-    made = compiled[architecture].result()
-    assert made.cubin.startswith(b"\x7fELF")
-    found = resources(made.log)
+    is_cubin, log = made
+    assert is_cubin
+    found = resources(log)
     assert set(found) == set(KERNELS)
     assert {name: used for name, used in found.items() if used.spills or used.stack} == {}
     # A block must fit a multiprocessor: 65,536 registers, and 48 KiB of static memory.

@@ -21,6 +21,7 @@ def test_compiles(name, tmp_path):
     py_compile.compile(str(EXAMPLES / f"{name}.py"), cfile=str(tmp_path / "out.pyc"), doraise=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_gpu(name):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

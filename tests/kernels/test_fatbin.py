@@ -41,6 +41,7 @@ def run(*arguments):
     return CliRunner().invoke(main, ["kernels", *map(str, arguments)])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_build(tmp_path):
     out = tmp_path / "kernels.fatbin"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.fake_cuda import HERE, environment, fake_driver, run_cases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -1,7 +1,9 @@
 """The gradient methods against the package grad-cam, where definitions agree.
 
 Softmax branch, no clamping (grad-cam has none), the same class. The last tests show where
-the definitions differ; docs/methods.md says why.
+the definitions differ; docs/methods.md says why. The networks are small ones of each
+architecture, and one that is trained; `python -m benchmarks.coverage.run` goes through whole
+networks of every family.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from pytorch_grad_cam.utils.model_targets import (
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import ClassSelection
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import prepare
 from sigcam.runtime.session import load
 from tests.support import peer_maps as peers
+
+pytestmark = pytest.mark.slow
 
 PHOTOGRAPHS = ["pets/images/Abyssinian_1.jpg", "imagenet_samples/images/n01440764.jpg"]
 TOLERANCE = 1e-3
@@ -39,7 +43,8 @@ TOLERANCE = 1e-3
 def network(request):
     """A network and our graph of it; the last one with its trained weights."""
     name = request.param
-    peer = peers.trained() if name == "efficientnet_lite0" else peers.make(name)
+    is_trained = name == "efficientnet_lite0"
+    peer = peers.trained() if is_trained else peers.make(peers.NETWORKS[name])
     return peer, peers.Ours(peer)
 
 
@@ -79,16 +84,23 @@ def test_maps_agree_on_photographs(network):
 
 def test_a_users_way_to_the_map_agrees(tmp_path):
     """The artifact by the Session, an image of the input's size, against grad-cam."""
-    peer = peers.trained()
+    peer = peers.make(peers.resnet)
     preprocessing = dataclasses.replace(peer.preprocessing, rule="stretch", resize=None)
     pixels = (peers.smooth_images(1)[0] * 60 + 120).clamp(0, 255).byte()
     image = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     export_artifact(
-        DualBranch(peer.model), tmp_path / "model.onnx", method="layercam", branch="softmax",
-        has_sigmoid=False, classes=ClassSelection("input"), preprocessing=preprocessing,
-    )  # fmt: skip
+        DualBranch(peer.model),
+        tmp_path / "model.onnx",
+        ExportOptions(
+            method="layercam",
+            branch="softmax",
+            has_sigmoid=False,
+            classes=ClassSelection("input"),
+            preprocessing=preprocessing,
+        ),
+    )
     with load(tmp_path / "model.onnx", spinning=False) as session:
-        found = session.explain(image, classes=[281, 7])
+        found = session.explain(image, classes=[28, 7])
     as_floats = dataclasses.replace(preprocessing, layout="float32_nchw")
     tensor = torch.from_numpy(prepare(image, as_floats)[0])[None]
     for one in found:
@@ -126,12 +138,17 @@ class InPlace(Small):
     in_place = True
 
 
-def small(net, *names, method="gradcam", **options):
+def small(net, *names, methods=("gradcam",), **options):
     """A `Small` and our graph of it, with the target layers of these names."""
     model = net()
     layers = [model.get_submodule(name) for name in names]
     peer = peers.Peer(model, layers, target_layers=names)
-    return peer, peers.Ours(peer, (method,), SIZE, **options)
+    return peer, peers.Ours(peer, methods, SIZE, **options)
+
+
+@pytest.fixture(scope="module")
+def one_layer():
+    return small(Small, "third", methods=("gradcam", "finercam"), similar=3)
 
 
 def gradcam(peer, image, target):
@@ -144,11 +161,10 @@ def distance(cam, their_heatmap):
     return np.abs(peers.enlarged(cam, SIZE) - their_heatmap).max()
 
 
-def test_an_operation_in_place_changes_the_features_of_grad_cam_but_not_ours():
+def test_an_operation_in_place_changes_the_features_of_grad_cam_but_not_ours(one_layer):
     image = peers.smooth_images(1, SIZE)
     heatmaps = {}
-    for net in (Small, InPlace):
-        peer, ours = small(net, "third")
+    for net, (peer, ours) in ((Small, one_layer), (InPlace, small(InPlace, "third"))):
         [cam] = ours.cams(image, [0])["gradcam"]
         heatmaps[net] = cam, gradcam(peer, image, ClassifierOutputTarget(0))
     np.testing.assert_allclose(*(cam for cam, _ in heatmaps.values()), rtol=1e-5, atol=1e-7)
@@ -156,8 +172,8 @@ def test_an_operation_in_place_changes_the_features_of_grad_cam_but_not_ours():
     assert distance(*heatmaps[InPlace]) > 0.05
 
 
-def test_finercam_weighs_similar_classes_alike_and_grad_cam_by_probability():
-    peer, ours = small(Small, "third", method="finercam", similar=3)
+def test_finercam_weighs_similar_classes_alike_and_grad_cam_by_probability(one_layer):
+    peer, ours = one_layer
     image = 3 * peers.smooth_images(1, SIZE)
     logits = ours.logits(image)
     class_id = int(logits.argmax())

@@ -1,10 +1,11 @@
-"""The methods of several passes against the package grad-cam on whole backbones.
+"""The methods of several passes against the package grad-cam, on networks of many families.
 
-PyTorch runs the networks as a backend, so that only what the runtime does with them is
-compared. Where the definitions differ, the difference is taken out on one side and named:
-grad-cam's masks are enlarged with aligned corners (Score-CAM), its features are centred and
-their sign is left to chance (Eigen-CAM), and features that can be negative are ablated with
-a large negative number instead of 0 (Ablation-CAM).
+The networks are narrow and shallow, as there is a pass for every channel. PyTorch runs them
+as a backend, so that only what the runtime does with them is compared. Where the definitions
+differ, the difference is taken out on one side and named: grad-cam's masks are enlarged with
+aligned corners (Score-CAM), its features are centred and their sign is left to chance
+(Eigen-CAM), and features that can be negative are ablated with a large negative number
+instead of 0 (Ablation-CAM).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import functools
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -36,47 +36,39 @@ from sigcam.core.spec import (
 )
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import prepare
-from sigcam.runtime.head_graph import Head
+from sigcam.runtime.head_graph import HeadGraph
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 from tests.support import peer_maps as peers
 from tests.support.torch_backend import TorchBackend
 
+pytestmark = pytest.mark.slow
+
 PHOTOGRAPH = DATA / "pets" / "images" / "Abyssinian_1.jpg"
 TOLERANCE = 1e-3
 SIDE = 64
-"""N passes through the whole network for each map: at 224 they would take minutes."""
-SPREAD = 3.0
+"""N passes through the whole network for each map: at 224 they would take long."""
+SPREAD = 6.0
 FADES = 1e-6
 """grad-cam adds 1e-7 to the CAM's maximum before it divides by it."""
 
 
-def _with_last_relu(name, layer):
-    def build():
-        net = getattr(torchvision.models, name)()
-        return peers.Peer(net, [net.get_submodule(layer)])
-
-    return build
+def shufflenet_v2(size=SIDE):
+    net = torchvision.models.ShuffleNetV2([1, 1, 1], [8, 16, 24, 32, 64], peers.CLASSES)
+    return peers.Peer(net, [net.conv5])
 
 
-def _small_vit():
-    net = timm.create_model("vit_tiny_patch16_224", img_size=SIDE)
+def regnet_y(size=SIDE):
+    stages = torchvision.models.regnet.BlockParams.from_init_params(
+        depth=4, w_0=16, w_a=16.0, w_m=2.0, group_width=8, se_ratio=0.25
+    )
+    net = torchvision.models.RegNet(stages, peers.CLASSES, stem_width=16)
+    return peers.Peer(net, [net.trunk_output])
 
-    def cam(tokens):
-        return tokens[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
-    return peers.Peer(net, [net.blocks[-1].norm1], reshape=cam)
-
-
-BACKBONES = {
-    **{name: peers.NETWORKS[name] for name in ("resnet18", "vgg11", "mobilenet_v3_small")},
-    "vit_tiny_patch16_224": _small_vit,
-}
+BACKBONES = (peers.resnet, peers.vgg, peers.mobilenet_v3, peers.vit)
 # Ablation-CAM is one definition on features that a ReLU made.
-AFTER_RELU = {
-    **{name: peers.NETWORKS[name] for name in ("resnet18", "densenet121")},
-    "shufflenet_v2_x0_5": _with_last_relu("shufflenet_v2_x0_5", "conv5"),
-    "regnet_y_400mf": _with_last_relu("regnet_y_400mf", "trunk_output"),
-}
+AFTER_RELU = (peers.resnet, peers.densenet, shufflenet_v2, regnet_y)
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +80,8 @@ def _quiet(capfd):
 class Network:
     """A backbone as grad-cam sees it, and a Session whose backend is PyTorch."""
 
-    def __init__(self, name, build, centred=False):
-        self.peer = peers.make(name, build, SIDE)
+    def __init__(self, build, centred=False):
+        self.peer = peers.make(build, SIDE)
         self.centred = centred
         self.preprocessing = Preprocessing(
             SIDE, SIDE, "stretch", mean=peers.IMAGENET.mean, std=peers.IMAGENET.std,
@@ -141,14 +133,14 @@ class Network:
             },
             run,
         )  # fmt: skip
-        head = Head("features", self._head) if self.peer.reshape is None else None
+        head = HeadGraph("features", self._head) if self.peer.reshape is None else None
         spec = Spec(
             method="cam", branch="softmax", nwc=False, target_layers=("target",), profile="split",
-            classes=ClassSelection("input"), preprocessing=self.preprocessing, num_classes=self.classes,
-            feature_shapes=(self.shape,), source=Source("net", "0"),
+            classes=ClassSelection("input"), preprocessing=self.preprocessing,
+            num_classes=self.classes, feature_shapes=(self.shape,), source=Source("net", "0"),
             head_input="features" if head else None,
         )  # fmt: skip
-        return Session(spec, artifact, head=head, batch_size=16)
+        return Session(ExportedModel(spec, artifact, head), batch_size=16)
 
     def _head(self):
         N, h, w = self.shape
@@ -182,9 +174,12 @@ class Network:
             return cam(self.tensor(image), [ClassifierOutputTarget(class_id)])[0]
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_scorecam_agrees_but_for_how_masks_are_enlarged(name, monkeypatch):
-    network = Network(name, BACKBONES[name])
+each_backbone = pytest.mark.parametrize("build", BACKBONES, ids=lambda build: build.__name__)
+
+
+@each_backbone
+def test_scorecam_agrees_but_for_how_masks_are_enlarged(build, monkeypatch):
+    network = Network(build)
     image = network.image()
     logits, features = network.features(network.tensor(image))
     class_id = int(logits[0].argmax())
@@ -201,9 +196,9 @@ def test_scorecam_agrees_but_for_how_masks_are_enlarged(name, monkeypatch):
     assert np.abs(peers.scaled(one.cam) - equal).max() > 10 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", AFTER_RELU)
-def test_ablationcam_agrees_after_a_relu(name):
-    network = Network(name, AFTER_RELU[name])
+@pytest.mark.parametrize("build", AFTER_RELU, ids=lambda build: build.__name__)
+def test_ablationcam_agrees_after_a_relu(build):
+    network = Network(build)
     image = network.image()
     logits, features = network.features(network.tensor(image))
     class_id = int(logits[0].argmax())
@@ -217,7 +212,7 @@ def test_ablationcam_agrees_after_a_relu(name):
 
 
 def test_ablationcam_differs_where_features_can_be_negative():
-    network = Network("mobilenet_v3_small", BACKBONES["mobilenet_v3_small"])
+    network = Network(peers.mobilenet_v3)
     image = network.image()
     logits, features = network.features(network.tensor(image))
     assert features.min() < 0
@@ -228,14 +223,14 @@ def test_ablationcam_differs_where_features_can_be_negative():
 
 
 def test_ablationcam_refuses_a_transformer_whose_head_takes_more_than_the_features():
-    network = Network("vit_tiny_patch16_224", _small_vit)
+    network = Network(peers.vit)
     with network.session() as session, pytest.raises(UsageError, match="head"):
         session.explain(network.image(), classes=0, method="ablationcam")
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_eigencam_agrees_on_centred_features_up_to_the_sign(name):
-    network = Network(name, BACKBONES[name], centred=True)
+@each_backbone
+def test_eigencam_agrees_on_centred_features_up_to_the_sign(build):
+    network = Network(build, centred=True)
     image = network.image()
     with network.session() as session:
         [one] = session.explain(image, classes=0, method="eigencam")

@@ -17,7 +17,8 @@ from sigcam.core.spec import (
     Source,
     Spec,
 )
-from sigcam.runtime.head_graph import Head
+from sigcam.runtime.head_graph import HeadGraph
+from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.multipass.eigencam import _projection
 from sigcam.runtime.session import Session
 from tests.support.torch_backend import TorchBackend
@@ -96,7 +97,9 @@ def session_of(net):
         {"scores": scores, "cams": ("float32", (None, None, SIDE, SIDE))},
         head,
     )
-    return Session(spec, artifact, head=Head("features", lambda: second), batch_size=4)
+    return Session(
+        ExportedModel(spec, artifact, HeadGraph("features", lambda: second)), batch_size=4
+    )
 
 
 def random_image(seed):

@@ -42,7 +42,7 @@ class Buffer:
 
 
 class FakeDriver:
-    """What `device_heatmaps` takes from the driver; copies happen when the stream is synchronised."""
+    """What HeatmapMaker takes from the driver; copies happen when the stream is synchronised."""
 
     DeviceBuffer = PinnedBuffer = Buffer
 
@@ -118,8 +118,8 @@ class HostKernel(ReferenceKernel):
             )  # fmt: skip
 
 
-class CpuLane:
-    """A lane on ONNX Runtime's CPU, with maps in NumPy; says what was done in which order."""
+class CpuStream:
+    """A stream on ONNX Runtime's CPU, with heatmaps in NumPy; says what was done in which order."""
 
     device, ordinal, handle = "cpu", 0, STREAM
 
@@ -160,7 +160,7 @@ class CpuLane:
         self._heatmaps.close()
 
 
-def bound_on_cpu(path, lane):
+def bound_on_cpu(path, stream):
     """A BoundBackend on ONNX Runtime's CPU provider."""
     import onnxruntime as ort
 
@@ -175,7 +175,7 @@ def bound_on_cpu(path, lane):
         def open(cls, path, options):
             settings = session_options(ort, options)
             session = open_session(ort, path, settings, ["CPUExecutionProvider"])
-            return cls(session, lane, ort.RunOptions())
+            return cls(session, stream, ort.RunOptions())
 
     return OnCpu.open(path, BackendOptions(threads=1))
 

@@ -1,11 +1,16 @@
-"""The slow direct implementation of the box metrics: contours at every threshold."""
+"""The slow direct implementation of the box metrics: contours at every threshold, hits counted."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
 Box = tuple[int, int, int, int]
+Image = tuple[Sequence[float], Sequence[float], "bool | None"]
+"""Best IoU at every threshold, of all contours and of the largest; whether the class is right."""
 
 
 def boxes_at(levels: np.ndarray, threshold: float) -> tuple[list[Box], Box]:
@@ -41,3 +46,39 @@ def best_ious(
         every.append(max(iou(box, true) for box in boxes for true in truth))
         largest.append(max(iou(big, true) for true in truth))
     return np.array(every), np.array(largest)
+
+
+def accuracies(images: Sequence[Image], fixed: float = 0.2) -> dict[str, Any]:
+    """Every accuracy in percent, as its definition says: counted threshold by threshold.
+
+    Those called best come with the lowest threshold that gives them. Top-1 metrics are None where
+    no image's class is known; otherwise they are of the images whose class is.
+    """
+    known = [image for image in images if image[2] is not None]
+
+    def share(hit: Callable[[Image, int], bool], of: Sequence[Image], threshold: int) -> float:
+        return 100 * sum(bool(hit(image, threshold)) for image in of) / len(of)
+
+    def best(hit: Callable[[Image, int], bool], of: Sequence[Image]) -> tuple[float, float]:
+        shares = [share(hit, of, threshold) for threshold in range(1000)]
+        return max(shares), shares.index(max(shares)) / 1000
+
+    def gt_known(image: Image, threshold: int) -> bool:
+        return image[1][threshold] >= 0.5
+
+    def top1_loc(image: Image, threshold: int) -> bool:
+        return gt_known(image, threshold) and bool(image[2])
+
+    at_iou = [best(lambda image, t, iou=iou: image[0][t] >= iou, images) for iou in (0.3, 0.5, 0.7)]
+    index = round(fixed * 1000)
+    return {
+        "max_box_acc_v2": sum(value for value, _ in at_iou) / 3,
+        "max_box_acc_0.3": at_iou[0],
+        "max_box_acc_0.5": at_iou[1],
+        "max_box_acc_0.7": at_iou[2],
+        "gt_known": share(gt_known, images, index),
+        "gt_known_best": best(gt_known, images),
+        "top1_cls": share(lambda image, _: bool(image[2]), known, 0) if known else None,
+        "top1_loc": share(top1_loc, known, index) if known else None,
+        "top1_loc_best": best(top1_loc, known) if known else None,
+    }

@@ -1,4 +1,4 @@
-"""The way back of a module through the decompositions: eagerly, traced, and as ONNX."""
+"""The backward pass of a module through the decompositions: eagerly, traced, and as ONNX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigcam.export.backward.decompositions import DECOMPOSITIONS
 from sigcam.export.backward.simplify import simplify
-from sigcam.export.onnx_model import to_onnx
+from sigcam.export.onnx_model import GraphSignature, to_onnx
 
 
 class Decomposed(TorchDispatchMode):
@@ -92,7 +92,7 @@ def export(head, x):
     with torch.no_grad():
         inputs = {"x": x, "cotangent": torch.ones_like(head(x))}
     dynamic = {name: {0: "batch"} for name in inputs}
-    return to_onnx(Embedded(graph, tensors), inputs, dynamic, ["y", "gradient"], 18)
+    return to_onnx(Embedded(graph, tensors), GraphSignature(inputs, ["y", "gradient"], dynamic))
 
 
 def onnx_errors(model, head, shape, batches=(1, 3)):

@@ -15,6 +15,9 @@ from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
 from tests.support.device_doubles import fake_onnxruntime
 from tests.support.fake_cuda import live
+from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
+
+# ruff: noqa: F811 (fixtures come in as arguments of the same name)
 
 IMAGES = [
     np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
@@ -60,7 +63,7 @@ def test_the_same_answers_as_on_the_cpu(gpu, make_artifact, per_position):
             got, want = session.explain(IMAGES, **question), plain.explain(IMAGES, **question)
             for one, other in zip(got, want, strict=True):
                 for a, b in zip(one, other, strict=True):
-                    assert a.made is not None
+                    assert a._made is not None
                     assert (a.class_id, a.probability, a.valid) == (
                         b.class_id, b.probability, b.valid,
                     )  # fmt: skip
@@ -73,7 +76,7 @@ def test_the_profile_fused(gpu, make_artifact):
     path = make_artifact()
     with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
         got, want = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
-        assert got.made is None
+        assert got._made is None
         np.testing.assert_array_equal(got.heatmap, want.heatmap)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import onnxruntime as ort
@@ -17,9 +19,10 @@ from torch import nn
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.zoo import load_model
 from sigcam.core.spec import Preprocessing
+from sigcam.export.backward.trace import trace_gradient
 from sigcam.export.modules import CamGraph
-from sigcam.export.onnx_model import to_onnx
-from sigcam.export.options import GraphOptions
+from sigcam.export.onnx_model import GraphSignature, to_onnx
+from sigcam.export.options import ExportOptions
 from sigcam.images.preprocess import Axis, Placement
 from sigcam.images.upsample import to_heatmap
 
@@ -62,43 +65,63 @@ class DenseNet(nn.Module):
         return self.classifier(self.last(self.features(x)).mean((2, 3)))
 
 
-def _resnet18():
-    net = torchvision.models.resnet18()
+# Narrow and shallow forms of each architecture: every operator costs the exporter some 20 ms,
+# and what the methods meet is how a network ends. benchmarks/coverage goes through whole
+# networks, with every method.
+CLASSES = 40
+
+
+def resnet(size=224):
+    """Ends in a ReLU, global average pooling and a linear layer."""
+    net = timm.models.resnet.ResNet(
+        timm.models.resnet.BasicBlock, [1, 1, 1, 1], CLASSES, stem_width=16,
+        channels=(16, 24, 32, 64),
+    )  # fmt: skip
     return Peer(net, [net.layer4[-1]])
 
 
-def _vgg11():
-    net = torchvision.models.vgg11()
+def vgg(size=224):
+    """Ends in flattened features and two hidden layers."""
+    convs = torchvision.models.vgg.make_layers([16, "M", 24, "M", 32, "M", 48, "M", 64, "M"])
+    net = torchvision.models.VGG(convs, CLASSES, init_weights=False)
+    for name, inside, outside in (("0", 64 * 49, 96), ("3", 96, 64), ("6", 64, CLASSES)):
+        setattr(net.classifier, name, nn.Linear(inside, outside))
     return Peer(net, [net.features[-1]])
 
 
-def _mobilenet_v3_small():
-    net = torchvision.models.mobilenet_v3_small()
+def mobilenet_v3(size=224):
+    """Ends in a hard swish, global average pooling and a hidden layer."""
+    kind = torchvision.models.mobilenetv3.InvertedResidualConfig
+    blocks = [
+        kind(16, 3, 16, 16, True, "RE", 2, 1, 1.0), kind(16, 5, 64, 24, True, "HS", 2, 1, 1.0)
+    ]  # fmt: skip
+    net = torchvision.models.MobileNetV3(blocks, last_channel=64, num_classes=CLASSES)
     return Peer(net, [net.features[-1]])
 
 
-def _densenet121():
-    net = DenseNet(torchvision.models.densenet121())
+def densenet(size=224):
+    """Ends in a module for the ReLU, a mean and a linear layer."""
+    net = torchvision.models.DenseNet(
+        growth_rate=16, block_config=(2, 2), num_init_features=32, num_classes=CLASSES
+    )
+    net = DenseNet(net)
     return Peer(net, [net.last])
 
 
-def _vit_tiny():
-    # Four of its twelve blocks: a map is made of the last one.
-    net = timm.create_model("vit_tiny_patch16_224", depth=4)
+def vit(size=224):
+    """Ends in a block of attention and a linear layer on the class token."""
+    net = timm.models.VisionTransformer(
+        img_size=size, patch_size=16, embed_dim=48, depth=2, num_heads=3, num_classes=CLASSES
+    )
+    side = size // 16
 
     def cam(tokens):
-        return tokens[:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
+        return tokens[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
     return Peer(net, [net.blocks[-1].norm1], reshape=cam)
 
 
-NETWORKS = {
-    "resnet18": _resnet18,
-    "vgg11": _vgg11,
-    "mobilenet_v3_small": _mobilenet_v3_small,
-    "densenet121": _densenet121,
-    "vit_tiny_patch16_224": _vit_tiny,
-}
+NETWORKS = {one.__name__: one for one in (resnet, vgg, mobilenet_v3, densenet, vit)}
 
 
 def trained():
@@ -112,10 +135,10 @@ def trained():
     return Peer(net, [last], preprocessing=loaded.preprocessing)
 
 
-def make(name, build=None, size=224):
+def make(build, size=224):
     """A network with seeded random weights that keep its activations at a usual size."""
     torch.manual_seed(0)
-    peer = (build or NETWORKS[name])()
+    peer = build(size)
     with torch.no_grad():
         for parameter in peer.model.parameters():
             if parameter.ndim > 1 and not parameter.any():
@@ -126,7 +149,6 @@ def make(name, build=None, size=224):
                 module.momentum = 1.0
         peer.model.train()(smooth_images(8, size))
     peer.model.eval()
-    _freeze(peer.model)
     return peer
 
 
@@ -137,31 +159,66 @@ def _freeze(model):
         parameter.requires_grad_(False)
 
 
+class _Once:
+    """Calls a function once for all methods, which ask it the same."""
+
+    def __init__(self, function):
+        self.function, self.found = function, None
+
+    def __call__(self, *arguments):
+        if self.found is None:
+            self.found = self.function(*arguments)
+        return self.found
+
+
 class _AllMethods(nn.Module):
-    """CAMs of all methods from the entry of the tail: forward operators only."""
+    """CAMs of all methods from the entry of the tail: forward operators only.
+
+    The forward pass is in the graph once, and so is each form of the gradient: repeated for
+    each method they would take the exporter most of its time, and show the same again.
+    """
 
     def __init__(self, dual, names, similar):
         super().__init__()
         options = {"finercam": {"gamma": GAMMA, "similar": similar}}
-        self.heatmaps = nn.ModuleList(
-            CamGraph(
-                dual,
-                GraphOptions(
-                    method=name,
-                    branch="softmax",
-                    nwc=False,
-                    has_sigmoid=False,
-                    method_options=options.get(name, {}),
-                ),
+        traced = functools.cache(lambda: trace_gradient(*asked[0]))
+        asked = []
+
+        def trace_once(*arguments):
+            asked.append(arguments)
+            return traced()
+
+        with mock.patch("sigcam.export.cam.trace_gradient", trace_once):
+            self.cams = nn.ModuleList(
+                CamGraph(
+                    dual,
+                    ExportOptions(
+                        method=name,
+                        branch="softmax",
+                        nwc=False,
+                        has_sigmoid=False,
+                        method_options=options.get(name, {}),
+                    ),
+                )
+                for name in names
             )
-            for name in names
-        )
+        self.once = {}
+        for one in self.cams:
+            self._share(one.weight_graph)
+
+    def _share(self, graph):
+        form = "" if graph.closed_form else graph.backward_part.code
+        graph.run = self.once.setdefault("values", _Once(graph.run))
+        key = form, graph.method.contrasts
+        graph._gradients = self.once.setdefault(key, _Once(graph._gradients))
 
     def forward(self, entry, class_ids):
+        for part in self.once.values():
+            part.found = None
         found = []
-        for one in self.heatmaps:
-            state = one.evidence.run(entry)
-            found.append(one.explain(state, class_ids, one.softmax_logits(state))["cams"])
+        for one in self.cams:
+            values = one.weight_graph.run(entry)
+            found.append(one.explain(values, class_ids, one.softmax_logits(values))["cams"])
         return tuple(found)
 
 
@@ -175,14 +232,14 @@ class Ours:
         dual = DualBranch(peer.model, input_size=size, target_layers=peer.target_layers)
         self.names, self.dual = names, dual
         graph = _AllMethods(dual, names, similar)
-        cut = graph.heatmaps[0].cut
+        cut = graph.cams[0].cut
         self.front = cut.front
         inputs = {
             "entry": torch.zeros(2, *cut.shape),
             "class_ids": torch.zeros(2, 3, dtype=torch.int64),
         }
         dynamic = {"entry": {0: "batch"}, "class_ids": {0: "batch", 1: "classes"}}
-        model = to_onnx(graph, inputs, dynamic, list(names), 18)
+        model = to_onnx(graph, GraphSignature(inputs, list(names), dynamic))
         options = ort.SessionOptions()
         # ONNX Runtime's threads would spin beside PyTorch's.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

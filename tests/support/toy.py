@@ -60,6 +60,13 @@ def write_image(file: Path, class_id: int, seed: int) -> None:
     assert cv2.imwrite(str(file), np.clip(image, 0, 255).astype(np.uint8)[:, :, ::-1])
 
 
+def write_folder(root: Path) -> None:
+    """10 images of each of 4 classes, in class folders."""
+    for class_id in range(4):
+        for i in range(10):
+            write_image(root / f"class{class_id}" / f"{i}.png", class_id, 100 * class_id + i)
+
+
 @pytest.fixture
 def toy() -> DualBranch:
     return toy_dual()
@@ -88,11 +95,8 @@ def augmentation() -> Augmentation:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """10 images of each of 4 classes, in class folders."""
-    root = tmp_path / "data"
-    for class_id in range(4):
-        for i in range(10):
-            write_image(root / f"class{class_id}" / f"{i}.png", class_id, 100 * class_id + i)
-    return root
+    write_folder(tmp_path / "data")
+    return tmp_path / "data"
 
 
 @pytest.fixture

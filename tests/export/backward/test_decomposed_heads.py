@@ -1,4 +1,4 @@
-"""Heads of every kind: their way back traced, exported with a dynamic batch, and run."""
+"""Heads of every kind: their backward pass traced, exported with a dynamic batch, and run."""
 
 from __future__ import annotations
 

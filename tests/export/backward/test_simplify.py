@@ -51,7 +51,7 @@ def test_max_pooling_keeps_no_indices():
 
 
 def test_nothing_is_changed_in_place():
-    # The cosine clamps a copy of the norm, whose old value the way back needs.
+    # The cosine clamps a copy of the norm, whose old value the backward pass needs.
     def f(m, x):
         return F.cosine_similarity(x, x.flip(1), 1, eps=9.0).flatten(1)
 

@@ -1,4 +1,4 @@
-"""The traced way back: its cut, its two batch sizes, and its shortcuts."""
+"""The traced backward pass: its cut, its two batch sizes, and its shortcuts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import Preprocessing
-from sigcam.export import export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.backward.partition import Saved
-from sigcam.export.cam import Evidence, combine, fuse
+from sigcam.export.cam import WeightGraph, combine, fuse
 from sigcam.export.entry import cut_tail
 from sigcam.export.methods import METHODS, Gradient
 from sigcam.export.score_head import ScoreHead
@@ -52,12 +52,12 @@ class Windows(nn.Module):
         return self.out(x.tanh()).relu().mean((2, 3))
 
 
-def evidence_of(net, size, method, target=None):
+def weight_graph_of(net, size, method, target=None):
     torch.manual_seed(2)
     dual = DualBranch(net, target, input_size=size)
     head = ScoreHead(dual.softmax_head, dual.branch.layout, dual.num_classes)
     cut = cut_tail(dual.features, dual.branch, dual.targets)
-    return dual, cut, Evidence(head, cut, dual.branch, dual.targets, METHODS[method])
+    return dual, cut, WeightGraph(head, cut, dual.branch, dual.targets, METHODS[method])
 
 
 def autograd(dual, images, ids):
@@ -75,18 +75,18 @@ def autograd(dual, images, ids):
 @pytest.mark.parametrize("method", ["gradcam", "hirescam", "gradcam++"])
 @pytest.mark.parametrize("K", [1, 3])
 def test_the_traced_gradient_is_autograd_s(make, method, K):
-    dual, cut, evidence = evidence_of(make(), 12, method, "conv" if make is Windows else None)
+    dual, cut, graph = weight_graph_of(make(), 12, method, "conv" if make is Windows else None)
     images = torch.randn(5, 3, 12, 12)
     ids = torch.stack([torch.randperm(6)[:K] for _ in range(5)])
     F, g = autograd(dual, images, ids)
     with torch.no_grad():
-        state = evidence.run(cut.front(images))
-        got = evidence.weights(state, evidence.head.rows(ids))[0]
+        values = graph.run(cut.front(images))
+        got = graph.weights(values, graph.head.rows(ids))[0]
         want = METHODS[method].weights(F, Gradient(g, g.shape[3] * g.shape[4]))
-        torch.testing.assert_close(state.features[0], F)
-        logits = evidence.head.logits(state.z)
+        torch.testing.assert_close(values.features[0], F)
+        logits = graph.head.logits(values.z)
         torch.testing.assert_close(logits, dual.softmax_head(F))
-        torch.testing.assert_close(evidence.head.scores(state.z, ids), logits.gather(1, ids))
+        torch.testing.assert_close(graph.head.scores(values.z, ids), logits.gather(1, ids))
     want = want.flatten(2) if got.ndim == 3 else want
     assert got.shape == want.shape
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
@@ -95,12 +95,12 @@ def test_the_traced_gradient_is_autograd_s(make, method, K):
 @pytest.mark.parametrize("pool", [6, 3])
 def test_the_weight_behind_flatten_is_pooled_at_export(pool):
     # 12 / 2 = 6: the pooling is the identity, or averages pairs of cells.
-    _, _, evidence = evidence_of(Flattened(pool), 12, "gradcam")
-    shapes = {tuple(p.shape) for p in evidence.backward_part.parameters()}
+    _, _, graph = weight_graph_of(Flattened(pool), 12, "gradcam")
+    shapes = {tuple(p.shape) for p in graph.backward_part.parameters()}
     assert (11, 5) in shapes
     assert (11, 5 * pool * pool) not in shapes
-    _, _, evidence = evidence_of(Flattened(pool), 12, "layercam")
-    shapes = {tuple(p.shape) for p in evidence.backward_part.parameters()}
+    _, _, graph = weight_graph_of(Flattened(pool), 12, "layercam")
+    shapes = {tuple(p.shape) for p in graph.backward_part.parameters()}
     assert (11, 5 * pool * pool) in shapes
 
 
@@ -109,7 +109,9 @@ def test_the_file_holds_two_heads_not_three(tmp_path, method):
     torch.manual_seed(2)
     dual = DualBranch(Flattened(6), input_size=12)
     path = tmp_path / "m.onnx"
-    export_artifact(dual, path, method=method, preprocessing=Preprocessing(12, 12, "stretch"))
+    export_artifact(
+        dual, path, ExportOptions(method=method, preprocessing=Preprocessing(12, 12, "stretch"))
+    )
     sizes = [tuple(i.dims) for i in onnx.load(path).graph.initializer]
     assert sizes.count((11, 180)) == 2
     assert (180, 11) not in sizes
@@ -124,7 +126,7 @@ def test_saved_values_repeat_the_rows_of_each_image_together():
     assert Saved(None, 1).repeat(value, 2) is value
 
 
-def test_a_weight_for_each_position_and_one_for_all_give_the_same_grid():
+def test_a_weight_for_each_position_and_one_for_all_give_the_same_cam():
     F = torch.randn(2, 3, 4, 5)
     w = torch.randn(2, 2, 3)
     full = w[..., None, None].expand(2, 2, 3, 4, 5)
@@ -132,11 +134,11 @@ def test_a_weight_for_each_position_and_one_for_all_give_the_same_grid():
         torch.testing.assert_close(combine(w, F, nwc), combine(full, F, nwc))
 
 
-def test_fusing_grids():
+def test_fusing_cams():
     flat = torch.full((1, 1, 2, 2), 3.0)
     ramp = torch.arange(16.0).reshape(1, 1, 4, 4)
     got = fuse([flat, ramp])
-    # A constant grid counts as zeros, never as NaN.
+    # A constant CAM counts as zeros, never as NaN.
     torch.testing.assert_close(got, ramp / 15 / 2)
     assert torch.equal(fuse([ramp]), ramp / 15)
 
@@ -148,8 +150,8 @@ def test_weights_in_a_file_of_their_own(tmp_path):
     dual = DualBranch(Flattened(6), input_size=12)
     preprocessing = Preprocessing(12, 12, "stretch")
     options = {"method": "layercam", "preprocessing": preprocessing, "head_graph": True}
-    export_artifact(dual, tmp_path / "in.onnx", **options)
-    export_artifact(dual, tmp_path / "out.onnx", external_data=True, **options)
+    export_artifact(dual, tmp_path / "in.onnx", ExportOptions(**options))
+    export_artifact(dual, tmp_path / "out.onnx", ExportOptions(external_data=True, **options))
     names = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("out"))
     assert names == ["out.head.onnx", "out.head.onnx.data", "out.onnx", "out.onnx.data"]
     assert len(list(tmp_path.iterdir())) == 6  # and no folder is left behind
@@ -157,18 +159,20 @@ def test_weights_in_a_file_of_their_own(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     with load(tmp_path / "in.onnx") as one, load(tmp_path / "out.onnx") as other:
         first, second = one.explain(image)[0], other.explain(image)[0]
-        np.testing.assert_array_equal(first.grid, second.grid)
+        np.testing.assert_array_equal(first.cam, second.cam)
         third = second.for_classes([second.class_id])[0]
-        np.testing.assert_allclose(third.grid, second.grid, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(third.cam, second.cam, rtol=1e-5, atol=1e-7)
 
 
 def test_weights_over_the_limit_get_a_file_of_their_own(tmp_path, monkeypatch):
-    from sigcam.export import onnx_model as writer
+    from sigcam.export import onnx_model
 
-    monkeypatch.setattr(writer, "LIMIT", 1000)
+    monkeypatch.setattr(onnx_model, "MAX_MESSAGE_BYTES", 1000)
     torch.manual_seed(2)
     dual = DualBranch(Flattened(6), input_size=12)
     export_artifact(
-        dual, tmp_path / "m.onnx", method="gradcam", preprocessing=Preprocessing(12, 12, "stretch")
+        dual,
+        tmp_path / "m.onnx",
+        ExportOptions(method="gradcam", preprocessing=Preprocessing(12, 12, "stretch")),
     )
     assert (tmp_path / "m.onnx.data").is_file()

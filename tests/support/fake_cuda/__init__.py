@@ -29,7 +29,7 @@ def fake_driver(folder: Path) -> Path:
     if importlib.util.find_spec("cuda") is None:
         pytest.skip("cuda-bindings is not installed")
     made = folder / "libcuda.so.1"
-    flags = ["-O2", "-fPIC", "-shared", "-DSIGCAM_FIBERS", f'-DSIGCAM_SOURCE="{SOURCE}"']
+    flags = ["-O1", "-fPIC", "-shared", "-DSIGCAM_FIBERS", f'-DSIGCAM_SOURCE="{SOURCE}"']
     done = subprocess.run(
         [compiler, *FLAGS, *flags, "-Wl,-soname,libcuda.so.1", str(HERE / "fake_driver.cpp"),
          "-o", str(made), "-ldl", "-lpthread"],

@@ -1,6 +1,6 @@
 // A CUDA driver without a GPU, for the tests: libcuda.so.1 as cuda.bindings loads it.
 //
-// Device memory is the host's, and kernels run through tests/host_cuda. Streams are as lazy
+// Device memory is the host's, and kernels run through ../host_cuda. Streams are as lazy
 // as they may be: work runs when something waits for it, so a missing wait, or memory that
 // goes back too early, shows as poison in the results. Only what sigcam calls is here;
 // cuGetProcAddress knows nothing else.
@@ -371,7 +371,7 @@ CU(cuLaunchKernel, void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     if (by != 1 || bz != 1 || extra || shared_bytes > 48 * 1024 || bx > 1024) return INVALID_VALUE;
     const std::string name = *static_cast<std::string*>(function);
     const bool combines = name.rfind("combine", 0) == 0;
-    const size_t size = combines ? sizeof(CombineArguments) : sizeof(MapArguments);
+    const size_t size = combines ? sizeof(CombineArguments) : sizeof(HeatmapArguments);
     const std::string argument(static_cast<const char*>(parameters[0]), size);
     return push(stream, [=] {
         const unsigned grid[3] = {gx, gy, gz};

@@ -50,13 +50,13 @@ def build(out: Path, *flags: str, source: Path = SOURCE) -> Path:
 
 def library(out: Path, *, source: Path = SOURCE) -> ctypes.CDLL:
     """The fibers' build as a library."""
-    flags = ("-O2", "-fPIC", "-shared", "-DSIGCAM_FIBERS")
+    flags = ("-O1", "-fPIC", "-shared", "-DSIGCAM_FIBERS")
     return ctypes.CDLL(str(build(out, *flags, source=source)))
 
 
 def program(out: Path, *flags: str, source: Path = SOURCE) -> Path:
     """The threads' build as a program, for sanitizers."""
-    return build(out, "-O1", "-g", "-rdynamic", *flags, source=source)
+    return build(out, "-O1", "-g1", "-rdynamic", *flags, source=source)
 
 
 def launches(plan: Plan, combine: CombineArguments, heatmaps: HeatmapArguments):

@@ -2,7 +2,10 @@
 // -DSIGCAM_SOURCE="path" and, for fibers, -DSIGCAM_FIBERS.
 //
 // As a library: `run`. As a program: reads a case from the file that is its argument (see
-// host_cuda.py) and writes the buffers back to it.
+// __init__.py) and writes the buffers back to it.
+
+// The checked longjmp takes a jump to another stack for an error.
+#undef _FORTIFY_SOURCE
 
 #include "host_cuda.h"
 
@@ -10,6 +13,7 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <atomic>
@@ -36,8 +40,8 @@ struct Launch {
             reinterpret_cast<void (*)(CombineArguments)>(function)(
                 *static_cast<const CombineArguments*>(argument));
         else
-            reinterpret_cast<void (*)(MapArguments)>(function)(
-                *static_cast<const MapArguments*>(argument));
+            reinterpret_cast<void (*)(HeatmapArguments)>(function)(
+                *static_cast<const HeatmapArguments*>(argument));
     }
 };
 
@@ -55,8 +59,10 @@ namespace {
 constexpr size_t STACK = 64 * 1024;
 enum class Stop { Running, Barrier, Exchange, Done };
 
+// Begun once by a context, and from then on switched by jumps: a switch of contexts asks the
+// system for the signal mask each time, which took longer than the kernels.
 struct Fiber {
-    ucontext_t context;
+    jmp_buf at;
     std::unique_ptr<char[]> stack;
     host::Place place;
     Stop stop;
@@ -68,7 +74,7 @@ struct Block {
     std::vector<Fiber> fibers;
     std::vector<float> memory;
     std::vector<uint32_t> slots[2];
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     Fiber* running;
 };
 
@@ -76,13 +82,32 @@ Block block;
 
 void stop_at(Stop stop) {
     block.running->stop = stop;
-    swapcontext(&block.running->context, &block.scheduler);
+    if (!_setjmp(block.running->at)) _longjmp(block.scheduler, 1);
 }
 
-void body() {
-    block.launch->call();
-    block.running->stop = Stop::Done;
-    swapcontext(&block.running->context, &block.scheduler);
+[[noreturn]] void body() {
+    for (;;) {  // the next block's thread goes on where the last one's ended
+        block.launch->call();
+        stop_at(Stop::Done);
+    }
+}
+
+void begin(Fiber& fiber) {
+    ucontext_t context;
+    getcontext(&context);
+    fiber.stack.reset(new char[STACK]);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = nullptr;
+    makecontext(&context, body, 0);
+    setcontext(&context);
+}
+
+void resume(Fiber& fiber) {
+    block.running = &fiber;
+    if (_setjmp(block.scheduler)) return;
+    if (fiber.stack) _longjmp(fiber.at, 1);
+    begin(fiber);
 }
 
 void run_block(const Launch& launch, host::Index index) {
@@ -93,21 +118,13 @@ void run_block(const Launch& launch, host::Index index) {
     for (auto& slots : block.slots) slots.assign(launch.threads, 0);
     for (unsigned i = 0; i < launch.threads; ++i) {
         Fiber& fiber = block.fibers[i];
-        if (!fiber.stack) fiber.stack.reset(new char[STACK]);
         fiber.place = {{i, 0, 0}, index, launch.blocks, launch.threads};
         fiber.stop = Stop::Running;
         fiber.exchanges = 0;
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack.get();
-        fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, body, 0);
     }
     for (;;) {
         for (Fiber& fiber : block.fibers) {
-            if (fiber.stop == Stop::Done) continue;
-            block.running = &fiber;
-            swapcontext(&block.scheduler, &fiber.context);
+            if (fiber.stop != Stop::Done) resume(fiber);
         }
         for (const Fiber& fiber : block.fibers)
             if (fiber.stop != block.fibers[0].stop)
@@ -248,7 +265,8 @@ extern "C" void run(const char* kernel, const void* argument, const unsigned* gr
     run_blocks({function, combines, argument, {grid[0], grid[1], grid[2]}, threads, shared_bytes});
 }
 
-// Offsets of the structures' fields, and at the end their sizes: compared with plan.py.
+// Offsets of the structures' fields, and at the end their sizes; compared with those of
+// kernels/arguments.py.
 extern "C" const int* layout_combine() {
 #define AT(field) static_cast<int>(offsetof(CombineArguments, field))
     static const int found[] = {
@@ -260,11 +278,11 @@ extern "C" const int* layout_combine() {
     return found;
 }
 
-extern "C" const int* layout_map() {
-#define AT(field) static_cast<int>(offsetof(MapArguments, field))
+extern "C" const int* layout_heatmap() {
+#define AT(field) static_cast<int>(offsetof(HeatmapArguments, field))
     static const int found[] = {
         AT(cams), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(heatmaps), AT(count),
-        AT(vectors), AT(rows), AT(columns), static_cast<int>(sizeof(MapArguments))};
+        AT(vectors), AT(rows), AT(columns), static_cast<int>(sizeof(HeatmapArguments))};
 #undef AT
     return found;
 }

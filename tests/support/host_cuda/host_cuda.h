@@ -1,7 +1,7 @@
 // Enough of CUDA to compile kernels/clamp_combine.cu for the CPU, unchanged.
 //
 // Two ways to run a block. As fibers (SIGCAM_FIBERS): one system thread, every CUDA thread a
-// context that is switched at barriers; fast, and finds barriers that not all threads reach.
+// stack of its own that is left at barriers; fast, and finds barriers that not all threads reach.
 // As threads otherwise: every CUDA thread a thread of the system and several blocks at a
 // time, so that ThreadSanitizer sees what a GPU would race on. Atomics are relaxed and only
 // barriers and fences order memory there, as on a GPU.
