@@ -247,7 +247,8 @@ class OutputError:
 
     Attributes:
         max_abs: max |got - want|.
-        max_rel: max |got - want| / max |want| of a test batch, the largest of all batches.
+        max_rel: max |got - want| / max |want| of a test image, the largest of all images; logits
+            are compared with the largest logit of any of them.
     """
 
     max_abs: float

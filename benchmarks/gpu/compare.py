@@ -153,5 +153,6 @@ def judge(name: str, figures: Mapping[str, float], limits: Limits) -> list[str]:
     if not figures["correlation"] >= limits.correlation:
         problems.append(f"{name}: CAMs correlate only {figures['correlation']:.5f}")
     if figures["wrong_flags"]:
-        problems.append(f"{name}: {figures['wrong_flags']:.0f} heatmaps are valid on one of them only")
+        count = f"{figures['wrong_flags']:.0f}"
+        problems.append(f"{name}: {count} heatmaps are valid on one of them only")
     return problems

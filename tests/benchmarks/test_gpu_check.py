@@ -697,8 +697,8 @@ def test_with_one_every_check_is_run_and_reported(parts, monkeypatch, tmp_path, 
 def test_a_check_in_its_own_process(parts, tmp_path):
     """The child's side for real: without a GPU, compiling past the driver fails and says so."""
     file = tmp_path / "result.json"
-    command = [sys.executable, "-m", "benchmarks.gpu.check", "--one", "values", "--folder", str(tmp_path),
-               "--out", str(file)]  # fmt: skip
+    own = [sys.executable, "-m", "benchmarks.gpu.check"]
+    command = [*own, "--one", "values", "--folder", str(tmp_path), "--out", str(file)]
     result = parts.report.run_isolated("values", command, file, 120)
     if parts.check.no_gpu() is None:
         pytest.skip("there is a GPU")

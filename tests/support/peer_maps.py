@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
@@ -160,33 +159,35 @@ def _freeze(model):
 
 
 class _Once:
-    """Calls a function once for all methods, which ask it the same."""
+    """Calls a function once for the same arguments."""
 
     def __init__(self, function):
-        self.function, self.found = function, None
+        self.function, self.found = function, {}
 
     def __call__(self, *arguments):
-        if self.found is None:
-            self.found = self.function(*arguments)
-        return self.found
+        key = tuple(map(id, arguments))
+        if key not in self.found:  # the arguments are kept, or another might get the same id
+            self.found[key] = arguments, self.function(*arguments)
+        return self.found[key][1]
 
 
 class _AllMethods(nn.Module):
     """CAMs of all methods from the entry of the tail: forward operators only.
 
-    The forward pass is in the graph once, and so is each form of the gradient: repeated for
-    each method they would take the exporter most of its time, and show the same again.
+    What the methods have in common is in the graph once: the values of the forward pass, and
+    the gradient in each of its forms. Repeated for each method it would show the same again,
+    and take the exporter most of its time.
     """
 
     def __init__(self, dual, names, similar):
         super().__init__()
         options = {"finercam": {"gamma": GAMMA, "similar": similar}}
-        traced = functools.cache(lambda: trace_gradient(*asked[0]))
-        asked = []
+        traced = []
 
         def trace_once(*arguments):
-            asked.append(arguments)
-            return traced()
+            if not traced:
+                traced.append(trace_gradient(*arguments))
+            return traced[0]
 
         with mock.patch("sigcam.export.cam.trace_gradient", trace_once):
             self.cams = nn.ModuleList(
@@ -204,17 +205,20 @@ class _AllMethods(nn.Module):
             )
         self.once = {}
         for one in self.cams:
-            self._share(one.weight_graph)
+            graph, head = one.weight_graph, one.weight_graph.head
+            form = "" if graph.closed_form else graph.backward_part.code
+            self._share("values", graph, "run")
+            self._share("logits", one, "softmax_logits")
+            self._share("rows", head, "rows")
+            self._share("scores", head, "scores")
+            self._share(f"gradient {form}", graph, "_gradients")
 
-    def _share(self, graph):
-        form = "" if graph.closed_form else graph.backward_part.code
-        graph.run = self.once.setdefault("values", _Once(graph.run))
-        key = form, graph.method.contrasts
-        graph._gradients = self.once.setdefault(key, _Once(graph._gradients))
+    def _share(self, key, owner, name):
+        setattr(owner, name, self.once.setdefault(key, _Once(getattr(owner, name))))
 
     def forward(self, entry, class_ids):
         for part in self.once.values():
-            part.found = None
+            part.found.clear()
         found = []
         for one in self.cams:
             values = one.weight_graph.run(entry)

@@ -177,9 +177,20 @@ struct Block {
     std::vector<pthread_barrier_t> warps;
 };
 
-struct Thread {
+// What the threads of a launch have in common. They are made once for all its blocks, as
+// making them takes longer than what they do; all of them wait before and after each round.
+// Two barriers: to ThreadSanitizer, one that wakes up late from a barrier comes after all that
+// have reached it again, and so after what they did in between.
+struct Team {
     const Launch* launch;
+    unsigned rounds, blocks;
+    pthread_barrier_t begin, end;
+};
+
+struct Thread {
+    Team* team;
     Block* block;
+    unsigned number;  // of the block in the first round
     host::Place place;
 };
 
@@ -187,8 +198,20 @@ thread_local const Thread* current = nullptr;
 std::atomic<unsigned> fences{0};
 
 void* body(void* data) {
-    current = static_cast<const Thread*>(data);
-    current->launch->call();
+    Thread& self = *static_cast<Thread*>(data);
+    Team& team = *self.team;
+    const Launch& launch = *team.launch;
+    const host::Index& n = launch.blocks;
+    current = &self;
+    for (unsigned round = 0; round < team.rounds; ++round) {
+        const unsigned i = round * AT_A_TIME + self.number;
+        self.place.block = {i % n.x, i / n.x % n.y, i / n.x / n.y};
+        if (self.place.thread.x == 0)
+            self.block->memory.assign(launch.shared_bytes / 4, std::nanf(""));
+        pthread_barrier_wait(&team.begin);
+        if (i < team.blocks) launch.call();
+        pthread_barrier_wait(&team.end);
+    }
     return nullptr;
 }
 
@@ -217,32 +240,26 @@ uint32_t exchange(uint32_t value, int mask) {
 
 namespace {
 
-void run_some(const Launch& launch, unsigned first, unsigned last) {
-    const host::Index& n = launch.blocks;
-    std::vector<Block> blocks(last - first);
+void run_blocks(const Launch& launch) {
+    const unsigned count = launch.blocks.x * launch.blocks.y * launch.blocks.z;
+    Team team{&launch, (count + AT_A_TIME - 1) / AT_A_TIME, count, {}, {}};
+    for (auto* barrier : {&team.begin, &team.end})
+        pthread_barrier_init(barrier, nullptr, AT_A_TIME * launch.threads);
+    std::vector<Block> blocks(AT_A_TIME);
     std::vector<Thread> threads;
-    threads.reserve(blocks.size() * launch.threads);
-    for (unsigned i = first; i < last; ++i) {
-        Block& block = blocks[i - first];
-        block.memory.assign(launch.shared_bytes / 4, std::nanf(""));
+    for (unsigned i = 0; i < AT_A_TIME; ++i) {
+        Block& block = blocks[i];
         block.slots.resize(launch.threads);
         block.warps.resize(launch.threads / LANES);
         pthread_barrier_init(&block.all, nullptr, launch.threads);
         for (auto& warp : block.warps) pthread_barrier_init(&warp, nullptr, LANES);
-        const host::Index index{i % n.x, i / n.x % n.y, i / n.x / n.y};
         for (unsigned t = 0; t < launch.threads; ++t)
-            threads.push_back({&launch, &block, {{t, 0, 0}, index, n, launch.threads}});
+            threads.push_back({&team, &block, i, {{t, 0, 0}, {}, launch.blocks, launch.threads}});
     }
     std::vector<pthread_t> handles(threads.size());
     for (size_t i = 0; i < threads.size(); ++i)
         if (pthread_create(&handles[i], nullptr, body, &threads[i])) fail("no more threads");
     for (pthread_t handle : handles) pthread_join(handle, nullptr);
-}
-
-void run_blocks(const Launch& launch) {
-    const unsigned count = launch.blocks.x * launch.blocks.y * launch.blocks.z;
-    for (unsigned first = 0; first < count; first += AT_A_TIME)
-        run_some(launch, first, first + AT_A_TIME < count ? first + AT_A_TIME : count);
 }
 
 }  // namespace
