@@ -66,6 +66,13 @@ def read_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         ImageError: a file that is missing, unreadable, empty, truncated, too large or not an
             image; an array of another shape or dtype.
         UsageError: `source` is none of the above.
+
+    Example:
+        >>> read_image(np.zeros((4, 6), np.uint16)).shape
+        (4, 6, 3)
+        >>> done, data = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))
+        >>> read_image(data.tobytes()).shape
+        (4, 6, 3)
     """
     if isinstance(source, np.ndarray):
         return from_array(source)
@@ -81,6 +88,12 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
 
     Raises:
         ImageError, UsageError: as `read_image`, but for damage that only decoding finds.
+
+    Example:
+        >>> done, data = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))
+        >>> found = open_image(data.tobytes())
+        >>> found.kind, found.height, found.width
+        ('PNG', 4, 6)
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)

@@ -44,6 +44,15 @@ def list_images(folder: Path) -> Listing:
 
     Raises:
         DataError: the folder, or one in it, is missing or can't be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.JPG", "a.png", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     found = list_images(Path(folder))
+        >>> [path.name for path in found.images], [path.name for path in found.others]
+        (['a.png', 'b.JPG'], ['notes.txt'])
     """
     files = [
         Path(inside, name)

@@ -40,6 +40,12 @@ def draw(
 
     Raises:
         UsageError: alpha outside 0..1.
+
+    Example:
+        >>> image = np.full((4, 6, 3), 200, np.uint8)
+        >>> drawn = draw(image, np.ones((4, 6), np.float32), (0, 0, 3, 4), ALPHA)
+        >>> bool((drawn[:, :3] != image[:, :3]).any()), bool((drawn[:, 3:] == image[:, 3:]).all())
+        (True, True)
     """
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha must be from 0 to 1, got {alpha}")

@@ -142,6 +142,10 @@ def place(preprocessing: Preprocessing, height: int, width: int) -> Placement:
     The rule "crop" sees what torchvision's Resize and CenterCrop would leave, rounded to
     whole pixels of the image, or to whole cells of the box average where there is one:
     less than a pixel's difference at each edge, of the image or of the input.
+
+    Example:
+        >>> place(Preprocessing(224, 224, "crop", 256), 480, 640).crop_box
+        (110, 30, 530, 450)
     """
     if preprocessing.rule == "crop":
         scale = min(height, width) / (
@@ -195,6 +199,11 @@ def prepare(
         The input: for the layout "uint8_nhwc" uint8 [height, width, 3] RGB, for
         "float32_nchw" float32 [3, height, width], (pixel / 255 - mean) / std; and where
         it lies in the image.
+
+    Example:
+        >>> tensor, placement = prepare(np.zeros((480, 640, 3), np.uint8), Preprocessing())
+        >>> tensor.shape, placement.crop_box
+        ((224, 224, 3), (80, 0, 560, 480))
     """
     placement = place(preprocessing, *image.shape[:2])
     return input_of(image, placement, preprocessing, out=out), placement
@@ -347,6 +356,10 @@ def read_input(
 
     Raises:
         ImageError, UsageError: as `read_image`.
+
+    Example:
+        >>> read_input(np.zeros((60, 80, 3), np.uint8), Preprocessing(32, 32)).tensor.shape
+        (32, 32, 3)
     """
     if isinstance(source, np.ndarray):
         return _whole(from_array(source), preprocessing)

@@ -38,6 +38,13 @@ def spread(cam: Array, placement: Placement, interpolation: Interpolation = "bil
 
     Returns:
         float32 [H, W] in a new array; 0 outside the crop box.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> placement = place(Preprocessing(4, 4, "stretch"), 2, 4)
+        >>> spread(np.array([[0.0, 4.0]], np.float32), placement)[0].tolist()
+        [0.0, 1.0, 3.0, 4.0]
     """
     return _enlarged(cam, placement, interpolation)
 
@@ -96,6 +103,14 @@ def to_heatmap(
         maximum are taken there; they come out as 0 and 1 within 2e-6), 0 outside. And
         whether it is valid: a CAM that is constant or not finite gives a heatmap of zeros
         and False.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> placement = place(Preprocessing(4, 4, "stretch"), 4, 8)
+        >>> heatmap, valid = to_heatmap(np.array([[0.0, 2.0]], np.float32), placement)
+        >>> (8 * heatmap[0]).round().astype(int).tolist(), valid
+        ([0, 0, 1, 3, 5, 7, 8, 8], True)
     """
     shape = (placement.height, placement.width)
     if not np.isfinite(cam).all():

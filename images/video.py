@@ -192,6 +192,10 @@ def codec_of(path: Path) -> str:
 
     Raises:
         UsageError: a suffix that isn't one of `CODECS`.
+
+    Example:
+        >>> codec_of(Path("overlay.mp4"))
+        'mp4v'
     """
     codec = CODECS.get(path.suffix.lower())
     if codec is None:

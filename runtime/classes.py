@@ -38,6 +38,15 @@ def request_for(classes: Classes | None, top_k: int, spec: Spec) -> ClassRequest
     Raises:
         UnknownClassError: a class that the model doesn't have.
         UsageError: classes or a top_k that this artifact can't give.
+
+    Example:
+        >>> from sigcam.core.spec import ClassSelection, Preprocessing, Source, Spec
+        >>> spec = Spec("cam", "sigmoid", True, ("layer4",), "fused", ClassSelection("input"),
+        ...             Preprocessing(), 3, ((8, 7, 7),), Source("net", "0"), ("cat", "dog", "owl"))
+        >>> request_for(["owl", 0], 1, spec)
+        ClassRequest(ids=(2, 0), count=2)
+        >>> request_for(None, 2, spec)
+        ClassRequest(ids=(-1, -2), count=2)
     """
     if top_k < 1:
         raise UsageError(f"top_k must be at least 1, got {top_k}")
