@@ -12,7 +12,12 @@ _sym_size = torch.ops.aten.sym_size.int
 
 
 def outputs_of(graph: fx.Graph) -> list[fx.Node]:
-    """Returns the values that a graph returns, as nodes."""
+    """Returns the values that a graph returns, as nodes.
+
+    Example:
+        >>> outputs_of(fx.symbolic_trace(nn.ReLU()).graph)
+        [relu]
+    """
     found = graph.output_node().args[0]
     return [found] if isinstance(found, fx.Node) else list(cast("tuple[fx.Node, ...]", found))
 
@@ -23,6 +28,11 @@ def argument(node: fx.Node, index: int = 0) -> fx.Node:
     Args:
         node: the node whose argument is taken.
         index: which of its arguments.
+
+    Example:
+        >>> (relu,) = outputs_of(fx.symbolic_trace(nn.ReLU()).graph)
+        >>> argument(relu).op
+        'placeholder'
     """
     return cast("fx.Node", node.args[index])
 
@@ -47,7 +57,12 @@ def tensor_of(module: nn.Module) -> Callable[[str], Tensor]:
 
 
 def attribute(node: fx.Node) -> str | None:
-    """Returns the name of the tensor that a node fetches; None for other nodes."""
+    """Returns the name of the tensor that a node fetches; None for other nodes.
+
+    Example:
+        >>> attribute(fx.Graph().get_attr("fc.weight"))
+        'fc.weight'
+    """
     return str(node.target) if node.op == "get_attr" else None
 
 
@@ -84,6 +99,14 @@ def ancestors(node: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
     Args:
         node: where the search begins.
         stop: nodes beyond which it doesn't go; they are in the result.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> image, linear, relu, _ = fx.symbolic_trace(model).graph.nodes
+        >>> ancestors(relu) == {image, linear, relu}
+        True
+        >>> ancestors(relu, stop=[linear]) == {linear, relu}
+        True
     """
     ends, found, open_nodes = set(stop), set[fx.Node](), [node]
     while open_nodes:
@@ -105,6 +128,15 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
         cut: the value at which the graph would be cut.
         end: the later value.
         image: the placeholder of the images.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> image = graph.placeholder("image")
+        >>> early = graph.call_function(torch.relu, (image,))
+        >>> cut = graph.call_function(torch.exp, (early,))
+        >>> end = graph.call_function(torch.add, (cut, early))  # goes around the cut
+        >>> crossings(cut, end, image) == [early]
+        True
     """
     after = {cut}
     for node in cut.graph.nodes:  # in topological order
@@ -144,6 +176,13 @@ def extract(
             other values are read off the new placeholder instead.
         lifted: gives the name of the tensor that a node stands for; None for other nodes.
         input_name: the name of the new placeholder.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        >>> image, linear, relu, _ = fx.symbolic_trace(model).graph.nodes
+        >>> tail = extract(linear, relu, image, lambda node: None, "features")
+        >>> [node.name for node in tail.nodes]
+        ['features', '_1', 'output']
     """
     sizes = [n for n in start.graph.nodes if is_batch_size(n, batch)]
     ends = [end] if isinstance(end, fx.Node) else list(end)
@@ -184,6 +223,13 @@ def module_of(
         tensor: looks up a tensor by the name that the graph has for it.
         name: the name of the module's class.
         layers: the modules that the graph calls, by name.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> product = (graph.placeholder("x"), graph.get_attr("scale"))
+        >>> _ = graph.output(graph.call_function(torch.mul, product))
+        >>> module_of(graph, {"scale": torch.tensor(3.0)}.__getitem__, "Scale")(torch.ones(2))
+        tensor([3., 3.])
     """
     root: dict[str, Tensor | nn.Module] = {
         str(node.target): tensor(str(node.target)) for node in graph.find_nodes(op="get_attr")

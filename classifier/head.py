@@ -22,7 +22,15 @@ from sigcam.core.errors import BranchMismatchError, ModelError
 
 
 class LiveDropout(nn.Module):
-    """A dropout of the original model: active in training mode only."""
+    """A dropout of the original model: active in training mode only.
+
+    Example:
+        >>> dropout = LiveDropout("dropout", 0.5)
+        >>> dropout.eval()(torch.ones(3))
+        tensor([1., 1., 1.])
+        >>> dropout
+        LiveDropout(dropout, p=0.5)
+    """
 
     def __init__(self, kind: str, amount: float) -> None:
         """Keeps what the original dropout was.

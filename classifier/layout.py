@@ -187,6 +187,12 @@ def channel_axis(node: fx.Node) -> int | None:
 
     Args:
         node: a value of a traced graph.
+
+    Example:
+        >>> image = fx.Graph().placeholder("image")
+        >>> image.meta["val"] = torch.zeros(2, 3, 8, 8)
+        >>> channel_axis(image)
+        1
     """
     if _AXIS not in node.meta:
         for other in node.graph.nodes:  # in topological order
@@ -211,7 +217,13 @@ def _axis(node: fx.Node) -> int | None:
 
 
 def operator_name(node: fx.Node) -> str:
-    """Returns the name of a node's operator without its overload: "conv2d"."""
+    """Returns the name of a node's operator without its overload: "conv2d".
+
+    Example:
+        >>> image = fx.Graph().placeholder("image")
+        >>> operator_name(image.graph.call_function(_aten.relu.default, (image,)))
+        'relu'
+    """
     return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 

@@ -133,6 +133,13 @@ def unmarked(graph: fx.Graph) -> fx.Graph:
 
     Args:
         graph: a traced graph, or a part of one; it isn't changed.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> marked = graph.call_function(MARK, (graph.placeholder("x"), "layer:conv1", 0.0))
+        >>> _ = graph.output(marked)
+        >>> [node.op for node in unmarked(graph).nodes]
+        ['placeholder', 'output']
     """
     new = fx.Graph()
     new.output(new.graph_copy(graph, val_map={}))

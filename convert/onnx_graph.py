@@ -13,6 +13,12 @@ def name_nodes(graph: Any) -> set[str]:
 
     Returns:
         The names of all nodes.
+
+    Example:
+        >>> from onnx import parser
+        >>> graph = parser.parse_graph("g (float[2] x) => (float[2] y) { h = Relu(x) y = Relu(h) }")
+        >>> sorted(name_nodes(graph))
+        ['Relu_0', 'Relu_1']
     """
     taken: set[str] = set()
     for node in graph.node:
@@ -35,6 +41,14 @@ def leading_to_logits(graph: Any, source: object) -> set[str]:
 
     Raises:
         ArtifactError: the graph has no output `logits`.
+
+    Example:
+        >>> from onnx import parser
+        >>> text = "g (float[2] x) => (float[2] logits, float[2] y) { logits = Relu(x) y = Exp(x) }"
+        >>> graph = parser.parse_graph(text)
+        >>> _ = name_nodes(graph)
+        >>> leading_to_logits(graph, "model.onnx")
+        {'Relu_0'}
     """
     made_by = {name: node for node in graph.node for name in node.output}
     if "logits" not in made_by:
@@ -54,6 +68,15 @@ def drop_unused(graph: Any) -> None:
 
     Args:
         graph: the graph, which is changed.
+
+    Example:
+        >>> from onnx import parser
+        >>> constants = "<float[1] a = {1}, float[1] b = {2}>"
+        >>> text = f"g (float[1] x) => (float[1] y) {constants} {{ y = Add(x, a) }}"
+        >>> graph = parser.parse_graph(text)
+        >>> drop_unused(graph)
+        >>> [tensor.name for tensor in graph.initializer]
+        ['a']
     """
     used = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}

@@ -26,7 +26,12 @@ from __future__ import annotations
 
 
 class SigcamError(Exception):
-    """Base of all errors that sigcam raises on purpose."""
+    """Base of all errors that sigcam raises on purpose.
+
+    Example:
+        >>> issubclass(UsageError, SigcamError), issubclass(UsageError, ValueError)
+        (True, True)
+    """
 
 
 class UsageError(SigcamError, ValueError):

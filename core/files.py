@@ -64,6 +64,13 @@ def check_writable(path: str | Path) -> None:
 
     Raises:
         StorageError: `path` is a folder, or its folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_writable(Path(folder) / "deep" / "model.onnx")
+        ...     list((Path(folder) / "deep").iterdir())
+        []
     """
     _temporary(Path(path)).unlink()
 
@@ -90,6 +97,13 @@ def write_text(path: str | Path, text: str) -> None:
 
     Raises:
         StorageError: the folder can't be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_text(Path(folder) / "names.txt", "chat, élan")
+        ...     (Path(folder) / "names.txt").read_text(encoding="utf-8")
+        'chat, élan'
     """
     # File names may hold bytes that aren't UTF-8 (as lone surrogates); in JSON, the escape
     # that takes their place stands for the very same characters.
@@ -148,6 +162,16 @@ def model_digest(path: Path) -> str:
 
     Raises:
         ArtifactError: a file can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.onnx"
+        ...     write_bytes(path, b"graph")
+        ...     alone = model_digest(path)
+        ...     write_bytes(path.with_name("model.onnx.data"), b"weights")
+        ...     len(alone), model_digest(path) == alone
+        (64, False)
     """
     digest = hashlib.sha256()
     try:

@@ -30,6 +30,11 @@ class Bar:
             it is for a person who waits, and not for a log file.
         stays: whether the full bar stays on the screen.
         scaled: whether large numbers are shortened, as in "12.3k".
+
+    Example:
+        >>> with Bar(10, unit="image", shown=False) as bar:  # draws nothing
+        ...     for _ in range(10):
+        ...         bar.advance()
     """
 
     def __init__(
@@ -98,6 +103,13 @@ def reporter(progress: bool | Report, label: str) -> Report:
         progress: True draws a bar on standard error for each image, with the time left; False
             draws nothing; a callable is used as it is.
         label: text before the bar.
+
+    Example:
+        >>> seen = []
+        >>> report = reporter(lambda done, total: seen.append((done, total)), "passes")
+        >>> report(1, 4)
+        >>> seen
+        [(1, 4)]
     """
     if callable(progress):
         return progress

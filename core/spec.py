@@ -47,6 +47,12 @@ class Preprocessing:
         mean, std: per channel R, G, B, in units of pixel value / 255.
         layout: "uint8_nhwc": raw RGB bytes, normalised in the graph; "float32_nchw":
             (pixel / 255 - mean) / std, done by the caller.
+
+    Example:
+        >>> Preprocessing(224, 224, "crop").resize
+        224
+        >>> Preprocessing(320, 480, "letterbox").rule
+        'letterbox'
     """
 
     height: int = 224
@@ -94,6 +100,10 @@ class ClassSelection:
             other than ONNX Runtime take no TopK with a size known only at run time.)
         k: number of classes per image for "topk"; 1 otherwise (for "input" the caller
             decides at run time).
+
+    Example:
+        >>> ClassSelection("topk", 5)
+        ClassSelection(mode='topk', k=5)
     """
 
     mode: SelectionMode = "top1"
@@ -308,6 +318,15 @@ class FidelityReport:
         min_agreement, min_correlation: the limits below which no file is written.
         kept_float: layers that were kept in float32 to stay within these limits, and
             those that the user named.
+
+    Example:
+        >>> report = FidelityReport(
+        ...     precision="int8", backend="onnxruntime", images=100, calibration=64, seed=0,
+        ...     agreement=0.99, compared=99, mean_correlation=0.998, worst_correlation=0.97,
+        ...     mean_box_iou=None, min_agreement=0.98, min_correlation=0.99,
+        ... )
+        >>> report.passes, report.described()[:26]
+        (True, '99.0% of 100 images agree,')
     """
 
     precision: QuantizedPrecision
@@ -364,6 +383,12 @@ def check_schema_version(found: object, own: int, what: str, remedy: str) -> Non
 
     Raises:
         SchemaError: another version.
+
+    Example:
+        >>> check_schema_version(3, 2, "the spec", "export the model again")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.SchemaError: the spec has schema version 3, this sigcam reads 2; ...
     """
     if isinstance(found, int) and not isinstance(found, bool):
         if found == own:

@@ -122,7 +122,14 @@ def in_order(
 
 
 def close(items: object) -> None:
-    """Closes a generator, and leaves other iterables as they are."""
+    """Closes a generator, and leaves other iterables as they are.
+
+    Example:
+        >>> numbers = (number for number in range(3))
+        >>> close(numbers)
+        >>> list(numbers)
+        []
+    """
     if isinstance(items, Generator):
         items.close()
 

@@ -33,6 +33,10 @@ class Place(NamedTuple):
         file: the file.
         line: counted from 1; None for the file as a whole, and in JSON.
         entry: what stands for the line in JSON, e.g. `annotations[17]`.
+
+    Example:
+        >>> str(Place(Path("labels.csv"), 3)), str(Place(Path("list.json"), entry="images[2]"))
+        ('labels.csv, line 3', 'list.json, images[2]')
     """
 
     file: Path
@@ -51,6 +55,10 @@ class Problem(NamedTuple):
         file: the file that says it, or that is damaged.
         line: counted from 1; None for the file as a whole, and in JSON.
         text: what is wrong, with the entry of a JSON file in front.
+
+    Example:
+        >>> str(Problem(Path("labels.csv"), 3, "an image and a class wanted"))
+        'labels.csv, line 3: an image and a class wanted'
     """
 
     file: Path
@@ -62,7 +70,12 @@ class Problem(NamedTuple):
 
 
 def problem(place: Place, text: str) -> Problem:
-    """Returns the problem that `text` says of what stands at a place."""
+    """Returns the problem that `text` says of what stands at a place.
+
+    Example:
+        >>> problem(Place(Path("list.json"), entry="images[2]"), "no file_name").text
+        'images[2]: no file_name'
+    """
     return Problem(place.file, place.line, f"{place.entry}: {text}" if place.entry else text)
 
 
@@ -141,6 +154,13 @@ class Dataset:
         ids_given: whether the class ids stand in the data. If not, they are positions in
             `classes`, and `match_classes` may map them to a model's names.
         notes: what a reader passed over or took for granted, for the report.
+
+    Example:
+        >>> file = Path("labels.csv")
+        >>> samples = [Sample(f"{i}.png", Path(f"{i}.png"), Place(file), i) for i in (2, 0)]
+        >>> data = Dataset("farm", file, "csv", None, samples)
+        >>> len(data), data.labels, data.num_classes
+        (2, array([2, 0]), 3)
     """
 
     name: str
@@ -208,6 +228,12 @@ def labelled(dataset: Dataset) -> Dataset:
 
     Raises:
         DataError: samples without a class, which it names with file and line; or no samples.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), Place(Path("list.csv")), label=1)
+        >>> data = Dataset("farm", Path("list.csv"), "csv", None, [sample])
+        >>> labelled(data) is data
+        True
     """
     if not dataset.samples:
         raise DataError(f"the data set {dataset.name!r} ({dataset.path}) has no images")
@@ -228,6 +254,11 @@ def data_error(problems: Sequence[Problem], advice: str) -> DataError:
         problems: at least one. What is said several times (a class folder's name for each of its
             images) counts once.
         advice: what to do about them.
+
+    Example:
+        >>> print(data_error([Problem(Path("a.csv"), 2, "no class")], "every image needs one"))
+        1 problem in the data set; every image needs one:
+          a.csv, line 2: no class
     """
     distinct = list(dict.fromkeys(problems))
     shown = "".join(f"\n  {one}" for one in distinct[:SHOWN])
@@ -238,7 +269,12 @@ def data_error(problems: Sequence[Problem], advice: str) -> DataError:
 
 
 def missing_advice(missing: int, total: int) -> str:
-    """Returns what to do about images that the data names and the disk doesn't have."""
+    """Returns what to do about images that the data names and the disk doesn't have.
+
+    Example:
+        >>> missing_advice(2, 5).partition(":")[0]
+        '2 of 5 images are missing'
+    """
     return (
         f"{missing} of {total} images are missing: put them there, correct the list, or give the "
         "folder that its paths are relative to (root)"
@@ -246,7 +282,13 @@ def missing_advice(missing: int, total: int) -> str:
 
 
 def unread(sample: Sample, error: object) -> Problem:
-    """Returns the problem of an image whose header is good and that can't be decoded."""
+    """Returns the problem of an image whose header is good and that can't be decoded.
+
+    Example:
+        >>> sample = Sample("a.png", Path("a.png"), Place(Path("list.csv"), 2))
+        >>> str(unread(sample, "it is truncated"))
+        "list.csv, line 2: a.png can't be read: it is truncated"
+    """
     return problem(sample.place, f"{sample.name} can't be read: {error}")
 
 
@@ -262,6 +304,11 @@ def left_out(
 
     Returns:
         A line for each of them, and one for the number of those that aren't said.
+
+    Example:
+        >>> problems = [Problem(Path("a.csv"), line, "no class") for line in (2, 5, 6)]
+        >>> left_out(problems, notes=["boxes begin at 1"], most=1)
+        ['left out: a.csv, line 2: no class', 'left out: 2 more', 'boxes begin at 1']
     """
     distinct = list(dict.fromkeys(problems))
     lines = [f"left out: {one}" for one in distinct[:most]]
@@ -270,5 +317,10 @@ def left_out(
 
 
 def box_array(boxes: Iterable[Sequence[float]]) -> Array:
-    """Returns boxes as float64 [M, 4]."""
+    """Returns boxes as float64 [M, 4].
+
+    Example:
+        >>> box_array([(0, 0, 9, 4)]), box_array([]).shape
+        (array([[0., 0., 9., 4.]]), (0, 4))
+    """
     return np.asarray(list(boxes), np.float64).reshape(-1, 4)

@@ -28,6 +28,13 @@ def read_segmentation(value: object, size: tuple[int, int] | None) -> tuple[Draw
 
     Raises:
         BadSegmentation: none of these, or run lengths of an image of another size.
+
+    Example:
+        >>> (mask,) = read_segmentation([[0, 0, 4, 0, 4, 2]], size=(4, 2))
+        >>> mask.rings[0].tolist()
+        [[0.0, 0.0], [4.0, 0.0], [4.0, 2.0]]
+        >>> read_segmentation({"size": [2, 4], "counts": [2, 6]}, size=(4, 2))
+        (RunLengths(counts=array([2, 6])),)
     """
     if not value:
         return ()
@@ -103,6 +110,11 @@ def draw(mask: Drawn, size: tuple[int, int]) -> Array:
 
     Returns:
         bool [height, width].
+
+    Example:
+        >>> draw(RunLengths(np.array([2, 4])), size=(3, 2)).astype(int)
+        array([[0, 1, 1],
+               [0, 1, 1]])
     """
     if isinstance(mask, RunLengths):
         width, height = size

@@ -68,6 +68,13 @@ def ranking(records: Array) -> tuple[str, Array]:
 
     Returns:
         The value in words, and float64 [P], 0 to 1, NaN where an image has none.
+
+    Example:
+        >>> from sigcam.evaluate.results.records import empty_record
+        >>> records = np.stack([empty_record(), empty_record()])
+        >>> records["energy"] = 0.25, 0.75
+        >>> ranking(records)
+        ('energy inside the object', array([0.25, 0.75]))
     """
     if records["has_boxes"].any():
         return "IoU of the largest contour's box", np.array(records["iou"], np.float64)

@@ -36,6 +36,17 @@ def score_image(
     Raises:
         UsageError: the sample has boxes and no size.
         DataError: a mask that can't be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.data import Place
+        >>> from sigcam.images.preprocess import prepare
+        >>> placement = prepare(np.zeros((8, 8, 3), np.uint8), Preprocessing(8, 8, "stretch"))[1]
+        >>> cam = np.array([[0.0, 1.0]], np.float32)
+        >>> sample = Sample("a.png", Path("a.png"), Place(Path("a.csv")), label=3)
+        >>> score_image(Prediction(3, 0.9, 3, cam, cam), sample, placement, 0.2, 0)["correct"]
+        array(1, dtype=int8)
     """
     record = empty_record()
     scores, valid = place_scores(prediction.cam, placement)

@@ -78,6 +78,14 @@ def read_sample(sample: Sample, preprocessings: Sequence[Preprocessing]) -> Read
     Args:
         sample: the sample.
         preprocessings: each of the layout "uint8_nhwc".
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sigcam.data import Place
+        >>> sample = Sample("gone.png", Path("gone.png"), Place(Path("labels.csv"), 2))
+        >>> read = read_sample(sample, [Preprocessing()])
+        >>> read.inputs, type(read.error).__name__
+        ({}, 'ImageError')
     """
     try:
         prepared = {one: read_input(sample.path, one) for one in preprocessings}

@@ -10,6 +10,11 @@ class Axis(ctypes.Structure):
 
     Pixel i of the heatmap is at `scale * i + offset` in the CAM, where 0 is the centre of the
     first cell; pixels outside [low, high) are outside the crop box, where the heatmap is 0.
+
+    Example:
+        >>> axis = Axis(size=14, low=2, high=12, cells=5, scale=0.5, offset=-1.25)
+        >>> axis.scale * axis.low + axis.offset  # pixel 2 lies before the centre of the first cell
+        -0.25
     """
 
     _fields_ = (

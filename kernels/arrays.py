@@ -59,6 +59,13 @@ def taken(
     Raises:
         TypeError: it speaks neither protocol.
         ValueError: it lies elsewhere, or isn't C-contiguous.
+
+    Example:
+        >>> from sigcam.kernels.dlpack import CPU
+        >>> array = np.zeros((2, 3), np.float32)
+        >>> with taken(array, "features", stream=0, ordinal=0, device_type=CPU) as view:
+        ...     view.shape, view.dtype, view.address == array.ctypes.data
+        ((2, 3), dtype('float32'), True)
     """
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         _check_device(name, tuple(map(int, array.__dlpack_device__())), (device_type, ordinal))

@@ -19,7 +19,12 @@ _told: set[Path] = set()
 
 
 def cache_dir() -> Path:
-    """Returns the folder in which compiled kernels are kept; it may not exist yet."""
+    """Returns the folder in which compiled kernels are kept; it may not exist yet.
+
+    Example:
+        >>> cache_dir().name
+        'kernels'
+    """
     return cache_folder("kernels")
 
 

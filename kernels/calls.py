@@ -42,7 +42,12 @@ class HasHandle(Protocol):
 
 
 def handle_of(stream: HasHandle | int) -> int:
-    """Returns the number of a stream's handle."""
+    """Returns the number of a stream's handle.
+
+    Example:
+        >>> handle_of(7)
+        7
+    """
     return stream if isinstance(stream, int) else stream.handle
 
 

@@ -45,6 +45,14 @@ def inputs(features: View, weights: View, clamp: bool) -> Inputs:
     Raises:
         ValueError: types that differ or are neither float32 nor float16, shapes that don't
             belong together, or a size of 0.
+
+    Example:
+        >>> half = np.dtype(np.float16)
+        >>> features = View(0x1000, (2, 512, 7, 7), half, read_only=True)
+        >>> weights = View(0x2008, (2, 3, 512), half, read_only=True)
+        >>> found = inputs(features, weights, clamp=True)
+        >>> found.classes, found.half, found.per_position, found.alignment
+        (3, True, False, 8)
     """
     kinds = (np.dtype(np.float32), np.dtype(np.float16))
     if features.dtype not in kinds or weights.dtype != features.dtype:
@@ -89,6 +97,11 @@ def writable(
 
     Raises:
         ValueError: it is read-only or has another shape or type.
+
+    Example:
+        >>> out = View(0x1000, (1, 7, 7), pixel("uint8"), read_only=False)
+        >>> writable(out, "out", (1, 7, 7), (pixel("uint8"),)) is out
+        True
     """
     if view.read_only or view.shape != shape or view.dtype not in kinds:
         raise ValueError(

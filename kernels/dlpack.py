@@ -109,6 +109,12 @@ def take(capsule: object) -> Taken:
         TypeError: it isn't a DLPack capsule, or was taken before.
         ValueError: a version, type or layout that isn't supported; the capsule keeps the
             tensor.
+
+    Example:
+        >>> found = take(np.zeros((2, 3), np.int32).__dlpack__())
+        >>> found.shape, found.dtype, found.device
+        ((2, 3), dtype('int32'), (1, 0))
+        >>> found.release()
     """
     name = next((name for name in _STRUCTURES if _is_valid(capsule, name)), None)
     if name is None:

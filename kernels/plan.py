@@ -50,6 +50,11 @@ class Inputs:
         per_position: whether the weights have a value for each position.
         clamp: NWC: negative weights count as 0.
         alignment: the largest power of two, up to 16, that divides both addresses.
+
+    Example:
+        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1, half=True)
+        >>> inputs.positions, inputs.itemsize
+        (49, 2)
     """
 
     batch: int

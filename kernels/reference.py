@@ -103,6 +103,11 @@ def enlarged(cams: Array, rows: Axis, columns: Axis, interpolation: Interpolatio
 
     Returns:
         float64 [..., H, W], in the units of the CAMs.
+
+    Example:
+        >>> from sigcam.kernels.arguments import whole
+        >>> enlarged(np.array([[[0.0, 4.0]]]), whole(1, 1), whole(4, 2), "bilinear")
+        array([[[0., 1., 3., 4.]]])
     """
     down, across = _weights(rows, interpolation), _weights(columns, interpolation)
     large: Array = down @ cams.astype(np.float64) @ across.T

@@ -33,6 +33,14 @@ class Augmentation:
             be true of the crop, since the branch learns what is evidence for it.
         flip: whether crops may be flipped.
         seed: with the image's index and the view's index it settles the crop.
+
+    Example:
+        >>> image = np.zeros((40, 60, 3), np.uint8)
+        >>> image[:, 30:] = 255
+        >>> target = Preprocessing(8, 8, "stretch")
+        >>> crop = Augmentation(seed=1).view(image, target, index=0, view=3)
+        >>> crop.shape, bool((crop == Augmentation(seed=1).view(image, target, 0, 3)).all())
+        ((8, 8, 3), True)
     """
 
     views: int = 12

@@ -66,6 +66,15 @@ def save_checkpoint(
 
     Raises:
         StorageError: the folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run, tensors = {"seed": 0}, {"weight": torch.ones(2)}
+        ...     save_checkpoint(Path(folder), run, State(epoch=1), tensors, {})
+        ...     state, classifier, _ = load_checkpoint(Path(folder), run)
+        >>> state.epoch, classifier["weight"]
+        (1, tensor([1., 1.]))
     """
     content = {
         "format": FORMAT,
@@ -115,6 +124,14 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
 
     Raises:
         StorageError: the folder can't be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_metrics(Path(folder), [EpochMetrics(1, 0.25, 0.9, 2.0, 50.0)])
+        ...     print(Path(folder, "metrics.csv").read_text(), end="")
+        epoch,loss,top1,seconds,samples_per_s
+        1,0.25,0.9,2,50
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -140,6 +157,11 @@ class Interruption:
     neither the old nor the new state. The training loop looks at `asked` between steps.
     In a thread other than the main one (where Python allows no signal handlers) it does
     nothing, and `asked` stays False.
+
+    Example:
+        >>> with Interruption() as interruption:
+        ...     interruption.asked
+        False
     """
 
     def __init__(self) -> None:

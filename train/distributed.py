@@ -22,6 +22,11 @@ class World:
         rank: 0 <= rank < size; only rank 0 writes reports and checkpoints.
         size: number of processes; 1 without torchrun.
         device: what this process computes on.
+
+    Example:
+        >>> world = World(rank=0, size=1, device=torch.device("cpu"))
+        >>> world.is_main, world.total([2.0]), world.merged({3: "truncated"})
+        (True, [2.0], {3: 'truncated'})
     """
 
     rank: int
@@ -81,6 +86,11 @@ def join_world(device: str = "auto") -> Iterator[World]:
     Raises:
         BackendUnavailableError: CUDA is asked for and there is none.
         UsageError: an unknown device, or "cuda:<n>" together with torchrun.
+
+    Example:
+        >>> with join_world("cpu") as world:  # not under torchrun
+        ...     world.rank, world.size, world.is_main
+        (0, 1, True)
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))

@@ -58,6 +58,10 @@ def default_cache_dir() -> Path:
     """Returns the folder of all feature caches.
 
     That is `features` in $SIGCAM_CACHE_DIR, or in the platform's folder for this user's caches.
+
+    Example:
+        >>> default_cache_dir().name
+        'features'
     """
     return cache_folder("features")
 
@@ -96,7 +100,12 @@ def describe(dual: DualBranch, views: TrainingViews, head: HeadName = "sigmoid")
 
 
 def key_of(about: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of a description in hexadecimal digits."""
+    """Returns the SHA-256 of a description in hexadecimal digits.
+
+    Example:
+        >>> key_of({"views": 12, "seed": 0}) == key_of({"seed": 0, "views": 12})
+        True
+    """
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -141,13 +141,27 @@ class Fit:
 
 
 def right_answers(logits: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
-    """Counts the rows whose largest logit is that of their class."""
+    """Counts the rows whose largest logit is that of their class.
+
+    Example:
+        >>> right_answers(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+        tensor(1)
+    """
     return (logits.detach().argmax(1) == class_ids).sum()
 
 
 @contextmanager
 def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Sets training or inference mode, and restores it."""
+    """Sets training or inference mode, and restores it.
+
+    Example:
+        >>> layer = nn.Dropout().eval()
+        >>> with mode(layer, training=True):
+        ...     layer.training
+        True
+        >>> layer.training
+        False
+    """
     before = module.training
     module.train(training)
     try:

@@ -138,6 +138,13 @@ def linear_in_parameters(classifier: nn.Module, neck_shape: tuple[int, ...]) -> 
 
     f(t a + (1 - t) b) must equal t f(a) + (1 - t) f(b) in float64. Two linear layers in
     a row fail (they multiply parameters), and so does any activation between them.
+
+    Example:
+        >>> linear = nn.Linear(4, 3)
+        >>> linear_in_parameters(linear, (4,))
+        True
+        >>> linear_in_parameters(nn.Sequential(linear, nn.ReLU(), nn.Linear(3, 2)), (4,))
+        False
     """
     generator = torch.Generator().manual_seed(0)
 

@@ -9,7 +9,12 @@ from sigcam.core.errors import UsageError
 
 
 def default_positive_weight(num_classes: int) -> float:
-    """Returns C - 1, so that the one positive class weighs as much as all negatives together."""
+    """Returns C - 1, so that the one positive class weighs as much as all negatives together.
+
+    Example:
+        >>> default_positive_weight(1000)
+        999.0
+    """
     return float(max(num_classes - 1, 1))
 
 
@@ -40,6 +45,13 @@ def evidence_loss(
 
     Raises:
         UsageError: a wrong shape or dtype, a class id outside the range, p not above 0.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, -1.0, 0.5]])
+        >>> target = F.one_hot(torch.tensor([0]), 3).float()
+        >>> want = F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(2.0))
+        >>> torch.allclose(evidence_loss(logits, torch.tensor([0])), want)
+        True
     """
     _check(sigmoid_logits, class_ids)
     num_classes = sigmoid_logits.shape[1]

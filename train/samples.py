@@ -132,14 +132,26 @@ RESIDENT_BYTES = 4 << 30
 
 
 def split_images(usable: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Returns the indices of the images to train on and of those held out, both sorted."""
+    """Returns the indices of the images to train on and of those held out, both sorted.
+
+    Example:
+        >>> train, held = split_images(np.arange(10), fraction=0.2, seed=0)
+        >>> len(train), len(held), np.intersect1d(train, held).size
+        (8, 2, 0)
+    """
     order = np.random.default_rng([seed, 1]).permutation(usable)
     held = round(len(usable) * fraction)
     return np.sort(order[held:]), np.sort(order[:held])
 
 
 def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """Returns the samples 0..size-1 in the random order of that epoch, cut into batches."""
+    """Returns the samples 0..size-1 in the random order of that epoch, cut into batches.
+
+    Example:
+        >>> batches = epoch_order(5, batch_size=2, seed=0, epoch=1)
+        >>> [len(batch) for batch in batches], np.sort(np.concatenate(batches))
+        ([2, 2, 1], array([0, 1, 2, 3, 4]))
+    """
     order = np.random.default_rng([seed, 2, epoch]).permutation(size)
     return [order[i : i + batch_size] for i in range(0, size, batch_size)]
 

@@ -50,6 +50,12 @@ class TrainSettings:
         cache_dtype: of the features on disk, "float16" or "float32".
         val_fraction: share of the images held out for validation, 0 <= share < 1.
         device: "auto", "cpu", "cuda" or "cuda:<n>".
+
+    Example:
+        >>> TrainSettings().steps
+        (0.003, 3, 32)
+        >>> TrainSettings(optimizer="lbfgs", epochs=5).steps
+        (1.0, 5, 4096)
     """
 
     optimizer: Optimizer = "adam"
@@ -125,6 +131,10 @@ def default_weight_decay(num_classes: int, own: bool) -> float:
         num_classes: C.
         own: whether what is trained is a sigmoid branch whose every parameter belongs to one
             class, as in one linear layer.
+
+    Example:
+        >>> default_weight_decay(4, own=True), default_weight_decay(4, own=False)
+        (0.0375, 0.0005)
     """
     return 0.15 / num_classes if own else 5e-4
 
@@ -187,6 +197,11 @@ class TrainResult:
             L-BFGS only.
         failed: index of an unreadable image to the reason.
         cache_folder: of the features; None without a cache.
+
+    Example:
+        >>> result = TrainResult((), 120, 12, 2.0, 0.05, None, {}, None)
+        >>> result.counts
+        '120 images, 12 views of each'
     """
 
     history: tuple[EpochMetrics, ...]

@@ -38,7 +38,12 @@ def head_of(dual: DualBranch, name: HeadName) -> Head:
 
 
 def default_workers() -> int:
-    """Returns how many threads decode: the cores, at most 8 (the backbone needs the rest)."""
+    """Returns how many threads decode: the cores, at most 8 (the backbone needs the rest).
+
+    Example:
+        >>> 1 <= default_workers() <= 8
+        True
+    """
     return min(os.cpu_count() or 1, 8)
 
 
@@ -250,7 +255,13 @@ class FeatureRunner:
 
 
 def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
-    """Collects decoded images until about `BATCH` views are together."""
+    """Collects decoded images until about `BATCH` views are together.
+
+    Example:
+        >>> decoded = [Decoded(Job(image, (0, 1)), None) for image in range(70)]
+        >>> [len(group) for group in grouped(decoded, views=2)]
+        [32, 32, 6]
+    """
     size = max(1, BATCH // views)
     group: list[Decoded] = []
     for item in decoded:
@@ -263,6 +274,13 @@ def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
 
 
 def stack(group: Sequence[Decoded]) -> Pixels | None:
-    """Joins all views of the readable images, uint8 [B, H, W, 3]; None if there are none."""
+    """Joins all views of the readable images, uint8 [B, H, W, 3]; None if there are none.
+
+    Example:
+        >>> views = np.zeros((2, 8, 8, 3), np.uint8)
+        >>> good, bad = Decoded(Job(0, (0, 1)), views), Decoded(Job(1, (0, 1)), None, "truncated")
+        >>> stack([good, bad]).shape
+        (2, 8, 8, 3)
+    """
     pixels = [item.pixels for item in group if item.pixels is not None]
     return np.concatenate(pixels) if pixels else None

@@ -61,6 +61,13 @@ def check_num_classes(arch: str, name: str, asked: int | None, have: int) -> Non
 
     Raises:
         UsageError: `asked` is given and differs from `have`.
+
+    Example:
+        >>> check_num_classes("resnet18", "DEFAULT", 1000, 1000)
+        >>> check_num_classes("resnet18", "DEFAULT", 10, 1000)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.UsageError: the weights DEFAULT of resnet18 are for 1000 classes, ...
     """
     if asked is not None and asked != have:
         raise UsageError(

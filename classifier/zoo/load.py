@@ -83,6 +83,10 @@ def takes_num_classes(arch: str) -> bool:
 
     Raises:
         UsageError, ModelError: the callable can't be had.
+
+    Example:
+        >>> takes_num_classes("resnet50"), takes_num_classes("torch.nn:ReLU")
+        (True, False)
     """
     return ":" not in arch or user.takes_num_classes(arch)
 

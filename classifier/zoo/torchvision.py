@@ -10,7 +10,12 @@ from sigcam.core.spec import Preprocessing
 
 
 def names() -> list[str]:
-    """Lists the names of torchvision's classification models."""
+    """Lists the names of torchvision's classification models.
+
+    Example:
+        >>> "resnet50" in names(), "fcn_resnet50" in names()
+        (True, False)
+    """
     from torchvision import models
 
     return list(models.list_models(module=models))

@@ -32,6 +32,10 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     Raises:
         UsageError: there is no such callable, or it doesn't take these arguments.
         ModelError: it fails, or doesn't return a module.
+
+    Example:
+        >>> load("torch.nn:Identity", None, None).model
+        Identity()
     """
     if name is not None:
         raise UsageError(
@@ -51,6 +55,10 @@ def takes_num_classes(arch: str) -> bool:
 
     Raises:
         UsageError, ModelError: the callable can't be had.
+
+    Example:
+        >>> takes_num_classes("torchvision.models:resnet50"), takes_num_classes("torch.nn:ReLU")
+        (True, False)
     """
     return _misfit(_callable(arch), {"num_classes": 1}) is None
 

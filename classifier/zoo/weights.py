@@ -42,6 +42,16 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, Tensor] | None:
     Raises:
         ModelError: the file is missing or damaged; objects that would have to be unpickled; other
             names or shapes than the model's, of either head; values that aren't finite.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 1)
+        >>> state = {"module.weight": torch.ones(1, 2), "module.bias": torch.zeros(1)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": state}, Path(folder, "model.pth"))
+        ...     branch = load_weights(model, Path(folder, "model.pth"))
+        >>> model.weight.tolist(), branch
+        ([[1.0, 1.0]], None)
     """
     wanted = model.state_dict()
     state = _without_auxiliary(_plain(_read(path), path), wanted)

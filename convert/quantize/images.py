@@ -106,6 +106,15 @@ def prepared(path: Path, preprocessing: Preprocessing) -> tuple[Array, Placement
 
     Raises:
         ImageError: the file can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> import cv2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/a.png", np.zeros((10, 20, 3), np.uint8))
+        ...     tensor, placement = prepared(Path(folder, "a.png"), Preprocessing(8, 8))
+        >>> tensor.shape, placement.crop_box
+        ((8, 8, 3), (5, 0, 15, 10))
     """
     read = read_input(path, preprocessing)
     return np.ascontiguousarray(read.tensor), read.placement
@@ -117,6 +126,15 @@ def feeds(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[dict[
     Args:
         paths: the images' files.
         preprocessing: how the artifact takes images.
+
+    Example:
+        >>> import tempfile
+        >>> import cv2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = cv2.imwrite(f"{folder}/a.png", np.zeros((10, 20, 3), np.uint8))
+        ...     (feed,) = feeds([Path(folder, "a.png")], Preprocessing(8, 8))
+        >>> feed["image"].shape
+        (1, 8, 8, 3)
     """
     for path in paths:
         yield {"image": prepared(path, preprocessing)[0][None]}

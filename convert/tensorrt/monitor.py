@@ -107,6 +107,10 @@ def run_stoppable(work: Callable[[], T], stop: Callable[[], None]) -> T:
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; `work` has ended by then.
+
+    Example:
+        >>> run_stoppable(lambda: sum(range(5)), stop=lambda: None)
+        10
     """
     done: list[T] = []
     failed: list[BaseException] = []

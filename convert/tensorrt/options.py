@@ -74,6 +74,11 @@ class BuildOptions:
         capabilities: compute capabilities such as "8.6" that the engine is for; only with
             the package "tensorrt_rtx". Empty for what that package takes by itself: 8.0 and
             later.
+
+    Example:
+        >>> options = BuildOptions(batches=Range(1, 4, 16), precision="float16")
+        >>> options.batches.high, options.tf32
+        (16, False)
     """
 
     batches: Range = DEFAULT_BATCHES

@@ -42,6 +42,18 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
 
     Raises:
         DataError: not JSON, or without the lists images, annotations and categories.
+
+    Example:
+        >>> import tempfile
+        >>> image = {"id": 7, "file_name": "a.png", "width": 30, "height": 20}
+        >>> box = {"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 5], "iscrowd": 0}
+        >>> dog = {"id": 3, "name": "dog"}
+        >>> lists = {"images": [image], "annotations": [box], "categories": [dog]}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "list.json").write_text(json.dumps(lists))
+        ...     data = read_coco(Path(folder, "list.json"))
+        >>> data.classes, data.samples[0].boxes
+        (('dog',), array([[0., 0., 9., 4.]]))
     """
     content = _content(file)
     problems: list[Problem] = []

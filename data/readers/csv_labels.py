@@ -23,7 +23,7 @@ class _Row(NamedTuple):
 
 
 def read_csv(file: Path, root: Path | None = None) -> Dataset:
-    """Reads a CSV file whose header names a column of images and one or two of classes.
+    r"""Reads a CSV file whose header names a column of images and one or two of classes.
 
     Columns: `image`, `path` or `file`; `class_index` or `class_id` (ids from 0 on); `class`,
     `label` or `class_name` (names; ids where all are whole numbers and there is no column of
@@ -35,6 +35,14 @@ def read_csv(file: Path, root: Path | None = None) -> Dataset:
 
     Raises:
         DataError: not CSV, or a header without these columns.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "farm.csv").write_text("image,class\na.png,hen\nb.png,dog\n")
+        ...     data = read_csv(Path(folder, "farm.csv"))
+        >>> data.classes, data.labels
+        (('dog', 'hen'), array([1, 0]))
     """
     problems: list[Problem] = []
     rows, have_ids = _read_rows(file, problems)

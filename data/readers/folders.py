@@ -10,7 +10,16 @@ from sigcam.images.listing import SUFFIXES_TEXT, list_images
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Returns the folders in a folder, sorted by name; hidden ones don't count."""
+    """Returns the folders in a folder, sorted by name; hidden ones don't count.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("hen", "dog", ".thumbnails"):
+        ...         Path(folder, name).mkdir()
+        ...     [one.name for one in class_folders(Path(folder))]
+        ['dog', 'hen']
+    """
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
@@ -26,6 +35,16 @@ def read_folders(folder: Path) -> Dataset:
 
     Raises:
         DataError: there are no folders in it, or one that can't be listed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("hen", "dog"):
+        ...         Path(folder, name).mkdir()
+        ...         Path(folder, name, "1.png").touch()
+        ...     data = read_folders(Path(folder))
+        >>> data.classes, [sample.name for sample in data.samples]
+        (('dog', 'hen'), ['dog/1.png', 'hen/1.png'])
     """
     folders = class_folders(folder)
     if not folders:

@@ -25,6 +25,11 @@ class Object:
         place: where it stands.
         apart: whether the data set sets it apart.
         masks: as drawn in the annotations; empty without.
+
+    Example:
+        >>> from pathlib import Path
+        >>> Object(0, (0, 0, 9, 4), Place(Path("a.xml"), 7)).area
+        50
     """
 
     label: int
@@ -41,7 +46,15 @@ class Object:
 
 
 def of_one_class(objects: Sequence[Object]) -> list[Object]:
-    """Returns the objects that count, all of one class; none if none counts."""
+    """Returns the objects that count, all of one class; none if none counts.
+
+    Example:
+        >>> from pathlib import Path
+        >>> place = Place(Path("a.xml"))
+        >>> small, large = Object(0, (0, 0, 1, 1), place), Object(1, (0, 0, 9, 9), place)
+        >>> of_one_class([small, large]) == [large]
+        True
+    """
     counting = [one for one in objects if not one.apart]
     if not counting:
         return []
@@ -50,7 +63,14 @@ def of_one_class(objects: Sequence[Object]) -> list[Object]:
 
 
 def has_several_classes(objects: Sequence[Object]) -> bool:
-    """Returns whether objects that aren't set apart are of more than one class."""
+    """Returns whether objects that aren't set apart are of more than one class.
+
+    Example:
+        >>> from pathlib import Path
+        >>> objects = [Object(label, (0, 0, 1, 1), Place(Path("a.xml"))) for label in (0, 1)]
+        >>> has_several_classes(objects), has_several_classes(objects[:1])
+        (True, False)
+    """
     return len({one.label for one in objects if not one.apart}) > 1
 
 
@@ -60,6 +80,10 @@ def notes_of(without: int, several: int) -> tuple[str, ...]:
     Args:
         without: how many images have no object that counts.
         several: how many have objects of several classes.
+
+    Example:
+        >>> notes_of(3, 0)
+        ('images left out, without an object that counts: 3',)
     """
     notes = []
     if without:

@@ -226,6 +226,11 @@ class Element:
         line: where it begins, counted from 1.
         text: the characters directly in it.
         children: the elements in it.
+
+    Example:
+        >>> box = Element("bndbox", 8, children=[Element("xmin", 9, " 12 ")])
+        >>> box.value("xmin"), box.value("ymin"), box.find("ymin")
+        ('12', '', None)
     """
 
     tag: str
@@ -281,11 +286,20 @@ class _Tree:
 
 
 def read_xml(file: Path) -> Element | Problem:
-    """Reads an XML file.
+    r"""Reads an XML file.
 
     Returns:
         Its root element; or what is wrong with it: unreadable, not well-formed, with a DOCTYPE,
         nested deeper than 64, or over 16 MiB.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "a.xml")
+        ...     _ = file.write_text("<annotation>\n<name>dog</name>\n</annotation>")
+        ...     root = read_xml(file)
+        >>> root.tag, root.value("name"), root.find("name").line
+        ('annotation', 'dog', 2)
     """
     tree = _Tree()
     try:
@@ -304,5 +318,10 @@ def read_xml(file: Path) -> Element | Problem:
 
 
 def place_of(file: Path, element: Element) -> Place:
-    """Returns where an element begins."""
+    """Returns where an element begins.
+
+    Example:
+        >>> str(place_of(Path("a.xml"), Element("object", 12)))
+        'a.xml, line 12'
+    """
     return Place(file, element.line)

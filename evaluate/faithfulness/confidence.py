@@ -48,6 +48,12 @@ def check_image(image: Array, scores: Array) -> None:
 
     Raises:
         UsageError: the image isn't uint8 [H, W, 3], or the heatmap isn't [H, W].
+
+    Example:
+        >>> check_image(np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4)))
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.UsageError: heatmap must have the image's size [4, 6], got [6, 4]
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UsageError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")

@@ -82,6 +82,12 @@ def remove_pixels(
 
     Raises:
         UsageError: as `impute`.
+
+    Example:
+        >>> image, removed = np.full((3, 3, 3), 60, np.uint8), np.zeros((3, 3), bool)
+        >>> image[1, 1], removed[1, 1] = 255, True
+        >>> remove_pixels(image, removed, np.random.default_rng(0), noise=0)[1, 1]
+        array([60, 60, 60], dtype=uint8)
     """
     values = impute(image, removed)
     values[removed] += rng.normal(0.0, noise * 255.0, (int(removed.sum()), 3)).astype(np.float32)

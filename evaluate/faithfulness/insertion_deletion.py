@@ -65,6 +65,11 @@ def run_batches(images: Iterable[Array], score: Score, batch: int) -> Array:
 
     Raises:
         UsageError: a batch below 1, or a callable that doesn't give one finite number each.
+
+    Example:
+        >>> images = [np.full((2, 2, 3), value, np.uint8) for value in (0, 51, 255)]
+        >>> run_batches(images, lambda batch: batch.mean(axis=(1, 2, 3)) / 255, batch=2)
+        array([0. , 0.2, 1. ])
     """
     if batch < 1:
         raise UsageError(f"batch must be at least 1, got {batch}")
@@ -154,6 +159,14 @@ def insertion_curve(
 
     Raises:
         UsageError: shapes, types or numbers that don't fit.
+
+    Example:
+        >>> image, scores = np.zeros((1, 4, 3), np.uint8), np.array([[0.9, 0.1, 0.4, 0.3]])
+        >>> image[0, 0] = 255  # it appears in the first step
+        >>> def first_pixel(images):
+        ...     return images[:, 0, 0, 0] / 255
+        >>> insertion_curve(image, scores, first_pixel, steps=4)[1:]
+        array([1., 1., 1., 1.])
     """
     check_image(image, scores)
     start: Array = np.asarray(cv2.GaussianBlur(image, (11, 11), 5.0), np.uint8)

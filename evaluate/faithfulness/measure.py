@@ -57,6 +57,12 @@ def check_faithfulness(names: Collection[str]) -> None:
 
     Raises:
         UsageError: a name that isn't there.
+
+    Example:
+        >>> check_faithfulness(["road", "iou"])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.UsageError: faithfulness must be of confidence, ..., got iou
     """
     unknown = sorted(set(names) - set(FAITHFULNESS))
     if unknown:
@@ -75,6 +81,14 @@ def change_image(image: Array, prediction: Prediction, names: Collection[str]) -
 
     Raises:
         UsageError: an image too large for ROAD's imputation (`impute`).
+
+    Example:
+        >>> import numpy as np
+        >>> cam = np.array([[0.0, 1.0]], np.float32)
+        >>> white, prediction = np.full((1, 2, 3), 255, np.uint8), Prediction(0, 0.9, 0, cam, cam)
+        >>> changed = change_image(white, prediction, ["confidence"])
+        >>> changed.masked[0, :, 0], len(changed.morf)
+        (array([  0, 255], dtype=uint8), 0)
     """
     scores = normalise(enlarge(prediction.predicted_cam, *image.shape[:2]))
     masked = masked_image(image, scores) if "confidence" in names else None

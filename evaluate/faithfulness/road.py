@@ -101,6 +101,14 @@ def road_images(
 
     Raises:
         UsageError: shapes, types or numbers that don't fit.
+
+    Example:
+        >>> image = np.zeros((2, 2, 3), np.uint8)
+        >>> image[0, 0] = 255  # the most relevant pixel goes, and takes its neighbours' value
+        >>> scores = np.array([[1.0, 0.2], [0.3, 0.1]])
+        >>> (changed,) = road_images(image, scores, fractions=(0.25,), noise=0)
+        >>> changed[0, 0]
+        array([0, 0, 0], dtype=uint8)
     """
     check_image(image, scores)
     if not fractions or not all(0 <= fraction < 1 for fraction in fractions):

@@ -94,6 +94,11 @@ def unpack_hits(packed: Array) -> Array:
 
     Returns:
         bool [..., T].
+
+    Example:
+        >>> hits = unpack_hits(np.packbits(np.arange(1000) < 300))
+        >>> hits.shape, int(hits.sum())
+        ((1000,), 300)
     """
     return np.unpackbits(packed, axis=-1, count=len(THRESHOLDS)).astype(bool)
 

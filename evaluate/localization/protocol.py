@@ -80,6 +80,14 @@ def place_scores(cam: Array, placement: Placement, size: int = SIZE) -> tuple[Ar
 
     Raises:
         UsageError: the CAM isn't a non-empty array [h, w].
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import prepare
+        >>> placement = prepare(np.zeros((10, 20, 3), np.uint8), Preprocessing(8, 8, "crop"))[1]
+        >>> scores, valid = place_scores(np.array([[1.0, 3.0]]), placement, size=4)
+        >>> scores[0], valid  # the crop is the middle half
+        (array([0., 0., 1., 0.]), True)
     """
     (y0, y1), (x0, x1) = _span(placement.rows, size), _span(placement.columns, size)
     if (y0, y1, x0, x1) == (0, size, 0, size):
@@ -105,6 +113,11 @@ def enlarge(cam: Array, height: int, width: int) -> Array:
 
     Raises:
         UsageError: the CAM isn't a non-empty array [h, w].
+
+    Example:
+        >>> enlarge(np.array([[2.0, 6.0]]), height=2, width=2)
+        array([[2., 6.],
+               [2., 6.]])
     """
     if cam.ndim != 2 or cam.size == 0:
         raise UsageError(f"CAM must be a non-empty array [h, w], got shape {list(cam.shape)}")
@@ -142,6 +155,12 @@ def check_scores(scores: Array) -> None:
 
     Raises:
         UsageError: the array isn't floating [H, W] in [0, 1] without NaN.
+
+    Example:
+        >>> check_scores(np.array([[0.0, 2.0]]))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.UsageError: heatmap must lie in [0, 1] without NaN, got 0.0 to 2.0; ...
     """
     if scores.ndim != 2 or scores.size == 0 or not np.issubdtype(scores.dtype, np.floating):
         raise UsageError(f"heatmap must be floating [H, W], got {scores.dtype} {[*scores.shape]}")

@@ -50,6 +50,12 @@ def chart(lines: Sequence[Line], x_label: str, y_label: str, x_end: float, y_end
 
     Returns:
         HTML: an SVG and a list.
+
+    Example:
+        >>> line = Line("model.onnx", np.array([0.0, 1.0]), np.array([0.0, 50.0]), colour=0)
+        >>> text = chart([line], "threshold", "images, %", x_end=1, y_end=100)
+        >>> text.startswith("<svg"), text.count("<polyline"), text.endswith("</ul>")
+        (True, 1, True)
     """
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -143,14 +143,26 @@ def summarise(
 
 
 def heatmap_of(artifact: ArtifactInfo) -> str:
-    """Says which class's heatmap was scored."""
+    """Says which class's heatmap was scored.
+
+    Example:
+        >>> from pathlib import Path
+        >>> info = ArtifactInfo("a", Path("a.onnx"), "0" * 64, "ort", {}, takes_class_ids=True)
+        >>> heatmap_of(info)
+        'the true class'
+    """
     if artifact.takes_class_ids:
         return "the true class"
     return "the predicted class (the artifact makes no other)"
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that took part."""
+    """Returns the versions of Python and of the packages that took part.
+
+    Example:
+        >>> versions()["numpy"] == np.__version__
+        True
+    """
     found = {"python": platform.python_version()}
     for name in ("sigcam", "numpy", "opencv-python-headless", "onnxruntime", "openvino"):
         with contextlib.suppress(PackageNotFoundError):

@@ -91,6 +91,10 @@ def mean(sums: Array, num_images: int) -> Array:
 
     Returns:
         float64 [R].
+
+    Example:
+        >>> mean(np.array([3.0, 1.0]), 4)
+        array([0.75, 0.25])
     """
     return cast("Array", sums.reshape(len(sums)) / num_images)
 
@@ -161,6 +165,11 @@ def drawn_counts(
 
     Yields:
         Images p and int64 [R, p]; over all slices, the rows add up to P.
+
+    Example:
+        >>> ((images, counts),) = drawn_counts(5, resamples=3)
+        >>> images, counts.sum(axis=1)
+        (slice(0, 5, None), array([5, 5, 5]))
     """
     random = np.random.default_rng((seed, first))
     left = np.full(resamples, num_images, np.int64)

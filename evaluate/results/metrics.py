@@ -126,6 +126,14 @@ def results(
 
     Raises:
         UsageError: another threshold, or other numbers of records.
+
+    Example:
+        >>> from sigcam.evaluate.results.records import empty_record
+        >>> records = np.stack([empty_record(), empty_record()])
+        >>> records["correct"] = 1, 0
+        >>> (result,) = results([records], 0.2, resamples=10)
+        >>> result.metric.key, result.images, result.artifacts[0].metric.value
+        ('top1_cls', 2, 50.0)
     """
     found = []
     for metric in metrics(threshold):

@@ -50,6 +50,15 @@ class RecordFile:
 
     Attributes:
         path: the file; it need not exist.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = RecordFile(Path(folder, "records.bin"))
+        ...     file.append(np.stack([empty_record(), empty_record()]))
+        ...     file.truncate(1)
+        ...     len(file)
+        1
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,7 +109,13 @@ class RecordFile:
 
 
 def empty_record() -> Array:
-    """Returns a record [] of which nothing is known yet."""
+    """Returns a record [] of which nothing is known yet.
+
+    Example:
+        >>> record = empty_record()
+        >>> int(record["pointing"]), bool(record["has_boxes"]), float(record["iou"])
+        (-1, False, nan)
+    """
     record = np.zeros((), RECORD)
     for name in ("correct", "pointing"):
         record[name] = UNKNOWN

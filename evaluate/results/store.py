@@ -133,6 +133,16 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
     Returns:
         SHA-256 in hexadecimal digits.
+
+    Example:
+        >>> import tempfile
+        >>> from sigcam.data import Place
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.png")
+        ...     path.touch()
+        ...     samples = [Sample("a.png", path, Place(path), label) for label in (0, 1)]
+        ...     fingerprint(samples[:1]) == fingerprint(samples[1:])
+        False
     """
     digest = hashlib.sha256()
     for sample in samples:

@@ -34,6 +34,10 @@ def histogram(values: Array) -> Array:
 
     Returns:
         int64 [256].
+
+    Example:
+        >>> histogram(np.array([[0, 7], [7, 255]], np.uint8))[[0, 7, 255]]
+        array([1, 2, 1])
     """
     # Exact: OpenCV counts in integers and gives float32, which holds counts up to 2**24.
     counts = cv2.calcHist([values], [0], None, [LEVELS], [0, LEVELS])
@@ -48,6 +52,10 @@ def above(counts: Array) -> Array:
 
     Returns:
         int64 [256], the counts of all larger values.
+
+    Example:
+        >>> above(histogram(np.array([[0, 7], [7, 255]], np.uint8)))[[0, 7, 255]]
+        array([3, 1, 0])
     """
     return np.asarray(counts.sum() - counts.cumsum())
 
@@ -88,6 +96,11 @@ def extremum_values(levels: Array) -> Array:
 
     Returns:
         bool [256].
+
+    Example:
+        >>> peaks = np.array([[5, 1, 9]], np.uint8)  # the 1 in between touches the edge
+        >>> np.flatnonzero(extremum_values(peaks))
+        array([5, 9])
     """
     found = np.zeros(LEVELS, bool)
     found[levels[_maxima(levels, _SQUARE)]] = True
@@ -119,6 +132,13 @@ def level_groups(levels: Array) -> tuple[Array, Array]:
     Returns:
         group: int64 [256], rising by 1 where a group begins.
         euler: int64 [256], pieces minus holes.
+
+    Example:
+        >>> group, euler = level_groups(np.array([[5, 1, 9]], np.uint8))
+        >>> euler[[0, 1, 5, 9]]  # one piece, two, one, none
+        array([1, 2, 1, 0])
+        >>> group[[0, 1, 5, 9]]
+        array([0, 1, 2, 3])
     """
     euler = euler_numbers(levels)
     begins = extremum_values(levels)

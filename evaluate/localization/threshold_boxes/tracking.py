@@ -20,6 +20,10 @@ def ends(profile: Array, levels: Array) -> tuple[Array, Array]:
 
     Returns:
         int64 [m] and [m].
+
+    Example:
+        >>> ends(np.array([0, 5, 9, 5], np.uint8), np.array([0, 5]))
+        (array([1, 2]), array([4, 3]))
     """
     upwards = np.maximum.accumulate(profile)
     downwards = np.maximum.accumulate(profile[::-1])
@@ -58,6 +62,12 @@ def cut_out(levels: Array, outline: Array) -> tuple[Array, int, int]:
 
     Returns:
         The pixels of the piece, zero around it, uint8 [h, w]; x and y of their upper left one.
+
+    Example:
+        >>> levels = np.array([[0, 0, 0], [0, 7, 9]], np.uint8)
+        >>> outline = np.array([[[1, 1]], [[2, 1]]], np.int32)
+        >>> cut_out(levels, outline)
+        (array([[7, 9]], dtype=uint8), 1, 1)
     """
     x, y, width, height = cv2.boundingRect(outline)
     mask = np.zeros((height, width), np.uint8)
@@ -103,6 +113,12 @@ def track_pieces(levels: Array, outlines: Sequence[Array], wanted: Array) -> tup
     Returns:
         int64 [n, m, 4], (x0, y0, x1, y1), x1 and y1 excluded; float64 [n, m], where a piece
         whose rectangle is too small to be the largest at any level has the area -1.
+
+    Example:
+        >>> levels = np.pad(np.full((3, 4), 9, np.uint8), 1)
+        >>> outlines, _ = cv2.findContours(levels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        >>> track_pieces(levels, outlines, np.array([0]))
+        (array([[[1, 1, 5, 4]]]), array([[6.]]))
     """
     pieces = [cut_out(levels, outline) for outline in outlines]
     boxes = np.empty((len(pieces), len(wanted), 4), np.int64)

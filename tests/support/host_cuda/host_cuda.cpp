@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -170,21 +171,36 @@ namespace {
 
 constexpr unsigned AT_A_TIME = 3;  // blocks
 
+// Always two barriers in turn. ThreadSanitizer takes a thread that wakes up late from one for
+// later than all that have reached the same one again, and so for later than what they did in
+// between: races would go unseen.
+struct Barriers {
+    pthread_barrier_t two[2];
+
+    explicit Barriers(unsigned count) {
+        for (auto& one : two) pthread_barrier_init(&one, nullptr, count);
+    }
+    Barriers(const Barriers&) = delete;
+    void wait(unsigned turn) { pthread_barrier_wait(&two[turn % 2]); }
+};
+
 struct Block {
     std::vector<float> memory;
     std::vector<uint32_t> slots;
-    pthread_barrier_t all;
-    std::vector<pthread_barrier_t> warps;
+    Barriers all;
+    std::deque<Barriers> warps;
+
+    explicit Block(unsigned threads) : slots(threads), all(threads) {
+        for (unsigned i = 0; i < threads / LANES; ++i) warps.emplace_back(LANES);
+    }
 };
 
 // What the threads of a launch have in common. They are made once for all its blocks, as
 // making them takes longer than what they do; all of them wait before and after each round.
-// Two barriers: to ThreadSanitizer, one that wakes up late from a barrier comes after all that
-// have reached it again, and so after what they did in between.
 struct Team {
     const Launch* launch;
     unsigned rounds, blocks;
-    pthread_barrier_t begin, end;
+    Barriers everyone;
 };
 
 struct Thread {
@@ -192,9 +208,10 @@ struct Thread {
     Block* block;
     unsigned number;  // of the block in the first round
     host::Place place;
+    unsigned barriers;  // that were passed
 };
 
-thread_local const Thread* current = nullptr;
+thread_local Thread* current = nullptr;
 std::atomic<unsigned> fences{0};
 
 void* body(void* data) {
@@ -208,9 +225,9 @@ void* body(void* data) {
         self.place.block = {i % n.x, i / n.x % n.y, i / n.x / n.y};
         if (self.place.thread.x == 0)
             self.block->memory.assign(launch.shared_bytes / 4, std::nanf(""));
-        pthread_barrier_wait(&team.begin);
+        team.everyone.wait(0);
         if (i < team.blocks) launch.call();
-        pthread_barrier_wait(&team.end);
+        team.everyone.wait(1);
     }
     return nullptr;
 }
@@ -221,18 +238,18 @@ namespace host {
 
 const Place& place() { return current->place; }
 float* shared() { return current->block->memory.data(); }
-void barrier() { pthread_barrier_wait(&current->block->all); }
+void barrier() { current->block->all.wait(current->barriers++); }
 // ThreadSanitizer doesn't understand fences; this one orders what it should: all that came
 // before it with all that comes after a later one.
 void fence() { fences.fetch_add(1, std::memory_order_acq_rel); }
 
 uint32_t exchange(uint32_t value, int mask) {
     const unsigned thread = current->place.thread.x;
-    pthread_barrier_t* warp = &current->block->warps[thread / LANES];
+    Barriers& warp = current->block->warps[thread / LANES];
     current->block->slots[thread] = value;
-    pthread_barrier_wait(warp);
+    warp.wait(0);
     const uint32_t found = current->block->slots[thread ^ static_cast<unsigned>(mask)];
-    pthread_barrier_wait(warp);
+    warp.wait(1);
     return found;
 }
 
@@ -242,19 +259,15 @@ namespace {
 
 void run_blocks(const Launch& launch) {
     const unsigned count = launch.blocks.x * launch.blocks.y * launch.blocks.z;
-    Team team{&launch, (count + AT_A_TIME - 1) / AT_A_TIME, count, {}, {}};
-    for (auto* barrier : {&team.begin, &team.end})
-        pthread_barrier_init(barrier, nullptr, AT_A_TIME * launch.threads);
-    std::vector<Block> blocks(AT_A_TIME);
+    const unsigned rounds = (count + AT_A_TIME - 1) / AT_A_TIME;
+    Team team{&launch, rounds, count, Barriers(AT_A_TIME * launch.threads)};
+    std::deque<Block> blocks;
     std::vector<Thread> threads;
     for (unsigned i = 0; i < AT_A_TIME; ++i) {
-        Block& block = blocks[i];
-        block.slots.resize(launch.threads);
-        block.warps.resize(launch.threads / LANES);
-        pthread_barrier_init(&block.all, nullptr, launch.threads);
-        for (auto& warp : block.warps) pthread_barrier_init(&warp, nullptr, LANES);
+        Block& block = blocks.emplace_back(launch.threads);
         for (unsigned t = 0; t < launch.threads; ++t)
-            threads.push_back({&team, &block, i, {{t, 0, 0}, {}, launch.blocks, launch.threads}});
+            threads.push_back(
+                {&team, &block, i, {{t, 0, 0}, {}, launch.blocks, launch.threads}, 0});
     }
     std::vector<pthread_t> handles(threads.size());
     for (size_t i = 0; i < threads.size(); ++i)
