@@ -27,6 +27,7 @@ def modules_with_examples() -> list[str]:
     return sorted(".".join(one).removesuffix(".__init__") for one in words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), raise_on_error=False)

@@ -56,6 +56,7 @@ def on_cpu(parts, tmp_path_factory):
     return runner
 
 
+@pytest.mark.slow
 def test_the_kernel_passes_the_comparison(parts, on_cpu, monkeypatch):
     few = parts.kernels.small_cases()
     assert len(few) > 20

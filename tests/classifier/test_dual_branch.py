@@ -123,6 +123,7 @@ def test_channel_dropout_stays_channel_dropout(images):
     assert all(len(channel.unique()) == 1 for image in dropped for channel in image)
 
 
+@pytest.mark.slow
 def test_fresh_parameters(model):
     first, same = (DualBranch(model, input_size=16, seed=1).sigmoid_head for _ in range(2))
     other = DualBranch(model, input_size=16, seed=2).sigmoid_head

@@ -47,6 +47,7 @@ class Shuffled(nn.Module):
         return self.fc(again.mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_heads_of_an_attention_are_no_grid():
     dual = DualBranch(AttentionHead(), input_size=16)
     assert dual.branch.layout.kind != "nchw" or dual.branch.layer == "conv"
@@ -139,6 +140,7 @@ class Written(nn.Module):
         return self.fc(mixed.mean(1))
 
 
+@pytest.mark.slow
 def test_writing_into_a_part_has_a_gradient():
     torch.manual_seed(0)
     model = Written()
@@ -178,6 +180,7 @@ def test_a_copy_in_double_makes_its_constants_in_double():
     torch.testing.assert_close(got.logits.float(), want.logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_views_take_any_strides(memory):
     class Viewed(nn.Module):

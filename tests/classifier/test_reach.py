@@ -44,6 +44,7 @@ def split(model, *target_layers):
     return DualBranch(model, "after", input_size=16, target_layers=target_layers)
 
 
+@pytest.mark.slow
 def test_the_layer_behind_the_last_attention_is_refused():
     assert split(Tokens()).targets[0].layer == "before"
     assert split(Tokens(), "before").targets[0].layer == "before"

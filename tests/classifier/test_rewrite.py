@@ -10,6 +10,8 @@ from torchvision import models
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import BATCH_NORM, fold_batch_norms
 
+pytestmark = pytest.mark.slow
+
 
 def norms(graph_module):
     return len(graph_module.graph.find_nodes(op="call_function", target=BATCH_NORM))

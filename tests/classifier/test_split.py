@@ -40,6 +40,7 @@ def made(**methods):
     return type("Made", (Net,), methods)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "target", "shape", "neck", "linear"),
     [

@@ -156,6 +156,7 @@ def test_vgg_from_its_tensors() -> None:
         torch.testing.assert_close(model(images), by_hand(tensors, "fc", x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", list(FORMS))
 def test_checkpoints_of_the_papers_code(arch, quick, tmp_path: Path) -> None:
     """Wrapped, with the prefix of DataParallel, beside the optimiser's state."""
@@ -255,6 +256,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         load_model("wsol-resnet50", tmp_path / "w.pth", 5)
 
 
+@pytest.mark.slow
 def test_which_branch_a_built_classifier_has(tmp_path: Path) -> None:
     arch, file = f"{__file__}:small", str(tmp_path / "w.pth")
     torch.save(small_state(), file)

@@ -108,6 +108,7 @@ def test_neither_batches_nor_threads_matter(artifact, squares, tmp_path):
         compare(one[name], other[name], **({"rtol": 1e-5} if close else {}))
 
 
+@pytest.mark.slow
 def test_artifacts_side_by_side(artifact, squares, tmp_path):
     """With other inputs, and one that can't be asked for the true class."""
     paths = [artifact(), artifact(mode="top1", rule="crop"), artifact(mode="topk", name="k.onnx")]

@@ -70,6 +70,7 @@ def direct(model, samples):
     return found
 
 
+@pytest.mark.slow
 def test_numbers_are_to_the_bit_those_of_the_direct_functions(artifact, squares, tmp_path):
     """Also around an image that can't be decoded, which makes its batch smaller."""
     data = tmp_path / "data"
@@ -123,6 +124,7 @@ def test_images_are_changed_in_threads_while_the_backend_runs(
     assert measured_in == {threading.current_thread()}
 
 
+@pytest.mark.slow
 def test_changed_images_of_a_few_batches_are_held(artifact, squares, monkeypatch):
     """However many images come: two batches, and one for each thread that changes them."""
     alive, most = [], 0

@@ -16,6 +16,8 @@ from sigcam.export import METHODS, ExportOptions, export_artifact, export_classi
 from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
+pytestmark = pytest.mark.slow
+
 SELECTIONS = {
     "top1": ClassSelection(),
     "top3": ClassSelection("topk", 3),

@@ -8,6 +8,8 @@ pytest.importorskip("timm")
 
 from benchmarks.coverage import check as coverage_check
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = {
     "timm/resnet10t@64": "pool + linear",
     "squeezenet1_1@64": "conv + act + pool",

@@ -16,6 +16,8 @@ from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.parity.inputs import sample_images
 from tests.support import oracle as reference
 
+pytestmark = pytest.mark.slow
+
 
 def test_efficientnet_lite0(tmp_path):
     package = pytest.importorskip("efficientnet_lite_pytorch")

@@ -15,6 +15,8 @@ from sigcam.core.errors import UsageError
 from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, ExportOptions, export_artifact
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=METHODS)
 def files(request, tmp_path_factory, dual):

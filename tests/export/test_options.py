@@ -95,6 +95,7 @@ def test_the_options_come_before_the_classifier(tmp_path, built):
     assert (spec.source.trained_on, spec.source.branch_sha256) == (None, None)
 
 
+@pytest.mark.slow
 def test_a_classifier_without_a_trained_branch(tmp_path, built):
     untrained = replace(built, info=None)
     with pytest.raises(UsageError, match="needs a trained sigmoid branch"):

@@ -17,6 +17,8 @@ from sigcam.runtime.backends import BACKENDS
 from sigcam.runtime.session import load
 from tests.support import oracle as reference
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 # The others take a backend that was built before, or compute in TF32.
 FROM_ONNX = [name for name in sorted(BACKENDS) if "tensorrt" not in name]

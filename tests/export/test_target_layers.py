@@ -20,6 +20,8 @@ from sigcam.export.cam import fuse
 from sigcam.export.parity.inputs import as_images, sample_images
 from sigcam.runtime.session import load
 
+pytestmark = pytest.mark.slow
+
 SIZE = (24, 32)
 PREPROCESSING = Preprocessing(*SIZE, rule="stretch", layout="float32_nchw")
 

@@ -9,6 +9,8 @@ import pytest
 from sigcam.core.spec import ClassSelection
 from sigcam.export import METHODS, ExportOptions, export_artifact, export_classifier
 
+pytestmark = pytest.mark.slow
+
 trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 
 SELECTIONS = {

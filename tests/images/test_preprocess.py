@@ -50,6 +50,7 @@ def slow_spread(cam, placement, interpolation):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", [(37, 61), (150, 131), (5, 90), (64, 3), (1, 1), (1, 200)])

@@ -21,6 +21,8 @@ from sigcam.images.boxes import Box
 from sigcam.runtime.session import load
 from tests.support.tiny import artifact_graph, tiny_spec, write
 
+pytestmark = pytest.mark.slow
+
 LAX = {"min_agreement": 0.0, "min_correlation": -1.0}
 FEW = {"calibration": 8, "held_out": 16, "threads": 1}
 

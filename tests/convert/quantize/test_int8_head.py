@@ -22,6 +22,8 @@ from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
 from sigcam.export import METHODS, ExportOptions, export_artifact
 from tests.support.tiny import tiny_spec
 
+pytestmark = pytest.mark.slow
+
 SIZE, WIDTHS = 20, (200, 48, 40, 6)
 SMALLEST = 300
 """Takes the MLP's matrices and the pooled one (48 x 8), and not the last layer's (6 x 40)."""

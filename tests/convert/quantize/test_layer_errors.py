@@ -16,6 +16,8 @@ from sigcam.convert.quantize.layer_errors import correct_biases, rank_layers
 from sigcam.convert.quantize.selection import select
 from sigcam.convert.quantize.source import read_source
 
+pytestmark = pytest.mark.slow
+
 COUNT = 12
 CLASS = {"class_ids": np.zeros((1, 1), np.int64)}
 

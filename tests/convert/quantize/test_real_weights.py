@@ -10,6 +10,7 @@ from sigcam.export import ExportOptions, export_artifact
 from tests.support.paths import DATA
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.shared,
     pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the images in {DATA.parent.name}/data"),
 ]

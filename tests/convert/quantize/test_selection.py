@@ -15,6 +15,8 @@ from sigcam.convert.quantize.source import read_source
 from sigcam.core.errors import UsageError
 from sigcam.export import METHODS
 
+pytestmark = pytest.mark.slow
+
 TRACED = ("gradcam++", "layercam", "finercam")
 """One each of the methods' kinds of backward pass: the others differ in their sums only."""
 

@@ -87,6 +87,7 @@ def test_noise(seed, values):
     check((rng.integers(0, values, shape) * (255 // (values - 1))).astype(np.uint8))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     hnp.arrays(

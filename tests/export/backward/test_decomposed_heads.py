@@ -14,6 +14,8 @@ from sigcam.export.backward.decompositions import untranslatable
 from sigcam.export.backward.simplify import prepare
 from tests.support.gradients import export, gradient, onnx_errors, trace
 
+pytestmark = pytest.mark.slow
+
 
 class Tail(nn.Module):
     """Modules that `f` combines."""

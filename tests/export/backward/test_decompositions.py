@@ -227,6 +227,7 @@ def test_statistics_of_the_batch_are_refused():
         F.batch_norm(x, None, None, training=True).sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("f", "names"),
     {

@@ -17,6 +17,8 @@ from sigcam.export.entry import cut_tail
 from sigcam.export.methods import METHODS, Gradient
 from sigcam.export.score_head import ScoreHead
 
+pytestmark = pytest.mark.slow
+
 
 class Flattened(nn.Module):
     """A small VGG: flatten, then an MLP with one hidden layer."""
