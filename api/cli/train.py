@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +178,7 @@ def command(
         trained_on=trained_on,
         run_dir=run_dir or out.with_suffix(".run"),
         resume=resume,
+        progress=sys.stderr.isatty(),  # only for a person who waits
         say=say,
     )
     # Under torchrun all processes hold the same branch; one writes it.
