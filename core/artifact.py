@@ -66,6 +66,10 @@ def read_spec(path: str | Path) -> Spec:
         ArtifactError: the file is missing, a folder, empty, truncated, not ONNX, or an
             ONNX model that sigcam didn't export.
         SchemaError: the spec is malformed, or from a newer sigcam.
+
+    Example:
+        spec = read_spec("model.onnx")
+        spec.method, spec.cam_shape, spec.class_names[0]
     """
     path = Path(path)
     if is_engine(path):
@@ -101,6 +105,9 @@ def check_belongs(file: Path, artifact: Spec) -> None:
 
     Raises:
         ArtifactError: the file is no head graph, or that of another artifact.
+
+    Example:
+        check_belongs(Path("model.head.onnx"), read_spec("model.onnx"))
     """
     head = read_spec(file)
     if head.kind != "head":

@@ -90,7 +90,11 @@ class Bar:
 
 
 def write_line(text: str) -> None:
-    """Writes a line to standard error, above the bars that are there."""
+    """Writes a line to standard error, above the bars that are there.
+
+    Example:
+        >>> write_line("left out: broken.jpg")  # on standard error
+    """
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)

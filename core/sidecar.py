@@ -133,7 +133,11 @@ def sidecar_path(engine: str | Path) -> Path:
 
 
 def here() -> str:
-    """Returns this machine's operating system and processor, as sidecars name them."""
+    """Returns this machine's operating system and processor, as sidecars name them.
+
+    Example:
+        here()  # "Linux x86_64"
+    """
     return f"{platform.system()} {platform.machine()}"
 
 
@@ -149,6 +153,9 @@ def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
 
     Raises:
         StorageError: the folder can't be written, or the disk is full.
+
+    Example:
+        write_pair(Path("model.engine"), memoryview(engine), sidecar)  # and model.engine.json
     """
     with ExitStack() as stack:
         # Left in the reverse order: the engine is renamed first.
@@ -166,6 +173,10 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     Raises:
         ArtifactError: the engine or its sidecar is missing or can't be read.
         SchemaError: the sidecar is malformed, or from a newer sigcam.
+
+    Example:
+        sidecar = read_sidecar("model.engine")
+        sidecar.version, sidecar.gpu, sidecar.spec.method
     """
     engine = Path(engine)
     path = sidecar_path(engine)

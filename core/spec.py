@@ -24,7 +24,7 @@ METADATA_KEY = "sigcam"
 MAX_RANKS = 1000
 """Most ranks that an artifact with the class selection "input" resolves."""
 
-Branch = Literal["sigmoid", "softmax"]
+Branch = Literal["sigmoid", "softmax", "centred"]
 Profile = Literal["fused", "split"]
 Kind = Literal["artifact", "head"]
 ResizeRule = Literal["crop", "stretch", "letterbox"]
@@ -141,8 +141,11 @@ class Spec:
 
     Attributes:
         method: name of the CAM method, e.g. "cam".
-        branch: the branch that the CAM weights come from.
+        branch: what the CAM weights come from: the trained "sigmoid" branch, the classifier's own
+            "softmax" branch, or "centred": the softmax branch with the mean over the classes
+            taken off its logits.
         nwc: whether negative weights are clamped to 0 before the weighted sum.
+        signed: whether CAMs keep the sign of that sum; if not, what is negative is 0.
         target_layers: names of the layers whose output is `features`.
         profile: "fused" (CAMs in the graph) or "split" (features and CAM weights out).
         classes: the classes that get a CAM.
@@ -189,6 +192,7 @@ class Spec:
     method_options: Mapping[str, float] = field(default_factory=dict)
     head_input: str | None = None
     fidelity: FidelityReport | None = None
+    signed: bool = False
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))

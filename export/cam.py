@@ -173,6 +173,14 @@ def contrast(
 
     Returns:
         Gradients with respect to z, [B, K, D].
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> matrix = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])  # three classes, D = 2
+        >>> head = SimpleNamespace(num_classes=3, rows=lambda ids: matrix[ids])
+        >>> logits, ids = torch.tensor([[2.0, 1.5, -9.0]]), torch.tensor([[0]])  # 1 is near 0
+        >>> contrast(head, logits, ids, matrix[ids], gamma=0.5, similar=1).tolist()
+        [[[1.0, -0.5]]]
     """
     own = logits.gather(1, class_ids).unsqueeze(2)
     distance = (logits.unsqueeze(1) - own).abs()
@@ -185,18 +193,19 @@ def contrast(
     return rows - gamma * others.mean(2)
 
 
-def combine(weights: Tensor, features: Tensor, clamps: bool) -> Tensor:
+def combine(weights: Tensor, features: Tensor, clamps: bool, signed: bool = False) -> Tensor:
     """Computes CAMs: max(0, sum_n w_n F_n), with w clamped at 0 first if asked.
 
-    "Beyond Softmax", Eq. 4, is the form with negative-weight clamping.
+    "Beyond Softmax", Eq. 4, is the form with negative-weight clamping, Eq. 6 that without.
 
     Args:
         weights: signed CAM weights, [B, K, N] or [B, K, N, h, w].
         features: the features of the target layer, [B, N, h, w].
         clamps: whether negative weights are clamped.
+        signed: whether the sum is left as it is; if not, what is negative is 0.
 
     Returns:
-        [B, K, h, w], >= 0.
+        [B, K, h, w], >= 0 unless signed.
 
     Example:
         >>> features = torch.tensor([[[[1.0, 2.0]], [[3.0, 1.0]]]])  # two channels of 1x2
@@ -205,13 +214,17 @@ def combine(weights: Tensor, features: Tensor, clamps: bool) -> Tensor:
         [[0.0, 3.0]]
         >>> combine(weights, features, clamps=True)[0, 0].tolist()
         [[2.0, 4.0]]
+        >>> combine(weights, features, clamps=False, signed=True)[0, 0].tolist()
+        [[-1.0, 3.0]]
     """
     _, N, h, w = features.shape
     used = weights.relu() if clamps else weights
     if weights.ndim == 5:
-        return (used * features.unsqueeze(1)).sum(2).relu()
-    cams = (used @ features.reshape(-1, N, h * w)).relu()
-    return cams.reshape(*_leading(weights.shape[0], weights.shape[1]), h, w)
+        cams = (used * features.unsqueeze(1)).sum(2)
+    else:
+        cams = used @ features.reshape(-1, N, h * w)
+        cams = cams.reshape(*_leading(weights.shape[0], weights.shape[1]), h, w)
+    return cams if signed else cams.relu()
 
 
 def fuse(cams: list[Tensor]) -> Tensor:
@@ -235,8 +248,8 @@ def fuse(cams: list[Tensor]) -> Tensor:
     scaled = []
     for cam in cams:
         low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
-        span = high - low
-        one = torch.where(span > _FLAT * high, (cam - low) / span.clamp(min=_TINY), 0.0)
+        span, largest = high - low, torch.maximum(high, -low)
+        one = torch.where(span > _FLAT * largest, (cam - low) / span.clamp(min=_TINY), 0.0)
         if tuple(cam.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)

@@ -61,11 +61,11 @@ def export_artifact(
         >>> spec.method, spec.cam_shape, spec.label(1)
         ('gradcam', (14, 14), 'dog')
     """
-    options = _completed(options or ExportOptions(), classifier)
-    preprocessing = _preprocessing(options, classifier)
+    options = completed_options(options or ExportOptions(), classifier)
+    preprocessing = preprocessing_of(options, classifier)
     path = Path(path)
     check_writable(path)
-    dual = _model(classifier)
+    dual = dual_of(classifier)
     dual.check_finite(sigmoid=options.has_sigmoid)
     frozen = _on_cpu(dual)
     cams = CamGraph(frozen, options)
@@ -117,10 +117,10 @@ def export_classifier(
         StorageError: a file can't be written.
     """
     options = options or ExportOptions()
-    preprocessing = _preprocessing(options, classifier)
+    preprocessing = preprocessing_of(options, classifier)
     path = Path(path)
     check_writable(path)
-    dual = _model(classifier)
+    dual = dual_of(classifier)
     dual.check_finite(sigmoid=False)
     frozen = _on_cpu(dual)
     graph = ClassifierGraph(frozen, preprocessing)
@@ -130,11 +130,14 @@ def export_classifier(
         staging.publish()
 
 
-def _model(classifier: BuiltClassifier | DualBranch) -> DualBranch:
+def dual_of(classifier: BuiltClassifier | DualBranch) -> DualBranch:
+    """Returns the model of a classifier, which may be the model itself."""
     return classifier if isinstance(classifier, DualBranch) else classifier.dual
 
 
-def _completed(options: ExportOptions, classifier: BuiltClassifier | DualBranch) -> ExportOptions:
+def completed_options(
+    options: ExportOptions, classifier: BuiltClassifier | DualBranch
+) -> ExportOptions:
     """Fills in what the options leave open about the classifier."""
     if isinstance(classifier, DualBranch):
         return options
@@ -146,7 +149,7 @@ def _completed(options: ExportOptions, classifier: BuiltClassifier | DualBranch)
     )
 
 
-def _preprocessing(
+def preprocessing_of(
     options: ExportOptions, classifier: BuiltClassifier | DualBranch
 ) -> Preprocessing:
     """Returns the preprocessing: the options', the classifier's own, or ImageNet's.
@@ -154,7 +157,7 @@ def _preprocessing(
     Raises:
         ExportError: it is for another input size than the model.
     """
-    height, width = _model(classifier).input_size
+    height, width = dual_of(classifier).input_size
     preprocessing = options.preprocessing
     if preprocessing is None and not isinstance(classifier, DualBranch):
         preprocessing = classifier.preprocessing
@@ -183,6 +186,7 @@ def _spec(
         method=options.method,
         branch=options.branch,
         nwc=options.clamps,
+        signed=options.signed,
         target_layers=tuple(target.layer for target in dual.targets),
         profile=options.profile,
         classes=options.selection,

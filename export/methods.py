@@ -95,13 +95,26 @@ def cam_weights(features: Tensor, gradient: Gradient) -> Tensor:
 
     The gradient behind global average pooling is W[c, n] / (h w), so with the need "rows"
     the rows W[c] come in place of the gradient.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.tensor([2.0, -1.0]).view(1, 1, 2, 1, 1)  # of one class, two channels
+        >>> cam_weights(torch.zeros(1, 2, 3, 3), Gradient(rows, positions=9)).tolist()
+        [[[2.0, -1.0]]]
     """
     del features
     return gradient.value.flatten(2)
 
 
 def gradcam_weights(features: Tensor, gradient: Gradient) -> Tensor:
-    """Computes Grad-CAM's w_n = mean of g_n over the positions. Selvaraju et al. 2017, Eq. 1."""
+    """Computes Grad-CAM's w_n = mean of g_n over the positions. Selvaraju et al. 2017, Eq. 1.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([[1.0, 3.0], [0.0, -4.0]]).view(1, 1, 2, 1, 2)  # two channels of 1x2
+        >>> gradcam_weights(torch.zeros(1, 2, 1, 2), Gradient(g, positions=2)).tolist()
+        [[[2.0, -2.0]]]
+    """
     del features
     return gradient.mean
 
@@ -112,6 +125,12 @@ def gradcam_plus_plus_weights(features: Tensor, gradient: Gradient) -> Tensor:
     a_n = g_n^2 / (2 g_n^2 + sum(F_n) g_n^3 + 1e-6), which is 0 where g_n is. As in their
     code, for a score that is the exponential of L, whose second and third derivatives are
     powers of g.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([[1.0, 3.0], [0.0, -4.0]]).view(1, 1, 2, 1, 2)  # two channels of 1x2
+        >>> gradcam_plus_plus_weights(torch.zeros(1, 2, 1, 2), Gradient(g, positions=2))
+        tensor([[[2.0000, 0.0000]]])
     """
     g = gradient.value
     squared = g * g
@@ -121,7 +140,15 @@ def gradcam_plus_plus_weights(features: Tensor, gradient: Gradient) -> Tensor:
 
 
 def xgradcam_weights(features: Tensor, gradient: Gradient) -> Tensor:
-    """Computes XGrad-CAM's w_n = sum of g_n F_n / (sum(F_n) + 1e-7). Fu et al. 2020, Eq. 8."""
+    """Computes XGrad-CAM's w_n = sum of g_n F_n / (sum(F_n) + 1e-7). Fu et al. 2020, Eq. 8.
+
+    Example:
+        >>> import torch
+        >>> features = torch.tensor([[[[3.0, 1.0]]]])  # one channel of 1x2
+        >>> g = torch.tensor([1.0, 5.0]).view(1, 1, 1, 1, 2)
+        >>> xgradcam_weights(features, Gradient(g, positions=2))  # (3 * 1 + 1 * 5) / 4
+        tensor([[[2.]]])
+    """
     total = features.sum((2, 3)).unsqueeze(1) + 1e-7
     if gradient.value.shape[3:] == features.shape[2:]:
         return (gradient.value * features.unsqueeze(1)).sum((3, 4)) / total
@@ -129,13 +156,27 @@ def xgradcam_weights(features: Tensor, gradient: Gradient) -> Tensor:
 
 
 def layercam_weights(features: Tensor, gradient: Gradient) -> Tensor:
-    """Computes Layer-CAM's w_n = max(0, g_n) at each position. Jiang et al. 2021, Eq. 4."""
+    """Computes Layer-CAM's w_n = max(0, g_n) at each position. Jiang et al. 2021, Eq. 4.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([1.0, -5.0]).view(1, 1, 1, 1, 2)  # one channel of 1x2
+        >>> layercam_weights(torch.zeros(1, 1, 1, 2), Gradient(g, positions=2)).tolist()
+        [[[[[1.0, 0.0]]]]]
+    """
     del features
     return gradient.value.relu()
 
 
 def hirescam_weights(features: Tensor, gradient: Gradient) -> Tensor:
-    """Computes HiResCAM's w_n = g_n at each position. Draelos and Carin 2020, Section 3."""
+    """Computes HiResCAM's w_n = g_n at each position. Draelos and Carin 2020, Section 3.
+
+    Example:
+        >>> import torch
+        >>> g = torch.tensor([1.0, -5.0]).view(1, 1, 1, 1, 2)  # one channel of 1x2
+        >>> hirescam_weights(torch.zeros(1, 1, 1, 2), Gradient(g, positions=2)).tolist()
+        [[[[[1.0, -5.0]]]]]
+    """
     del features
     return gradient.value
 

@@ -123,6 +123,8 @@ class CamGraph(nn.Module):
         self.softmax = ScoreHead(dual.softmax_head, layout, C)
         self.sigmoid = ScoreHead(dual.sigmoid_head, layout, C) if options.has_sigmoid else None
         head = self.softmax if options.branch == "softmax" else self.sigmoid
+        if options.branch == "centred":
+            head = self.softmax.centred()
         assert head is not None  # noqa: S101 (the options were checked)
         method = method_of(options.method)
         self.weight_graph = WeightGraph(head, self.cut, dual.branch, dual.targets, method)
@@ -134,7 +136,7 @@ class CamGraph(nn.Module):
             values: what the forward pass left.
         """
         z = values.z
-        if self.options.branch != "softmax":
+        if self.options.branch == "sigmoid":
             z = self.softmax.trunk(values.value)
         return self.softmax.logits(z)
 
@@ -165,7 +167,10 @@ class CamGraph(nn.Module):
             rows = contrast(head, logits, class_ids, rows, gamma, int(similar))
         weights = self.weight_graph.weights(values, rows)
         clamps = self.options.clamps
-        cams = [combine(w, F, clamps) for w, F in zip(weights, values.features, strict=True)]
+        signed = self.options.signed
+        cams = [
+            combine(w, F, clamps, signed) for w, F in zip(weights, values.features, strict=True)
+        ]
         outputs["cams"] = cams[0] if len(cams) == 1 else fuse(cams)
         if len(weights) == 1:
             outputs["cam_weights"] = self._expanded(weights[0], values.features[0])
@@ -358,6 +363,11 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
         raise UsageError(
             f"maps of the {options.selection.k} most probable classes were asked for, the model "
             f"has {C}; ask for at most that many (top{C})"
+        )
+    if options.branch == "centred" and C < 2:
+        raise UsageError(
+            "the branch centred compares the classes' logits, the model has only one; use the "
+            "branch softmax or sigmoid"
         )
     if method.contrasts and C < 2:
         raise UsageError(f"{options.method} compares classes, the model has only one")

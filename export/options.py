@@ -33,9 +33,12 @@ class ExportOptions:
     Attributes:
         method: the CAM method, a name in `METHODS`.
         branch: the branch that the CAM weights come from: "sigmoid" for the trained branch,
-            "softmax" for the classifier's own head, which gives the classic CAM.
+            "softmax" for the classifier's own head, which gives the classic CAM, "centred" for
+            that head with the mean over the classes taken off its logits.
         nwc: whether negative weights are clamped to 0 before the weighted sum. None leaves it
             to the method: yes, but for those with a weight for each position.
+        signed: whether CAMs keep the sign of the weighted sum. If not, what is negative is 0, as
+            in "Beyond Softmax", Eq. 6; the code of Choe et al. 2020 keeps it for cam.
         profile: "fused": the graph gives finished CAMs; "split": it gives the features and
             the signed CAM weights, and the runtime sums them.
         classes: which classes get a map: a `ClassSelection`, or in words "top1" for the
@@ -70,6 +73,7 @@ class ExportOptions:
     method: str = "cam"
     branch: Branch = "sigmoid"
     nwc: bool | None = None
+    signed: bool = False
     profile: Profile = "fused"
     classes: ClassSelection | str = "top1"
     preprocessing: Preprocessing | None = None
@@ -119,7 +123,7 @@ class ExportOptions:
             wanted = "branch='sigmoid'" if self.branch == "sigmoid" else "sigmoid_logits=True"
             raise UsageError(
                 f"{wanted} needs a trained sigmoid branch, but has_sigmoid is False; load one, "
-                f"or export with branch='softmax' and without sigmoid_logits"
+                f"or export with branch='softmax' or 'centred' and without sigmoid_logits"
             )
 
     def _complete_method_options(self, defaults: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ z. Reading K rows costs next to nothing; reading the whole second matrix would c
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -65,10 +66,14 @@ class ScoreHead(nn.Module):
         weight: the last layer's matrix [C, D]; None where the head doesn't end in a linear
             layer. Then z are the logits themselves.
         bias: the last layer's bias [C], zeros where it has none; None without `weight`.
+        mean_row: in a centred head, what is taken off every row, [D]; None in others.
+        mean_bias: in a centred head, what is taken off every bias, [1]; None in others.
     """
 
     weight: Tensor | None
     bias: Tensor | None
+    mean_row: Tensor | None
+    mean_bias: Tensor | None
 
     def __init__(self, head: Head, layout: Layout, num_classes: int) -> None:
         """Takes the head apart and shares its tensors.
@@ -80,7 +85,8 @@ class ScoreHead(nn.Module):
         """
         super().__init__()
         self.num_classes = num_classes
-        self.weight = self.bias = None
+        self.weight = self.bias = self.mean_row = self.mean_bias = None
+        self._is_centred = False
         try:
             weight, bias = head.linear_weights()
         except ModelError:
@@ -96,8 +102,34 @@ class ScoreHead(nn.Module):
             self.trunk = GlobalAveragePool(layout)
             self._set_last_layer(weight, bias)
 
+    def centred(self) -> ScoreHead:
+        """Returns the head of the centred scores, l_c - mean_j l_j, on this head's tensors.
+
+        A vector that is added to every class's row changes no probability of a softmax, and
+        moves every row's CAM. The mean over the classes moves with it, so of all the heads
+        that such vectors make of one classifier this is the same one.
+
+        Example:
+            >>> from sigcam.classifier.dual_branch import DualBranch
+            >>> layers = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+            >>> dual = DualBranch(nn.Sequential(nn.ReLU(), *layers), input_size=8)
+            >>> head = ScoreHead(dual.softmax_head, dual.branch.layout, 2).centred()
+            >>> rows = head.rows(torch.tensor([[0, 1]]))
+            >>> torch.allclose(rows[:, 0], -rows[:, 1])
+            True
+        """
+        made = copy.copy(self)
+        made._parameters = dict(self._parameters)
+        made._is_centred = True
+        if self.weight is not None and self.bias is not None:
+            # In float64: a large common vector leaves rounding errors behind otherwise.
+            row, bias = (mean.double().mean(0, keepdim=True) for mean in (self.weight, self.bias))
+            made.mean_row = nn.Parameter(row[0].to(self.weight.dtype), requires_grad=False)
+            made.mean_bias = nn.Parameter(bias.to(self.bias.dtype), requires_grad=False)
+        return made
+
     def logits(self, z: Tensor) -> Tensor:
-        """Returns the logits of all classes, [B, C], for z [B, D]."""
+        """Returns the logits of all classes, [B, C], for z [B, D]; never centred."""
         return z if self.weight is None else functional.linear(z, self.weight, self.bias)
 
     def rows(self, class_ids: Tensor) -> Tensor:
@@ -113,9 +145,11 @@ class ScoreHead(nn.Module):
             # By comparison: the gradient of a gather would be a scatter, which TensorRT's
             # parser refuses.
             classes = torch.arange(self.num_classes, device=class_ids.device)
-            return (class_ids.unsqueeze(-1) == classes).to(torch.get_default_dtype())
+            rows = (class_ids.unsqueeze(-1) == classes).to(torch.get_default_dtype())
+            return rows - 1 / self.num_classes if self._is_centred else rows
         # embedding becomes one Gather of rows for ids of any shape.
-        return functional.embedding(class_ids, self.weight)
+        rows = functional.embedding(class_ids, self.weight)
+        return rows if self.mean_row is None else rows - self.mean_row
 
     def scores(self, z: Tensor, class_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """Returns the logits of some classes.
@@ -129,10 +163,12 @@ class ScoreHead(nn.Module):
             [B, K].
         """
         if self.weight is None or self.bias is None:
-            return z.gather(1, class_ids)
+            scores = z.gather(1, class_ids)
+            return scores - z.mean(1, keepdim=True) if self._is_centred else scores
         rows = self.rows(class_ids) if rows is None else rows
         # One column, so that rows of it are gathered as those of the matrix are.
         bias = functional.embedding(class_ids, self.bias.unsqueeze(1))
+        bias = bias if self.mean_bias is None else bias - self.mean_bias
         return (rows @ z.unsqueeze(2) + bias).squeeze(2)
 
     def _set_last_layer(self, weight: Tensor, bias: Tensor | None) -> None:

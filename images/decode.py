@@ -122,6 +122,11 @@ def from_array(array: Array) -> Array:
 
     Raises:
         ImageError: another shape or dtype.
+
+    Example:
+        >>> grey = np.array([[0, 65535]], np.uint16)
+        >>> from_array(grey).tolist()
+        [[[0, 0, 0], [255, 255, 255]]]
     """
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
         return np.ascontiguousarray(array)  # the usual one, without the texts below
@@ -226,6 +231,16 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
 
     Raises:
         ImageError: empty, not an image, too large or truncated.
+
+    Example:
+        >>> png = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
+        >>> encoded = read_encoded(io.BytesIO(png), "black.png", max_pixels=None)
+        >>> encoded.kind, encoded.height, encoded.width
+        ('PNG', 4, 6)
+        >>> read_encoded(io.BytesIO(png), "black.png", max_pixels=20)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.ImageError: black.png has 6 x 4 pixels, more than max_pixels = 20; ...
     """
     head = stream.read(16)
     if not head:
@@ -329,6 +344,11 @@ def quiet_opencv() -> Iterator[None]:
 
     What it would say becomes an error of ours. The level belongs to the whole process, so
     the last of several threads to leave puts it back.
+
+    Example:
+        >>> with quiet_opencv():
+        ...     cv2.imdecode(np.zeros(8, np.uint8), cv2.IMREAD_COLOR) is None
+        True
     """
     global _quiet_users, _quiet_before
     logging = cv2.utils.logging

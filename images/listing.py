@@ -29,7 +29,12 @@ class Listing(NamedTuple):
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether a file's name ends like that of an image, in large letters or small."""
+    """Returns whether a file's name ends like that of an image, in large letters or small.
+
+    Example:
+        >>> is_image(Path("IMG_0001.JPG")), is_image(Path("notes.txt"))
+        (True, False)
+    """
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -228,6 +228,12 @@ def input_of(
 
     Returns:
         The input, as from `prepare`.
+
+    Example:
+        >>> preprocessing = Preprocessing(2, 2, "crop", 2)
+        >>> image = np.full((4, 8, 3), [10, 20, 30], np.uint8)
+        >>> input_of(image, place(preprocessing, 4, 8), preprocessing)[0].tolist()
+        [[10, 20, 30], [10, 20, 30]]
     """
     as_bytes = preprocessing.layout == "uint8_nhwc"
     shape = (preprocessing.height, preprocessing.width, 3)

@@ -161,6 +161,11 @@ def write_video(path: str | Path, width: int, height: int, fps: float) -> Iterat
     Raises:
         UsageError: another suffix, or frames of less than 2 x 2 pixels.
         StorageError: the file can't be written.
+
+    Example:
+        with write_video("overlay.mp4", 640, 480, fps=25.0) as writer:
+            for frame in frames:  # uint8 [480, 640, 3] RGB
+                writer.write(frame)
     """
     codec = codec_of(Path(path))
     if min(width, height) < 2:

@@ -67,6 +67,7 @@ class CombineArguments(ctypes.Structure):
         ("chunks", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("clamp", ctypes.c_int),
+        ("keep_sign", ctypes.c_int),
         ("bilinear", ctypes.c_int),
         ("rows", Axis),
         ("columns", Axis),

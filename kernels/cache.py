@@ -29,7 +29,17 @@ def cache_dir() -> Path:
 
 
 def read(key: str) -> bytes | None:
-    """Returns an entry's payload, or None where there is no whole entry of that key."""
+    """Returns an entry's payload, or None where there is no whole entry of that key.
+
+    Example:
+        >>> import tempfile
+        >>> from unittest import mock
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with mock.patch.dict("os.environ", SIGCAM_CACHE_DIR=folder):
+        ...         write("sm_86", b"cubin")
+        ...         read("sm_86"), read("sm_90")
+        (b'cubin', None)
+    """
     try:
         data = _path(key).read_bytes()
     except OSError:
@@ -41,7 +51,11 @@ def read(key: str) -> bytes | None:
 
 
 def write(key: str, payload: bytes) -> None:
-    """Writes an entry; warns once of a folder that can't be written, and goes on without."""
+    """Writes an entry; warns once of a folder that can't be written, and goes on without.
+
+    Example:
+        write(key_of(source, "sm_86"), cubin)  # compiled once a machine
+    """
     path = _path(key)
     try:
         write_bytes(path, _head(payload) + b"\n" + payload)

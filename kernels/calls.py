@@ -57,6 +57,9 @@ def bindings() -> ModuleType:
 
     Raises:
         CudaUnavailableError: the package isn't installed.
+
+    Example:
+        stream = check(bindings().cuStreamCreate(0))
     """
     try:
         return importlib.import_module("cuda.bindings.driver")
@@ -78,6 +81,10 @@ def check(result: tuple[Any, ...], name: str = "a CUDA call") -> Any:
 
     Raises:
         KernelError: the status isn't success.
+
+    Example:
+        >>> check((0,)), check((0, 8)), check((0, 8, 6))
+        (None, 8, (8, 6))
     """
     status, *values = result
     if int(status) != 0:
@@ -93,6 +100,9 @@ def call(name: str, *arguments: Any) -> Any:
     Raises:
         KernelError: the call failed, or the installed driver doesn't have the function.
         CudaUnavailableError: cuda-bindings or the driver's library is missing.
+
+    Example:
+        call("cuDeviceGetCount")  # 1
     """
     function = getattr(bindings(), name)
     try:
@@ -109,6 +119,12 @@ def available() -> None:
     Raises:
         CudaUnavailableError: the package cuda-bindings, the driver's library or a device is
             missing; says which.
+
+    Example:
+        try:
+            available()
+        except CudaUnavailableError as exc:
+            print(f"on the CPU, as {exc}")
     """
     cuda = bindings()
     try:
@@ -136,7 +152,11 @@ def driver_version() -> tuple[int, int]:
 
 
 def devices() -> list[DeviceInfo]:
-    """Lists every GPU that the driver shows."""
+    """Lists every GPU that the driver shows.
+
+    Example:
+        [gpu.name for gpu in devices()]
+    """
     available()
     return [device(ordinal) for ordinal in range(call("cuDeviceGetCount"))]
 
@@ -146,6 +166,9 @@ def device(ordinal: int) -> DeviceInfo:
 
     Raises:
         CudaUnavailableError: there is no such GPU.
+
+    Example:
+        device(0).capability  # (8, 6)
     """
     available()
     count = call("cuDeviceGetCount")
@@ -162,6 +185,10 @@ def current_device() -> DeviceInfo:
     Raises:
         CudaUnavailableError: CUDA can't be used here.
         KernelError: no context is current.
+
+    Example:
+        with retain_primary_context(1):
+            current_device().name  # of GPU 1
     """
     available()
     if int(call("cuCtxGetCurrent")) == 0:

@@ -39,7 +39,7 @@ def axes(
     raise ValueError("either size=(H, W) or both rows and columns must be given")
 
 
-def inputs(features: View, weights: View, clamp: bool) -> Inputs:
+def inputs(features: View, weights: View, clamp: bool, signed: bool = False) -> Inputs:
     """Returns the shapes and types of features and weights that belong together.
 
     Raises:
@@ -80,6 +80,7 @@ def inputs(features: View, weights: View, clamp: bool) -> Inputs:
         half=features.dtype == np.float16,
         per_position=len(weights.shape) == 5,
         clamp=clamp,
+        signed=signed,
         alignment=alignment(features.address | weights.address),
     )
 

@@ -9,6 +9,7 @@
 //
 // Contract
 //   combine   cam = max(0, sum_n max(0, w_n) F_n)          ("Beyond Softmax", Eq. 4, with NWC)
+//             (either max can be left out)
 //             and, for bilinear heatmaps, the smallest and largest value inside the crop box
 //   extremes  these two values for bicubic heatmaps, which can have them at any pixel
 //   enlarge   heatmap = (upsample(cam) - smallest) / (largest - smallest), 0 outside the crop box
@@ -70,6 +71,7 @@ struct CombineArguments {
     int chunk_groups;       // groups of a block
     int chunks, tiles;      // blocks along the channels, along a group
     int clamp;              // NWC
+    int keep_sign;          // leave the sum as it is; negative sums are 0 otherwise
     int bilinear;           // find the extremes here
     Axis rows, columns;
 };
@@ -278,7 +280,7 @@ __device__ void finish(const CombineArguments& a, long long heatmap, float* scra
         } else {
             sum = chunks_of(a, partial, p, 0, 1);
         }
-        const float value = not_negative(sum);
+        const float value = a.keep_sign ? sum : not_negative(sum);
         cam[p] = value;
         mine.finite &= fabsf(value) <= LARGEST ? 1 : 0;
     }

@@ -142,6 +142,7 @@ class ClampCombine:
         rows: Axis | None = None,
         columns: Axis | None = None,
         clamp: bool = True,
+        signed: bool = False,
         interpolation: Interpolation = "bilinear",
         dtype: Literal["float32", "uint8"] = "float32",
         out: Any = None,
@@ -162,6 +163,7 @@ class ClampCombine:
             rows: how the heatmaps lie over the CAM; with `columns`, instead of `size`.
             columns: the same for the other axis.
             clamp: NWC: negative weights count as 0.
+            signed: leaves the weighted sum as it is; what is negative in it is 0 otherwise.
             interpolation: "bilinear" or "bicubic" (a = -0.75).
             dtype: of the heatmaps: "float32" (0 to 1) or "uint8" (0 to 255).
             out: an array to write the heatmaps to, of `dtype` [B, K, H, W].
@@ -191,7 +193,7 @@ class ClampCombine:
 
             given, used = take(features, "features"), take(weights, "weights")
             wanted = checks.axes(given.shape, size, rows, columns)
-            inputs = checks.inputs(given, used, clamp)
+            inputs = checks.inputs(given, used, clamp, signed)
             shape = (inputs.batch, inputs.classes, wanted[0].size, wanted[1].size)
             target: View | DeviceArray
             flags: View | DeviceArray

@@ -95,6 +95,9 @@ def cubin_for(capability: tuple[int, int]) -> bytes:
     Raises:
         CudaUnavailableError: NVRTC is missing, or doesn't know this GPU.
         KernelError: the source doesn't compile.
+
+    Example:
+        module = driver.Module(cubin_for(driver.device(0).capability))
     """
     architecture = architecture_of(capability)
     source = SOURCE.read_text(encoding="utf-8")
@@ -113,6 +116,12 @@ def architecture_of(capability: tuple[int, int]) -> int:
 
     Raises:
         CudaUnavailableError: too old for the kernels, or too new for the installed NVRTC.
+
+    Example:
+        >>> architecture_of((7, 0))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.kernels.errors.CudaUnavailableError: the GPU has compute capability 7.0; the ...
     """
     number = 10 * capability[0] + capability[1]
     name = f"{capability[0]}.{capability[1]}"
@@ -144,6 +153,10 @@ def compile_source(
     Raises:
         KernelError: it doesn't compile; carries the log.
         CudaUnavailableError: NVRTC is missing.
+
+    Example:
+        made = compile_source(SOURCE.read_text(), 86, report=True)
+        resources(made.log)["enlarge_bilinear_f32"].registers
     """
     nvrtc = _nvrtc()
     program = _call("nvrtcCreateProgram", source.encode(), SOURCE.name.encode(), 0, [], [])

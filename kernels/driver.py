@@ -71,13 +71,23 @@ def retain_primary_context(ordinal: int = 0) -> Context:
 
     Raises:
         CudaUnavailableError: CUDA can't be used here, or there is no such device.
+
+    Example:
+        context = retain_primary_context(0)
+        with context:
+            stream, buffer = Stream(), DeviceBuffer(4096)
     """
     return Context(ordinal)
 
 
 @contextmanager
 def within(context: Any) -> Iterator[None]:
-    """Makes a context, as `cuCtxGetCurrent` gives it, current in this thread for a while."""
+    """Makes a context, as `cuCtxGetCurrent` gives it, current in this thread for a while.
+
+    Example:
+        with within(buffer.context):
+            buffer.close()
+    """
     call("cuCtxPushCurrent", context)
     try:
         yield
@@ -164,6 +174,11 @@ def copy_to_device(
         source: a C-contiguous array, or an address in host memory.
         size: bytes to copy.
         stream: the stream whose work the copy follows.
+
+    Example:
+        values = np.arange(4, dtype=np.float32)
+        buffer = DeviceBuffer(values.nbytes)
+        copy_to_device(buffer.address, values, values.nbytes, stream)
     """
     call("cuMemcpyHtoDAsync", address, _host_address(source, size), size, handle_of(stream))
 
@@ -178,12 +193,21 @@ def copy_to_host(
         address: what to copy, on the device.
         size: bytes to copy.
         stream: the stream whose work the copy follows.
+
+    Example:
+        values = np.empty(4, np.float32)
+        copy_to_host(values, buffer.address, values.nbytes, stream)
+        synchronize(stream)  # only now are they there
     """
     call("cuMemcpyDtoHAsync", _host_address(target, size), address, size, handle_of(stream))
 
 
 def memset(address: int, value: int, size: int, stream: Stream | int) -> None:
-    """Enqueues the setting of `size` bytes to `value`, 0 to 255."""
+    """Enqueues the setting of `size` bytes to `value`, 0 to 255.
+
+    Example:
+        memset(buffer.address, 0, buffer.size, stream)
+    """
     call("cuMemsetD8Async", address, value, size, handle_of(stream))
 
 
@@ -204,6 +228,11 @@ def launch(
         shared: bytes of dynamic shared memory of a block.
         stream: the stream whose work the kernel follows.
         argument: the structure that the kernel takes.
+
+    Example:
+        kernel = plan.combine
+        function = Module(cubin).function(kernel.kernel)
+        launch(function, kernel.grid, kernel.block, kernel.shared, stream, argument)
     """
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     call(
@@ -213,7 +242,12 @@ def launch(
 
 
 def wait_for(stream: Stream | int, other: Stream | int) -> None:
-    """Lets later work on `stream` begin after the work that is on `other` now."""
+    """Lets later work on `stream` begin after the work that is on `other` now.
+
+    Example:
+        copy_to_device(buffer.address, values, values.nbytes, copying)
+        wait_for(computing, copying)  # kernels that follow on `computing` see the copy
+    """
     event = Event()
     event.record(other)
     event.hold_back(stream)
@@ -230,6 +264,9 @@ def pointer_device(address: int) -> int:
 
     Raises:
         KernelError: it isn't an address that CUDA knows.
+
+    Example:
+        pointer_device(buffer.address)  # 0
     """
     kind = bindings().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(call("cuPointerGetAttribute", kind, address))

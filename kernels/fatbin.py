@@ -51,6 +51,9 @@ def build(out: Path, architectures: Sequence[int] | None = None) -> FatBinary:
         ValueError: an architecture that the kernels aren't made for.
         KernelError: the source doesn't compile; carries what nvcc printed.
         StorageError: the file can't be written.
+
+    Example:
+        build(Path("kernels.fatbin"), [86, 90]).architectures  # (86, 90)
     """
     nvcc = find_nvcc()
     known = _known(nvcc)
@@ -75,6 +78,9 @@ def find_nvcc() -> str:
 
     Raises:
         CudaUnavailableError: there is none.
+
+    Example:
+        find_nvcc()  # "/usr/local/cuda/bin/nvcc"
     """
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         home = os.environ.get(variable)

@@ -109,5 +109,10 @@ def _discard(captured: Any) -> None:
 
 
 def is_capturing(stream: HasHandle | int) -> bool:
-    """Returns whether the stream's work is being captured into a graph."""
+    """Returns whether the stream's work is being captured into a graph.
+
+    Example:
+        with Graph.capture(stream):
+            is_capturing(stream)  # True: nothing runs yet
+    """
     return int(call("cuStreamIsCapturing", handle_of(stream))) != 0

@@ -49,6 +49,7 @@ class Inputs:
         half: whether both are float16 rather than float32.
         per_position: whether the weights have a value for each position.
         clamp: NWC: negative weights count as 0.
+        signed: whether CAMs keep the sign of the weighted sum; if not, what is negative is 0.
         alignment: the largest power of two, up to 16, that divides both addresses.
 
     Example:
@@ -65,6 +66,7 @@ class Inputs:
     half: bool = False
     per_position: bool = False
     clamp: bool = True
+    signed: bool = False
     alignment: int = 16
 
     def __post_init__(self) -> None:
@@ -380,6 +382,7 @@ def _fields(
         "chunks": -(-groups // chunk_groups),
         "tiles": tiles,
         "clamp": int(inputs.clamp),
+        "keep_sign": int(inputs.signed),
     }
 
 

@@ -13,7 +13,9 @@ from sigcam.kernels.plan import Interpolation
 Array = npt.NDArray[Any]
 
 
-def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
+def clamp_combine(
+    features: Array, weights: Array, clamp: bool = True, *, signed: bool = False
+) -> Array:
     """Computes CAMs from features and CAM weights: max(0, sum_n max(0, w_n) F_n).
 
     This is Eq. 4 of "Beyond Softmax", with negative-weight clamping (NWC) unless it is switched
@@ -24,9 +26,10 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
         features: float32 [B, N, h, w].
         weights: float32 [B, K, N], or [B, K, N, h, w] with a weight for each position.
         clamp: whether negative weights count as 0 (NWC).
+        signed: whether the sum is left as it is; if not, what is negative is 0.
 
     Returns:
-        CAMs, float32 [B, K, h, w], >= 0, in a new array. A NaN stays NaN.
+        CAMs, float32 [B, K, h, w], >= 0 unless signed, in a new array. A NaN stays NaN.
 
     Raises:
         ValueError: shapes that don't belong together, or another dtype.
@@ -38,6 +41,8 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
         array([[[[2., 4.]]]], dtype=float32)
         >>> clamp_combine(features, weights, clamp=False)
         array([[[[0., 3.]]]], dtype=float32)
+        >>> clamp_combine(features, weights, clamp=False, signed=True)
+        array([[[[-2.,  3.]]]], dtype=float32)
     """
     _check(features, weights)
     used = np.maximum(weights, 0) if clamp else weights
@@ -50,7 +55,7 @@ def clamp_combine(features: Array, weights: Array, clamp: bool = True) -> Array:
         cams = cams.reshape(*cams.shape[:2], *features.shape[2:])
     else:
         cams = np.einsum("bknhw,bnhw->bkhw", used, features)
-    return np.maximum(cams, 0, out=cams)
+    return cams if signed else np.maximum(cams, 0, out=cams)
 
 
 def normalised_heatmaps(

@@ -79,6 +79,13 @@ def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
     Raises:
         UnknownClassError: a class that the model doesn't have.
         UsageError: an empty sequence, a name that two classes share, or another type.
+
+    Example:
+        >>> from sigcam.core.spec import ClassSelection, Preprocessing, Source, Spec
+        >>> spec = Spec("cam", "sigmoid", True, ("layer4",), "fused", ClassSelection("input"),
+        ...             Preprocessing(), 3, ((8, 7, 7),), Source("net", "0"), ("cat", "dog", "owl"))
+        >>> resolve_classes(["owl", 0], spec), resolve_classes("DOG", spec)
+        ([2, 0], [1])
     """
     if isinstance(classes, str) or not _is_sequence(classes):
         return [resolve_class(cast("int | str", classes), spec)]
@@ -99,6 +106,13 @@ def resolve_class(given: int | str, spec: Spec) -> int:
     Raises:
         UnknownClassError: a class that the model doesn't have.
         UsageError: a name that two classes share, or neither a name nor an id.
+
+    Example:
+        >>> from sigcam.core.spec import ClassSelection, Preprocessing, Source, Spec
+        >>> spec = Spec("cam", "sigmoid", True, ("layer4",), "fused", ClassSelection("input"),
+        ...             Preprocessing(), 3, ((8, 7, 7),), Source("net", "0"), ("cat", "dog", "owl"))
+        >>> resolve_class("Owl", spec), resolve_class("1", spec), resolve_class(0, spec)
+        (2, 1, 0)
     """
     if isinstance(given, str):
         return _by_name(given, spec)

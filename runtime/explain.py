@@ -48,7 +48,16 @@ class NamedImage(Prepared):
 def read_image_for(
     source: ImageLike, preprocessing: Preprocessing, max_pixels: int | None
 ) -> NamedImage | ImageError:
-    """Reads and prepares one image; returns the error of one that can't be read."""
+    """Reads and prepares one image; returns the error of one that can't be read.
+
+    Example:
+        >>> image = np.zeros((480, 640, 3), np.uint8)
+        >>> read_image_for(image, Preprocessing(), None).placement.crop_box
+        (80, 0, 560, 480)
+        >>> error = read_image_for("missing.jpg", Preprocessing(), None)
+        >>> type(error).__name__
+        'ImageError'
+    """
     try:
         read = read_input(source, preprocessing, max_pixels)
     except ImageError as exc:
@@ -213,6 +222,15 @@ def class_results(
         evidence_logits: float32 [K] or more; None without a sigmoid branch.
         cams: float32 [K, h, w]; each is copied, as a view would keep the batch's alive.
         spec: names the classes.
+
+    Example:
+        >>> from sigcam.core.spec import ClassSelection, Source
+        >>> spec = Spec("cam", "sigmoid", True, ("layer4",), "fused", ClassSelection("input"),
+        ...             Preprocessing(), 3, ((8, 7, 7),), Source("net", "0"), ("cat", "dog", "owl"))
+        >>> cams, probabilities = np.zeros((1, 7, 7), np.float32), np.array([0.25, 0.5, 0.25])
+        >>> (one,) = class_results(probabilities, np.array([1]), np.zeros(1), cams, spec)
+        >>> one.label, one.probability, one.evidence
+        ('dog', 0.5, 0.5)
     """
     ids = class_ids[: len(cams)].tolist()
     evidence = (

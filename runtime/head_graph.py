@@ -97,6 +97,11 @@ def find_head_graph(
     Raises:
         ArtifactError: the file is no head graph, or that of another artifact.
         UsageError: `given` for an artifact that was exported without a head graph.
+
+    Example:
+        head = find_head_graph(
+            Path("model.onnx"), None, spec, lambda file: open_backend(file, "ort", options)
+        )
     """
     if spec.head_input is None:
         if given is None:

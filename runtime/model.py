@@ -45,8 +45,8 @@ class ModelOutputs:
     Attributes:
         logits: float32 [B, C] of the softmax branch, before softmax; finite.
         class_ids: int64 [B, K], the classes that CAMs and evidence are of, 0 <= id < C.
-        cams: float32 [B, K, h, w], >= 0, not enlarged and not checked for NaN; None where they
-            weren't wanted. "Beyond Softmax", Eq. 4 with NWC.
+        cams: float32 [B, K, h, w], >= 0 unless the spec says signed, not enlarged and not checked
+            for NaN; None where they weren't wanted. "Beyond Softmax", Eq. 4 with NWC.
         evidence_logits: float32 [B, K] of the sigmoid branch; None without that branch, and
             where only the logits were wanted.
         features: float32 [B, N, h, w]; None where they weren't wanted.
@@ -195,7 +195,7 @@ class ExportedModel:
         feeds = self._feeds(batch, class_ids)
         heatmaps: DeviceHeatmaps | None = None
         if wanted == "cams" and placements is not None and self._on_device:
-            request = HeatmapRequest(tuple(placements), self.spec.nwc)
+            request = HeatmapRequest(tuple(placements), self.spec.nwc, self.spec.signed)
             found, heatmaps = self.backend.infer_heatmaps(feeds, self._beside_heatmaps, request)
             cams: Array | None = heatmaps.cams
         else:
@@ -219,7 +219,7 @@ class ExportedModel:
 
         The scores are logits of `spec.branch` for classes that stay the same in every run.
         """
-        if self.spec.branch == "softmax":
+        if self.spec.branch in ("softmax", "centred"):
             return "logits"
         if self.takes_class_ids and "evidence_logits" in self._given:
             return "evidence_logits"
@@ -248,6 +248,8 @@ class ExportedModel:
             )
         asked = np.tile(class_ids, (len(batch), 1)) if self.takes_class_ids else None
         values = self.backend.infer(self._feeds(batch, asked), [name])[name]
+        if self.spec.branch == "centred":
+            values = values - values.mean(axis=1, keepdims=True)
         return values if name == "evidence_logits" else values[:, class_ids]
 
     def close(self) -> None:
@@ -300,7 +302,12 @@ class ExportedModel:
         if self.spec.profile == "fused":
             return outputs["cams"]
         try:
-            return clamp_combine(outputs["features"], outputs["cam_weights"], clamp=self.spec.nwc)
+            return clamp_combine(
+                outputs["features"],
+                outputs["cam_weights"],
+                clamp=self.spec.nwc,
+                signed=self.spec.signed,
+            )
         except ValueError as exc:
             raise ArtifactError(
                 f"the graph's outputs don't belong together: {exc}; export the model again"
@@ -343,6 +350,13 @@ def check_evidence(logits: Array) -> None:
 
     Raises:
         BackendError: one of them is NaN.
+
+    Example:
+        >>> check_evidence(np.array([2.5, -1.0]))
+        >>> check_evidence(np.array([np.nan]))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.BackendError: the evidence is not a number, so the sigmoid branch's ...
     """
     if np.isnan(logits).any():
         raise BackendError(

@@ -77,6 +77,11 @@ def load(
         UsageError: an unknown backend, an option that it doesn't have, a number out of range,
             or a head graph for an artifact that was exported without one.
         BackendError: the backend would run a part of the network on another device.
+
+    Example:
+        with sigcam.load("model.onnx") as session:
+            best = session.explain("cat.jpg")[0]
+            best.label, best.probability, best.heatmap
     """
     options = BackendOptions(
         threads=threads,

@@ -12,58 +12,20 @@ from sigcam.cli.common import (
     changed_preprocessing,
     echo,
     import_from_here,
-    model_options,
     preprocessing_options,
     reports_errors,
     say,
 )
+from sigcam.cli.maps import build_named, check_branch_named, map_options
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
 
 LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
 
-_NO_BRANCH = (
-    "the sigmoid branch needs --sigmoid-branch FILE (from `sigcam train`), or --weights with a "
-    "checkpoint that holds one; --branch softmax exports the classic CAM without one"
-)
-
 
 @click.command(name="export")
-@model_options
-@click.option(
-    "--sigmoid-branch",
-    "branch_file",
-    type=click.Path(path_type=Path),
-    help="Trained branch, from `sigcam train`; it also knows the architecture and weights.",
-)
-@click.option(
-    "--branch",
-    type=click.Choice(["sigmoid", "softmax"]),
-    default="sigmoid",
-    show_default=True,
-    help="Branch that the CAM weights come from; softmax is the classic CAM.",
-)
-@click.option(
-    "--target-layer",
-    "target_layers",
-    multiple=True,
-    help="Layer that the map is made of; found by itself when left out. Repeat it to fuse the "
-    "maps of several layers.",
-)
-@click.option(
-    "--method",
-    default="cam",
-    show_default=True,
-    help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam or finercam.",
-)
-@click.option(
-    "--nwc/--no-nwc",
-    default=None,
-    help="Clamp negative weights: yes by default, but for layercam and hirescam.",
-)
-@click.option("--gamma", type=float, help="Strength of finercam's contrast; 0.6 by default.")
-@click.option("--similar", type=int, help="Classes that finercam compares with; 3 by default.")
+@map_options
 @click.option(
     "--profile",
     type=click.Choice(["fused", "split"]),
@@ -110,58 +72,35 @@ _NO_BRANCH = (
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .onnx file.")
 @reports_errors
 def command(
-    arch: str | None,
-    weights: str | None,
-    num_classes: int | None,
-    target_layers: tuple[str, ...],
-    branch_file: Path | None,
+    classifier: dict[str, Any],
+    chosen: dict[str, Any],
     layout: str,
     class_names: Path | None,
     out: Path,
-    gamma: float | None,
-    similar: int | None,
     size: int | None,
     rule: str | None,
     resize: int | None,
     mean: tuple[float, float, float] | None,
     std: tuple[float, float, float] | None,
-    **chosen: Any,
+    **written: Any,
 ) -> None:
     """Write the artifact: one graph with the prediction and the map.
 
     The graph is compared with PyTorch before it is written; outside the tolerance nothing
     is written. The path is printed.
     """
-    needs_sigmoid = chosen["branch"] == "sigmoid" or chosen["sigmoid_logits"]
-    if needs_sigmoid and branch_file is None and not (weights and Path(weights).is_file()):
-        raise UsageError(_NO_BRANCH)
+    needs_sigmoid = chosen["branch"] == "sigmoid" or written["sigmoid_logits"]
+    if needs_sigmoid:
+        check_branch_named(classifier)
     names = read_class_names(class_names) if class_names else ()
     check_writable(out)
     import_from_here()
 
-    from sigcam.classifier.build import build_classifier
     from sigcam.export import ExportOptions, export_artifact
 
     # Built before the model is loaded: what contradicts itself is told at once.
-    numbers = {"gamma": gamma, "similar": similar}
-    options = ExportOptions(
-        class_names=names,
-        method_options={name: value for name, value in numbers.items() if value is not None},
-        **chosen,
-    )
-    say("loading the model")
-    built = build_classifier(
-        arch,
-        branch_file=branch_file,
-        weights=weights,
-        num_classes=num_classes,
-        target_layers=target_layers,
-        size=size,
-    )
-    if needs_sigmoid and not built.has_sigmoid:
-        raise UsageError(f"{weights} holds no sigmoid branch for this model; {_NO_BRANCH}")
-    if built.checkpoint is not None:
-        say(f"the sigmoid branch is the one in {built.checkpoint}")
+    options = ExportOptions(class_names=names, **chosen, **written)
+    built = build_named(classifier, needs_sigmoid=needs_sigmoid, size=size)
     preprocessing = changed_preprocessing(
         built.preprocessing, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
     )
@@ -180,6 +119,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
     Raises:
         UsageError: the file can't be read as text, or is empty.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "classes.txt")
+        ...     with path.open("w") as stream:
+        ...         print("cat", "dog", "owl", sep=chr(10), file=stream)
+        ...     read_class_names(path)
+        ('cat', 'dog', 'owl')
     """
     try:
         lines = path.read_text(encoding="utf-8").rstrip().splitlines()

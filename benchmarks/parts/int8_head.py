@@ -15,9 +15,9 @@ from benchmarks.harness.context import Context
 from benchmarks.harness.measure import measure as time_calls
 from benchmarks.harness.networks import Network, batch_of, megabytes
 from benchmarks.harness.targets import TARGETS
-from sigcam.convert.quantize.fidelity import correlation
 from sigcam.convert.quantize.int8_head import quantize_sigmoid_head
 from sigcam.core.errors import ExportError
+from sigcam.images.correlation import correlation
 
 Figures = dict[str, Any]
 

@@ -70,6 +70,13 @@ def calibrate(
         UsageError: an unknown method.
         DataError: a layer's input is the same everywhere, on all images.
         BackendError: ONNX Runtime failed.
+
+    Example:
+        selection = select(source)
+        ranges = calibrate(
+            source, selection, feeds(paths, source.spec.preprocessing), len(paths),
+            method="minmax", threads=None, report=report,
+        )
     """
     if method not in _METHODS:
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
@@ -108,6 +115,15 @@ def open_unfused(model: str | bytes, threads: int | None) -> Any:
 
     Returns:
         An `onnxruntime.InferenceSession` on the CPU, in which no node is fused away.
+
+    Example:
+        >>> from onnx import helper, parser
+        >>> graph = parser.parse_graph("g (float[2] x) => (float[2] y) { h = Relu(x) y = Neg(h) }")
+        >>> opsets = [helper.make_opsetid("", 18)]
+        >>> model = helper.make_model(graph, ir_version=10, opset_imports=opsets)
+        >>> session = open_unfused(model.SerializeToString(), threads=1)
+        >>> session.run(["y"], {"x": np.array([-1, 2], np.float32)})[0].tolist()
+        [-0.0, -2.0]
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -17,6 +17,7 @@ from sigcam.core.progress import Report
 from sigcam.core.spec import Spec
 from sigcam.core.types import Array
 from sigcam.images.boxes import boxes_of
+from sigcam.images.correlation import correlation
 from sigcam.images.preprocess import Placement
 from sigcam.images.upsample import to_heatmap
 from sigcam.runtime.backends.base import BackendOptions
@@ -134,26 +135,6 @@ class FidelityCheck:
                 found.append(ImageOutputs(top, outputs.class_ids[0], cams, placement))
                 report(index + 1, len(self._held_out))
         return found
-
-
-def correlation(one: Array, other: Array) -> float:
-    """Computes Pearson's correlation of two CAMs in float64.
-
-    Args:
-        one: floating [h, w].
-        other: floating [h, w].
-
-    Returns:
-        -1 to 1; 0 where one of the CAMs is constant.
-
-    >>> cam = np.array([[0.0, 1.0], [2.0, 5.0]])
-    >>> round(correlation(cam, 3 * cam + 1), 6), correlation(cam, np.ones((2, 2)))
-    (1.0, 0.0)
-    """
-    a, b = (cam.astype(np.float64).ravel() for cam in (one, other))
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else 0.0
 
 
 def _same_class(one: ImageOutputs, other: ImageOutputs) -> tuple[Array, Array] | None:

@@ -43,6 +43,16 @@ def to_half_storage(source: Source, kind: Half) -> tuple[onnx.ModelProto, tuple[
 
     Raises:
         ExportError: the file is no valid ONNX model afterwards.
+
+    Example:
+        >>> from pathlib import Path
+        >>> ones = ", ".join(["1"] * 256)
+        >>> text = f"g (float[1,256] x) => (float[1,1] logits) <float[256,1] w = {{{ones}}}>"
+        >>> graph = onnx.parser.parse_graph(text + " { logits = MatMul(x, w) }")
+        >>> source = Source(Path("model.onnx"), None, onnx.helper.make_model(graph))
+        >>> half, beyond = to_half_storage(source, "fp16")
+        >>> [node.op_type for node in half.graph.node], half.graph.initializer[0].name, beyond
+        (['Cast', 'MatMul'], 'w.fp16', ())
     """
     model = copy.deepcopy(source.model)
     casts, stored, beyond = [], [], []

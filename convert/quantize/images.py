@@ -61,6 +61,12 @@ def choose(
     Raises:
         UsageError: too small a number.
         DataError: the folder is missing, or has too few usable images.
+
+    Example:
+        chosen = choose(
+            Path("images"), spec.preprocessing, calibration=64, held_out=100, seed=0,
+            report=lambda done, count: None,
+        )
     """
     for name, count, zero in (("calibration", calibration, True), ("held-out", held_out, False)):
         if count < FEWEST and not (zero and count == 0):

@@ -64,6 +64,9 @@ def to_int8(
     Raises:
         UsageError: an unknown type, or nothing was selected.
         ExportError: the quantizer failed.
+
+    Example:
+        model = to_int8(source, selection, calibrate(source, selection, ...), wide_weights=True)
     """
     if activations not in _TYPES:
         raise UsageError(

@@ -61,6 +61,14 @@ def quantize_sigmoid_head(
 
     Raises:
         ExportError: no matrix is worth converting, or one isn't finite.
+
+    Example:
+        >>> text = "g (float[1,2] x) => (float[1,2] logits, float[1,1] evidence_logits)"
+        >>> text += " <float[2,1] w = {1, -2}> { logits = Relu(x) evidence_logits = MatMul(x, w) }"
+        >>> model = helper.make_model(onnx.parser.parse_graph(text))
+        >>> converted = quantize_sigmoid_head(model, smallest=2)
+        >>> [node.op_type for node in converted.graph.node]
+        ['Relu', 'DequantizeLinear', 'MatMul']
     """
     uses = _uses(model.graph, branch, smallest)
     if not uses:
@@ -124,7 +132,7 @@ def _uses(graph: onnx.GraphProto, branch: Branch, smallest: int) -> dict[int, tu
 def _exact(graph: onnx.GraphProto, branch: Branch) -> set[str]:
     """Names the values that must stay bit-equal."""
     outputs = {value.name for value in graph.output}
-    exact = outputs - _EVIDENCE if branch == "softmax" else outputs & {"logits"}
+    exact = outputs - _EVIDENCE if branch != "sigmoid" else outputs & {"logits"}
     # finercam chooses its similar classes by the softmax logits.
     return exact.union(*(node.input for node in graph.node if node.op_type in _CHOICES))
 

@@ -222,6 +222,12 @@ def correct_biases(
 
     Raises:
         BackendError: ONNX Runtime failed.
+
+    Example:
+        corrected = correct_biases(
+            source, to_int8(source, selection, ranges), selection,
+            feeds(paths, source.spec.preprocessing), len(paths), threads=None, report=report,
+        )
     """
     graph = ErrorGraph(source, converted, selection)
     layers = [name for name, node in graph.layers.items() if node.op_type != "MatMul"]
@@ -270,6 +276,13 @@ def rank_layers(
 
     Raises:
         BackendError: ONNX Runtime failed.
+
+    Example:
+        ranking = rank_layers(
+            source, to_int8(source, selection, ranges), selection,
+            feeds(paths, source.spec.preprocessing), len(paths), threads=None, report=report,
+        )
+        again = select(source, kept_float=[one.layer for one in ranking[:3]])
     """
     graph = ErrorGraph(source, converted, selection)
     for layer, node in graph.layers.items():

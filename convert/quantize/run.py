@@ -134,6 +134,12 @@ def quantize_artifact(
         ExportError: the graph can't be converted.
         BackendError: the backend failed.
         StorageError: a file can't be written.
+
+    Example:
+        spec, written = quantize_artifact(
+            "model.onnx", "images/", "model-int8.onnx", QuantizeOptions(precision="int8")
+        )
+        print(spec.fidelity.described())
     """
     options, out, path = options or QuantizeOptions(), Path(out), Path(path)
     source = read_source(path)

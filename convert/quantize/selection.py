@@ -69,6 +69,19 @@ def select(source: Source, kept_float: Collection[str] = ()) -> Selection:
 
     Raises:
         UsageError: a name in `kept_float` that is none of the layers.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sigcam.convert.onnx_graph import name_nodes
+        >>> text = "g (float[1,1,4,4] x) => (float[1,1,4,4] logits) <float[1,1,1,1] w = {1}>"
+        >>> text += " { h = Conv(x, w) p = Relu(h) logits = Conv(p, w) }"
+        >>> graph = onnx.parser.parse_graph(text)
+        >>> _ = name_nodes(graph)
+        >>> source = Source(Path("model.onnx"), None, onnx.helper.make_model(graph))
+        >>> select(source)
+        Selection(layers=('Conv_0', 'Conv_1'), followers=('Relu_0',))
+        >>> select(source, kept_float=["Conv_1"]).layers
+        ('Conv_0',)
     """
     graph = source.model.graph
     leading = leading_to_logits(graph, source.path)
@@ -97,6 +110,17 @@ def maker_of(source: Source, layer: str) -> str | None:
     Returns:
         The convolution's name; None where the input is something else, a sum for one, or comes
         from a product.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from sigcam.convert.onnx_graph import name_nodes
+        >>> text = "g (float[1,1,4,4] x) => (float[1,1,4,4] logits) <float[1,1,1,1] w = {1}>"
+        >>> text += " { h = Conv(x, w) p = Relu(h) logits = Conv(p, w) }"
+        >>> graph = onnx.parser.parse_graph(text)
+        >>> _ = name_nodes(graph)
+        >>> source = Source(Path("model.onnx"), None, onnx.helper.make_model(graph))
+        >>> maker_of(source, "Conv_1"), maker_of(source, "Conv_0")
+        ('Conv_0', None)
     """
     made_by = {name: node for node in source.model.graph.node for name in node.output}
     node = next(node for node in source.model.graph.node if node.name == layer)

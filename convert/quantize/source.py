@@ -44,6 +44,10 @@ def read_source(path: Path) -> Source:
         UsageError: a TensorRT engine, a head graph, an artifact that was converted before,
             or one over 2 GiB.
         ArtifactError: the file isn't a usable artifact.
+
+    Example:
+        source = read_source(Path("model.onnx"))
+        source.spec.method, len(source.model.graph.node)
     """
     if is_engine(path):
         raise UsageError(

@@ -64,6 +64,10 @@ def build_engine(
         BackendError: TensorRT can't build it.
         StorageError: a file can't be written.
         KeyboardInterrupt: Ctrl-C; nothing is written.
+
+    Example:
+        options = BuildOptions(batches=Range(1, 4, 16), precision="float16")
+        engine = build_engine("model.onnx", options=options)  # model.engine and model.engine.json
     """
     model, options = Path(model), options or BuildOptions()
     if is_engine(model):

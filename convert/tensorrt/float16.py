@@ -34,6 +34,9 @@ def to_half(path: Path, *, all_products: bool = False) -> bytes:
         BackendUnavailableError: onnx or onnxruntime isn't installed.
         ArtifactError: the file can't be converted, or has no output `logits`.
         UsageError: the converted model is over 2 GiB, which one ONNX file can't be.
+
+    Example:
+        Path("model-fp16.onnx").write_bytes(to_half(Path("model.onnx")))
     """
     try:
         import onnx

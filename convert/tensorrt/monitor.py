@@ -54,6 +54,9 @@ def make_monitor(module: Any, *, show: bool) -> Any:
 
     Returns:
         The monitor. `stop()` ends the build after the step at hand; `close()` removes the bar.
+
+    Example:
+        config.progress_monitor = monitor = make_monitor(tensorrt, show=True)
     """
     bar = _PhaseBar(show=show)
 

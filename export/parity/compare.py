@@ -68,6 +68,10 @@ def logit_floors(references: Iterable[Reference]) -> dict[str, float]:
 
     Returns:
         Name of each output that consists of logits to the largest one of its branch.
+
+    Example:
+        references = [Reference(model, one, options) for one in as_images(images, preprocessing)]
+        floors = logit_floors(references)  # {"logits": 11.2, "evidence_logits": 4.6, ...}
     """
     references = list(references)
     softmax = max(float(one.logits.abs().max()) for one in references)
@@ -91,6 +95,12 @@ def errors_of(
         got: what the graph gave, by name.
         want: what `Reference.outputs` gives for the same classes.
         floors: what `logit_floors` gives for all images.
+
+    Example:
+        >>> got = {"logits": np.array([[2.0, 1.5]])}
+        >>> want = {"logits": torch.tensor([[2.0, 1.0]]), "cam_size": torch.tensor(1.0)}
+        >>> errors_of(got, want, {"logits": 10.0})  # the largest logit of all images is 10
+        {'logits': OutputError(max_abs=0.5, max_rel=0.05)}
     """
     floors = {**floors, "cams": _CANCELLED * float(want["cam_size"]), "cam_weights": 0.0}
     return {
@@ -119,6 +129,9 @@ def is_unstable(reference: Reference, class_ids: Tensor, floors: Mapping[str, fl
         reference: the definition for one image; its model isn't changed.
         class_ids: the classes whose CAMs are looked at, int64 [1, K].
         floors: what `logit_floors` gives for all images.
+
+    Example:
+        is_unstable(references[0], torch.tensor([[281, 7]]), logit_floors(references))
     """
     options = reference.options
     want = reference.outputs(class_ids)

@@ -38,6 +38,10 @@ def further_images(preprocessing: Preprocessing, count: int) -> npt.NDArray[np.u
     Args:
         preprocessing: its input size is that of the images.
         count: how many.
+
+    Example:
+        >>> further_images(Preprocessing(8, 10), 2).shape
+        (2, 8, 10, 3)
     """
     return _smooth(np.random.default_rng(1), preprocessing, count)
 
@@ -61,6 +65,12 @@ def normalised(images: Array, preprocessing: Preprocessing) -> Array:
 
     Returns:
         float64 [B, 3, H, W].
+
+    Example:
+        >>> white = np.full((1, 1, 1, 3), 255, np.uint8)
+        >>> preprocessing = Preprocessing(1, 1, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        >>> normalised(white, preprocessing).tolist()
+        [[[[2.0]], [[2.0]], [[2.0]]]]
     """
     mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
     scaled = (images.astype(np.float64) / 255 - mean) / std
@@ -76,6 +86,13 @@ def feed(images: Array, preprocessing: Preprocessing) -> Array:
 
     Returns:
         uint8 [B, H, W, 3], or normalised float32 [B, 3, H, W].
+
+    Example:
+        >>> images = np.zeros((2, 8, 10, 3), np.uint8)
+        >>> feed(images, Preprocessing(8, 10, layout="uint8_nhwc")).shape
+        (2, 8, 10, 3)
+        >>> feed(images, Preprocessing(8, 10, layout="float32_nchw")).shape
+        (2, 3, 8, 10)
     """
     if preprocessing.layout == "uint8_nhwc":
         return np.ascontiguousarray(images)
@@ -88,5 +105,10 @@ def as_images(images: Array, preprocessing: Preprocessing) -> list[Tensor]:
     Args:
         images: uint8 [B, H, W, 3], of the input's size.
         preprocessing: its mean and deviation count.
+
+    Example:
+        >>> images = np.zeros((2, 8, 10, 3), np.uint8)
+        >>> [one.shape for one in as_images(images, Preprocessing(8, 10))]
+        [torch.Size([1, 3, 8, 10]), torch.Size([1, 3, 8, 10])]
     """
     return [torch.from_numpy(one[None]) for one in normalised(images, preprocessing)]

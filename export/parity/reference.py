@@ -56,6 +56,12 @@ class Reference:
         logits: Tensor = self._sigmoid_logits.detach()
         return logits
 
+    @property
+    def _branch_logits(self) -> Tensor:
+        """Returns the logits of the branch that the weights come from, [B, C]."""
+        logits: Tensor = self._sigmoid_logits if self.options.branch == "sigmoid" else self._logits
+        return logits - logits.mean(1, True) if self.options.branch == "centred" else logits
+
     def outputs(self, class_ids: Tensor) -> dict[str, Tensor]:
         """Returns the outputs for the classes that the graph chose; made once for each choice.
 
@@ -82,7 +88,7 @@ class Reference:
         if class_ids.ndim != 2 or len(class_ids) != B or not known:
             raise ParityError(f"the graph chose classes that don't exist: {class_ids.tolist()}")
         softmax, sigmoid = self.logits, self.sigmoid_logits
-        branch = sigmoid if self.options.branch == "sigmoid" else softmax
+        branch = self._branch_logits.detach()
         features = [
             target.layout.to_grid(value.detach())
             for target, value in zip(self.model.targets, self._values, strict=True)
@@ -90,7 +96,8 @@ class Reference:
         weights = self._weights(class_ids, features)
         sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
         clamps = self.options.clamps
-        cams = [combine(w, F, clamps) for w, F in zip(weights, features, strict=True)]
+        signed = self.options.signed
+        cams = [combine(w, F, clamps, signed) for w, F in zip(weights, features, strict=True)]
         return {
             "logits": softmax,
             "class_ids_out": class_ids,
@@ -110,7 +117,10 @@ class Reference:
         if method.need == "rows":
             head = self.model.softmax_head
             head = self.model.sigmoid_head if self.options.branch == "sigmoid" else head
-            return [head.linear_weights()[0][class_ids]]
+            matrix = head.linear_weights()[0]
+            if self.options.branch == "centred":
+                matrix = matrix - matrix.mean(0)
+            return [matrix[class_ids]]
         by_class = [self._gradients(column.unsqueeze(1)) for column in class_ids.T]
         weights = []
         for F, columns in zip(features, zip(*by_class, strict=True), strict=True):
@@ -129,7 +139,7 @@ class Reference:
     def _score(self, ids: Tensor) -> Tensor:
         """Returns the scores [B, 1] whose gradients are the classes' for ids [B, 1]."""
         options = self.options
-        logits: Tensor = self._sigmoid_logits if options.branch == "sigmoid" else self._logits
+        logits = self._branch_logits
         score = logits.gather(1, ids)
         if not method_of(options.method).contrasts:
             return score

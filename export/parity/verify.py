@@ -47,6 +47,10 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
         ParityError: an output is outside the tolerance or isn't finite, the graph chose
             other classes than PyTorch, or too few images count.
         ExportError: ONNX Runtime refuses the graph.
+
+    Example:
+        report = verify(ParityRun(dual, options, preprocessing), Path("model.onnx"), outputs)
+        print(table(report))
     """
     session = _open(model)
     num_classes = run.model.num_classes
@@ -91,6 +95,10 @@ def verify_head(
         ParityError: an output is outside the tolerance or isn't finite, or too few images
             count.
         ExportError: ONNX Runtime refuses a graph.
+
+    Example:
+        run = ParityRun(dual, options, preprocessing)
+        report = verify_head(run, artifact, head, "head_input", ["cams", "cam_weights"])
     """
     artifact_session, head_session = _open(artifact), _open(head)
     num_classes = run.model.num_classes
@@ -129,6 +137,9 @@ def verify_logits(
     Raises:
         ParityError: the logits are outside the tolerance or not finite.
         ExportError: ONNX Runtime refuses the graph.
+
+    Example:
+        verify_logits(dual, Path("classifier.onnx"), preprocessing, tolerance=1e-4)
     """
     images = sample_images(preprocessing)
     got = _run(_open(model), {"image": feed(images, preprocessing)}, ["logits"])["logits"]

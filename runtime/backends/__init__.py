@@ -62,6 +62,10 @@ def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
             for another backend than "tensorrt".
         BackendUnavailableError: the backend isn't installed or can't run here, or none can.
         ArtifactError: the backend refuses the file.
+
+    Example:
+        backend = open_backend(Path("model.onnx"), "auto", BackendOptions(threads=2))
+        outputs = backend.infer({"image": batch}, ["logits", "cams"])
     """
     if name == "auto" and is_engine(path):
         name = "tensorrt"

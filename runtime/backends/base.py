@@ -112,10 +112,12 @@ class HeatmapRequest:
     Attributes:
         placements: where each image's input lies in the image, in the order of the batch.
         clamp: whether negative weights count as 0 (NWC).
+        signed: whether CAMs keep the sign of the weighted sum.
     """
 
     placements: tuple[Placement, ...]
     clamp: bool
+    signed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,7 @@ class DeviceHeatmaps:
     """Heatmaps that a device made.
 
     Attributes:
-        cams: CAMs, float32 [B, K, h, w], >= 0.
+        cams: CAMs, float32 [B, K, h, w], >= 0 unless signed.
         heatmaps: the heatmaps of each image, float32 [K, H, W] in [0, 1] at its own size.
         valid: which heatmaps are valid, bool [B, K]; one that isn't is 0 everywhere.
     """

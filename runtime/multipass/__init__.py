@@ -35,6 +35,9 @@ def multipass_method(name: str, model: ExportedModel, batch_size: int) -> MultiP
 
     Raises:
         UsageError: another name, or an artifact that lacks what the method needs.
+
+    Example:
+        method = multipass_method("scorecam", model, batch_size=8)
     """
     own = model.spec.method
     if name == own:

@@ -88,8 +88,8 @@ class MultiPass(abc.ABC):
             report: called with the passes done and the passes in all after each run.
 
         Returns:
-            CAMs, float32 [K, h, w], >= 0, and the number of passes that they took: over the
-            network and the head together, the first one included.
+            CAMs, float32 [K, h, w], >= 0 unless the spec says signed, and the number of passes
+            that they took: over the network and the head together, the first one included.
 
         Raises:
             BackendError: the backend failed, or a score isn't finite.
@@ -98,7 +98,8 @@ class MultiPass(abc.ABC):
     def combined(self, weights: Array, features: Array) -> Array:
         """Combines CAMs [K, h, w] of weights [K, N] and features [N, h, w], by `clamp_combine`."""
         used = weights.astype(np.float32)[None]
-        cams = clamp_combine(features[None], used, clamp=self.model.spec.nwc)
+        spec = self.model.spec
+        cams = clamp_combine(features[None], used, clamp=spec.nwc, signed=spec.signed)
         return np.asarray(cams[0])
 
     def finite(self, scores: Array) -> Array:

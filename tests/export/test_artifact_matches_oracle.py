@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 
@@ -48,7 +49,7 @@ def images_of(preprocessing, batch):
     return np.concatenate([pool, pool[::-1]])[1 : 1 + batch]
 
 
-def oracle(dual, preprocessing, images, class_ids, branch, nwc=True, method="cam"):
+def oracle(dual, preprocessing, images, class_ids, branch, nwc=True, method="cam", signed=False):
     """Every output from the features on, in NumPy."""
     with torch.no_grad():
         F = dual.features(torch.from_numpy(normalised(images, preprocessing)).float()).numpy()
@@ -57,6 +58,10 @@ def oracle(dual, preprocessing, images, class_ids, branch, nwc=True, method="cam
         name: {k.removeprefix("fc."): v.numpy() for k, v in head.named_tensors().items()}
         for name, head in heads.items()
     }
+    last = "weight" if "weight" in tensors["softmax"] else "2.weight"
+    W = tensors["softmax"][last]
+    rows = reference.centred(W.reshape(len(W), -1)).reshape(W.shape)
+    tensors["centred"] = {**tensors["softmax"], last: rows}
     pooled = reference.global_average_pool(F)
     logits = {name: head_logits(pooled, values) for name, values in tensors.items()}
     ids = reference.resolve(class_ids, logits["softmax"])
@@ -68,7 +73,7 @@ def oracle(dual, preprocessing, images, class_ids, branch, nwc=True, method="cam
         "sigmoid_logits": logits["sigmoid"],
         "features": F,
         "cam_weights": weights,
-        "cams": reference.cams(F, weights, nwc),
+        "cams": reference.cams(F, weights, nwc, signed),
     }
 
 
@@ -110,6 +115,14 @@ def cases():
         for profile in ("fused", "split"):
             for branch in ("sigmoid", "softmax"):
                 yield "toy", "cam", selection, profile, branch
+    for net, method in (
+        ("toy", "cam"),
+        ("toy", "gradcam++"),
+        ("mlp", "gradcam"),
+        ("mlp", "finercam"),
+    ):
+        yield net, method, "input", "fused", "centred"
+        yield net, method, "top1", "split", "centred"
     for net, method in itertools.product(("toy", "mlp"), [m for m in METHODS if m != "cam"]):
         yield net, method, "top1", "fused", "sigmoid"
         yield net, method, "input", "split", "softmax"
@@ -129,7 +142,7 @@ def test_graph_and_torch_match_the_oracle(
     path = tmp_path / "model.onnx"
     nwc = not odd if selection == "top1" else odd
     nwc = nwc and METHODS[method].clamps
-    every = selection == "top3"
+    every, signed = selection == "top3", not nwc and branch != "sigmoid"
     spec = export_artifact(
         dual,
         path,
@@ -137,6 +150,7 @@ def test_graph_and_torch_match_the_oracle(
             method=method,
             branch=branch,
             nwc=nwc,
+            signed=signed,
             profile=profile,
             classes=SELECTIONS[selection],
             preprocessing=preprocessing,
@@ -149,7 +163,7 @@ def test_graph_and_torch_match_the_oracle(
         request = np.tile(np.array(asked, np.int64), (batch, 1))
         image = images if not odd else normalised(images, preprocessing).astype(np.float32)
         got = run(path, image, request if selection == "input" else None)
-        want = oracle(dual, preprocessing, images, request, branch, nwc, method)
+        want = oracle(dual, preprocessing, images, request, branch, nwc, method, signed)
         names = ["logits", "class_ids_out", "evidence_logits"]
         names += ["sigmoid_logits"] if every else []
         names += ["cams"] if profile == "fused" else ["features", "cam_weights"]
@@ -229,3 +243,60 @@ def test_the_caller_s_module_stays_as_it_is(tmp_path, make, preprocessing):
     assert all(p.requires_grad for p in dual.sigmoid_head.parameters())
     for name, value in dual.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("net", "method"), [("toy", "cam"), ("toy", "gradcam++"), ("mlp", "gradcam")]
+)
+@pytest.mark.parametrize("nwc", [False, True])
+def test_no_shift_of_the_softmax_weights_moves_the_centred_branch(
+    tmp_path, make, nets, preprocessing, net, method, nwc
+):
+    dual = make(nets[net])
+    head = dual.softmax_head
+    shifted = copy.deepcopy(dual)
+    last = [name for name, value in head.named_tensors().items() if value.ndim > 1][-1]
+    vector = 20 * torch.randn(head.named_tensors()[last].shape[1], generator=torch.Generator())
+    moved = {k: v + vector if k == last else v for k, v in head.named_tensors().items()}
+    shifted.softmax_head.load_tensors(moved)
+    images = images_of(preprocessing, 3)
+    found = {}
+    for name, model in (("plain", dual), ("shifted", shifted)):
+        for branch in ("centred", "softmax"):
+            path = tmp_path / f"{name}-{branch}.onnx"
+            options = ExportOptions(
+                method=method, branch=branch, nwc=nwc, preprocessing=preprocessing
+            )
+            export_artifact(model, path, options)
+            found[name, branch] = run(path, images)["cams"]
+    assert found["plain", "centred"].max() > 0
+    # The shift itself is rounded to float32 in every weight.
+    assert relative(found["shifted", "centred"], found["plain", "centred"]) < 2e-4
+    assert relative(found["shifted", "softmax"], found["plain", "softmax"]) > 0.1
+
+
+def test_centred_weights_cost_one_row_and_no_second_matrix(tmp_path, dual, preprocessing):
+    sizes = {}
+    for branch in ("softmax", "centred"):
+        path = tmp_path / f"{branch}.onnx"
+        export_artifact(
+            dual,
+            path,
+            ExportOptions(branch=branch, has_sigmoid=False, preprocessing=preprocessing),
+        )
+        sizes[branch] = sum(
+            int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer
+        )
+    N = dual.targets[0].layout.shape[0]
+    assert sizes["centred"] - sizes["softmax"] <= N + 2
+
+
+def test_signed_cams_reach_below_zero_and_are_the_sum_itself(tmp_path, dual, preprocessing):
+    images, found = images_of(preprocessing, 3), {}
+    for signed in (False, True):
+        path = tmp_path / f"{signed}.onnx"
+        options = ExportOptions(nwc=False, signed=signed, preprocessing=preprocessing)
+        assert export_artifact(dual, path, options).signed is signed
+        found[signed] = run(path, images)["cams"]
+    assert found[True].min() < 0
+    np.testing.assert_array_equal(np.maximum(found[True], 0), found[False])

@@ -62,7 +62,7 @@ def test_a_head_graph_needs_the_features():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"branch": "relu"}, "branch must be one of sigmoid, softmax, got 'relu'"),
+        ({"branch": "relu"}, "branch must be one of sigmoid, softmax, centred, got 'relu'"),
         ({"opset": 17}, "opset must be one of 18, 19, 20, got 17"),
         ({"tolerance": float("nan")}, "tolerance must be between 0 and 1"),
     ],

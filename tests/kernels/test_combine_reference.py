@@ -39,6 +39,14 @@ def test_equals_the_definition(sizes, clamp, per_position, seed):
     np.testing.assert_array_equal(weights, before[1])
 
 
+def test_signed_sums_are_left_as_they_are():
+    features = np.array([[[[1.0]], [[2.0]]]], np.float32)
+    weights = np.array([[[0.5, -1.0]]], np.float32)
+    assert clamp_combine(features, weights, clamp=False).item() == 0
+    assert clamp_combine(features, weights, clamp=False, signed=True).item() == -1.5
+    assert clamp_combine(features, weights, signed=True).item() == 0.5
+
+
 def test_clamping_changes_the_cam():
     features = np.array([[[[1.0]], [[1.0]]]], np.float32)
     weights = np.array([[[2.0, -1.5]]], np.float32)

@@ -31,7 +31,7 @@ from sigcam.export import ExportOptions, export_artifact
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import prepare
 from sigcam.runtime.session import load
-from tests.support import peer_maps as peers
+from tests.support import peer_heatmaps as peers
 
 pytestmark = pytest.mark.slow
 

@@ -39,7 +39,7 @@ from sigcam.images.preprocess import prepare
 from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
-from tests.support import peer_maps as peers
+from tests.support import peer_heatmaps as peers
 from tests.support.torch_backend import TorchBackend
 
 pytestmark = pytest.mark.slow

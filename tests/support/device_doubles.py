@@ -94,7 +94,9 @@ class ReferenceKernel:
         tail = (i.height, i.width) if i.per_position else ()
         given = at(features, kind, (i.batch, i.channels, i.height, i.width))
         used = at(weights, kind, (i.batch, i.classes, i.channels, *tail))
-        cams = clamp_combine(given.astype(np.float32), used.astype(np.float32), i.clamp)
+        cams = clamp_combine(
+            given.astype(np.float32), used.astype(np.float32), i.clamp, signed=i.signed
+        )
         made, flags = normalised_heatmaps(cams, m.rows, m.columns, m.interpolation)
         at(heatmaps, np.float32, made.shape)[...] = made
         at(valid, np.uint8, flags.shape)[...] = flags

@@ -107,8 +107,20 @@ def method_weights(method, F, g):
     return out
 
 
-def cams(F, w, nwc=True):
-    """max(0, sum_n max(0, w_n) F_n): [B, K, h, w]. Weights per position aren't clamped."""
+def centred(W):
+    """Rows of the centred scores l_c - mean_j l_j of a linear layer: [C, N]."""
+    W = W.astype(np.float64)
+    out = np.zeros(W.shape)
+    for c in range(len(W)):
+        out[c] = W[c] - sum(W[j] for j in range(len(W))) / len(W)
+    return out
+
+
+def cams(F, w, nwc=True, signed=False):
+    """max(0, sum_n max(0, w_n) F_n): [B, K, h, w]. Weights per position aren't clamped.
+
+    Signed: the sum as it is, without the outer max.
+    """
     B, N, height, width = F.shape
     K = w.shape[1]
     out = np.zeros((B, K, height, width))
@@ -117,7 +129,7 @@ def cams(F, w, nwc=True):
             for n in range(N):
                 weight = np.maximum(0.0, w[b, k, n]) if nwc and w.ndim == 3 else w[b, k, n]
                 out[b, k] += weight * F[b, n].astype(np.float64)
-    return np.maximum(out, 0)
+    return out if signed else np.maximum(out, 0)
 
 
 def sigmoid(x):

@@ -40,6 +40,14 @@ def kernel_errors() -> Iterator[None]:
     Raises:
         BackendUnavailableError: CUDA, or a package or device for it, is missing.
         BackendError: a CUDA call or a compilation failed.
+
+    Example:
+        >>> try:
+        ...     with kernel_errors():
+        ...         raise CudaUnavailableError("no device")
+        ... except BackendUnavailableError as exc:
+        ...     print(exc)
+        the GPU can't be used: no device
     """
     try:
         yield
@@ -137,17 +145,19 @@ class HeatmapMaker:
     ) -> tuple[list[Part], int, int]:
         """Plans the batch's runs and lays out their results; returns what `layout` returns."""
         planned = [
-            (run, self._plan(features, weights, run, request.clamp))
+            (run, self._plan(features, weights, run, request))
             for run in runs_of(request.placements)
         ]
         return layout(planned)
 
-    def _plan(self, features: DeviceTensor, weights: DeviceTensor, run: Run, clamp: bool) -> Plan:
+    def _plan(
+        self, features: DeviceTensor, weights: DeviceTensor, run: Run, request: HeatmapRequest
+    ) -> Plan:
         """Plans a run's launches, or takes the plan of an earlier run like it."""
         addresses = address_of(features, run.first) | address_of(weights, run.first)
         alignment = min(16, addresses & -addresses)
         shapes = (features.shape[1:], weights.shape[1:], features.half)
-        key = (*shapes, run.count, run.placement, clamp, alignment)
+        key = (*shapes, run.count, run.placement, request.clamp, request.signed, alignment)
         if key not in self._plans:
             _, channels, height, width = features.shape
             inputs = Inputs(
@@ -158,7 +168,8 @@ class HeatmapMaker:
                 classes=weights.shape[1],
                 half=features.half,
                 per_position=len(weights.shape) == 5,
-                clamp=clamp,
+                clamp=request.clamp,
+                signed=request.signed,
                 alignment=alignment,
             )
             rows, columns = run.placement.rows, run.placement.columns
@@ -297,6 +308,14 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
     Returns:
         Pixel i is at ((i + 0.5 - start) * shown / used + first) * cells / length - 0.5 in
         the CAM, 0 being the first cell's centre; the crop box is [low, high).
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> placement = place(Preprocessing(224, 224, "crop", 256), 480, 640)
+        >>> axis = axis_of(placement.columns, cells=7)
+        >>> axis.low, axis.high, round(axis.scale, 4), round(axis.offset, 3)
+        (110, 530, 0.0167, -2.325)
     """
     step, share = axis.shown / axis.used, cells / axis.length
     offset = ((0.5 - axis.start) * step + axis.first) * share - 0.5
@@ -304,7 +323,15 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
 
 
 def runs_of(placements: Sequence[Placement]) -> list[Run]:
-    """Cuts a batch into runs of neighbours with the same placement, in order."""
+    """Cuts a batch into runs of neighbours with the same placement, in order.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> tall, wide = (place(Preprocessing(), *size) for size in [(640, 480), (480, 640)])
+        >>> [(run.first, run.count) for run in runs_of([tall, tall, wide, tall])]
+        [(0, 2), (2, 1), (3, 1)]
+    """
     runs = []
     first = 0
     for placement, same in groupby(placements):
@@ -320,6 +347,15 @@ def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
     Returns:
         The parts; the bytes of heatmaps and flags, which lie on the device too; and the bytes
         of everything.
+
+    Example:
+        >>> from sigcam.kernels.arguments import whole
+        >>> from sigcam.kernels.plan import plan
+        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1)
+        >>> made = plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84)
+        >>> (part,), results, total = layout([(Run(0, 2, None), made)])
+        >>> part.heatmaps, part.valid, part.cams, results, total
+        (0, 401408, 401664, 401664, 402176)
     """
     at = 0
     places: list[list[int]] = []
@@ -337,12 +373,26 @@ def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
 
 
 def cams_size(plan: Plan) -> int:
-    """Returns the bytes of a run's CAMs."""
+    """Returns the bytes of a run's CAMs.
+
+    Example:
+        >>> from sigcam.kernels.arguments import whole
+        >>> from sigcam.kernels.plan import plan
+        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1)
+        >>> cams_size(plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84))
+        392
+    """
     return 4 * plan.inputs.batch * plan.inputs.classes * plan.inputs.positions
 
 
 def address_of(tensor: DeviceTensor, image: int) -> int:
-    """Returns where the part of the batch begins that belongs to an image."""
+    """Returns where the part of the batch begins that belongs to an image.
+
+    Example:
+        >>> tensor = DeviceTensor(0x1000, (2, 3, 4), half=False)
+        >>> address_of(tensor, image=1) - tensor.address  # 12 floats on
+        48
+    """
     elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
     return tensor.address + image * elements * (2 if tensor.half else 4)
 
@@ -356,6 +406,15 @@ def check_tensors(features: DeviceTensor, weights: DeviceTensor, images: int) ->
 
     Raises:
         ArtifactError: shapes or types that don't belong together.
+
+    Example:
+        >>> features = DeviceTensor(0x1000, (2, 512, 7, 7), half=False)
+        >>> check_tensors(features, DeviceTensor(0x9000, (2, 5, 512), half=False), images=2)
+        >>> weights = DeviceTensor(0x9000, (2, 5, 256), half=False)
+        >>> check_tensors(features, weights, images=2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.ArtifactError: the graph's outputs don't belong together: the ...
     """
     shape, other = features.shape, weights.shape
     fits = len(shape) == 4 and len(other) in (3, 5) and shape[0] == other[0] == images

@@ -58,6 +58,10 @@ def import_onnxruntime(backend: str, extra: str) -> Any:
 
     Raises:
         BackendUnavailableError: it isn't installed.
+
+    Example:
+        >>> import_onnxruntime("ort", "cpu").__name__
+        'onnxruntime'
     """
     try:
         import onnxruntime
@@ -70,7 +74,13 @@ def import_onnxruntime(backend: str, extra: str) -> Any:
 
 
 def session_options(ort: Any, options: BackendOptions) -> Any:
-    """Makes the settings of a session that don't depend on the provider."""
+    """Makes the settings of a session that don't depend on the provider.
+
+    Example:
+        >>> import onnxruntime
+        >>> session_options(onnxruntime, BackendOptions(threads=2)).intra_op_num_threads
+        2
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
     if options.threads is not None:
@@ -93,6 +103,11 @@ def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provid
     Raises:
         ArtifactError: ONNX Runtime refuses the file.
         BackendUnavailableError: a provider's libraries can't be used.
+
+    Example:
+        ort = import_onnxruntime("ort", "cpu")
+        settings = session_options(ort, BackendOptions(threads=2))
+        session = open_session(ort, Path("model.onnx"), settings, ["CPUExecutionProvider"])
     """
     try:
         # Without "enable_fallback", a provider that fails is replaced by another one and a
@@ -112,7 +127,12 @@ def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provid
 
 
 def run_error(exc: Exception) -> BackendError:
-    """Returns the error to raise when a run failed with `exc`."""
+    """Returns the error to raise when a run failed with `exc`.
+
+    Example:
+        >>> print(run_error(ValueError("a dimension doesn't fit")))
+        ONNX Runtime failed while running the model: a dimension doesn't fit
+    """
     return BackendError(f"ONNX Runtime failed while running the model: {exc}")
 
 
@@ -138,7 +158,13 @@ def dtype_of(kind: str, name: str) -> np.dtype[Any]:
 
 
 def own(value: Any) -> Array:
-    """Copies an OrtValue's tensor to an array of its own, from the device if it is on one."""
+    """Copies an OrtValue's tensor to an array of its own, from the device if it is on one.
+
+    Example:
+        >>> import onnxruntime
+        >>> own(onnxruntime.OrtValue.ortvalue_from_numpy(np.array([1.0, 2.0])))
+        array([1., 2.])
+    """
     return np.array(value.numpy())
 
 

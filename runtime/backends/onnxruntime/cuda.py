@@ -132,6 +132,11 @@ def cuda_provider(options: BackendOptions, stream: int) -> Provider:
     Args:
         options: what is asked of the backend.
         stream: handle of the stream that it runs on.
+
+    Example:
+        >>> name, settings = cuda_provider(BackendOptions(device=1), stream=0)
+        >>> name, settings["device_id"]
+        ('CUDAExecutionProvider', '1')
     """
     return (
         "CUDAExecutionProvider",
@@ -140,7 +145,11 @@ def cuda_provider(options: BackendOptions, stream: int) -> Provider:
 
 
 def assigned_nodes(session: Any) -> list[tuple[str, str]]:
-    """Lists provider and operator of each node of a session that was made to record them."""
+    """Lists provider and operator of each node of a session that was made to record them.
+
+    Example:
+        assigned_nodes(session)  # [("CUDAExecutionProvider", "Conv"), ...]
+    """
     return [
         (subgraph.ep_name, node.op_type)
         for subgraph in session.get_provider_graph_assignment_info()
@@ -157,6 +166,13 @@ def refuse_cpu(session: Any, backend: str) -> None:
 
     Raises:
         BackendError: the session does; names the operators.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> node = SimpleNamespace(op_type="Conv")
+        >>> part = SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=lambda: [node])
+        >>> session = SimpleNamespace(get_provider_graph_assignment_info=lambda: [part])
+        >>> refuse_cpu(session, "ort-cuda")
     """
     nodes = assigned_nodes(session)
     work = Counter(kind for provider, kind in nodes if provider == _CPU)

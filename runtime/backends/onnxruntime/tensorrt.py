@@ -68,5 +68,13 @@ def engine_key(path: Path, version: str, precision: Precision) -> str:
 
     Raises:
         ArtifactError: the file can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = Path(folder, "model.onnx")
+        ...     _ = model.write_bytes(b"")
+        ...     engine_key(model, "1.26.0", "fp16")[32:]
+        '-ort1.26.0-fp16'
     """
     return f"{model_digest(path)[:32]}-ort{version}-{precision}"

@@ -214,6 +214,12 @@ def output_name(port: Any) -> str:
 
     Raises:
         ArtifactError: OpenVINO named the Result in another way.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> node = SimpleNamespace(get_friendly_name=lambda: "logits/sink_port_0")
+        >>> output_name(SimpleNamespace(node=node, names={"logits", "gemm_output"}))
+        'logits'
     """
     name: str = port.node.get_friendly_name().rpartition("/sink_port")[0]
     if name not in port.names:

@@ -107,7 +107,12 @@ class ModelCache:
 
 
 def one_line(exc: Exception) -> str:
-    """Returns an error of OpenVINO's in one line; it has one for each function above it."""
+    """Returns an error of OpenVINO's in one line; it has one for each function above it.
+
+    Example:
+        >>> one_line(RuntimeError("Exception from core.cpp:95:    no such model"))
+        'Exception from core.cpp:95: no such model'
+    """
     return " ".join(str(exc).split())
 
 

@@ -233,6 +233,10 @@ def check_fit(
     Raises:
         ArtifactError: the package, its version, the platform or the GPU isn't what the engine
             was built for.
+
+    Example:
+        sidecar = read_sidecar(engine)
+        check_fit(engine, sidecar, package="tensorrt", version="10.13.3.9", gpu=calls.device(0))
     """
     command = sidecar.command(engine)
     again = f"build it again here with `{command}`"
@@ -267,6 +271,9 @@ def check_source(engine: Path, sidecar: Sidecar) -> None:
 
     Raises:
         ArtifactError: the .onnx file beside it is another one, or can't be read.
+
+    Example:
+        check_source(Path("model.engine"), read_sidecar("model.engine"))
     """
     model = engine.with_name(sidecar.source)
     if model.is_file() and model_digest(model) != sidecar.source_sha256:
@@ -281,6 +288,9 @@ def read_engine(engine: Path, sidecar: Sidecar) -> bytes:
 
     Raises:
         ArtifactError: the file can't be read, or has another size or hash.
+
+    Example:
+        data = read_engine(engine, read_sidecar(engine))
     """
     again = f"copy both files again, or run `{sidecar.command(engine)}`"
     try:

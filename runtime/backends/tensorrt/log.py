@@ -33,6 +33,9 @@ def logger_of(module: Any) -> Any:
         An ILogger that keeps the last errors. `take_errors()` returns those of the calling
         thread as one line, and forgets them. `with warnings():` passes warnings of the calling
         thread on to `logging`.
+
+    Example:
+        builder = tensorrt.Builder(logger_of(tensorrt))
     """
     with _lock:
         if id(module) not in _loggers:

@@ -143,6 +143,9 @@ def choose(package: str | None = None) -> TensorRTPackage:
         UsageError: no package of that name is known.
         BackendUnavailableError: the package (without a name: each of them) isn't installed or
             can't be loaded; or the first one that is installed is too old.
+
+    Example:
+        choose().name  # "tensorrt", if it is installed, else "tensorrt_rtx"
     """
     if package is not None and package not in PACKAGES:
         raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {package!r}")

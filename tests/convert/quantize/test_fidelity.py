@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sigcam.convert.quantize import QuantizeOptions, quantize_artifact
-from sigcam.convert.quantize.fidelity import FidelityCheck, correlation
+from sigcam.convert.quantize.fidelity import FidelityCheck
 from sigcam.convert.quantize.images import choose, prepared
 from sigcam.convert.quantize.source import read_source
 from sigcam.core.artifact import read_spec
 from sigcam.core.errors import FidelityError, SchemaError
 from sigcam.core.spec import SCHEMA_VERSION, ClassSelection, Spec
 from sigcam.images.boxes import Box
+from sigcam.images.correlation import correlation
 from sigcam.runtime.session import load
 from tests.support.tiny import artifact_graph, tiny_spec, write
 

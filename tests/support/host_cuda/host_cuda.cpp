@@ -302,7 +302,7 @@ extern "C" const int* layout_combine() {
     static const int found[] = {
         AT(features), AT(weights), AT(partial), AT(cams), AT(bounds), AT(valid), AT(arrived),
         AT(channels), AT(positions), AT(classes), AT(group), AT(units), AT(tile_units), AT(lanes),
-        AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp), AT(bilinear), AT(rows), AT(columns),
+        AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp), AT(keep_sign), AT(bilinear), AT(rows), AT(columns),
         static_cast<int>(sizeof(CombineArguments))};
 #undef AT
     return found;
