@@ -4,6 +4,9 @@
     stages.py          the steps that an image goes through, one after the other
     model.py           runs an artifact: predictions, CAMs, probabilities of changed images
     scoring.py         scores one CAM against its image's boxes and masks
+    mosaics.py         the same on mosaics of labelled images: the grid pointing game
+    sanity.py          whether the map depends on what the network learnt: weights redrawn
+    sensitivity.py     how much a map changes with the class that is asked for
     gallery.py         draws the images that a report shows
     localization/      metrics against boxes and masks, by the conventions of Choe et al. 2020
         protocol.py         the protocol's square, thresholds, heatmaps, boxes and masks
@@ -11,6 +14,7 @@
         threshold_boxes/    the boxes of a heatmap at every threshold, fast
         pixel_precision.py  masks: PxAP
         pointing.py         pointing game, energy inside the object
+        grid_pointing.py    share of a class's map inside its own tile of a mosaic
     faithfulness/      metrics of what a changed image does to the prediction
         confidence.py       Average Drop, % Increase
         insertion_deletion.py   insertion, deletion
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from sigcam.evaluate.faithfulness.road import road_score as road_score
     from sigcam.evaluate.localization.box_accuracy import box_iou as box_iou
     from sigcam.evaluate.localization.box_accuracy import score_boxes as score_boxes
+    from sigcam.evaluate.localization.grid_pointing import tile_shares as tile_shares
     from sigcam.evaluate.localization.pixel_precision import pixel_counts as pixel_counts
     from sigcam.evaluate.localization.pixel_precision import pixel_curve as pixel_curve
     from sigcam.evaluate.localization.pointing import box_region as box_region
@@ -57,14 +62,25 @@ if TYPE_CHECKING:
     from sigcam.evaluate.localization.protocol import pixel_labels as pixel_labels
     from sigcam.evaluate.localization.protocol import scale_boxes as scale_boxes
     from sigcam.evaluate.localization.protocol import score_heatmap as score_heatmap
+    from sigcam.evaluate.mosaics import MosaicOptions as MosaicOptions
+    from sigcam.evaluate.mosaics import evaluate_mosaics as evaluate_mosaics
     from sigcam.evaluate.run import EvaluateOptions as EvaluateOptions
     from sigcam.evaluate.run import Evaluation as Evaluation
     from sigcam.evaluate.run import evaluate_artifacts as evaluate_artifacts
+    from sigcam.evaluate.sanity import SanityReport as SanityReport
+    from sigcam.evaluate.sanity import check_sanity as check_sanity
+    from sigcam.evaluate.sensitivity import class_sensitivity as class_sensitivity
 
 _MODULES = {
     "EvaluateOptions": "sigcam.evaluate.run",
     "Evaluation": "sigcam.evaluate.run",
+    "MosaicOptions": "sigcam.evaluate.mosaics",
+    "class_sensitivity": "sigcam.evaluate.sensitivity",
+    "evaluate_mosaics": "sigcam.evaluate.mosaics",
+    "tile_shares": "sigcam.evaluate.localization.grid_pointing",
     "box_iou": "sigcam.evaluate.localization.box_accuracy",
+    "SanityReport": "sigcam.evaluate.sanity",
+    "check_sanity": "sigcam.evaluate.sanity",
     "box_region": "sigcam.evaluate.localization.pointing",
     "confidence_drop": "sigcam.evaluate.faithfulness.confidence",
     "confidence_rise": "sigcam.evaluate.faithfulness.confidence",

@@ -11,10 +11,10 @@ import numpy as np
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Sample
 from sigcam.evaluate.localization.protocol import THRESHOLDS
-from sigcam.evaluate.model import EvaluatedModel, Prediction
+from sigcam.evaluate.model import EvaluatedModel
 from sigcam.images.boxes import boxes_of
 from sigcam.images.overlay import ALPHA, draw
-from sigcam.images.preprocess import Prepared, read_input
+from sigcam.images.preprocess import Placement, read_input
 from sigcam.images.upsample import to_heatmap
 
 SHOWN = 6
@@ -98,6 +98,10 @@ def make_gallery(
     Raises:
         ImageError: an image that was read before can't be read any more.
         BackendError: a backend failed.
+
+    Example:
+        gallery = make_gallery(models, dataset, evaluation.records[0], threshold=0.2)
+        gallery.by, len(gallery.best)
     """
     by, values = ranking(records)
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
@@ -122,24 +126,44 @@ def _image(
         of = model.spec.label(prediction.cam_class)
         heatmap_of = "" if of == predicted else f", heatmap of {of}"
         captions.append(f"{predicted} {prediction.probability:.0%}{heatmap_of}")
-        overlays.append(_overlay(read, prediction, sample, threshold))
+        truth = [] if sample.boxes is None else sample.boxes.round().astype(int).tolist()
+        overlays.append(
+            overlay_jpeg(read.original.image, prediction.cam, read.placement, truth, threshold)
+        )
     return GalleryImage(sample.name, score, tuple(captions), tuple(overlays))
 
 
-def _overlay(read: Prepared, prediction: Prediction, sample: Sample, threshold: float) -> bytes:
-    """Draws the heatmap that was scored, its boxes and the true ones: a JPEG."""
-    heatmap, valid = to_heatmap(prediction.cam, read.placement)
+def overlay_jpeg(
+    image: Array,
+    cam: Array,
+    placement: Placement,
+    truth: Sequence[Sequence[int]],
+    threshold: float | None = None,
+) -> bytes:
+    """Draws a heatmap over its image, with boxes: a JPEG of at most 260 pixels a side.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        cam: floating [h, w].
+        placement: where the network's input lies in the image.
+        truth: true boxes (x0, y0, x1, y1) in whole pixels, both ends inside; drawn in green.
+        threshold: share of the heatmap's maximum at which its own boxes are drawn, in white;
+            None draws none.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> image, cam = np.zeros((480, 640, 3), np.uint8), np.eye(7, dtype=np.float32)
+        >>> placement = place(Preprocessing(), 480, 640)
+        >>> jpeg = overlay_jpeg(image, cam, placement, truth=[(100, 50, 300, 400)], threshold=0.2)
+        >>> cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR).shape
+        (195, 260, 3)
+    """
+    heatmap, valid = to_heatmap(cam, placement)
     # Boxes around all that is above 0, as the threshold 0 means, are those of its next one.
-    boxes = boxes_of(heatmap, max(threshold, float(THRESHOLDS[1])))
-    drawn = draw(
-        read.original.image,
-        heatmap if valid else None,
-        read.placement.crop_box,
-        ALPHA,
-        boxes,
-    )
+    boxes = [] if threshold is None else boxes_of(heatmap, max(threshold, float(THRESHOLDS[1])))
+    drawn = draw(image, heatmap if valid else None, placement.crop_box, ALPHA, boxes)
     line = max(2, round(min(drawn.shape[:2]) / 100))
-    truth = [] if sample.boxes is None else sample.boxes.round().astype(int).tolist()
     for x0, y0, x1, y1 in truth:  # both ends inside, as OpenCV draws them
         cv2.rectangle(drawn, (x0, y0), (x1, y1), _TRUTH, line)
     scale = min(1.0, _SIDE / max(drawn.shape[:2]))

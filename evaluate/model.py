@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sigcam.core.errors import BackendError, UsageError
 from sigcam.core.files import model_digest
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import MAX_RANKS, Preprocessing
 from sigcam.core.threads import Stopwatch
 from sigcam.core.types import Array
 from sigcam.images.preprocess import prepare
@@ -34,6 +35,8 @@ class Prediction:
             and the sample has a class, the predicted one otherwise.
         cam: float32 [h, w], finite.
         predicted_cam: float32 [h, w], finite, of the predicted class.
+        least_cam: float32 [h, w], finite, of the class that is least probable; None where the
+            artifact makes no CAM of it.
     """
 
     class_id: int
@@ -41,6 +44,28 @@ class Prediction:
     cam_class: int
     cam: Array
     predicted_cam: Array
+    least_cam: Array | None = None
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """An artifact that was evaluated, as a report describes it.
+
+    Attributes:
+        name: the file's name, with as many folders as tell it from the others.
+        path: the file.
+        digest: SHA-256 of the file and its weights.
+        backend: the name of the backend that ran it.
+        spec: its spec, as JSON has it.
+        takes_class_ids: whether it makes CAMs of any class, so that the true class's was scored.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    backend: str
+    spec: dict[str, Any]
+    takes_class_ids: bool
 
 
 class EvaluatedModel:
@@ -101,7 +126,8 @@ class EvaluatedModel:
         Raises:
             BackendError: the backend failed, or logits or CAMs aren't finite.
         """
-        asked = np.array([[-1, -1 if label is None else label] for label in labels], np.int64)
+        least = -min(self.spec.num_classes, MAX_RANKS)
+        asked = np.array([[-1, -1 if label is None else label, least] for label in labels])
         outputs = self._run(images, asked, "cams")
         rows = zip(
             probabilities_of(outputs.logits),
@@ -110,7 +136,51 @@ class EvaluatedModel:
             labels,
             strict=True,
         )
-        return [_prediction(*row) for row in rows]
+        return [_prediction(*row, self.takes_class_ids and least < -1) for row in rows]
+
+    def predicted(self, images: Sequence[Array]) -> Array:
+        """Finds the most probable class of each image.
+
+        Args:
+            images: uint8 [H, W, 3] each, of the input's size.
+
+        Returns:
+            int64 [B].
+
+        Raises:
+            BackendError: the backend failed, or logits aren't finite.
+        """
+        asked = np.array([[-1]] * len(images), np.int64)
+        return np.asarray(self._run(images, asked, "logits").logits.argmax(axis=1))
+
+    def cams(self, images: Sequence[Array], class_ids: Array) -> Array:
+        """Makes the CAMs of named classes.
+
+        Args:
+            images: uint8 [H, W, 3] each, of the input's size.
+            class_ids: int64 [B, K], 0 <= id < C.
+
+        Returns:
+            float32 [B, K, h, w], finite.
+
+        Raises:
+            UsageError: the artifact chooses its classes itself.
+            BackendError: the backend failed, or CAMs aren't finite.
+        """
+        if not self.takes_class_ids:
+            raise UsageError(f"{self.path} makes no CAMs of named classes")
+        return self._with_path(self._run(images, class_ids, "cams").finite_cams)
+
+    def info(self) -> ArtifactInfo:
+        """Returns the description of the artifact that reports show."""
+        return ArtifactInfo(
+            name=self.name,
+            path=self.path,
+            digest=self.digest,
+            backend=self.backend_name,
+            spec=json.loads(self.spec.to_json()),
+            takes_class_ids=self.takes_class_ids,
+        )
 
     def probabilities(self, images: Sequence[Array], class_ids: Sequence[int]) -> Array:
         """Computes the softmax probability of one class of each image.
@@ -189,9 +259,9 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _prediction(
-    probabilities: Array, class_ids: Array, cams: Array, label: int | None
+    probabilities: Array, class_ids: Array, cams: Array, label: int | None, has_least: bool
 ) -> Prediction:
-    """Chooses one image's CAMs among those of `class_ids` [K]."""
+    """Chooses one image's CAMs among those of `class_ids` [K], of which the last may be least."""
     predicted = int(probabilities.argmax())
     same = np.flatnonzero(class_ids == predicted)
     # Of equal logits the graph may choose another class than argmax does.
@@ -205,4 +275,5 @@ def _prediction(
         cam_class=int(class_ids[row]),
         cam=cams[row].copy(),
         predicted_cam=cams[first].copy(),
+        least_cam=cams[-1].copy() if has_least else None,
     )

@@ -6,7 +6,6 @@ the backends run, one artifact after the other on each batch, in the caller's th
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -14,7 +13,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -28,9 +27,10 @@ from sigcam.evaluate.faithfulness.insertion_deletion import STEPS
 from sigcam.evaluate.faithfulness.measure import check_faithfulness
 from sigcam.evaluate.gallery import Gallery, make_gallery
 from sigcam.evaluate.localization.box_accuracy import threshold_index
-from sigcam.evaluate.model import EvaluatedModel, names_of
+from sigcam.evaluate.model import ArtifactInfo, EvaluatedModel, names_of
 from sigcam.evaluate.results.records import empty_record
 from sigcam.evaluate.results.store import EvaluationStore
+from sigcam.evaluate.scoring import Scoring
 from sigcam.evaluate.stages import (
     ChangedSample,
     MeasuredSample,
@@ -42,6 +42,7 @@ from sigcam.evaluate.stages import (
     read_sample,
     score_sample,
 )
+from sigcam.images.upsample import Interpolation
 from sigcam.runtime.backends.base import BackendOptions
 
 _WRITTEN_AT_ONCE = 64
@@ -62,6 +63,8 @@ class EvaluateOptions:
             boxes, a multiple of 0.001 in [0, 1).
         tolerance: how many pixels beside the object the pointing game still counts as a hit,
             on the protocol's square of 224 pixels.
+        interpolation: how CAMs are enlarged to heatmaps: "bicubic", as the protocol of Choe et al.
+            2020 does, or "bilinear", as its authors' code does for gradient maps.
         faithfulness: the faithfulness metrics that are measured, of `measure.FAITHFULNESS`.
         steps: in how many steps insertion and deletion change an image.
         skip_bad: whether to go on without images that can't be decoded.
@@ -79,6 +82,7 @@ class EvaluateOptions:
     workers: int = max(1, (os.cpu_count() or 2) // 2)
     threshold: float = 0.2
     tolerance: float = 0.0
+    interpolation: Interpolation = "bicubic"
     faithfulness: tuple[str, ...] = ("confidence",)
     steps: int = STEPS
     skip_bad: bool = False
@@ -86,6 +90,10 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         check_faithfulness(self.faithfulness)
         threshold_index(self.threshold)
+        if self.interpolation not in get_args(Interpolation):
+            raise UsageError(
+                f"interpolation must be bicubic or bilinear, got {self.interpolation!r}"
+            )
         if self.tolerance < 0:
             raise UsageError(f"tolerance must be >= 0 pixels, got {self.tolerance}")
         for name in ("batch_size", "workers", "steps"):
@@ -99,30 +107,10 @@ class EvaluateOptions:
             "precision": self.backend_options.precision,
             "threshold": self.threshold,
             "tolerance": self.tolerance,
+            "interpolation": self.interpolation,
             "faithfulness": sorted(self.faithfulness),
             "steps": self.steps,
         }
-
-
-@dataclass(frozen=True)
-class ArtifactInfo:
-    """An artifact that was evaluated, as a report describes it.
-
-    Attributes:
-        name: the file's name, with as many folders as tell it from the others.
-        path: the file.
-        digest: SHA-256 of the file and its weights.
-        backend: the name of the backend that ran it.
-        spec: its spec, as JSON has it.
-        takes_class_ids: whether it makes CAMs of any class, so that the true class's was scored.
-    """
-
-    name: str
-    path: Path
-    digest: str
-    backend: str
-    spec: dict[str, Any]
-    takes_class_ids: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,18 +169,10 @@ def evaluate_artifacts(
         StorageError: the records can't be written.
     """
     options, folder = options or EvaluateOptions(), Path(folder)
-    files = [Path(path) for path in paths]
-    if not files:
-        raise UsageError("at least one artifact is needed, got none")
     stopwatch = Stopwatch()
     with ExitStack() as stack:
-        models = [
-            stack.enter_context(
-                EvaluatedModel(name, file, options.backend, options.backend_options, stopwatch)
-            )
-            for name, file in zip(names_of(files), files, strict=True)
-        ]
-        dataset = _with_class_ids(dataset, models, options)
+        models = open_models(stack, paths, options, stopwatch)
+        dataset = shared_classes(dataset, models, options)
         store = EvaluationStore(folder, models, dataset, options.for_records())
         resumed, start = store.done(), time.perf_counter()
         _write_records(models, dataset, store, options, reporter(progress or False, "evaluate"))
@@ -200,25 +180,50 @@ def evaluate_artifacts(
         records = tuple(file.read() for file in store.files)
         gallery = make_gallery(models, dataset, records[0], options.threshold)
         dataset = replace(dataset, problems=(*dataset.problems, *store.problems()))
-        infos = tuple(_info(model) for model in models)
+        infos = tuple(model.info() for model in models)
     return Evaluation(dataset, infos, records, options, *seconds, resumed, gallery)
 
 
-def _info(model: EvaluatedModel) -> ArtifactInfo:
-    return ArtifactInfo(
-        name=model.name,
-        path=model.path,
-        digest=model.digest,
-        backend=model.backend_name,
-        spec=json.loads(model.spec.to_json()),
-        takes_class_ids=model.takes_class_ids,
-    )
+def open_models(
+    stack: ExitStack, paths: Sequence[str | Path], options: EvaluateOptions, stopwatch: Stopwatch
+) -> list[EvaluatedModel]:
+    """Opens the artifacts of an evaluation.
+
+    Args:
+        stack: what closes them.
+        paths: the artifacts' files, at least one.
+        options: the backend and what it is asked for.
+        stopwatch: what all of the backends' seconds are added to.
+
+    Raises:
+        UsageError: no file, or one that is named twice.
+        ArtifactError, BackendUnavailableError: an artifact that can't be loaded.
+    """
+    files = [Path(path) for path in paths]
+    if not files:
+        raise UsageError("at least one artifact is needed, got none")
+    return [
+        stack.enter_context(
+            EvaluatedModel(name, file, options.backend, options.backend_options, stopwatch)
+        )
+        for name, file in zip(names_of(files), files, strict=True)
+    ]
 
 
-def _with_class_ids(
+def shared_classes(
     dataset: Dataset, models: Sequence[EvaluatedModel], options: EvaluateOptions
 ) -> Dataset:
-    """Returns the data set with the models' class ids, which have to be the same for all."""
+    """Returns the data set with the models' class ids, which have to be the same for all.
+
+    Args:
+        dataset: as `open_dataset` returns it.
+        models: the artifacts.
+        options: whether images of other classes are left out.
+
+    Raises:
+        UsageError: artifacts of different classes.
+        DataError: classes that don't fit the model, or nothing to evaluate.
+    """
     first = models[0].spec
     for model in models[1:]:
         same = model.spec.num_classes == first.num_classes
@@ -269,15 +274,16 @@ def _scored(
     preprocessings = list(dict.fromkeys(model.uint8_preprocessing for model in models))
     batch_size, workers = options.batch_size, options.workers
     depth = 2 * batch_size
+    scoring = Scoring(options.threshold, options.tolerance, options.interpolation)
 
     def read(sample: Sample) -> ReadSample:
         return read_sample(sample, preprocessings)
 
     def change(sample: PredictedSample) -> ChangedSample:
-        return change_sample(sample, models, options.faithfulness)
+        return change_sample(sample, models, options.faithfulness, options.interpolation)
 
     def score(sample: MeasuredSample) -> tuple[ReadSample, list[Array]]:
-        return sample.read, score_sample(sample, models, options.threshold, options.tolerance)
+        return sample.read, score_sample(sample, models, scoring)
 
     images = ahead(in_order(read, samples, workers, "sigcam-read"), depth, "sigcam-feed")
     predicted = predict_batches(images, models, batch_size)

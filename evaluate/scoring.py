@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from sigcam.core.errors import UsageError
@@ -13,15 +15,29 @@ from sigcam.evaluate.localization.pointing import box_region, energy_inside, poi
 from sigcam.evaluate.localization.protocol import SIZE, pixel_labels, place_scores, scale_boxes
 from sigcam.evaluate.model import Prediction
 from sigcam.evaluate.results.records import empty_record
+from sigcam.evaluate.sensitivity import class_sensitivity
 from sigcam.images.preprocess import Placement
+from sigcam.images.upsample import Interpolation
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a heatmap is scored.
+
+    Attributes:
+        threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
+        tolerance: how many pixels of the protocol's square beside the object the pointing game
+            still counts as a hit.
+        interpolation: how the CAM is enlarged: "bicubic" as in the protocol, or "bilinear".
+    """
+
+    threshold: float = 0.2
+    tolerance: float = 0.0
+    interpolation: Interpolation = "bicubic"
 
 
 def score_image(
-    prediction: Prediction,
-    sample: Sample,
-    placement: Placement,
-    threshold: float,
-    tolerance: float,
+    prediction: Prediction, sample: Sample, placement: Placement, scoring: Scoring
 ) -> Array:
     """Returns a record [] with everything that needs no further run of the backend.
 
@@ -29,9 +45,7 @@ def score_image(
         prediction: what the artifact predicts for the image, with its CAM.
         sample: the image's sample, with its size if it has boxes.
         placement: where the network's input lies in the image.
-        threshold: the fixed threshold of boxes, a multiple of 0.001 in [0, 1).
-        tolerance: how many pixels of the protocol's square beside the object the pointing game
-            still counts as a hit.
+        scoring: how the heatmap is scored.
 
     Raises:
         UsageError: the sample has boxes and no size.
@@ -45,15 +59,17 @@ def score_image(
         >>> placement = prepare(np.zeros((8, 8, 3), np.uint8), Preprocessing(8, 8, "stretch"))[1]
         >>> cam = np.array([[0.0, 1.0]], np.float32)
         >>> sample = Sample("a.png", Path("a.png"), Place(Path("a.csv")), label=3)
-        >>> score_image(Prediction(3, 0.9, 3, cam, cam), sample, placement, 0.2, 0)["correct"]
+        >>> score_image(Prediction(3, 0.9, 3, cam, cam), sample, placement, Scoring())["correct"]
         array(1, dtype=int8)
     """
     record = empty_record()
-    scores, valid = place_scores(prediction.cam, placement)
+    scores, valid = place_scores(prediction.cam, placement, interpolation=scoring.interpolation)
     record["predicted"], record["probability"] = prediction.class_id, prediction.probability
     record["cam_class"], record["valid"] = prediction.cam_class, valid
     if sample.label is not None:
         record["correct"] = prediction.class_id == sample.label
+    if prediction.least_cam is not None:
+        record["sensitivity"] = class_sensitivity(prediction.predicted_cam, prediction.least_cam)
     region = None
     if sample.boxes is not None:
         if sample.size is None:
@@ -63,7 +79,7 @@ def score_image(
         truth = scale_boxes(boxes, sample.size)
         ious = score_boxes(scores, truth)
         record["has_boxes"], record["hits"] = True, ious.packed()
-        record["iou"] = ious.at(threshold)[1]
+        record["iou"] = ious.at(scoring.threshold)[1]
         region = box_region(truth, SIZE, SIZE)
     if sample.masks is not None:
         inside, ignored = read_masks(sample)
@@ -71,6 +87,6 @@ def score_image(
         record["has_masks"], record["pixels"] = True, pixel_counts(scores, labels)
         region = inside
     if region is not None:
-        record["pointing"] = pointing_hit(scores, region, tolerance)
+        record["pointing"] = pointing_hit(scores, region, scoring.tolerance)
         record["energy"] = energy_inside(scores, region)
     return record

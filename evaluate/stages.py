@@ -16,8 +16,9 @@ from sigcam.core.types import Array
 from sigcam.data import Sample
 from sigcam.evaluate.faithfulness.measure import ChangedImage, change_image, measure_faithfulness
 from sigcam.evaluate.model import EvaluatedModel, Prediction
-from sigcam.evaluate.scoring import score_image
+from sigcam.evaluate.scoring import Scoring, score_image
 from sigcam.images.preprocess import Placement, read_input
+from sigcam.images.upsample import Interpolation
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,11 @@ def predict_batches(
 
     Raises:
         BackendError: a backend failed.
+
+    Example:
+        reads = (read_sample(sample, preprocessings) for sample in dataset.samples)
+        for predicted in predict_batches(reads, models, batch_size=8):
+            [prediction.class_id for prediction in predicted.predictions]  # one for each artifact
     """
     while batch := list(islice(samples, batch_size)):
         good = [read for read in batch if read.error is None]
@@ -120,7 +126,10 @@ def predict_batches(
 
 
 def change_sample(
-    sample: PredictedSample, models: Sequence[EvaluatedModel], faithfulness: Collection[str]
+    sample: PredictedSample,
+    models: Sequence[EvaluatedModel],
+    faithfulness: Collection[str],
+    interpolation: Interpolation = "bicubic",
 ) -> ChangedSample:
     """Changes a sample's image for every artifact; see `change_image`.
 
@@ -128,12 +137,21 @@ def change_sample(
         sample: the sample with its predictions.
         models: the artifacts.
         faithfulness: the metrics that the changed images are for.
+        interpolation: how CAMs are enlarged.
 
     Raises:
         UsageError: an image too large for ROAD's imputation.
+
+    Example:
+        changed = change_sample(predicted, models, ["road", "insertion"])
     """
     changed = [
-        change_image(sample.read.inputs[model.uint8_preprocessing][0], prediction, faithfulness)
+        change_image(
+            sample.read.inputs[model.uint8_preprocessing][0],
+            prediction,
+            faithfulness,
+            interpolation,
+        )
         for model, prediction in zip(models, sample.predictions, strict=False)  # none: not read
     ]
     return ChangedSample(sample.read, sample.predictions, changed)
@@ -157,6 +175,11 @@ def measure_batches(
 
     Raises:
         BackendError: a backend failed.
+
+    Example:
+        changed = (change_sample(one, models, ["road"]) for one in predicted)
+        for measured in measure_batches(changed, models, 8, ["road"], steps=50):
+            [values["road"] for values in measured.values]  # one for each artifact
     """
     while batch := list(islice(samples, batch_size)):
         good = [sample for sample in batch if sample.read.error is None]
@@ -182,23 +205,26 @@ def measure_batches(
 
 
 def score_sample(
-    sample: MeasuredSample, models: Sequence[EvaluatedModel], threshold: float, tolerance: float
+    sample: MeasuredSample, models: Sequence[EvaluatedModel], scoring: Scoring
 ) -> list[Array]:
     """Returns a sample's records [], one for each artifact; none where it can't be read.
 
     Args:
         sample: the sample with its predictions and faithfulness values.
         models: the artifacts.
-        threshold: the fixed threshold of boxes, as for `score_image`.
-        tolerance: the tolerance of the pointing game, as for `score_image`.
+        scoring: how heatmaps are scored.
 
     Raises:
         DataError: a mask that can't be read.
+
+    Example:
+        records = score_sample(measured, models, scoring)
+        [float(record["road"]) for record in records]
     """
     records = []
     for model, prediction, values in zip(models, sample.predictions, sample.values, strict=False):
         placement = sample.read.inputs[model.uint8_preprocessing][1]
-        record = score_image(prediction, sample.read.sample, placement, threshold, tolerance)
+        record = score_image(prediction, sample.read.sample, placement, scoring)
         for name, value in values.items():
             record[name] = value
         records.append(record)

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "train": frozenset({"core", "images", "classifier", "data"}),
     "export": frozenset({"core", "classifier"}),
     "convert": frozenset({"core", "images", "kernels", "data", "runtime"}),
-    "evaluate": frozenset({"core", "images", "data", "runtime"}),
+    "evaluate": frozenset({"core", "images", "data", "runtime", "classifier", "export"}),
     "demo": frozenset(
         {"core", "images", "kernels", "runtime", "classifier", "data", "train", "export",
          "convert", "evaluate"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,26 @@ from sigcam.cli.common import backend_options, echo, options, reports_errors, sa
 from sigcam.cli.data import data_options, open_named
 from sigcam.core.progress import Bar
 
+if TYPE_CHECKING:
+    from sigcam.images.upsample import Interpolation
+
 _FAITHFULNESS = ["confidence", "insertion", "deletion", "road"]
+
+_mosaic_options = options(
+    click.option(
+        "--mosaic",
+        type=click.IntRange(2, 8),
+        metavar="N",
+        help="Play the grid pointing game instead: N x N images of different classes in one, of "
+        "those that all artifacts classify right. Needs artifacts with --classes input.",
+    ),
+    click.option("--mosaics", type=click.IntRange(min=1), help="Most mosaics that are made."),
+    click.option(
+        "--min-right",
+        type=click.FloatRange(0, 1),
+        help="Smallest share of the images that must be classified right.  [default: 0.5]",
+    ),
+)
 
 _metric_options = options(
     click.option(
@@ -28,6 +47,13 @@ _metric_options = options(
         show_default=True,
         help="How far beside the object the pointing game counts a hit, in pixels of a square of "
         "224; 15 is usual elsewhere.",
+    ),
+    click.option(
+        "--interpolation",
+        type=click.Choice(["bicubic", "bilinear"]),
+        default="bicubic",
+        show_default=True,
+        help="How CAMs are enlarged to heatmaps: bicubic as in Choe et al. 2020.",
     ),
     click.option(
         "--faithfulness",
@@ -71,6 +97,7 @@ _metric_options = options(
     help="Folder for the report; an evaluation that was interrupted there goes on.",
 )
 @_metric_options
+@_mosaic_options
 @backend_options
 @click.option(
     "--batch-size",
@@ -92,10 +119,14 @@ def command(
     out: Path,
     threshold: float,
     tolerance: float,
+    interpolation: Interpolation,
     faithfulness: tuple[str, ...],
     steps: int,
     resamples: int,
     seed: int,
+    mosaic: int | None,
+    mosaics: int | None,
+    min_right: float | None,
     backend_options: dict[str, Any],
     batch_size: int,
     workers: int | None,
@@ -105,24 +136,32 @@ def command(
     \b
     Localisation as in Choe et al. 2020 where there are boxes or masks: Top-1 and
     GT-known Loc, MaxBoxAccV2, PxAP, pointing game, energy inside. Faithfulness on any
-    images: Average Drop, % Increase, insertion, deletion, ROAD.
+    images: Average Drop, % Increase, insertion, deletion, ROAD. Class sensitivity
+    where the artifact takes class ids. With --mosaic N, the grid pointing game.
     Writes report.html, report.md, report.json and images.csv, and prints their paths.
     """
     from sigcam.core.errors import UsageError
-    from sigcam.evaluate import EvaluateOptions, evaluate_artifacts
+    from sigcam.evaluate import (
+        EvaluateOptions,
+        MosaicOptions,
+        evaluate_artifacts,
+        evaluate_mosaics,
+    )
     from sigcam.evaluate.reports import summarise, write_reports
     from sigcam.runtime.backends.base import BackendOptions
 
     if "none" in faithfulness and len(faithfulness) > 1:
         raise UsageError("--faithfulness none goes with no other; leave it out")
     backend = backend_options.pop("backend")
-    given = {} if workers is None else {"workers": workers}
+    _check_mosaic(mosaic, mosaics, min_right, faithfulness)
+    given: dict[str, Any] = {} if workers is None else {"workers": workers}
     chosen = EvaluateOptions(
         backend=backend,
         backend_options=BackendOptions(**backend_options, batch_size=batch_size),
         batch_size=batch_size,
         threshold=threshold,
         tolerance=tolerance,
+        interpolation=interpolation,
         faithfulness=tuple(name for name in faithfulness or ("confidence",) if name != "none"),
         steps=steps,
         skip_bad=data["skip_bad"],
@@ -131,14 +170,35 @@ def command(
     dataset = open_named(data)
     say(f"{len(dataset)} images ({dataset.format}), {len(models)} artifacts")
     with _ImageBar() as bar:
-        evaluation = evaluate_artifacts(models, dataset, out, chosen, progress=bar)
+        if mosaic is None:
+            evaluation = evaluate_artifacts(models, dataset, out, chosen, progress=bar)
+        else:
+            asked: dict[str, Any] = {"count": mosaics, "min_right": min_right, "seed": seed}
+            made = MosaicOptions(mosaic, **{k: v for k, v in asked.items() if v is not None})
+            evaluation = evaluate_mosaics(models, dataset, out, made, chosen, progress=bar, say=say)
     summary = summarise(evaluation, resamples=resamples, seed=seed)
     if evaluation.seconds:
         share = evaluation.backend_seconds / evaluation.seconds
-        done = len(dataset) - evaluation.resumed
-        say(f"{done} images in {evaluation.seconds:.1f} s, {share:.0%} of it in a backend")
+        done = len(evaluation.dataset) - evaluation.resumed
+        what = "images" if mosaic is None else "mosaics"
+        say(f"{done} {what} in {evaluation.seconds:.1f} s, {share:.0%} of it in a backend")
     for path in write_reports(summary, evaluation.gallery, out):
         echo(str(path))
+
+
+def _check_mosaic(
+    mosaic: int | None, mosaics: int | None, min_right: float | None, faithfulness: tuple[str, ...]
+) -> None:
+    from sigcam.core.errors import UsageError
+
+    for name, value in (("--mosaics", mosaics), ("--min-right", min_right)):
+        if mosaic is None and value is not None:
+            raise UsageError(f"{name} goes with --mosaic; give its size, or leave {name} out")
+    if mosaic is not None and any(name != "none" for name in faithfulness):
+        raise UsageError(
+            "--faithfulness is measured on single images; leave it out, or evaluate without "
+            "--mosaic in another folder"
+        )
 
 
 class _ImageBar:

@@ -1,8 +1,8 @@
 """Measures faithfulness: changes an image by its heatmap, and runs the artifact on what comes out.
 
 All metrics are of the predicted class, on the image as the network gets it, with the heatmap of
-that class at the same size (bicubic, min-max). `change_image` makes what takes long to make and
-needs no backend; `measure_faithfulness` runs the backend.
+that class at the same size (bicubic unless the caller says bilinear, min-max). `change_image`
+makes what takes long to make and needs no backend; `measure_faithfulness` runs the backend.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
 from sigcam.evaluate.faithfulness.road import road_images, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import EvaluatedModel, Prediction
+from sigcam.images.upsample import Interpolation
 
 FAITHFULNESS = ("confidence", "insertion", "deletion", "road")
 """The metrics that can be asked for. "confidence" takes one more run of the backend an image,
@@ -71,13 +72,19 @@ def check_faithfulness(names: Collection[str]) -> None:
         )
 
 
-def change_image(image: Array, prediction: Prediction, names: Collection[str]) -> ChangedImage:
+def change_image(
+    image: Array,
+    prediction: Prediction,
+    names: Collection[str],
+    interpolation: Interpolation = "bicubic",
+) -> ChangedImage:
     """Makes an image's changed versions; runs no backend, so that threads can do it.
 
     Args:
         image: uint8 [H, W, 3], as the network gets it.
         prediction: what the artifact predicts for it.
         names: the metrics that the changed images are for, of `FAITHFULNESS`.
+        interpolation: how the CAM is enlarged: "bicubic" or "bilinear".
 
     Raises:
         UsageError: an image too large for ROAD's imputation (`impute`).
@@ -90,7 +97,8 @@ def change_image(image: Array, prediction: Prediction, names: Collection[str]) -
         >>> changed.masked[0, :, 0], len(changed.morf)
         (array([  0, 255], dtype=uint8), 0)
     """
-    scores = normalise(enlarge(prediction.predicted_cam, *image.shape[:2]))
+    height, width = image.shape[:2]
+    scores = normalise(enlarge(prediction.predicted_cam, height, width, interpolation))
     masked = masked_image(image, scores) if "confidence" in names else None
     morf, lerf = (
         list(road_images(image, scores, most_relevant_first=first)) if "road" in names else []
@@ -121,6 +129,10 @@ def measure_faithfulness(
 
     Raises:
         BackendError: the backend failed.
+
+    Example:
+        changed = [change_image(image, prediction, ["road"]) for image, prediction in pairs]
+        measure_faithfulness(model, changed, predictions, ["road"])  # [{"road": 0.21}, ...]
     """
     found: list[dict[str, float]] = [{} for _ in changed]
     classes = [prediction.class_id for prediction in predictions]

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
+from sigcam.images.upsample import Interpolation
 
 SIZE = 224
 """Side of the square in pixels."""
@@ -37,7 +38,7 @@ BACKGROUND, FOREGROUND, IGNORED = 0, 1, 255
 """Values of a mask as `pixel_labels` makes it."""
 
 
-def score_heatmap(cam: Array, size: int = SIZE) -> Array:
+def score_heatmap(cam: Array, size: int = SIZE, interpolation: Interpolation = "bicubic") -> Array:
     """Enlarges a CAM to the protocol's square and normalises it, in that order.
 
     Bicubic (OpenCV's INTER_CUBIC, a = -0.75) in float64, then min-max. The overshoot of the
@@ -47,6 +48,7 @@ def score_heatmap(cam: Array, size: int = SIZE) -> Array:
     Args:
         cam: floating [h, w], any range; usually ReLU'd evidence, >= 0.
         size: side of the square in pixels.
+        interpolation: "bicubic" as in the protocol, or "bilinear".
 
     Returns:
         float64 [size, size] in [0, 1], reaching both. All zero where the enlarged CAM is
@@ -59,10 +61,15 @@ def score_heatmap(cam: Array, size: int = SIZE) -> Array:
     array([[0., 0.],
            [1., 1.]])
     """
-    return normalise(enlarge(cam, size, size))
+    return normalise(enlarge(cam, size, size, interpolation))
 
 
-def place_scores(cam: Array, placement: Placement, size: int = SIZE) -> tuple[Array, bool]:
+def place_scores(
+    cam: Array,
+    placement: Placement,
+    size: int = SIZE,
+    interpolation: Interpolation = "bicubic",
+) -> tuple[Array, bool]:
     """Enlarges a CAM to the part of the protocol's square that it covers, and normalises it.
 
     With the resize rule "stretch" a CAM covers the whole image, as in the protocol, and is
@@ -74,6 +81,7 @@ def place_scores(cam: Array, placement: Placement, size: int = SIZE) -> tuple[Ar
         cam: floating [h, w], over the whole input.
         placement: where the network's input lies in the image.
         size: side of the square in pixels.
+        interpolation: as for `score_heatmap`.
 
     Returns:
         float64 [size, size] in [0, 1], and whether it is valid (not constant).
@@ -91,22 +99,23 @@ def place_scores(cam: Array, placement: Placement, size: int = SIZE) -> tuple[Ar
     """
     (y0, y1), (x0, x1) = _span(placement.rows, size), _span(placement.columns, size)
     if (y0, y1, x0, x1) == (0, size, 0, size):
-        scores = score_heatmap(cam, size)
+        scores = score_heatmap(cam, size, interpolation)
         return scores, bool(scores.any())
-    part = enlarge(cam, y1 - y0, x1 - x0)
+    part = enlarge(cam, y1 - y0, x1 - x0, interpolation)
     inside = normalise(part[max(0, -y0) : size - y0, max(0, -x0) : size - x0])
     scores = np.zeros((size, size))
     scores[max(0, y0) : y1, max(0, x0) : x1] = inside
     return scores, bool(inside.any())
 
 
-def enlarge(cam: Array, height: int, width: int) -> Array:
-    """Resizes a CAM bicubically.
+def enlarge(cam: Array, height: int, width: int, interpolation: Interpolation = "bicubic") -> Array:
+    """Resizes a CAM, pixel centres at halves, edge cells repeated outwards.
 
     Args:
         cam: floating [h, w], any range.
         height: rows of the result.
         width: columns of the result.
+        interpolation: "bicubic" (a = -0.75) or "bilinear".
 
     Returns:
         float64 [height, width] in a new array.
@@ -122,7 +131,8 @@ def enlarge(cam: Array, height: int, width: int) -> Array:
     if cam.ndim != 2 or cam.size == 0:
         raise UsageError(f"CAM must be a non-empty array [h, w], got shape {list(cam.shape)}")
     size = (width, height)
-    resized = cv2.resize(cam.astype(np.float64), size, interpolation=cv2.INTER_CUBIC)
+    kind = cv2.INTER_CUBIC if interpolation == "bicubic" else cv2.INTER_LINEAR
+    resized = cv2.resize(cam.astype(np.float64), size, interpolation=kind)
     return np.array(resized, np.float64)
 
 

@@ -28,6 +28,9 @@ def page(summary: Summary, gallery: Gallery) -> str:
     Args:
         summary: the evaluation and its numbers.
         gallery: the images to show; may be empty.
+
+    Example:
+        Path("report.html").write_text(page(summarise(evaluation), evaluation.gallery))
     """
     run = summary.evaluation
     template = files("sigcam.evaluate.reports").joinpath("page.html").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from sigcam.core.types import Array
 from sigcam.evaluate.localization.box_accuracy import LOC_IOU, unpack_hits
 from sigcam.evaluate.localization.pixel_precision import BINS, pixel_curve
 from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, THRESHOLDS
+from sigcam.evaluate.model import ArtifactInfo
 from sigcam.evaluate.results.bootstrap import (
     LEVEL,
     RESAMPLES,
@@ -28,7 +29,7 @@ from sigcam.evaluate.results.metrics import (
     Result,
     results,
 )
-from sigcam.evaluate.run import ArtifactInfo, Evaluation
+from sigcam.evaluate.run import Evaluation
 
 _RECORDS_AT_ONCE = 512
 
@@ -133,6 +134,11 @@ def summarise(
 
     Raises:
         UsageError: resamples or level out of range.
+
+    Example:
+        summary = summarise(evaluate_artifacts(["model.onnx"], dataset, "run/"), resamples=1000)
+        for one in summary.results:
+            print(one.metric.key, one.artifacts[0].metric.value)
     """
     found = results(
         evaluation.records, evaluation.options.threshold,

@@ -10,7 +10,11 @@ from sigcam.evaluate.results.metrics import Result
 
 
 def head_of(summary: Summary) -> list[str]:
-    """Returns the table's first row."""
+    """Returns the table's first row.
+
+    Example:
+        head_of(summary)  # ["metric, %", "images", "sigmoid", "softmax"]
+    """
     names = [one.name for one in summary.evaluation.artifacts]
     return ["metric, %", "images", names[0], *names[1:]]
 
@@ -19,6 +23,10 @@ def rows_of(summary: Summary) -> list[list[str]]:
     """Returns a row for each metric.
 
     The first artifact's cell has its interval, the others' the difference to the first.
+
+    Example:
+        for row in [head_of(summary), *rows_of(summary)]:
+            print("; ".join(row))
     """
     return [
         [
@@ -53,7 +61,11 @@ def _digits(value: float) -> str:
 
 
 def explanation_of(summary: Summary) -> str:
-    """Explains the numbers of the table in a sentence."""
+    """Explains the numbers of the table in a sentence.
+
+    Example:
+        explanation_of(summary)  # "In brackets 95% intervals of 2000 bootstrap drawings ..."
+    """
     text = (
         f"In brackets {summary.level:.0%} intervals of {summary.resamples} bootstrap drawings of "
         "the images"

@@ -19,8 +19,8 @@ from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_tab
 from sigcam.evaluate.results.records import UNKNOWN
 
 _COLUMNS = (
-    "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "after",
-    "insertion", "deletion", "road",
+    "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "sensitivity",
+    "after", "insertion", "deletion", "road",
 )  # fmt: skip
 """The fields of `records.RECORD` that images.csv has, for each artifact."""
 
@@ -38,6 +38,10 @@ def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path
 
     Raises:
         StorageError: a file can't be written.
+
+    Example:
+        evaluation = evaluate_artifacts(["model.onnx"], dataset, "run/")
+        write_reports(summarise(evaluation), evaluation.gallery, Path("run"))
     """
     texts = {
         "report.html": page(summary, gallery),

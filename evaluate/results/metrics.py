@@ -99,6 +99,9 @@ def metrics(threshold: float) -> list[Metric]:
         Metric("pxap", "PxAP", True, _pixels, _area),
         _mean("pointing", "Pointing game", _pointing),
         _mean("energy", "Energy inside", _finite("energy")),
+        _mean("grid_pointing", "Grid pointing", _grid(slice(0, 1))),
+        _best("grid_pointing_best", "Grid pointing, best threshold", _grid(slice(None))),
+        _mean("class_sensitivity", "Class sensitivity", _finite("sensitivity")),
         _mean("average_drop", "Average Drop", _drop, higher=False),
         _mean("increase", "% Increase", _increase),
         _mean("insertion", "Insertion", _finite("insertion")),
@@ -256,6 +259,15 @@ def _finite(name: str) -> Callable[[Array], tuple[Array, Array]]:
         values = records[name].astype(np.float64)
         known = np.isfinite(values)
         return np.where(known, values, 0.0)[:, None], known
+
+    return rows
+
+
+def _grid(levels: slice) -> Callable[[Array], tuple[Array, Array]]:
+    def rows(records: Array) -> tuple[Array, Array]:
+        values = records["grid"][:, levels].astype(np.float64)
+        known = np.asarray(np.isfinite(values).all(axis=1))
+        return np.where(known[:, None], values, 0.0), known
 
     return rows
 

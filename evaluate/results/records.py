@@ -13,6 +13,7 @@ import numpy as np
 
 from sigcam.core.errors import StorageError
 from sigcam.core.types import Array
+from sigcam.evaluate.localization.grid_pointing import LEVELS
 from sigcam.evaluate.localization.pixel_precision import BINS
 from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, THRESHOLDS
 
@@ -36,6 +37,8 @@ RECORD = np.dtype(
         ("pointing", "i1"),  # whether the maximum hits; -1: neither boxes nor masks
         ("energy", "<f4"),  # share inside the object; NaN: neither boxes nor masks
         # NaN from here on: not measured.
+        ("sensitivity", "<f4"),  # `class_sensitivity`
+        ("grid", "<f4", (len(LEVELS),)),  # mosaics: `tile_shares`, the mean over the tiles
         ("after", "<f4"),  # probability of the predicted class on the image times the heatmap
         ("insertion", "<f4"),  # area under the curve
         ("deletion", "<f4"),  # area under the curve
@@ -108,6 +111,9 @@ class RecordFile:
         return np.memmap(self.path, RECORD, "r", shape=(count,))
 
 
+_MEASURED = ("iou", "energy", "sensitivity", "grid", "after", "insertion", "deletion", "road")
+
+
 def empty_record() -> Array:
     """Returns a record [] of which nothing is known yet.
 
@@ -119,6 +125,6 @@ def empty_record() -> Array:
     record = np.zeros((), RECORD)
     for name in ("correct", "pointing"):
         record[name] = UNKNOWN
-    for name in ("iou", "energy", "after", "insertion", "deletion", "road"):
+    for name in _MEASURED:
         record[name] = np.nan
     return record

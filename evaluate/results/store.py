@@ -154,6 +154,9 @@ def fingerprint(samples: Sequence[Sample]) -> str:
             sample.name, status.st_size, status.st_mtime_ns, sample.label, boxes, masks, ignored,
         )  # fmt: skip
         digest.update(repr(known).encode())
+        tiles = getattr(sample, "tiles", ())  # of a mosaic
+        if tiles:
+            digest.update(fingerprint(tiles).encode())
     return digest.hexdigest()
 
 

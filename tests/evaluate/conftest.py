@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sigcam.core.spec import ClassSelection, Preprocessing
-from tests.support.tiny import artifact_graph, tiny_spec, write
+from tests.support.tiny import WEIGHTS, artifact_graph, tiny_spec, write
 
 CLASSES = ("red", "green", "blue", "warm")
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -21,14 +21,21 @@ def artifact(tmp_path_factory):
     """
     onnx = pytest.importorskip("onnx")
 
-    def make(mode="input", rule="stretch", name="model.onnx", class_names=CLASSES, **changes):
+    def make(
+        mode="input",
+        rule="stretch",
+        name="model.onnx",
+        class_names=CLASSES,
+        weights=WEIGHTS,
+        **changes,
+    ):
         resize = 64 if rule == "crop" else None
         spec = tiny_spec(
             classes=ClassSelection(mode), class_names=class_names,
             preprocessing=Preprocessing(56, 56, rule=rule, resize=resize), **changes,
         )  # fmt: skip
         path = tmp_path_factory.mktemp("artifact") / name
-        return write(onnx, artifact_graph(onnx, spec), path, spec.to_json())
+        return write(onnx, artifact_graph(onnx, spec, weights), path, spec.to_json())
 
     return make
 

@@ -157,7 +157,7 @@ def test_only_class_folders(artifact, squares, tmp_path):
     done = run(artifact(), "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]
-    assert set(found) == {"top1_cls", "average_drop", "increase"}
+    assert set(found) == {"top1_cls", "class_sensitivity", "average_drop", "increase"}
     assert found["top1_cls"]["artifacts"][0]["value"] == 100
 
 
