@@ -152,6 +152,10 @@ def read_branch_info(path: str | Path) -> BranchInfo:
     Raises:
         ModelError: the file is missing, not safetensors, or without the metadata of a branch.
         SchemaError: malformed metadata, or written by a newer sigcam.
+
+    Example:
+        info = read_branch_info("branch.safetensors")
+        info.architecture, info.num_classes, info.trained_on
     """
     return _read(Path(path), tensors=False)[0]
 
@@ -171,6 +175,10 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
             or number of classes; says for which.
         ModelError: the file is missing or damaged, or a value isn't finite.
         SchemaError: malformed metadata, or written by a newer sigcam.
+
+    Example:
+        classifier = build_classifier("efficientnet_lite0", weights="DEFAULT")
+        info = load_branch("branch.safetensors", classifier.dual)
     """
     info, tensors = _read(Path(path), tensors=True)
     _check_fits(path, info, tensors, dual)
@@ -186,6 +194,10 @@ def backbone_sha256(dual: DualBranch, replaced_classes: bool = False) -> str:
     Args:
         dual: the model.
         replaced_classes: whether the softmax head was re-made, and so is in the file.
+
+    Example:
+        info = read_branch_info("branch.safetensors")
+        backbone_sha256(dual, info.replaced_classes) == info.backbone_sha256  # whether it fits
     """
     if not replaced_classes:
         return dual.weights_sha256()

@@ -72,6 +72,13 @@ def has_batch(node: fx.Node, batch: fx.Node) -> bool:
     Args:
         node: the value.
         batch: a value whose first size is the batch size.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda x: x.exp().mean(0), tracing_mode="symbolic")(torch.zeros(2, 3))
+        >>> image, exp, mean, _ = traced.graph.nodes
+        >>> has_batch(exp, image), has_batch(mean, image)
+        (True, False)
     """
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.ndim > 0 and _same_size(value.shape[0], batch)
@@ -89,6 +96,15 @@ def is_batch_size(node: fx.Node, batch: fx.Node) -> bool:
     Args:
         node: any node.
         batch: a value whose first size is the batch size.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> def zeros_like_rows(x):
+        ...     return x.new_zeros(x.shape[0])
+        >>> traced = make_fx(zeros_like_rows, tracing_mode="symbolic")(torch.zeros(2, 3))
+        >>> image, *others = traced.graph.nodes
+        >>> [node.name for node in others if is_batch_size(node, image)]
+        ['sym_size_int']
     """
     return node.target is _sym_size and _same_size(node.meta.get("val"), batch)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +21,12 @@ from sigcam.classifier.layout import Layout
 from sigcam.classifier.split import Split, unmarked
 from sigcam.classifier.trace import MARK
 from sigcam.core.errors import BranchMismatchError, ModelError
+
+Init = Literal["default", "paper"]
+"""How the fresh parameters of a head are drawn; see `Head.draw`."""
+
+_BIAS_DEVIATION = 0.02
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class LiveDropout(nn.Module):
@@ -137,13 +145,7 @@ class Head(nn.Module):
                 value.copy_(tensors[name])
 
     def fresh_copy(self, seed: int) -> Head:
-        """Makes a head of the same graph with fresh parameters and live dropout.
-
-        Each parameter is drawn by `reset_parameters` of a copy of the layer that owns
-        it, as torch initialises that layer (Kaiming or Xavier). Where that layer has no
-        such method, from the normal distribution with the mean and deviation that the
-        original's values have. Buffers keep their values. The global random state is
-        left as it was.
+        """Makes a head of the same graph with fresh parameters (`draw`) and live dropout.
 
         Args:
             seed: the seed of the fresh parameters.
@@ -152,15 +154,54 @@ class Head(nn.Module):
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         # The originals are shared with the frozen head until here.
         new.classifier = copy.deepcopy(new.classifier)
-        parameters = dict(new.classifier.named_parameters())
+        new.draw(seed)
+        return new.to(device).requires_grad_(True)
+
+    def draw(self, seed: int, init: Init = "default") -> None:
+        """Draws every parameter anew, in place. Buffers keep their values.
+
+        "default": by `reset_parameters` of a copy of the layer that owns the parameter, as
+        torch initialises that layer (Kaiming or Xavier). Where that layer has no such method,
+        from the normal distribution with the mean and deviation that the original's values
+        have.
+
+        "paper": "Beyond Softmax" names PyTorch's defaults, Kaiming or Xavier for weights and a
+        truncated normal for biases, and gives no numbers; these are ours. Weights of
+        convolutions are Kaiming uniform (fan in, a = sqrt(5), as torch has them), those of
+        linear layers Xavier uniform, and the biases of both come from a normal distribution of
+        mean 0 and deviation 0.02 that is cut off at two deviations. Other layers are drawn as
+        by default.
+
+        Args:
+            seed: the seed of the fresh parameters; the global random state is left as it was.
+            init: which of the two.
+        """
+        parameters = dict(self.classifier.named_parameters())
         owners = sorted({name.rpartition(".")[0] for name in parameters})
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             for owner in owners:
-                for name, value in _reset(self._split.traced.model, owner).items():
+                for name, value in _drawn(self._split.traced.model, owner, init).items():
                     if name in parameters:
                         parameters[name].copy_(value)
-        return new.to(device).requires_grad_(True)
+
+    def classifier_of(self, other: Head) -> nn.Module:
+        """Returns what `other` computes of this head's neck output.
+
+        The necks of the two branches may differ: a dropout that acts in training ends the neck
+        before it, one that was left out doesn't.
+
+        Args:
+            other: a head of the same split, whose tensors are shared and not copied.
+
+        Returns:
+            Neck output [B, *neck_shape] of this head to logits [B, C] of the other one; frozen
+            and in inference mode, on the other head's device.
+        """
+        made = Head(self._split, live_dropout=True).classifier
+        made.load_state_dict(other.classifier.state_dict(), assign=True)
+        device = next((p.device for p in other.parameters()), torch.device("cpu"))
+        return made.to(device).requires_grad_(False).eval()
 
     def linear_weights(self) -> tuple[Tensor, Tensor]:
         """Returns W [C, N] and b [C] of a head that is global average pooling and a linear layer.
@@ -230,11 +271,13 @@ def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
     return module_of(graph, split.traced.tensor, "Classifier", layers)
 
 
-def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
+def _drawn(model: nn.Module, owner: str, init: Init) -> dict[str, Tensor]:
     """Draws the parameters of one layer anew; the layer itself isn't changed."""
     layer = copy.deepcopy(model.get_submodule(owner)).cpu()
     reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-    if callable(reset):
+    if init == "paper" and isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        _draw_as_the_paper(layer)
+    elif callable(reset):
         reset()
     else:
         # Parameters that a module holds bare: layer scales, query tokens.
@@ -244,6 +287,16 @@ def _reset(model: nn.Module, owner: str) -> dict[str, Tensor]:
         f"{owner}.{name}" if owner else name: value
         for name, value in layer.named_parameters(recurse=False)
     }
+
+
+def _draw_as_the_paper(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+    if layer.bias is not None:
+        edge = 2 * _BIAS_DEVIATION
+        nn.init.trunc_normal_(layer.bias, 0.0, _BIAS_DEVIATION, -edge, edge)
 
 
 def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:

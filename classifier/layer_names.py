@@ -54,6 +54,14 @@ def named_value(traced: Traced, layer: str) -> fx.Node:
 
     Raises:
         ModelError: there is no such value.
+
+    Example:
+        >>> import torch
+        >>> from sigcam.classifier.trace import trace
+        >>> layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+        >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8), layers=["1"])
+        >>> named_value(traced, "1").name, named_value(traced, "0:conv2d").name
+        ('relu', 'conv2d')
     """
     on_path = ancestors(traced.logits)
     if ":" not in layer:
@@ -101,6 +109,14 @@ def name_of(graph: fx.Graph, node: fx.Node) -> str:
     Args:
         graph: the traced graph.
         node: the value.
+
+    Example:
+        >>> import torch
+        >>> from sigcam.classifier.trace import trace
+        >>> layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+        >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+        >>> name_of(traced.graph, traced.logits), name_of(traced.graph, traced.image)
+        ('3', 'forward:input')
     """
     last: dict[str, fx.Node] = {}
     for other in graph.nodes:
@@ -114,7 +130,16 @@ def name_of(graph: fx.Graph, node: fx.Node) -> str:
 
 
 def describe(node: fx.Node) -> str:
-    """Describes a value for people: the layer that it comes from, and its sizes."""
+    """Describes a value for people: the layer that it comes from, and its sizes.
+
+    Example:
+        >>> import torch
+        >>> from sigcam.classifier.trace import trace
+        >>> layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+        >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+        >>> describe(traced.logits)
+        '3:linear [B, 2]'
+    """
     text = f"{_path(node) or _FORWARD}:{operator_name(node)} {sizes(node)}"
     source = node
     while not _path(source) and source.all_input_nodes:
@@ -123,7 +148,15 @@ def describe(node: fx.Node) -> str:
 
 
 def sizes(node: fx.Node) -> str:
-    """Writes the sizes of a value, with B for those that follow the batch."""
+    """Writes the sizes of a value, with B for those that follow the batch.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda x: x.exp(), tracing_mode="symbolic")(torch.zeros(2, 1))
+        >>> sizes(next(iter(traced.graph.nodes)))
+        '[B, 1]'
+    """
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return type(value).__name__

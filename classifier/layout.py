@@ -122,6 +122,15 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
     Args:
         node: a value of a traced graph.
         image: the placeholder of the images, whose batch size counts.
+
+    Example:
+        >>> from torch import nn
+        >>> from sigcam.classifier.trace import trace
+        >>> layers = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)
+        >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
+        >>> flat = traced.logits.args[0]
+        >>> layout_of(flat.args[0], traced.image), layout_of(flat, traced.image)
+        (Layout(kind='nchw', shape=(4, 6, 6), prefix=0), None)
     """
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point() or not has_batch(node, image):

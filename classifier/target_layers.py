@@ -46,6 +46,10 @@ def default_target(
 
     Raises:
         ModelError: there is no such layer, or the head has no gradient.
+
+    Example:
+        target = default_target(dual.features, dual.branch, dual.softmax_head, images)
+        target.layer, target.layout.shape  # ("encoder.layers.encoder_layer_11.ln_1", (768, 14, 14))
     """
     if branch.layout.kind == "nchw":
         return branch
@@ -82,6 +86,9 @@ def check_reach(
 
     Raises:
         ModelError: the logits don't depend on a target layer; names it.
+
+    Example:
+        check_reach(dual.features, targets, dual.softmax_head, torch.zeros(1, 3, 224, 224))
     """
     gradients = _gradients(features, {target.node for target in targets}, head, example)
     for target in targets:
@@ -112,6 +119,9 @@ def check_order(features: fx.GraphModule, values: Sequence[Value], example: Tens
 
     Raises:
         ModelError: a value's positions are in another order; names its layer.
+
+    Example:
+        check_order(dual.features, targets, torch.zeros(1, 3, 224, 224))
     """
     values = [value for value in values if value.layout.kind != "nchw"]
     for shape in {value.layout.shape[1:] for value in values}:

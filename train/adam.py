@@ -63,9 +63,9 @@ def _epoch(
         ) as bar,
         torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []),
     ):
-        for numbers, (x, ids) in zip(left, fit.train.batches(mine, state.epoch), strict=True):
+        for numbers, batch in zip(left, fit.train.batches(mine, state.epoch), strict=True):
             _set_rate(fit, optimizer, len(order))
-            loss = _step(fit, net, optimizer, (x, ids), numbers)
+            loss = _step(fit, net, optimizer, batch, numbers)
             state.step += 1
             bar.note(f"loss={loss:.4g}")
             bar.advance(len(numbers))
@@ -83,20 +83,20 @@ def _step(
     numbers: Indices,
 ) -> float:
     """Takes one step; the gradient is the mean over the whole batch of all processes."""
-    state, world, (x, ids) = fit.state, fit.world, batch
+    state, world, (x, targets) = fit.state, fit.world, batch
     key = [fit.settings.seed, 3, state.epoch, state.step, world.rank]
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
     logits = net(x)
     value = 0.0
-    if len(ids):
-        loss = fit.loss(logits, ids)
+    if len(targets):
+        loss = fit.loss(logits, targets)
         value = loss.item()
         fit.check_finite(value)
         # DistributedDataParallel averages over processes, whose shares may be unequal.
-        objective = loss * (len(ids) * world.size / len(numbers))
-        fit.state.sums[0] += value * len(ids)
-        fit.state.sums[1] += float(right_answers(logits, ids))
-        fit.state.sums[2] += len(ids)
+        objective = loss * (len(targets) * world.size / len(numbers))
+        fit.state.sums[0] += value * len(targets)
+        fit.state.sums[1] += float(right_answers(logits, targets))
+        fit.state.sums[2] += len(targets)
     else:
         objective = logits.sum() * 0  # takes part in the averaging all the same
     optimizer.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
+from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, labelled
 from sigcam.train.augment import Augmentation
@@ -71,8 +72,9 @@ def train_branch(
     Args:
         classifier: from `build_classifier`; its modules are trained in place.
         dataset: images with one class each, from `open_dataset`. Classes are matched with the
-            model's by id or by name.
-        settings: how to train; the paper's when None.
+            model's by id or by name. With `settings.labels` "predicted" they need no classes
+            (`open_images`), and those they have are ignored.
+        settings: how to train; `TrainSettings()` when None, and the paper's from `preset`.
         augmentation: which views of each image; twelve random crops and flips when None.
         preprocessing: how images become the input, as it will be deployed; the classifier's own
             when None.
@@ -88,8 +90,10 @@ def train_branch(
         The trained classifier with the history of its training.
 
     Raises:
-        UsageError: settings that contradict each other or the model.
-        DataError: images without a class, or classes that the model doesn't have.
+        UsageError: settings that contradict each other or the model: predicted labels and a
+            last layer that was re-made, an `init` and a branch that was trained before.
+        DataError: images without a class, or classes that the model doesn't have; one class
+            that is predicted for all images.
         TrainingError: the loss isn't finite, or a checkpoint of another run.
         StorageError: a folder can't be written.
 
@@ -102,7 +106,10 @@ def train_branch(
     settings = settings or TrainSettings()
     augmentation = augmentation or Augmentation(seed=settings.seed)
     preprocessing = preprocessing or classifier.preprocessing
-    dataset, folder = labelled(dataset), None if run_dir is None else Path(run_dir)
+    _check(classifier, settings)
+    predicted = settings.labels == "predicted"
+    dataset = dataset if predicted else labelled(dataset)
+    folder = None if run_dir is None else Path(run_dir)
     views = TrainingViews(dataset, preprocessing, augmentation)
     dual, names = classifier.dual, classifier.class_names
     if classifier.replaced_classes and not classifier.has_sigmoid:
@@ -110,7 +117,7 @@ def train_branch(
         fit_softmax_head(
             dual,
             views,
-            replace(settings, positive_weight=None),
+            replace(settings, positive_weight=None, init="default"),
             reading=reading,
             class_names=names,
             run_dir=None if folder is None else folder / "softmax",
@@ -135,11 +142,11 @@ def train_branch(
         branch_layer=dual.branch_layer,
         num_classes=dual.num_classes,
         preprocessing=preprocessing,
-        trained_on=trained_on or f"{dataset.name}: {result.counts}",
+        trained_on=trained_on or _words(dataset, settings, result),
         positive_weight=result.positive_weight,
         weights=classifier.weights,
         loaded_classes=classifier.loaded_classes,
-        class_names=names or _names(dataset, dual.num_classes),
+        class_names=names or (() if predicted else _names(dataset, dual.num_classes)),
         replaced_classes=classifier.replaced_classes,
         settings={
             **asdict(settings),
@@ -157,6 +164,29 @@ def train_branch(
         checkpoint=None,
     )
     return TrainedBranch(trained, info, result)
+
+
+def _check(classifier: BuiltClassifier, settings: TrainSettings) -> None:
+    """Refuses settings that contradict the classifier."""
+    untrained = classifier.replaced_classes and not classifier.has_sigmoid
+    if settings.labels == "predicted" and untrained:
+        raise UsageError(
+            "the last layer was re-made for new classes and has to be trained, which needs "
+            "labels; give labels, or a classifier that is trained"
+        )
+    if settings.init != "default" and classifier.has_sigmoid:
+        raise UsageError(
+            f"the init {settings.init!r} draws fresh parameters, and this sigmoid branch was "
+            f"trained before: {classifier.trained_on}. Take the init 'default' to go on from it, "
+            "or weights without a branch to start anew"
+        )
+
+
+def _words(dataset: Dataset, settings: TrainSettings, result: TrainResult) -> str:
+    labels = ", labels predicted by the classifier" if settings.labels == "predicted" else ""
+    if settings.temperature is not None:
+        labels += f" (softmax at temperature {settings.temperature:g})"
+    return f"{dataset.name}: {result.counts}{labels}"
 
 
 def _silent(text: str) -> None:

@@ -29,7 +29,7 @@ class Fit:
 
     Attributes:
         classifier: neck output to logits; its parameters are trained.
-        loss: (logits [B, C], class ids [B]) to the mean loss of the batch.
+        loss: (logits [B, C], targets [B] or [B, C]) to the mean loss of the batch.
         train, val: the samples; val is None without a validation split.
         run: what a resumed run must agree on.
         folder: of checkpoint and metrics; None writes neither.
@@ -130,23 +130,32 @@ class Fit:
         chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         sums = [0.0] * 3
         with torch.no_grad(), mode(self.classifier, training=False):
-            for x, ids in self.val.batches(chunks, self.state.epoch):
-                if len(ids):
+            for x, targets in self.val.batches(chunks, self.state.epoch):
+                if len(targets):
                     logits = self.classifier(x)
-                    sums[0] += float(self.loss(logits, ids)) * len(ids)
-                    sums[1] += float(right_answers(logits, ids))
-                    sums[2] += len(ids)
+                    sums[0] += float(self.loss(logits, targets)) * len(targets)
+                    sums[1] += float(right_answers(logits, targets))
+                    sums[2] += len(targets)
         loss, right, samples = self.world.total(sums)
         return (loss / samples, right / samples) if samples else (None, None)
 
 
-def right_answers(logits: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+def right_answers(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Counts the rows whose largest logit is that of their class.
 
+    Args:
+        logits: [B, C].
+        targets: class ids, int64 [B]; or soft ones, float [B, C], whose class is that of the
+            largest entry.
+
     Example:
-        >>> right_answers(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0]))
+        >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
+        >>> right_answers(logits, torch.tensor([0, 0]))
         tensor(1)
+        >>> right_answers(logits, torch.tensor([[0.8, 0.2], [0.1, 0.9]]))
+        tensor(2)
     """
+    class_ids = targets.argmax(1) if targets.ndim == 2 else targets
     return (logits.detach().argmax(1) == class_ids).sum()
 
 

@@ -106,13 +106,13 @@ class _Objective:
         value = torch.zeros((), device=fit.world.device, dtype=torch.float64)
         right = torch.zeros((), device=fit.world.device, dtype=torch.int64)
         with torch.enable_grad():
-            for x, ids in fit.train.batches(self._chunks, 0):
+            for x, targets in fit.train.batches(self._chunks, 0):
                 self.stop_if_asked()
                 logits = fit.classifier(x)
-                part = fit.loss(logits, ids) * (len(ids) / fit.train.size)
+                part = fit.loss(logits, targets) * (len(targets) / fit.train.size)
                 part.backward()  # type: ignore[no-untyped-call]
                 value += part.detach()
-                right += right_answers(logits, ids)
+                right += right_answers(logits, targets)
         self.loss, self.right = float(value), float(right)
         fit.check_finite(self.loss)
         for parameter in self._parameters:

@@ -12,18 +12,19 @@ from typing import Any
 
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
-from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
 from sigcam.classifier.head import Head
-from sigcam.core.errors import UsageError
+from sigcam.core.errors import DataError, UsageError
 from sigcam.core.files import check_writable
 from sigcam.data import Dataset
 from sigcam.train.adam import fit_adam
 from sigcam.train.checkpoint import CHECKPOINT, State
-from sigcam.train.distributed import World, join_world
+from sigcam.train.distributed import join_world
 from sigcam.train.fit import Fit, Loss
 from sigcam.train.lbfgs import fit_lbfgs
 from sigcam.train.loss import default_positive_weight, evidence_loss
-from sigcam.train.samples import LiveSamples, Samples, SampleSet, SampleSource
+from sigcam.train.predicted import with_predictions
+from sigcam.train.samples import SampleSet, SampleSource
 from sigcam.train.settings import (
     EpochCallback,
     Reading,
@@ -55,8 +56,10 @@ def fit_sigmoid_head(
 
     Args:
         dual: is moved to the device of the settings and stays there.
-        views: the images, each with a class, and how they are prepared and cropped.
-        settings: optimiser and its numbers; `TrainSettings()` when None.
+        views: the images, each with a class unless labels are predicted, and how they are
+            prepared and cropped.
+        settings: optimiser and its numbers; `TrainSettings()` when None. With `init` "paper"
+            the branch's parameters are drawn anew first.
         reading: threads, cache folder, strictness; `Reading()` when None.
         class_names: the model's C names, to match the data's by; empty if unknown.
         run_dir: gets checkpoint.pt and metrics.csv, replacing those of an earlier run;
@@ -73,7 +76,7 @@ def fit_sigmoid_head(
     Raises:
         UsageError: a preprocessing of another size than `dual`'s; L-BFGS for a head that isn't
             linear or under torchrun; `resume` without `run_dir`.
-        DataError: images or classes that can't be used.
+        DataError: images or classes that can't be used; one class that is predicted for all.
         ModelError: weights or features that aren't finite.
         TrainingError: a loss that isn't finite; a checkpoint that is missing or of
             another run.
@@ -105,8 +108,8 @@ def fit_softmax_head(
     Args:
         dual: as for `fit_sigmoid_head`.
         views: as for `fit_sigmoid_head`.
-        settings: as for `fit_sigmoid_head`, without a positive weight: that belongs to the loss of
-            the sigmoid branch.
+        settings: as for `fit_sigmoid_head`, without a positive weight and an `init`: these
+            belong to the sigmoid branch. The labels are given ones.
         reading: as for `fit_sigmoid_head`.
         class_names: as for `fit_sigmoid_head`.
         run_dir: as for `fit_sigmoid_head`, and another folder than the branch's.
@@ -118,12 +121,23 @@ def fit_softmax_head(
         As `fit_sigmoid_head`; its `positive_weight` is None.
 
     Raises:
-        UsageError: a positive weight; and what `fit_sigmoid_head` raises.
+        UsageError: a positive weight, an `init`, or predicted labels; and what
+            `fit_sigmoid_head` raises.
     """
-    if settings is not None and settings.positive_weight is not None:
-        raise UsageError("positive_weight belongs to the sigmoid branch, not to the classifier")
+    _check_softmax(settings or TrainSettings())
     run = _Run(run_dir, resume, progress, on_epoch)
     return _train(dual, "softmax", views, settings, reading, class_names, run)
+
+
+def _check_softmax(settings: TrainSettings) -> None:
+    if settings.positive_weight is not None or settings.init != "default":
+        what = "init" if settings.positive_weight is None else "positive_weight"
+        raise UsageError(f"{what} belongs to the sigmoid branch, not to the classifier")
+    if settings.labels == "predicted":
+        raise UsageError(
+            "a new softmax head can't be trained on its own predictions; give labels, or a "
+            "classifier that is trained"
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +162,7 @@ def _train(
     """Trains one of the two heads; see `fit_sigmoid_head`."""
     settings = _filled_in(settings or TrainSettings(), dual, head)
     _check_call(dual, views, run)
-    matched = views.matched(dual.num_classes, class_names)
+    matched = _with_classes(views, settings, dual, class_names)
     dual.check_finite(sigmoid=False)
     with join_world(settings.device) as world:
         if run.folder is not None and world.is_main:
@@ -164,6 +178,10 @@ def _train(
             head=head,
             progress=run.progress,
         ).make()
+        if settings.labels == "predicted":
+            samples = with_predictions(samples, dual, world, settings.temperature, class_names)
+        if settings.init != "default":
+            chosen.draw(settings.seed, settings.init)
         fit = Fit(
             classifier=chosen.classifier,
             loss=_loss(settings, head),
@@ -171,7 +189,7 @@ def _train(
             val=samples.val,
             settings=settings,
             world=world,
-            run=_identity(settings, samples, matched.dataset, head),
+            run=_identity(settings, samples, matched.dataset, dual, head),
             folder=run.folder,
             progress=run.progress,
             on_epoch=run.on_epoch,
@@ -179,7 +197,9 @@ def _train(
         )
         with _trainable(chosen):
             norm = _fit(fit, chosen, run.resume)
-        unread = [_unread(part, world) for part in (samples.train, samples.val)]
+        # What the processes together found unreadable while training on the fly.
+        parts = [samples.train] if samples.val is None else [samples.train, samples.val]
+        unread = [world.merged(part.failed) for part in parts]
     weight = settings.positive_weight or default_positive_weight(dual.num_classes)
     return TrainResult(
         history=tuple(fit.state.history),
@@ -188,7 +208,7 @@ def _train(
         positive_weight=weight if head == "sigmoid" else None,
         weight_decay=settings.decay,
         gradient_norm=norm,
-        failed={**samples.failed, **unread[0], **unread[1]},
+        failed={**samples.failed, **{i: why for part in unread for i, why in part.items()}},
         cache_folder=samples.folder,
     )
 
@@ -200,6 +220,17 @@ def _filled_in(settings: TrainSettings, dual: DualBranch, head: HeadName) -> Tra
     shapes = [one.shape for one in head_of(dual, head).classifier.parameters()]
     own = head == "sigmoid" and all(shape[:1] == (dual.num_classes,) for shape in shapes)
     return replace(settings, weight_decay=default_weight_decay(dual.num_classes, own))
+
+
+def _with_classes(
+    views: TrainingViews, settings: TrainSettings, dual: DualBranch, class_names: Sequence[str]
+) -> TrainingViews:
+    """Returns the views with the model's class ids; as they are if labels are predicted."""
+    if settings.labels == "given":
+        return views.matched(dual.num_classes, class_names)
+    if not len(views):
+        raise DataError(f"the data set {views.dataset.name!r} ({views.dataset.path}) has no images")
+    return views
 
 
 def _check_call(dual: DualBranch, views: TrainingViews, run: _Run) -> None:
@@ -218,11 +249,6 @@ def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
         return fit_lbfgs(fit, head.neck_shape, resume)
     fit_adam(fit, resume)
     return None
-
-
-def _unread(samples: Samples | None, world: World) -> dict[int, str]:
-    """Collects what the processes together found unreadable while training on the fly."""
-    return world.merged(samples.failed if isinstance(samples, LiveSamples) else {})
 
 
 def _loss(settings: TrainSettings, head: HeadName) -> Loss:
@@ -245,11 +271,18 @@ def _trainable(head: Head) -> Iterator[None]:
 
 
 def _identity(
-    settings: TrainSettings, samples: SampleSet, dataset: Dataset, head: HeadName
+    settings: TrainSettings,
+    samples: SampleSet,
+    dataset: Dataset,
+    dual: DualBranch,
+    head: HeadName,
 ) -> dict[str, Any]:
     """Returns what a resumed run must agree on, as plain JSON values."""
     asked = {k: v for k, v in asdict(settings).items() if k != "device"}
     if settings.schedule == "constant":
         del asked["epochs"]
-    labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
-    return {**asked, "head": head, "features": samples.key, "labels": labels}
+    if settings.labels == "predicted":
+        labels = tensors_sha256(dual.softmax_head.named_tensors())
+    else:
+        labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
+    return {**asked, "head": head, "features": samples.key, "labels_sha256": labels}

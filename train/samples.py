@@ -48,7 +48,7 @@ class SampleSource:
     """Makes samples; the fields are the arguments of `fit_sigmoid_head`.
 
     Attributes:
-        views: with the class ids of the model.
+        views: with the class ids of the model, unless the labels are predicted.
         world: the processes of this run.
         head: whose neck the samples come out of.
     """
@@ -65,6 +65,12 @@ class SampleSource:
         """Computes the features, or finds them in the cache; or sets up live views."""
         return self._cached() if self.settings.cached else self._live()
 
+    def _labels(self) -> Indices:
+        """Returns the class id of each image; -1, no class, where labels are to be predicted."""
+        if self.settings.labels == "predicted":
+            return np.full(len(self.views), -1, np.int64)
+        return self.views.dataset.labels
+
     def _cached(self) -> SampleSet:
         cache = build_cache(
             self.dual,
@@ -79,7 +85,7 @@ class SampleSource:
         )
         failed = np.array(list(cache.failed), np.int64)
         train, held = _split(np.setdiff1d(np.arange(len(self.views)), failed), self.settings)
-        labels, device = self.views.dataset.labels, self.world.device
+        labels, device = self._labels(), self.world.device
         count = self.views.augmentation.views
         return SampleSet(
             train=CachedSamples(cache, labels, train, count, device),
@@ -96,6 +102,7 @@ class SampleSource:
         make = partial(
             LiveSamples,
             self.views,
+            self._labels(),
             run=FeatureRunner(self.dual, self.views.preprocessing, self.world.device, self.head),
             workers=self.reading.workers,
             strict=self.reading.strict,
@@ -157,13 +164,22 @@ def epoch_order(size: int, batch_size: int, seed: int, epoch: int) -> list[Indic
 
 
 class Samples(abc.ABC):
-    """Samples 0..size-1; `batches` gives neck outputs [B, *neck] and class ids [B]."""
+    """Samples 0..size-1; `batches` gives neck outputs [B, *neck] and targets.
+
+    Attributes:
+        size: how many there are.
+        failed: index of an image to the reason why it couldn't be read while training.
+    """
 
     size: int
+    failed: dict[int, str]
 
     @abc.abstractmethod
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
-        """Yields a batch per entry of `wanted` (sample numbers), float32 and int64, on device."""
+        """Yields a batch per entry of `wanted` (sample numbers), on the device.
+
+        It is float32 [B, *neck], and class ids int64 [B] or soft targets float32 [B, C].
+        """
 
 
 class CachedSamples(Samples):
@@ -192,7 +208,7 @@ class CachedSamples(Samples):
         self._rows: Indices = (images[:, None] * stored + np.arange(views)).reshape(-1)
         self._ids = torch.tensor(np.repeat(labels[images], views))
         self._device = device
-        self.size = len(self._rows)
+        self.size, self.failed = len(self._rows), {}
         self._file = cache.features.reshape(-1, *cache.features.shape[2:])
         row_bytes = self._file[0].nbytes
         self._resident: torch.Tensor | None = None
@@ -222,7 +238,8 @@ class LiveSamples(Samples):
     Unreadable images are left out of their batch, and kept in `failed`.
 
     Args:
-        views: with the class ids of the model.
+        views: of which images.
+        labels: class id of each image of the data set, int64 [N].
         images: indices of the images that are used.
         run: computes the neck's output.
         random: whether the view is a new random one in every epoch; if not, the plain one.
@@ -234,6 +251,7 @@ class LiveSamples(Samples):
     def __init__(
         self,
         views: TrainingViews,
+        labels: Indices,
         images: Indices,
         run: FeatureRunner,
         *,
@@ -242,11 +260,10 @@ class LiveSamples(Samples):
         strict: bool = False,
         neck_shape: tuple[int, ...] = (),
     ) -> None:
-        self._views, self._labels = views, views.dataset.labels
+        self._views, self._labels = views, labels
         self._images, self._run, self._random = images, run, random
         self._workers, self._strict, self._neck_shape = workers, strict, neck_shape
-        self.size = len(images)
-        self.failed: dict[int, str] = {}
+        self.size, self.failed = len(images), {}
 
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
         """Yields batches, see `Samples`; one may lack unreadable images, or be empty.

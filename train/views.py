@@ -52,7 +52,8 @@ class TrainingViews:
     """The one source of what a head is trained on: views of a data set's images.
 
     Attributes:
-        dataset: images with a class each, as `open_dataset` gives them.
+        dataset: images as `open_dataset` gives them; with a class each, unless labels are
+            predicted.
         preprocessing: of the network's input, as it will be deployed.
         augmentation: which views of each image. Training on the fly draws one random view per
             image and epoch and doesn't use `augmentation.views`.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sigcam.cli.common import (
     changed_preprocessing,
@@ -20,6 +22,7 @@ from sigcam.cli.common import (
     say,
 )
 from sigcam.cli.data import data_options, open_named
+from sigcam.core.errors import UsageError
 
 if TYPE_CHECKING:
     from sigcam.data import Dataset
@@ -61,6 +64,27 @@ fit_options = options(
     click.option("--batch-size", type=click.IntRange(min=1), help="32 for Adam."),
     click.option("--positive-weight", type=float, help="Of the loss; classes - 1 by default."),
     click.option(
+        "--labels",
+        type=click.Choice(["given", "predicted"]),
+        default="given",
+        show_default=True,
+        help="The data's classes; or the classifier's own predictions, for images without "
+        "classes (a plain folder, or any data set).",
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        help="With --labels predicted: soft targets, softmax(logits / T), in place of the most "
+        "probable class.",
+    ),
+    click.option(
+        "--init",
+        type=click.Choice(["default", "paper"]),
+        default="default",
+        show_default=True,
+        help="Fresh parameters of the branch: as PyTorch makes each layer, or as the paper says.",
+    ),
+    click.option(
         "--schedule",
         type=click.Choice(["constant", "cosine"]),
         default="constant",
@@ -83,6 +107,16 @@ fit_options = options(
 @click.option(
     "--branch-layer",
     help="Layer after which the sigmoid branch begins; found by itself when left out.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["paper-cub", "paper-cars", "paper-imagenet", "paper-openimages"]),
+    help="The paper's settings for that data set and --arch; options given beside it win.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["cam", "gradcam"]),
+    help="With --preset: cam (the default), or gradcam for every other method.",
 )
 @click.option(
     "--new-classes",
@@ -119,6 +153,8 @@ def command(
     weights: str | None,
     num_classes: int | None,
     branch_layer: str | None,
+    preset: str | None,
+    method: str | None,
     new_classes: bool,
     data: dict[str, Any],
     views: int,
@@ -139,22 +175,26 @@ def command(
     out: Path,
     **fit: Any,
 ) -> None:
-    """Train the sigmoid branch of a classifier on images with class labels.
+    """Train the sigmoid branch of a classifier on images, with class labels or without.
 
     The classifier itself stays as it is. The branch is written to --out, whose path is
     printed. Several GPUs: torchrun --nproc-per-node N -m sigcam train ...
     """
     from sigcam.classifier.build import build_classifier
     from sigcam.core.files import check_writable
-    from sigcam.data import labelled
     from sigcam.train.augment import Augmentation
     from sigcam.train.branch import train_branch
     from sigcam.train.settings import Reading, TrainSettings
 
     check_writable(out)
     import_from_here()
+    fit |= {"crop_scale": crop_scale, "flip": flip, "size": size, "rule": rule}
+    fit = _with_preset(preset, method, arch, fit)
+    crop_scale, flip, size, rule = (fit.pop(k) for k in ("crop_scale", "flip", "size", "rule"))
     settings = TrainSettings(**fit)
-    dataset = labelled(open_named(data))
+    if new_classes and settings.labels == "predicted":
+        raise UsageError("--new-classes trains a new last layer, which needs --labels given")
+    dataset = _open(data, settings.labels)
     say("loading the model")
     built = build_classifier(
         arch,
@@ -184,17 +224,63 @@ def command(
     # Under torchrun all processes hold the same branch; one writes it.
     if is_first_process():
         trained.save(out, dtype)  # type: ignore[arg-type]  # click has checked
-        report(trained.result, dataset)
+        report(trained.result, dataset, settings.labels)
         echo(str(out))
 
 
-def report(result: TrainResult, dataset: Dataset) -> None:
+def _with_preset(
+    name: str | None, method: str | None, arch: str | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the options with the preset's values in place of those that weren't typed.
+
+    The preset's learning rate, epochs and batch size are for Adam, and left out where another
+    optimizer was asked for.
+    """
+    from sigcam.train.presets import preset
+
+    if name is None:
+        if method is not None:
+            raise UsageError("--method chooses the settings of a --preset; name one, or leave it")
+        return given
+    if arch is None:
+        raise UsageError("a preset is for an architecture; name it (--arch)")
+    chosen = preset(name, arch, method or "cam", given["seed"])  # type: ignore[arg-type]  # click
+    values = asdict(chosen.settings)
+    values |= {"size": chosen.size, "rule": chosen.rule, "flip": chosen.augmentation.flip}
+    values |= {"crop_scale": chosen.augmentation.crop_scale}
+    if given["optimizer"] != chosen.settings.optimizer:
+        for key in ("learning_rate", "epochs", "batch_size"):
+            del values[key]
+    source = click.get_current_context().get_parameter_source
+    typed = {key for key in given if source(key) is not ParameterSource.DEFAULT}
+    made = {**given, **{key: value for key, value in values.items() if key not in typed}}
+    say(f"settings of {name} for {arch} and {method or 'cam'}; options given beside them win")
+    return made
+
+
+def _open(data: dict[str, Any], labels: str) -> Dataset:
+    """Opens the data set: with a class for each image, or any images where they are predicted."""
+    from sigcam.data import labelled, left_out
+    from sigcam.train.unlabelled import open_images
+
+    if labels == "given":
+        return labelled(open_named(data))
+    say(f"reading and checking {data['path']}; its classes, if any, aren't used")
+    dataset = open_images(**data)
+    for line in left_out(dataset.problems, dataset.notes):
+        say(line)
+    return dataset
+
+
+def report(result: TrainResult, dataset: Dataset, labels: str) -> None:
     """Says how the run ended, and which images turned out to be unreadable."""
     from sigcam.data import left_out, unread
 
     last = result.history[-1]
-    held = "" if last.val_top1 is None else f", held-out top-1 {last.val_top1:.3f}"
-    say(f"loss {last.loss:.4f}, top-1 of the branch {last.top1:.3f}{held}; {result.counts}")
+    top1 = "top-1" if labels == "given" else "agreement"
+    held = "" if last.val_top1 is None else f", held-out {top1} {last.val_top1:.3f}"
+    whose = "of the branch" if labels == "given" else "with the classifier"
+    say(f"loss {last.loss:.4f}, {top1} {whose} {last.top1:.3f}{held}; {result.counts}")
     failed = [unread(dataset.samples[index], why) for index, why in result.failed.items()]
     for line in left_out(failed):
         say(line)

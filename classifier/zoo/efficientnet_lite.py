@@ -35,6 +35,10 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     Raises:
         UsageError: other weights, or "DEFAULT" for another number of classes.
         ModelError: a package isn't installed.
+
+    Example:
+        loaded = load("efficientnet_lite0", "DEFAULT", None)
+        loaded.preprocessing.resize, loaded.class_names[0]  # (256, "tench")
     """
     if name not in (None, "DEFAULT"):
         raise unknown_name(f"weights of {arch}", str(name), ["DEFAULT"], "or a file")

@@ -40,6 +40,10 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         UsageError: an unknown model or tag, or trained weights of another number of classes.
         ModelError: timm isn't installed, the model is no classifier or can't be built, or
             the weights can't be had.
+
+    Example:
+        loaded = load("timm/resnet50.a1_in1k", "DEFAULT", None)
+        loaded.preprocessing.height, loaded.class_names[0]  # (224, "tench")
     """
     timm = _timm()
     model_name, _, tag = arch.removeprefix(PREFIX).partition(".")
@@ -63,7 +67,11 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
 
 
 def knows(name: str) -> bool:
-    """Returns whether timm is installed and has a model of this name."""
+    """Returns whether timm is installed and has a model of this name.
+
+    Example:
+        knows("resnet50.a1_in1k"), knows("resnet49")  # (True, False)
+    """
     if importlib.util.find_spec("timm") is None:
         return False
     return name.partition(".")[0] in _timm().list_models()

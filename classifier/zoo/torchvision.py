@@ -33,6 +33,11 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     Raises:
         UsageError: unknown weights, or weights of another number of classes.
         ModelError: the weights can't be downloaded.
+
+    Example:
+        >>> loaded = load("shufflenet_v2_x0_5", None, 10)
+        >>> loaded.model.fc.out_features, loaded.preprocessing.resize, loaded.class_names
+        (10, 256, ())
     """
     from torchvision import models
 

@@ -34,6 +34,12 @@ def resnet50(num_classes: int = 1000) -> nn.Module:
 
     Args:
         num_classes: C.
+
+    Example:
+        >>> with torch.device("meta"):  # shapes alone
+        ...     features = nn.Sequential(*list(resnet50(200).children())[:-2])
+        ...     features(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 2048, 14, 14])
     """
     model: nn.Module = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
     first: Any = model.get_submodule("layer4.0")
@@ -70,6 +76,11 @@ def vgg16_mlp(num_classes: int = 1000) -> nn.Module:
 
     Args:
         num_classes: C.
+
+    Example:
+        >>> with torch.device("meta"):  # shapes alone
+        ...     vgg16_mlp(200).features(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 512, 14, 14])
     """
     model: nn.Module = VGG(_vgg16_features(), num_classes=num_classes, init_weights=False)
     return model
@@ -150,6 +161,9 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     Raises:
         UsageError: other trained weights, or weights of another number of classes.
         ModelError: the weights can't be downloaded.
+
+    Example:
+        load("wsol-resnet50", "IMAGENET1K_V1", None).model.layer4[0].conv2.stride  # (1, 1)
     """
     build = NETWORKS[arch]
     if name is None:

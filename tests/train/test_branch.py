@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from sigcam.classifier.branch_file import read_branch_info
 from sigcam.classifier.build import build_classifier
-from sigcam.core.errors import DataError
+from sigcam.core.errors import DataError, UsageError
 from sigcam.data import open_dataset
 from sigcam.train.augment import Augmentation
 from sigcam.train.branch import train_branch
 from sigcam.train.settings import Reading, TrainSettings
+from sigcam.train.views import FeatureRunner, TrainingViews
 from tests.support import toy as support
 
 ARCH = f"{support.__file__}:toy_model"
@@ -75,3 +80,52 @@ def test_classes_that_the_model_does_not_have(folder, tmp_path):
     classifier = build_classifier(ARCH, size=56, num_classes=3)
     with pytest.raises(DataError, match="classes"):
         train(classifier, folder, tmp_path)
+
+
+@pytest.fixture
+def unlabelled(data):
+    samples = [replace(one, label=None) for one in data.samples]
+    return replace(data, samples=samples, classes=None)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "words"), [(None, ""), (2.5, r" \(softmax at temperature 2\.5\)")]
+)
+def test_images_without_classes(unlabelled, tmp_path, temperature, words):
+    classifier = build_classifier(ARCH, size=56)
+    bias = classifier.dual.softmax_head.named_tensors()["fc.bias"]
+    bias.sub_(typical_logits(classifier, unlabelled))
+    settings = replace(SETTINGS, labels="predicted", temperature=temperature)
+    options = {"reading": Reading(tmp_path / "cache"), "progress": False}
+    trained = train_branch(classifier, unlabelled, settings, **options)
+    assert re.search(rf"views of each, labels predicted by the classifier{words}$", (
+        trained.info.trained_on
+    ))  # fmt: skip
+    trained.save(tmp_path / "branch.safetensors")
+    kept = read_branch_info(tmp_path / "branch.safetensors").settings
+    assert (kept["labels"], kept["temperature"]) == ("predicted", temperature)
+    assert trained.info.class_names == ()
+    with pytest.raises(DataError, match="every image needs a class"):
+        train_branch(classifier, unlabelled, SETTINGS, **options)
+
+
+def typical_logits(classifier, dataset):
+    """Logits that, taken away, leave several classes predicted by an untrained network."""
+    views = TrainingViews(dataset, classifier.preprocessing)
+    run = FeatureRunner(classifier.dual, classifier.preprocessing, torch.device("cpu"), "softmax")
+    pixels = np.concatenate([views.pixels(i, [0]) for i in range(0, 40, 3)])
+    return classifier.dual.softmax_head.classifier(run(pixels)).mean(0).detach()
+
+
+def test_a_last_layer_that_was_remade_needs_labels(data, tmp_path):
+    settings = replace(SETTINGS, labels="predicted")
+    options = {"reading": Reading(tmp_path / "cache"), "progress": False}
+    classifier = build_classifier(ARCH, size=56, new_classes=4)
+    with pytest.raises(UsageError, match=r"re-made for new classes.* needs labels"):
+        train_branch(classifier, data, settings, **options)
+    train_branch(classifier, data, replace(SETTINGS, epochs=20), **options).save(
+        tmp_path / "branch.safetensors"
+    )
+    # Its last layer is trained now.
+    again = build_classifier(branch_file=tmp_path / "branch.safetensors", weights="random")
+    assert train_branch(again, data, settings, **options).info.replaced_classes

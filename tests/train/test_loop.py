@@ -308,6 +308,13 @@ def test_lbfgs_refuses_heads_that_are_not_linear(train, make_dual) -> None:
         {"cache_dtype": "int8"},
         {"optimizer": "lbfgs", "schedule": "cosine"},
         {"optimizer": "lbfgs", "cached": False},
+        {"labels": "guessed"},
+        {"labels": "predicted", "temperature": 0.0},
+        {"labels": "predicted", "temperature": -1.0},
+        {"labels": "predicted", "temperature": float("inf")},
+        {"labels": "predicted", "temperature": float("nan")},
+        {"temperature": 2.0},
+        {"init": "xavier"},
     ],
 )
 def test_wrong_settings(wrong: dict) -> None:
@@ -315,11 +322,12 @@ def test_wrong_settings(wrong: dict) -> None:
         TrainSettings(**wrong)
 
 
-def test_defaults_are_the_papers() -> None:
+def test_defaults() -> None:
     settings = TrainSettings()
     assert settings.steps == (0.003, 3, 32)
-    assert settings.weight_decay is None  # a departure: `default_weight_decay`
+    assert settings.weight_decay is None  # `default_weight_decay`
     assert settings.positive_weight is None
+    assert (settings.labels, settings.temperature, settings.init) == ("given", None, "default")
 
 
 def test_weight_decay_is_as_strong_for_each_class_whatever_their_number(train, make_dual) -> None:

@@ -1,0 +1,72 @@
+"""Opens images for training with predicted labels: with classes, or with none at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sigcam.data import Dataset, Place, Sample, check_dataset, open_dataset
+from sigcam.data.readers.wsol import IDS_FILE, LABELS_FILE
+from sigcam.images.listing import is_image, list_images
+
+_LISTS = (".csv", ".json")
+
+
+def open_images(path: str | Path, **options: Any) -> Dataset:
+    """Opens and checks images whose classes, if there are any, don't matter.
+
+    A folder without lists (CSV or JSON files, wsolevaluation's text files, VOC's annotations),
+    opened without options, is taken for a plain folder: every image in it and in its subfolders
+    counts, whatever the subfolders mean; hidden ones don't. Anything else is opened as
+    `open_dataset` does.
+
+    Args:
+        path: a folder, or what `open_dataset` takes.
+        options: of `open_dataset`.
+
+    Returns:
+        The data set, every sample with its size. Of a plain folder it has no classes.
+
+    Raises:
+        DataError: as `open_dataset`; or a folder without images, or that can't be listed.
+        UsageError: as `open_dataset`.
+
+    Example:
+        >>> import tempfile
+        >>> import cv2, numpy
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.png"):
+        ...         _ = cv2.imwrite(f"{folder}/{name}", numpy.zeros((20, 30, 3), numpy.uint8))
+        ...     data = open_images(folder)
+        >>> data.classes, [(sample.name, sample.label) for sample in data.samples]
+        (None, [('a.png', None), ('b.png', None)])
+    """
+    folder = Path(path)
+    skip_bad = bool(options.get("skip_bad", False))
+    others = {name: value for name, value in options.items() if name != "skip_bad"}
+    plain = all(value in (None, "auto") for value in others.values())
+    if plain and folder.is_dir() and not _has_lists(folder):
+        return check_dataset(_read(folder), skip_bad)
+    return open_dataset(path, **options)
+
+
+def _has_lists(folder: Path) -> bool:
+    """Returns whether something in a folder says which images it has; the usual places."""
+    list_images(folder)  # a folder that can't be listed is a DataError
+    places = [one for one in (folder, folder / "metadata", folder / "annotations") if one.is_dir()]
+    return (folder / "Annotations").is_dir() or any(
+        file.suffix.lower() in _LISTS or file.name in (IDS_FILE, LABELS_FILE)
+        for place in places
+        for file in [*place.iterdir(), *place.glob(f"*/{IDS_FILE}")]
+    )
+
+
+def _read(folder: Path) -> Dataset:
+    """Reads a plain folder; check_dataset refuses one without images."""
+    found = list_images(folder)
+    names = {file: file.relative_to(folder) for file in (*found.images, *found.others)}
+    shown = [file for file, name in names.items() if not any(p[0] == "." for p in name.parts)]
+    samples = [Sample(names[p].as_posix(), p, Place(p)) for p in shown if is_image(p)]
+    others = len(shown) - len(samples)
+    notes = (f"files passed over, no images by their names: {others}",) if others else ()
+    return Dataset(folder.resolve().name, folder, "images", None, samples, notes=notes)
