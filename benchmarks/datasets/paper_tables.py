@@ -3,6 +3,9 @@ r"""The paper's Tables 1, 2, 4 and 5, and the shift, on a data set: all from tra
     python -m benchmarks.datasets.paper_tables DATA --arch wsol-resnet50 --weights classifier.pth
     python -m benchmarks.datasets.paper_tables DATA --arch efficientnet_lite0 \
         --weights DEFAULT --folds 3
+    python -m benchmarks.datasets.paper_tables dataset/CUB --metadata metadata/CUB --split test \
+        --train-data dataset/CUB --train-metadata metadata/CUB --train-split train \
+        --dataset cub --arch wsol-resnet50 --weights classifier.pth
 
 With --train-data the classifier's branch is trained there and DATA is scored; with --folds, DATA
 is split and every image is scored by networks that were trained on the others. Where DATA has
@@ -10,6 +13,12 @@ other classes than the classifier, its last layer is trained anew (which the pap
 Baselines are the softmax branch without clamping. Maps are of the true class, images are
 resized whatever their aspect, as in the protocol of Choe et al. 2020. Values have 95% bootstrap
 intervals over the images.
+
+--dataset says that DATA is one of the paper's, and puts the paper's figures below ours, with what
+differs. CUB-200-2011, ImageNet-1K and OpenImages-30K are read in the layout of Choe et al.: images
+in one folder, text files in another (--metadata), masks perhaps in a third (--mask-root). Stanford
+Cars needs no boxes here, as the paper has its faithfulness only: class folders or a CSV file of
+images and classes will do, and the annotations of its development kit (.mat) aren't read.
 """
 
 from __future__ import annotations
@@ -21,6 +30,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.datasets.paper.figures import DATASETS, PaperFigures
 from benchmarks.datasets.paper.folds import fold_datasets
 from benchmarks.datasets.paper.options import data_options, network_options
 from benchmarks.datasets.paper.recipe import Recipe, Variant, Workshop
@@ -38,8 +48,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @click.command()
 @data_options
+@click.option("--metadata", type=click.Path(path_type=Path), help="Of DATA: its text files.")
+@click.option("--mask-root", type=click.Path(path_type=Path), help="Of DATA.")
+@click.option("--dataset", type=click.Choice(DATASETS), help="DATA is this one of the paper's.")
 @click.option("--train-data", type=click.Path(path_type=Path), help="Data to train on.")
 @click.option("--train-split", help="Of --train-data.")
+@click.option("--train-metadata", type=click.Path(path_type=Path), help="Of --train-data.")
 @click.option("--folds", type=int, help="Instead: parts of DATA.")
 @network_options
 @click.option("--table", "tables", multiple=True, type=click.Choice(list(TABLES)), help="Repeats.")
@@ -55,8 +69,12 @@ def main(
     data: Path,
     form: str,
     split: str | None,
+    metadata: Path | None,
+    mask_root: Path | None,
+    dataset: str | None,
     train_data: Path | None,
     train_split: str | None,
+    train_metadata: Path | None,
     folds: int | None,
     tables: tuple[str, ...],
     work: Path,
@@ -66,11 +84,12 @@ def main(
     """Prints the paper's tables on DATA."""
     if (train_data is None) == (folds is None):
         raise click.UsageError("give --train-data, or --folds")
-    scored = labelled(open_dataset(data, form, split=split))
+    scored = labelled(open_dataset(data, form, split=split, metadata=metadata, mask_root=mask_root))
     num_classes = scored.num_classes
     parts = [(scored, scored)]
     if train_data is not None:
-        parts = [(labelled(open_dataset(train_data, form, split=train_split)), scored)]
+        train = open_dataset(train_data, form, split=train_split, metadata=train_metadata)
+        parts = [(labelled(train), scored)]
     elif folds is not None:
         parts = fold_datasets(scored, folds, given["seed"])
     chosen = tables or tuple(TABLES)
@@ -81,7 +100,8 @@ def main(
     }
     recipe = _recipe(given)
     values = _values(parts, list(variants.values()), recipe, num_classes, work)
-    text = _text(chosen, values, num_classes, scored, given, folds)
+    paper = None if dataset is None else PaperFigures(dataset, given["arch"])
+    text = _text(chosen, values, num_classes, parts, paper, given, folds)
     click.echo(text)
     if out is not None:
         write_text(out, text)
@@ -135,22 +155,29 @@ def _text(
     chosen: tuple[str, ...],
     values: Values,
     num_classes: int,
-    scored: Dataset,
+    parts: list[tuple[Dataset, Dataset]],
+    paper: PaperFigures | None,
     given: dict[str, Any],
     folds: int | None,
 ) -> str:
+    images = sum(len(scored) for _, scored in parts)
     decay = "as by default" if given["weight_decay"] is None else f"{given['weight_decay']:g}"
     how = f"{folds} folds" if folds else "trained on another set"
+    training = (
+        f"{given['optimizer']}, epochs {given['epochs'] or 'as by default'}, weight decay {decay}, "
+        f"{given['views']} views, crops of {given['crop_scale'][0]:g} to {given['crop_scale'][1]:g}"
+    )
     lines = [
-        f"{len(scored)} images of {num_classes} classes, {how}. {given['arch']}, weights "
-        f"{Path(str(given['weights'])).name}. {given['optimizer']}, "
-        f"epochs {given['epochs'] or 'as by default'}, weight decay {decay}, "
-        f"{given['views']} views, crops of {given['crop_scale'][0]:g} to "
-        f"{given['crop_scale'][1]:g}. In percent, with 95% intervals.\n"
+        f"{images} images of {num_classes} classes, {how}. {given['arch']}, weights "
+        f"{Path(str(given['weights'])).name}. {training}. In percent, with 95% intervals.\n"
     ]
+    if paper is not None:
+        trained = " or ".join(dict.fromkeys(str(len(train)) for train, _ in parts))
+        lines.append("\n" + paper.differences(training, trained, images, num_classes))
     for number in chosen:
         table = TABLES[number]
-        lines.append(f"\nTable {number}. {table.title}\n\n{table.markdown(values, num_classes)}")
+        rows = table.markdown(values, num_classes, paper)
+        lines.append(f"\nTable {number}. {table.title}\n\n{rows}")
     return "".join(lines)
 
 

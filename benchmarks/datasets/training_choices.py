@@ -32,7 +32,7 @@ from sigcam.data import Dataset, labelled, open_dataset
 from sigcam.evaluate.model import Prediction
 from sigcam.evaluate.reports.tables import markdown_table
 from sigcam.evaluate.results.metrics import Result, results
-from sigcam.evaluate.scoring import score_image
+from sigcam.evaluate.scoring import Scoring, score_image
 from sigcam.export.modules import CamGraph, Normalise
 from sigcam.export.options import ExportOptions
 from sigcam.images.preprocess import read_input
@@ -133,7 +133,7 @@ class Scorer:
                 probabilities = graph.softmax_logits(values)[0].softmax(0)
             best = int(probabilities.argmax())
             prediction = Prediction(best, float(probabilities[best]), int(label), cam, cam)
-            found.append(score_image(prediction, sample, placement, 0.2, 0.0))
+            found.append(score_image(prediction, sample, placement, Scoring()))
         return np.stack(found)
 
 

@@ -98,3 +98,93 @@ def test_a_table_shows_its_metrics_and_leaves_out_what_the_data_have_not():
     assert "PxAP" not in text
     for weight in ("= 1 ", "= 2 ", "= 4 "):
         assert weight in text
+
+
+def test_the_figures_of_the_paper_are_whole():
+    from benchmarks.datasets.paper.figures import DATASETS, read_figures
+
+    figures = read_figures()
+    assert "BMVC 2025" in figures["source"]
+    assert tuple(figures["datasets"]) == DATASETS
+    assert [len(figures[f"table{n}"]) for n in range(1, 6)] == [40, 12, 3, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "arch", "variant", "wanted"),
+    [
+        ("cub", "wsol-resnet50", ("cam", "sigmoid"), {"ResNet-50": (13.86, 18.42)}),
+        ("cars", "vgg16", ("layercam", "softmax", False), {"VGG-16": (47.51, 9.7)}),
+        ("cars", "tiny", ("cam", "softmax", False),
+         {"VGG-16": (31.45, 9.68), "ResNet-50": (48.86, 4.32)}),
+        ("imagenet", "inception_v3", ("cam", "sigmoid"), {}),
+        ("cub", "wsol-inceptionv3", ("cam", "sigmoid"), {}),
+    ],
+)  # fmt: skip
+def test_a_row_finds_its_figures_in_the_first_table(dataset, arch, variant, wanted):
+    from benchmarks.datasets.paper.figures import PaperFigures
+    from benchmarks.datasets.paper.recipe import Variant
+
+    rows = PaperFigures(dataset, arch).rows("1", Variant(*variant), 200)
+    assert {b: (row["average_drop"], row["increase"]) for b, row in rows.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("dataset", "number", "variant", "wanted"),
+    [
+        ("imagenet", "2", ("cam", "softmax", False),
+         {"top1_cls": 73.89, "top1_loc": 47.69, "gt_known": 60.8, "max_box_acc_v2": 63.53}),
+        ("openimages", "2", ("gradcam", "sigmoid"), {"top1_cls": 74.02, "pxap": 60.24}),
+        ("imagenet", "4", ("cam", "sigmoid", False),
+         {"top1_loc": 39.82, "gt_known": 50.22, "max_box_acc_v2": 55.78}),
+        ("imagenet", "5", ("cam", "sigmoid", None, 499.5),
+         {"top1_loc": 49.27, "gt_known": 62.36, "max_box_acc_v2": 64.59}),
+        ("imagenet", "4", ("cam", "softmax", True), None),
+        ("openimages", "4", ("cam", "sigmoid", False), None),
+        ("imagenet", "2", ("xgradcam", "sigmoid"), None),
+    ],
+)  # fmt: skip
+def test_a_row_finds_its_figures_in_the_other_tables(dataset, number, variant, wanted):
+    from benchmarks.datasets.paper.figures import PaperFigures
+    from benchmarks.datasets.paper.recipe import Variant
+
+    rows = PaperFigures(dataset, "resnet50").rows(number, Variant(*variant), 1000)
+    assert rows == ({} if wanted is None else {"ResNet-50": wanted})
+
+
+def test_positive_weights_are_matched_by_what_they_are():
+    from benchmarks.datasets.paper.figures import PaperFigures
+    from benchmarks.datasets.paper.recipe import Variant
+
+    paper = PaperFigures("imagenet", "vgg16")
+
+    def gt_known(weight, num_classes):
+        variant = Variant("gradcam", "sigmoid", positive_weight=weight)
+        (row,) = paper.rows("5", variant, num_classes).values()
+        return row["gt_known"]
+
+    assert gt_known(1.0, 7) == gt_known(1.0, 1000) == 12.45
+    assert gt_known(6.0, 7) == gt_known(999.0, 1000) == 59.43
+    assert gt_known(3.0, 7) == gt_known(499.5, 1000)
+    assert gt_known(3.0, 7) not in (12.45, 59.43)
+
+
+def test_the_paper_stands_below_ours_and_at_its_threshold():
+    from benchmarks.datasets.paper.figures import PaperFigures
+    from benchmarks.datasets.paper.tables import TABLES
+
+    table = TABLES["2"]
+    estimate = Estimate(50.0, 40, 60)
+    found = {key: Comparison(estimate, estimate) for key in ("gt_known", "gt_known_best", "pxap")}
+    values = {variant.name: found for variant in table.variants(1000).values()}
+    alone = table.markdown(values, 1000).splitlines()
+    beside = table.markdown(values, 1000, PaperFigures("imagenet", "vgg16")).splitlines()
+    assert "threshold 0.2" not in alone[0]
+    cells = [cell.strip() for cell in beside[0].split("|")]
+    assert cells[2:5] == ["GT-known Loc, threshold 0.2 ↑", "GT-known Loc ↑", "PxAP ↑"]
+    assert [cell.strip() for cell in beside[3].split("|")][1:5] == [
+        "paper, VGG-16",
+        "59.54",
+        "",
+        "",
+    ]
+    assert len(beside) == len(alone) + 4  # CAM and Grad-CAM, either branch
