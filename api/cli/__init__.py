@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
     "explain": ("explain.command", "Predict and explain images with an artifact."),
     "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
+    "sanity": ("sanity", "Check that the map depends on what the network learnt."),
     "info": ("info", "Print the spec and parity report of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),

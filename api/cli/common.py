@@ -25,6 +25,16 @@ def reports_errors(function: F) -> F:
     """Turns sigcam's errors into one line on standard error and an exit code.
 
     Also a missing optional package: its name and the extra that brings it are known.
+
+    Example:
+        >>> @reports_errors
+        ... def command():
+        ...     raise UsageError("name a file")
+        >>> try:
+        ...     command()  # prints "error: name a file" to standard error
+        ... except SystemExit as exc:
+        ...     exc.code
+        2
     """
 
     @functools.wraps(function)
@@ -61,7 +71,11 @@ _EXTRAS = {
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Prints the message to standard error and exits; every process of torchrun does."""
+    """Prints the message to standard error and exits; every process of torchrun does.
+
+    Example:
+        fail("2 of 5 images could not be explained", EXIT_FAILED)
+    """
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
 
@@ -70,33 +84,62 @@ def say(message: str) -> None:
     """Tells the user what is being done; standard output stays for results.
 
     Of several processes under torchrun, the first one speaks.
+
+    Example:
+        >>> say("reading and checking images/")  # on standard error
     """
     if is_first_process():
         click.echo(message, err=True)
 
 
 def is_first_process() -> bool:
-    """Says whether this is the only process, or the one of rank 0 that torchrun started."""
+    """Says whether this is the only process, or the one of rank 0 that torchrun started.
+
+    Example:
+        >>> from unittest import mock
+        >>> with mock.patch.dict(os.environ, RANK="1"):
+        ...     is_first_process()
+        False
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
 def echo(text: str) -> None:
-    """Prints a line of results to standard output.
+    r"""Prints a line of results to standard output.
 
     File names may hold bytes that aren't UTF-8; escapes take their place.
+
+    Example:
+        >>> echo(b"caf\xe9.jpg".decode("utf-8", "surrogateescape"))
+        caf\udce9.jpg
     """
     click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def import_from_here() -> None:
-    """Lets `--arch module:callable` find modules in the working folder."""
+    """Lets `--arch module:callable` find modules in the working folder.
+
+    Example:
+        import_from_here()
+        importlib.import_module("nets")  # nets.py in the working folder
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Bundles click options into one decorator, in the order in which they are given."""
+    """Bundles click options into one decorator, in the order in which they are given.
+
+    Example:
+        >>> size = options(click.option("--height", default=2), click.option("--width", default=3))
+        >>> @click.command()
+        ... @size
+        ... def area(height, width):
+        ...     echo(str(height * width))
+        >>> area(["--width", "5"], standalone_mode=False)
+        10
+    """
 
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):
@@ -184,6 +227,14 @@ def backend_options(function: F) -> F:
     """Adds the options that choose a backend; the command gets them as `backend_options`.
 
     That is a dict of keyword arguments for `sigcam.load`.
+
+    Example:
+        >>> @click.command()
+        ... @backend_options
+        ... def show(backend_options):
+        ...     echo(str(backend_options["threads"]))
+        >>> show(["--threads", "2"], standalone_mode=False)
+        2
     """
 
     @functools.wraps(function)
@@ -200,6 +251,12 @@ def changed_preprocessing(preprocessing: Preprocessing, **changes: Any) -> Prepr
     Args:
         preprocessing: the model's.
         changes: rule, resize, mean, std, layout; None leaves the model's value.
+
+    Example:
+        >>> own = Preprocessing(224, 224, "crop", 256)
+        >>> changed = changed_preprocessing(own, rule="letterbox", resize=None, mean=None)
+        >>> changed.rule, changed.resize, changed.mean == own.mean
+        ('letterbox', None, True)
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if given.get("rule", preprocessing.rule) != "crop":

@@ -63,6 +63,14 @@ def data_options(function: F) -> F:
     """Adds the options that name a data set; the command gets them as `data`.
 
     That is a dict of the arguments of `open_dataset`, for `open_named`.
+
+    Example:
+        >>> @click.command()
+        ... @data_options
+        ... def show(data):
+        ...     print(data["path"])
+        >>> show(["--data", "images"], standalone_mode=False)
+        images
     """
 
     @functools.wraps(function)
@@ -81,6 +89,9 @@ def open_named(data: dict[str, Any]) -> Dataset:
 
     Raises:
         DataError, UsageError: as `open_dataset`.
+
+    Example:
+        dataset = open_named(data)  # `data` as `data_options` passes it
     """
     from sigcam.data import left_out, open_dataset
 

@@ -59,6 +59,10 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
 
     Raises:
         DataError: the folders, or the split's file, aren't there.
+
+    Example:
+        dataset = read_voc(Path("VOCdevkit/VOC2012"), split="val")
+        dataset.classes, len(dataset.samples), dataset.samples[0].boxes
     """
     for name in ("Annotations", "JPEGImages"):
         if not (folder / name).is_dir():

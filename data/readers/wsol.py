@@ -204,6 +204,16 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
 
     Raises:
         DataError: a file can't be read. What is wrong inside is in the result's `problems`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, line in [(IDS_FILE, "a.jpg"), (LABELS_FILE, "a.jpg,3")]:
+        ...         _ = Path(folder, name).write_text(line)
+        ...     Path(folder, "a.jpg").touch()
+        ...     (sample,) = read_wsol(Path(folder)).samples
+        >>> sample.name, sample.label
+        ('a.jpg', 3)
     """
     if not (folder / IDS_FILE).is_file():
         raise DataError(f"{folder / IDS_FILE} is missing: the list of the images, one a line")

@@ -58,6 +58,15 @@ def convolution_backward(
 
     Raises:
         ExportError: the gradient of the weight or the bias is wanted.
+
+    Example:
+        >>> grad, x = torch.tensor([[[1.0, 10.0]]]), torch.zeros(1, 1, 4)
+        >>> weight = torch.tensor([[[1.0, 2.0]]])  # y[o] = x[2 o] + 2 x[2 o + 1]
+        >>> found, _, _ = convolution_backward(
+        ...     grad, x, weight, None, [2], [0], [1], False, [0], 1, [True, False, False]
+        ... )
+        >>> found.tolist()
+        [[[1.0, 2.0, 10.0, 20.0]]]
     """
     del bias_sizes, output_padding
     norm.only_input(output_mask, "convolution")
@@ -79,17 +88,32 @@ def convolution_backward(
 
 
 def addcmul(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
-    """Computes it in plain arithmetic: the operator's broadcasting fails on a symbolic batch."""
+    """Computes it in plain arithmetic: the operator's broadcasting fails on a symbolic batch.
+
+    Example:
+        >>> addcmul(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([3.0]), value=10).item()
+        61.0
+    """
     return x + (one * other if value == 1 else one * other * value)
 
 
 def addcdiv(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
-    """Computes it in plain arithmetic, as `addcmul`."""
+    """Computes it in plain arithmetic, as `addcmul`.
+
+    Example:
+        >>> addcdiv(torch.tensor([1.0]), torch.tensor([6.0]), torch.tensor([3.0]), value=10).item()
+        21.0
+    """
     return x + (one / other if value == 1 else one / other * value)
 
 
 def shrink_backward(grad: Tensor, x: Tensor, limit: float) -> Tensor:
-    """Computes the gradient of `softshrink` and `hardshrink`: none where |x| <= limit."""
+    """Computes the gradient of `softshrink` and `hardshrink`: none where |x| <= limit.
+
+    Example:
+        >>> shrink_backward(torch.ones(3), torch.tensor([-2.0, 0.25, 2.0]), 0.5).tolist()
+        [1.0, 0.0, 1.0]
+    """
     found: Tensor = torch.where(x.abs() <= limit, 0.0, grad)
     return found
 
@@ -98,6 +122,10 @@ def safe_softmax(x: Tensor, axis: int, dtype: torch.dtype | None = None) -> Tens
     """Computes a softmax that is 0, not NaN, in rows that are masked altogether.
 
     Such a row's maximum is -inf, which is cheaper to see than a row of -inf cells.
+
+    Example:
+        >>> safe_softmax(torch.tensor([[1.0, 1.0], [-torch.inf, -torch.inf]]), -1).tolist()
+        [[0.5, 0.5], [0.0, 0.0]]
     """
     masked = x.amax(axis, keepdim=True) == -torch.inf
     found: Tensor = torch.where(masked, 0.0, torch.softmax(x, axis, dtype))
@@ -207,6 +235,10 @@ def untranslatable(graph: fx.Graph) -> list[str]:
 
     Returns:
         Sorted names such as "aten._cdist_backward.default"; empty if all is well.
+
+    Example:
+        traced = make_fx(lambda x: torch.nonzero(x))(torch.ones(2))
+        untranslatable(traced.graph)  # ['aten.nonzero.default']
     """
     known = _translations()
     targets = {node.target: node for node in graph.nodes if node.op == "call_function"}

@@ -45,6 +45,11 @@ def along(grad: Tensor, matrix: Matrix, axis: int) -> Tensor:
 
     Returns:
         [..., in, ...].
+
+    Example:
+        >>> mean_of_pairs = np.array([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
+        >>> along(torch.tensor([[2.0, 6.0]]), mean_of_pairs, -1).tolist()
+        [[1.0, 1.0, 3.0, 3.0]]
     """
     out, length = matrix.shape
     if out == length and bool((matrix == np.eye(out)).all()):
@@ -67,7 +72,13 @@ def avg_pool_backward(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Tensor:
-    """Computes A^T g per axis, A the means of the windows; with a divisor the sums over it."""
+    """Computes A^T g per axis, A the means of the windows; with a divisor the sums over it.
+
+    Example:
+        >>> grad, x = torch.tensor([[[[4.0, 8.0]]]]), torch.zeros(1, 1, 2, 4)
+        >>> avg_pool_backward(grad, x, [2, 2], [], [0, 0], False, True, None).tolist()
+        [[[[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]]]
+    """
     del ceil_mode  # it shows in the gradient's size
     stride = stride or kernel
     spans = zip(_sizes(x, kernel), _sizes(grad, kernel), kernel, stride, padding, strict=True)
@@ -80,13 +91,24 @@ def avg_pool_backward(
 
 
 def adaptive_avg_pool(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Computes A x per axis: the exporter's translation gathers every cell of every window."""
+    """Computes A x per axis: the exporter's translation gathers every cell of every window.
+
+    Example:
+        >>> adaptive_avg_pool(torch.tensor([[[[1.0, 3.0, 5.0, 7.0]]]]), [1, 2]).tolist()
+        [[[[2.0, 6.0]]]]
+    """
     pairs = zip(_sizes(x, sizes), sizes, strict=True)
     return _transposed(x, [matrices.adaptive_mean(i, o).T for i, o in pairs])
 
 
 def adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Computes A^T g per axis, A the means of the adaptive windows."""
+    """Computes A^T g per axis, A the means of the adaptive windows.
+
+    Example:
+        >>> x = torch.zeros(1, 1, 1, 4)
+        >>> adaptive_avg_pool_backward(torch.tensor([[[[2.0, 6.0]]]]), x).tolist()
+        [[[[1.0, 1.0, 3.0, 3.0]]]]
+    """
     sizes = zip(x.shape[2 - x.ndim % 2 :], grad.shape[2 - x.ndim % 2 :], strict=True)
     return _transposed(grad, [matrices.adaptive_mean(i, o) for i, o in sizes])
 
@@ -101,7 +123,14 @@ def max_pool_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Tensor:
-    """Gives the gradient to the first maximum of each window, as PyTorch does."""
+    """Gives the gradient to the first maximum of each window, as PyTorch does.
+
+    Example:
+        >>> x, grad = torch.tensor([[[[1.0, 5.0, 5.0, 2.0]]]]), torch.tensor([[[[10.0, 20.0]]]])
+        >>> indices = torch.tensor([[[[1, 2]]]])
+        >>> max_pool_backward(grad, x, [1, 2], [], [0, 0], [1, 1], False, indices).tolist()
+        [[[[0.0, 10.0, 20.0, 0.0]]]]
+    """
     del ceil_mode, indices
     stride = stride or kernel
     sizes = zip(_sizes(x, kernel), _sizes(grad, kernel), strict=True)
@@ -114,13 +143,25 @@ def max_pool_backward(
 
 
 def adaptive_max_pool(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Computes the maxima of the adaptive windows and their flat positions."""
+    """Computes the maxima of the adaptive windows and their flat positions.
+
+    Example:
+        >>> values, positions = adaptive_max_pool(torch.tensor([[[[1.0, 5.0, 4.0, 2.0]]]]), [1, 2])
+        >>> values.tolist(), positions.tolist()
+        ([[[[5.0, 4.0]]]], [[[[1, 2]]]])
+    """
     pool = _MaxPool(x, _adaptive_cells(x, sizes))
     return pool.values, pool.positions()
 
 
 def adaptive_max_pool_backward(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Gives the gradient to the first maximum of each adaptive window."""
+    """Gives the gradient to the first maximum of each adaptive window.
+
+    Example:
+        >>> x, grad = torch.tensor([[[[1.0, 5.0, 4.0, 2.0]]]]), torch.tensor([[[[10.0, 20.0]]]])
+        >>> adaptive_max_pool_backward(grad, x, torch.tensor([[[[1, 2]]]])).tolist()
+        [[[[0.0, 10.0, 20.0, 0.0]]]]
+    """
     spatial = indices.shape[2 - x.ndim % 2 :]
     return _MaxPool(x, _adaptive_cells(x, spatial)).backward(grad)
 
@@ -189,6 +230,11 @@ def resize(make: Callable[..., Matrix]) -> Callable[..., Tensor]:
 
     Args:
         make: gives A for one axis, `matrices.linear` or `matrices.cubic`.
+
+    Example:
+        >>> enlarge = resize(matrices.linear)
+        >>> enlarge(torch.tensor([[[0.0, 4.0]]]), [3], True).tolist()  # corners aligned
+        [[[0.0, 2.0, 4.0]]]
     """
 
     def forward(x: Tensor, output_size: Sequence[int], align: bool, *scales: Any) -> Tensor:
@@ -204,6 +250,11 @@ def resize_backward(make: Callable[..., Matrix], *, corners: bool) -> Callable[.
     Args:
         make: gives A for one axis, a function of `matrices`.
         corners: whether the operator has an argument that aligns corners.
+
+    Example:
+        >>> backward = resize_backward(matrices.linear, corners=True)
+        >>> backward(torch.tensor([[[1.0, 10.0, 100.0]]]), [3], [1, 1, 2], True).tolist()
+        [[[6.0, 105.0]]]
     """
 
     def backward(
@@ -231,6 +282,12 @@ def pad_backward(mode: Callable[[Indices, int], Indices]) -> Callable[..., Tenso
 
     Args:
         mode: which cells are copied, `matrices.reflected` or `matrices.replicated`.
+
+    Example:
+        >>> backward = pad_backward(matrices.replicated)
+        >>> grad, x = torch.tensor([[[1.0, 10.0, 100.0, 1000.0]]]), torch.zeros(1, 1, 2)
+        >>> backward(grad, x, [2, 0]).tolist()
+        [[[111.0, 1000.0]]]
     """
 
     def backward(grad: Tensor, x: Tensor, padding: Sequence[int]) -> Tensor:
@@ -244,7 +301,13 @@ def pad_backward(mode: Callable[[Indices, int], Indices]) -> Callable[..., Tenso
 def unfold_backward(
     grad: Tensor, input_sizes: Sequence[int], axis: int, size: int, step: int
 ) -> Tensor:
-    """Adds windows back to where they were cut: one-hot A^T g."""
+    """Adds windows back to where they were cut: one-hot A^T g.
+
+    Example:
+        >>> grad = torch.tensor([[1.0, 2.0], [10.0, 20.0]])  # two windows that share a cell
+        >>> unfold_backward(grad, [3], 0, size=2, step=1).tolist()
+        [1.0, 12.0, 20.0]
+    """
     axis %= len(input_sizes)
     index = matrices.windows(grad.shape[axis], size, step, 0).ravel()
     laid = grad.movedim(-1, axis + 1).flatten(axis, axis + 1)
@@ -258,7 +321,13 @@ def im2col(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """Computes `unfold`: the cells of all windows, one-hot A x; padding reads 0."""
+    """Computes `unfold`: the cells of all windows, one-hot A x; padding reads 0.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, 2.0, 3.0]]]])
+        >>> im2col(x, [1, 2], [1, 1], [0, 0], [1, 1]).tolist()  # one column a window
+        [[[1.0, 2.0], [2.0, 3.0]]]
+    """
     size = _sizes(x, kernel)
     spans, outs = _window_spans(size, kernel, dilation, padding, stride)
     laid = _transposed(x, [matrix.T for matrix in _window_cells(spans, outs)])
@@ -275,7 +344,13 @@ def col2im(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """Computes `fold`, `unfold`'s gradient: adds up the cells of all windows, one-hot A^T x."""
+    """Computes `fold`, `unfold`'s gradient: adds up the cells of all windows, one-hot A^T x.
+
+    Example:
+        >>> windows = torch.tensor([[[1.0, 2.0], [10.0, 20.0]]])
+        >>> col2im(windows, [1, 3], [1, 2], [1, 1], [0, 0], [1, 1]).tolist()  # 2 + 10 overlap
+        [[[[1.0, 12.0, 20.0]]]]
+    """
     spans, outs = _window_spans(size, kernel, dilation, padding, stride)
     wide = _split_axis(_split_axis(x, -1, outs), -3, (-1, *kernel))
     laid = wide.transpose(-3, -2).flatten(-2).flatten(-3, -2)

@@ -188,6 +188,10 @@ def cubic(length: int, out: int, align_corners: bool, scale: float | None) -> Ma
     """Returns the matrix of cubic convolution over four cells with a = -0.75 (Keys, 1981).
 
     Edges are replicated. The arguments are those of `linear`.
+
+    Example:
+        >>> cubic(4, 3, True, None).tolist()
+        [[1.0, 0.0, 0.0, 0.0], [-0.09375, 0.59375, 0.59375, -0.09375], [0.0, 0.0, 0.0, 1.0]]
     """
     at = _centres(length, out, align_corners, scale)
     first = np.floor(at).astype(np.int64)
@@ -214,6 +218,10 @@ def nearest(length: int, out: int, scale: float | None, half: float = 0.0) -> Ma
         out: how many cells the output has.
         scale: output per input cell, where the operator was given it; else out / length.
         half: 0, or 0.5 for `nearest-exact`.
+
+    Example:
+        >>> nearest(2, 3, None).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
     # The product in float32, as PyTorch takes it: a rounding moves a cell.
     ratio = np.float32(_ratio(length, out, scale))
@@ -232,6 +240,10 @@ def padded(length: int, before: int, after: int, mode: Callable[[Indices, int], 
 
     Returns:
         [before + length + after, length].
+
+    Example:
+        >>> padded(2, 1, 1, replicated).tolist()
+        [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
     at = np.arange(-before, length + after, dtype=np.int64)
     return one_hot(mode(at, length), length)
@@ -268,5 +280,10 @@ def replicated(at: Indices, length: int) -> Indices:
 
 
 def is_whole(index: Sequence[int], length: int) -> bool:
-    """Returns whether an index reads every cell once and in order, so that nothing moves."""
+    """Returns whether an index reads every cell once and in order, so that nothing moves.
+
+    Example:
+        >>> is_whole([0, 1, 2], 3), is_whole([0, 2, 1], 3)
+        (True, False)
+    """
     return list(index) == list(range(length))

@@ -18,7 +18,12 @@ _aten = torch.ops.aten
 
 
 def constant_pad_nd(x: Tensor, padding: Sequence[int], value: float = 0) -> Any:
-    """Writes negative padding as slices: backends differ on ONNX's negative pads."""
+    """Writes negative padding as slices: backends differ on ONNX's negative pads.
+
+    Example:
+        >>> constant_pad_nd(torch.tensor([1.0, 2.0, 3.0]), [-1, 2], 9.0).tolist()
+        [2.0, 3.0, 9.0, 9.0]
+    """
     if all(amount >= 0 for amount in padding):
         if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PythonDispatcher):
             return NotImplemented
@@ -38,7 +43,13 @@ def constant_pad_nd(x: Tensor, padding: Sequence[int], value: float = 0) -> Any:
 def slice_backward(
     grad: Tensor, sizes: Sequence[int], axis: int, start: int, end: int, step: int
 ) -> Tensor:
-    """Puts the slice back among zeros: padding, after zeros between the rows for a step."""
+    """Puts the slice back among zeros: padding, after zeros between the rows for a step.
+
+    Example:
+        >>> grad = torch.tensor([1.0, 2.0])  # of x[1:5:2], where x has 6 values
+        >>> slice_backward(grad, [6], 0, 1, 5, 2).tolist()
+        [0.0, 1.0, 0.0, 2.0, 0.0, 0.0]
+    """
     del end  # it shows in the gradient's size
     axis %= len(sizes)
     length, count = sizes[axis], grad.shape[axis]
@@ -50,7 +61,12 @@ def slice_backward(
 
 
 def select_backward(grad: Tensor, sizes: Sequence[int], axis: int, index: int) -> Tensor:
-    """Puts one row back among zeros by padding."""
+    """Puts one row back among zeros by padding.
+
+    Example:
+        >>> select_backward(torch.tensor([1.0, 2.0]), [3, 2], 0, -1).tolist()
+        [[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]]
+    """
     axis %= len(sizes)
     index %= sizes[axis]
     return _pad(grad.unsqueeze(axis), axis, index, sizes[axis] - 1 - index)
@@ -64,14 +80,26 @@ def _pad(x: Tensor, axis: int, before: int, after: int) -> Tensor:
 
 
 def scatter(x: Tensor, axis: int, index: Tensor, source: Tensor) -> Any:
-    """Puts one value per row where the index says: the gradient of a maximum along an axis."""
+    """Puts one value per row where the index says: the gradient of a maximum along an axis.
+
+    Example:
+        >>> index, source = torch.tensor([[2], [0]]), torch.tensor([[5.0], [7.0]])
+        >>> scatter(torch.zeros(2, 3), 1, index, source).tolist()
+        [[0.0, 0.0, 5.0], [7.0, 0.0, 0.0]]
+    """
     if x.ndim == 0 or index.shape != source.shape or index.shape[axis] != 1:
         return NotImplemented
     return torch.where(_one_hot(index, x, axis), source, x)
 
 
 def scatter_add(x: Tensor, axis: int, index: Tensor, source: Tensor) -> Any:
-    """Computes the gradient of `gather`: x + sum_k [index_k = row] source_k, no reduction."""
+    """Computes the gradient of `gather`: x + sum_k [index_k = row] source_k, no reduction.
+
+    Example:
+        >>> index, source = torch.tensor([1, 1, 0]), torch.tensor([10.0, 20.0, 5.0])
+        >>> scatter_add(torch.zeros(3), 0, index, source).tolist()
+        [5.0, 30.0, 0.0]
+    """
     if x.ndim == 0 or index.shape != source.shape:
         return NotImplemented
     for row in range(index.shape[axis]):
@@ -88,7 +116,13 @@ def _one_hot(index: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def index_add(x: Tensor, axis: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """Computes the gradient of `index_select`: x + M^T source with M[k, n] = [index_k = n]."""
+    """Computes the gradient of `index_select`: x + M^T source with M[k, n] = [index_k = n].
+
+    Example:
+        >>> index, source = torch.tensor([1, 1, 0]), torch.tensor([10.0, 20.0, 5.0])
+        >>> index_add(torch.zeros(3), 0, index, source).tolist()
+        [5.0, 30.0, 0.0]
+    """
     rows = torch.arange(x.shape[axis], device=x.device)
     hot = (index.reshape(-1, 1) == rows).to(x.dtype)
     added = (source.movedim(axis, -1) @ hot).movedim(-1, axis)
@@ -96,7 +130,13 @@ def index_add(x: Tensor, axis: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def index(x: Tensor, indices: Sequence[Tensor | None]) -> Any:
-    """Indexes one axis by `index_select`: one Gather, where the exporter has GatherND."""
+    """Indexes one axis by `index_select`: one Gather, where the exporter has GatherND.
+
+    Example:
+        >>> x = torch.tensor([[1, 2, 3], [4, 5, 6]])
+        >>> index(x, [None, torch.tensor([2, -2])]).tolist()
+        [[3, 2], [6, 5]]
+    """
     used = [(axis, index) for axis, index in enumerate(indices) if index is not None]
     if len(used) != 1 or used[0][1].dtype == torch.bool:
         return NotImplemented
@@ -112,6 +152,12 @@ def index_put(
     """Computes the gradient of indexing with integers in neighbouring axes, as `index_add`.
 
     The axes are flattened to one, i_0 n_1 + i_1 for two.
+
+    Example:
+        >>> rows, columns = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0])
+        >>> values = torch.tensor([5.0, 10.0, 20.0])
+        >>> index_put(torch.zeros(2, 3), [rows, columns], values, accumulate=True).tolist()
+        [[0.0, 0.0, 5.0], [30.0, 0.0, 0.0]]
     """
     used = [axis for axis, index in enumerate(indices) if index is not None]
     first, last = used[0], used[-1]

@@ -19,7 +19,14 @@ from sigcam.core.errors import ExportError
 def layer_norm(
     x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `native_layer_norm`: the output, the mean and 1 / deviation over the last axes."""
+    """Computes `native_layer_norm`: the output, the mean and 1 / deviation over the last axes.
+
+    Example:
+        >>> import torch
+        >>> found, mean, rstd = layer_norm(torch.tensor([[1.0, 5.0]]), [2], None, None, eps=0.0)
+        >>> found.tolist(), mean.tolist(), rstd.tolist()
+        ([[-1.0, 1.0]], [[3.0]], [[0.5]])
+    """
     scaled, mean, rstd = _normalised(x, _last(shape), eps)
     return _affine(scaled, weight, bias), mean, rstd
 
@@ -34,7 +41,16 @@ def layer_norm_backward(
     bias: Tensor | None,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """Computes the input's gradient of layer normalisation."""
+    """Computes the input's gradient of layer normalisation.
+
+    Example:
+        >>> import torch
+        >>> x, grad = torch.tensor([[1.0, 1.0, 5.0, 5.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+        >>> _, mean, rstd = layer_norm(x, [4], None, None, eps=0.0)
+        >>> mask = [True, False, False]
+        >>> layer_norm_backward(grad, x, [4], mean, rstd, None, None, mask)[0].tolist()
+        [[0.25, -0.25, 0.0, 0.0]]
+    """
     del bias
     only_input(output_mask, "layer normalisation")
     grad = grad if weight is None else grad * weight
@@ -51,7 +67,17 @@ def group_norm(
     groups: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes `native_group_norm`: the output, and mean and 1 / deviation of each group [B, G]."""
+    """Computes `native_group_norm`: the output, and mean and 1 / deviation of each group [B, G].
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[1.0], [5.0], [10.0], [30.0]]])  # four channels in two groups
+        >>> found, mean, rstd = group_norm(x, None, None, 1, 4, 1, 2, eps=0.0)
+        >>> mean.tolist()
+        [[3.0, 20.0]]
+        >>> found.flatten().tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
     del cells
     scaled, mean, rstd = _normalised(x.reshape(batch, groups, -1), [-1], eps)
     wide = [channels] + [1] * (x.ndim - 2)
@@ -71,7 +97,17 @@ def group_norm_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """Computes the input's gradient of group normalisation."""
+    """Computes the input's gradient of group normalisation.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[1.0, 1.0], [5.0, 5.0]]])  # two channels, one group
+        >>> grad = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+        >>> _, mean, rstd = group_norm(x, None, None, 1, 2, 2, 1, eps=0.0)
+        >>> mask = [True, False, False]
+        >>> group_norm_backward(grad, x, mean, rstd, None, 1, 2, 2, 1, mask)[0].tolist()
+        [[[0.25, -0.25], [0.0, 0.0]]]
+    """
     del cells
     only_input(output_mask, "group normalisation")
     if weight is not None:
@@ -98,6 +134,15 @@ def batch_norm_backward(
 
     Raises:
         ExportError: batch statistics are used; the prediction would depend on the batch.
+
+    Example:
+        >>> import torch
+        >>> grad, x, var = torch.ones(1, 2, 1), torch.zeros(1, 2, 1), torch.tensor([4.0, 0.25])
+        >>> found, _, _ = batch_norm_backward(
+        ...     grad, x, None, torch.zeros(2), var, None, None, False, 0.0, [True, False, False]
+        ... )
+        >>> found.flatten().tolist()
+        [0.5, 2.0]
     """
     del running_mean, mean, rstd
     only_input(output_mask, "batch normalisation")
@@ -118,7 +163,16 @@ def var_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Computes the variance sum((x - mean)^2) / (n - correction), and the mean."""
+    """Computes the variance sum((x - mean)^2) / (n - correction), and the mean.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 3.0, 5.0]])
+        >>> var_mean(x, [1])
+        (tensor([4.]), tensor([3.]))
+        >>> var_mean(x, [1], correction=0)[0]
+        tensor([2.6667])
+    """
     axes = list(axes) if axes else list(range(x.ndim))
     mean = x.mean(axes, keepdim=True)
     count: Any = 1
@@ -138,7 +192,13 @@ def std_mean(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Computes the root of `var_mean`'s variance, and the mean."""
+    """Computes the root of `var_mean`'s variance, and the mean.
+
+    Example:
+        >>> import torch
+        >>> std_mean(torch.tensor([[1.0, 3.0, 5.0]]), [1])
+        (tensor([2.]), tensor([3.]))
+    """
     var, mean = var_mean(x, axes, correction=correction, keepdim=keepdim)
     return var.sqrt(), mean
 
@@ -152,6 +212,13 @@ def only_input(output_mask: Sequence[bool], what: str) -> None:
 
     Raises:
         ExportError: the gradient of a parameter is wanted.
+
+    Example:
+        >>> only_input([True, False, False], "convolution")
+        >>> only_input([True, True, False], "convolution")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.ExportError: a parameter of a convolution needs a gradient; only the ...
     """
     if any(output_mask[1:]):
         raise ExportError(

@@ -77,6 +77,17 @@ def partition(joint: fx.GraphModule, targets: int) -> Partition:
 
     Raises:
         ExportError: the backward pass mixes the images of a batch.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> def joint(x, cotangent):  # z = exp(x), and x is the branch layer's value and the target
+        ...     z = x.exp()
+        ...     return z, x, x, cotangent * z
+        >>> traced = make_fx(joint, tracing_mode="symbolic")(torch.zeros(5, 1), torch.zeros(5, 1))
+        >>> parts = partition(traced, targets=1)
+        >>> z, _, _, saved = parts.forward(torch.zeros(1, 1))
+        >>> parts.backward(saved, torch.tensor([[2.0]]))
+        (tensor([[2.]]),)
     """
     graph = joint.graph
     x, cotangent = graph.find_nodes(op="placeholder")

@@ -37,6 +37,13 @@ def unexpanded(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | Non
     Returns:
         The backward part with a gradient [M, N, 1, 1] instead of [M, N, h, w]; None where the
         gradient isn't the same at all positions by construction.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda base: (base.expand(2, 5, 3, 4) / 12,))(torch.zeros(2, 5, 1, 1))
+        >>> narrow = unexpanded(traced, Layout("nchw", (5, 3, 4)))
+        >>> narrow(torch.ones(2, 5, 1, 1))[0].shape
+        torch.Size([2, 5, 1, 1])
     """
     if layout.kind != "nchw":
         return None
@@ -65,6 +72,14 @@ def pooled(backward: fx.GraphModule, layout: Layout) -> fx.GraphModule | None:
         The backward part with the gradient's mean [M, N] as its output; None where its last
         product isn't one with a constant matrix that only linear operators without other
         inputs follow.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> matrix = torch.ones(4, 60)  # of a linear layer behind flatten, 5 channels of 3x4
+        >>> traced = make_fx(lambda c: ((c @ matrix).view(-1, 5, 3, 4),))(torch.zeros(2, 4))
+        >>> short = pooled(traced, Layout("nchw", (5, 3, 4)))
+        >>> short.pooled_weight.shape, short(torch.ones(2, 4))[0].shape
+        (torch.Size([4, 5]), torch.Size([2, 5]))
     """
     copied = fx.GraphModule(backward, _copied(backward.graph))
     (gradient,) = outputs_of(copied.graph)

@@ -44,6 +44,14 @@ def simplify(module: fx.GraphModule) -> fx.GraphModule:
 
     Returns:
         `module`.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda x: x.clone().relu_())(torch.zeros(2))
+        >>> [str(node.target) for node in traced.graph.nodes]
+        ['x_1', 'aten.clone.default', 'aten.relu_.default', 'output']
+        >>> [str(node.target) for node in simplify(traced).graph.nodes]
+        ['x_1', 'aten.relu.default', 'output']
     """
     graph = module.graph
     # First of all: a copy may be there only to be changed in place.
@@ -75,6 +83,13 @@ def prepare(graph: fx.Graph) -> None:
 
     Args:
         graph: what `torch.export` made, with its composite operators whole and its values noted.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> flat = graph.call_function(_aten.view.default, (graph.placeholder("x"), [4]))
+        >>> prepare(graph)
+        >>> str(flat.target)
+        'aten.reshape.default'
     """
     for node in list(graph.nodes):
         if node.target is _aten.view.default:

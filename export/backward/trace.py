@@ -48,6 +48,11 @@ def trace_gradient(
 
     Raises:
         ExportError: an operator's gradient can't be traced or has no translation.
+
+    Example:
+        parts = trace_gradient(cut.tail, head.trunk, cut.nodes, cut.shape)
+        z, value, *rest = parts.forward(entry)  # rest: the target values, then the saved values
+        gradients = parts.backward(*rest[len(cut.nodes):], cotangent)
     """
     joint = _Joint(_prepared(tail), _prepared(trunk), targets).eval()
     module = _traced(joint, entry_shape)

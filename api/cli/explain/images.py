@@ -37,6 +37,10 @@ def explain_images(
         names: of the images in it, without suffix; those of an image's several classes get
             the class's id.
         suffix: of the maps' files, without a dot.
+
+    Example:
+        plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
+        explain_images(session, [Path("cat.jpg")], plan, Path("maps"), ["cat"], "png")
     """
     from sigcam.core.errors import ImageError
     from sigcam.core.threads import WAITING, Stopwatch, in_order
@@ -84,7 +88,16 @@ def explain_images(
 
 
 def find_images(arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Yields files as they are, and the images of folders (recursively) and of globs, sorted."""
+    """Yields files as they are, and the images of folders (recursively) and of globs, sorted.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b.png", "a.jpg", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in find_images((folder, "c.jpg"))]
+        ['a.jpg', 'b.png', 'c.jpg']
+    """
     from sigcam.images.listing import list_images
 
     for argument in arguments:
@@ -113,7 +126,12 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
-    """Gives each image a distinct name without suffix; inside a folder argument its subpath."""
+    """Gives each image a distinct name without suffix; inside a folder argument its subpath.
+
+    Example:
+        >>> output_names([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")], ())
+        ['cat', 'cat-2', 'dog']
+    """
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     names: list[str] = []
     taken: set[str] = set()

@@ -42,7 +42,12 @@ class Plan:
 
 
 def default_readers() -> int:
-    """Returns half of the cores, at most 8: the backend needs the others."""
+    """Returns half of the cores, at most 8: the backend needs the others.
+
+    Example:
+        >>> 1 <= default_readers() <= 8
+        True
+    """
     return max(1, min(8, (os.cpu_count() or 1) // 2))
 
 
@@ -81,6 +86,10 @@ def print_results(
         explanations: of the image.
         as_json: which of both.
         more: further entries of the JSON object.
+
+    Example:
+        >>> print_results("clip.mp4#30", [], as_json=True, frame=30)
+        {"image": "clip.mp4#30", "frame": 30, "explanations": []}
     """
     if as_json:
         record = {"image": name, **more, "explanations": [e.to_dict() for e in explanations]}

@@ -35,6 +35,10 @@ def explain_video(
             those between explained ones show the latest map.
         every: N.
         max_pixels: larger frames are refused.
+
+    Example:
+        plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
+        explain_video(session, Path("clip.mp4"), plan, Path("overlay.mp4"), 5, DEFAULT_MAX_PIXELS)
     """
     from sigcam.core.threads import WAITING, Stopwatch, in_order
     from sigcam.images.video import VideoReader
@@ -136,6 +140,13 @@ def the_video(
 
     Raises:
         UsageError: a video beside other arguments, or options that don't fit.
+
+    Example:
+        >>> from sigcam.cli.explain.output import Plan
+        >>> plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
+        >>> the_video(("cat.jpg", "dog.jpg"), plan, None, None, None)
+        >>> the_video(("clip.mp4",), plan, Path("overlay.mp4"), None, None).name
+        'clip.mp4'
     """
     from sigcam.images.video import VIDEO_SUFFIXES, codec_of
 
