@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("page.html")
 BOX_THRESHOLD = 0.2
 WIDTH = 480
+TITLES = {"softmax": "softmax CAM", "centred": "centred CAM", "sigmoid": "sigmoid map"}
+"""The maps' names and titles, in the order of the page."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One image, explained by the softmax and by the sigmoid branch."""
+    """One image with its maps.
+
+    Attributes:
+        name: the image's file.
+        maps: an explanation by each of `TITLES`.
+    """
 
     name: str
-    softmax: Explanation
-    sigmoid: Explanation
+    maps: Mapping[str, Explanation]
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,11 @@ class ShiftRow:
 
     Attributes:
         text: what was done to the weights.
-        softmax, sigmoid: one explanation per image.
+        maps: by each of `TITLES` one explanation per image.
     """
 
     text: str
-    softmax: Sequence[Explanation]
-    sigmoid: Sequence[Explanation]
+    maps: Mapping[str, Sequence[Explanation]]
 
 
 def write_page(
@@ -60,7 +65,7 @@ def write_page(
     trained_on: str,
 ) -> Path:
     """Writes the page to `path` whole or not at all, and returns `path`."""
-    height, width = panels[0].sigmoid.image.shape[:2]
+    height, width = panels[0].maps["sigmoid"].image.shape[:2]
     shown = {panel.name for panel in panels}
     credits_shown = [text for name, text in CREDITS.items() if name in shown]
     page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -80,18 +85,21 @@ def write_page(
 
 
 def _panel(panel: Panel) -> str:
-    sigmoid, softmax = panel.sigmoid, panel.softmax
+    sigmoid = panel.maps["sigmoid"]
     evidence = "" if sigmoid.evidence is None else f", evidence {sigmoid.evidence:.3f}"
-    figures = (
+    figures = [
         _figure(
             sigmoid.image,
             sigmoid.label,
             f"{panel.name}: probability {sigmoid.probability:.3f}{evidence}",
-        ),
-        _figure(softmax.overlay(), "softmax CAM", _remark(softmax)),
-        _figure(sigmoid.overlay(box_threshold=BOX_THRESHOLD), "sigmoid map, box", _remark(sigmoid)),
-    )
-    return f'<div class="row">{"".join(figures)}</div>'
+        )
+    ]
+    for name, title in TITLES.items():
+        one = panel.maps[name]
+        box = BOX_THRESHOLD if name == "sigmoid" else None
+        title = f"{title}, box" if box else title
+        figures.append(_figure(one.overlay(box_threshold=box), title, _remark(one)))
+    return f'<div class="row four">{"".join(figures)}</div>'
 
 
 def _remark(explanation: Explanation) -> str:
@@ -99,19 +107,18 @@ def _remark(explanation: Explanation) -> str:
 
 
 def _shift_blocks(panels: Sequence[Panel], shifts: Sequence[ShiftRow]) -> str:
-    """Renders two rows per image, softmax and sigmoid, with a column for each shift."""
+    """Renders a row per image and map, with a column for each shift."""
     parts = []
     for index, panel in enumerate(panels):
-        parts.append(f"<h3>{escape(panel.sigmoid.label)} ({escape(panel.name)})</h3>")
+        label = panel.maps["sigmoid"].label
+        parts.append(f"<h3>{escape(label)} ({escape(panel.name)})</h3>")
         figures = []
-        for branch in ("softmax CAM", "sigmoid map"):
+        for name, title in TITLES.items():
             for row in shifts:
-                chosen = row.softmax if branch == "softmax CAM" else row.sigmoid
-                base = shifts[0].softmax if branch == "softmax CAM" else shifts[0].sigmoid
-                found = chosen[index]
+                found = row.maps[name][index]
                 text = f"{row.text}; {found.label} {found.probability:.5f}"
-                drift = _drift(found, base[index])
-                figures.append(_figure(found.overlay(), branch, text + drift))
+                drift = _drift(found, shifts[0].maps[name][index])
+                figures.append(_figure(found.overlay(), title, text + drift))
         parts.append(f'<div class="row">{"".join(figures)}</div>')
     return "\n".join(parts)
 

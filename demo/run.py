@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +24,27 @@ if TYPE_CHECKING:
     from sigcam.classifier.build import BuiltClassifier
 
 
+CHOICES: Mapping[str, ExportOptions] = {
+    "softmax": ExportOptions(branch="softmax", nwc=False),
+    "centred": ExportOptions(branch="centred", nwc=False),
+    "sigmoid": ExportOptions(),
+}
+"""The maps that the demo compares, by the names that `page.TITLES` gives titles to."""
+
+
 @dataclass(frozen=True)
 class Artifacts:
-    """The files that the demo exports into its folder."""
+    """The files that the demo exports into its folder.
 
-    sigmoid: Path
-    softmax: Path
+    Attributes:
+        maps: the artifact of each of `CHOICES`.
+        classifier: the network alone.
+        shifted: for each shift of the softmax weights the artifact of each of `CHOICES`.
+    """
+
+    maps: Mapping[str, Path]
     classifier: Path
-    shifted: tuple[tuple[Shift, Path, Path], ...]  # softmax file, sigmoid file
+    shifted: tuple[tuple[Shift, Mapping[str, Path]], ...]
 
 
 def run_demo(
@@ -57,7 +71,8 @@ def run_demo(
     network = load_network()
     artifacts = export_all(network, out, say)
     panels: list[Panel] = []
-    with load(artifacts.sigmoid) as sigmoid, load(artifacts.softmax) as softmax:
+    with ExitStack() as stack:
+        sessions = {name: stack.enter_context(load(path)) for name, path in artifacts.maps.items()}
         for path in images:
             say(f"explaining {path.name}")
             try:
@@ -65,51 +80,49 @@ def run_demo(
             except ImageError as exc:
                 say(f"left out: {exc}")
                 continue
-            panels.append(Panel(path.name, softmax.explain(image)[0], sigmoid.explain(image)[0]))
+            found = {name: session.explain(image)[0] for name, session in sessions.items()}
+            panels.append(Panel(path.name, found))
         if not panels:
             raise ImageError("none of the images could be read; see the messages above")
         rows = explain_shifts(artifacts, panels)
         say("timing, classification alone and with the map, alternating")
-        timing = time_all(sigmoid, artifacts, panels[0], rounds)
+        timing = time_all(sessions["sigmoid"], artifacts, panels[0], rounds)
     page = write_page(out / "index.html", panels, rows, timing, network.trained_on or "")
     say(f"done: {page}")
     return page
 
 
 def export_all(network: BuiltClassifier, out: Path, say: Callable[[str], None]) -> Artifacts:
-    """Exports what the demo compares: both branches, each shift, classification alone."""
-    classic = ExportOptions(branch="softmax", nwc=False)
-    sigmoid, softmax, classifier = (
-        out / f"{name}.onnx" for name in ("sigmoid", "softmax", "classifier")
-    )
-    say("exporting the sigmoid branch's artifact")
-    export_artifact(network, sigmoid)
-    say("exporting the softmax branch's artifact (classic CAM) and the bare classifier")
-    export_artifact(network, softmax, classic)
+    """Exports what the demo compares: every map, each shift, classification alone."""
+    say("exporting the classic map's artifact, the centred one's and the sigmoid branch's")
+    maps = _export_maps(network, out, "")
+    say("exporting the bare classifier")
+    classifier = out / "classifier.onnx"
     export_classifier(network, classifier)
     shifted = []
     for shift in SHIFTS:
-        say(f"exporting both again, the softmax branch shifted: {shift.text}")
+        say(f"exporting all again, the softmax branch shifted: {shift.text}")
         moved = replace(network, dual=shift_softmax(network.dual, shift))
-        files = [out / f"shift-{shift.name}-{branch}.onnx" for branch in ("softmax", "sigmoid")]
-        export_artifact(moved, files[0], classic)
-        export_artifact(moved, files[1])
-        shifted.append((shift, files[0], files[1]))
-    return Artifacts(sigmoid, softmax, classifier, tuple(shifted))
+        shifted.append((shift, _export_maps(moved, out, f"shift-{shift.name}-")))
+    return Artifacts(maps, classifier, tuple(shifted))
+
+
+def _export_maps(network: BuiltClassifier, out: Path, prefix: str) -> dict[str, Path]:
+    files = {name: out / f"{prefix}{name}.onnx" for name in CHOICES}
+    for name, options in CHOICES.items():
+        export_artifact(network, files[name], options)
+    return files
 
 
 def explain_shifts(artifacts: Artifacts, panels: Sequence[Panel]) -> list[ShiftRow]:
     """Explains every image with every shifted model."""
-    rows = [ShiftRow("as trained", [p.softmax for p in panels], [p.sigmoid for p in panels])]
-    for shift, softmax_file, sigmoid_file in artifacts.shifted:
-        with load(softmax_file) as softmax, load(sigmoid_file) as sigmoid:
-            rows.append(
-                ShiftRow(
-                    shift.text,
-                    [softmax.explain(p.softmax.image)[0] for p in panels],
-                    [sigmoid.explain(p.sigmoid.image)[0] for p in panels],
-                )
-            )
+    rows = [ShiftRow("as trained", {name: [p.maps[name] for p in panels] for name in CHOICES})]
+    for shift, files in artifacts.shifted:
+        found = {}
+        for name, file in files.items():
+            with load(file) as session:
+                found[name] = [session.explain(panel.maps[name].image)[0] for panel in panels]
+        rows.append(ShiftRow(shift.text, found))
     return rows
 
 
@@ -123,12 +136,12 @@ def time_all(session: Session, artifacts: Artifacts, panel: Panel, rounds: int) 
 
     options = BackendOptions(spinning=False)  # two backends would spin against each other
     kind = backend_class(session.backend_name)
-    image = panel.sigmoid.image
+    image = panel.maps["sigmoid"].image
     prepared, _ = prepare(image, session.spec.preprocessing)
     feeds = {"image": prepared[None]}
     plain = kind.open(artifacts.classifier, options)
     control = kind.open(artifacts.classifier, options)
-    fused = kind.open(artifacts.sigmoid, options)
+    fused = kind.open(artifacts.maps["sigmoid"], options)
     session = Session(ExportedModel(session.spec, fused))
     try:
         return alternate(

@@ -10,7 +10,7 @@ import torch
 
 from sigcam.core.progress import Bar
 from sigcam.train.checkpoint import Interruption
-from sigcam.train.fit import Fit, mode, right_answers
+from sigcam.train.fit import Fit, mode, right_answers, small_steps_alone
 from sigcam.train.samples import Indices, epoch_order
 
 
@@ -31,7 +31,7 @@ def fit_adam(fit: Fit, resume: bool) -> None:
     if resume:
         fit.resume(optimizer)
     net = fit.world.parallel(fit.classifier)
-    with mode(net, training=True), Interruption() as interruption:
+    with mode(net, training=True), small_steps_alone(fit), Interruption() as interruption:
         while fit.state.epoch < epochs:
             started = time.perf_counter()
             _epoch(fit, net, optimizer, interruption)

@@ -261,7 +261,7 @@ def _with_preset(
 def _open(data: dict[str, Any], labels: str) -> Dataset:
     """Opens the data set: with a class for each image, or any images where they are predicted."""
     from sigcam.data import labelled, left_out
-    from sigcam.train.unlabelled import open_images
+    from sigcam.data import open_images
 
     if labels == "given":
         return labelled(open_named(data))

@@ -116,13 +116,13 @@ class Scorer:
         with torch.no_grad():
             self._entries = [front(normalise(torch.from_numpy(one.tensor[None]))) for one in read]
 
-    def _cam_graph(self, branch: Branch, nwc: bool | None) -> CamGraph:
-        options = ExportOptions("cam", branch, nwc, has_sigmoid=branch == "sigmoid")
+    def _cam_graph(self, branch: Branch, nwc: bool | None, signed: bool = False) -> CamGraph:
+        options = ExportOptions("cam", branch, nwc, signed, has_sigmoid=branch == "sigmoid")
         return CamGraph(self._workshop.dual, options)
 
-    def records(self, branch: Branch, nwc: bool) -> Array:
+    def records(self, branch: Branch, nwc: bool, signed: bool = False) -> Array:
         """Records [P] of one kind of map, by the branch as it is now."""
-        graph = self._cam_graph(branch, nwc)
+        graph = self._cam_graph(branch, nwc, signed)
         found = []
         for entry, label, placement, sample in zip(
             self._entries, self._labels, self._placements, self._samples, strict=True
@@ -162,8 +162,12 @@ def _of_fold(
         workshop.train(*choice.made(seed))
         for nwc in (True, False):
             yield _label(choice.label, nwc), scorer.records("sigmoid", nwc)
-    for nwc in (True, False):
-        yield _label("softmax branch", nwc), scorer.records("softmax", nwc)
+    branches: tuple[Branch, ...] = ("softmax", "centred")
+    for branch in branches:
+        for nwc in (True, False):
+            yield _label(f"{branch} branch", nwc), scorer.records(branch, nwc)
+    signed = scorer.records("softmax", nwc=False, signed=True)
+    yield "softmax branch, no clamping, signed", signed
 
 
 def _label(what: str, nwc: bool) -> str:

@@ -55,7 +55,7 @@ def compare_on_pets(backbone: Backbone, dataset: Dataset, size: Size, out: Path)
         run(f"softmax{end}", lambda f, n=nwc: Source(f.softmax, nwc=n))  # type: ignore[misc]
         run(f"centred{end}", lambda f, n=nwc: Source(f.softmax, centred=True, nwc=n))  # type: ignore[misc]
         for kind in (KINDS[0], KINDS[2], KINDS[3]):
-            if nwc and kind.fit.non_negative:
+            if nwc and not kind.clamped:
                 continue
             for seed in size.seeds:
                 fit = replace(kind.fit, epochs=3, seed=seed)

@@ -44,6 +44,8 @@ from sigcam.evaluate.mosaics import Mosaic, MosaicOptions, make_mosaics
 VIEWS = 4
 EPOCHS = 9  # as many steps as three epochs of twelve views
 SEEDS = (0, 1, 2)
+MANY = 30
+"""Classes from which on insertion, deletion and ROAD are measured too."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Size:
         seeds: what sigmoid branches are trained with.
     """
 
-    images: int = 300
-    further: int = 40
+    images: int = 240
+    further: int = 32
     mosaics: tuple[int, int] = (150, 60)
     seeds: tuple[int, ...] = SEEDS
 
@@ -173,7 +175,8 @@ class Task:
         rank = np.argsort(np.argsort(self.chosen))  # from a sorted read back to the drawn order
         features, logits = features[rank], logits[rank]
         found["sensitivity"] = sensitivity(source, features, logits)
-        count = self.size.further if further else 0
+        # Curves take a minute; with few classes there are few images of them.
+        count = self.size.further if further and self.train.num_classes >= MANY else 0
         found |= faithfulness(self.subject, source, self.images, features, logits, further=count)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -195,18 +198,20 @@ class Kind:
         label: in files and tables.
         fit: how it is trained, but for the seed.
         targets: "given" labels, or the classifier's own predictions on images of "other" things.
+        clamped: whether its maps are also measured with negative weights clamped.
     """
 
     label: str
     fit: Fit = field(default_factory=lambda: Fit(EPOCHS))
     targets: str = "given"
+    clamped: bool = True
 
 
 KINDS = (
     Kind("sigmoid"),
     Kind("sigmoid without labels", targets="other"),
-    Kind("sigmoid, positive weight 1", Fit(EPOCHS, positive_weight=1.0)),
-    Kind("sigmoid, non-negative", Fit(EPOCHS, non_negative=True)),
+    Kind("sigmoid, positive weight 1", Fit(EPOCHS, positive_weight=1.0), clamped=False),
+    Kind("sigmoid, non-negative", Fit(EPOCHS, non_negative=True), clamped=False),
 )
 
 
@@ -247,7 +252,7 @@ def compare_sources(task: Task, kinds: tuple[Kind, ...] = KINDS, method: str = "
                 return made[0]
 
             for nwc in (False, True):
-                if nwc and kind.fit.non_negative:
+                if nwc and not kind.clamped:
                     continue
                 task.run(
                     f"{own}{kind.label}{', NWC' if nwc else ''} ({seed})",

@@ -15,7 +15,8 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.spec import Preprocessing
 from sigcam.demo.images import shipped_images
 from sigcam.demo.network import BRANCH_FILE
-from sigcam.demo.page import Panel, ShiftRow, write_page
+from sigcam.demo.page import TITLES, Panel, ShiftRow, write_page
+from sigcam.demo.run import CHOICES
 from sigcam.demo.shift import SHIFTS, shift_softmax
 from sigcam.demo.timing import Timing, alternate
 from sigcam.export import ExportOptions, export_artifact
@@ -78,14 +79,35 @@ def test_the_page_holds_its_images_and_escapes_names(dual, tmp_path):
     with load(path) as session:
         found = session.explain(image)[0]
     timing = Timing(dict.fromkeys(("classification", "control", "with_map", "explain"), (0.1, 0.2)))
-    rows = [ShiftRow("as trained", [found], [found]), ShiftRow("moved", [found], [found])]
-    page = write_page(tmp_path / "index.html", [Panel("<p>.png", found, found)], rows, timing, "x")
+    maps = dict.fromkeys(TITLES, found)
+    columns = {name: [found] for name in TITLES}
+    rows = [ShiftRow("as trained", columns), ShiftRow("moved", columns)]
+    page = write_page(tmp_path / "index.html", [Panel("<p>.png", maps)], rows, timing, "x")
     text = page.read_text()
-    assert text.count("data:image/jpeg;base64,") == 3 + 2 * 2
+    assert text.count("data:image/jpeg;base64,") == 4 + 3 * 2
     assert "&lt;p&gt;.png" in text
     assert not re.search(r"<(p|b)>\.png", text)
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing is loaded from elsewhere
     assert "$" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift.name)
+def test_no_shift_moves_the_centred_map(dual, shift, tmp_path):
+    """The demo's own shifts and options; the classic map moves."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = {}
+    for name, model in (("plain", dual), ("shifted", shift_softmax(dual, shift))):
+        for branch in ("softmax", "centred"):
+            path = tmp_path / f"{name}-{branch}.onnx"
+            export_artifact(model, path, CHOICES[branch])
+            with load(path, backend="ort") as session:
+                found[name, branch] = session.explain(image)[0]
+    centred = found["plain", "centred"]
+    assert centred.valid
+    np.testing.assert_allclose(found["shifted", "centred"].heatmap, centred.heatmap, atol=2e-3)
+    moved = np.abs(found["shifted", "softmax"].heatmap - found["plain", "softmax"].heatmap)
+    assert moved.max() > 0.1
 
 
 def test_the_shipped_branch_says_what_it_was_trained_on():

@@ -125,7 +125,10 @@ class PaperFigures:
         return []
 
     def _is_same(self, row: Mapping[str, Any], variant: Variant, num_classes: int) -> bool:
-        if (row["method"], row["branch"]) != (_METHODS.get(variant.method), variant.branch):
+        if variant.signed or (row["method"], row["branch"]) != (
+            _METHODS.get(variant.method),
+            variant.branch,
+        ):
             return False
         if "nwc" in row and row["nwc"] != variant.nwc:
             return False

@@ -27,6 +27,7 @@ class Variant:
         method: of the map.
         branch: "softmax" or "sigmoid".
         nwc: negative-weight clamping; None for the method's own.
+        signed: whether the weighted sum keeps its sign, as in the code of Choe et al. for cam.
         positive_weight: of the loss that the sigmoid branch was trained by; None: C - 1.
         shift: what is added to every class's weights of the softmax branch; None for nothing.
     """
@@ -34,6 +35,7 @@ class Variant:
     method: str = "cam"
     branch: str = "sigmoid"
     nwc: bool | None = None
+    signed: bool = False
     positive_weight: float | None = None
     shift: Shift | None = None
 
@@ -41,6 +43,7 @@ class Variant:
     def name(self) -> str:
         """Of its file."""
         nwc = "" if self.nwc is None else "-nwc" if self.nwc else "-unclamped"
+        nwc += "-signed" if self.signed else ""
         weight = "" if self.positive_weight is None else f"-w{self.positive_weight:g}"
         shift = "" if self.shift is None else f"-shift-{self.shift.name}"
         return f"{self.method}-{self.branch}{nwc}{weight}{shift}.onnx"
@@ -147,6 +150,7 @@ class Workshop:
                 method=variant.method,
                 branch=variant.branch,
                 nwc=variant.nwc,
+                signed=variant.signed,
                 has_sigmoid=variant.branch == "sigmoid",
                 classes=ClassSelection("input"),
                 preprocessing=self.preprocessing,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.datasets.paper.figures import PaperFigures
 from benchmarks.datasets.paper.recipe import Variant
@@ -87,22 +87,23 @@ def _cell(one: Comparison) -> str:
 
 
 def _with_and_without(methods: Sequence[str]) -> dict[str, Variant]:
-    return {
-        f"{method}, {branch} branch": Variant(
-            method, branch, nwc=None if branch == "sigmoid" else False
-        )
-        for method in methods
-        for branch in ("softmax", "sigmoid")
-    }
+    found = {}
+    for method in methods:
+        classic = Variant(method, "softmax", nwc=False)
+        found[f"{method}, softmax branch"] = classic
+        found[f"{method}, softmax branch, signed"] = replace(classic, signed=True)
+        found[f"{method}, sigmoid branch"] = Variant(method, "sigmoid")
+    return found
 
 
 def _clamped(num_classes: int) -> dict[str, Variant]:
     del num_classes
-    return {
+    found = {
         f"{branch} branch, {'NWC' if nwc else 'no clamping'}": Variant("cam", branch, nwc)
-        for branch in ("softmax", "sigmoid")
+        for branch in ("softmax", "centred", "sigmoid")
         for nwc in (False, True)
     }
+    return {**found, **_SIGNED}
 
 
 def _weighted(num_classes: int) -> dict[str, Variant]:
@@ -113,12 +114,21 @@ def _weighted(num_classes: int) -> dict[str, Variant]:
     }
 
 
+_SIGNED = {"softmax branch, signed": Variant("cam", "softmax", nwc=False, signed=True)}
+"""The other baseline: the weighted sum as it is."""
+
+
 def _shifted(num_classes: int) -> dict[str, Variant]:
     del num_classes
     return {
         "softmax branch": Variant("cam", "softmax", nwc=False),
+        **_SIGNED,
         **{
             f"softmax branch, {shift.text}": Variant("cam", "softmax", nwc=False, shift=shift)
+            for shift in SHIFTS
+        },
+        **{
+            f"centred, {shift.text}": Variant("cam", "centred", nwc=False, shift=shift)
             for shift in SHIFTS
         },
         "sigmoid branch": Variant("cam", "sigmoid"),

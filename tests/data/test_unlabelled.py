@@ -8,7 +8,7 @@ import pytest
 
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import open_dataset
-from sigcam.train.unlabelled import open_images
+from sigcam.data.unlabelled import open_images
 from tests.support.toy import write_image
 
 

@@ -1,11 +1,13 @@
-"""Opens images for training with predicted labels: with classes, or with none at all."""
+"""Opens images whose classes don't matter: of any form, or a plain folder without any."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sigcam.data import Dataset, Place, Sample, check_dataset, open_dataset
+from sigcam.data.checks import check_dataset
+from sigcam.data.dataset import Dataset, Place, Sample
+from sigcam.data.open import open_dataset
 from sigcam.data.readers.wsol import IDS_FILE, LABELS_FILE
 from sigcam.images.listing import is_image, list_images
 
