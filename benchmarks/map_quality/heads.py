@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ class Fit:
         epochs: passes over all views of all images.
         learning_rate: of Adam.
         batch: samples in a step.
-        weight_decay: None for the default of `sigcam train`.
+        weight_decay: None for `decay` times the default of `sigcam train`.
+        decay: see `weight_decay`.
         positive_weight: of the loss; None for C - 1.
         views: how many of the kept views are used.
         bias: first value of every class's bias; None for PyTorch's random one.
@@ -41,6 +42,7 @@ class Fit:
     learning_rate: float = 3e-3
     batch: int = 32
     weight_decay: float | None = None
+    decay: float = 1.0
     positive_weight: float | None = None
     views: int | None = None
     bias: float | None = None
@@ -126,8 +128,8 @@ def train_sigmoid(
     elif fit.label_noise:
         labels = _noisy(samples, fit, len(inputs) // len(samples.labels))
     if fit.weight_decay is None:
-        decay = default_weight_decay(C, own=make is linear)
-        fit = Fit(**{**fit.__dict__, "weight_decay": decay})
+        decay = fit.decay * default_weight_decay(C, own=make is linear)
+        fit = replace(fit, weight_decay=decay)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return evidence_loss(logits, targets, fit.positive_weight)

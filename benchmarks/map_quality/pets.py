@@ -15,7 +15,7 @@ from benchmarks.map_quality.features import Backbone, image_features, training_f
 from benchmarks.map_quality.heads import Fit, Samples, train_sigmoid, train_softmax
 from benchmarks.map_quality.measure import localisation
 from benchmarks.map_quality.sources import Source
-from benchmarks.map_quality.study import EPOCHS, KINDS, Size
+from benchmarks.map_quality.study import EPOCHS, FORMS, KINDS, Size
 from sigcam.core.files import atomic_path
 from sigcam.core.types import Array
 from sigcam.data import Dataset, labelled
@@ -50,20 +50,17 @@ def compare_on_pets(backbone: Backbone, dataset: Dataset, size: Size, out: Path)
         best = joined["hits"].mean(0).max(1).mean()
         click.echo(f"{backbone.name} {label}: MaxBoxAccV2 {100 * best:.1f}", err=True)
 
-    for nwc in (False, True):
-        end = ", NWC" if nwc else ""
-        run(f"softmax{end}", lambda f, n=nwc: Source(f.softmax, nwc=n))  # type: ignore[misc]
-        run(f"centred{end}", lambda f, n=nwc: Source(f.softmax, centred=True, nwc=n))  # type: ignore[misc]
-        for kind in (KINDS[0], KINDS[2], KINDS[3]):
-            if nwc and not kind.clamped:
-                continue
-            for seed in size.seeds:
+    for form, given in FORMS.items():
+        end = f", {form}" if form else ""
+        run(f"softmax{end}", lambda f, g=given: Source(f.softmax, **g))  # type: ignore[misc]
+        run(f"centred{end}", lambda f, g=given: Source(f.softmax, centred=True, **g))  # type: ignore[misc]
+        for kind in (KINDS[0], KINDS[1], KINDS[4]):
+            for seed in size.seeds if form in kind.forms else ():
                 fit = replace(kind.fit, epochs=3, seed=seed)
                 run(
                     f"{kind.label}{end} ({seed})",
-                    lambda f, n=nwc, t=fit: Source(f.branch(t), nwc=n),  # type: ignore[misc]
+                    lambda f, g=given, t=fit: Source(f.branch(t), **g),  # type: ignore[misc]
                 )
-    run("softmax, signed", lambda f: Source(f.softmax, signed=True))
 
 
 class _Fold:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import click
@@ -198,20 +198,26 @@ class Kind:
         label: in files and tables.
         fit: how it is trained, but for the seed.
         targets: "given" labels, or the classifier's own predictions on images of "other" things.
-        clamped: whether its maps are also measured with negative weights clamped.
+        forms: of the maps that are made of it; see `FORMS`.
+        curves: the forms of which insertion, deletion and ROAD are measured too.
     """
 
     label: str
     fit: Fit = field(default_factory=lambda: Fit(EPOCHS))
     targets: str = "given"
-    clamped: bool = True
+    forms: tuple[str, ...] = ("", "signed")
+    curves: tuple[str, ...] = ("signed",)
 
+
+FORMS: dict[str, dict[str, bool]] = {"": {}, "NWC": {"nwc": True}, "signed": {"signed": True}}
+"""How a CAM is made of its weights: as they are, clamped, or with the sum's sign."""
 
 KINDS = (
-    Kind("sigmoid"),
-    Kind("sigmoid without labels", targets="other"),
-    Kind("sigmoid, positive weight 1", Fit(EPOCHS, positive_weight=1.0), clamped=False),
-    Kind("sigmoid, non-negative", Fit(EPOCHS, non_negative=True), clamped=False),
+    Kind("sigmoid", forms=("", "NWC", "signed"), curves=("", "NWC", "signed")),
+    Kind("sigmoid, a tenth of the decay", Fit(EPOCHS, decay=0.1)),
+    Kind("sigmoid without labels", targets="other", forms=("", "NWC", "signed")),
+    Kind("sigmoid, positive weight 1", Fit(EPOCHS, positive_weight=1.0), curves=()),
+    Kind("sigmoid, non-negative", Fit(EPOCHS, non_negative=True), forms=("",), curves=("",)),
 )
 
 
@@ -226,39 +232,32 @@ def train_kind(task: Task, kind: Kind, seed: int) -> Trained:
 
 
 def compare_sources(task: Task, kinds: tuple[Kind, ...] = KINDS, method: str = "cam") -> None:
-    """Measures the classifier's own weights and every kind of branch, clamped and not."""
+    """Measures the classifier's own weights and every kind of branch, in each of its forms."""
     own = "" if method == "cam" else f"{method}, "
 
-    def source(head: nn.Module, **options: bool) -> Source:
-        return Source(head, task.is_pooled, method=method, **options)
+    def run(
+        name: str, form: str, seed: int | None, made: Callable[[], Source], curves: bool
+    ) -> None:
+        label = f"{own}{name}" + (f", {form}" if form else "")
+        task.run(label if seed is None else f"{label} ({seed})", made, further=curves)
+
+    def source(head: nn.Module, form: str, centred: bool = False) -> Source:
+        return Source(head, task.is_pooled, centred, method=method, **FORMS[form])
 
     for centred, name in ((False, "softmax"), (True, "centred")):
-        for nwc in (False, True):
-            task.run(
-                f"{own}{name}{', NWC' if nwc else ''}",
-                lambda c=centred, n=nwc: source(task.head, centred=c, nwc=n),  # type: ignore[misc]
-                further=True,
-            )
-    task.run(f"{own}softmax, signed", lambda: source(task.head, signed=True), further=True)
+        for form in FORMS if not centred else ("", "NWC"):
+            made = partial(source, task.head, form, centred)
+            run(name, form, None, made, curves=not (centred and form))
     for kind in kinds:
         for seed in task.size.seeds:
-            trained: list[nn.Module] = []
-
-            def branch(
-                kind: Kind = kind, seed: int = seed, made: list[nn.Module] = trained
-            ) -> nn.Module:
-                if not made:
-                    made.append(train_kind(task, kind, seed).module)
-                return made[0]
-
-            for nwc in (False, True):
-                if nwc and not kind.clamped:
-                    continue
-                task.run(
-                    f"{own}{kind.label}{', NWC' if nwc else ''} ({seed})",
-                    lambda n=nwc, b=branch: source(b(), nwc=n),  # type: ignore[misc]
-                    further=seed == task.size.seeds[0],
-                )
+            branch = cache(partial(train_kind, task, kind, seed))
+            for form in kind.forms:
+                first = seed == task.size.seeds[0]
+                run(
+                    kind.label, form, seed,
+                    lambda b=branch, f=form: source(b().module, f),  # type: ignore[misc]
+                    curves=first and form in kind.curves,
+                )  # fmt: skip
 
 
 def choices(num_classes: int) -> Iterator[Kind]:
@@ -283,13 +282,13 @@ def compare_choices(task: Task) -> None:
         for seed in task.size.seeds:
             task.run(
                 f"{kind.label} ({seed})",
-                lambda k=kind, s=seed: Source(train_kind(task, k, s).module),  # type: ignore[misc]
+                lambda k=kind, s=seed: Source(train_kind(task, k, s).module, signed=True),  # type: ignore[misc]
             )
 
 
 def compare_mlp(task: Task) -> None:
     """Measures gradient methods behind a head with a hidden layer."""
-    kinds = (KINDS[0], KINDS[2])
+    kinds = (KINDS[0], KINDS[3])
     for method in ("gradcam", "gradcam++", "layercam"):
         compare_sources(task, kinds, method)
 
