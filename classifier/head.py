@@ -17,13 +17,14 @@ from sigcam.classifier.graph import (
     has_batch,
     module_of,
 )
+from sigcam.classifier.last_layer import last_layer
 from sigcam.classifier.layout import Layout
 from sigcam.classifier.split import Split, unmarked
 from sigcam.classifier.trace import MARK
 from sigcam.core.errors import BranchMismatchError, ModelError
 
-Init = Literal["default", "paper"]
-"""How the fresh parameters of a head are drawn; see `Head.draw`."""
+Init = Literal["default", "paper", "softmax"]
+"""How the parameters of a sigmoid branch begin; see `Head.draw` and `Head.start_from`."""
 
 _BIAS_DEVIATION = 0.02
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -175,7 +176,12 @@ class Head(nn.Module):
         Args:
             seed: the seed of the fresh parameters; the global random state is left as it was.
             init: which of the two.
+
+        Raises:
+            ModelError: another `init`.
         """
+        if init == "softmax":
+            raise ModelError("parameters that begin as the softmax branch's aren't drawn")
         parameters = dict(self.classifier.named_parameters())
         owners = sorted({name.rpartition(".")[0] for name in parameters})
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -184,6 +190,24 @@ class Head(nn.Module):
                 for name, value in _drawn(self._split.traced.model, owner, init).items():
                     if name in parameters:
                         parameters[name].copy_(value)
+
+    def start_from(self, other: Head) -> None:
+        """Takes over another head's parameters, less what is common to all classes.
+
+        Of a last linear layer the mean over the classes is taken off rows and biases, so that a
+        shift of the other head's weights that no softmax notices (`ScoreHead.centred`) makes no
+        difference here either. A head that ends in something else is taken as it is.
+
+        Args:
+            other: a head of the same split, usually the softmax branch's.
+        """
+        last = last_layer(self.classifier.graph)
+        with torch.no_grad():
+            values = dict(other.classifier.named_parameters())
+            for name, parameter in self.classifier.named_parameters():
+                parameter.copy_(values[name])
+                if last is not None and name in (last.weight, last.bias):
+                    parameter.sub_(parameter.double().mean(0).to(parameter.dtype))
 
     def classifier_of(self, other: Head) -> nn.Module:
         """Returns what `other` computes of this head's neck output.

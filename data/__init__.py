@@ -1,7 +1,8 @@
 """Data sets for training and evaluation: images with classes, boxes and masks.
 
-`open_dataset` reads and checks one of any form, `open_images` one whose classes don't matter, `match_classes` compares it with a model,
-`read_masks` gives a sample's masks as arrays, and `left_out` says what isn't used and why.
+`open_dataset` reads and checks one of any form, `open_images` one whose classes don't matter,
+`match_classes` compares it with a model, `read_masks` gives a sample's masks as arrays, and
+`left_out` says what isn't used and why.
 """
 
 from sigcam.data.checks import check_dataset

@@ -9,32 +9,16 @@ z. Reading K rows costs next to nothing; reading the whole second matrix would c
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from sigcam.classifier.graph import (
-    argument,
-    attribute,
-    extract,
-    module_of,
-    outputs_of,
-    tensor_of,
-)
+from sigcam.classifier.graph import attribute, extract, module_of, tensor_of
 from sigcam.classifier.head import Head
+from sigcam.classifier.last_layer import last_layer
 from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ModelError
-
-_aten = torch.ops.aten
-_FLATTENS = {
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.flatten.using_ints,
-    _aten.squeeze.dims,
-    _aten._unsafe_view.default,
-}
 
 
 class GlobalAveragePool(nn.Module):
@@ -184,40 +168,13 @@ def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | 
     returned.
     """
     graph = head.classifier.graph
-    start, (layer,) = next(iter(graph.nodes)), outputs_of(graph)
-    while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
-        layer = argument(layer)
-    z = _input_of_linear(layer)
-    if z is None:
+    start, last = next(iter(graph.nodes)), last_layer(graph)
+    if last is None:
         return nn.Sequential(head.neck, head.classifier), None
-    names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
     hidden_layers = module_of(
-        extract(start, z, start, attribute, "pooled"),
+        extract(start, last.z, start, attribute, "pooled"),
         tensor_of(head.classifier),
         "Trunk",
         dict(head.classifier.named_children()),
     )
-    return nn.Sequential(head.neck, hidden_layers, nn.Flatten(1)), (str(names[0]), names[1])
-
-
-def _input_of_linear(layer: fx.Node) -> fx.Node | None:
-    """Returns the input of a linear layer [B, D] or a 1x1 convolution [B, D, 1, 1] at the end."""
-    if layer.target not in (_aten.linear.default, _aten.conv2d.default, _aten.convolution.default):
-        return None
-    x, weight = layer.args[0], layer.args[1]
-    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return None
-    D = weight.meta["val"].shape[1:].numel()
-    return x if _count(x) == D and weight.meta["val"].shape[1] == D else None
-
-
-def _count(node: fx.Node) -> int:
-    """Counts the entries of a value per image; 0 where that isn't a fixed number."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return 0
-    batch, *sizes = list[object](value.shape)
-    if isinstance(batch, int):
-        return 0
-    fixed = [size for size in sizes if isinstance(size, int)]
-    return math.prod(fixed) if len(fixed) == len(sizes) else 0
+    return nn.Sequential(head.neck, hidden_layers, nn.Flatten(1)), (last.weight, last.bias)

@@ -25,8 +25,10 @@ def fit_adam(fit: Fit, resume: bool) -> None:
         KeyboardInterrupt: Ctrl-C, after the step in work; the checkpoint is saved.
     """
     rate, epochs, _ = fit.settings.steps
+    # PyTorch's own decay pulls to 0 only.
+    decay = fit.settings.decay if fit.start is None else 0.0
     optimizer = torch.optim.Adam(
-        fit.classifier.parameters(), lr=rate, weight_decay=fit.settings.decay, fused=True
+        fit.classifier.parameters(), lr=rate, weight_decay=decay, fused=True
     )
     if resume:
         fit.resume(optimizer)
@@ -101,6 +103,10 @@ def _step(
         objective = logits.sum() * 0  # takes part in the averaging all the same
     optimizer.zero_grad(set_to_none=True)
     objective.backward()  # type: ignore[no-untyped-call]
+    if fit.start is not None:
+        for parameter, moved in fit.decayed():
+            if parameter.grad is not None:
+                parameter.grad.add_(moved, alpha=fit.settings.decay)
     optimizer.step()
     return value
 

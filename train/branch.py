@@ -107,6 +107,8 @@ def train_branch(
     augmentation = augmentation or Augmentation(seed=settings.seed)
     preprocessing = preprocessing or classifier.preprocessing
     _check(classifier, settings)
+    if settings.init is None and classifier.has_sigmoid:
+        settings = replace(settings, init="default")  # goes on from the branch that is there
     predicted = settings.labels == "predicted"
     dataset = dataset if predicted else labelled(dataset)
     folder = None if run_dir is None else Path(run_dir)
@@ -117,7 +119,7 @@ def train_branch(
         fit_softmax_head(
             dual,
             views,
-            replace(settings, positive_weight=None, init="default"),
+            replace(settings, positive_weight=None, init=None),
             reading=reading,
             class_names=names,
             run_dir=None if folder is None else folder / "softmax",
@@ -174,9 +176,9 @@ def _check(classifier: BuiltClassifier, settings: TrainSettings) -> None:
             "the last layer was re-made for new classes and has to be trained, which needs "
             "labels; give labels, or a classifier that is trained"
         )
-    if settings.init != "default" and classifier.has_sigmoid:
+    if settings.init not in (None, "default") and classifier.has_sigmoid:
         raise UsageError(
-            f"the init {settings.init!r} draws fresh parameters, and this sigmoid branch was "
+            f"the init {settings.init!r} begins with other parameters, and this sigmoid branch was "
             f"trained before: {classifier.trained_on}. Take the init 'default' to go on from it, "
             "or weights without a branch to start anew"
         )

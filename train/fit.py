@@ -33,6 +33,7 @@ class Fit:
         train, val: the samples; val is None without a validation split.
         run: what a resumed run must agree on.
         folder: of checkpoint and metrics; None writes neither.
+        start: the parameters by name that the weight decay pulls to; None: to 0.
     """
 
     classifier: nn.Module
@@ -46,6 +47,15 @@ class Fit:
     progress: bool
     on_epoch: EpochCallback | None
     state: State
+    start: Mapping[str, torch.Tensor] | None = None
+
+    def decayed(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Returns each parameter with what the weight decay makes smaller: what it moved by."""
+        start, found = self.start, []
+        for name, parameter in self.classifier.named_parameters():
+            value = parameter.detach()
+            found.append((parameter, value if start is None else value - start[name]))
+        return found
 
     def resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes classifier, optimiser and state from the checkpoint.

@@ -23,7 +23,7 @@ TOLERANCE = 1e-5
 
 
 def fit_lbfgs(fit: Fit, neck_shape: tuple[int, ...], resume: bool) -> float:
-    """Minimises mean loss + weight_decay / 2 |theta|^2 over all samples.
+    """Minimises mean loss + weight_decay / 2 |theta - start|^2 over all samples.
 
     torch's L-BFGS with a strong Wolfe line search. Logits that are linear in the
     parameters make the problem convex, so what it converges to is the one minimum.
@@ -115,10 +115,10 @@ class _Objective:
                 right += right_answers(logits, targets)
         self.loss, self.right = float(value), float(right)
         fit.check_finite(self.loss)
-        for parameter in self._parameters:
-            value += 0.5 * decay * parameter.detach().double().square().sum()
+        for parameter, moved in fit.decayed():
+            value += 0.5 * decay * moved.double().square().sum()
             if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach(), alpha=decay)
+                parameter.grad.add_(moved, alpha=decay)
         self.value = float(value)
         return value
 

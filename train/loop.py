@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name; features are never F here)
 
 from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
@@ -130,7 +131,7 @@ def fit_softmax_head(
 
 
 def _check_softmax(settings: TrainSettings) -> None:
-    if settings.positive_weight is not None or settings.init != "default":
+    if settings.positive_weight is not None or settings.init not in (None, "default"):
         what = "init" if settings.positive_weight is None else "positive_weight"
         raise UsageError(f"{what} belongs to the sigmoid branch, not to the classifier")
     if settings.labels == "predicted":
@@ -180,8 +181,7 @@ def _train(
         ).make()
         if settings.labels == "predicted":
             samples = with_predictions(samples, dual, world, settings.temperature, class_names)
-        if settings.init != "default":
-            chosen.draw(settings.seed, settings.init)
+        start = _begin(chosen, dual, settings)
         fit = Fit(
             classifier=chosen.classifier,
             loss=_loss(settings, head),
@@ -194,6 +194,7 @@ def _train(
             progress=run.progress,
             on_epoch=run.on_epoch,
             state=State(),
+            start=start,
         )
         with _trainable(chosen):
             norm = _fit(fit, chosen, run.resume)
@@ -214,12 +215,25 @@ def _train(
 
 
 def _filled_in(settings: TrainSettings, dual: DualBranch, head: HeadName) -> TrainSettings:
-    """Returns the settings with the weight decay that goes with the head."""
+    """Returns the settings with the init and the weight decay that go with the head."""
+    if settings.init is None:
+        is_taught = head == "sigmoid" and settings.labels == "predicted"
+        settings = replace(settings, init="softmax" if is_taught else "default")
     if settings.weight_decay is not None:
         return settings
     shapes = [one.shape for one in head_of(dual, head).classifier.parameters()]
     own = head == "sigmoid" and all(shape[:1] == (dual.num_classes,) for shape in shapes)
     return replace(settings, weight_decay=default_weight_decay(dual.num_classes, own))
+
+
+def _begin(head: Head, dual: DualBranch, settings: TrainSettings) -> dict[str, torch.Tensor] | None:
+    """Sets the first parameters; returns those that the weight decay pulls to, if not to 0."""
+    if settings.init == "softmax":
+        head.start_from(dual.softmax_head)
+        return {n: p.detach().clone() for n, p in head.classifier.named_parameters()}
+    if settings.init == "paper":
+        head.draw(settings.seed, settings.init)
+    return None
 
 
 def _with_classes(

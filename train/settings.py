@@ -40,9 +40,9 @@ class TrainSettings:
             search; for a classifier that is one linear layer, where the problem is convex.
             Dropout is off there, or the objective would change from step to step.
         learning_rate: None: 0.003 for Adam, 1 for L-BFGS (the line search scales it).
-        weight_decay: factor d of the L2 term d/2 |theta|^2 added to the loss, biases
-            included, for either optimiser (not decoupled as in AdamW). None: see
-            `default_weight_decay`.
+        weight_decay: factor d of the L2 term d/2 |theta|^2 added to the loss (with the init
+            "softmax" d/2 |theta - start|^2), biases included, for either optimiser (not
+            decoupled as in AdamW). None: see `default_weight_decay`.
         epochs: None: 3 for Adam, 20 for L-BFGS. One of L-BFGS is up to 10 iterations; it
             ends early when the gradient is all but zero.
         batch_size: samples per step over all processes; None: 32 for Adam. For L-BFGS the
@@ -54,9 +54,14 @@ class TrainSettings:
             class, or with a `temperature` a probability of each class.
         temperature: T > 0, for predicted labels: the targets are softmax(logits / T). None:
             the most probable class.
-        init: how the fresh parameters of the sigmoid branch are drawn: "default", as the model
-            was built with; or "paper", drawn anew from `seed` as the paper says
-            (`Head.draw`). A resumed run takes those of its checkpoint.
+        init: how the parameters of the sigmoid branch begin: "default", as the model was built
+            with; "paper", drawn anew from `seed` as the paper says (`Head.draw`); or "softmax",
+            those of the softmax branch with the mean over the classes taken off the last layer
+            (`Head.start_from`). The weight decay then pulls to these and not to 0, so that
+            classes that no image shows stay as they are (the L2-SP of Li et al., "Explicit
+            Inductive Bias for Transfer Learning", ICML 2018). None: "softmax" for predicted
+            labels, where it makes far better maps (docs/results.md), "default" for given ones.
+            A resumed run takes the parameters of its checkpoint.
         schedule: "constant", or "cosine": the learning rate falls to 0 over the run.
         seed: of order, dropout, validation split and the parameters of `init` "paper".
         cached: whether features of a fixed number of views are computed once. If not,
@@ -80,7 +85,7 @@ class TrainSettings:
     positive_weight: float | None = None
     labels: Labels = "given"
     temperature: float | None = None
-    init: Init = "default"
+    init: Init | None = None
     schedule: Schedule = "constant"
     seed: int = 0
     cached: bool = True
@@ -92,7 +97,8 @@ class TrainSettings:
         _choice("optimizer", self.optimizer, get_args(Optimizer))
         _choice("schedule", self.schedule, get_args(Schedule))
         _choice("labels", self.labels, get_args(Labels))
-        _choice("init", self.init, get_args(Init))
+        if self.init is not None:
+            _choice("init", self.init, get_args(Init))
         _choice("cache_dtype", self.cache_dtype, get_args(CacheType))
         rate, epochs, batch = _DEFAULTS[self.optimizer]
         for name, value in (("learning_rate", rate), ("epochs", epochs), ("batch_size", batch)):

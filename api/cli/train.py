@@ -79,10 +79,10 @@ fit_options = options(
     ),
     click.option(
         "--init",
-        type=click.Choice(["default", "paper"]),
-        default="default",
-        show_default=True,
-        help="Fresh parameters of the branch: as PyTorch makes each layer, or as the paper says.",
+        type=click.Choice(["default", "paper", "softmax"]),
+        help="What the branch begins with: fresh parameters as PyTorch makes each layer, or as the "
+        "paper says; or those of the softmax branch, centred, which classes without images keep.  "
+        "[default: softmax with --labels predicted, default otherwise]",
     ),
     click.option(
         "--schedule",
@@ -260,8 +260,7 @@ def _with_preset(
 
 def _open(data: dict[str, Any], labels: str) -> Dataset:
     """Opens the data set: with a class for each image, or any images where they are predicted."""
-    from sigcam.data import labelled, left_out
-    from sigcam.data import open_images
+    from sigcam.data import labelled, left_out, open_images
 
     if labels == "given":
         return labelled(open_named(data))

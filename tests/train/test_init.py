@@ -155,3 +155,70 @@ def test_new_classes_and_a_branch_that_was_trained_before(data, tmp_path) -> Non
     assert save_branch(tmp_path / "b.safetensors", came.dual, went_on.info).settings["init"] == (
         "default"
     )
+
+
+SOFTMAX = replace(STILL, init="softmax")
+
+
+def centred(dual: DualBranch) -> torch.Tensor:
+    matrix = dual.softmax_head.named_tensors()["fc.weight"].double()
+    return (matrix - matrix.mean(0)).float()
+
+
+def test_softmax_starts_from_the_centred_softmax_branch(train, make_dual) -> None:
+    dual = make_dual()
+    train(dual, SOFTMAX)
+    torch.testing.assert_close(weight(dual), centred(dual), rtol=0, atol=1e-6)
+    head = dual.softmax_head.named_tensors()["fc.bias"]
+    own = dual.sigmoid_head.named_tensors()["fc.bias"]
+    torch.testing.assert_close(own, head - head.mean(), rtol=0, atol=1e-6)
+
+
+def test_no_shift_of_the_softmax_branch_changes_that_start(make_dual) -> None:
+    plain, shifted = make_dual(), make_dual()
+    with torch.no_grad():
+        shifted.softmax_head.named_tensors()["fc.weight"].add_(torch.linspace(-3, 3, 12))
+    for dual in (plain, shifted):
+        dual.sigmoid_head.start_from(dual.softmax_head)
+    torch.testing.assert_close(weight(plain), weight(shifted), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_the_decay_pulls_to_the_start_and_not_to_zero(train, make_dual, optimizer) -> None:
+    """With a decay far stronger than the loss the parameters stay where they began."""
+    settings = TrainSettings(optimizer=optimizer, weight_decay=1e4, epochs=3, device="cpu")
+    if optimizer == "adam":
+        settings = replace(settings, learning_rate=1e-2, batch_size=40)
+    stays, shrinks = make_dual(), make_dual()
+    train(stays, replace(settings, init="softmax"))
+    torch.testing.assert_close(weight(stays), centred(stays), rtol=0, atol=0.03)
+    train(shrinks, replace(settings, init="default", epochs=20))
+    assert weight(shrinks).abs().max() < 0.5 * weight(make_dual()).abs().max()
+
+
+def test_a_resumed_run_is_pulled_to_the_same_start(train, make_dual, tmp_path) -> None:
+    settings = replace(SOFTMAX, learning_rate=0.05, epochs=4, batch_size=16, weight_decay=0.5)
+    straight, first, second = (make_dual() for _ in range(3))
+    train(straight, settings)
+    train(first, replace(settings, epochs=2), run_dir=tmp_path / "run")
+    train(second, settings, run_dir=tmp_path / "run", resume=True)
+    assert torch.equal(weight(straight), weight(second))
+
+
+def test_given_labels_start_from_what_is_there_unless_it_is_said_otherwise(
+    train, make_dual
+) -> None:
+    dual = make_dual()
+    before = weight(dual).clone()
+    train(dual, replace(STILL, init=None))
+    torch.testing.assert_close(weight(dual), before, rtol=0, atol=1e-9)
+
+
+def test_a_head_with_hidden_layers_starts_there_too(deep) -> None:
+    """Hidden layers as they are, the last one centred."""
+    deep.sigmoid_head.start_from(deep.softmax_head)
+    own, other = (head.named_tensors() for head in (deep.sigmoid_head, deep.softmax_head))
+    torch.testing.assert_close(own["2.weight"], other["2.weight"])
+    torch.testing.assert_close(
+        own["7.weight"], other["7.weight"] - other["7.weight"].mean(0), rtol=0, atol=1e-6
+    )

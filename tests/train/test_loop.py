@@ -327,7 +327,7 @@ def test_defaults() -> None:
     assert settings.steps == (0.003, 3, 32)
     assert settings.weight_decay is None  # `default_weight_decay`
     assert settings.positive_weight is None
-    assert (settings.labels, settings.temperature, settings.init) == ("given", None, "default")
+    assert (settings.labels, settings.temperature, settings.init) == ("given", None, None)
 
 
 def test_weight_decay_is_as_strong_for_each_class_whatever_their_number(train, make_dual) -> None:

@@ -19,7 +19,7 @@ from sigcam.train.settings import Reading, TrainSettings
 
 QUICK = TrainSettings(
     learning_rate=0.05, weight_decay=5e-4, epochs=4, batch_size=16, device="cpu",
-    labels="predicted", cache_dtype="float32",
+    labels="predicted", cache_dtype="float32", init="default"
 )  # fmt: skip
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -128,11 +128,15 @@ def test_labels_that_exist_are_ignored(train, classifier, views, unlabelled) -> 
     assert_same(head(first), head(second))
 
 
-def test_lbfgs_reaches_the_minimum_of_soft_targets(train, classifier, unlabelled) -> None:
+@pytest.mark.parametrize("init", ["default", "softmax"])
+def test_lbfgs_reaches_the_minimum_of_soft_targets(train, classifier, unlabelled, init) -> None:
     dual = classifier()
+    start = [np.zeros(shape) for shape in ((4, 12), 4)]
+    if init == "softmax":
+        start = [one - one.mean(0) for one in values(dual.softmax_head.named_tensors())]
     settings = TrainSettings(
         "lbfgs", epochs=60, weight_decay=1e-3, device="cpu", labels="predicted", temperature=2.0,
-        cache_dtype="float32",
+        cache_dtype="float32", init=init,
     )  # fmt: skip
     result = train(dual, settings, given=unlabelled)
     features = cached_features(result)
@@ -140,9 +144,9 @@ def test_lbfgs_reaches_the_minimum_of_soft_targets(train, classifier, unlabelled
     y = predictions(dual, features, 2.0)
     s = 1 / (1 + np.exp(-(features @ weight.T + bias)))
     of_logits = ((1 - y) * s - 3 * y * (1 - s)) / y.size
-    gradient = of_logits.T @ features + 1e-3 * weight
+    gradient = of_logits.T @ features + 1e-3 * (weight - start[0])
     assert np.abs(gradient).max() < 1e-4
-    assert np.abs(of_logits.sum(0) + 1e-3 * bias).max() < 1e-4
+    assert np.abs(of_logits.sum(0) + 1e-3 * (bias - start[1])).max() < 1e-4
 
 
 def test_hard_targets_by_lbfgs(train, classifier, unlabelled) -> None:
@@ -281,3 +285,16 @@ def test_several_processes_count_together() -> None:
     same = PredictedSamples(samples, Echo(), world(0, [0, 7, 0, 7]), watched=True)
     with pytest.raises(DataError, match="class 1 for all 10 images"):
         list(same.batches(half, 0))
+
+
+def test_the_branch_starts_from_the_softmax_branch_unless_it_is_said_otherwise(
+    classifier, train
+) -> None:
+    still = replace(QUICK, learning_rate=1e-12, weight_decay=0.0, epochs=1)
+    found = {}
+    for init in (None, "softmax", "default"):
+        dual = classifier()
+        train(dual, replace(still, init=init))
+        found[init] = head(dual)
+    assert_same(found[None], found["softmax"])
+    assert (found["default"]["fc.weight"] - found[None]["fc.weight"]).abs().max() > 1e-3

@@ -1,0 +1,77 @@
+"""Finds the linear layer that a head ends in."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from sigcam.classifier.graph import argument, outputs_of
+
+_aten = torch.ops.aten
+_FLATTENS = {
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten.flatten.using_ints,
+    _aten.squeeze.dims,
+    _aten._unsafe_view.default,
+}
+
+
+class LastLayer(NamedTuple):
+    """The linear layer, or 1x1 convolution, that gives the logits.
+
+    Attributes:
+        z: its input in the graph, [B, D] or [B, D, 1, 1].
+        weight: the name of its matrix, [C, D] or [C, D, 1, 1].
+        bias: the name of its bias [C]; None without one.
+    """
+
+    z: fx.Node
+    weight: str
+    bias: str | None
+
+
+def last_layer(graph: fx.Graph) -> LastLayer | None:
+    """Finds the linear layer at the end of a graph; None where it ends in something else.
+
+    Args:
+        graph: of a head's classifier, traced with its values in `node.meta`.
+
+    Example:
+        found = last_layer(dual.softmax_head.classifier.graph)
+        found.weight, found.bias  # "fc.weight", "fc.bias"
+    """
+    (layer,) = outputs_of(graph)
+    while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
+        layer = argument(layer)
+    z = _input_of_linear(layer)
+    if z is None:
+        return None
+    names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
+    return LastLayer(z, str(names[0]), names[1])
+
+
+def _input_of_linear(layer: fx.Node) -> fx.Node | None:
+    """Returns the input of a linear layer [B, D] or a 1x1 convolution [B, D, 1, 1] at the end."""
+    if layer.target not in (_aten.linear.default, _aten.conv2d.default, _aten.convolution.default):
+        return None
+    x, weight = layer.args[0], layer.args[1]
+    if not isinstance(x, fx.Node) or not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    D = weight.meta["val"].shape[1:].numel()
+    return x if _count(x) == D and weight.meta["val"].shape[1] == D else None
+
+
+def _count(node: fx.Node) -> int:
+    """Counts the entries of a value per image; 0 where that isn't a fixed number."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return 0
+    batch, *sizes = list[object](value.shape)
+    if isinstance(batch, int):
+        return 0
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return math.prod(fixed) if len(fixed) == len(sizes) else 0
