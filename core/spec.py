@@ -25,6 +25,7 @@ MAX_RANKS = 1000
 """Most ranks that an artifact with the class selection "input" resolves."""
 
 Branch = Literal["sigmoid", "softmax", "centred"]
+Purpose = Literal["localise", "discriminate"]
 Profile = Literal["fused", "split"]
 Kind = Literal["artifact", "head"]
 ResizeRule = Literal["crop", "stretch", "letterbox"]
@@ -146,6 +147,9 @@ class Spec:
             taken off its logits.
         nwc: whether negative weights are clamped to 0 before the weighted sum.
         signed: whether CAMs keep the sign of that sum; if not, what is negative is 0.
+        purpose: the question that the map was chosen for: "localise", where is the object, or
+            "discriminate", what speaks for this class and not for another; None where clamping
+            or sign were chosen one by one.
         target_layers: names of the layers whose output is `features`.
         profile: "fused" (CAMs in the graph) or "split" (features and CAM weights out).
         classes: the classes that get a CAM.
@@ -193,10 +197,13 @@ class Spec:
     head_input: str | None = None
     fidelity: FidelityReport | None = None
     signed: bool = False
+    purpose: Purpose | None = None
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))
         _choice("profile", self.profile, get_args(Profile))
+        if self.purpose is not None:
+            _choice("purpose", self.purpose, get_args(Purpose))
         _positive("num_classes", self.num_classes)
         _choice("kind", self.kind, get_args(Kind))
         if len(self.feature_shapes) != len(self.target_layers) or not self.target_layers:

@@ -187,6 +187,7 @@ def _spec(
         branch=options.branch,
         nwc=options.clamps,
         signed=options.signed,
+        purpose=options.answers,
         target_layers=tuple(target.layer for target in dual.targets),
         profile=options.profile,
         classes=options.selection,

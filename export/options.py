@@ -8,9 +8,32 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile
+from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile, Purpose
 from sigcam.export.methods import method_of
 from sigcam.export.onnx_model import DEFAULT_OPSET, OPSETS
+
+
+@dataclass(frozen=True)
+class PurposeForm:
+    """How a map is made for a purpose.
+
+    Attributes:
+        question: what the map answers, in words.
+        nwc: whether negative weights are clamped.
+    """
+
+    question: str
+    nwc: bool
+
+
+PURPOSES: Mapping[Purpose, PurposeForm] = {
+    "localise": PurposeForm("where is the object", nwc=True),
+    "discriminate": PurposeForm("what speaks for this class and not for another", nwc=False),
+}
+"""The two questions that users ask of a map. Clamping serves the one and ruins the other:
+docs/results.md has the figures."""
+
+DEFAULT_PURPOSE: Purpose = "discriminate"
 
 
 @dataclass(frozen=True)
@@ -24,10 +47,12 @@ class ExportOptions:
         >>> from sigcam.export import ExportOptions
         >>> options = ExportOptions(method="finercam", method_options={"gamma": 0.4})
         >>> options.clamps, dict(options.method_options)
-        (True, {'gamma': 0.4, 'similar': 3})
+        (False, {'gamma': 0.4, 'similar': 3})
         >>> ExportOptions(classes="top5").selection
         ClassSelection(mode='topk', k=5)
-        >>> ExportOptions(method="hirescam").clamps
+        >>> ExportOptions(purpose="localise").clamps, ExportOptions().answers
+        (True, 'discriminate')
+        >>> ExportOptions(purpose="localise", method="hirescam").clamps
         False
 
     Attributes:
@@ -36,9 +61,13 @@ class ExportOptions:
             "softmax" for the classifier's own head, which gives the classic CAM, "centred" for
             that head with the mean over the classes taken off its logits.
         nwc: whether negative weights are clamped to 0 before the weighted sum. None leaves it
-            to the method: yes, but for those with a weight for each position.
+            to the purpose; methods with a weight for each position aren't clamped.
         signed: whether CAMs keep the sign of the weighted sum. If not, what is negative is 0, as
             in "Beyond Softmax", Eq. 6; the code of Choe et al. 2020 keeps it for cam.
+        purpose: the question that the map shall answer (`PURPOSES`): "localise", where is the
+            object: negative weights are clamped, as in "Beyond Softmax", Eq. 4; or
+            "discriminate", what speaks for this class and not for another: they aren't. None:
+            `DEFAULT_PURPOSE`, unless `nwc` or `signed` says otherwise.
         profile: "fused": the graph gives finished CAMs; "split": it gives the features and
             the signed CAM weights, and the runtime sums them.
         classes: which classes get a map: a `ClassSelection`, or in words "top1" for the
@@ -74,6 +103,7 @@ class ExportOptions:
     branch: Branch = "sigmoid"
     nwc: bool | None = None
     signed: bool = False
+    purpose: Purpose | None = None
     profile: Profile = "fused"
     classes: ClassSelection | str = "top1"
     preprocessing: Preprocessing | None = None
@@ -93,6 +123,7 @@ class ExportOptions:
         _check_choice("branch", self.branch, get_args(Branch))
         _check_choice("profile", self.profile, get_args(Profile))
         _check_choice("opset", self.opset, OPSETS)
+        self._check_purpose()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance must be between 0 and 1, got {self.tolerance}")
         if self.nwc and not method.clamps:
@@ -115,8 +146,30 @@ class ExportOptions:
 
     @property
     def clamps(self) -> bool:
-        """Returns whether negative weights are clamped: `nwc`, or the method's own way."""
-        return method_of(self.method).clamps if self.nwc is None else self.nwc
+        """Returns whether negative weights are clamped: `nwc`, or as the purpose wants it."""
+        if self.nwc is not None:
+            return self.nwc
+        purpose = self.purpose or DEFAULT_PURPOSE
+        return method_of(self.method).clamps and PURPOSES[purpose].nwc and not self.signed
+
+    @property
+    def answers(self) -> Purpose | None:
+        """Returns the purpose, also where it is the default; None where it was overridden."""
+        if self.purpose is None and self.nwc is None and not self.signed:
+            return DEFAULT_PURPOSE
+        return self.purpose
+
+    def _check_purpose(self) -> None:
+        if self.purpose is None:
+            return
+        _check_choice("purpose", self.purpose, get_args(Purpose))
+        wanted = PURPOSES[self.purpose].nwc
+        if self.signed or self.nwc not in (None, wanted):
+            what = "signed" if self.signed else "nwc"
+            raise UsageError(
+                f"the purpose {self.purpose!r} {'clamps' if wanted else 'does not clamp'} negative "
+                f"weights and cuts negative sums off; leave {what} out, or the purpose"
+            )
 
     def _check_sigmoid(self) -> None:
         if not self.has_sigmoid and (self.branch == "sigmoid" or self.sigmoid_logits):

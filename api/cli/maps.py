@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CLASSIFIER = ("arch", "weights", "num_classes", "branch_file", "target_layers")
-_METHOD = ("method", "branch", "nwc", "signed")
+_METHOD = ("method", "branch", "purpose", "nwc", "signed")
 _NUMBERS = ("gamma", "similar")
 
 _NO_BRANCH = (
@@ -56,9 +56,16 @@ _with_map = options(
         help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam or finercam.",
     ),
     click.option(
+        "--purpose",
+        type=click.Choice(["localise", "discriminate"]),
+        help="What the map is for: where the object is (negative weights clamped), or what speaks "
+        "for this class and not for another (not clamped).  [default: discriminate]",
+    ),
+    click.option(
         "--nwc/--no-nwc",
         default=None,
-        help="Clamp negative weights: yes by default, but for layercam and hirescam.",
+        help="Clamp negative weights, or don't, whatever the purpose; layercam and hirescam never "
+        "do.",
     ),
     click.option(
         "--signed",

@@ -80,7 +80,13 @@ class Network:
             export_artifact(
                 dual,
                 path,
-                ExportOptions(method=method, preprocessing=loaded.preprocessing, **options),
+                ExportOptions(
+                    method=method,
+                    preprocessing=loaded.preprocessing,
+                    # The paper's maps, whose cost is measured.
+                    purpose=None if "nwc" in options else "localise",
+                    **options,
+                ),
             )
         return path
 

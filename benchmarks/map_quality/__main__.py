@@ -154,7 +154,7 @@ def main(
             for count in sorted(classes, reverse=True):
                 study.compare_sources(caltech_task(backbone, parts, count, size, out))
         if "imagenet" in wanted and first:
-            study.compare_sources(imagenet_task(backbone, parts, size, out), study.KINDS[:4])
+            study.compare_sources(imagenet_task(backbone, parts, size, out), study.KINDS[:5])
         if "choices" in wanted and first:
             small = replace(size, further=0)
             study.compare_choices(caltech_task(backbone, parts, 100, small, out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +36,8 @@ class Fit:
         non_negative: whether the last layer's weights are set to 0 where a step makes them
             negative.
         temperature: of soft predicted labels; None for hard ones.
+        from_softmax: whether the branch starts from the centred softmax head, which the weight
+            decay then pulls to (`--init softmax`); if not, from fresh parameters.
         seed: of the fresh parameters, the order and the noise.
     """
 
@@ -49,6 +52,7 @@ class Fit:
     label_noise: float = 0.0
     non_negative: bool = False
     temperature: float | None = None
+    from_softmax: bool = False
     seed: int = 0
 
 
@@ -117,14 +121,27 @@ def train_softmax(samples: Samples, make: Make = linear, fit: Fit | None = None)
 
 
 def train_sigmoid(
-    samples: Samples, make: Make = linear, fit: Fit | None = None, teacher: nn.Module | None = None
+    samples: Samples,
+    make: Make = linear,
+    fit: Fit | None = None,
+    *,
+    softmax: nn.Module | None = None,
+    predicted: bool = False,
 ) -> Trained:
-    """Trains a sigmoid branch; with a teacher, on that head's own predictions."""
+    """Trains a sigmoid branch.
+
+    Args:
+        samples: inputs, with the labels that are used unless they are predicted.
+        make: makes a head of fresh parameters.
+        fit: how it is trained.
+        softmax: the softmax head, for predicted labels and for `Fit.from_softmax`.
+        predicted: whether the labels are the softmax head's own predictions.
+    """
     fit = fit or Fit()
     C = samples.num_classes
     inputs, labels = samples.flat(fit.views)
-    if teacher is not None:
-        labels = _predicted(inputs, teacher, fit.temperature)
+    if predicted and softmax is not None:
+        labels = _predicted(inputs, softmax, fit.temperature)
     elif fit.label_noise:
         labels = _noisy(samples, fit, len(inputs) // len(samples.labels))
     if fit.weight_decay is None:
@@ -134,7 +151,17 @@ def train_sigmoid(
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return evidence_loss(logits, targets, fit.positive_weight)
 
-    return _train(inputs, labels, C, make, fit, loss)
+    start = _centred(softmax) if fit.from_softmax and softmax is not None else None
+    return _train(inputs, labels, C, make, fit, loss, start)
+
+
+def _centred(softmax: nn.Module) -> nn.Module:
+    start = copy.deepcopy(softmax)
+    last = [part for part in start.modules() if isinstance(part, nn.Linear)][-1]
+    with torch.no_grad():
+        for parameter in (last.weight, last.bias):
+            parameter -= parameter.mean(0)
+    return start
 
 
 def _predicted(inputs: Tensor, teacher: nn.Module, temperature: float | None) -> Tensor:
@@ -158,18 +185,30 @@ def _noisy(samples: Samples, fit: Fit, views: int) -> Tensor:
 
 
 def _train(
-    inputs: Tensor, labels: Tensor, num_classes: int, make: Make, fit: Fit, loss: Loss
+    inputs: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    make: Make,
+    fit: Fit,
+    loss: Loss,
+    start: nn.Module | None = None,
 ) -> Trained:
     torch.manual_seed(fit.seed)
     module = make(inputs.shape[1], num_classes)
+    if start is not None:
+        module = copy.deepcopy(start).train().requires_grad_(True)
     last = [part for part in module.modules() if isinstance(part, nn.Linear)][-1]
     with torch.no_grad():
         if fit.bias is not None:
             last.bias.fill_(fit.bias)
         if fit.non_negative:
             last.weight.abs_()
+    decay = fit.weight_decay or 0.0
     optimizer = torch.optim.Adam(
-        module.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay or 0, fused=True
+        module.parameters(),
+        lr=fit.learning_rate,
+        weight_decay=decay if start is None else 0.0,
+        fused=True,
     )
     right = 0.0
     for _ in range(fit.epochs):
@@ -179,6 +218,9 @@ def _train(
             logits = module(inputs[chosen].float())
             optimizer.zero_grad()
             loss(logits, targets).backward()  # type: ignore[no-untyped-call]
+            if start is not None:
+                for own, first in zip(module.parameters(), start.parameters(), strict=True):
+                    own.grad.add_(own.detach() - first.detach(), alpha=decay)  # type: ignore[union-attr]
             optimizer.step()
             if fit.non_negative:
                 with torch.no_grad():

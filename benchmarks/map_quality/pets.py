@@ -54,7 +54,7 @@ def compare_on_pets(backbone: Backbone, dataset: Dataset, size: Size, out: Path)
         end = f", {form}" if form else ""
         run(f"softmax{end}", lambda f, g=given: Source(f.softmax, **g))  # type: ignore[misc]
         run(f"centred{end}", lambda f, g=given: Source(f.softmax, centred=True, **g))  # type: ignore[misc]
-        for kind in (KINDS[0], KINDS[1], KINDS[4]):
+        for kind in (one for one in KINDS if one.targets == "given"):
             for seed in size.seeds if form in kind.forms else ():
                 fit = replace(kind.fit, epochs=3, seed=seed)
                 run(
@@ -90,7 +90,8 @@ class _Fold:
     def branch(self, fit: Fit) -> nn.Module:
         """Returns a trained sigmoid branch; the same one again for the same settings."""
         if fit not in self._branches:
-            self._branches[fit] = train_sigmoid(self._samples, fit=fit).module
+            head = train_sigmoid(self._samples, fit=fit, softmax=self.softmax)
+            self._branches[fit] = head.module
         return self._branches[fit]
 
     def localisation(self, source: Source) -> dict[str, Array]:

@@ -215,7 +215,15 @@ FORMS: dict[str, dict[str, bool]] = {"": {}, "NWC": {"nwc": True}, "signed": {"s
 KINDS = (
     Kind("sigmoid", forms=("", "NWC", "signed"), curves=("", "NWC", "signed")),
     Kind("sigmoid, a tenth of the decay", Fit(EPOCHS, decay=0.1)),
-    Kind("sigmoid without labels", targets="other", forms=("", "NWC", "signed")),
+    Kind("sigmoid from softmax", Fit(EPOCHS, from_softmax=True), curves=()),
+    Kind(
+        "sigmoid without labels",
+        Fit(EPOCHS, from_softmax=True),
+        targets="other",
+        forms=("", "NWC", "signed"),
+        curves=("", "signed"),
+    ),
+    Kind("sigmoid without labels, fresh", targets="other", curves=()),
     Kind("sigmoid, positive weight 1", Fit(EPOCHS, positive_weight=1.0), curves=()),
     Kind("sigmoid, non-negative", Fit(EPOCHS, non_negative=True), forms=("",), curves=("",)),
 )
@@ -225,10 +233,10 @@ def train_kind(task: Task, kind: Kind, seed: int) -> Trained:
     """Trains one branch."""
     fit = Fit(**{**kind.fit.__dict__, "seed": seed})
     if kind.targets == "given":
-        return train_sigmoid(task.train, task.make, fit)
+        return train_sigmoid(task.train, task.make, fit, softmax=task.head)
     labels = np.zeros(len(task.foreign), np.int64)
     samples = Samples(task.foreign, labels, task.train.num_classes)
-    return train_sigmoid(samples, task.make, fit, teacher=task.head)
+    return train_sigmoid(samples, task.make, fit, softmax=task.head, predicted=True)
 
 
 def compare_sources(task: Task, kinds: tuple[Kind, ...] = KINDS, method: str = "cam") -> None:
@@ -288,7 +296,7 @@ def compare_choices(task: Task) -> None:
 
 def compare_mlp(task: Task) -> None:
     """Measures gradient methods behind a head with a hidden layer."""
-    kinds = (KINDS[0], KINDS[3])
+    kinds = tuple(kind for kind in KINDS if kind.label in ("sigmoid", "sigmoid, positive weight 1"))
     for method in ("gradcam", "gradcam++", "layercam"):
         compare_sources(task, kinds, method)
 

@@ -67,7 +67,7 @@ def test_heads_learn():
     assert train_sigmoid(samples, fit=fit).right == 1
     # The teacher's answers, not the labels, which are wrong here.
     wrong = replace(samples, labels=np.zeros(30, np.int64))
-    taught = train_sigmoid(wrong, fit=fit, teacher=softmax.module).module
+    taught = train_sigmoid(wrong, fit=fit, softmax=softmax.module, predicted=True).module
     inputs, labels = samples.flat(None)
     assert (taught(inputs.float()).argmax(1) == labels).all()
 

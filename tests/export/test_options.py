@@ -43,9 +43,34 @@ def test_classes_that_are_none(text):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_clamping_is_the_methods_own_way_unless_it_is_said(method):
-    assert ExportOptions(method=method).clamps is METHODS[method].clamps
+def test_clamping_follows_the_purpose_unless_it_is_said(method):
+    localise = ExportOptions(method=method, purpose="localise")
+    assert localise.clamps is METHODS[method].clamps
+    assert localise.answers == "localise"
+    assert ExportOptions(method=method, purpose="discriminate").clamps is False
     assert ExportOptions(method=method, nwc=False).clamps is False
+    assert ExportOptions(method=method, nwc=False).answers is None
+
+
+def test_the_default_tells_classes_apart():
+    assert ExportOptions().answers == "discriminate"
+    assert ExportOptions().clamps is False
+    assert ExportOptions(nwc=True).clamps is True
+    assert ExportOptions(signed=True).answers is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"purpose": "localise", "nwc": False}, "'localise' clamps .* leave nwc out"),
+        ({"purpose": "discriminate", "nwc": True}, "'discriminate' does not clamp .* nwc out"),
+        ({"purpose": "localise", "signed": True}, "leave signed out"),
+        ({"purpose": "draw"}, "purpose must be one of localise, discriminate, got 'draw'"),
+    ],
+)
+def test_purposes_that_contradict_other_options(wrong, words):
+    with pytest.raises(UsageError, match=words):
+        ExportOptions(**wrong)
 
 
 def test_numbers_that_are_left_out_have_defaults():

@@ -151,6 +151,8 @@ class Workshop:
                 branch=variant.branch,
                 nwc=variant.nwc,
                 signed=variant.signed,
+                # The method's own way in the paper.
+                purpose="localise" if variant.nwc is None else None,
                 has_sigmoid=variant.branch == "sigmoid",
                 classes=ClassSelection("input"),
                 preprocessing=self.preprocessing,

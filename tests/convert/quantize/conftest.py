@@ -65,6 +65,8 @@ def export(path, *, mlp=False, selection="input", target_layers=(), **options):
     with torch.no_grad():
         for parameter in dual.sigmoid_head.parameters():
             parameter.copy_(torch.randn_like(parameter))
+    # Sums without cancellation, which a rounding error would stand out in.
+    options.setdefault("purpose", None if "nwc" in options else "localise")
     chosen = {"topk": ClassSelection("topk", 2)}.get(selection) or ClassSelection(selection)
     export_artifact(
         dual,
