@@ -15,7 +15,7 @@ from sigcam.evaluate.gallery import Gallery, GalleryImage
 from sigcam.evaluate.localization.box_accuracy import LOC_IOU
 from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, SIZE, THRESHOLDS
 from sigcam.evaluate.reports.charts import Line, chart
-from sigcam.evaluate.reports.summary import Summary, heatmap_of, versions
+from sigcam.evaluate.reports.summary import Summary, heatmap_of, sum_of, versions
 from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of
 
 _LISTED = 50
@@ -145,11 +145,20 @@ def _artifacts(summary: Summary) -> str:
         size = f"{given['width']} x {given['height']}, {given['rule']}"
         rows.append(
             [
-                one.name, spec["method"], spec["branch"], "yes" if spec["nwc"] else "no", size,
+                one.name, spec["method"], spec["branch"], sum_of(one), size,
                 one.backend, heatmap_of(one), one.digest[:12],
             ]
         )  # fmt: skip
-    head = ["artifact", "method", "branch", "NWC", "input", "backend", "heatmap of", "SHA-256"]
+    head = [
+        "artifact",
+        "method",
+        "branch",
+        "weighted sum",
+        "input",
+        "backend",
+        "heatmap of",
+        "SHA-256",
+    ]
     return _table(head, rows)
 
 
@@ -165,13 +174,27 @@ def _left_out(summary: Summary) -> str:
 def _method(summary: Summary) -> str:
     """Says in plain text how the numbers were measured."""
     options = summary.evaluation.options
-    parts = [
-        "Localisation as in Choe et al. 2020 (wsolevaluation): CAMs are enlarged bicubically to "
-        f"heatmaps of {SIZE} x {SIZE} and min-max normalised, boxes go around contours with both "
-        f"ends inside, at {len(THRESHOLDS)} thresholds; the fixed threshold is "
-        f"{options.threshold:g} of the heatmap's maximum.",
-        "Faithfulness is measured on the network's input, of the predicted class by the softmax "
-        "branch.",
+    enlarged = (
+        "enlarged bicubically"
+        if options.interpolation == "bicubic"
+        else ("enlarged bilinearly (the protocol's are bicubic)")
+    )
+    if any("grid_pointing" in one.metric.key for one in summary.results):
+        parts = [
+            "Grid pointing game (Boehle et al. 2021): of the map of each tile's class the positive "
+            "part, enlarged bilinearly, inside its own tile and everywhere; the mean over the "
+            "tiles of a mosaic, of images that all artifacts classify right."
+        ]
+    else:
+        parts = [
+            f"Localisation as in Choe et al. 2020 (wsolevaluation): CAMs are {enlarged} to "
+            f"heatmaps of {SIZE} x {SIZE} and min-max normalised, boxes go around contours with "
+            f"both ends inside, at {len(THRESHOLDS)} thresholds; the fixed threshold is "
+            f"{options.threshold:g} of the heatmap's maximum.",
+            "Faithfulness is measured on the network's input, of the predicted class by the "
+            "softmax branch.",
+        ]
+    parts += [
         f"Intervals: percentile bootstrap, seed {summary.seed}.",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",
     ]

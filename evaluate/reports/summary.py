@@ -162,6 +162,20 @@ def heatmap_of(artifact: ArtifactInfo) -> str:
     return "the predicted class (the artifact makes no other)"
 
 
+def sum_of(artifact: ArtifactInfo) -> str:
+    """Says how an artifact makes its CAMs of CAM weights and features, and for which purpose.
+
+    Example:
+        >>> from pathlib import Path
+        >>> spec = {"nwc": True, "signed": False, "purpose": "localise"}
+        >>> sum_of(ArtifactInfo("a", Path("a.onnx"), "0" * 64, "ort", spec, takes_class_ids=True))
+        'clamped, to localise'
+    """
+    spec = artifact.spec
+    words = "clamped" if spec["nwc"] else "signed" if spec["signed"] else "not clamped"
+    return words + (f", to {spec['purpose']}" if spec["purpose"] else "")
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that took part.
 

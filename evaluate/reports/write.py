@@ -14,7 +14,7 @@ from sigcam.core.files import atomic_path, write_text
 from sigcam.data import left_out
 from sigcam.evaluate.gallery import Gallery
 from sigcam.evaluate.reports.page import page
-from sigcam.evaluate.reports.summary import Summary, heatmap_of
+from sigcam.evaluate.reports.summary import Summary, heatmap_of, sum_of
 from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_table, rows_of
 from sigcam.evaluate.results.records import UNKNOWN
 
@@ -60,7 +60,7 @@ def _markdown(summary: Summary) -> str:
     run = summary.evaluation
     artifacts = [
         [
-            one.name, one.spec["method"], one.spec["branch"], "yes" if one.spec["nwc"] else "no",
+            one.name, one.spec["method"], one.spec["branch"], sum_of(one),
             one.backend, heatmap_of(one),
         ]
         for one in run.artifacts
@@ -69,7 +69,9 @@ def _markdown(summary: Summary) -> str:
         f"# Evaluation on {run.dataset.name}\n\n{len(run.dataset)} images.\n\n",
         markdown_table(head_of(summary), rows_of(summary)),
         f"\n{explanation_of(summary)}\n\n",
-        markdown_table(["artifact", "method", "branch", "NWC", "backend", "heatmap of"], artifacts),
+        markdown_table(
+            ["artifact", "method", "branch", "weighted sum", "backend", "heatmap of"], artifacts
+        ),
     ]
     lines = left_out(run.dataset.problems, run.dataset.notes)
     if lines:
