@@ -157,7 +157,8 @@ def main(
             study.compare_sources(imagenet_task(backbone, parts, size, out), study.KINDS[:5])
         if "choices" in wanted and first:
             small = replace(size, further=0)
-            study.compare_choices(caltech_task(backbone, parts, 100, small, out))
+            task = caltech_task(backbone, parts, 100, small, out)
+            study.compare_choices(task)
         if "mlp" in wanted and first:
             study.compare_mlp(mlp_task(backbone, parts, size, out))
         if "pets" in wanted and backbone.name in LITE:

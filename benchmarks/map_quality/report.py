@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -187,12 +188,55 @@ def summary_table(tasks: Mapping[str, Mapping[str, Mapping[str, Array]]]) -> str
     return table(head, rows)
 
 
+def across(tasks: Mapping[str, Mapping[str, Mapping[str, Array]]], key: str) -> str:
+    """Lays out one metric: a row for each source, a column for each task."""
+    title, higher = {**METRICS, **FURTHER}[key]
+    names = [name for name, sources in tasks.items() if _values(sources[BASE], key) is not None]
+    rows = []
+    for source in sorted({one for name in names for one in tasks[name]}, key=_order):
+        cells = []
+        for name in names:
+            own = _values(tasks[name].get(source, {}), key)
+            base = _values(tasks[name][BASE], key)
+            if own is None or base is None:
+                cells.append("")
+            elif source == BASE:
+                cells.append(f"{100 * own.mean():.1f}")
+            else:
+                cells.append(cell(compare(own, base, higher)))
+        if any(cells):
+            rows.append([source, *cells])
+    return table([title, *names], rows)
+
+
 def tasks_of(results: Path, pattern: str) -> Iterator[tuple[str, dict[str, dict[str, Array]]]]:
     """Yields the tasks whose names match, with their results."""
     for folder in sorted(path.parent for path in results.glob(f"*/*/{BASE}.npz")):
         name = str(folder.relative_to(results))
         if re.fullmatch(pattern, name):
             yield name, read(folder)
+
+
+def methods_of(results: Path) -> Iterator[tuple[str, dict[str, dict[str, Array]]]]:
+    """Yields the maps behind a head with a hidden layer, each method beside its classic map."""
+    for folder in sorted(results.glob("*/MLP")):
+        found = read(folder)
+        for method in sorted({source.partition(", ")[0] for source in found}):
+            own = {
+                source.removeprefix(f"{method}, "): columns
+                for source, columns in found.items()
+                if source.startswith(f"{method}, ")
+            }
+            if BASE in own:
+                yield f"{folder.relative_to(results)}, {method}", own
+
+
+def choices_of(results: Path) -> Iterator[tuple[str, dict[str, dict[str, Array]]]]:
+    """Yields the tasks whose training choices were compared, beside the classic map."""
+    for folder in sorted(path for path in results.glob("*/*-choices") if path.is_dir()):
+        base = read(folder.with_name(folder.name.removesuffix("-choices")))
+        kept = {name: base[name] for name in (BASE, "sigmoid, signed") if name in base}
+        yield str(folder.relative_to(results)), {**kept, **read(folder)}
 
 
 def localisation_table(results: Path) -> str:
@@ -256,11 +300,13 @@ def _area(pixels: Array) -> float:
 def main(folder: Path, out: Path | None) -> None:
     """Prints the tables of whatever the study has done."""
     results = folder / "results"
-    many = dict(tasks_of(results, r".*/(30|100|ImageNet)"))
+    many = dict(tasks_of(results, r".*/(30|100)"))
     parts = ["## Better and worse than the classic map\n", summary_table(many)]
-    for name, found in tasks_of(results, ".*"):
-        if BASE in found:
-            parts.append(f"\n## {name}\n{task_table(found)}")
+    every = dict(tasks_of(results, r".*/\d+"))
+    parts += [f"\n## {key}\n{across(every, key)}" for key in (*METRICS, *FURTHER)]
+    alone = tasks_of(results, r".*/[A-Z].*"), methods_of(results), choices_of(results)
+    for name, found in chain.from_iterable(alone):
+        parts.append(f"\n## {name}\n{task_table(found)}")
     parts.append(f"\n## Boxes and masks\n{localisation_table(results)}")
     text = "".join(parts)
     click.echo(text)

@@ -161,9 +161,11 @@ class Task:
                 found.append((side, mosaic_features(self.backbone, name, made), labels))
         return found
 
-    def run(self, label: str, make: Callable[[], Source], *, further: bool = False) -> None:
+    def run(
+        self, label: str, make: Callable[[], Source], *, further: bool = False, part: str = ""
+    ) -> None:
         """Measures a source, unless that was done, and keeps what came out."""
-        path = self.folder / self.name / f"{label}.npz"
+        path = self.folder / f"{self.name}{part}" / f"{label}.npz"
         if path.exists():
             return
         start = time.perf_counter()
@@ -290,8 +292,13 @@ def compare_choices(task: Task) -> None:
         for seed in task.size.seeds:
             task.run(
                 f"{kind.label} ({seed})",
-                lambda k=kind, s=seed: Source(train_kind(task, k, s).module, signed=True),  # type: ignore[misc]
+                partial(_signed, task, kind, seed),
+                part="-choices",
             )
+
+
+def _signed(task: Task, kind: Kind, seed: int) -> Source:
+    return Source(train_kind(task, kind, seed).module, signed=True)
 
 
 def compare_mlp(task: Task) -> None:
