@@ -35,8 +35,8 @@ class Prediction:
             and the sample has a class, the predicted one otherwise.
         cam: float32 [h, w], finite.
         predicted_cam: float32 [h, w], finite, of the predicted class.
-        least_cam: float32 [h, w], finite, of the class that is least probable; None where the
-            artifact makes no CAM of it.
+        least_cam: float32 [h, w], finite, of the class that is least probable (of more than
+            `MAX_RANKS` classes the one of that rank); None where the artifact makes no CAM of it.
     """
 
     class_id: int

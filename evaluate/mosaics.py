@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sigcam.core.errors import DataError, ImageError, UsageError
-from sigcam.core.files import write_text
+from sigcam.core.files import check_writable, write_text
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Preprocessing
 from sigcam.core.threads import Stopwatch, ahead, in_order
@@ -158,8 +158,8 @@ def evaluate_mosaics(
         folder: where the records are written. An evaluation of the same files and options that
             was interrupted there goes on.
         mosaic: how mosaics are made; `MosaicOptions()` when None.
-        options: how the artifacts are run; `EvaluateOptions()` when None. Faithfulness,
-            threshold and tolerance don't count here.
+        options: how the artifacts are run; `EvaluateOptions()` when None. Faithfulness and its
+            steps, threshold, tolerance and interpolation don't count here.
         progress: called with the number of mosaics done and of all mosaics.
         say: is told in words how many images were left; None tells nobody.
 
@@ -288,8 +288,8 @@ def _classified_right(
     }
     found = _kept(path, what)
     if found is None:
+        check_writable(path)  # before the images are run
         found = [*_run_alone(models, dataset, options)]
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**what, "found": found}))
     pairs = list(zip(dataset.samples, found, strict=True))
     problems = [problem(one.place, text) for one, text in pairs if isinstance(text, str)]

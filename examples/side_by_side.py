@@ -5,8 +5,8 @@
 
 EfficientNet-Lite0 with its ImageNet weights and the sigmoid branch that sigcam ships. The
 first row are the methods as they were published: softmax branch, weights with their signs.
-The second is the sigmoid branch with sigcam's defaults: negative weights clamped, but for
-layercam and hirescam. Without --class the maps are for the predicted class; without
+The second is the sigmoid branch as `--purpose localise` has it: negative weights clamped, but
+for layercam and hirescam. Without --class the maps are for the predicted class; without
 IMAGE they are of one that scikit-image ships.
 
 At this network's last layer, before pooling and a linear layer, most methods are one and

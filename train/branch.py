@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
+from sigcam.classifier.head import Init
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, labelled
@@ -107,8 +108,9 @@ def train_branch(
     augmentation = augmentation or Augmentation(seed=settings.seed)
     preprocessing = preprocessing or classifier.preprocessing
     _check(classifier, settings)
-    if settings.init is None and classifier.has_sigmoid:
-        settings = replace(settings, init="default")  # goes on from the branch that is there
+    if settings.init is None:  # a branch that is there goes on
+        first: Init = "default" if classifier.has_sigmoid else settings.first
+        settings = replace(settings, init=first)
     predicted = settings.labels == "predicted"
     dataset = dataset if predicted else labelled(dataset)
     folder = None if run_dir is None else Path(run_dir)

@@ -199,12 +199,13 @@ def small_steps_alone(fit: Fit) -> Iterator[None]:
 
     A linear head of 100 classes takes 1.3 ms for a step of 32 samples. Two threads wait for each
     other at every operation: ten times as long was seen where other programs kept the cores busy.
+    Live views run the backbone between the steps, which needs all threads, so they stay.
 
     Args:
-        fit: the head, its device and the batch size.
+        fit: the head, its device, the batch size and whether features are cached.
     """
     size = sum(one.numel() for one in fit.classifier.parameters()) * fit.settings.steps[2]
-    if fit.world.device.type != "cpu" or size > _SMALL:
+    if fit.world.device.type != "cpu" or size > _SMALL or not fit.settings.cached:
         yield
         return
     before = torch.get_num_threads()

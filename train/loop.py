@@ -216,9 +216,7 @@ def _train(
 
 def _filled_in(settings: TrainSettings, dual: DualBranch, head: HeadName) -> TrainSettings:
     """Returns the settings with the init and the weight decay that go with the head."""
-    if settings.init is None:
-        is_taught = head == "sigmoid" and settings.labels == "predicted"
-        settings = replace(settings, init="softmax" if is_taught else "default")
+    settings = replace(settings, init=settings.first)  # a softmax head has given labels
     if settings.weight_decay is not None:
         return settings
     shapes = [one.shape for one in head_of(dual, head).classifier.parameters()]

@@ -141,6 +141,11 @@ class TrainSettings:
         return self.learning_rate, self.epochs, self.batch_size
 
     @property
+    def first(self) -> Init:
+        """Returns how the parameters of a sigmoid branch begin, with the default filled in."""
+        return self.init or ("softmax" if self.labels == "predicted" else "default")
+
+    @property
     def decay(self) -> float:
         """Returns the weight decay, which `fit_sigmoid_head` fills in."""
         if self.weight_decay is None:

@@ -22,7 +22,8 @@ _mosaic_options = options(
         type=click.IntRange(2, 8),
         metavar="N",
         help="Play the grid pointing game instead: N x N images of different classes in one, of "
-        "those that all artifacts classify right. Needs artifacts with --classes input.",
+        "those that all artifacts classify right. Needs artifacts with --classes input; how "
+        "heatmaps are scored otherwise (--threshold and so on) doesn't count.",
     ),
     click.option("--mosaics", type=click.IntRange(min=1), help="Most mosaics that are made."),
     click.option(
@@ -82,7 +83,7 @@ _metric_options = options(
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="What they are drawn with.",
+        help="What they are drawn with, and mosaics with --mosaic.",
     ),
 )
 

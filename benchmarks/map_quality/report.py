@@ -1,6 +1,6 @@
 """Makes the tables of docs/results.md from the files that the study wrote.
 
-    python -m benchmarks.map_quality.report out/map-quality [--write docs/results.md]
+    python -m benchmarks.map_quality.report out/map-quality [--out tables.md]
 
 A difference is to the classic map (softmax weights, not clamped, negative sums cut off) on the same
 images. Its interval is a percentile bootstrap over images and over the seeds of the branch at once:

@@ -172,7 +172,8 @@ def sum_of(artifact: ArtifactInfo) -> str:
         'clamped, to localise'
     """
     spec = artifact.spec
-    words = "clamped" if spec["nwc"] else "signed" if spec["signed"] else "not clamped"
+    words = "clamped" if spec["nwc"] else "not clamped"
+    words += ", signed" if spec["signed"] else ""
     return words + (f", to {spec['purpose']}" if spec["purpose"] else "")
 
 

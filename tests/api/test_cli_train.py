@@ -72,6 +72,7 @@ def test_a_plain_folder_without_labels(train, plain, tmp_path, options):
     assert (info.settings["labels"], info.settings["temperature"]) == (
         "predicted", 2.0 if options else None,
     )  # fmt: skip
+    assert info.settings["init"] == "softmax"
 
 
 def test_labels_that_are_there_are_not_used(train, toy, tmp_path):

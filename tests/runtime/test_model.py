@@ -115,6 +115,16 @@ def test_scores_are_of_the_branch_that_cams_come_from(make_artifact):
         np.testing.assert_array_equal(model.scores(batch, ids), model.run(batch).logits[:, ids])
 
 
+def test_scores_of_the_centred_branch_are_centred_logits(make_artifact):
+    ids = np.array([0, 2])
+    with ExportedModel.open(make_artifact(branch="centred"), "ort") as model:
+        batch = batch_of(model)
+        logits = model.run(batch).logits
+        assert model.scores_output == "logits"
+        want = logits[:, ids] - logits.mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(model.scores(batch, ids), want, rtol=1e-6)
+
+
 def test_scores_that_a_graph_does_not_give(make_artifact):
     with ExportedModel.open(make_artifact(classes=ClassSelection("top1")), "ort") as model:
         assert model.scores_output is None

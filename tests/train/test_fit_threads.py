@@ -1,4 +1,4 @@
-"""Small steps compute on one thread; large ones on as many as there were."""
+"""Small steps compute on one thread; large and live ones on as many as there were."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from sigcam.train.fit import small_steps_alone
 from sigcam.train.settings import TrainSettings
 
 
-@pytest.mark.parametrize(("width", "threads"), [(100, 1), (300_000, 2)])
-def test_threads_of_a_step(width, threads):
+@pytest.mark.parametrize(
+    ("width", "cached", "threads"),
+    [
+        (100, True, 1),
+        (300_000, True, 2),
+        (100, False, 2),  # the backbone runs between the steps
+    ],
+)
+def test_threads_of_a_step(width, cached, threads):
     fit = SimpleNamespace(
         classifier=nn.Linear(width, 2),
-        settings=TrainSettings(batch_size=32),
+        settings=TrainSettings(batch_size=32, cached=cached),
         world=SimpleNamespace(device=torch.device("cpu")),
     )
     before = torch.get_num_threads()
