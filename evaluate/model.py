@@ -23,6 +23,9 @@ from sigcam.runtime.model import ExportedModel, ModelOutputs, Wanted, probabilit
 
 T = TypeVar("T")
 
+_CLASSES = 10
+"""Classes in one run: as many as `sigcam build-engine` builds for, unless it is told otherwise."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -169,7 +172,11 @@ class EvaluatedModel:
         """
         if not self.takes_class_ids:
             raise UsageError(f"{self.path} makes no CAMs of named classes")
-        return self._with_path(self._run(images, class_ids, "cams").finite_cams)
+        parts = []
+        for first in range(0, class_ids.shape[1], _CLASSES):
+            outputs = self._run(images, class_ids[:, first : first + _CLASSES], "cams")
+            parts.append(self._with_path(outputs.finite_cams))
+        return np.concatenate(parts, axis=1)
 
     def info(self) -> ArtifactInfo:
         """Returns the description of the artifact that reports show."""

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from sigcam.evaluate.gallery import SHOWN, Gallery, GalleryImage, overlay_jpeg
 from sigcam.evaluate.localization.grid_pointing import LEVELS, tile_edges, tile_shares
 from sigcam.evaluate.model import EvaluatedModel
 from sigcam.evaluate.results.records import empty_record
-from sigcam.evaluate.results.store import EvaluationStore, fingerprint
+from sigcam.evaluate.results.store import EvaluationStore, check_folder, fingerprint
 from sigcam.evaluate.run import EvaluateOptions, Evaluation, open_models, shared_classes
 from sigcam.images.preprocess import place, read_input
 
@@ -125,7 +125,8 @@ def make_mosaics(samples: Sequence[Sample], options: MosaicOptions) -> list[Mosa
     if len(left) < options.tiles:
         raise DataError(
             f"a mosaic of {options.side} x {options.side} needs images of {options.tiles} "
-            f"classes, got {len(left)}; take smaller mosaics or data of more classes"
+            f"classes, got {len(left)} (of classified images, those that are classified right); "
+            "take smaller mosaics or data of more classes"
         )
     made: list[Mosaic] = []
     while options.count is None or len(made) < options.count:
@@ -181,6 +182,12 @@ def evaluate_mosaics(
         models = open_models(stack, paths, options, stopwatch)
         _check_classes(models)
         dataset = shared_classes(dataset, models, options)
+        asked = {
+            "backend": options.backend,
+            "precision": options.backend_options.precision,
+            "mosaic": asdict(mosaic),
+        }
+        check_folder(folder, models, asked)
         samples, problems = _classified_right(models, dataset, folder, options)
         _check_right(len(samples), dataset, mosaic)
         made = make_mosaics(samples, mosaic)
@@ -195,7 +202,6 @@ def evaluate_mosaics(
             problems=(*dataset.problems, *problems),
             notes=(*dataset.notes, note),
         )
-        asked = {**options.for_records(), "mosaic": mosaic.side, "seed": mosaic.seed}
         store = EvaluationStore(folder, models, mosaics, asked)
         resumed, start = store.done(), time.perf_counter()
         report, done = reporter(progress or False, "evaluate"), resumed
@@ -209,7 +215,7 @@ def evaluate_mosaics(
         records = tuple(file.read() for file in store.files)
         gallery = _gallery(models, made, records[0])
         infos = tuple(model.info() for model in models)
-    return Evaluation(mosaics, infos, records, options, *seconds, resumed, gallery)
+    return Evaluation(mosaics, infos, records, options, asked, *seconds, resumed, gallery)
 
 
 def mosaic_input(mosaic: Mosaic, preprocessing: Preprocessing) -> Array:
@@ -284,19 +290,28 @@ def _classified_right(
     path = folder / _RIGHT
     what = {
         "artifacts": [model.digest for model in models],
+        "backends": [model.backend_name for model in models],
+        "precision": options.backend_options.precision,
         "dataset": fingerprint(dataset.samples),
     }
     found = _kept(path, what)
     if found is None:
         check_writable(path)  # before the images are run
-        found = [*_run_alone(models, dataset, options)]
+        found = []
+        for sample, one in zip(dataset.samples, _run_alone(models, dataset, options), strict=True):
+            if isinstance(one, str) and not options.skip_bad:
+                raise _unreadable(dataset, [problem(sample.place, one)])
+            found.append(one)
         write_text(path, json.dumps({**what, "found": found}))
     pairs = list(zip(dataset.samples, found, strict=True))
     problems = [problem(one.place, text) for one, text in pairs if isinstance(text, str)]
     if problems and not options.skip_bad:
-        path.unlink(missing_ok=True)  # an image that was mended is read again
-        raise data_error(problems, f"{dataset.name} has images that can't be read; skip bad ones")
+        raise _unreadable(dataset, problems)
     return [sample for sample, right in pairs if right is True], problems
+
+
+def _unreadable(dataset: Dataset, problems: Sequence[Problem]) -> DataError:
+    return data_error(problems, f"{dataset.name} has images that can't be read; skip bad ones")
 
 
 def _kept(path: Path, what: Mapping[str, object]) -> list[bool | str] | None:

@@ -123,6 +123,7 @@ class Evaluation:
         artifacts: the artifacts, in the order given.
         records: the records of each artifact, [P], one for each sample; see `records.RECORD`.
         options: how the artifacts were evaluated.
+        asked: the options that the records depend on, ready for JSON.
         seconds: how long this run took, without what an earlier one did.
         backend_seconds: how long of that a backend ran.
         resumed: how many images an earlier run had done.
@@ -133,6 +134,7 @@ class Evaluation:
     artifacts: tuple[ArtifactInfo, ...]
     records: tuple[Array, ...]
     options: EvaluateOptions
+    asked: dict[str, Any]
     seconds: float
     backend_seconds: float
     resumed: int
@@ -173,7 +175,8 @@ def evaluate_artifacts(
     with ExitStack() as stack:
         models = open_models(stack, paths, options, stopwatch)
         dataset = shared_classes(dataset, models, options)
-        store = EvaluationStore(folder, models, dataset, options.for_records())
+        asked = options.for_records()
+        store = EvaluationStore(folder, models, dataset, asked)
         resumed, start = store.done(), time.perf_counter()
         _write_records(models, dataset, store, options, reporter(progress or False, "evaluate"))
         seconds = time.perf_counter() - start, stopwatch.seconds  # without the gallery
@@ -181,7 +184,7 @@ def evaluate_artifacts(
         gallery = make_gallery(models, dataset, records[0], options.threshold)
         dataset = replace(dataset, problems=(*dataset.problems, *store.problems()))
         infos = tuple(model.info() for model in models)
-    return Evaluation(dataset, infos, records, options, *seconds, resumed, gallery)
+    return Evaluation(dataset, infos, records, options, asked, *seconds, resumed, gallery)
 
 
 def open_models(

@@ -364,6 +364,11 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
             f"maps of the {options.selection.k} most probable classes were asked for, the model "
             f"has {C}; ask for at most that many (top{C})"
         )
+    if options.signed and len(dual.targets) > 1:
+        raise UsageError(
+            f"the CAMs of {len(dual.targets)} target layers are scaled to [0, 1] before they are "
+            "fused, which leaves no sign; name one target layer, or leave signed out"
+        )
     if options.branch == "centred" and C < 2:
         raise UsageError(
             "the branch centred compares the classes' logits, the model has only one; use the "

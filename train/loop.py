@@ -297,4 +297,7 @@ def _identity(
         labels = tensors_sha256(dual.softmax_head.named_tensors())
     else:
         labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
-    return {**asked, "head": head, "features": samples.key, "labels_sha256": labels}
+    found = {**asked, "head": head, "features": samples.key, "labels_sha256": labels}
+    if settings.init == "softmax":
+        found["start_sha256"] = tensors_sha256(dual.softmax_head.named_tensors())
+    return found

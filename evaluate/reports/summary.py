@@ -85,7 +85,7 @@ class Summary:
                 "left_out": [str(one) for one in run.dataset.problems],
                 "notes": list(run.dataset.notes),
             },
-            "options": run.options.for_records(),
+            "options": run.asked,
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             "artifacts": [
                 {

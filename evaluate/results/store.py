@@ -50,21 +50,9 @@ class EvaluationStore:
         """
         self._path = folder / FILE
         self.files = tuple(RecordFile(folder / f"{i}.records") for i in range(len(models)))
-        self._what = {
-            "format": str(RECORD),
-            "artifacts": [model.digest for model in models],
-            "backends": [model.backend_name for model in models],
-            "dataset": fingerprint(dataset.samples),
-            "options": options,
-        }
+        self._what = {**_run_of(models, options), "dataset": fingerprint(dataset.samples)}
         self._problems: list[dict[str, Any]] = []
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            found = json.loads(self._path.read_text()) if self._path.is_file() else None
-        except (OSError, ValueError) as exc:
-            raise StorageError(
-                f"{folder} can't be used for the evaluation: {exc}; name another folder"
-            ) from exc
+        found = _read(folder)
         if found is None:
             self._begin()
         else:
@@ -107,12 +95,7 @@ class EvaluationStore:
             file.truncate(0)
 
     def _continue(self, found: dict[str, Any]) -> None:
-        if found.get("what") != self._what:
-            other = [key for key, value in self._what.items() if found["what"].get(key) != value]
-            raise UsageError(
-                f"{self._path.parent} has an evaluation with other {', '.join(other)}; name "
-                "another folder, or remove that one"
-            )
+        _refuse_other(self._path.parent, found, self._what)
         self._problems = found["problems"]
         count = self.done()
         for file in self.files:  # an interruption may have left some ahead of others
@@ -121,6 +104,57 @@ class EvaluationStore:
     def _write(self) -> None:
         content = {"what": self._what, "problems": self._problems}
         write_text(self._path, json.dumps(content, indent=1))
+
+
+def check_folder(folder: Path, models: Sequence[EvaluatedModel], options: dict[str, Any]) -> None:
+    """Refuses a folder that has an evaluation of other artifacts or with other options.
+
+    For who has long work to do before the samples are known; `EvaluationStore` checks them too.
+
+    Args:
+        folder: the folder; it is made if it doesn't exist.
+        models: the artifacts.
+        options: the options that the records depend on, ready for JSON.
+
+    Raises:
+        UsageError: the folder has another evaluation.
+        StorageError: the folder can't be used.
+    """
+    found = _read(folder)
+    if found is not None:
+        _refuse_other(folder, found, _run_of(models, options))
+
+
+def _run_of(models: Sequence[EvaluatedModel], options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": str(RECORD),
+        "artifacts": [model.digest for model in models],
+        "backends": [model.backend_name for model in models],
+        "options": options,
+    }
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Reads what a folder's evaluation is of; None where none was begun."""
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError) as exc:
+        raise StorageError(
+            f"{folder} can't be used for the evaluation: {exc}; name another folder"
+        ) from exc
+    return found
+
+
+def _refuse_other(folder: Path, found: dict[str, Any], what: dict[str, Any]) -> None:
+    there = found.get("what", {})
+    other = [key for key, value in what.items() if there.get(key) != value]
+    if other:
+        raise UsageError(
+            f"{folder} has an evaluation with other {', '.join(other)}; name another folder, or "
+            "remove that one"
+        )
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:

@@ -306,6 +306,12 @@ def test_what_several_or_lower_layers_cannot_have(tmp_path):
             tmp_path / "m.onnx",
             ExportOptions(method="gradcam", profile="split", preprocessing=PREPROCESSING),
         )
+    with pytest.raises(UsageError, match="leaves no sign; name one target layer"):
+        export_artifact(
+            several,
+            tmp_path / "m.onnx",
+            ExportOptions(method="gradcam", signed=True, preprocessing=PREPROCESSING),
+        )
     with pytest.raises(ExportError, match="the layer before the pooling as its target layer"):
         export_artifact(
             made(Residual, ["down"]),

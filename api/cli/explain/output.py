@@ -104,7 +104,7 @@ def print_results(
             box = boxes[0]
             parts.append(f"box {box.x0},{box.y0},{box.x1},{box.y1}")
         if not explanation.valid:
-            parts.append("no evidence in the image (the map is empty)")
+            parts.append("no positive evidence for the class (the map is empty)")
         echo("\t".join(parts))
 
 
