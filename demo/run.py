@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHOICES: Mapping[str, ExportOptions] = {
     "softmax": ExportOptions(branch="softmax", nwc=False),
     "centred": ExportOptions(branch="centred", nwc=False),
-    "sigmoid": ExportOptions(purpose="localise"),
+    "sigmoid": ExportOptions(),
 }
 """The maps that the demo compares, by the names that `page.TITLES` gives titles to."""
 

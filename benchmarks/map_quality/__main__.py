@@ -156,7 +156,7 @@ def main(
         if "imagenet" in wanted and first:
             study.compare_sources(imagenet_task(backbone, parts, size, out), study.KINDS[:5])
         if "choices" in wanted and first:
-            small = replace(size, further=0)
+            small = replace(size, further=0, seeds=size.seeds[:2])
             task = caltech_task(backbone, parts, 100, small, out)
             study.compare_choices(task)
         if "mlp" in wanted and first:

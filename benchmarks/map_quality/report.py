@@ -302,8 +302,10 @@ def main(folder: Path, out: Path | None) -> None:
     results = folder / "results"
     many = dict(tasks_of(results, r".*/(30|100)"))
     parts = ["## Better and worse than the classic map\n", summary_table(many)]
-    every = dict(tasks_of(results, r".*/\d+"))
-    parts += [f"\n## {key}\n{across(every, key)}" for key in (*METRICS, *FURTHER)]
+    parts += [f"\n## {key}\n{across(many, key)}" for key in (*METRICS, *FURTHER)]
+    few = dict(tasks_of(results, r".*/(3|10)"))
+    for key in ("grid2", "average_drop", "increase"):
+        parts.append(f"\n## {key}, few classes\n{across(few, key)}")
     alone = tasks_of(results, r".*/[A-Z].*"), methods_of(results), choices_of(results)
     for name, found in chain.from_iterable(alone):
         parts.append(f"\n## {name}\n{task_table(found)}")

@@ -114,7 +114,8 @@ def test_the_shipped_branch_says_what_it_was_trained_on():
     info = read_branch_info(BRANCH_FILE)
     assert info.architecture == "efficientnet_lite0"
     assert len(info.class_names) == info.num_classes == 1000
-    assert "1,000 ImageNet images" in info.trained_on
+    assert "Caltech-101 (CC BY 4.0) without their labels" in info.trained_on
+    assert info.settings["labels"] == "predicted"
     assert BRANCH_FILE.stat().st_size < 3_000_000
 
 
