@@ -28,7 +28,7 @@ def finer(work, tmp_path_factory):
 
 def test_the_spec_says_how_it_was_made(finer, cli):
     spec = read_spec(finer)
-    assert (spec.method, spec.nwc, spec.kind) == ("finercam", True, "artifact")
+    assert (spec.method, spec.purpose, spec.kind) == ("finercam", "discriminate", "artifact")
     assert spec.method_options == {"gamma": 0.5, "similar": 1}
     assert spec.head_input == "features"
     head = read_spec(finer.with_name("finer.head.onnx"))
