@@ -216,7 +216,9 @@ def test_gradcam_of_the_rounded_weights(tmp_path, exactly):
     export_artifact(
         dual,
         path,
-        ExportOptions(method="gradcam", classes=ClassSelection("topk", 2), features=True),
+        ExportOptions(
+            method="gradcam", purpose="localise", classes=ClassSelection("topk", 2), features=True
+        ),
     )
     found = run(convert(onnx.load(path)), {"image": images(3)}, exactly)
     wanted = [
