@@ -124,10 +124,14 @@ def imagenet_task(
 @click.option("--pets", type=click.Path(path_type=Path), required=True)
 @click.option("--imagenet", type=click.Path(path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/map-quality"))
-@click.option("--part", "wanted", multiple=True, type=click.Choice(PARTS), default=PARTS)
+@click.option("--part", "wanted", multiple=True, type=click.Choice(PARTS), help="All by default.")
 @click.option("--backbone", "names", multiple=True, type=click.Choice([*LITE, "small"]))
-@click.option("--classes", multiple=True, type=int, default=CLASSES, show_default=True)
-@click.option("--quick", is_flag=True, help="Few images, one seed, one backbone: ten minutes.")
+@click.option("--classes", multiple=True, type=int, help="3, 10, 30 and 100 by default.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Few images, one seed, one backbone, the part sources with 10 and 100 classes: ten minutes.",
+)
 def main(
     caltech: Path,
     pets: Path,
@@ -142,6 +146,8 @@ def main(
     torch.set_num_threads(1)
     size = QUICK if quick else Size()
     out = out / "quick" if quick else out
+    wanted = wanted or (("sources",) if quick else PARTS)
+    classes = classes or ((10, 100) if quick else CLASSES)
     parts = (
         replace(labelled(open_dataset(caltech / "train")), name="caltech"),
         replace(labelled(open_dataset(caltech / "test")), name="caltech-test"),
