@@ -130,7 +130,7 @@ def imagenet_task(
 @click.option(
     "--quick",
     is_flag=True,
-    help="Few images, one seed, one backbone, the part sources with 10 and 100 classes: ten minutes.",
+    help="Few images, one seed, one backbone, the part sources of 10 and 100 classes: ten minutes.",
 )
 def main(
     caltech: Path,
