@@ -224,7 +224,13 @@ class BackendSetup:
 
 
 def _options(method: str) -> ExportOptions:
-    return ExportOptions(method=method, branch="softmax", has_sigmoid=False, tolerance=TOLERANCE)
+    return ExportOptions(
+        method=method,
+        branch="softmax",
+        purpose="localise",
+        has_sigmoid=False,
+        tolerance=TOLERANCE,
+    )
 
 
 def _compare(

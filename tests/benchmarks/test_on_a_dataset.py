@@ -86,8 +86,9 @@ def test_choices_are_compared_with_the_defaults(data, tmp_path, monkeypatch):
     lines = out.read_text().splitlines()
     assert out.read_text().strip() in printed
     labels = [line.split("|")[1].strip() for line in lines[2:]]
-    kinds = ("defaults", "1 epoch", "softmax branch")
-    assert labels == [kind + end for kind in kinds for end in ("", ", no clamping")]
+    kinds = ("defaults", "1 epoch", "softmax branch", "centred branch")
+    expected = [kind + end for kind in kinds for end in ("", ", no clamping")]
+    assert labels == [*expected, "softmax branch, no clamping, signed"]
     assert "MaxBoxAccV2" in lines[0] and "PxAP" in lines[0]
     # A difference, its interval and one of each fold.
     assert lines[3].count(";") == lines[0].count("|") - 2

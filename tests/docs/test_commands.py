@@ -39,6 +39,8 @@ def test_a_command_is_understood(words):
         rest = rest[1:]
     else:
         module = importlib.import_module(words[2])
+        if hasattr(module, "__path__"):  # a package that is run
+            module = importlib.import_module(f"{words[2]}.__main__")
         command, rest = getattr(module, "main", None), words[3:]
         if not isinstance(command, click.Command):
             assert not rest, f"{words[2]} takes no options"

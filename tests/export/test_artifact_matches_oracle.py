@@ -196,7 +196,7 @@ def test_without_a_sigmoid_branch(tmp_path, dual, preprocessing):
 def test_a_convolution_before_the_pooling_is_a_linear_head(tmp_path, make, nets, preprocessing):
     dual = make(nets["conv"], "relu")
     path = tmp_path / "model.onnx"
-    export_artifact(dual, path, ExportOptions(preprocessing=preprocessing))
+    export_artifact(dual, path, ExportOptions(purpose="localise", preprocessing=preprocessing))
     images = images_of(preprocessing, 3)
     want = oracle(dual, preprocessing, images, np.full((3, 1), -1), "sigmoid")
     got = run(path, images)

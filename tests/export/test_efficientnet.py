@@ -32,7 +32,9 @@ def test_efficientnet_lite0(tmp_path):
     assert dual.branch.layout.shape == (1280, 7, 7)
     preprocessing = Preprocessing(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     path = tmp_path / "lite0.onnx"
-    spec = export_artifact(dual, path, ExportOptions(preprocessing=preprocessing))
+    spec = export_artifact(
+        dual, path, ExportOptions(purpose="localise", preprocessing=preprocessing)
+    )
     assert max(error.max_rel for error in spec.parity.outputs.values()) < 2e-5
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -33,6 +33,7 @@ def test_session_matches_the_oracle(dual, preprocessing, tmp_path, method, profi
         path,
         ExportOptions(
             method=method,
+            purpose="localise",
             profile=profile,
             classes=ClassSelection("topk", 2),
             preprocessing=preprocessing,
@@ -93,6 +94,7 @@ def test_openvino_runs_data_files_and_the_head_graph(make, nets, preprocessing, 
         path,
         ExportOptions(
             method=method,
+            purpose="localise",
             classes=ClassSelection("input"),
             preprocessing=preprocessing,
             external_data=True,

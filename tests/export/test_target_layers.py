@@ -191,7 +191,10 @@ def test_several_layers_are_scaled_and_averaged(tmp_path):
         dual,
         path,
         ExportOptions(
-            method="gradcam", preprocessing=PREPROCESSING, classes=ClassSelection("input")
+            purpose="localise",
+            method="gradcam",
+            preprocessing=PREPROCESSING,
+            classes=ClassSelection("input"),
         ),
     )
     assert spec.target_layers == ("down", "stem")

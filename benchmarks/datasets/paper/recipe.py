@@ -35,9 +35,9 @@ class Variant:
     method: str = "cam"
     branch: str = "sigmoid"
     nwc: bool | None = None
-    signed: bool = False
     positive_weight: float | None = None
     shift: Shift | None = None
+    signed: bool = False
 
     @property
     def name(self) -> str:
