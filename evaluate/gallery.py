@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -104,12 +104,29 @@ def make_gallery(
         gallery.by, len(gallery.best)
     """
     by, values = ranking(records)
+    return gallery_of(
+        by,
+        values,
+        lambda index: _image(models, dataset.samples[index], float(values[index]), threshold),
+    )
+
+
+def gallery_of(by: str, values: Array, image: Callable[[int], GalleryImage]) -> Gallery:
+    """Chooses the images with the lowest and the highest values, and has them drawn.
+
+    Args:
+        by: the value in words.
+        values: float64 [P]; NaN where an image has none and isn't shown.
+        image: draws the image of an index.
+
+    Example:
+        >>> drawn = lambda index: GalleryImage(f"{index}.png", 0.0, (), ())
+        >>> gallery = gallery_of("IoU", np.array([0.5, np.nan, 0.1, 0.9]), drawn)
+        >>> [one.name for one in gallery.worst], [one.name for one in gallery.best]
+        (['2.png'], ['3.png'])
+    """
     order = [int(i) for i in np.argsort(values, kind="stable") if np.isfinite(values[i])]
     count = min(SHOWN, len(order) // 2)
-
-    def image(index: int) -> GalleryImage:
-        return _image(models, dataset.samples[index], float(values[index]), threshold)
-
     worst = tuple(image(index) for index in order[:count])
     best = tuple(image(index) for index in reversed(order[len(order) - count :]))
     return Gallery(by, worst, best)

@@ -153,8 +153,7 @@ class EvaluatedModel:
         Raises:
             BackendError: the backend failed, or logits aren't finite.
         """
-        asked = np.array([[-1]] * len(images), np.int64)
-        return np.asarray(self._run(images, asked, "logits").logits.argmax(axis=1))
+        return np.asarray(self._logits(images).argmax(axis=1))
 
     def cams(self, images: Sequence[Array], class_ids: Array) -> Array:
         """Makes the CAMs of named classes.
@@ -202,8 +201,7 @@ class EvaluatedModel:
         Raises:
             BackendError: the backend failed, or logits aren't finite.
         """
-        asked = np.array([[-1]] * len(images), np.int64)
-        found = probabilities_of(self._run(images, asked, "logits").logits)
+        found = probabilities_of(self._logits(images))
         return found[np.arange(len(found)), np.array(class_ids, np.int64)]
 
     def close(self) -> None:
@@ -220,6 +218,10 @@ class EvaluatedModel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _logits(self, images: Sequence[Array]) -> Array:
+        asked = np.array([[-1]] * len(images), np.int64)
+        return self._run(images, asked, "logits").logits
 
     def _run(self, images: Sequence[Array], asked: Array, wanted: Wanted) -> ModelOutputs:
         batch, class_ids = self._batch(images), asked if self.takes_class_ids else None
@@ -240,6 +242,11 @@ class EvaluatedModel:
         # Only the numbers change, not the size.
         plain = dataclasses.replace(self.spec.preprocessing, rule="stretch", resize=None)
         return np.stack([prepare(image, plain)[0] for image in images])
+
+
+def preprocessings_of(models: Sequence[EvaluatedModel]) -> list[Preprocessing]:
+    """Returns every way in which artifacts want their images read, each once."""
+    return list(dict.fromkeys(model.uint8_preprocessing for model in models))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

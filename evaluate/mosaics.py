@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from sigcam.core.errors import DataError, ImageError, UsageError
+from sigcam.core.errors import DataError, UsageError
 from sigcam.core.files import check_writable, write_text
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Preprocessing
@@ -26,15 +27,15 @@ from sigcam.core.threads import Stopwatch, ahead, in_order
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Problem, Sample
 from sigcam.data.dataset import data_error, problem
-from sigcam.evaluate.gallery import SHOWN, Gallery, GalleryImage, overlay_jpeg
-from sigcam.evaluate.localization.grid_pointing import LEVELS, tile_edges, tile_shares
-from sigcam.evaluate.model import EvaluatedModel
+from sigcam.evaluate.gallery import Gallery, GalleryImage, gallery_of, overlay_jpeg
+from sigcam.evaluate.localization.grid_pointing import tile_rectangle, tile_shares
+from sigcam.evaluate.model import EvaluatedModel, preprocessings_of
 from sigcam.evaluate.results.records import empty_record
 from sigcam.evaluate.results.store import EvaluationStore, check_folder, fingerprint
 from sigcam.evaluate.run import EvaluateOptions, Evaluation, open_models, shared_classes
+from sigcam.evaluate.stages import read_sample
 from sigcam.images.preprocess import place, read_input
 
-_WRITTEN_AT_ONCE = 64
 _RIGHT = "right.json"
 """The file that keeps which images every artifact classifies right."""
 
@@ -195,7 +196,8 @@ def evaluate_mosaics(
             f"{len(samples)} of {len(dataset)} images are classified right by all artifacts; "
             f"{len(made)} mosaics of {mosaic.side} x {mosaic.side}"
         )
-        (say or _silent)(note)
+        if say is not None:
+            say(note)
         mosaics = replace(
             dataset,
             samples=list[Sample](made),
@@ -204,13 +206,8 @@ def evaluate_mosaics(
         )
         store = EvaluationStore(folder, models, mosaics, asked)
         resumed, start = store.done(), time.perf_counter()
-        report, done = reporter(progress or False, "evaluate"), resumed
-        report(done, len(made))
-        with closing(_scored(models, made[done:], options)) as scored:
-            while chunk := list(islice(scored, _WRITTEN_AT_ONCE)):
-                store.append([np.stack(column) for column in zip(*chunk, strict=True)])
-                done += len(chunk)
-                report(done, len(made))
+        report = reporter(progress or False, "evaluate")
+        store.fill(_scored(models, made[resumed:], options), len(made), report)
         seconds = time.perf_counter() - start, stopwatch.seconds
         records = tuple(file.read() for file in store.files)
         gallery = _gallery(models, made, records[0])
@@ -232,11 +229,9 @@ def mosaic_input(mosaic: Mosaic, preprocessing: Preprocessing) -> Array:
         ImageError: an image that can't be read.
     """
     height, width = preprocessing.height, preprocessing.width
-    rows, columns = tile_edges(height, mosaic.side), tile_edges(width, mosaic.side)
     made = np.empty((height, width, 3), np.uint8)
     for number, tile in enumerate(mosaic.tiles):
-        y, x = divmod(number, mosaic.side)
-        own = made[rows[y] : rows[y + 1], columns[x] : columns[x + 1]]
+        own = made[tile_rectangle(height, width, number, mosaic.side)]
         own[...] = read_input(tile.path, _tile(preprocessing, *own.shape[:2])).tensor
     return made
 
@@ -253,10 +248,6 @@ def _tile(preprocessing: Preprocessing, height: int, width: int) -> Preprocessin
 def _mosaic(tiles: Sequence[Sample]) -> Mosaic:
     name = " + ".join(tile.name for tile in tiles)
     return Mosaic(name, tiles[0].path, tiles[0].place, tiles=tuple(tiles))
-
-
-def _silent(text: str) -> None:
-    del text
 
 
 def _check_classes(models: Sequence[EvaluatedModel]) -> None:
@@ -329,35 +320,29 @@ def _run_alone(
     models: Sequence[EvaluatedModel], dataset: Dataset, options: EvaluateOptions
 ) -> Iterator[bool | str]:
     """Yields whether all artifacts classify an image right, or why it can't be read."""
-    preprocessings = list(dict.fromkeys(model.uint8_preprocessing for model in models))
-
-    def read(sample: Sample) -> dict[Preprocessing, Array] | str:
-        try:
-            return {one: read_input(sample.path, one).tensor for one in preprocessings}
-        except ImageError as exc:
-            return f"{sample.name} can't be read: {exc}"
-
+    read = partial(read_sample, preprocessings=preprocessings_of(models))
     images = in_order(read, dataset.samples, options.workers, "sigcam-read")
     feed = ahead(images, 2 * options.batch_size, "sigcam-feed")
-    labels = iter(dataset.samples)
     with closing(images), closing(feed):
         while batch := list(islice(feed, options.batch_size)):
-            wanted = [sample.label for sample in islice(labels, len(batch))]
-            good = [one for one in batch if not isinstance(one, str)]
+            good = [one for one in batch if one.error is None]
             predicted = [
-                model.predicted([one[model.uint8_preprocessing] for one in good])
+                model.predicted([one.inputs[model.uint8_preprocessing][0] for one in good])
                 for model in (models if good else ())
             ]
             rows = zip(*predicted, strict=True)
-            for one, label in zip(batch, wanted, strict=True):
-                yield one if isinstance(one, str) else all(c == label for c in next(rows))
+            for one in batch:
+                if one.error is not None:
+                    yield f"{one.sample.name} can't be read: {one.error}"
+                else:
+                    yield all(class_id == one.sample.label for class_id in next(rows))
 
 
 def _scored(
     models: Sequence[EvaluatedModel], mosaics: Sequence[Mosaic], options: EvaluateOptions
 ) -> Generator[list[Array], None, None]:
     """Yields each mosaic's records, one for each artifact."""
-    preprocessings = list(dict.fromkeys(model.uint8_preprocessing for model in models))
+    preprocessings = preprocessings_of(models)
 
     def read(mosaic: Mosaic) -> tuple[Mosaic, dict[Preprocessing, Array]]:
         return mosaic, {one: mosaic_input(mosaic, one) for one in preprocessings}
@@ -395,22 +380,17 @@ def score_mosaic(cams: Array) -> Array:
     record = empty_record()
     record["grid"] = shares.mean(axis=0)
     record["valid"] = bool((cams.max(axis=(1, 2)) > 0).all())
-    assert record["grid"].shape == LEVELS.shape  # noqa: S101 (the record's own length)
     return record
 
 
 def _gallery(models: Sequence[EvaluatedModel], made: Sequence[Mosaic], records: Array) -> Gallery:
     """Draws the mosaics that the first artifact does best and worst on."""
     values = np.array(records["grid"][:, 0], np.float64)
-    order = [int(i) for i in np.argsort(values, kind="stable")]
-    count = min(SHOWN, len(order) // 2)
-
-    def image(index: int) -> GalleryImage:
-        return _image(models, made[index], index, float(values[index]))
-
-    worst = tuple(image(index) for index in order[:count])
-    best = tuple(image(index) for index in reversed(order[len(order) - count :]))
-    return Gallery("mean share of a map inside its own tile", worst, best)
+    return gallery_of(
+        "mean share of a map inside its own tile",
+        values,
+        lambda index: _image(models, made[index], index, float(values[index])),
+    )
 
 
 def _image(
@@ -427,9 +407,8 @@ def _image(
         captions.append(f"heatmap of {name}, tile {number + 1}: {share:.0%} inside")
         height, width = pixels.shape[:2]
         plain = replace(model.uint8_preprocessing, rule="stretch", resize=None)
-        rows, columns = tile_edges(height, mosaic.side), tile_edges(width, mosaic.side)
-        y, x = divmod(number, mosaic.side)
-        corners = (columns[x], rows[y], columns[x + 1] - 1, rows[y + 1] - 1)
+        rows, columns = tile_rectangle(height, width, number, mosaic.side)
+        corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
         overlays.append(overlay_jpeg(pixels, cam, place(plain, height, width), [corners]))
     return GalleryImage(mosaic.name, score, tuple(captions), tuple(overlays))
 

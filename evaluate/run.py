@@ -15,8 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
 from sigcam.core.errors import DataError, UsageError
 from sigcam.core.progress import Report, reporter
 from sigcam.core.threads import Stopwatch, ahead, in_order
@@ -27,7 +25,12 @@ from sigcam.evaluate.faithfulness.insertion_deletion import STEPS
 from sigcam.evaluate.faithfulness.measure import check_faithfulness
 from sigcam.evaluate.gallery import Gallery, make_gallery
 from sigcam.evaluate.localization.box_accuracy import threshold_index
-from sigcam.evaluate.model import ArtifactInfo, EvaluatedModel, names_of
+from sigcam.evaluate.model import (
+    ArtifactInfo,
+    EvaluatedModel,
+    names_of,
+    preprocessings_of,
+)
 from sigcam.evaluate.results.records import empty_record
 from sigcam.evaluate.results.store import EvaluationStore
 from sigcam.evaluate.scoring import Scoring
@@ -44,9 +47,6 @@ from sigcam.evaluate.stages import (
 )
 from sigcam.images.upsample import Interpolation
 from sigcam.runtime.backends.base import BackendOptions
-
-_WRITTEN_AT_ONCE = 64
-"""Images whose records are written together; so many are done again after an interruption."""
 
 
 @dataclass(frozen=True)
@@ -250,19 +250,16 @@ def _write_records(
     progress: Report,
 ) -> None:
     """Writes the records that are missing."""
-    done, total = store.done(), len(dataset)
-    progress(done, total)
-    samples = islice(iter(dataset.samples), done, None)
-    with closing(_scored(models, samples, options)) as scored:
-        while chunk := list(islice(scored, _WRITTEN_AT_ONCE)):
-            for read, _ in chunk:
+    samples = islice(iter(dataset.samples), store.done(), None)
+
+    def rows() -> Generator[list[Array], None, None]:
+        with closing(_scored(models, samples, options)) as scored:
+            for read, records in scored:
                 if read.error is not None:
                     store.add_problem(_unread(read, dataset, options))
-            empty = [empty_record()] * len(models)
-            rows = [records or empty for _, records in chunk]
-            store.append([np.stack(column) for column in zip(*rows, strict=True)])
-            done += len(chunk)
-            progress(done, total)
+                yield records or [empty_record()] * len(models)
+
+    store.fill(rows(), len(dataset), progress)
 
 
 def _scored(
@@ -274,7 +271,7 @@ def _scored(
     changing images, scoring. While the backends run on a batch's changed images, threads make
     those of the next; two batches of them, and one for each thread, are held at most.
     """
-    preprocessings = list(dict.fromkeys(model.uint8_preprocessing for model in models))
+    preprocessings = preprocessings_of(models)
     batch_size, workers = options.batch_size, options.workers
     depth = 2 * batch_size
     scoring = Scoring(options.threshold, options.tolerance, options.interpolation)

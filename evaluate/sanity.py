@@ -20,14 +20,12 @@ from sigcam.evaluate.results.bootstrap import RESAMPLES, Estimate, compare
 from sigcam.images.correlation import correlation, rank_correlation
 from sigcam.images.decode import ImageLike
 from sigcam.images.preprocess import read_input
+from sigcam.images.upsample import FLAT
 
 if TYPE_CHECKING:
     from sigcam.classifier.build import BuiltClassifier
     from sigcam.classifier.dual_branch import DualBranch
     from sigcam.export.options import ExportOptions
-
-_FLAT = 1e-5
-"""A CAM whose range is at most this share of its largest value counts as constant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,4 +182,4 @@ def _constant(cams: Array) -> int:
 def _is_constant(cam: Array) -> bool:
     """Says whether a CAM is no map: constant, as everywhere, or not finite."""
     largest = np.abs(cam).max()
-    return not np.isfinite(largest) or bool(np.ptp(cam) <= _FLAT * largest)
+    return not np.isfinite(largest) or bool(np.ptp(cam) <= FLAT * largest)

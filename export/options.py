@@ -12,26 +12,12 @@ from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile, Pur
 from sigcam.export.methods import method_of
 from sigcam.export.onnx_model import DEFAULT_OPSET, OPSETS
 
-
-@dataclass(frozen=True)
-class PurposeForm:
-    """How a map is made for a purpose.
-
-    Attributes:
-        question: what the map answers, in words.
-        nwc: whether negative weights are clamped.
-    """
-
-    question: str
-    nwc: bool
-
-
-PURPOSES: Mapping[Purpose, PurposeForm] = {
-    "localise": PurposeForm("where is the object", nwc=True),
-    "discriminate": PurposeForm("what speaks for this class and not for another", nwc=False),
+PURPOSES: Mapping[Purpose, bool] = {
+    "localise": True,  # where is the object
+    "discriminate": False,  # what speaks for this class and not for another
 }
-"""The two questions that users ask of a map. Clamping serves the one and ruins the other:
-docs/results.md has the figures."""
+"""The two questions that users ask of a map, and whether negative weights are clamped for them.
+Clamping serves the one and ruins the other: docs/results.md has the figures."""
 
 DEFAULT_PURPOSE: Purpose = "discriminate"
 
@@ -150,7 +136,7 @@ class ExportOptions:
         if self.nwc is not None:
             return self.nwc
         purpose = self.purpose or DEFAULT_PURPOSE
-        return method_of(self.method).clamps and PURPOSES[purpose].nwc and not self.signed
+        return method_of(self.method).clamps and PURPOSES[purpose] and not self.signed
 
     @property
     def answers(self) -> Purpose | None:
@@ -163,7 +149,7 @@ class ExportOptions:
         if self.purpose is None:
             return
         _check_choice("purpose", self.purpose, get_args(Purpose))
-        wanted = PURPOSES[self.purpose].nwc
+        wanted = PURPOSES[self.purpose]
         if self.signed or self.nwc not in (None, wanted):
             what = "signed" if self.signed else "nwc"
             raise UsageError(

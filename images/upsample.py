@@ -13,7 +13,7 @@ from sigcam.images.preprocess import Axis, Placement
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-_FLAT = 1e-5
+FLAT = 1e-5
 """A heatmap whose range is below this part of its largest value is constant: float32
 products of a constant CAM differ by some 1e-7 from pixel to pixel."""
 
@@ -117,7 +117,7 @@ def to_heatmap(
         return np.zeros(shape, np.float32), False
     low, high = _extremes(cam.astype(np.float64), placement, interpolation)
     extent = high - low
-    flat = max(_FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
+    flat = max(FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
     if not flat < extent < np.finfo(np.float32).max:
         return np.zeros(shape, np.float32), False
     scaled = (cam - low) / extent

@@ -293,11 +293,10 @@ def _identity(
     asked = {k: v for k, v in asdict(settings).items() if k != "device"}
     if settings.schedule == "constant":
         del asked["epochs"]
-    if settings.labels == "predicted":
-        labels = tensors_sha256(dual.softmax_head.named_tensors())
-    else:
-        labels = hashlib.sha256(dataset.labels.tobytes()).hexdigest()
+    is_predicted, is_tuned = settings.labels == "predicted", settings.init == "softmax"
+    softmax = ""
+    if is_predicted or is_tuned:
+        softmax = tensors_sha256(dual.softmax_head.named_tensors())
+    labels = softmax if is_predicted else hashlib.sha256(dataset.labels.tobytes()).hexdigest()
     found = {**asked, "head": head, "features": samples.key, "labels_sha256": labels}
-    if settings.init == "softmax":
-        found["start_sha256"] = tensors_sha256(dual.softmax_head.named_tensors())
-    return found
+    return {**found, "start_sha256": softmax} if is_tuned else found

@@ -27,6 +27,15 @@ CLASSES = (3, 10, 30, 100)
 SMALL = "benchmarks/datasets/paper/small_network.py:SmallNetwork"
 
 
+def open_parts(caltech: Path, imagenet: Path) -> tuple[Dataset, Dataset, Dataset]:
+    """Opens Caltech's images to train on and to test, and the ImageNet samples."""
+    return (
+        replace(labelled(open_dataset(caltech / "train")), name="caltech"),
+        replace(labelled(open_dataset(caltech / "test")), name="caltech-test"),
+        replace(labelled(open_dataset(imagenet)), name="imagenet-samples"),
+    )
+
+
 def subset(dataset: Dataset, count: int) -> Dataset:
     """Returns the images of `count` of the classes, always the same ones, numbered anew."""
     names = dataset.classes or ()
@@ -148,11 +157,7 @@ def main(
     out = out / "quick" if quick else out
     wanted = wanted or (("sources",) if quick else PARTS)
     classes = classes or ((10, 100) if quick else CLASSES)
-    parts = (
-        replace(labelled(open_dataset(caltech / "train")), name="caltech"),
-        replace(labelled(open_dataset(caltech / "test")), name="caltech-test"),
-        replace(labelled(open_dataset(imagenet)), name="imagenet-samples"),
-    )
+    parts = open_parts(caltech, imagenet)
     chosen = names or ((LITE[0],) if quick else (*LITE, "small"))
     for backbone in backbones(chosen, out, parts[0]):
         first = backbone.name == LITE[0]

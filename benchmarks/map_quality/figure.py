@@ -18,12 +18,11 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.map_quality.__main__ import LITE, backbones, caltech_task
+from benchmarks.map_quality.__main__ import LITE, backbones, caltech_task, open_parts
 from benchmarks.map_quality.sources import Source
 from benchmarks.map_quality.study import KINDS, Size, Task, train_kind
 from sigcam.core.files import write_bytes
 from sigcam.core.types import Array
-from sigcam.data import labelled, open_dataset
 from sigcam.evaluate.localization.grid_pointing import tile_shares
 from sigcam.evaluate.mosaics import Mosaic, mosaic_input
 from sigcam.images.overlay import ALPHA, draw
@@ -81,11 +80,7 @@ def _titled(image: Array, title: str) -> Array:
 def main(caltech: Path, imagenet: Path, out: Path, count: int) -> None:
     """Draws the first mosaics of the study's 100 classes."""
     torch.set_num_threads(1)
-    parts = (
-        replace(labelled(open_dataset(caltech / "train")), name="caltech"),
-        replace(labelled(open_dataset(caltech / "test")), name="caltech-test"),
-        replace(labelled(open_dataset(imagenet)), name="imagenet-samples"),
-    )
+    parts = open_parts(caltech, imagenet)
     [backbone] = backbones((LITE[0],), out, parts[0])
     task = caltech_task(backbone, parts, 100, Size(), out)
     sources = sources_of(task)

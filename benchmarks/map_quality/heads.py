@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor, nn
 from sigcam.core.types import Array
 from sigcam.train.loss import evidence_loss
 from sigcam.train.settings import default_weight_decay
-
-PROBE_DECAY = 5e-4
-"""Weight decay of the softmax head, as of `sigcam train --new-classes`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,10 @@ class Fit:
     temperature: float | None = None
     from_softmax: bool = False
     seed: int = 0
+
+
+PROBE = Fit(learning_rate=1e-3, weight_decay=5e-4)
+"""How the softmax head is trained: with the weight decay of `sigcam train --new-classes`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +111,11 @@ class Trained:
 
     module: nn.Module
     right: float
-    seconds: float = field(default=0.0)
 
 
 def train_softmax(samples: Samples, make: Make = linear, fit: Fit | None = None) -> Trained:
     """Trains the classifier's own head, by cross-entropy."""
-    fit = fit or Fit(weight_decay=PROBE_DECAY, learning_rate=1e-3)
+    fit = fit or PROBE
     inputs, labels = samples.flat(fit.views)
     return _train(inputs, labels, samples.num_classes, make, fit, F.cross_entropy)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.datasets.paper.folds import fold_datasets
 from benchmarks.map_quality.features import Backbone, image_features, training_features
-from benchmarks.map_quality.heads import Fit, Samples, train_sigmoid, train_softmax
+from benchmarks.map_quality.heads import PROBE, Fit, Samples, train_sigmoid, train_softmax
 from benchmarks.map_quality.measure import localisation
 from benchmarks.map_quality.sources import Source
 from benchmarks.map_quality.study import EPOCHS, FORMS, KINDS, Size
@@ -82,9 +82,8 @@ class _Fold:
             for sample in scored.samples
             if sample.size is not None
         ]
-        self.softmax: nn.Module = train_softmax(
-            self._samples, fit=Fit(EPOCHS, 1e-3, weight_decay=5e-4)
-        ).module
+        probe = replace(PROBE, epochs=EPOCHS)
+        self.softmax: nn.Module = train_softmax(self._samples, fit=probe).module
         self._branches: dict[Fit, nn.Module] = {}
 
     def branch(self, fit: Fit) -> nn.Module:

@@ -21,6 +21,7 @@ import numpy as np
 from benchmarks.harness.markdown import table
 from sigcam.core.files import write_text
 from sigcam.core.types import Array
+from sigcam.evaluate import pixel_curve
 
 BASE = "softmax"
 RESAMPLES = 2000
@@ -281,17 +282,10 @@ def _location(paths: Sequence[Path]) -> dict[str, Array]:
         # The best threshold is each branch's own.
         boxes.append(100 * sum(part.max(-1).mean() for part in each))
         area.append(sum(
-            weight * _area(np.einsum("p,pct->ct", image, one, optimize=True))
+            weight * pixel_curve(np.einsum("p,pct->ct", image, one, optimize=True)).pxap
             for weight, one in zip(seed, pixels, strict=True) if weight
         ))  # fmt: skip
     return {"boxes": np.array(boxes), "pxap": np.array(area)}
-
-
-def _area(pixels: Array) -> float:
-    background, foreground = pixels[:, ::-1].astype(np.float64).cumsum(axis=1)
-    recall = foreground / foreground[-1]
-    precision = foreground / np.maximum(foreground + background, 1)
-    return float(100 * (precision * np.diff(recall, prepend=0)).sum())
 
 
 @click.command()

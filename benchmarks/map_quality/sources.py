@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from sigcam.core.types import Array
 from sigcam.export.cam import combine
 from sigcam.export.methods import Gradient, method_of
-
-Weights = Literal["softmax", "centred", "sigmoid"]
 
 
 @dataclass(frozen=True, eq=False)

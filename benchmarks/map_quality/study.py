@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 
@@ -17,14 +17,13 @@ from benchmarks.map_quality.features import (
     image_features,
     mosaic_features,
     read_all,
-    training_features,
 )
 from benchmarks.map_quality.heads import (
+    PROBE,
     Fit,
     Samples,
     Trained,
     linear,
-    mlp,
     train_sigmoid,
     train_softmax,
 )
@@ -104,8 +103,7 @@ class Task:
         """Returns the softmax head, the same for all seeds, so that images are the same too."""
         if self.softmax is not None:
             return self.softmax
-        fit = Fit(EPOCHS, 1e-3, weight_decay=5e-4)
-        return train_softmax(self.train, self.make, fit).module
+        return train_softmax(self.train, self.make, replace(PROBE, epochs=EPOCHS)).module
 
     @cached_property
     def features(self) -> Array:
@@ -173,9 +171,7 @@ class Task:
         found: dict[str, Array] = {}
         for side, features, labels in self.games:
             found[f"grid{side}"] = grid_pointing(source, features, labels, side)
-        features, logits = self.features[np.sort(self.chosen)], self.logits[np.sort(self.chosen)]
-        rank = np.argsort(np.argsort(self.chosen))  # from a sorted read back to the drawn order
-        features, logits = features[rank], logits[rank]
+        features, logits = self.features[self.chosen], self.logits[self.chosen]
         found["sensitivity"] = sensitivity(source, features, logits)
         # Curves take a minute; with few classes there are few images of them.
         count = self.size.further if further and self.train.num_classes >= MANY else 0
@@ -233,7 +229,7 @@ KINDS = (
 
 def train_kind(task: Task, kind: Kind, seed: int) -> Trained:
     """Trains one branch."""
-    fit = Fit(**{**kind.fit.__dict__, "seed": seed})
+    fit = replace(kind.fit, seed=seed)
     if kind.targets == "given":
         return train_sigmoid(task.train, task.make, fit, softmax=task.head)
     labels = np.zeros(len(task.foreign), np.int64)
@@ -306,18 +302,3 @@ def compare_mlp(task: Task) -> None:
     kinds = tuple(kind for kind in KINDS if kind.label in ("sigmoid", "sigmoid, positive weight 1"))
     for method in ("gradcam", "gradcam++", "layercam"):
         compare_sources(task, kinds, method)
-
-
-__all__ = [
-    "EPOCHS",
-    "KINDS",
-    "QUICK",
-    "VIEWS",
-    "Size",
-    "Task",
-    "compare_choices",
-    "compare_mlp",
-    "compare_sources",
-    "mlp",
-    "training_features",
-]

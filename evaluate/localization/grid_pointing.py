@@ -46,6 +46,30 @@ def tile_edges(length: int, side: int) -> list[int]:
     return [-(-length * place // side) for place in range(side + 1)]
 
 
+def tile_rectangle(height: int, width: int, tile: int, side: int) -> tuple[slice, slice]:
+    """Returns the rows and the columns of a tile in a mosaic.
+
+    Args:
+        height: of the mosaic in pixels.
+        width: of the mosaic in pixels.
+        tile: the tile's number, row after row from the top left.
+        side: tiles in a row.
+
+    Raises:
+        UsageError: there is no such tile, or fewer pixels than tiles.
+
+    >>> tile_rectangle(8, 6, tile=1, side=2)
+    (slice(0, 4, None), slice(3, 6, None))
+    """
+    if not 0 <= tile < side * side:
+        raise UsageError(f"a mosaic of {side} x {side} has no tile {tile}")
+    places = zip((height, width), divmod(tile, side), strict=True)
+    rows, columns = (
+        slice(*tile_edges(length, side)[place : place + 2]) for length, place in places
+    )
+    return rows, columns
+
+
 def tile_shares(cam: Array, tile: int, side: int, size: int = SIZE) -> Array:
     """Computes the share of a map inside its own tile, at every threshold of `LEVELS`.
 
@@ -70,8 +94,7 @@ def tile_shares(cam: Array, tile: int, side: int, size: int = SIZE) -> Array:
         >>> float(shares[0]), float(shares[10])  # all of it; what is at least half the maximum
         (0.75, 1.0)
     """
-    if not 0 <= tile < side * side:
-        raise UsageError(f"a mosaic of {side} x {side} has no tile {tile}")
+    own = tile_rectangle(size, size, tile, side)
     positive = np.maximum(cam, 0)
     if not np.isfinite(positive).all():
         raise UsageError("CAM must be finite, got NaN or infinity")
@@ -83,8 +106,6 @@ def tile_shares(cam: Array, tile: int, side: int, size: int = SIZE) -> Array:
     # exactly at a threshold or lower it, so the last bits are left out.
     levels = np.floor(values / largest * len(LEVELS) + 1e-9).astype(np.int64)
     levels = np.minimum(levels, len(LEVELS) - 1)
-    edges, (row, column) = tile_edges(size, side), divmod(tile, side)
-    own = (slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1]))
     inside, everywhere = (
         np.bincount(chosen[0].ravel(), chosen[1].ravel(), len(LEVELS))[::-1].cumsum()[::-1]
         for chosen in ((levels[own], values[own]), (levels, values))

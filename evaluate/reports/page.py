@@ -177,7 +177,7 @@ def _method(summary: Summary) -> str:
     enlarged = (
         "enlarged bicubically"
         if options.interpolation == "bicubic"
-        else ("enlarged bilinearly (the protocol's are bicubic)")
+        else "enlarged bilinearly (the protocol's are bicubic)"
     )
     if any("grid_pointing" in one.metric.key for one in summary.results):
         parts = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from sigcam.core.errors import StorageError, UsageError
 from sigcam.core.files import write_text
+from sigcam.core.progress import Report
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Problem, Sample
 from sigcam.data.dataset import Mask, Polygons
@@ -20,6 +23,9 @@ from sigcam.evaluate.results.records import RECORD, RecordFile
 
 FILE = "evaluation.json"
 """The file that says what the evaluation in a folder is of."""
+
+_WRITTEN_AT_ONCE = 64
+"""Images whose records are written together; so many are done again after an interruption."""
 
 
 class EvaluationStore:
@@ -73,6 +79,25 @@ class EvaluationStore:
         """
         for file, records in zip(self.files, columns, strict=True):
             file.append(records)
+
+    def fill(self, rows: Generator[list[Array], None, None], total: int, progress: Report) -> None:
+        """Writes the records that are missing, as they come.
+
+        Args:
+            rows: yields the next images' records, one for each artifact; it is closed.
+            total: the number of images in all.
+            progress: called with the number of images done and of all images.
+
+        Raises:
+            StorageError: a file can't be written; and what `rows` raises.
+        """
+        done = self.done()
+        progress(done, total)
+        with closing(rows):
+            while chunk := list(islice(rows, _WRITTEN_AT_ONCE)):
+                self.append([np.stack(column) for column in zip(*chunk, strict=True)])
+                done += len(chunk)
+                progress(done, total)
 
     def add_problem(self, problem: Problem) -> None:
         """Keeps what is wrong with an image.

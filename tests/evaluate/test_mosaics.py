@@ -15,9 +15,10 @@ from sigcam.cli import main
 from sigcam.core.errors import DataError, UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Place, Sample, open_dataset
-from sigcam.evaluate import EvaluateOptions, MosaicOptions, evaluate_mosaics, mosaics
+from sigcam.evaluate import EvaluateOptions, MosaicOptions, evaluate_mosaics
 from sigcam.evaluate.localization.grid_pointing import tile_shares
 from sigcam.evaluate.mosaics import Mosaic, make_mosaics, mosaic_input
+from sigcam.evaluate.results import store
 from sigcam.evaluate.results.metrics import results
 from sigcam.runtime.session import load
 
@@ -146,7 +147,7 @@ def test_shares_are_those_of_a_sessions_cams(make, coloured, tmp_path):
 def test_an_interrupted_run_goes_on(make, coloured, tmp_path, monkeypatch):
     path, dataset, out = make(), open_dataset(coloured), tmp_path / "out"
     whole = evaluate_mosaics([path], dataset, tmp_path / "whole", None, options())
-    monkeypatch.setattr(mosaics, "_WRITTEN_AT_ONCE", 2)
+    monkeypatch.setattr(store, "_WRITTEN_AT_ONCE", 2)
 
     def stop(done, total):
         if 0 < done < total:

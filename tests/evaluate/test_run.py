@@ -11,7 +11,7 @@ import pytest
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data import Place, Sample, open_dataset, read_masks
 from sigcam.data.dataset import Polygons, RunLengths
-from sigcam.evaluate import EvaluateOptions, evaluate_artifacts, run, stages
+from sigcam.evaluate import EvaluateOptions, evaluate_artifacts, stages
 from sigcam.evaluate.faithfulness.confidence import confidence_drop, confidence_rise, masked_image
 from sigcam.evaluate.localization.box_accuracy import score_boxes
 from sigcam.evaluate.localization.pixel_precision import pixel_counts, pixel_curve
@@ -22,6 +22,7 @@ from sigcam.evaluate.localization.protocol import (
     place_scores,
     scale_boxes,
 )
+from sigcam.evaluate.results import store
 from sigcam.evaluate.results.metrics import results
 from sigcam.evaluate.results.store import fingerprint
 from sigcam.images.decode import read_image
@@ -137,7 +138,7 @@ def test_an_interrupted_evaluation_goes_on(artifact, squares, tmp_path, monkeypa
     # Batches of as many as are written at once, as a sum's last bit depends on the batch.
     path, dataset = artifact(), open_dataset(squares)
     want = evaluate_artifacts([path], dataset, tmp_path / "whole", options(batch_size=4))
-    monkeypatch.setattr(run, "_WRITTEN_AT_ONCE", 4)
+    monkeypatch.setattr(store, "_WRITTEN_AT_ONCE", 4)
     scored = []
 
     def stops(*arguments):
