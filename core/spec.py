@@ -28,6 +28,8 @@ Branch = Literal["sigmoid", "softmax", "centred"]
 Purpose = Literal["localise", "discriminate"]
 Profile = Literal["fused", "split"]
 Kind = Literal["artifact", "head"]
+Task = Literal["single-label", "multi-label", "binary"]
+"""What a classifier's logits mean; see `Spec.task`."""
 ResizeRule = Literal["crop", "stretch", "letterbox"]
 InputLayout = Literal["uint8_nhwc", "float32_nchw"]
 SelectionMode = Literal["top1", "topk", "input"]
@@ -155,6 +157,10 @@ class Spec:
         classes: the classes that get a CAM.
         preprocessing: how an image becomes the input.
         num_classes: number of classes, C.
+        task: what the logits mean, and so what a class's probability is: "single-label", one class
+            an image, the softmax of all logits; "multi-label", any number of classes an image, the
+            sigmoid of the class's own logit; "binary", a network with one logit l, whose two
+            classes have the logits -l and l and the sigmoids of these.
         feature_shapes: (N, h, w) of the features of each target layer.
         class_names: C names, or empty if unknown.
         source: where the artifact comes from.
@@ -198,9 +204,11 @@ class Spec:
     fidelity: FidelityReport | None = None
     signed: bool = False
     purpose: Purpose | None = None
+    task: Task = "single-label"
 
     def __post_init__(self) -> None:
         _choice("branch", self.branch, get_args(Branch))
+        _choice("task", self.task, get_args(Task))
         _choice("profile", self.profile, get_args(Profile))
         if self.purpose is not None:
             _choice("purpose", self.purpose, get_args(Purpose))
@@ -216,6 +224,8 @@ class Spec:
                 raise UsageError(f"a feature shape must be (N, h, w), got {shape}")
             for size in shape:
                 _positive("feature_shapes", size)
+        if self.task == "binary" and self.num_classes != 2:
+            raise UsageError(f"the task binary has 2 classes, got {self.num_classes}")
         if self.class_names and len(self.class_names) != self.num_classes:
             raise UsageError(
                 f"class_names must have {self.num_classes} entries, got {len(self.class_names)}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import Preprocessing, Task
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
 """Endings by which a file of weights is known although it isn't there; ".pth.tar" is one."""
@@ -29,6 +29,7 @@ class LoadedModel:
         sigmoid_tensors: the sigmoid branch that the file of weights holds beside the
             classifier, by the names of the classifier's own head ("fc.weight"), as
             `DualBranch.sigmoid_head.load_tensors` takes them; None without one.
+        task: what the logits mean, where the source of the model says so; None where it doesn't.
     """
 
     model: nn.Module
@@ -36,6 +37,7 @@ class LoadedModel:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     sigmoid_tensors: Mapping[str, Tensor] | None = None
+    task: Task | None = None
 
 
 def imagenet_names() -> tuple[str, ...]:
