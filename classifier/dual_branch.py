@@ -49,6 +49,9 @@ class DualBranch(nn.Module):
         branch: the branch layer: its name, and where the grid is in its value.
         targets: the same of the target layers, which maps are made of.
         num_classes: C.
+        squashing: the function that the original model applies to its logits ("softmax",
+            "log_softmax" or "sigmoid"), which was taken off; None if it returns logits.
+        notes: a line for the user about each thing that isn't taken as the model gives it.
         input_size: (H, W) of the images in pixels; the graphs hold for this size.
         architecture: the name of the model.
 
@@ -100,11 +103,17 @@ class DualBranch(nn.Module):
                 f"example must be float32 [B, 3, H, W], got {example.dtype} {list(example.shape)}"
             )
         parts = split(model, example, branch_layer, target_layers)
+        if parts.num_classes < 2:
+            raise ModelError(
+                "the model must return logits of at least two classes [B, C], it returns one value "
+                "per image; give it an output for each class"
+            )
         self.features = parts.features
         self.softmax_head = Head(parts, live_dropout=False)
         self.sigmoid_head = self.softmax_head.fresh_copy(seed)
         self.branch, self.targets = parts.branch, parts.targets
         self.num_classes = parts.num_classes
+        self.squashing, self.notes = parts.squashing, parts.notes
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
         self.architecture = architecture or type(model).__name__
         self.features.requires_grad_(False)

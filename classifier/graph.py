@@ -160,13 +160,26 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
             after.add(node)
     sizes = [n for n in cut.graph.nodes if is_batch_size(n, image)]
     needed = ancestors(end, stop=[cut, *sizes])
-    free = _input_free(cut.graph, image)
+    free = input_free(cut.graph, image)
     outside = [n for n in cut.graph.nodes if n in needed and n not in after and n not in free]
     return [n for n in outside if n not in sizes and any(u in after for u in n.users)]
 
 
-def _input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
-    """Returns what doesn't depend on the images, but for their number."""
+def input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
+    """Returns what doesn't depend on the images, but for their number.
+
+    Args:
+        graph: a traced graph.
+        image: the placeholder of the images.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> image, weight = graph.placeholder("image"), graph.placeholder("weight")
+        >>> doubled = graph.call_function(torch.add, (weight, weight))
+        >>> product = graph.call_function(torch.mul, (image, doubled))
+        >>> input_free(graph, image) == {weight, doubled}
+        True
+    """
     bound = {image}
     for node in graph.nodes:
         if is_batch_size(node, image):

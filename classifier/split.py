@@ -22,6 +22,7 @@ from sigcam.classifier.layer_names import (
     sizes,
 )
 from sigcam.classifier.layout import Value, layout_of
+from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_order, check_reach, default_target
 from sigcam.classifier.trace import MARK, Traced, trace
 from sigcam.core.errors import ModelError
@@ -66,6 +67,16 @@ class Split:
     branch: Value
     targets: tuple[Value, ...]
     num_classes: int
+
+    @property
+    def squashing(self) -> Squashing | None:
+        """Returns the function of its logits that the model returns; None for the logits."""
+        return self.traced.squashing
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns a line for the user about each thing that isn't taken as the model gives it."""
+        return self.traced.notes
 
     def __deepcopy__(self, memo: object) -> Split:
         """Returns itself: it is only read, and its graphs hold values that can't be copied."""
@@ -264,7 +275,8 @@ def _check_against_model(parts: Split, example: Tensor) -> None:
     images = images.to(parameter.device)
     head = module_of(unmarked(parts.head), parts.traced.tensor, "Head")
     with torch.no_grad():
-        got, want = head(parts.features(images)), parts.traced.model(images)
+        logits = head(parts.features(images))
+        got, want = parts.traced.squashed(logits), parts.traced.original(images)
     difference = (got - want).abs().max().item()
     # NaN weights give NaN on both sides; they are the export's and training's to report.
     if difference > 1e-3 * max(want.abs().max().item(), 1e-6):
@@ -272,3 +284,4 @@ def _check_against_model(parts: Split, example: Tensor) -> None:
             f"the split model's logits differ from the model's by {difference:.3g}; "
             f"forward must be deterministic in inference mode and keep no state"
         )
+    check_not_probabilities(logits, head, parts.branch.layout.value_shape)

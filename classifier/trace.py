@@ -20,6 +20,9 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
 
+from sigcam.classifier.graph import tensor_of
+from sigcam.classifier.outputs import as_matrix, chosen, tensors_in
+from sigcam.classifier.squashing import Squashing, unsquashed
 from sigcam.core.errors import ModelError
 
 LAYER = "layer:"
@@ -68,12 +71,16 @@ class Traced:
 
     Attributes:
         model: the copy that was traced; it owns the tensors.
-        graph: images and lifted tensors in, logits out; dropouts and the outputs of the
+        graph: images and lifted tensors in, outputs out; dropouts and the outputs of the
             named layers are `sigcam::mark` nodes.
         image: the placeholder of the images.
         logits: the node that gives the logits, [B, C].
         names: placeholder name to the original name of its parameter or buffer.
         constants: tensors that are neither, by the same names.
+        output_name: where that lies in what the model returns (`tensors_in`).
+        squashing: the function of the logits that the model returns; None for the logits.
+        logarithm: whether it returns the logarithm of probabilities.
+        notes: a line for the user about each thing that isn't taken as the model gives it.
     """
 
     model: nn.Module
@@ -82,14 +89,40 @@ class Traced:
     logits: fx.Node
     names: dict[str, str]
     constants: dict[str, Tensor]
+    output_name: str
+    squashing: Squashing | None
+    logarithm: bool
+    notes: tuple[str, ...]
+
+    def original(self, images: Tensor) -> Tensor:
+        """Returns what the model itself gives, and not the graph, to compare with `squashed`.
+
+        Args:
+            images: float32 [B, 3, H, W], on the model's device.
+
+        Returns:
+            [B, C]: logits, or probabilities where a function was taken off.
+        """
+        found = {one.name: one.value for one in tensors_in(self.model(images))}
+        rows = found[self.output_name].reshape(len(images), -1)
+        return rows.exp() if self.logarithm else rows
+
+    def squashed(self, logits: Tensor) -> Tensor:
+        """Computes what `original` returns for given logits.
+
+        Args:
+            logits: [B, C], before the function that was taken off.
+
+        Returns:
+            [B, C]: probabilities; the logits themselves where nothing was taken off.
+        """
+        if self.squashing is None:
+            return logits
+        return logits.sigmoid() if self.squashing == "sigmoid" else logits.softmax(1)
 
     def tensor(self, name: str) -> Tensor:
         """Returns the parameter, buffer or constant of an original name."""
-        if name in self.constants:
-            return self.constants[name]
-        path, _, attribute = name.rpartition(".")
-        found: Tensor = getattr(self.model.get_submodule(path), attribute)
-        return found
+        return self.constants[name] if name in self.constants else tensor_of(self.model)(name)
 
 
 def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Traced:
@@ -110,29 +143,123 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
         ('input', ['0.bias', '0.weight', '3.bias', '3.weight'])
     """
     frozen = _frozen_copy(model)
-    for layer in sorted(set(layers)):
-        # On the copy, which is dropped after the trace.
-        frozen.get_submodule(layer).register_forward_hook(_mark_output(layer))
     device = next((p.device for p in frozen.parameters()), torch.device("cpu"))
     images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
-    program = _export(frozen, images)
+    adapter = _Adapter(frozen)
+    with _marked(frozen, layers):
+        program = _export(adapter, images)
     _refuse_control_flow(program)
     program = _functional(program)
-    signature = program.graph_signature
     graph = program.graph_module.graph
-    names, constants, image = {}, {}, None
-    placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
-    for spec in signature.input_specs:
+    _forget_adapter(graph)
+    names, constants, image = _inputs(program)
+    user_outputs = dict(zip(adapter.seen.names, program.graph_signature.user_outputs, strict=True))
+    nodes = {node.name: node for node in graph.nodes}
+    outputs = [(name, nodes[node]) for name, node in user_outputs.items()]
+    name, output = outputs[chosen(outputs, image)]
+    notes = (
+        [f"the output {name} of the model's {adapter.seen.kind} is taken as its logits"]
+        if name
+        else []
+    )
+
+    def tensor(name: str) -> Tensor:
+        return constants[name] if name in constants else tensor_of(frozen)(name)
+
+    end = unsquashed(output, image, lambda node: names.get(node.name), tensor)
+    notes += [end.note] if end.note else []
+    logits = as_matrix(graph, end.logits)
+    return Traced(
+        frozen, graph, image, logits, names, constants, name, end.squashing, end.logarithm,
+        tuple(notes),
+    )  # fmt: skip
+
+
+@dataclass
+class _Seen:
+    """What a model returned while it was traced.
+
+    Attributes:
+        names: where each tensor lies in the output.
+        kind: the output's type, for people.
+    """
+
+    names: tuple[str, ...] = ()
+    kind: str = ""
+
+
+class _Adapter(nn.Module):
+    """Calls a model with images alone, and returns the tensors in whatever that returns.
+
+    torch.export can neither return objects that it doesn't know nor give `*args` a batch.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        # In an object: attributes that are set during an export are put back after it.
+        self.seen = _Seen()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(images)
+        found = tensors_in(output)
+        self.seen.kind = str(output.dtype) if isinstance(output, Tensor) else type(output).__name__
+        if not found:
+            raise ModelError(
+                f"the model must return floating logits [B, C], it returns {self.seen.kind} and no "
+                f"such tensor; wrap it in a module that returns the logits"
+            )
+        self.seen.names = tuple(one.name for one in found)
+        return tuple(one.value for one in found)
+
+
+_ADAPTED = "model"
+
+
+def _forget_adapter(graph: fx.Graph) -> None:
+    """Gives the nodes' modules the names that they have in the model."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            node.meta["nn_module_stack"] = {
+                key: (path.removeprefix(_ADAPTED).removeprefix("."), kind)
+                for key, (path, kind) in stack.items()
+                if path
+            }
+
+
+def _inputs(
+    program: torch.export.ExportedProgram,
+) -> tuple[dict[str, str], dict[str, Tensor], fx.Node]:
+    """Returns names and constants as `Traced` has them, and the placeholder of the images."""
+    names, constants, image = dict[str, str](), dict[str, Tensor](), None
+    placeholders = {n.name: n for n in program.graph.find_nodes(op="placeholder")}
+    for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             image = placeholders.get(getattr(spec.arg, "name", ""))
             continue
-        name = spec.target or spec.arg.name
+        target = spec.target or spec.arg.name
+        name = target.removeprefix(f"{_ADAPTED}.")
         names[spec.arg.name] = name
         if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER):
-            constants[name] = program.constants[name]
+            constants[name] = program.constants[target]
     if image is None:
         raise ModelError("the model doesn't take an image tensor; it must map images to logits")
-    return Traced(frozen, graph, image, _logits(graph, signature.user_outputs), names, constants)
+    return names, constants, image
+
+
+@contextlib.contextmanager
+def _marked(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
+    """Marks the outputs of layers while the model is traced."""
+    hooks = [
+        model.get_submodule(layer).register_forward_hook(_mark_output(layer))
+        for layer in sorted(set(layers))
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
@@ -235,6 +362,14 @@ def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedP
             node.target = _aten.reshape.default
         elif node.target is _aten.copy.default:
             _plain_copy(node)
+        elif node.target is _aten.squeeze.default:
+            # Without this, the batch's own axis would go for a batch of one.
+            ones = [
+                i
+                for i, s in enumerate(node.args[0].meta["val"].shape)
+                if isinstance(s, int) and s == 1
+            ]
+            node.target, node.args = _aten.squeeze.dims, (node.args[0], ones)
     result.graph_module.recompile()
     return result
 
@@ -252,20 +387,3 @@ def _plain_copy(node: fx.Node) -> None:
         graph.erase_node(node)
     elif isinstance(known.shape[0] if known.ndim == value.ndim else None, torch.SymInt):
         node.target, node.args = _aten.expand.default, (source, sizes)
-
-
-def _logits(graph: fx.Graph, outputs: Any) -> fx.Node:
-    nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
-    if len(outputs) != 1 or outputs[0] not in nodes:
-        raise ModelError(
-            f"the model must return one tensor of logits [B, C], it returns {len(outputs)} "
-            f"values; wrap it in a module that returns the logits alone"
-        )
-    node = nodes[outputs[0]]
-    value = node.meta["val"]
-    if not isinstance(value, Tensor) or value.ndim != 2 or not isinstance(value.shape[1], int):
-        shape = list(value.shape) if isinstance(value, Tensor) else value
-        raise ModelError(f"the model must return logits [B, C], it returns {shape}")
-    if node.target in (_aten.softmax.int, _aten._softmax.default):
-        raise ModelError("the model must return logits, it returns probabilities (softmax)")
-    return node

@@ -131,6 +131,8 @@ def build_named(
     if needs_sigmoid and not built.has_sigmoid:
         weights = classifier["weights"]
         raise UsageError(f"{weights} holds no sigmoid branch for this model; {_NO_BRANCH}")
+    for line in built.dual.notes:
+        say(line)
     if built.checkpoint is not None:
         say(f"the sigmoid branch is the one in {built.checkpoint}")
     return built
