@@ -115,7 +115,7 @@ class DualBranch(nn.Module):
         self.num_classes = parts.num_classes
         self.squashing, self.notes = parts.squashing, parts.notes
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
-        self.architecture = architecture or type(model).__name__
+        self.architecture = architecture or type(parts.traced.model).__name__
         self.features.requires_grad_(False)
         self.softmax_head.requires_grad_(False)
         self.train(False)

@@ -22,9 +22,11 @@ from sigcam.classifier.layer_names import (
     sizes,
 )
 from sigcam.classifier.layout import Value, layout_of
+from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_order, check_reach, default_target
 from sigcam.classifier.trace import MARK, Traced, trace
+from sigcam.classifier.trace_failure import explained
 from sigcam.core.errors import ModelError
 
 _aten = torch.ops.aten
@@ -113,6 +115,7 @@ def split(
         >>> parts.branch.layer, parts.branch.layout.shape, parts.num_classes
         ('0', (4, 6, 6), 2)
     """
+    model = plain_model(model)
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
     if branch_layer is None:
@@ -274,9 +277,12 @@ def _check_against_model(parts: Split, example: Tensor) -> None:
     parameter = next(parts.traced.model.parameters(), images)
     images = images.to(parameter.device)
     head = module_of(unmarked(parts.head), parts.traced.tensor, "Head")
-    with torch.no_grad():
-        logits = head(parts.features(images))
-        got, want = parts.traced.squashed(logits), parts.traced.original(images)
+    try:
+        with torch.no_grad():
+            logits = head(parts.features(images))
+            got, want = parts.traced.squashed(logits), parts.traced.original(images)
+    except RuntimeError as exc:  # no memory, or what only a real image brings to light
+        raise explained(parts.traced.model, images, exc) from exc
     difference = (got - want).abs().max().item()
     # NaN weights give NaN on both sides; they are the export's and training's to report.
     if difference > 1e-3 * max(want.abs().max().item(), 1e-6):

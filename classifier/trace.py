@@ -21,8 +21,10 @@ from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
 
 from sigcam.classifier.graph import tensor_of
+from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.outputs import as_matrix, chosen, tensors_in
 from sigcam.classifier.squashing import Squashing, unsquashed
+from sigcam.classifier.trace_failure import explained
 from sigcam.core.errors import ModelError
 
 LAYER = "layer:"
@@ -142,7 +144,7 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
         >>> traced.image.name, sorted(traced.names.values())
         ('input', ['0.bias', '0.weight', '3.bias', '3.weight'])
     """
-    frozen = _frozen_copy(model)
+    frozen = _frozen_copy(plain_model(model))
     device = next((p.device for p in frozen.parameters()), torch.device("cpu"))
     images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
     adapter = _Adapter(frozen)
@@ -275,11 +277,6 @@ def _refuse_control_flow(program: torch.export.ExportedProgram) -> None:
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError(
-            "the model must be a plain nn.Module, it is a TorchScript module; give the module "
-            "that it was scripted from"
-        )
     wrong = [n for n, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ModelError(
@@ -289,7 +286,10 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     try:
         copied = copy.deepcopy(model)
     except Exception as exc:  # whatever a model's own code raises
-        raise ModelError(f"the model can't be copied with copy.deepcopy: {exc}") from exc
+        raise ModelError(
+            f"the model can't be copied with copy.deepcopy: {exc}; keep in its attributes only "
+            f"what can be copied"
+        ) from exc
     return copied.eval().requires_grad_(False)
 
 
@@ -320,12 +320,9 @@ def _export(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     except ModelError:
         raise
     except Exception as exc:  # torch.export lets through what the model raises
-        reason = str(exc).strip().split("\n")[0]
-        raise ModelError(
-            f"the model can't be exported for images {list(images.shape)} with any batch size: "
-            f"forward must not choose its way by tensor values or by the batch size, and the "
-            f"image size must fit the model ({type(exc).__name__}: {reason})"
-        ) from exc
+        with _quiet():
+            error = explained(model.get_submodule(_ADAPTED), images, exc)
+        raise error from exc
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.zoo.base import WEIGHT_SUFFIXES, LoadedModel
 from sigcam.core.errors import ModelError, UsageError
 from sigcam.core.spec import Preprocessing
@@ -22,16 +23,17 @@ _DEFAULT_PREPROCESSING = Preprocessing(224, 224, "crop", 256)
 
 
 def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
-    """Calls the user's callable.
+    """Calls the user's callable, or takes the user's network.
 
     Args:
-        arch: "package.module:name" or "path/to/file.py:name".
+        arch: "package.module:name" or "path/to/file.py:name"; what is named makes the network, or
+            is one.
         name: must be None: only files of weights are known here.
         num_classes: passed on if given.
 
     Raises:
         UsageError: there is no such callable, or it doesn't take these arguments.
-        ModelError: it fails, or doesn't return a module.
+        ModelError: it fails, or returns what `plain_model` refuses.
 
     Example:
         >>> load("torch.nn:Identity", None, None).model
@@ -41,10 +43,18 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         raise UsageError(
             f"weights for {arch} must be a file ({', '.join(WEIGHT_SUFFIXES)}), got {name!r}"
         )
-    model = _call(arch, _callable(arch), num_classes)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"{arch} must return a torch.nn.Module, got {type(model).__name__}")
-    return LoadedModel(model, arch, _DEFAULT_PREPROCESSING, ())
+    found = _named(arch)
+    if isinstance(found, nn.Module):
+        if num_classes is not None:
+            raise UsageError(f"{arch} is a network already; leave the number of classes out")
+        model: Any = found
+    else:
+        model = _call(arch, _callable(arch), num_classes)
+    try:
+        plain = plain_model(model)
+    except ModelError as exc:
+        raise ModelError(f"{arch} can't be used: {exc}") from exc
+    return LoadedModel(plain, arch, _DEFAULT_PREPROCESSING, ())
 
 
 def takes_num_classes(arch: str) -> bool:
@@ -60,15 +70,27 @@ def takes_num_classes(arch: str) -> bool:
         >>> takes_num_classes("torchvision.models:resnet50"), takes_num_classes("torch.nn:ReLU")
         (True, False)
     """
-    return _misfit(_callable(arch), {"num_classes": 1}) is None
+    found = _callable(arch)
+    return not isinstance(found, nn.Module) and _misfit(found, {"num_classes": 1}) is None
+
+
+def _named(arch: str) -> object:
+    where, _, attribute = arch.rpartition(":")
+    found: object = getattr(_module(where), attribute, None)
+    return found
 
 
 def _callable(arch: str) -> Callable[..., Any]:
+    found = _named(arch)
+    if callable(found):
+        return found
     where, _, attribute = arch.rpartition(":")
-    function: Callable[..., Any] | None = getattr(_module(where), attribute, None)
-    if not callable(function):
+    if found is None:
         raise UsageError(f"{where} has no callable {attribute!r}")
-    return function
+    raise UsageError(
+        f"{attribute!r} of {where} must be a function or class that makes the network, or the "
+        f"network, it is of type {type(found).__name__}; name one that is"
+    )
 
 
 def _misfit(function: Callable[..., Any], options: dict[str, int]) -> str | None:

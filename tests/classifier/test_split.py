@@ -169,7 +169,7 @@ REFUSED = {
             forward=lambda s, x: Net.forward(s, x) if x.sum() > 0 else s.fc(x[:, 0, 0, :6])
         ),
         None,
-        "can't be exported",
+        "chooses its way by the values of tensors",
     ),
     "fixed batch": (
         lambda: made(forward=lambda s, x: s.fc(s.pool(s.grid(x)).view(2, 6))),

@@ -119,9 +119,9 @@ def test_the_users_own(own, monkeypatch, tmp_path) -> None:
     ("arch", "error", "words"),
     [
         ("{own}:missing", UsageError, "no callable 'missing'"),
-        ("{own}:number", UsageError, "no callable 'number'"),
+        ("{own}:number", UsageError, "'number' of .* it is of type int"),
         ("{own}:broken", ModelError, "RuntimeError: no weights today"),
-        ("{own}:words", ModelError, "must return a torch.nn.Module, got str"),
+        ("{own}:words", ModelError, "must be an instance of torch.nn.Module, got str"),
         ("no_such_module_here:net", UsageError, "can't be imported"),
         ("nowhere.py:net", UsageError, "there is no file"),
     ],
