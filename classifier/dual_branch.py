@@ -20,6 +20,9 @@ from sigcam.classifier.split import split
 from sigcam.core.errors import ModelError, UsageError
 
 
+_LISTED = 6
+
+
 class DualOutput(NamedTuple):
     """What a `DualBranch` returns.
 
@@ -124,6 +127,34 @@ class DualBranch(nn.Module):
     def branch_layer(self) -> str:
         """Returns the name of the branch layer; naming it gives the same cut."""
         return self.branch.layer
+
+    @property
+    def branch_note(self) -> str:
+        """Says where the sigmoid branch begins, how many parameters it has, and in which modules.
+
+        All of them are drawn anew before training, also those of whole stages of the backbone
+        that come after a low branch layer.
+
+        Example:
+            >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+            >>> DualBranch(nn.Sequential(*layers), input_size=8).branch_note
+            'the sigmoid branch begins after 0 and has 10 parameters: 3 (10)'
+        """
+        counts = self.sigmoid_head.parameter_counts()
+        if len(counts) > _LISTED:  # by stages, where there are many layers
+            stages: dict[str, int] = {}
+            for name, count in counts.items():
+                stage = name.partition(".")[0]
+                stages[stage] = stages.get(stage, 0) + count
+            counts = stages
+        largest = sorted(counts, key=lambda name: -counts[name])
+        listed = ", ".join(f"{name or 'the model'} ({counts[name]:,})" for name in largest[:_LISTED])
+        more = f" and {len(largest) - _LISTED} more" if len(largest) > _LISTED else ""
+        total = sum(counts.values())
+        return (
+            f"the sigmoid branch begins after {self.branch_layer} and has {total:,} parameters: "
+            f"{listed}{more}"
+        )
 
     def forward(self, images: Tensor) -> DualOutput:
         """Computes both branches.

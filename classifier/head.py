@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from sigcam.classifier.fresh import Init, drawn, owner_of
 from sigcam.classifier.graph import (
     crossings,
     extract,
@@ -23,11 +22,7 @@ from sigcam.classifier.split import Split, unmarked
 from sigcam.classifier.trace import MARK
 from sigcam.core.errors import BranchMismatchError, ModelError
 
-Init = Literal["default", "paper", "softmax"]
-"""How the parameters of a sigmoid branch begin; see `Head.draw` and `Head.start_from`."""
-
-_BIAS_DEVIATION = 0.02
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_REDRAWN = 8
 
 
 class LiveDropout(nn.Module):
@@ -150,16 +145,23 @@ class Head(nn.Module):
 
         Args:
             seed: the seed of the fresh parameters.
+
+        Raises:
+            ModelError: fresh parameters make no difference.
         """
         new = Head(self._split, live_dropout=True)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         # The originals are shared with the frozen head until here.
         new.classifier = copy.deepcopy(new.classifier)
         new.draw(seed)
-        return new.to(device).requires_grad_(True)
+        new.to(device)._check_fresh(self, seed)
+        return new.train().requires_grad_(True)
 
     def draw(self, seed: int, init: Init = "default") -> None:
-        """Draws every parameter anew, in place. Buffers keep their values.
+        """Draws every parameter anew, in place.
+
+        Buffers keep their values, but for those that belong to a weight (of `spectral_norm`).
+        A weight that is computed from others (`weight_norm`) is drawn itself, and they follow.
 
         "default": by `reset_parameters` of a copy of the layer that owns the parameter, as
         torch initialises that layer (Kaiming or Xavier). Where that layer has no such method,
@@ -182,14 +184,57 @@ class Head(nn.Module):
         """
         if init == "softmax":
             raise ModelError("parameters that begin as the softmax branch's aren't drawn")
-        parameters = dict(self.classifier.named_parameters())
-        owners = sorted({name.rpartition(".")[0] for name in parameters})
+        tensors = self.named_tensors()
+        owners = sorted({owner_of(name) for name, _ in self.classifier.named_parameters()})
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             for owner in owners:
-                for name, value in _drawn(self._split.traced.model, owner, init).items():
-                    if name in parameters:
-                        parameters[name].copy_(value)
+                for name, value in drawn(self._split.traced.model, owner, init).items():
+                    if name in tensors:
+                        tensors[name].copy_(value)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Returns how many parameters each of the model's layers has in this head.
+
+        Example:
+            >>> from sigcam.classifier.dual_branch import DualBranch
+            >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+            >>> dual = DualBranch(nn.Sequential(*layers), input_size=8)
+            >>> dual.sigmoid_head.parameter_counts()
+            {'3': 10}
+        """
+        counts: dict[str, int] = {}
+        for name, value in self.classifier.named_parameters():
+            owner = owner_of(name)
+            counts[owner] = counts.get(owner, 0) + value.numel()
+        return counts
+
+    def _check_fresh(self, other: Head, seed: int) -> None:
+        """Refuses fresh parameters that make no difference: the weights lie elsewhere.
+
+        For each class, the two heads' logits are correlated over random inputs. A few channels
+        correlate by accident, but not at every seed.
+        """
+        mine, original = self.eval(), self.classifier_of(other)
+        device = next(self.parameters()).device
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn((8, *self.neck_shape), generator=generator).to(device)
+        with torch.no_grad():
+            want = original(inputs)
+            if not _correlated(mine.classifier(inputs), want):
+                return
+            for further in range(1, _REDRAWN):
+                mine.draw(seed + further)
+                if not _correlated(mine.classifier(inputs), want):
+                    mine.draw(seed)
+                    return
+        buffers = [n for n, b in self.classifier.named_buffers() if b.is_floating_point()]
+        raise ModelError(
+            f"the sigmoid branch would compute what the softmax branch does, whatever its fresh "
+            f"parameters {sorted(self.parameter_counts())} are: the weights lie in buffers "
+            f"({', '.join(buffers) or 'none'}) or constants; make them parameters, or name an "
+            f"earlier branch layer"
+        )
 
     def start_from(self, other: Head) -> None:
         """Takes over another head's parameters, less what is common to all classes.
@@ -203,8 +248,8 @@ class Head(nn.Module):
         """
         last = last_layer(self.classifier.graph)
         with torch.no_grad():
-            values = dict(other.classifier.named_parameters())
-            for name, parameter in self.classifier.named_parameters():
+            values = other.named_tensors()
+            for name, parameter in self.named_tensors().items():
                 parameter.copy_(values[name])
                 if last is not None and name in (last.weight, last.bias):
                     parameter.sub_(parameter.double().mean(0).to(parameter.dtype))
@@ -295,32 +340,15 @@ def _with_dropout(graph: fx.Graph, split: Split) -> fx.GraphModule:
     return module_of(graph, split.traced.tensor, "Classifier", layers)
 
 
-def _drawn(model: nn.Module, owner: str, init: Init) -> dict[str, Tensor]:
-    """Draws the parameters of one layer anew; the layer itself isn't changed."""
-    layer = copy.deepcopy(model.get_submodule(owner)).cpu()
-    reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-    if init == "paper" and isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
-        _draw_as_the_paper(layer)
-    elif callable(reset):
-        reset()
-    else:
-        # Parameters that a module holds bare: layer scales, query tokens.
-        for value in layer.parameters(recurse=False):
-            value.normal_(float(value.mean()), float(value.std(correction=0)))
-    return {
-        f"{owner}.{name}" if owner else name: value
-        for name, value in layer.named_parameters(recurse=False)
-    }
-
-
-def _draw_as_the_paper(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
-    if isinstance(layer, nn.Linear):
-        nn.init.xavier_uniform_(layer.weight)
-    else:
-        nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-    if layer.bias is not None:
-        edge = 2 * _BIAS_DEVIATION
-        nn.init.trunc_normal_(layer.bias, 0.0, _BIAS_DEVIATION, -edge, edge)
+def _correlated(mine: Tensor, original: Tensor) -> bool:
+    """Returns whether all classes' logits [n, C] of two heads go up and down together."""
+    rows = torch.stack([mine, original]).double()
+    rows = rows - rows.mean(1, keepdim=True)
+    scale = rows.norm(dim=1)
+    alike = (rows[0] * rows[1]).sum(0) / (scale[0] * scale[1])
+    # Classes that are 0 / 0 are constant, and say nothing.
+    alike = alike[torch.isfinite(alike)]
+    return len(alike) > 0 and bool((alike > 0.9).all())
 
 
 def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:

@@ -7,7 +7,6 @@ A copy in inference mode goes through `torch.export` and is then functionalised:
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -20,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
 
+from sigcam.classifier.fresh import computed_copy
 from sigcam.classifier.graph import tensor_of
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.outputs import as_matrix, chosen, tensors_in
@@ -284,7 +284,7 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
             f"{model.get_parameter(wrong[0]).dtype}; convert the model with .float()"
         )
     try:
-        copied = copy.deepcopy(model)
+        copied = computed_copy(model)
     except Exception as exc:  # whatever a model's own code raises
         raise ModelError(
             f"the model can't be copied with copy.deepcopy: {exc}; keep in its attributes only "

@@ -130,6 +130,9 @@ def train_branch(
         )
         # Stopped in the first stage, a run has no checkpoint of the second yet.
         resume = resume and folder is not None and (folder / CHECKPOINT).exists()
+    if not classifier.has_sigmoid:
+        first_values = "as the softmax branch's" if settings.init == "softmax" else "fresh"
+        say(f"{dual.branch_note}; they begin {first_values}")
     say("training the sigmoid branch (Ctrl-C keeps a checkpoint, --resume goes on from it)")
     result = fit_sigmoid_head(
         dual,
