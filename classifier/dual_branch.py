@@ -19,7 +19,6 @@ from sigcam.classifier.head import Head
 from sigcam.classifier.split import split
 from sigcam.core.errors import ModelError, UsageError
 
-
 _LISTED = 6
 
 
@@ -148,7 +147,9 @@ class DualBranch(nn.Module):
                 stages[stage] = stages.get(stage, 0) + count
             counts = stages
         largest = sorted(counts, key=lambda name: -counts[name])
-        listed = ", ".join(f"{name or 'the model'} ({counts[name]:,})" for name in largest[:_LISTED])
+        listed = ", ".join(
+            f"{name or 'the model'} ({counts[name]:,})" for name in largest[:_LISTED]
+        )
         more = f" and {len(largest) - _LISTED} more" if len(largest) > _LISTED else ""
         total = sum(counts.values())
         return (

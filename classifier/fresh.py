@@ -6,6 +6,7 @@ of the weight; torch's own `reset_parameters` of such a layer leaves these as th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from typing import Literal
@@ -65,8 +66,8 @@ def drawn(model: nn.Module, owner: str, init: Init) -> dict[str, Tensor]:
     _draw_plain(layer, init)
     prefix = f"{owner}." if owner else ""
     values = dict(layer.named_parameters(recurse=False))
-    if isinstance(getattr(layer, "parametrizations", None), nn.ModuleDict):
-        values.update(layer.parametrizations.state_dict(prefix="parametrizations."))
+    for name, steps in _parametrisations(layer).items():
+        values.update(steps.state_dict(prefix=f"parametrizations.{name}."))
     for hook in _norms(layer):
         if isinstance(hook, SpectralNorm):
             values.update({f"{hook.name}_{k}": getattr(layer, f"{hook.name}_{k}") for k in "uv"})
@@ -95,6 +96,13 @@ def computed_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def _parametrisations(layer: nn.Module) -> dict[str, nn.Module]:
+    """Returns what computes each parametrised tensor of a layer, by the tensor's name."""
+    found = getattr(layer, "parametrizations", None)
+    known = isinstance(found, nn.ModuleDict) and parametrize.is_parametrized(layer)
+    return dict(found.items()) if known and found is not None else {}
+
+
 def _norms(layer: nn.Module) -> list[WeightNorm | SpectralNorm]:
     """Returns the norms of the old style, which are hooks."""
     hooks = layer._forward_pre_hooks.values()
@@ -104,7 +112,7 @@ def _norms(layer: nn.Module) -> list[WeightNorm | SpectralNorm]:
 def _draw_plain(layer: nn.Module, init: Init) -> None:
     """Draws a layer in place: plain weights first, then what they are computed from."""
     plain = copy.deepcopy(layer)
-    parametrised = list(layer.parametrizations) if parametrize.is_parametrized(layer) else []
+    parametrised = list(_parametrisations(layer))
     if parametrised:
         # Not by remove_parametrizations: it changes the class, which all copies share.
         plain.__class__ = parametrize.type_before_parametrizations(layer)
@@ -138,10 +146,9 @@ def _reset(layer: nn.Module, init: Init) -> None:
             value.fill_(math.nan)  # what isn't a number afterwards wasn't drawn
     reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
     if callable(reset):
-        try:
+        # It may want arguments, or real values to start from.
+        with contextlib.suppress(TypeError, RuntimeError, ValueError):
             reset()
-        except (TypeError, RuntimeError, ValueError):  # it wants arguments, or real values
-            pass
     for name, value in own.items():
         if not torch.isfinite(value).all():
             # Parameters that a module holds bare: layer scales, query tokens.
@@ -153,7 +160,6 @@ def _parametrise(layer: nn.Module, name: str, fresh: Tensor) -> None:
 
     One that can't be turned around gets values of the same mean and deviation as it has.
     """
-    steps = layer.parametrizations[name]  # type: ignore[index, union-attr]
     training = layer.training
     layer.train()  # a spectral norm finds its vectors in training only
     try:
@@ -161,7 +167,7 @@ def _parametrise(layer: nn.Module, name: str, fresh: Tensor) -> None:
         for _ in range(_POWER_ITERATIONS):
             getattr(layer, name)
     except (NotImplementedError, RuntimeError, ValueError, TypeError):
-        for value in steps.parameters(recurse=False):
+        for value in _parametrisations(layer)[name].parameters(recurse=False):
             _draw_alike(value, value.clone())
     finally:
         layer.train(training)

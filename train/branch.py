@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
-from sigcam.classifier.head import Init
+from sigcam.classifier.fresh import Init
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, labelled

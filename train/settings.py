@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sigcam.classifier.head import Init
+from sigcam.classifier.fresh import Init
 from sigcam.core.errors import UsageError
 from sigcam.train.feature_cache import CacheType
 
