@@ -32,6 +32,8 @@ class BuiltClassifier:
         weights: the classifier's weights, as `load_model` was given them; None for random ones.
         loaded_classes: the number of classes that `load_model` was given; None for none.
         replaced_classes: whether the last layer was re-made, so that it needs training too.
+        notes: sentences for the user: what was taken of a file of weights, or left out, and of
+            what the model returns.
     """
 
     dual: DualBranch
@@ -43,6 +45,7 @@ class BuiltClassifier:
     weights: str | None = None
     loaded_classes: int | None = None
     replaced_classes: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def has_sigmoid(self) -> bool:
@@ -133,6 +136,7 @@ def build_classifier(
     return BuiltClassifier(
         dual, arch, preprocessing, class_names, info, checkpoint, weights,
         loaded_classes=num_classes, replaced_classes=new_classes is not None,
+        notes=(*loaded.notes, *dual.notes),
     )  # fmt: skip
 
 

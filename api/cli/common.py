@@ -158,8 +158,9 @@ model_options = options(
     ),
     click.option(
         "--weights",
-        help="Trained weights: a .safetensors or .pth file, DEFAULT (downloaded by "
-        "torchvision, or from its package), or random (seeded).",
+        help="Trained weights: a .safetensors, .pth, .ckpt or .bin file, alone or in a checkpoint "
+        "(FILE#model_ema chooses one of several sets); DEFAULT (downloaded by torchvision, or from "
+        "its package); or random (seeded).",
     ),
     click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the model."),
 )

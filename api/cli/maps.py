@@ -104,10 +104,16 @@ def check_branch_named(classifier: dict[str, Any]) -> None:
 
     Raises:
         UsageError: no branch file, and no file of weights.
+        ModelError: a file of weights that isn't there.
     """
-    weights = classifier["weights"]
-    if classifier["branch_file"] is None and not (weights and Path(weights).is_file()):
-        raise UsageError(_NO_BRANCH)
+    if classifier["branch_file"] is not None:
+        return
+    if classifier["weights"] is not None:
+        from sigcam.classifier.zoo import weights_file
+
+        if weights_file(classifier["weights"])[0] is not None:
+            return
+    raise UsageError(_NO_BRANCH)
 
 
 def build_named(
@@ -128,11 +134,11 @@ def build_named(
 
     say("loading the model")
     built = build_classifier(**classifier, size=size)
+    for line in built.notes:
+        say(line)
     if needs_sigmoid and not built.has_sigmoid:
         weights = classifier["weights"]
         raise UsageError(f"{weights} holds no sigmoid branch for this model; {_NO_BRANCH}")
-    for line in built.dual.notes:
-        say(line)
     if built.checkpoint is not None:
         say(f"the sigmoid branch is the one in {built.checkpoint}")
     return built

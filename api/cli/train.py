@@ -204,7 +204,7 @@ def command(
         size=size,
         new_classes=dataset.num_classes if new_classes else None,
     )
-    for line in built.dual.notes:
+    for line in built.notes:
         say(line)
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")

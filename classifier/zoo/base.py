@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing, Task
 
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".tar")
-"""Endings by which a file of weights is known although it isn't there; ".pth.tar" is one."""
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+"""Endings that files of weights usually have; ".pth.tar" is one."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class LoadedModel:
             classifier, by the names of the classifier's own head ("fc.weight"), as
             `DualBranch.sigmoid_head.load_tensors` takes them; None without one.
         task: what the logits mean, where the source of the model says so; None where it doesn't.
+        notes: sentences for the user: what was taken of a file of weights, or left out.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class LoadedModel:
     class_names: tuple[str, ...]
     sigmoid_tensors: Mapping[str, Tensor] | None = None
     task: Task | None = None
+    notes: tuple[str, ...] = ()
 
 
 def imagenet_names() -> tuple[str, ...]:
@@ -94,3 +96,18 @@ def unknown_name(what: str, name: str, known: Sequence[str], other: str) -> Usag
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:8]
     listed = "".join(f"{n}, " for n in near) + ("..., " if len(near) < len(known) else "")
     return UsageError(f"unknown {what} {name!r}; known are {listed}{other}")
+
+
+def unknown_weights(arch: str, name: str, known: Sequence[str]) -> UsageError:
+    """Makes the error for weights that are neither a known name nor a file.
+
+    Args:
+        arch: the architecture that they should have been of.
+        name: the name that was given.
+        known: the names of the trained weights that there are.
+
+    Example:
+        >>> print(unknown_weights("resnet18", "best", ["DEFAULT"]))
+        unknown weights of resnet18 'best'; known are DEFAULT, or a file (there is no file best)
+    """
+    return unknown_name(f"weights of {arch}", name, known, f"or a file (there is no file {name})")

@@ -10,7 +10,7 @@ from sigcam.classifier.zoo.base import (
     LoadedModel,
     check_num_classes,
     imagenet_names,
-    unknown_name,
+    unknown_weights,
 )
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError
@@ -41,7 +41,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         loaded.preprocessing.resize, loaded.class_names[0]  # (256, "tench")
     """
     if name not in (None, "DEFAULT"):
-        raise unknown_name(f"weights of {arch}", str(name), ["DEFAULT"], "or a file")
+        raise unknown_weights(arch, str(name), ["DEFAULT"])
     network: Any = _module(arch, "efficientnet_lite_pytorch")
     size = SIZES[arch]
     preprocessing = Preprocessing(size, size, "crop", size + _MARGIN, _MEAN, _STD)

@@ -10,9 +10,12 @@ import torch
 from sigcam.classifier.zoo import efficientnet_lite, user, wsol
 from sigcam.classifier.zoo import timm as timm_models
 from sigcam.classifier.zoo import torchvision as torchvision_models
-from sigcam.classifier.zoo.base import WEIGHT_SUFFIXES, LoadedModel, unknown_name
+from sigcam.classifier.zoo.base import LoadedModel, unknown_name
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
+
+_LOCALISATION_FORMS = {"resnet50": "wsol-resnet50", "vgg16": "wsol-vgg16-mlp"}
+"""Architectures of torchvision's, and the paper's network whose tensors have the same shapes."""
 
 
 def load_model(
@@ -24,12 +27,13 @@ def load_model(
     a name means would then hang on the versions installed.
 
     A file of weights may hold a sigmoid branch too, under the names of the paper's own
-    code; it comes back as `sigmoid_tensors` (see `sigcam.classifier.zoo.weights.load_weights`). Two
-    things no such file says. That code's VGG-16 with the MLP head has no last max-pool and
-    its ResNet-50 has no stride in layer4, though the tensors fit torchvision's forms: load
-    them as "wsol-vgg16-mlp" and "wsol-resnet50". And torchvision's own weights of
-    inception_v3 and googlenet expect input that their forward function normalises anew:
-    named ("DEFAULT") they get that, from a file they don't, like the paper's.
+    code; it comes back as `sigmoid_tensors` (see `sigcam.classifier.zoo.weights.load_weights`).
+    That code's VGG-16 with the MLP head has no last max-pool and its ResNet-50 has no stride in
+    layer4, though the tensors fit torchvision's forms: such a file with a sigmoid branch is
+    refused for "vgg16" and "resnet50". Without that branch nothing in it tells the forms apart:
+    name "wsol-vgg16-mlp" or "wsol-resnet50" yourself. Nor does a file say that torchvision's own
+    weights of inception_v3 and googlenet expect input that their forward function normalises
+    anew: named ("DEFAULT") they get that, from a file they don't, like the paper's.
 
     Args:
         arch: the architecture, one of
@@ -42,7 +46,10 @@ def load_model(
             a callable of the user's own that returns a module: "package.module:name" or
             "path/to/file.py:name". It is called with `num_classes=...` if that is given,
             and is the user's code: it is run.
-        weights: a file (.safetensors, .pth, .pt, .pth.tar; read with `weights_only=True`);
+        weights: a file (.safetensors, .pth, .pt, .ckpt, .bin, .pth.tar; read with
+            `weights_only=True`), the .index.json of one in parts, or a folder with one of
+            transformers'; behind a "#" the keys of the set of weights to take, where a file
+            holds several: "last.pth#model_ema";
             "DEFAULT" or another name of trained weights: torchvision's for this model, or
             timm's pretrained tag (both downloaded by those packages if need be); None or
             "random" for fresh parameters. For a callable: a file, or None for the parameters
@@ -62,13 +69,16 @@ def load_model(
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
-    file = _weights_file(weights)
+    file, chosen = weights_file(weights)
     name = None if file is not None or weights in (None, "random") else str(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded = _by_name(arch, name, num_classes)
     if file is not None:
-        loaded = replace(loaded, sigmoid_tensors=load_weights(loaded.model, file))
+        found = load_weights(loaded.model, file, chosen)
+        if found.sigmoid_tensors is not None and arch in _LOCALISATION_FORMS:
+            raise _localisation_form(arch, file)
+        loaded = replace(loaded, sigmoid_tensors=found.sigmoid_tensors, notes=found.notes)
     loaded.model.eval()
     return loaded
 
@@ -109,12 +119,47 @@ def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedMode
     raise unknown_name("architecture", arch, known, f"{timm_models.PREFIX}NAME or module:callable")
 
 
-def _weights_file(weights: str | Path | None) -> Path | None:
-    if weights is None:
-        return None
-    path = Path(weights)
-    if path.suffix in WEIGHT_SUFFIXES or path.is_file() or isinstance(weights, Path):
-        if not path.is_file():
-            raise ModelError(f"there is no file of weights {path}")
-        return path
-    return None
+def _localisation_form(arch: str, file: Path) -> ModelError:
+    return ModelError(
+        f"{file} holds a sigmoid branch beside the classifier, as checkpoints of the paper's "
+        f"localisation code do; its tensors fit {arch}, but its strides or pools are others, so "
+        f"the logits would be wrong: use --arch {_LOCALISATION_FORMS[arch]}. If it was trained on "
+        f"torchvision's own form, use --arch torchvision.models:{arch}"
+    )
+
+
+def weights_file(weights: str | Path | None) -> tuple[Path | None, str | None]:
+    """Tells a file of weights from a name of weights.
+
+    What has a suffix or a folder in front is a path, whether it is there or not.
+
+    Args:
+        weights: as `load_model` takes them.
+
+    Returns:
+        The file or folder, and the keys behind its "#", if there are any; (None, None) for a
+        name.
+
+    Raises:
+        ModelError: a path that isn't there.
+
+    Example:
+        >>> weights_file("DEFAULT")
+        (None, None)
+        >>> weights_file("runs/best")
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.ModelError: there is no file of weights runs/best
+    """
+    if weights is None or weights in ("DEFAULT", "random"):
+        return None, None
+    path = Path(weights).expanduser()
+    if path.exists():
+        return path, None
+    head, mark, keys = str(path).rpartition("#")
+    if mark and Path(head).exists():
+        return Path(head), keys
+    in_a_folder = "/" in str(weights) or "\\" in str(weights)
+    if isinstance(weights, Path) or path.suffix or in_a_folder or mark:
+        raise ModelError(f"there is no file of weights {head if mark else path}")
+    return None, None

@@ -12,6 +12,7 @@ from sigcam.classifier.zoo.base import (
     check_num_classes,
     imagenet_names,
     unknown_name,
+    unknown_weights,
 )
 from sigcam.core.errors import ModelError, UsageError
 from sigcam.core.spec import Preprocessing
@@ -98,7 +99,7 @@ def _tagged(timm: Any, model_name: str, tag: str, name: str | None) -> str:
         )
     chosen = tag or asked
     if chosen and chosen not in tags:
-        raise unknown_name(f"weights of {PREFIX}{model_name}", chosen, tags, "or a file")
+        raise unknown_weights(PREFIX + model_name, chosen, tags)
     if name is not None and not tags:
         raise UsageError(f"timm has no trained weights of {model_name}; give a file, or random")
     return f"{model_name}.{chosen}" if chosen else model_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_name
+from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_weights
 from sigcam.core.errors import ModelError
 from sigcam.core.spec import Preprocessing
 
@@ -45,7 +45,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     chosen = None
     if name is not None:
         if name not in enum.__members__:
-            raise unknown_name(f"weights of {arch}", name, list(enum.__members__), "or a file")
+            raise unknown_weights(arch, name, list(enum.__members__))
         chosen = enum[name]
         check_num_classes(arch, name, num_classes, len(chosen.meta["categories"]))
     # Auxiliary training heads would only make the exported graph longer.

@@ -41,7 +41,8 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
     """
     if name is not None:
         raise UsageError(
-            f"weights for {arch} must be a file ({', '.join(WEIGHT_SUFFIXES)}), got {name!r}"
+            f"weights for {arch} must be a file ({', '.join(WEIGHT_SUFFIXES)}), got {name!r}; "
+            f"there is no file {name}"
         )
     found = _named(arch)
     if isinstance(found, nn.Module):

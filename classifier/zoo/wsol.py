@@ -19,7 +19,7 @@ from torchvision.models.resnet import Bottleneck, ResNet, ResNet50_Weights
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from sigcam.classifier.zoo import torchvision as torchvision_models
-from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_name
+from sigcam.classifier.zoo.base import LoadedModel, check_num_classes, unknown_weights
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 
@@ -175,7 +175,7 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         )
     members = list(ResNet50_Weights.__members__)
     if name not in members:
-        raise unknown_name(f"weights of {arch}", name, members, "or a file")
+        raise unknown_weights(arch, name, members)
     check_num_classes(arch, name, num_classes, 1000)
     trained = torchvision_models.load("resnet50", name, None)
     model = build(1000)

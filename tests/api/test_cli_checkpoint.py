@@ -69,3 +69,34 @@ def test_a_checkpoint_without_a_branch(flag, arch, cli, tmp_path) -> None:
     assert done.exit_code == 2
     assert "plain.pth holds no sigmoid branch for this model" in done.stderr
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_what_was_taken_is_said(arch, cli, tmp_path) -> None:
+    """Of a file with two sets of weights; and the other set is exported when it is named."""
+    ort = pytest.importorskip("onnxruntime")
+    states = [load_model(arch, seed=seed).model.state_dict() for seed in (1, 2)]
+    average = {f"module.{name}": value for name, value in states[1].items()}
+    torch.save({"net": states[0], "model_ema": average}, tmp_path / "last.ckpt")
+    image = np.random.default_rng(0).standard_normal((1, 3, 16, 16), dtype=np.float32)
+    for number, suffix in enumerate(["", "#model_ema"]):
+        out = tmp_path / f"{number}.onnx"
+        options = ["--branch", "softmax", "--size", 16, "--input", "float32", "--out", out]
+        done = cli("export", "--arch", arch, "--weights", f"{tmp_path}/last.ckpt{suffix}", *options)
+        assert done.exit_code == 0, done.output
+        taken = ["took ['net']", "took ['model_ema'], names without 'module.'"][number]
+        assert f"last.ckpt: {taken}\n" in done.stderr
+        assert ("give last.ckpt#model_ema/module." in done.stderr) == (number == 0)
+        session = ort.InferenceSession(out, providers=["CPUExecutionProvider"])
+        state = states[number]
+        conv = torch.conv2d(torch.from_numpy(image), state["conv.weight"], state["conv.bias"], 2)
+        want = conv.relu().mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+        got = session.run(["logits"], {"image": image})[0]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("flag", [[], ["--branch", "softmax"]])
+def test_weights_that_are_not_there(flag, arch, cli, tmp_path) -> None:
+    options = ["--weights", tmp_path / "none.ckpt", *flag, "--out", tmp_path / "m.onnx"]
+    done = cli("export", "--arch", arch, *options)
+    assert done.exit_code == 1
+    assert f"there is no file of weights {tmp_path}/none.ckpt" in done.stderr

@@ -32,8 +32,9 @@ FORMS = {
     "wsol-resnet50": ("fc2", "fc"),
     "wsol-vgg16": ("fc2", "fc"),
     "wsol-inceptionv3": ("SPG_A4_2", "SPG_A4"),
-    "resnet50": ("fc2", "fc"),
-    "vgg16": ("classifier_2", "classifier"),
+    "wsol-vgg16-mlp": ("classifier_2", "classifier"),
+    "torchvision.models:resnet50": ("fc2", "fc"),
+    "torchvision.models:vgg16": ("classifier_2", "classifier"),
     "inception_v3": ("fc2", "fc"),
 }
 CLASSES = 7
@@ -191,7 +192,7 @@ def test_plain_and_wrapped(prefix, wrapped, tmp_path: Path) -> None:
     content = {prefix + name: value for name, value in tensors.items()}
     torch.save({"state_dict": content} if wrapped else content, tmp_path / "w.pth")
     model = small()
-    branch = load_weights(model, tmp_path / "w.pth")
+    branch = load_weights(model, tmp_path / "w.pth").sigmoid_tensors
     assert branch is not None
     assert branch.keys() == {"fc.weight", "fc.bias"}
     assert torch.equal(branch["fc.weight"], tensors["fc2.weight"])
@@ -223,7 +224,7 @@ def test_a_layer_of_the_models_own_stays_there(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "w.pth")
     model = small()
     model.fc2 = nn.Linear(6, 4)
-    assert load_weights(model, tmp_path / "w.pth") is None
+    assert load_weights(model, tmp_path / "w.pth").sigmoid_tensors is None
     assert torch.equal(model.fc2.weight, tensors["fc2.weight"])
 
 
@@ -254,6 +255,24 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         load_model("wsol-inceptionv3", tmp_path / "w.pth", CLASSES)
     with pytest.raises(ModelError, match=r"fc\.weight is \[7, 2048\], the model's is \[5, 2048\]"):
         load_model("wsol-resnet50", tmp_path / "w.pth", 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arch", "own"), [("resnet50", "wsol-resnet50"), ("vgg16", "wsol-vgg16-mlp")]
+)
+def test_the_localisation_form_under_torchvisions_name(arch, own, quick, tmp_path: Path) -> None:
+    """The tensors fit, the strides don't: the logits would be wrong, so the name is asked for."""
+    file = tmp_path / "theirs.pth"
+    original, tensors = checkpoint(own)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tensors.items()}}, file)
+    with pytest.raises(ModelError, match=rf"use --arch {own}\. .*torchvision\.models:{arch}"):
+        load_model(arch, file, CLASSES)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():  # both pieces of advice can be followed
+        torch.testing.assert_close(load_model(own, file, CLASSES).model(x), original(x))
+        other = load_model(f"torchvision.models:{arch}", file, CLASSES).model(x)
+    assert not torch.allclose(other, original(x), rtol=1e-3)
 
 
 @pytest.mark.slow
