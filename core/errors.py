@@ -16,6 +16,7 @@
     ├── ExportError                a graph that can't be built
     │   ├── ParityError            the graph doesn't compute what PyTorch computes
     │   └── FidelityError          another precision costs more than its limits
+    ├── HubError                   the Hugging Face Hub can't be reached, or refuses
     └── StorageError               a file can't be written (full disk, read-only, ...)
 
 Messages say what was wanted, what came, and what to do. Errors of the libraries
@@ -92,6 +93,10 @@ class ParityError(ExportError):
 
 class FidelityError(ExportError):
     """An artifact of another precision differs from float32 by more than the limits."""
+
+
+class HubError(SigcamError):
+    """The Hugging Face Hub can't be reached, has no such repository, or refuses to give it."""
 
 
 class StorageError(SigcamError):

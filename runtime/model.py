@@ -19,6 +19,8 @@ from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.core.spec import Spec
 from sigcam.core.types import Array
+from sigcam.hub.names import is_on_the_hub
+from sigcam.hub.pull import pull
 from sigcam.images.preprocess import Placement
 from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends import open_backend
@@ -125,7 +127,7 @@ class ExportedModel:
         """Opens a file that `sigcam export` or `sigcam build-engine` wrote.
 
         Args:
-            path: the .onnx or .engine file.
+            path: the .onnx or .engine file, or an address on the Hub.
             backend: the backend's name, or "auto"; see `sigcam.load`.
             options: what the backend is asked for; its defaults when None.
             head: the head graph's file; None for the one beside `path` that has its name.
@@ -133,8 +135,11 @@ class ExportedModel:
                 classes needs none.
 
         Raises:
-            ArtifactError, BackendUnavailableError, BackendError, UsageError: as `sigcam.load`.
+            ArtifactError, BackendUnavailableError, BackendError, UsageError, HubError: as
+                `sigcam.load`.
         """
+        if is_on_the_hub(path):
+            path = pull(str(path))
         path = Path(path)
         options = options or BackendOptions()
         spec = read_spec(path)

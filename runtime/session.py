@@ -45,7 +45,9 @@ def load(
 
     Args:
         path: the .onnx file that `sigcam export` wrote, or the .engine file that
-            `sigcam build-engine` made of it.
+            `sigcam build-engine` made of it; or one that `sigcam push` published, as
+            "hf://owner/name", with "@" and a revision and with "/" and the file or without.
+            The Hub's client keeps it in its own cache.
         backend: the backend's name, or "auto" for the first that can be used here: ONNX
             Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"), then OpenVINO
             ("openvino"). Backends that lack an option that is given don't count. A backend that
@@ -76,6 +78,7 @@ def load(
             device that it needs is missing.
         UsageError: an unknown backend, an option that it doesn't have, a number out of range,
             or a head graph for an artifact that was exported without one.
+        HubError: the repository on the Hub can't be had; says why and what to do.
         BackendError: the backend would run a part of the network on another device.
 
     Example:

@@ -16,8 +16,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "core": frozenset(),
     "images": frozenset({"core"}),
     "kernels": frozenset({"core"}),
-    "runtime": frozenset({"core", "images", "kernels"}),
-    "classifier": frozenset({"core"}),
+    "hub": frozenset({"core"}),
+    "runtime": frozenset({"core", "images", "kernels", "hub"}),
+    "classifier": frozenset({"core", "hub"}),
     "data": frozenset({"core", "images"}),
     "train": frozenset({"core", "images", "classifier", "data"}),
     "export": frozenset({"core", "classifier"}),
@@ -28,7 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
          "convert", "evaluate"}
     ),
     "api": frozenset(
-        {"core", "images", "kernels", "runtime", "classifier", "data", "train", "export",
+        {"core", "images", "kernels", "hub", "runtime", "classifier", "data", "train", "export",
          "convert", "evaluate", "demo"}
     ),
 }  # fmt: skip
@@ -38,7 +39,8 @@ MUST_NOT_IMPORT: dict[str, frozenset[str]] = {
     "core": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino", "cv2"}),
     "images": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino"}),
     "kernels": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "cv2"}),
-    "runtime": frozenset({"torch", "torchvision", "onnx"}),
+    "hub": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino", "cv2"}),
+    "runtime": frozenset({"torch", "torchvision", "onnx", "huggingface_hub"}),
     "data": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),
     "convert": frozenset({"torch", "torchvision"}),
     "evaluate": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),

@@ -17,6 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain.command", "Predict and explain images with an artifact."),
     "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
     "sanity": ("sanity", "Check that the map depends on what the network learnt."),
+    "push": ("hub", "Publish an artifact on the Hugging Face Hub."),
+    "pull": ("hub", "Get an artifact from the Hugging Face Hub."),
     "info": ("info", "Print the spec and parity report of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),
@@ -34,8 +36,11 @@ class _LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module, _ = COMMANDS[cmd_name]
-        command: click.Command = importlib.import_module(f"sigcam.cli.{module}").command
+        name, _ = COMMANDS[cmd_name]
+        module = importlib.import_module(f"sigcam.cli.{name}")
+        # A module with several commands calls each of them by its name.
+        own = getattr(module, f"{cmd_name}_command", None)
+        command: click.Command = own or module.command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

