@@ -24,6 +24,7 @@ from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import (
     ExportedModel,
     ModelOutputs,
+    Wanted,
     check_evidence,
     evidence_of,
     probabilities_of,
@@ -32,6 +33,8 @@ from sigcam.runtime.multipass.base import MultiPass, Subject
 
 Slot = list[Explanation] | ImageError
 """What comes of an image: its Explanations, or why it can't be read."""
+
+_NO_FEATURES = np.empty((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class ExplainCall:
             outputs = self.model.run(
                 batch,
                 asked,
-                wanted="cams" if self.method is None else "features",
+                wanted=_wanted(self.method),
                 placements=[one.placement for one in images] if self.method is None else None,
             )
         return [self._explain(image, outputs, row) for row, image in enumerate(images)]
@@ -195,13 +198,19 @@ class ExplainCall:
             if self.report is not None:
                 self.report(1, 1)
             return outputs.cams[row][: len(ids)], 1
-        assert outputs.features is not None  # noqa: S101 (they were asked for)
-        subject = Subject(outputs.features[row], ids, image.tensor)
+        features = _NO_FEATURES if outputs.features is None else outputs.features[row]
+        subject = Subject(features, ids, image.tensor)
         with self._timed():
             return self.method.cams(subject, self.report or reporter(False, self.method.name))
 
     def _timed(self) -> Stopwatch | nullcontext[None]:
         return nullcontext() if self.stopwatch is None else self.stopwatch
+
+
+def _wanted(method: MultiPass | None) -> Wanted:
+    if method is None:
+        return "cams"
+    return "features" if method.needs_features else "prediction"
 
 
 def _made(heatmaps: DeviceHeatmaps, row: int) -> list[tuple[Array, bool]]:
@@ -296,7 +305,7 @@ class HeadGraphClasses:
         else:
             if not method.from_features:
                 raise UsageError(
-                    f"{method.name} runs the whole network for every channel, so further classes "
+                    f"{method.name} runs the whole network many times, so further classes "
                     f"cost as much as a new call: explain(..., classes=..., "
                     f"method={method.name!r}) makes all heatmaps in one"
                 )

@@ -69,8 +69,8 @@ class Explanation:
         probability: softmax of the classifier's logits at the class, 0 to 1.
         evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
             the artifact has no sigmoid branch.
-        cam: float32 [h, w], the class activation map at feature resolution, >= 0 and not
-            normalised. Read-only.
+        cam: float32 [h, w], the class activation map at feature resolution (rise: at the
+            input's), >= 0 and not normalised. Read-only.
         method: the name of the CAM method that made it.
         source: the path that was given; None for bytes and arrays.
         passes: the runs of this image through the network and through the head graph, added,
@@ -112,8 +112,8 @@ class Explanation:
 
         Raises:
             UnknownClassError: a class that the model doesn't have.
-            UsageError: the session has no head graph or is closed; or the method is scorecam,
-                which runs the whole network for every channel.
+            UsageError: the session has no head graph or is closed; or the method is scorecam or
+                rise, which run the whole network many times.
             BackendError: the backend failed.
         """
         if self._image.further is None:

@@ -32,9 +32,9 @@ from sigcam.runtime.backends.base import (
 )
 from sigcam.runtime.head_graph import HeadGraph, find_head_graph
 
-Wanted = Literal["cams", "features", "logits"]
+Wanted = Literal["cams", "features", "prediction", "logits"]
 """What a run is for: CAMs of the model's own method; features, for a method that makes its own
-CAMs; or nothing but the logits."""
+CAMs of them; the prediction alone, with classes and evidence; or nothing but the logits."""
 
 _PREDICTED = -1
 """The rank of the most probable class, in `class_ids`."""
@@ -108,6 +108,7 @@ class ExportedModel:
         self._check_graph()
         self._names: dict[Wanted, list[str]] = {
             "logits": ["logits"],
+            "prediction": self._outputs(),
             "features": self._outputs("features"),
             "cams": self._outputs(*self._own),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
 from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.multipass import multipass_method
-from sigcam.runtime.multipass.base import MultiPass
+from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass
 
 P = TypeVar("P", bound=ImageLike)
 
@@ -145,16 +145,19 @@ class Session:
         """Returns the name of the backend that runs it."""
         return self._model.backend.name
 
-    def passes(self, method: str | None = None) -> int:
+    def passes(
+        self, method: str | None = None, method_options: Mapping[str, float] = NO_OPTIONS
+    ) -> int:
         """Counts the most runs of one image through network and head that a method takes.
 
         Args:
             method: as for `explain`; the artifact's own takes 1.
+            method_options: as for `explain`.
 
         Raises:
-            UsageError: a method that this artifact can't give.
+            UsageError: a method that this artifact can't give, or options that it doesn't have.
         """
-        found = self._method(method)
+        found = self._method(method, method_options)
         return 1 if found is None else found.most_passes
 
     @overload
@@ -165,6 +168,7 @@ class Session:
         top_k: int = 1,
         *,
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
     ) -> list[Explanation]: ...
 
@@ -176,6 +180,7 @@ class Session:
         top_k: int = 1,
         *,
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
     ) -> list[list[Explanation]]: ...
 
@@ -186,6 +191,7 @@ class Session:
         top_k: int = 1,
         *,
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
     ) -> list[Explanation] | list[list[Explanation]]:
         """Predictions with their evidence maps.
@@ -196,8 +202,10 @@ class Session:
             classes: a class or several, by id or name; only for artifacts exported with
                 `--classes input`. None stands for the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.
-            method: None for the artifact's own; "scorecam", "ablationcam" or "eigencam" (see
-                `sigcam.runtime.multipass`), which take `passes(method)` runs for an image.
+            method: None for the artifact's own; "scorecam", "ablationcam", "eigencam" or "rise"
+                (see `sigcam.runtime.multipass`), which take `passes(method)` runs for an image.
+            method_options: numbers that the method is called with; those of rise are masks
+                (4000), cells (7), keep (0.5) and seed (0); the others have none.
             progress: True shows a bar with the time left on standard error for each image
                 of several passes; or a callable, which is called with the passes done and
                 the passes in all for the image at hand.
@@ -209,10 +217,10 @@ class Session:
         Raises:
             ImageError: an image that can't be read; use `stream` to go on with the others.
             UnknownClassError: a class that the model doesn't have.
-            UsageError: classes, a top_k or a method that this artifact can't give.
+            UsageError: classes, a top_k, a method or options that this artifact can't give.
             BackendError: the backend failed, or the model's weights aren't finite.
         """
-        call = self._call(classes, top_k, method, progress)
+        call = self._call(classes, top_k, method, method_options, progress)
         if isinstance(images, (list, tuple)):
             return list(self._results(images, call))
         return next(self._results([images], call))
@@ -226,6 +234,7 @@ class Session:
         on_error: Literal["raise"] = "raise",
         *,
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
         readers: int = 0,
         stopwatch: Stopwatch | None = None,
@@ -240,6 +249,7 @@ class Session:
         *,
         on_error: Literal["return"],
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
         readers: int = 0,
         stopwatch: Stopwatch | None = None,
@@ -253,6 +263,7 @@ class Session:
         on_error: Literal["raise", "return"] = "raise",
         *,
         method: str | None = None,
+        method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
         readers: int = 0,
         stopwatch: Stopwatch | None = None,
@@ -268,6 +279,7 @@ class Session:
                 the results of those before it. "return": its ImageError comes in its
                 place, and the others are done.
             method: as for `explain`.
+            method_options: as for `explain`.
             progress: as for `explain`.
             readers: threads that read images while the backend works: two batches are in
                 memory instead of one, and `images` is iterated in such a thread. They end with
@@ -284,7 +296,7 @@ class Session:
         """
         if readers < 0:
             raise UsageError(f"readers must be at least 0, got {readers}")
-        call = self._call(classes, top_k, method, progress)
+        call = self._call(classes, top_k, method, method_options, progress)
         call = replace(call, readers=readers, stopwatch=stopwatch)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several images; pass one to explain, or put it in []")
@@ -310,18 +322,23 @@ class Session:
     ) -> None:
         self.close()
 
-    def _method(self, name: str | None) -> MultiPass | None:
-        if name is None:
+    def _method(self, name: str | None, options: Mapping[str, float]) -> MultiPass | None:
+        if name is None and not options:
             return None
-        return multipass_method(name, self._model, self._batch_size)
+        return multipass_method(name, self._model, self._batch_size, options)
 
     def _call(
-        self, classes: Classes | None, top_k: int, method: str | None, progress: bool | Report
+        self,
+        classes: Classes | None,
+        top_k: int,
+        method: str | None,
+        method_options: Mapping[str, float],
+        progress: bool | Report,
     ) -> ExplainCall:
         if self._closed:
             raise UsageError("the session is closed; load the model again")
         request = request_for(classes, top_k, self.spec)
-        found = self._method(method)
+        found = self._method(method, method_options)
         # One image at a time where each takes long: the first result needn't wait.
         size = self._batch_size if found is None or found.most_passes == 1 else 1
         report = reporter(progress, method or self.spec.method) if progress else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from sigcam.core.progress import Report
 from sigcam.core.types import Array
 from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import ExportedModel
-from sigcam.runtime.multipass.base import MultiPass, Subject
+from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass, Subject
 
 _BATCH_VALUES = 2**22
 """Features in one run of the head: 16 MiB of float32."""
@@ -46,8 +47,10 @@ class AblationCam(MultiPass):
 
     name: ClassVar[str] = "ablationcam"
 
-    def __init__(self, model: ExportedModel, batch_size: int) -> None:
-        super().__init__(model, batch_size)
+    def __init__(
+        self, model: ExportedModel, batch_size: int, options: Mapping[str, float] = NO_OPTIONS
+    ) -> None:
+        super().__init__(model, batch_size, options)
         if model.spec.head_input is None or model.head_graph is None:
             raise UsageError(
                 "ablationcam needs the head graph, and there is none beside the artifact; "

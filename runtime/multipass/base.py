@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -14,13 +16,16 @@ from sigcam.core.types import Array
 from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.model import ExportedModel
 
+NO_OPTIONS: Mapping[str, float] = MappingProxyType({})
+
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One image and the classes that heatmaps are wanted for.
 
     Attributes:
-        features: float32 [N, h, w], from the first pass over the network.
+        features: float32 [N, h, w], from the first pass over the network; empty for a method
+            that doesn't look at them.
         class_ids: int64 [K], 0 <= id < C.
         tensor: the network's input without the batch axis; None where only the features
             are left (`Explanation.for_classes`).
@@ -40,34 +45,35 @@ class MultiPass(abc.ABC):
         name: as in the registry.
         class_agnostic: whether the CAM is the same for every class.
         from_features: whether an image's features are all that is needed of it.
+        needs_features: whether it looks at the features at all.
+        defaults: the numbers that the method can be called with, by name.
+        options: those numbers as they are in this object.
     """
 
     name: ClassVar[str]
     class_agnostic: ClassVar[bool] = False
     from_features: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, float]] = NO_OPTIONS
 
-    def __init__(self, model: ExportedModel, batch_size: int) -> None:
+    def __init__(
+        self, model: ExportedModel, batch_size: int, options: Mapping[str, float] = NO_OPTIONS
+    ) -> None:
         """Checks that the model has what the method needs.
 
         Args:
             model: runs the network and its head graph.
             batch_size: most images in one run of the network.
+            options: numbers by name; what is left out gets its default.
 
         Raises:
-            UsageError: the model has several target layers, or lacks an output.
+            UsageError: an option that the method doesn't have; or the model has several target
+                layers, or lacks an output.
         """
         self.model, self.batch_size = model, batch_size
-        layers = len(model.spec.target_layers)
-        if layers > 1:
-            raise UsageError(
-                f"{self.name} makes its CAMs of one target layer, this artifact has {layers}; "
-                "export it with one --target-layer and `--features`"
-            )
-        if "features" not in model.output_names:
-            raise UsageError(
-                f"{self.name} needs the artifact's features; export it with "
-                "`sigcam export --features` or `--profile split`"
-            )
+        self.options = self._completed(options)
+        if self.needs_features:
+            self._check_features()
 
     @property
     def channels(self) -> int:
@@ -88,8 +94,9 @@ class MultiPass(abc.ABC):
             report: called with the passes done and the passes in all after each run.
 
         Returns:
-            CAMs, float32 [K, h, w], >= 0 unless the spec says signed, and the number of passes
-            that they took: over the network and the head together, the first one included.
+            CAMs, float32 [K, h, w] at the features' resolution (rise: at the input's), >= 0
+            unless the spec says signed, and the number of passes that they took: over the
+            network and the head together, the first one included.
 
         Raises:
             BackendError: the backend failed, or a score isn't finite.
@@ -114,3 +121,27 @@ class MultiPass(abc.ABC):
                 "changed inputs; check the classifier and export it again"
             )
         return np.asarray(scores, np.float64)
+
+    def _completed(self, options: Mapping[str, float]) -> dict[str, float]:
+        unknown = sorted(options.keys() - self.defaults.keys())
+        if unknown:
+            raise UsageError(
+                f"{' and '.join(unknown)} is no option of {self.name}"
+                + (f", which has {', '.join(self.defaults)}" if self.defaults else "")
+                + "; leave it out"
+            )
+        return {**self.defaults, **options}
+
+    def _check_features(self) -> None:
+        model = self.model
+        layers = len(model.spec.target_layers)
+        if layers > 1:
+            raise UsageError(
+                f"{self.name} makes its CAMs of one target layer, this artifact has {layers}; "
+                "export it with one --target-layer and `--features`"
+            )
+        if "features" not in model.output_names:
+            raise UsageError(
+                f"{self.name} needs the artifact's features; export it with "
+                "`sigcam export --features` or `--profile split`"
+            )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from sigcam.core.errors import UsageError
@@ -15,7 +14,8 @@ from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
 from sigcam.images.upsample import to_heatmap
 from sigcam.runtime.model import ExportedModel
-from sigcam.runtime.multipass.base import MultiPass, Subject
+from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass, Subject
+from sigcam.runtime.multipass.masked_input import MaskedInput
 
 
 class ScoreCam(MultiPass):
@@ -29,9 +29,7 @@ class ScoreCam(MultiPass):
       the pre-sigmoid logit of the sigmoid branch, or the logit before softmax. The increase
       of confidence over a baseline image, s_n - s(baseline), has the same softmax, so no
       baseline is run.
-    - x * M_n is taken in normalised space, where 0 is the mean colour. An artifact that takes
-      bytes gets mean + (pixel - mean) * M_n instead, rounded to a byte: an error of at most
-      0.5 / (255 std) of the normalised value. A mean outside 0 to 255 counts as 0 or 255.
+    - x * M_n is taken in normalised space, where 0 is the mean colour (`MaskedInput`).
     - A channel whose mask is constant shows nothing of the image. It isn't run, takes no
       part in the softmax, and gets the weight 0, as in the authors' code (which weighs by the
       probabilities of single masked images instead, unlike their Algorithm 1). The package
@@ -45,8 +43,10 @@ class ScoreCam(MultiPass):
     name: ClassVar[str] = "scorecam"
     from_features: ClassVar[bool] = False
 
-    def __init__(self, model: ExportedModel, batch_size: int) -> None:
-        super().__init__(model, batch_size)
+    def __init__(
+        self, model: ExportedModel, batch_size: int, options: Mapping[str, float] = NO_OPTIONS
+    ) -> None:
+        super().__init__(model, batch_size, options)
         if model.scores_output is None:
             raise UsageError(
                 "scorecam needs the sigmoid branch's score of one class in every masked image, "
@@ -64,7 +64,7 @@ class ScoreCam(MultiPass):
         features, total = subject.features, self.most_passes
         if subject.tensor is None:
             raise UsageError("scorecam runs the whole network, so it needs the image itself")
-        masked = _Masked(subject.tensor, self.model.spec.preprocessing)
+        masked = MaskedInput(subject.tensor, self.model.spec.preprocessing)
         kept: list[int] = []
         scores: list[Array] = []
         done = 1
@@ -96,34 +96,6 @@ class ScoreCam(MultiPass):
                 channels, masks = [], []
         if masks:
             yield channels, masks
-
-
-class _Masked:
-    """The network's input seen through masks."""
-
-    def __init__(self, tensor: Array, preprocessing: Preprocessing) -> None:
-        self._pixels = tensor
-        self._half_up: Array | None = None
-        if preprocessing.layout == "uint8_nhwc":
-            mean = [255 * min(max(value, 0.0), 1.0) for value in preprocessing.mean]
-            centre = np.array(mean, np.float32)
-            self._pixels = tensor.astype(np.float32) - centre
-            self._half_up = np.empty_like(self._pixels)
-            self._half_up[:] = centre + np.float32(0.5)  # cut off, this rounds
-
-    def __call__(self, masks: list[Array]) -> Array:
-        """Makes a batch of inputs in the artifact's layout, one for each mask [H, W]."""
-        if self._half_up is None:
-            return np.asarray(self._pixels * np.stack(masks)[:, None])
-        out = np.empty((len(masks), *self._pixels.shape), np.uint8)
-        product = np.empty_like(self._pixels)
-        for row, mask in zip(out, masks, strict=True):
-            # A mask for each colour: NumPy takes three times as long to repeat one over the
-            # innermost axis, and eight times as long to interleave three planes.
-            np.multiply(self._pixels, cv2.merge([mask, mask, mask]), out=product)
-            product += self._half_up
-            np.copyto(row, product, casting="unsafe")
-        return out
 
 
 def _whole(preprocessing: Preprocessing) -> Placement:

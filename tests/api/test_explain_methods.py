@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -34,6 +35,36 @@ def test_another_method(work, cli, split, method, most):
         for one, label in zip(record["explanations"], ("red", "green"), strict=True):
             assert (one["label"], one["method"]) == (label, method)
             assert 1 <= one["passes"] <= most
+
+
+def test_rise_and_its_numbers(work, cli, tmp_path):
+    image = sorted(work.data.glob("red/*"))[0]
+    arguments = ("explain", work.named, image, "--json", "--method", "rise", "--masks", "6")
+    arguments += ("--cells", "3", "--keep", "0.6", "--format", "npz")
+    cams = {}
+    for name, more in (("zero", ()), ("same", ("--seed", "0")), ("other", ("--seed", "1"))):
+        found = cli(*arguments, *more, "--out", tmp_path / name)
+        assert found.exit_code == 0, found.stderr
+        [one] = json.loads(found.stdout)["explanations"]
+        assert (one["method"], one["passes"]) == ("rise", 7)
+        [file] = (tmp_path / name).iterdir()
+        cams[name] = np.load(file)["cam"]
+    np.testing.assert_array_equal(cams["zero"], cams["same"])
+    assert np.abs(cams["zero"] - cams["other"]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--masks", "9"), "no option of the artifact's own method"),
+        (("--method", "rise", "--masks", "0"), "masks must be a whole number"),
+        (("--method", "rise", "--keep", "1.5"), "keep is the share of cells"),
+    ],
+)
+def test_numbers_that_cannot_be(work, cli, options, says):
+    found = cli("explain", work.named, work.data, *options)
+    assert found.exit_code == 2
+    assert says in found.stderr
 
 
 @pytest.mark.parametrize(

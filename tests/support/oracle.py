@@ -245,6 +245,23 @@ def eigencam(F):
     return np.maximum(projection, 0).reshape(F.shape[1:])
 
 
+def rise(x, masks, probability, keep, centre=0.0):
+    """Petsiuk et al. (2018), Eq. 6, for one image: [K, H, W].
+
+    Args:
+        x: the input, [3, H, W].
+        masks: [M, H, W], 0 to 1.
+        probability: from an input to the probabilities of its classes, [K].
+        keep: the share of cells that masks show.
+        centre: the value of an input of which nothing is seen.
+    """
+    total = 0.0
+    for mask in masks:
+        p = probability(centre + (x - centre) * mask)
+        total = total + np.array([value * mask.astype(np.float64) for value in p])
+    return total / (len(masks) * keep)
+
+
 def loss(sigmoid_logits, labels, positive_weight=None):
     """Beyond Softmax, Eq. 12, up to a constant factor: one number per image, [B].
 

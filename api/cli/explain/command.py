@@ -48,9 +48,13 @@ _run_options = options(
 )
 @click.option(
     "--method",
-    help="scorecam, ablationcam or eigencam instead of the artifact's own CAM method; the first "
-    "two take many passes.",
+    help="scorecam, ablationcam, eigencam or rise instead of the artifact's own CAM method; all "
+    "but eigencam take many passes.",
 )
+@click.option("--masks", type=int, help="Random masks of rise, one pass each; 4000 by default.")
+@click.option("--cells", type=int, help="Cells of rise's masks, each way; 7 by default.")
+@click.option("--keep", type=float, help="Share of cells that rise's masks show; 0.5 by default.")
+@click.option("--seed", type=int, help="What rise's masks follow from; 0 by default.")
 @click.option(
     "--head",
     type=click.Path(path_type=Path),
@@ -72,6 +76,10 @@ def command(
     out: Path | None,
     suffix: str | None,
     method: str | None,
+    masks: int | None,
+    cells: int | None,
+    keep: float | None,
+    seed: int | None,
     head: Path | None,
     backend_options: dict[str, Any],
     batch_size: int,
@@ -92,7 +100,16 @@ def command(
 
     if classes and topk != 1:
         fail("--class and --topk exclude each other; name the classes or count them", EXIT_USAGE)
-    plan = Plan(list(classes) or None, topk, method, readers or default_readers(), as_json, verbose)
+    numbers = {"masks": masks, "cells": cells, "keep": keep, "seed": seed}
+    plan = Plan(
+        list(classes) or None,
+        topk,
+        method,
+        readers or default_readers(),
+        as_json,
+        verbose,
+        {name: value for name, value in numbers.items() if value is not None},
+    )
     video = the_video(images, plan, out, suffix, every)
     paths = [] if video is not None else list(find_images(images))
     target = suffix or "png"

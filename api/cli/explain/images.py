@@ -45,7 +45,7 @@ def explain_images(
     from sigcam.core.errors import ImageError
     from sigcam.core.threads import WAITING, Stopwatch, in_order
 
-    passes = session.passes(plan.method)
+    passes = session.passes(plan.method, plan.method_options)
     meter = Meter(len(paths), passes)
     stopwatch = Stopwatch()
     results = session.stream(
@@ -54,6 +54,7 @@ def explain_images(
         top_k=plan.top_k,
         on_error="return",
         method=plan.method,
+        method_options=plan.method_options,
         progress=meter.report,
         # Where an image takes many passes there is nothing to gain, and the bar counts them.
         readers=plan.readers if passes == 1 else 0,

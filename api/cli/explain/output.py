@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sigcam.cli.common import echo
@@ -31,6 +31,7 @@ class Plan:
         readers: threads that read images.
         as_json: whether results are JSON lines.
         verbose: whether to tell the rate of images.
+        method_options: numbers that the method is called with.
     """
 
     classes: list[str] | None
@@ -39,6 +40,7 @@ class Plan:
     readers: int
     as_json: bool
     verbose: bool
+    method_options: Mapping[str, float] = field(default_factory=dict)
 
 
 def default_readers() -> int:

@@ -53,6 +53,7 @@ def explain_video(
             classes=plan.classes,
             top_k=plan.top_k,
             method=plan.method,
+            method_options=plan.method_options,
             readers=plan.readers,
             stopwatch=stopwatch,
         )
