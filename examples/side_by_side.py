@@ -45,6 +45,7 @@ from sigcam.runtime.session import load
 
 Array = npt.NDArray[Any]
 
+OF_ONE_LAYER = [name for name, one in METHODS.items() if not one.refines]
 # rise would take 4,000 passes a map.
 FURTHER = [name for name in MULTIPASS if name != "rise"]
 ROWS: tuple[Branch, ...] = ("softmax", "sigmoid")
@@ -57,11 +58,11 @@ def explanations(
 ) -> Iterator[Explanation | None]:
     """One map by each method, in the order of the registries; None where there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        for method in METHODS:
+        for method in OF_ONE_LAYER:
             path = Path(folder) / f"{method}.onnx"
             clamps = branch == "sigmoid" and method_of(method).clamps
             # The methods of several passes run on the last artifact, which has a head graph.
-            last = method == list(METHODS)[-1]
+            last = method == OF_ONE_LAYER[-1]
             try:
                 export_artifact(
                     network,
@@ -144,7 +145,7 @@ def main(path: Path | None, out: Path, asked: str | None, target_layer: str | No
     image = read_image(path or shipped_images()[0])
     layers = [target_layer] if target_layer else ()
     network = build_classifier(branch_file=BRANCH_FILE, target_layers=layers)
-    total = len(ROWS) * (len(METHODS) + len(FURTHER))
+    total = len(ROWS) * (len(OF_ONE_LAYER) + len(FURTHER))
     rows: dict[Branch, list[Explanation | None]] = {branch: [] for branch in ROWS}
     with tqdm(total=total, unit="map", file=sys.stderr) as bar:
         for branch in ROWS:

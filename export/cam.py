@@ -227,15 +227,16 @@ def combine(weights: Tensor, features: Tensor, clamps: bool, signed: bool = Fals
     return cams if signed else cams.relu()
 
 
-def fuse(cams: list[Tensor]) -> Tensor:
-    """Computes the mean of the CAMs of several target layers, each scaled to [0, 1] before.
+def fuse(cams: list[Tensor], refines: bool = False) -> Tensor:
+    """Computes one CAM of those of several target layers, each scaled to [0, 1] before.
 
-    Smaller CAMs are enlarged to the largest, bilinearly, pixel centres at halves. A
-    constant CAM counts as zeros: one whose range is at most 1e-5 of its largest value, as
-    everywhere.
+    It is their mean, or their product: RefineCAM of Domeniconi et al. 2026. Smaller CAMs are
+    enlarged to the largest, bilinearly, pixel centres at halves. A constant CAM counts as
+    zeros: one whose range is at most 1e-5 of its largest value, as everywhere.
 
     Args:
         cams: the CAMs of each target layer, [B, K, h, w].
+        refines: whether they are multiplied.
 
     Returns:
         [B, K, h, w] with the largest h and w.
@@ -243,6 +244,9 @@ def fuse(cams: list[Tensor]) -> Tensor:
     Example:
         >>> fuse([torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[[3.0, 1.0]]]])]).tolist()
         [[[[0.5, 0.5]]]]
+        >>> cams = [torch.tensor([[[[0.0, 2.0, 4.0]]]]), torch.tensor([[[[0.0, 3.0, 1.0]]]])]
+        >>> fuse(cams, refines=True)
+        tensor([[[[0.0000, 0.5000, 0.3333]]]])
     """
     size = max((tuple(cam.shape[2:]) for cam in cams), key=lambda hw: hw[0] * hw[1])
     scaled = []
@@ -253,7 +257,7 @@ def fuse(cams: list[Tensor]) -> Tensor:
         if tuple(cam.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)
-    return torch.stack(scaled).mean(0)
+    return torch.stack(scaled).prod(0) if refines else torch.stack(scaled).mean(0)
 
 
 def _leading(B: int, K: int) -> tuple[int, int]:

@@ -71,6 +71,8 @@ class Method:
             the mean of the gradient is used; "full": all of it.
         per_position: whether there is a weight for each position.
         contrasts: whether the logit is contrasted with those of similar classes (finercam).
+        refines: whether the CAMs of several target layers are multiplied, so that there must be
+            several (refinecam); those of the others are averaged.
         options: the numbers that the method can be built with, by name, with their defaults.
     """
 
@@ -78,6 +80,7 @@ class Method:
     need: GradientNeed = "full"
     per_position: bool = False
     contrasts: bool = False
+    refines: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -88,6 +91,11 @@ class Method:
         itself ("Beyond Softmax" leaves it as it is), and clamped hirescam would be layercam.
         """
         return not self.per_position
+
+    @property
+    def gives_weights(self) -> bool:
+        """Returns whether features and CAM weights of one target layer make up the CAM."""
+        return not self.refines
 
 
 def cam_weights(features: Tensor, gradient: Gradient) -> Tensor:
@@ -192,6 +200,8 @@ METHODS: dict[str, Method] = {
     "finercam": Method(
         gradcam_weights, need="mean", contrasts=True, options={"gamma": 0.6, "similar": 3}
     ),
+    # The product of Grad-CAM++'s CAMs at several target layers.
+    "refinecam": Method(gradcam_plus_plus_weights, refines=True),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.stages import last_of_stages
 from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.spec import (
     MAX_RANKS,
@@ -28,6 +29,9 @@ from sigcam.export.score_head import ScoreHead
 
 _BATCH, _CLASSES = 2, 3
 """Sizes of the examples: a size of 1, or one that equals another, would be taken as fixed."""
+
+_STAGES = 3
+"""Most target layers that an error names. Below the third last stage features mean little."""
 
 
 class Normalise(nn.Module):
@@ -171,7 +175,8 @@ class CamGraph(nn.Module):
         cams = [
             combine(w, F, clamps, signed) for w, F in zip(weights, values.features, strict=True)
         ]
-        outputs["cams"] = cams[0] if len(cams) == 1 else fuse(cams)
+        refines = self.weight_graph.method.refines
+        outputs["cams"] = cams[0] if len(cams) == 1 else fuse(cams, refines)
         if len(weights) == 1:
             outputs["cam_weights"] = self._expanded(weights[0], values.features[0])
         return outputs
@@ -351,7 +356,7 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
     """Refuses options that don't fit a model.
 
     Raises:
-        UsageError: more target layers or fewer classes than the options need.
+        UsageError: more or fewer target layers, or fewer classes, than the options need.
     """
     C, method = dual.num_classes, method_of(options.method)
     if options.profile == "split" and len(dual.targets) > 1:
@@ -374,6 +379,8 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
             "the branch centred compares the classes' logits, the model has only one; use the "
             "branch softmax or sigmoid"
         )
+    if method.refines and len(dual.targets) < 2:
+        raise UsageError(_too_few_layers(options.method, dual))
     if method.contrasts and C < 2:
         raise UsageError(f"{options.method} compares classes, the model has only one")
     if method.contrasts and options.method_options["similar"] > C - 1:
@@ -381,6 +388,17 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
             f"finercam compares with {options.method_options['similar']:g} classes, the "
             f"model has {C}; set similar to at most {C - 1}"
         )
+
+
+def _too_few_layers(method: str, dual: DualBranch) -> str:
+    layers = last_of_stages(dual.features, dual.targets[0])[-_STAGES:]
+    such = " ".join(f"--target-layer {layer}" for layer in layers)
+    return (
+        f"{method} multiplies the CAMs of several target layers, got one, "
+        f"{dual.targets[0].layer!r}; name two or more"
+        + (f", such as {such}" if len(layers) > 1 else " of different depths")
+        + ", or choose another method"
+    )
 
 
 def _example_image(preprocessing: Preprocessing) -> Tensor:

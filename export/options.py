@@ -117,6 +117,11 @@ class ExportOptions:
                 f"{self.method} has a weight for each position and isn't clamped (clamping "
                 f"would make hirescam layercam); leave nwc out, or choose another method"
             )
+        if self.profile == "split" and not method.gives_weights:
+            raise UsageError(
+                f"the profile split gives features and CAM weights of one target layer, and "
+                f"{self.method} has none that its CAM is made of; use the profile fused"
+            )
         object.__setattr__(self, "classes", self.selection)
         self._check_sigmoid()
         self._complete_method_options(method.options)

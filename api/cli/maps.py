@@ -47,13 +47,13 @@ _with_map = options(
         "target_layers",
         multiple=True,
         help="Layer that the map is made of; found by itself when left out. Repeat it to fuse the "
-        "maps of several layers.",
+        "maps of several layers; refinecam needs several.",
     ),
     click.option(
         "--method",
         default="cam",
         show_default=True,
-        help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam or finercam.",
+        help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam, finercam or refinecam.",
     ),
     click.option(
         "--purpose",

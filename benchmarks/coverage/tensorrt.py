@@ -48,6 +48,9 @@ TURING = "7.5"
 
 Row = dict[str, Any]
 
+# Those that both profiles can be built of.
+WITH_WEIGHTS = [name for name, one in METHODS.items() if one.gives_weights]
+
 
 def built(model: Path, capabilities: tuple[str, ...], precision: EnginePrecision) -> Row:
     """One build: how long it took, or why it failed."""
@@ -84,7 +87,7 @@ def network(name: str, size: int) -> tuple[DualBranch, Preprocessing]:
 
 @click.command()
 @click.option("--network", "networks", multiple=True, type=click.Choice(NETWORKS))
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)))
+@click.option("--method", "methods", multiple=True, type=click.Choice(WITH_WEIGHTS))
 @click.option("--size", type=click.IntRange(min=32), help="Input side; 64, Inception's 80.")
 @click.option("--capability", "capabilities", multiple=True)
 @click.option("--out", type=click.Path(path_type=Path))
@@ -104,7 +107,7 @@ def main(
         path = Path(folder) / "matrix.onnx"
         for name in networks or NETWORKS:
             dual, preprocessing = network(name, size or (80 if "inception" in name else 64))
-            for method, profile in itertools.product(methods or tuple(METHODS), PROFILES):
+            for method, profile in itertools.product(methods or WITH_WEIGHTS, PROFILES):
                 about = {"network": name, "method": method, "profile": profile}
                 classes = ClassSelection("input")
                 export_artifact(

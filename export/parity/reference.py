@@ -97,6 +97,7 @@ class Reference:
         sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
         clamps = self.options.clamps
         signed = self.options.signed
+        refines = method_of(self.options.method).refines
         cams = [combine(w, F, clamps, signed) for w, F in zip(weights, features, strict=True)]
         return {
             "logits": softmax,
@@ -109,7 +110,7 @@ class Reference:
             "cam_weights": weights[0],
             # Several CAMs are scaled to [0, 1] before their mean is taken.
             "cam_size": sizes[0].max() if len(cams) == 1 else torch.ones(()),
-            "cams": cams[0] if len(cams) == 1 else fuse(cams),
+            "cams": cams[0] if len(cams) == 1 else fuse(cams, refines),
         }
 
     def _weights(self, class_ids: Tensor, features: list[Tensor]) -> list[Tensor]:

@@ -418,9 +418,9 @@ def test_engines_are_built_in_the_folder_of_the_check(parts, tmp_path, monkeypat
 
 
 def test_the_methods_are_those_of_the_export(parts):
-    from sigcam.export import METHODS
+    from tests.support.methods import WITH_WEIGHTS
 
-    assert set(parts.backends.METHODS) == set(METHODS)
+    assert set(parts.backends.METHODS) == set(WITH_WEIGHTS)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "ort-cuda"])

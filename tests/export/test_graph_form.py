@@ -13,12 +13,13 @@ import pytest
 
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, ExportOptions, export_artifact
+from sigcam.export import ExportOptions, export_artifact
+from tests.support.methods import WITH_WEIGHTS
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=WITH_WEIGHTS)
 def files(request, tmp_path_factory, dual):
     """Two artifacts that meet every operator and sharing of constants."""
     from sigcam.core.spec import Preprocessing

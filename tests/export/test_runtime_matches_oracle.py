@@ -11,11 +11,12 @@ import torch
 
 from sigcam.core.errors import BackendUnavailableError
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, ExportOptions, export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.parity.inputs import sample_images
 from sigcam.runtime.backends import BACKENDS
 from sigcam.runtime.session import load
 from tests.support import oracle as reference
+from tests.support.methods import WITH_WEIGHTS
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,7 @@ FROM_ONNX = [name for name in sorted(BACKENDS) if "tensorrt" not in name]
 
 
 @pytest.mark.parametrize("profile", ["fused", "split"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(WITH_WEIGHTS))
 def test_session_matches_the_oracle(dual, preprocessing, tmp_path, method, profile):
     path = tmp_path / "model.onnx"
     export_artifact(

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, ExportOptions, export_artifact, export_classifier
+from sigcam.export import ExportOptions, export_artifact, export_classifier
+from tests.support.methods import WITH_WEIGHTS
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,7 @@ def cases():
     for profile in ("fused", "split"):
         for selection in SELECTIONS:
             yield "toy", "cam", profile, selection
-    for index, method in enumerate(m for m in METHODS if m != "cam"):
+    for index, method in enumerate(m for m in WITH_WEIGHTS if m != "cam"):
         selection = list(SELECTIONS)[index % 3]
         yield "mlp", method, "split" if index % 2 else "fused", selection
 

@@ -132,6 +132,20 @@ def cams(F, w, nwc=True, signed=False):
     return out if signed else np.maximum(out, 0)
 
 
+def refine(cams):
+    """Domeniconi et al. (2026): the product of CAMs scaled to [0, 1], [B, K, h, w] of the largest.
+
+    Args:
+        cams: one for each layer, [B, K, h, w].
+    """
+    height, width = max((cam.shape[2:] for cam in cams), key=lambda size: size[0] * size[1])
+    out = np.ones((*cams[0].shape[:2], height, width))
+    for cam in cams:
+        for b, k in np.ndindex(*cam.shape[:2]):
+            out[b, k] *= upsample(min_max(cam[b, k])[0], height, width)
+    return out
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 

@@ -19,7 +19,8 @@ from sigcam.convert.quantize.int8_head import quantize_sigmoid_head, quantized
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import ExportError
 from sigcam.core.spec import METADATA_KEY, ClassSelection, Spec
-from sigcam.export import METHODS, ExportOptions, export_artifact
+from sigcam.export import ExportOptions, export_artifact
+from tests.support.methods import WITH_WEIGHTS
 from tests.support.tiny import tiny_spec
 
 pytestmark = pytest.mark.slow
@@ -99,7 +100,7 @@ def close(found, expected, relative):
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
-@pytest.fixture(scope="module", params=[name for name in METHODS if name != "cam"])
+@pytest.fixture(scope="module", params=[name for name in WITH_WEIGHTS if name != "cam"])
 def files(request, tmp_path_factory):
     """An artifact with any number of classes; its head graph where that has other matrices."""
     path = tmp_path_factory.mktemp("head") / "m.onnx"

@@ -16,8 +16,9 @@ from sigcam.convert.tensorrt.build import build_engine
 from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.sidecar import read_sidecar
 from sigcam.core.spec import ClassSelection
-from sigcam.export import METHODS, ExportOptions, export_artifact
+from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.parity import verify as parity
+from tests.support.methods import WITH_WEIGHTS
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
@@ -54,7 +55,7 @@ def backbone(request):
     return dual, preprocessing, list(SIZES).index(request.param)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_WEIGHTS)
 def test_a_method_on_a_backbone(backbone, method, tmp_path, monkeypatch):
     if backbone[2] == list(SIZES).index("wsol-inceptionv3") and method not in ("cam", "layercam"):
         # Its head is ResNet-50's, so what comes behind the backbone is the same graph; these two
@@ -63,7 +64,7 @@ def test_a_method_on_a_backbone(backbone, method, tmp_path, monkeypatch):
     # What the graph computes is tested elsewhere; verifying it would double the time.
     monkeypatch.setattr(parity, "verify", lambda *rest: None)
     dual, preprocessing, number = backbone
-    turn = number + list(METHODS).index(method)
+    turn = number + WITH_WEIGHTS.index(method)
     path = tmp_path / "model.onnx"
     options = ExportOptions(
         method=method,
