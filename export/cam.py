@@ -17,7 +17,7 @@ from sigcam.export.entry import Cut
 from sigcam.export.methods import Gradient, Method
 from sigcam.export.score_head import ScoreHead
 
-_FLAT = 1e-5
+FLAT = 1e-5
 """A CAM whose range is at most this share of its largest value counts as constant."""
 _TINY = 1e-37
 _BEYOND_ALL_DISTANCES = 3e38
@@ -147,9 +147,9 @@ class WeightGraph(nn.Module):
         for layout, count, raw in zip(self.layouts, positions, outputs, strict=True):
             N, h, w = layout.shape
             if self._gives_mean:
-                value = raw.reshape(*_leading(B, K), N, 1, 1)
+                value = raw.reshape(*leading(B, K), N, 1, 1)
             else:
-                value = layout.to_grid(raw).reshape(*_leading(B, K), N, h, w)
+                value = layout.to_grid(raw).reshape(*leading(B, K), N, h, w)
             gradients.append(Gradient(value, count))
         return gradients
 
@@ -189,7 +189,7 @@ def contrast(
     distance = torch.where(itself, torch.full_like(distance, _BEYOND_ALL_DISTANCES), distance)
     near = distance.topk(similar, 2, largest=False).indices
     B, K, _ = near.shape
-    others = head.rows(near.flatten(1)).reshape(*_leading(B, K), similar, rows.shape[2])
+    others = head.rows(near.flatten(1)).reshape(*leading(B, K), similar, rows.shape[2])
     return rows - gamma * others.mean(2)
 
 
@@ -223,7 +223,7 @@ def combine(weights: Tensor, features: Tensor, clamps: bool, signed: bool = Fals
         cams = (used * features.unsqueeze(1)).sum(2)
     else:
         cams = used @ features.reshape(-1, N, h * w)
-        cams = cams.reshape(*_leading(weights.shape[0], weights.shape[1]), h, w)
+        cams = cams.reshape(*leading(weights.shape[0], weights.shape[1]), h, w)
     return cams if signed else cams.relu()
 
 
@@ -253,13 +253,18 @@ def fuse(cams: list[Tensor], refines: bool = False) -> Tensor:
     for cam in cams:
         low, high = cam.amin((2, 3), keepdim=True), cam.amax((2, 3), keepdim=True)
         span, largest = high - low, torch.maximum(high, -low)
-        one = torch.where(span > _FLAT * largest, (cam - low) / span.clamp(min=_TINY), 0.0)
+        one = torch.where(span > FLAT * largest, (cam - low) / span.clamp(min=_TINY), 0.0)
         if tuple(cam.shape[2:]) != size:
             one = functional.interpolate(one, size=size, mode="bilinear", align_corners=False)
         scaled.append(one)
     return torch.stack(scaled).prod(0) if refines else torch.stack(scaled).mean(0)
 
 
-def _leading(B: int, K: int) -> tuple[int, int]:
-    # -1 for the batch keeps the reshape a constant where K is one.
+def leading(B: int, K: int) -> tuple[int, int]:
+    """Returns (B, K) for a reshape, with -1 for the batch where K is constant: so is the shape.
+
+    Example:
+        >>> leading(2, 3)
+        (-1, 3)
+    """
     return (-1, K) if isinstance(K, int) else (B, K)

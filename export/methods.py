@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sigcam.core.errors import UsageError
 
-GradientNeed = Literal["rows", "mean", "full"]
+GradientNeed = Literal["rows", "mean", "full", "scores"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Method:
             [B, K, N, h, w] ([B, K, N, 1, 1] where equal at all positions) for a method
             with weights per position.
         need: "rows": the rows of the linear layer stand in for the gradient; "mean": only
-            the mean of the gradient is used; "full": all of it.
+            the mean of the gradient is used; "full": all of it; "scores": no gradient but
+            the scores of masked features, of which the CAM is made without weights.
         per_position: whether there is a weight for each position.
         contrasts: whether the logit is contrasted with those of similar classes (finercam).
         refines: whether the CAMs of several target layers are multiplied, so that there must be
@@ -89,13 +90,14 @@ class Method:
 
         It doesn't where there is a weight for each position: layercam rectifies the gradient
         itself ("Beyond Softmax" leaves it as it is), and clamped hirescam would be layercam.
+        Nor does it without weights.
         """
-        return not self.per_position
+        return not self.per_position and self.need != "scores"
 
     @property
     def gives_weights(self) -> bool:
         """Returns whether features and CAM weights of one target layer make up the CAM."""
-        return not self.refines
+        return not self.refines and self.need != "scores"
 
 
 def cam_weights(features: Tensor, gradient: Gradient) -> Tensor:
@@ -189,6 +191,16 @@ def hirescam_weights(features: Tensor, gradient: Gradient) -> Tensor:
     return gradient.value
 
 
+def _no_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    """Refuses: the method's CAM isn't made of weights.
+
+    Raises:
+        UsageError: always.
+    """
+    del features, gradient
+    raise UsageError("reciprocam has no CAM weights; its CAM is made of scores")
+
+
 METHODS: dict[str, Method] = {
     "cam": Method(cam_weights, need="rows"),
     "gradcam": Method(gradcam_weights, need="mean"),
@@ -202,6 +214,8 @@ METHODS: dict[str, Method] = {
     ),
     # The product of Grad-CAM++'s CAMs at several target layers.
     "refinecam": Method(gradcam_plus_plus_weights, refines=True),
+    # The scores of features of which one position alone is seen.
+    "reciprocam": Method(_no_weights, need="scores"),
 }
 
 

@@ -22,6 +22,7 @@ from sigcam.core.spec import (
 )
 from sigcam.export.cam import ForwardValues, WeightGraph, combine, contrast, fuse
 from sigcam.export.entry import cut_tail
+from sigcam.export.masked_scores import MaskedScores
 from sigcam.export.methods import method_of
 from sigcam.export.onnx_model import GraphSignature
 from sigcam.export.options import ExportOptions
@@ -104,7 +105,8 @@ class CamGraph(nn.Module):
         cut: the features in two parts; everything here starts at the entry between them.
         softmax: the softmax branch's head.
         sigmoid: the sigmoid branch's head; None without a trained one.
-        weight_graph: gives the CAM weights, from the branch that the options name.
+        weight_graph: gives the CAM weights, or the CAMs of a method without, from the branch that
+            the options name.
     """
 
     def __init__(self, dual: DualBranch, options: ExportOptions) -> None:
@@ -131,7 +133,8 @@ class CamGraph(nn.Module):
             head = self.softmax.centred()
         assert head is not None  # noqa: S101 (the options were checked)
         method = method_of(options.method)
-        self.weight_graph = WeightGraph(head, self.cut, dual.branch, dual.targets, method)
+        kind = MaskedScores if method.need == "scores" else WeightGraph
+        self.weight_graph = kind(head, self.cut, dual.branch, dual.targets, method)
 
     def softmax_logits(self, values: ForwardValues) -> Tensor:
         """Returns the softmax branch's logits of all classes, [B, C].
@@ -157,7 +160,7 @@ class CamGraph(nn.Module):
         Returns:
             Outputs by name: "scores" and "cams", with a trained sigmoid branch
             "evidence_logits" and perhaps "sigmoid_logits", and for a single target layer
-            "cam_weights".
+            "cam_weights", if the method has any.
         """
         head = self.weight_graph.head
         rows = head.rows(class_ids)
@@ -169,16 +172,21 @@ class CamGraph(nn.Module):
             logits = self.softmax_logits(values) if logits is None else logits
             gamma, similar = (self.options.method_options[n] for n in ("gamma", "similar"))
             rows = contrast(head, logits, class_ids, rows, gamma, int(similar))
-        weights = self.weight_graph.weights(values, rows)
-        clamps = self.options.clamps
-        signed = self.options.signed
-        cams = [
-            combine(w, F, clamps, signed) for w, F in zip(weights, values.features, strict=True)
-        ]
+        return outputs | self._maps(values, rows)
+
+    def _maps(self, values: ForwardValues, rows: Tensor) -> dict[str, Tensor]:
+        outputs, clamps, signed = {}, self.options.clamps, self.options.signed
+        if isinstance(self.weight_graph, MaskedScores):
+            cams = self.weight_graph.cams(values, rows)
+        else:
+            weights = self.weight_graph.weights(values, rows)
+            cams = [
+                combine(w, F, clamps, signed) for w, F in zip(weights, values.features, strict=True)
+            ]
+            if len(weights) == 1:
+                outputs["cam_weights"] = self._expanded(weights[0], values.features[0])
         refines = self.weight_graph.method.refines
         outputs["cams"] = cams[0] if len(cams) == 1 else fuse(cams, refines)
-        if len(weights) == 1:
-            outputs["cam_weights"] = self._expanded(weights[0], values.features[0])
         return outputs
 
     def _sigmoid_outputs(
@@ -288,8 +296,9 @@ class HeadGraph(nn.Module):
     def output_names(self) -> list[str]:
         """Returns the names of the graph's outputs, in order."""
         names = ["scores"] + (["evidence_logits"] if self.cams.options.has_sigmoid else [])
-        single = len(self.cams.weight_graph.layouts) == 1
-        return [*names, *(["cam_weights"] if single else []), "cams"]
+        graph = self.cams.weight_graph
+        weighs = len(graph.layouts) == 1 and graph.method.gives_weights
+        return [*names, *(["cam_weights"] if weighs else []), "cams"]
 
     @property
     def signature(self) -> GraphSignature:

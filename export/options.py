@@ -112,6 +112,11 @@ class ExportOptions:
         self._check_purpose()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance must be between 0 and 1, got {self.tolerance}")
+        if method.need == "scores" and (self.nwc or self.signed):
+            raise UsageError(
+                f"{self.method} has no CAM weights that could be clamped, and its CAM no sign; "
+                f"leave {'nwc' if self.nwc else 'signed'} out, or choose another method"
+            )
         if self.nwc and not method.clamps:
             raise UsageError(
                 f"{self.method} has a weight for each position and isn't clamped (clamping "

@@ -53,7 +53,8 @@ _with_map = options(
         "--method",
         default="cam",
         show_default=True,
-        help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam, finercam or refinecam.",
+        help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam, finercam, refinecam or "
+        "reciprocam.",
     ),
     click.option(
         "--purpose",

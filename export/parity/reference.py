@@ -7,15 +7,20 @@ is the model, `METHODS`, `combine` and `fuse`; for these the tests have an oracl
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.graph import ValueRecorder
+from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ParityError
 from sigcam.export.cam import combine, fuse
 from sigcam.export.methods import Gradient, method_of
 from sigcam.export.options import ExportOptions
+from sigcam.export.parity.replay import Replay
 
 
 class Reference:
@@ -93,13 +98,13 @@ class Reference:
             target.layout.to_grid(value.detach())
             for target, value in zip(self.model.targets, self._values, strict=True)
         ]
-        weights = self._weights(class_ids, features)
-        sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
-        clamps = self.options.clamps
-        signed = self.options.signed
-        refines = method_of(self.options.method).refines
-        cams = [combine(w, F, clamps, signed) for w, F in zip(weights, features, strict=True)]
-        return {
+        method = method_of(self.options.method)
+        outputs = (
+            self._of_masks(class_ids)
+            if method.need == "scores"
+            else self._of_weights(class_ids, features)
+        )
+        return outputs | {
             "logits": softmax,
             "class_ids_out": class_ids,
             "scores": branch.gather(1, class_ids),
@@ -107,11 +112,46 @@ class Reference:
             "evidence_logits": sigmoid.gather(1, class_ids),
             "sigmoid_logits": sigmoid,
             "features": features[0],
-            "cam_weights": weights[0],
-            # Several CAMs are scaled to [0, 1] before their mean is taken.
+        }
+
+    def _of_weights(self, class_ids: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
+        weights = self._weights(class_ids, features)
+        sizes = [combine(w.abs(), F.abs(), False) for w, F in zip(weights, features, strict=True)]
+        clamps = self.options.clamps
+        signed = self.options.signed
+        cams = [combine(w, F, clamps, signed) for w, F in zip(weights, features, strict=True)]
+        return {"cam_weights": weights[0], **self._fused(cams, sizes)}
+
+    def _of_masks(self, class_ids: Tensor) -> dict[str, Tensor]:
+        """Computes reciprocam, a run of what follows the target layer for each position."""
+        cams, sizes = [], []
+        for target in self.model.targets:
+            replay = Replay(self.model.features, target.node, self.images)
+            layout = target.layout
+            by_position = [
+                self._branch_scores(replay.of(masked)).gather(1, class_ids)
+                for masked in _masked(replay.value, layout)
+            ]
+            scores = torch.stack(by_position, 2).reshape(*class_ids.shape, *layout.shape[1:])
+            cams.append(scores - scores.amin((2, 3), keepdim=True))
+            sizes.append(scores.abs())
+        return self._fused(cams, sizes)
+
+    def _fused(self, cams: list[Tensor], sizes: list[Tensor]) -> dict[str, Tensor]:
+        refines = method_of(self.options.method).refines
+        return {
+            # Several CAMs are scaled to [0, 1] before they are fused.
             "cam_size": sizes[0].max() if len(cams) == 1 else torch.ones(()),
             "cams": cams[0] if len(cams) == 1 else fuse(cams, refines),
         }
+
+    def _branch_scores(self, value: Tensor) -> Tensor:
+        """Returns the logits of the branch that the CAM comes from, of the branch layer's value."""
+        is_sigmoid = self.options.branch == "sigmoid"
+        head = self.model.sigmoid_head if is_sigmoid else self.model.softmax_head
+        with torch.no_grad():
+            logits: Tensor = head(value)
+        return logits - logits.mean(1, True) if self.options.branch == "centred" else logits
 
     def _weights(self, class_ids: Tensor, features: list[Tensor]) -> list[Tensor]:
         method = method_of(self.options.method)
@@ -148,3 +188,20 @@ class Reference:
         distance = distance.scatter(1, ids, torch.inf)
         near = distance.argsort(1)[:, : int(options.method_options["similar"])]
         return score - options.method_options["gamma"] * logits.gather(1, near).mean(1, True)
+
+
+def _masked(value: Tensor, layout: Layout) -> Iterator[Tensor]:
+    """Yields a value of which one position is seen; of tokens those beside it too, but less."""
+    _, h, w = layout.shape
+    around = {0: 0.5, 1: 0.25} if layout.kind == "tokens" else {0: 1.0}
+    for i, j in itertools.product(range(h), range(w)):
+        mask = torch.zeros(h, w, dtype=value.dtype)
+        for y, x in itertools.product(range(h), range(w)):
+            mask[y, x] = around.get(abs(y - i), 0.0) * around.get(abs(x - j), 0.0)
+        if layout.kind == "nchw":
+            yield value * mask
+        elif layout.kind == "nhwc":
+            yield value * mask.unsqueeze(2)
+        else:
+            prefix, grid = value[:, : layout.prefix], value[:, layout.prefix :]
+            yield torch.cat([prefix, grid * mask.reshape(h * w, 1)], 1)

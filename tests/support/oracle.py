@@ -146,6 +146,24 @@ def refine(cams):
     return out
 
 
+def reciprocam(F, score):
+    """Byun and Lee (2024): the scores of features of which one position is seen, [B, K, h, w].
+
+    Less the smallest of them, which is 0 in the map.
+
+    Args:
+        F: features, [B, N, h, w].
+        score: from features to scores, [B, K].
+    """
+    B, _, h, w = F.shape
+    out = np.zeros((B, score(F).shape[1], h, w))
+    for i, j in np.ndindex(h, w):
+        seen = np.zeros(F.shape)
+        seen[:, :, i, j] = F[:, :, i, j]
+        out[:, :, i, j] = score(seen)
+    return out - out.min((2, 3), keepdims=True)
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
