@@ -17,8 +17,8 @@ from sigcam.export import METHODS
 
 pytestmark = pytest.mark.slow
 
-TRACED = ("gradcam++", "layercam", "finercam")
-"""One each of the methods' kinds of backward pass: the others differ in their sums only."""
+TRACED = ("gradcam++", "layercam", "finercam", "reciprocam")
+"""One each of the methods' kinds of backward pass, and of none: the others differ in sums only."""
 
 CASES = [
     {"method": "cam"},
