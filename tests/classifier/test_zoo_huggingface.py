@@ -243,9 +243,7 @@ def test_names_on_the_hub(monkeypatch) -> None:
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
     for arch in ("hf/google/vit", "hf/google/vit@v2"):
-        with pytest.raises(
-            HubError, match=r"the Hub can't be reached .* no copy of google/vit"
-        ):
+        with pytest.raises(HubError, match=r"the Hub can't be reached .* no copy of google/vit"):
             load_model(arch)
     assert asked == [("google/vit", None, False), ("google/vit", "v2", False)]
 
