@@ -48,7 +48,7 @@ class DualBranch(nn.Module):
         features: images to the value of the branch layer.
         softmax_head: from that value to the model's own logits.
         sigmoid_head: from that value to the sigmoid branch's logits.
-        branch: the branch layer: its name, and where the grid is in its value.
+        branch: the branch layer: its name, and where the grid is in its value, if it has one.
         targets: the same of the target layers, which maps are made of.
         num_classes: C.
         squashing: the function that the original model applies to its logits ("softmax",
@@ -156,6 +156,15 @@ class DualBranch(nn.Module):
             f"the sigmoid branch begins after {self.branch_layer} and has {total:,} parameters: "
             f"{listed}{more}"
         )
+
+    @property
+    def is_trainable(self) -> bool:
+        """Returns whether a sigmoid branch can be trained: whether its head has parameters.
+
+        It has none where target layers were named beside which others lead to the logits, so
+        that the branches begin at the logits themselves.
+        """
+        return any(True for _ in self.sigmoid_head.parameters())
 
     def forward(self, images: Tensor) -> DualOutput:
         """Computes both branches.

@@ -165,6 +165,40 @@ def crossings(cut: fx.Node, end: fx.Node, image: fx.Node) -> list[fx.Node]:
     return [n for n in outside if n not in sizes and any(u in after for u in n.users)]
 
 
+def clean_cuts(end: fx.Node, image: fx.Node) -> list[fx.Node]:
+    """Returns the values that alone lead to a later one, in the order of the graph.
+
+    They are those without `crossings`, found in one pass over the graph; the image, if it is
+    used at all, and the later value itself are among them.
+
+    Args:
+        end: the later value.
+        image: the placeholder of the images.
+
+    Example:
+        >>> graph = fx.Graph()
+        >>> image = graph.placeholder("image")
+        >>> early = graph.call_function(torch.relu, (image,))
+        >>> around = graph.call_function(torch.exp, (early,))
+        >>> end = graph.call_function(torch.add, (around, early))
+        >>> clean_cuts(end, image) == [image, early, end]
+        True
+    """
+    free = input_free(end.graph, image)
+    needed = ancestors(end, stop=[n for n in end.graph.nodes if is_batch_size(n, image)])
+    path = [
+        n for n in end.graph.nodes if n in needed and n not in free and not is_batch_size(n, image)
+    ]
+    place = {node: index for index, node in enumerate(path)}
+    found: list[fx.Node] = []
+    latest = -1  # the last place at which a value before the present one is used
+    for index, node in enumerate(path):
+        if latest <= index:
+            found.append(node)
+        latest = max([latest, *(place[user] for user in node.users if user in place)])
+    return found
+
+
 def input_free(graph: fx.Graph, image: fx.Node) -> set[fx.Node]:
     """Returns what doesn't depend on the images, but for their number.
 

@@ -355,10 +355,10 @@ def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
     """Returns the names of weight and bias of a head that is pooling and a linear layer."""
     names = {name: value.shape for name, value in head.named_tensors().items()}
     layout, C = split.branch.layout, split.num_classes
-    N = layout.shape[0]
+    N = layout.shape[0] if layout is not None else None
     weights = [n for n, s in names.items() if s in ((C, N), (C, N, 1, 1))]
     biases = [n for n, s in names.items() if s == (C,)]
-    if len(weights) == 1 and len(biases) == len(names) - 1 <= 1:
+    if layout is not None and len(weights) == 1 and len(biases) == len(names) - 1 <= 1:
         weight, bias = weights[0], biases[0] if biases else None
         if _computes_linear(head, layout, weight, bias):
             return weight, bias

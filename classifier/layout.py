@@ -116,6 +116,22 @@ class Value:
     node: str
 
 
+@dataclass(frozen=True)
+class BranchValue:
+    """The value where the features of a split end and its heads begin.
+
+    Attributes:
+        layer: the name of the layer that returns it, as of a `Value`.
+        layout: where the grid is in it; None for a value without a grid, such as the joined
+            descriptors of several scales, or the mean of two networks' logits.
+        node: the name of its node in the features' graph.
+    """
+
+    layer: str
+    layout: Layout | None
+    node: str
+
+
 def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
     """Returns the layout of a value with more than one position; None if it holds no grid.
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
 from sigcam.classifier.graph import (
+    ValueRecorder,
     ancestors,
+    clean_cuts,
     crossings,
     extract,
+    has_batch,
     module_of,
 )
 from sigcam.classifier.layer_names import (
+    ModuleRuns,
     describe,
     modules_among,
     name_of,
     named_value,
     sizes,
 )
-from sigcam.classifier.layout import Value, layout_of
+from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_order, check_reach, default_target
@@ -47,6 +51,10 @@ _HEAD_LIKE = _POOLS | {
     _aten.slice.Tensor,
 }
 _TAG = "sigcam_tags"
+_ORIGIN = "sigcam_origin"
+"""Where a node's name in the traced graph is kept; copies of the node keep it."""
+_NAMED = 4
+"""Most layers that are named as advice."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,8 @@ class Split:
         head: the graph from that value to logits [B, C], with the sites of dropouts still
             marked (`sigcam::mark` nodes).
         traced: the whole classifier; it owns the head's tensors, by their original names.
-        branch: the value where features end and heads begin: the output of `features`.
+        branch: the value where features end and heads begin: the output of `features`. It
+            holds a grid, unless target layers were named that lie beside others.
         targets: the values that maps are made of, in the order in which they were named.
         num_classes: C.
     """
@@ -66,7 +75,7 @@ class Split:
     features: fx.GraphModule
     head: fx.Graph
     traced: Traced
-    branch: Value
+    branch: BranchValue
     targets: tuple[Value, ...]
     num_classes: int
 
@@ -98,9 +107,11 @@ def split(
         example: float32 [B, 3, H, W]; only its shape matters.
         branch_layer: where the head begins: a module's name ("layer4", "features",
             "layer4.1"), or a name that an earlier split gave. Of a module that runs
-            several times, the last run counts. None takes the last value with a grid of
-            more than one position (see `Layout`) on the way to the logits that doesn't
-            come out of average pooling, dropout or an identity.
+            several times, the last run counts, or the one that a number behind the name
+            says ("layer4#1"). None takes the last value with a grid of more than one
+            position (see `Layout`) on the way to the logits that doesn't come out of
+            average pooling, dropout or an identity; where the target layers don't lie
+            before it, the first value after them that alone leads to the logits.
         target_layers: layers that maps are made of, at or before the branch layer, named
             in the same way. None named: see `default_target`.
 
@@ -118,27 +129,30 @@ def split(
     model = plain_model(model)
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
+    for node in traced.graph.nodes:
+        node.meta[_ORIGIN] = node.name
+    target_nodes = [_with_grid(traced, layer) for layer in target_layers]
     if branch_layer is None:
-        node = _last_grid(traced)
-        branch_layer = name_of(traced.graph, node)
+        node = _found_branch(traced, target_nodes, example)
     else:
-        node = _branch_node(traced, branch_layer)
+        node = _branch_node(traced, branch_layer, target_layers)
+        _check_before(node, branch_layer, dict(zip(target_layers, target_nodes, strict=True)))
     _tag(node, "branch")
-    for index, layer in enumerate(target_layers):
-        _tag(_target_node(traced, layer, node, branch_layer), f"target {index}")
+    for index, target in enumerate(target_nodes):
+        _tag(target, f"target {index}")
     features = _features(traced, node)
-    branch = _tagged(features, "branch", branch_layer)
+    branch = _branch_value(features, branch_layer or name_of(traced.graph, node))
     head = extract(node, traced.logits, traced.image, _lifted(traced), "features")
-    targets = tuple(_tagged(features, f"target {i}", n) for i, n in enumerate(target_layers))
+    targets = tuple(_target_value(features, f"target {i}", n) for i, n in enumerate(target_layers))
     module = module_of(unmarked(head), traced.tensor, "Head")
     if targets:
         check_reach(features, targets, module, example)
     else:
-        targets = (default_target(features, branch, module, example),)
+        targets = (default_target(features, _grid_of(branch), module, example),)
     num_classes = int(traced.logits.meta["val"].shape[1])
     parts = Split(features, head, traced, branch, targets, num_classes)
-    _check_against_model(parts, example)
-    check_order(features, targets, example)
+    parts = _checked_against_model(parts, example, named)
+    check_order(features, parts.targets, example)
     return parts
 
 
@@ -171,14 +185,28 @@ def _tag(node: fx.Node, tag: str) -> None:
     node.meta[_TAG] = (*node.meta.get(_TAG, ()), tag)
 
 
-def _tagged(features: fx.GraphModule, tag: str, layer: str) -> Value:
-    """Returns the value of a tagged node, under the name of its layer."""
+def _tagged(features: fx.GraphModule, tag: str) -> tuple[fx.Node, Layout | None]:
+    """Returns the node of a tag, and the layout of its value."""
     image = next(iter(features.graph.nodes))
     node = next(n for n in features.graph.nodes if tag in n.meta.get(_TAG, ()))
-    layout = layout_of(node, image)
+    return node, layout_of(node, image)
+
+
+def _branch_value(features: fx.GraphModule, layer: str) -> BranchValue:
+    node, layout = _tagged(features, "branch")
+    return BranchValue(layer, layout, node.name)
+
+
+def _target_value(features: fx.GraphModule, tag: str, layer: str) -> Value:
+    node, layout = _tagged(features, tag)
     if layout is None:  # was checked on the graph that this one comes from
         raise ModelError(f"the layer {layer!r} doesn't return a grid; name another")
     return Value(layer, layout, node.name)
+
+
+def _grid_of(branch: BranchValue) -> Value:
+    assert branch.layout is not None  # noqa: S101 (without target layers it holds a grid)
+    return Value(branch.layer, branch.layout, branch.node)
 
 
 def _lifted(traced: Traced) -> Callable[[fx.Node], str | None]:
@@ -195,31 +223,45 @@ def _features(traced: Traced, end: fx.Node) -> fx.GraphModule:
     return module_of(unmarked(graph), traced.tensor, "Features")
 
 
-def _branch_node(traced: Traced, layer: str) -> fx.Node:
-    node = _with_grid(traced, layer)
+def _branch_node(traced: Traced, layer: str, target_layers: Sequence[str]) -> fx.Node:
+    # Where maps are made of other layers, the branch may begin at a value without a grid.
+    node = named_value(traced, layer) if target_layers else _with_grid(traced, layer)
     others = crossings(node, traced.logits, traced.image)
     if others:
         listed = ", ".join(describe(n) for n in others[:4])
         raise ModelError(
             f"the logits need more than the output of {layer!r}: also {listed}; "
-            f"name a later layer, after these have joined"
+            f"{_where_else(traced)}"
         )
     if not _trainable_after(traced, node):
         raise ModelError(
             f"nothing with parameters comes after {layer!r}, so there is no head to train; "
-            f"name an earlier layer"
+            f"{_where_else(traced)}"
         )
     return node
 
 
-def _target_node(traced: Traced, layer: str, branch: fx.Node, branch_layer: str) -> fx.Node:
-    node = _with_grid(traced, layer)
-    if node not in ancestors(branch):
-        raise ModelError(
-            f"the target layer {layer!r} must come before the head, which begins at the branch "
-            f"layer {branch_layer!r}; name an earlier target layer or a later branch layer"
-        )
-    return node
+def _where_else(traced: Traced) -> str:
+    """Says at which layer a branch can begin, as advice for a layer where it can't."""
+    node = _last_grid(traced)
+    if node is not None:
+        return f"a branch can begin at {name_of(traced.graph, node)!r}: leave the branch layer out"
+    return (
+        "leave the branch layer out and name target layers instead: their maps come from the "
+        "classifier's own head (the branch softmax or centred)"
+    )
+
+
+def _check_before(branch: fx.Node, branch_layer: str, targets: Mapping[str, fx.Node]) -> None:
+    before = ancestors(branch)
+    for layer, node in targets.items():
+        if node not in before:
+            raise ModelError(
+                f"the target layer {layer!r} must come before the head, which begins at the branch "
+                f"layer {branch_layer!r}; leave the branch layer out (and the branch file that "
+                f"names it), and the head begins after the target layer; or leave the target "
+                f"layer out"
+            )
 
 
 def _with_grid(traced: Traced, layer: str) -> fx.Node:
@@ -233,25 +275,72 @@ def _with_grid(traced: Traced, layer: str) -> fx.Node:
     return node
 
 
-def _last_grid(traced: Traced) -> fx.Node:
-    on_path = ancestors(traced.logits)
-    passed = ""
-    node: fx.Node
-    for node in reversed(traced.graph.nodes):
-        if node not in on_path or node.op != "call_function" or node.target in _HEAD_LIKE:
+def _found_branch(traced: Traced, targets: Sequence[fx.Node], example: Tensor) -> fx.Node:
+    """Finds where the head begins: at the last grid, or right after the target layers.
+
+    A target layer may lie beside others, as the scales of a pyramid or the networks of an
+    ensemble do, or after the last grid that has parameters behind it. The head then begins
+    where all that leads to the logits has joined again: at the logits themselves in the end.
+    """
+    grid = _last_grid(traced)
+    if grid is not None and ancestors(grid).issuperset(targets):
+        return grid
+    if not targets:
+        raise ModelError(
+            f"no grid [B, N, h, w], [B, h, w, N] or [B, T, N] with h * w > 1, followed by layers "
+            f"with parameters, leads alone to the logits{_way_out(traced, example)}"
+        )
+    return next(
+        node
+        for node in clean_cuts(traced.logits, traced.image)
+        if has_batch(node, traced.image) and ancestors(node).issuperset(targets)
+    )
+
+
+def _last_grid(traced: Traced) -> fx.Node | None:
+    """Returns the last grid that alone leads to the logits, with parameters behind it."""
+    for node in reversed(clean_cuts(traced.logits, traced.image)):
+        if node.op != "call_function" or node.target in _HEAD_LIKE:
             continue
         if layout_of(node, traced.image) is None or not _trainable_after(traced, node):
             continue
-        others = crossings(node, traced.logits, traced.image)
-        if others:
-            listed = ", ".join(describe(other) for other in others[:3])
-            passed = passed or f" (beside {describe(node)}, they need {listed})"
-        elif not _is_pooled(node, traced.image):
+        if not _is_pooled(node, traced.image):
             return node
-    raise ModelError(
-        f"no grid [B, N, h, w], [B, h, w, N] or [B, T, N] with h * w > 1, followed by layers with "
-        f"parameters, leads alone to the logits{passed}; name a branch layer, or a larger input"
+    return None
+
+
+def _way_out(traced: Traced, example: Tensor) -> str:
+    """Says which layers can be named where no branch layer is found."""
+    whole = _features(traced, traced.logits)
+    nodes = _grids(traced)[-_NAMED:]
+    if not nodes:
+        return "; give a larger input, or a network that keeps a grid"
+    names = _names(traced, whole, nodes, _noise(traced, example))[0]
+    return (
+        f", which need several at once; name target layers, such as "
+        f"{' or '.join(dict.fromkeys(names))}: their maps come from the classifier's own head "
+        f"(the branch softmax or centred)"
     )
+
+
+def _grids(traced: Traced) -> list[fx.Node]:
+    """Returns the last grid of each size and each way to the logits, earlier ones first."""
+    on_path = ancestors(traced.logits)
+    grids = [
+        n
+        for n in traced.graph.nodes
+        if n in on_path
+        and n.op == "call_function"
+        and n.target not in _HEAD_LIKE
+        and layout_of(n, traced.image) is not None
+    ]
+    last: list[fx.Node] = []
+    after: set[fx.Node] = set()
+    for node in reversed(grids):
+        if node not in after:  # else a later grid is computed from it
+            last.append(node)
+            after |= ancestors(node)
+    return last[::-1]
 
 
 def _is_pooled(node: fx.Node, image: fx.Node) -> bool:
@@ -269,20 +358,29 @@ def _trainable_after(traced: Traced, node: fx.Node) -> bool:
     return any(traced.names[n.name] in parameters for n in lifted)
 
 
-def _check_against_model(parts: Split, example: Tensor) -> None:
-    """Refuses a split whose parts don't compute what the model does on random images."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (3, *example.shape[1:])
-    images = torch.randn(shape, generator=generator)
-    parameter = next(parts.traced.model.parameters(), images)
-    images = images.to(parameter.device)
-    head = module_of(unmarked(parts.head), parts.traced.tensor, "Head")
+def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) -> Split:
+    """Compares the parts with the model on random images, and names what was found.
+
+    The same run of the model says which module returns the branch layer's and the target
+    layers' values, so the names lead back to them.
+
+    Raises:
+        ModelError: the parts don't compute what the model does.
+    """
+    traced, features = parts.traced, parts.features
+    values: list[BranchValue | Value] = [parts.branch, *parts.targets]
+    origins = {n.name: n.meta[_ORIGIN] for n in features.graph.nodes if _ORIGIN in n.meta}
+    by_name = {n.name: n for n in traced.graph.nodes}
+    nodes = [by_name[origins[value.node]] for value in values]
+    images = _noise(traced, example)
+    head = module_of(unmarked(parts.head), traced.tensor, "Head")
     try:
+        names, value, want = _names(traced, features, nodes, images)
         with torch.no_grad():
-            logits = head(parts.features(images))
-            got, want = parts.traced.squashed(logits), parts.traced.original(images)
+            logits = head(value)
+            got = traced.squashed(logits)
     except RuntimeError as exc:  # no memory, or what only a real image brings to light
-        raise explained(parts.traced.model, images, exc) from exc
+        raise explained(traced.model, images, exc) from exc
     difference = (got - want).abs().max().item()
     # NaN weights give NaN on both sides; they are the export's and training's to report.
     if difference > 1e-3 * max(want.abs().max().item(), 1e-6):
@@ -290,4 +388,34 @@ def _check_against_model(parts: Split, example: Tensor) -> None:
             f"the split model's logits differ from the model's by {difference:.3g}; "
             f"forward must be deterministic in inference mode and keep no state"
         )
-    check_not_probabilities(logits, head, parts.branch.layout.value_shape)
+    check_not_probabilities(logits, head, tuple(value.shape[1:]))
+    layers = [
+        one.layer if one.layer in named else name for one, name in zip(values, names, strict=True)
+    ]
+    return replace(
+        parts,
+        branch=replace(parts.branch, layer=layers[0]),
+        targets=tuple(
+            replace(value, layer=layer)
+            for value, layer in zip(parts.targets, layers[1:], strict=True)
+        ),
+    )
+
+
+def _names(
+    traced: Traced, features: fx.GraphModule, nodes: Sequence[fx.Node], images: Tensor
+) -> tuple[list[str], Tensor, Tensor]:
+    """Returns names that lead back to values, what the features and what the model give."""
+    own = {n.meta[_ORIGIN]: n.name for n in features.graph.nodes if _ORIGIN in n.meta}
+    recorder = ValueRecorder(features, {own[node.name] for node in nodes})
+    runs = ModuleRuns(traced, nodes)
+    with torch.no_grad(), runs:
+        value, output = recorder.run(images), traced.original(images)
+    names = [runs.name(node, recorder.values[own[node.name]]) for node in nodes]
+    return names, value, output
+
+
+def _noise(traced: Traced, example: Tensor) -> Tensor:
+    images = torch.randn((3, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+    parameter = next(traced.model.parameters(), images)
+    return images.to(parameter.device)

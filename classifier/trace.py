@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator
 from torch.export.graph_signature import InputKind
+from torch.utils.hooks import RemovableHandle
 
 from sigcam.classifier.fresh import computed_copy
 from sigcam.classifier.graph import tensor_of
@@ -253,8 +255,11 @@ def _inputs(
 @contextlib.contextmanager
 def _marked(model: nn.Module, layers: Iterable[str]) -> Iterator[None]:
     """Marks the outputs of layers while the model is traced."""
-    hooks = [
-        model.get_submodule(layer).register_forward_hook(_mark_output(layer))
+    runs = Counter[str]()
+    # A trace may begin anew; its runs are counted from one again.
+    hooks: list[RemovableHandle] = [model.register_forward_pre_hook(lambda *_: runs.clear())]
+    hooks += [
+        model.get_submodule(layer).register_forward_hook(_mark_output(layer, runs))
         for layer in sorted(set(layers))
     ]
     try:
@@ -293,15 +298,18 @@ def _frozen_copy(model: nn.Module) -> nn.Module:
     return copied.eval().requires_grad_(False)
 
 
-def _mark_output(name: str) -> Any:
+def _mark_output(name: str, runs: Counter[str]) -> Any:
+    """Returns a hook that marks what a module returns, with the number of its run."""
+
     def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
         del module, inputs
+        runs[name] += 1
         if not isinstance(output, Tensor):
             raise ModelError(
                 f"the layer {name!r} must return one tensor with a grid, it returns "
                 f"{type(output).__name__}; name a layer inside it"
             )
-        marked: Tensor = MARK(output, LAYER + name, 0.0)
+        marked: Tensor = MARK(output, LAYER + name, float(runs[name]))
         return marked
 
     return hook

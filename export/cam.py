@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from sigcam.classifier.layout import Value
+from sigcam.classifier.layout import BranchValue, Value
 from sigcam.core.errors import ExportError
 from sigcam.export.backward.partition import Partition, Saved
 from sigcam.export.backward.pooled import pooled, unexpanded
@@ -54,7 +54,12 @@ class WeightGraph(nn.Module):
     """
 
     def __init__(
-        self, head: ScoreHead, cut: Cut, branch: Value, targets: tuple[Value, ...], method: Method
+        self,
+        head: ScoreHead,
+        cut: Cut,
+        branch: BranchValue,
+        targets: tuple[Value, ...],
+        method: Method,
     ) -> None:
         """Traces the gradient, unless it is known in closed form.
 

@@ -20,7 +20,7 @@ from sigcam.classifier.graph import (
     module_of,
     tensor_of,
 )
-from sigcam.classifier.layout import Value
+from sigcam.classifier.layout import BranchValue, Value
 from sigcam.core.errors import ModelError
 
 
@@ -44,7 +44,7 @@ class Cut:
     is_target: bool
 
 
-def cut_tail(features: fx.GraphModule, branch: Value, targets: Sequence[Value]) -> Cut:
+def cut_tail(features: fx.GraphModule, branch: BranchValue, targets: Sequence[Value]) -> Cut:
     """Cuts at the last value through which every path to the target layers goes.
 
     Args:

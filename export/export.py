@@ -9,7 +9,7 @@ from pathlib import Path
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.artifact import head_path
-from sigcam.core.errors import ExportError
+from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.files import check_writable
 from sigcam.core.spec import Preprocessing, Source, Spec
 from sigcam.core.versions import versions_of
@@ -138,7 +138,20 @@ def dual_of(classifier: BuiltClassifier | DualBranch) -> DualBranch:
 def completed_options(
     options: ExportOptions, classifier: BuiltClassifier | DualBranch
 ) -> ExportOptions:
-    """Fills in what the options leave open about the classifier."""
+    """Fills in what the options leave open about the classifier.
+
+    Raises:
+        UsageError: the sigmoid branch is asked for, and the classifier can have none.
+    """
+    dual = dual_of(classifier)
+    if not dual.is_trainable:
+        if options.branch == "sigmoid" or options.sigmoid_logits:
+            raise UsageError(
+                f"nothing with parameters follows the layers {_listed(dual)} alone, so there is no "
+                f"sigmoid branch to take the map from; use branch='softmax' or 'centred' (--branch "
+                f"softmax), without the sigmoid branch's logits"
+            )
+        options = dataclasses.replace(options, has_sigmoid=False)
     if isinstance(classifier, DualBranch):
         return options
     return dataclasses.replace(
@@ -147,6 +160,10 @@ def completed_options(
         trained_on=options.trained_on or classifier.trained_on,
         has_sigmoid=options.has_sigmoid and classifier.has_sigmoid,
     )
+
+
+def _listed(dual: DualBranch) -> str:
+    return " and ".join(target.layer for target in dual.targets)
 
 
 def preprocessing_of(

@@ -59,12 +59,12 @@ class ScoreHead(nn.Module):
     mean_row: Tensor | None
     mean_bias: Tensor | None
 
-    def __init__(self, head: Head, layout: Layout, num_classes: int) -> None:
+    def __init__(self, head: Head, layout: Layout | None, num_classes: int) -> None:
         """Takes the head apart and shares its tensors.
 
         Args:
             head: a branch's head; it isn't changed.
-            layout: where the grid is in the branch layer's value.
+            layout: where the grid is in the branch layer's value; None where it has none.
             num_classes: C.
         """
         super().__init__()
@@ -74,6 +74,8 @@ class ScoreHead(nn.Module):
         try:
             weight, bias = head.linear_weights()
         except ModelError:
+            layout = None
+        if layout is None:
             self.pooled = False
             self.trunk, names = _before_last_layer(head)
             if names is not None:

@@ -174,7 +174,15 @@ def train_branch(
 
 
 def _check(classifier: BuiltClassifier, settings: TrainSettings) -> None:
-    """Refuses settings that contradict the classifier."""
+    """Refuses settings that contradict the classifier, and one without a head to train."""
+    dual = classifier.dual
+    if not dual.is_trainable:
+        raise UsageError(
+            f"nothing with parameters follows the layers "
+            f"{' and '.join(target.layer for target in dual.targets)} alone, so there is no "
+            f"sigmoid branch to train; export with the branch softmax or centred, which need "
+            f"no training"
+        )
     untrained = classifier.replaced_classes and not classifier.has_sigmoid
     if settings.labels == "predicted" and untrained:
         raise UsageError(

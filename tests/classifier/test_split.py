@@ -189,7 +189,7 @@ REFUSED = {
     "no grid at all": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(768, 5)),
         None,
-        "leads alone to the logits; name a branch layer",
+        "leads alone to the logits; give a larger input, or a network that keeps a grid",
     ),
     "half precision": (lambda: Net().half(), None, r"must be float32, first\.0\.weight"),
     "random": (
