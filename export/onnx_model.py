@@ -22,11 +22,16 @@ from torch import Tensor, nn
 
 from sigcam.core.errors import ExportError
 from sigcam.core.spec import METADATA_KEY, Spec
+from sigcam.export.attention import scaled_dot_product_attention
 
 OPSETS = (18, 19, 20)
 """Versions of the ONNX standard that are written."""
 
 DEFAULT_OPSET = 18
+
+_TRANSLATIONS: Any = {
+    torch.ops.aten.scaled_dot_product_attention.default: scaled_dot_product_attention
+}
 
 MAX_MESSAGE_BYTES = 2**31 - 2**20
 """A protobuf message must stay under 2 GiB; a megabyte is left for all but the weights."""
@@ -109,6 +114,7 @@ def to_onnx(
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
+                custom_translation_table=_TRANSLATIONS,
             )
         model = _serialised(program.model, data_file)
         _strip(model)
