@@ -228,6 +228,9 @@ def channel_axis(node: fx.Node) -> int | None:
 
 
 def _axis(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    if isinstance(value, Tensor) and value.is_complex():
+        return None  # a spectrum: its positions are frequencies
     name = operator_name(node)
     if name in _CHANNELS_FIRST or (node.op == "placeholder" and _ndim(node) == 4):
         return 1

@@ -25,7 +25,7 @@ from sigcam.classifier.layer_names import (
     named_value,
     sizes,
 )
-from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of
+from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of, operator_name
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_order, check_reach, default_target
@@ -129,6 +129,7 @@ def split(
     model = plain_model(model)
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
+    _refuse_kernels_of_the_image(traced)
     for node in traced.graph.nodes:
         node.meta[_ORIGIN] = node.name
     target_nodes = [_with_grid(traced, layer) for layer in target_layers]
@@ -178,6 +179,23 @@ def unmarked(graph: fx.Graph) -> fx.Graph:
         node.replace_all_uses_with(source)
         new.erase_node(node)
     return new
+
+
+def _refuse_kernels_of_the_image(traced: Traced) -> None:
+    """Refuses convolutions with a kernel for each image: as many groups as the batch has images.
+
+    ONNX knows groups by a fixed number only.
+    """
+    for node in traced.graph.nodes:
+        if "conv" in operator_name(node) and any(
+            isinstance(n, fx.Node) and isinstance(n.meta.get("val"), torch.SymInt)
+            for n in node.args
+        ):
+            raise ModelError(
+                f"{describe(node)} convolves each image with a kernel of its own (as CondConv "
+                f"does), so its groups depend on the batch size, which ONNX can't express; use a "
+                f"network without such layers"
+            )
 
 
 def _tag(node: fx.Node, tag: str) -> None:

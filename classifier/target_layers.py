@@ -32,6 +32,8 @@ def default_target(
 ) -> Value:
     """Returns the branch layer, or the last normalisation before it whose whole grid counts.
 
+    Where there is no such normalisation, it is the last grid of any kind.
+
     In a vision transformer that classifies by its class token, the logits don't depend
     on the other tokens of the last block any more: their gradients are zero. The last
     values on which they depend at every position are those that enter the last attention,
@@ -54,17 +56,23 @@ def default_target(
     if branch.layout.kind == "nchw":
         return branch
     image = next(iter(features.graph.nodes))
-    candidates: dict[str, tuple[fx.Node, Layout]] = {}
+    grids: dict[str, tuple[fx.Node, Layout]] = {}
     for node in features.graph.nodes:
         layout = layout_of(node, image)
-        if layout is not None and (operator_name(node) in _NORMS or node.name == branch.node):
-            candidates[node.name] = node, layout
-    gradients = _gradients(features, set(candidates), head, example)
-    for name, (node, layout) in reversed(candidates.items()):
-        gradient = gradients.get(name)
-        if gradient is not None and bool((layout.to_grid(gradient).abs().sum(1) > 0).all()):
-            layer = branch.layer if name == branch.node else name_of(features.graph, node)
-            return Value(layer, layout, name)
+        if layout is not None:
+            grids[node.name] = node, layout
+    norms = {
+        name: (node, layout)
+        for name, (node, layout) in grids.items()
+        if operator_name(node) in _NORMS or name == branch.node
+    }
+    for candidates in (norms, grids):
+        gradients = _gradients(features, set(candidates), head, example)
+        for name, (node, layout) in reversed(candidates.items()):
+            gradient = gradients.get(name)
+            if gradient is not None and bool((layout.to_grid(gradient).abs().sum(1) > 0).all()):
+                layer = branch.layer if name == branch.node else name_of(features.graph, node)
+                return Value(layer, layout, name)
     raise ModelError(
         "the logits depend on no layer at every position of its grid; name a target layer"
     )

@@ -26,7 +26,7 @@ MAX_RANKS = 1000
 
 Branch = Literal["sigmoid", "softmax", "centred"]
 Purpose = Literal["localise", "discriminate"]
-Profile = Literal["fused", "split"]
+Profile = Literal["fused", "split", "features"]
 Kind = Literal["artifact", "head"]
 Task = Literal["single-label", "multi-label", "binary"]
 """What a classifier's logits mean; see `Spec.task`."""
@@ -153,7 +153,8 @@ class Spec:
             "discriminate", what speaks for this class and not for another; None where clamping
             or sign were chosen one by one.
         target_layers: names of the layers whose output is `features`.
-        profile: "fused" (CAMs in the graph) or "split" (features and CAM weights out).
+        profile: "fused" (CAMs in the graph), "split" (features and CAM weights out) or
+            "features" (those alone: a method whose CAMs the runtime makes).
         classes: the classes that get a CAM.
         preprocessing: how an image becomes the input.
         num_classes: number of classes, C.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from sigcam.classifier.graph import attribute, extract, module_of, outputs_of, tensor_of
 from sigcam.classifier.layout import BranchValue, Value
 from sigcam.core.errors import ExportError
 from sigcam.export.backward.partition import Partition, Saved
@@ -77,10 +78,15 @@ class WeightGraph(nn.Module):
         super().__init__()
         self.head, self.method = head, method
         self.layouts = tuple(target.layout for target in targets)
-        self.closed_form = head.pooled and [t.node for t in targets] == [branch.node]
+        self.closed_form = (
+            method.in_graph and head.pooled and [t.node for t in targets] == [branch.node]
+        )
         self._saved: tuple[Saved, ...] = ()
         self._gives_mean = False
         if self.closed_form:
+            return
+        if not method.in_graph:
+            self.forward_part: nn.Module = _ForwardPart(cut, head.trunk)
             return
         if method.need == "rows":
             raise ExportError(
@@ -157,6 +163,24 @@ class WeightGraph(nn.Module):
                 value = layout.to_grid(raw).reshape(*leading(B, K), N, h, w)
             gradients.append(Gradient(value, count))
         return gradients
+
+
+class _ForwardPart(nn.Module):
+    """Computes z, the branch layer's value and the targets' values; nothing is differentiated."""
+
+    def __init__(self, cut: Cut, trunk: nn.Module) -> None:
+        super().__init__()
+        graph = cut.tail.graph
+        entry, by_name = next(iter(graph.nodes)), {node.name: node for node in graph.nodes}
+        ends = [*outputs_of(graph), *(by_name[name] for name in cut.nodes)]
+        self.values = module_of(
+            extract(entry, ends, entry, attribute, "entry"), tensor_of(cut.tail), "Values"
+        )
+        self.trunk = trunk
+
+    def forward(self, entry: Tensor) -> tuple[Tensor, ...]:
+        value, *targets = self.values(entry)
+        return (self.trunk(value), value, *targets)
 
 
 def contrast(

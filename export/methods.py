@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sigcam.core.errors import UsageError
 
-GradientNeed = Literal["rows", "mean", "full", "scores"]
+GradientNeed = Literal["rows", "mean", "full", "scores", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Method:
             with weights per position.
         need: "rows": the rows of the linear layer stand in for the gradient; "mean": only
             the mean of the gradient is used; "full": all of it; "scores": no gradient but
-            the scores of masked features, of which the CAM is made without weights.
+            the scores of masked features, of which the CAM is made without weights;
+            "nothing": the graph gives the features, and the runtime makes the maps.
         per_position: whether there is a weight for each position.
         contrasts: whether the logit is contrasted with those of similar classes (finercam).
         refines: whether the CAMs of several target layers are multiplied, so that there must be
@@ -83,6 +84,11 @@ class Method:
     contrasts: bool = False
     refines: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def in_graph(self) -> bool:
+        """Returns whether the graph computes the method's CAMs."""
+        return self.need != "nothing"
 
     @property
     def clamps(self) -> bool:
@@ -219,11 +225,21 @@ METHODS: dict[str, Method] = {
 }
 
 
+def _no_weights(features: Tensor, gradient: Gradient) -> Tensor:
+    raise NotImplementedError("the runtime makes these maps")
+
+
+RUN_TIME_METHODS: dict[str, Method] = {
+    name: Method(_no_weights, need="nothing") for name in ("scorecam", "eigencam")
+}
+"""Methods that need no gradient: for heads whose backward pass has no translation."""
+
+
 def method_of(name: str) -> Method:
     """Returns the method of a name.
 
     Args:
-        name: a name in `METHODS`.
+        name: a name in `METHODS` or `RUN_TIME_METHODS`.
 
     Raises:
         UsageError: there is no such method.
@@ -232,6 +248,7 @@ def method_of(name: str) -> Method:
         >>> method_of("layercam").clamps
         False
     """
-    if name not in METHODS:
-        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    return METHODS[name]
+    known = {**METHODS, **RUN_TIME_METHODS}
+    if name not in known:
+        raise UsageError(f"method must be one of {', '.join(known)}, got {name!r}")
+    return known[name]

@@ -160,7 +160,7 @@ class CamGraph(nn.Module):
         Returns:
             Outputs by name: "scores" and "cams", with a trained sigmoid branch
             "evidence_logits" and perhaps "sigmoid_logits", and for a single target layer
-            "cam_weights", if the method has any.
+            "cam_weights", if the method has any. Of a method that the runtime computes, no CAMs.
         """
         head = self.weight_graph.head
         rows = head.rows(class_ids)
@@ -168,6 +168,8 @@ class CamGraph(nn.Module):
         outputs = {"scores": scores}
         if self.sigmoid is not None:
             outputs |= self._sigmoid_outputs(self.sigmoid, values, class_ids, scores)
+        if not self.weight_graph.method.in_graph:
+            return outputs
         if self.weight_graph.method.contrasts:
             logits = self.softmax_logits(values) if logits is None else logits
             gamma, similar = (self.options.method_options[n] for n in ("gamma", "similar"))
@@ -242,7 +244,8 @@ class ArtifactGraph(nn.Module):
         names = ["logits", "class_ids_out"]
         names += ["evidence_logits"] if options.has_sigmoid else []
         names += ["sigmoid_logits"] if options.sigmoid_logits else []
-        names += ["cams"] if options.profile == "fused" else ["features", "cam_weights"]
+        maps = {"fused": ["cams"], "split": ["features", "cam_weights"], "features": ["features"]}
+        names += maps[options.profile]
         single = len(self.cams.weight_graph.layouts) == 1
         if options.features and options.profile == "fused" and single:
             names.append("features")
@@ -372,6 +375,11 @@ def _check_fits(options: ExportOptions, dual: DualBranch) -> None:
         raise UsageError(
             f"the profile split has the features of one target layer, got "
             f"{len(dual.targets)}; name one, or use the profile fused"
+        )
+    if not method.in_graph and len(dual.targets) > 1:
+        raise UsageError(
+            f"{options.method} makes its maps of one target layer, got {len(dual.targets)}; name "
+            f"one, or use a method of the graph"
         )
     if options.selection.k > C:
         raise UsageError(

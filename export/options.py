@@ -9,7 +9,7 @@ from typing import get_args
 
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile, Purpose
-from sigcam.export.methods import method_of
+from sigcam.export.methods import RUN_TIME_METHODS, Method, method_of
 from sigcam.export.onnx_model import DEFAULT_OPSET, OPSETS
 
 PURPOSES: Mapping[Purpose, bool] = {
@@ -42,7 +42,8 @@ class ExportOptions:
         False
 
     Attributes:
-        method: the CAM method, a name in `METHODS`.
+        method: the CAM method, a name in `METHODS`; or in `RUN_TIME_METHODS`, for heads whose
+            gradients can't go into a graph.
         branch: the branch that the CAM weights come from: "sigmoid" for the trained branch,
             "softmax" for the classifier's own head, which gives the classic CAM, "centred" for
             that head with the mean over the classes taken off its logits.
@@ -55,7 +56,8 @@ class ExportOptions:
             "discriminate", what speaks for this class and not for another: they aren't. None:
             `DEFAULT_PURPOSE`, unless `nwc` or `signed` says otherwise.
         profile: "fused": the graph gives finished CAMs; "split": it gives the features and
-            the signed CAM weights, and the runtime sums them.
+            the signed CAM weights, and the runtime sums them. A method that the runtime
+            computes (scorecam, eigencam) always has "features": those alone.
         classes: which classes get a map: a `ClassSelection`, or in words "top1" for the
             predicted one, "topK" for the K most probable ones (such as "top5"), "input" for
             those that the caller names at run time.
@@ -68,7 +70,8 @@ class ExportOptions:
         has_sigmoid: whether the sigmoid branch counts as trained, where the classifier has a
             trained one. Without it there is no evidence, and the weights must come from the
             softmax branch.
-        sigmoid_logits: whether the sigmoid branch's logits of all C classes are an output.
+        sigmoid_logits: whether the sigmoid branch's logits of all C classes are an output; set
+            by scorecam of the sigmoid branch, which reads its scores there.
         features: whether the features are an output in the profile "fused" too. Methods of
             several passes need them at run time.
         head_graph: whether a second file is written (model.head.onnx beside model.onnx) that
@@ -109,6 +112,7 @@ class ExportOptions:
         _check_choice("branch", self.branch, get_args(Branch))
         _check_choice("profile", self.profile, get_args(Profile))
         _check_choice("opset", self.opset, OPSETS)
+        self._settle_profile(method)
         self._check_purpose()
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance must be between 0 and 1, got {self.tolerance}")
@@ -154,6 +158,28 @@ class ExportOptions:
         if self.purpose is None and self.nwc is None and not self.signed:
             return DEFAULT_PURPOSE
         return self.purpose
+
+    def _settle_profile(self, method: Method) -> None:
+        """Gives a method that the runtime computes the profile "features", and no other one."""
+        if method.in_graph:
+            if self.profile == "features":
+                raise UsageError(
+                    f"the profile 'features' leaves the map to the runtime, and {self.method} is a "
+                    f"method of the graph; use the method {' or '.join(RUN_TIME_METHODS)}, or the "
+                    f"profile 'fused' with features=True"
+                )
+            return
+        if self.profile == "split" or self.head_graph:
+            wrong = "the profile 'split'" if self.profile == "split" else "a head graph"
+            raise UsageError(
+                f"{self.method} is computed at run time, so the graph has no CAM weights for "
+                f"{wrong}; leave that out, or choose a method of the graph"
+            )
+        object.__setattr__(self, "profile", "features")
+        object.__setattr__(self, "features", True)
+        if self.method == "scorecam" and self.branch == "sigmoid":
+            # Masked images are scored for the class of the whole one, whatever they show.
+            object.__setattr__(self, "sigmoid_logits", True)
 
     def _check_purpose(self) -> None:
         if self.purpose is None:

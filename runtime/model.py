@@ -17,7 +17,7 @@ import numpy as np
 
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
-from sigcam.core.spec import Spec
+from sigcam.core.spec import Profile, Spec
 from sigcam.core.types import Array
 from sigcam.hub.names import is_on_the_hub
 from sigcam.hub.pull import pull
@@ -35,6 +35,13 @@ from sigcam.runtime.head_graph import HeadGraph, find_head_graph
 Wanted = Literal["cams", "features", "prediction", "logits"]
 """What a run is for: CAMs of the model's own method; features, for a method that makes its own
 CAMs of them; the prediction alone, with classes and evidence; or nothing but the logits."""
+
+_OWN_OUTPUTS: dict[Profile, list[str]] = {
+    "fused": ["cams"],
+    "split": ["features", "cam_weights"],
+    "features": ["features"],
+}
+"""What the CAMs of an artifact come from, by its profile."""
 
 _PREDICTED = -1
 """The rank of the most probable class, in `class_ids`."""
@@ -103,7 +110,7 @@ class ExportedModel:
         """
         self.spec, self.backend, self.head_graph = spec, backend, head_graph
         self._given = {info.name for info in backend.outputs}
-        self._own = ["cams"] if spec.profile == "fused" else ["features", "cam_weights"]
+        self._own = _OWN_OUTPUTS[spec.profile]
         self._on_device = backend.makes_heatmaps and spec.profile == "split"
         self._check_graph()
         self._names: dict[Wanted, list[str]] = {
@@ -198,6 +205,12 @@ class ExportedModel:
             ArtifactError: features and CAM weights that don't belong together.
             BackendError: the backend failed, or logits or evidence aren't finite.
         """
+        if wanted == "cams" and self.spec.profile == "features":
+            raise UsageError(
+                f"this artifact has the method {self.spec.method}, whose CAMs are made of several "
+                f"runs or at least outside the graph; use `sigcam.load(...).explain` or `sigcam "
+                f"explain`, or export a method of the graph"
+            )
         feeds = self._feeds(batch, class_ids)
         heatmaps: DeviceHeatmaps | None = None
         if wanted == "cams" and placements is not None and self._on_device:

@@ -151,7 +151,7 @@ class Session:
         """Counts the most runs of one image through network and head that a method takes.
 
         Args:
-            method: as for `explain`; the artifact's own takes 1.
+            method: as for `explain`; the artifact's own takes 1 if its graph gives the CAMs.
             method_options: as for `explain`.
 
         Raises:
@@ -323,8 +323,6 @@ class Session:
         self.close()
 
     def _method(self, name: str | None, options: Mapping[str, float]) -> MultiPass | None:
-        if name is None and not options:
-            return None
         return multipass_method(name, self._model, self._batch_size, options)
 
     def _call(

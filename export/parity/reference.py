@@ -99,11 +99,11 @@ class Reference:
             for target, value in zip(self.model.targets, self._values, strict=True)
         ]
         method = method_of(self.options.method)
-        outputs = (
-            self._of_masks(class_ids)
-            if method.need == "scores"
-            else self._of_weights(class_ids, features)
-        )
+        outputs: dict[str, Tensor] = {"cam_size": torch.ones(())}
+        if method.need == "scores":
+            outputs = self._of_masks(class_ids)
+        elif method.in_graph:
+            outputs = self._of_weights(class_ids, features)
         return outputs | {
             "logits": softmax,
             "class_ids_out": class_ids,

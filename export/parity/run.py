@@ -99,7 +99,7 @@ class ParityRun:
         self._seen.add(index)
         classes = torch.from_numpy(class_ids)
         wanted = self.reference(index).outputs(classes)  # once: it takes gradients in float64
-        if not bool(wanted["cams"].any()):
+        if "cams" in wanted and not bool(wanted["cams"].any()):
             self._empty.add(index)
         errors = errors_of(outputs, wanted, self._logit_floors())
         jumping = errors.keys() & GRADIENT_OUTPUTS

@@ -34,7 +34,7 @@ def multipass_method(
     batch_size: int,
     options: Mapping[str, float] = NO_OPTIONS,
 ) -> MultiPass | None:
-    """Returns the method of that name, ready for use; None for the artifact's own method.
+    """Returns the method of that name, ready for use; None for one whose CAMs the graph gives.
 
     Args:
         name: a key of `MULTIPASS`, or the artifact's own method, which None stands for too.
@@ -50,7 +50,8 @@ def multipass_method(
         method = multipass_method("scorecam", model, batch_size=8)
     """
     own = model.spec.method
-    if name is None or name == own:
+    name = name or own
+    if name == own and own not in MULTIPASS:
         if options:
             raise UsageError(
                 f"{' and '.join(sorted(options))} is no option of the artifact's own method, which "
