@@ -27,6 +27,10 @@ _LEAST_RANK = 0.8
 """Smallest mean share of positions that a change of the own pixels must outdo."""
 
 
+class _NoDerivativeError(ModelError):
+    """The gradient of the logits can't be taken."""
+
+
 def default_target(
     features: fx.GraphModule, branch: Value, head: nn.Module, example: Tensor
 ) -> Value:
@@ -73,8 +77,19 @@ def default_target(
             if gradient is not None and bool((layout.to_grid(gradient).abs().sum(1) > 0).all()):
                 layer = branch.layer if name == branch.node else name_of(features.graph, node)
                 return Value(layer, layout, name)
+    some = [
+        name_of(features.graph, node)
+        for name, (node, layout) in grids.items()
+        if (found := gradients.get(name)) is not None and bool(layout.to_grid(found).any())
+    ]
+    if not some:
+        raise ModelError(
+            "the logits must depend on the grid of some layer, but their gradients are zero "
+            "everywhere (a detach or a rounding follows); use a network without it"
+        )
     raise ModelError(
-        "the logits depend on no layer at every position of its grid; name a target layer"
+        f"the logits depend on no layer at every position of its grid; name a target layer on "
+        f"which they depend at some, such as {some[-1]!r}"
     )
 
 
@@ -98,7 +113,10 @@ def check_reach(
     Example:
         check_reach(dual.features, targets, dual.softmax_head, torch.zeros(1, 3, 224, 224))
     """
-    gradients = _gradients(features, {target.node for target in targets}, head, example)
+    try:
+        gradients = _gradients(features, {target.node for target in targets}, head, example)
+    except _NoDerivativeError:
+        return  # the methods without gradients are left, and export says so
     for target in targets:
         gradient = gradients.get(target.node)
         if gradient is None or not bool(target.layout.to_grid(gradient).any()):
@@ -168,8 +186,9 @@ def _gradients(
             values = list(recorder.values.values())
             gradients = torch.autograd.grad(total, values, allow_unused=True)
     except RuntimeError as exc:  # an operator without a derivative
-        raise ModelError(
-            f"the gradient of the logits can't be taken: {exc}; name a target layer"
+        raise _NoDerivativeError(
+            f"the gradient of the logits can't be taken, so no target layer is found: {exc}; name "
+            f"a target layer"
         ) from exc
     return dict(zip(recorder.values, gradients, strict=True))
 

@@ -302,12 +302,13 @@ def _mark_output(name: str, runs: Counter[str]) -> Any:
     """Returns a hook that marks what a module returns, with the number of its run."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-        del module, inputs
+        del inputs
         runs[name] += 1
         if not isinstance(output, Tensor):
             raise ModelError(
                 f"the layer {name!r} must return one tensor with a grid, it returns "
-                f"{type(output).__name__}; name a layer inside it"
+                f"{type(output).__name__}; name a layer "
+                + ("inside it" if next(module.children(), None) is not None else "before it")
             )
         marked: Tensor = MARK(output, LAYER + name, float(runs[name]))
         return marked

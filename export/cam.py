@@ -90,9 +90,9 @@ class WeightGraph(nn.Module):
             return
         if method.need == "rows":
             raise ExportError(
-                "the method cam needs a head that is global average pooling and one linear "
-                "layer, and the layer before the pooling as its target layer; use gradcam, "
-                "which is the same there and works elsewhere"
+                f"the method cam needs a head that is global average pooling and one linear "
+                f"layer, and the layer before the pooling as its target layer; "
+                f"{_instead_of_cam(cut, head)}"
             )
         parts = trace_gradient(cut.tail, head.trunk, cut.nodes, cut.shape)
         self.forward_part = parts.forward
@@ -163,6 +163,15 @@ class WeightGraph(nn.Module):
                 value = layout.to_grid(raw).reshape(*leading(B, K), N, h, w)
             gradients.append(Gradient(value, count))
         return gradients
+
+
+def _instead_of_cam(cut: Cut, head: ScoreHead) -> str:
+    """Says which method works for a head that cam can't express."""
+    try:
+        trace_gradient(cut.tail, head.trunk, cut.nodes, cut.shape)
+    except ExportError as exc:
+        return str(exc)
+    return "use gradcam, which is the same there and works elsewhere"
 
 
 class _ForwardPart(nn.Module):

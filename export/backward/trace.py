@@ -26,6 +26,9 @@ from sigcam.export.backward.decompositions import DECOMPOSITIONS, untranslatable
 from sigcam.export.backward.partition import Partition, partition
 from sigcam.export.backward.simplify import prepare, simplify
 
+WITHOUT_GRADIENTS = "use the method scorecam or eigencam, which take no gradients"
+"""What helps where a backward pass can't be had, whatever the reason."""
+
 _BATCH = 23
 """An example that no other size equals: a comparison that held would fix the batch size."""
 
@@ -62,8 +65,7 @@ def trace_gradient(
     if left:
         raise ExportError(
             f"these operators between the target layer and the logits have no translation to "
-            f"ONNX: {', '.join(left)}; name a later target layer, or use a method without "
-            f"gradients"
+            f"ONNX: {', '.join(left)}; {WITHOUT_GRADIENTS}"
         )
     return partition(module, len(targets))
 
@@ -97,14 +99,13 @@ def _traced(joint: _Joint, entry_shape: Sequence[int]) -> fx.GraphModule:
         reason = str(exc).strip().split("\n")[0]
         raise ExportError(
             f"the backward pass from the logits to the target layer can't be traced: "
-            f"{type(exc).__name__}: {reason}; name a later target layer, or use a method "
-            f"without gradients"
+            f"{type(exc).__name__}: {reason}; {WITHOUT_GRADIENTS}"
         ) from exc
     batch: object = x.shape[0]
     if not isinstance(batch, torch.SymInt) or batch.node.maybe_as_int() is not None:
         raise ExportError(
-            "an operator between the target layer and the logits only takes one batch size; name a "
-            "later target layer, or use a method without gradients"
+            f"an operator between the target layer and the logits only takes one batch size; "
+            f"{WITHOUT_GRADIENTS}"
         )
     return _with_tensors(traced, tensors)
 
