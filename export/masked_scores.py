@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from sigcam.classifier.layout import Layout, Value
+from sigcam.classifier.layout import BranchValue, Layout, Value
 from sigcam.export.cam import FLAT, ForwardValues, leading
 from sigcam.export.entry import Cut
 from sigcam.export.methods import Method
@@ -32,7 +32,12 @@ class MaskedScores(nn.Module):
     """
 
     def __init__(
-        self, head: ScoreHead, cut: Cut, branch: Value, targets: tuple[Value, ...], method: Method
+        self,
+        head: ScoreHead,
+        cut: Cut,
+        branch: BranchValue,
+        targets: tuple[Value, ...],
+        method: Method,
     ) -> None:
         """Prepares the masks, and what leads from each target layer to the logits.
 

@@ -103,7 +103,7 @@ class Method:
     @property
     def gives_weights(self) -> bool:
         """Returns whether features and CAM weights of one target layer make up the CAM."""
-        return not self.refines and self.need != "scores"
+        return not self.refines and self.need not in ("scores", "nothing")
 
 
 def cam_weights(features: Tensor, gradient: Gradient) -> Tensor:
@@ -204,7 +204,7 @@ def _no_weights(features: Tensor, gradient: Gradient) -> Tensor:
         UsageError: always.
     """
     del features, gradient
-    raise UsageError("reciprocam has no CAM weights; its CAM is made of scores")
+    raise UsageError("the method has no CAM weights; its CAM is made of scores or features")
 
 
 METHODS: dict[str, Method] = {
@@ -223,10 +223,6 @@ METHODS: dict[str, Method] = {
     # The scores of features of which one position alone is seen.
     "reciprocam": Method(_no_weights, need="scores"),
 }
-
-
-def _no_weights(features: Tensor, gradient: Gradient) -> Tensor:
-    raise NotImplementedError("the runtime makes these maps")
 
 
 RUN_TIME_METHODS: dict[str, Method] = {

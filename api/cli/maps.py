@@ -46,15 +46,17 @@ _with_map = options(
         "--target-layer",
         "target_layers",
         multiple=True,
-        help="Layer that the map is made of; found by itself when left out. Repeat it to fuse the "
-        "maps of several layers; refinecam needs several.",
+        help="Layer that the map is made of; found by itself when left out. LAYER#1 is the first "
+        "run of a layer that runs several times. Repeat it to fuse the maps of several layers; "
+        "refinecam needs several.",
     ),
     click.option(
         "--method",
         default="cam",
         show_default=True,
         help="cam, gradcam, gradcam++, xgradcam, layercam, hirescam, finercam, refinecam or "
-        "reciprocam.",
+        "reciprocam; or scorecam or eigencam, whose maps the runtime makes, for heads without a "
+        "gradient in ONNX.",
     ),
     click.option(
         "--purpose",
