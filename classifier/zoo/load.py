@@ -14,8 +14,12 @@ from sigcam.classifier.zoo.base import LoadedModel, unknown_name, unknown_weight
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
 
-_LOCALISATION_FORMS = {"resnet50": "wsol-resnet50", "vgg16": "wsol-vgg16-mlp"}
-"""Architectures of torchvision's, and the paper's network whose tensors have the same shapes."""
+_LOCALISATION_FORMS = {
+    "resnet50": "wsol-resnet50",
+    "timm/resnet50": "wsol-resnet50",
+    "vgg16": "wsol-vgg16-mlp",
+}
+"""Architectures, and the paper's network whose tensors have the same names and shapes."""
 
 
 def load_model(
@@ -86,8 +90,8 @@ def load_model(
             loaded = _by_name(arch, name, num_classes)
     if file is not None:
         found = load_weights(loaded.model, file, chosen)
-        if found.sigmoid_tensors is not None and arch in _LOCALISATION_FORMS:
-            raise _localisation_form(arch, file)
+        if found.sigmoid_tensors is not None and _untagged(arch) in _LOCALISATION_FORMS:
+            raise _localisation_form(_untagged(arch), file)
         loaded = replace(loaded, sigmoid_tensors=found.sigmoid_tensors)
         loaded = replace(loaded, notes=(*loaded.notes, *found.notes))
     loaded.model.eval()
@@ -131,12 +135,17 @@ def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedMode
     raise unknown_name("architecture", arch, known, "timm/NAME, hf/NAME or module:callable")
 
 
+def _untagged(arch: str) -> str:
+    """Returns an architecture's name without the pretrained tag that timm's may have."""
+    return arch.partition(".")[0] if arch.startswith(timm_models.PREFIX) else arch
+
+
 def _localisation_form(arch: str, file: Path) -> ModelError:
     return ModelError(
         f"{file} holds a sigmoid branch beside the classifier, as checkpoints of the paper's "
         f"localisation code do; its tensors fit {arch}, but its strides or pools are others, so "
         f"the logits would be wrong: use --arch {_LOCALISATION_FORMS[arch]}. If it was trained on "
-        f"torchvision's own form, use --arch torchvision.models:{arch}"
+        f"torchvision's own form, use --arch torchvision.models:{arch.removeprefix('timm/')}"
     )
 
 

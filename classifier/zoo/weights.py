@@ -140,7 +140,7 @@ def _choose(
         nearest = max(candidates, key=lambda c: (_overlap(c.state, wanted), len(c.prefix)))
         raise ModelError(_misfit_text(path, *_misfit(nearest.state, wanted)))
     plain = [c for c in fitting if not c.is_average] or fitting
-    if len(plain) > 1:
+    if len(plain) > 1 and not all(_equal(plain[0].state, other.state) for other in plain[1:]):
         labels = [f"{path}#{c.label}" for c in plain]
         raise ModelError(f"{path} holds several sets of weights that fit; name one: {few(labels)}")
     return plain[0], [c for c in fitting if c is not plain[0]]
@@ -158,6 +158,10 @@ def _named(path: Path, candidates: list[_Candidate], chosen: str) -> list[_Candi
 
 def _overlap(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int:
     return len(state.keys() & wanted.keys())
+
+
+def _equal(state: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[n], other[n]) for n in state)
 
 
 def _candidates(found: TensorSet, wanted: Mapping[str, Tensor]) -> list[_Candidate]:
@@ -191,8 +195,10 @@ def _notes(
     notes = []
     if taken.keys or taken.left_out or taken.prefix not in ("", own):
         notes.append(f"{path.name}: {taken.described()}")
-    if others:
-        labels = [f"{path.name}#{other.label}" for other in others]
+    labels = [
+        f"{path.name}#{other.label}" for other in others if not _equal(other.state, taken.state)
+    ]
+    if labels:
         notes.append(f"{path.name} holds other weights that fit, too: give {' or '.join(labels)}")
     return tuple(notes)
 

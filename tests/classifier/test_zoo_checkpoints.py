@@ -168,6 +168,12 @@ def test_sets_of_equal_rank_are_never_guessed(tmp_path) -> None:
         loaded(content, tmp_path, "other")
 
 
+def test_the_same_weights_twice_are_one_set(tmp_path) -> None:
+    got, notes = loaded({"model": state(1), "best": {"net": state(1)}, "ema": state(1)}, tmp_path)
+    assert same(got, state(1))
+    assert notes == "w.ckpt: took ['model']"
+
+
 def test_a_prefix_that_not_all_tensors_have_is_no_prefix(tmp_path) -> None:
     half = {("model." if n.startswith("fc") else "") + n: v for n, v in state().items()}
     with pytest.raises(ModelError, match=r"missing fc\.bias, fc\.weight, unexpected model\.fc"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -269,6 +270,9 @@ def test_the_localisation_form_under_torchvisions_name(arch, own, quick, tmp_pat
     with pytest.raises(ModelError, match=rf"use --arch {own}\. .*torchvision\.models:{arch}"):
         load_model(arch, file, CLASSES)
     x = torch.randn(1, 3, 64, 64)
+    if arch == "resnet50" and importlib.util.find_spec("timm"):
+        with pytest.raises(ModelError, match=rf"use --arch {own}"):
+            load_model("timm/resnet50.a1_in1k", file, CLASSES)
     with torch.no_grad():  # both pieces of advice can be followed
         torch.testing.assert_close(load_model(own, file, CLASSES).model(x), original(x))
         other = load_model(f"torchvision.models:{arch}", file, CLASSES).model(x)
