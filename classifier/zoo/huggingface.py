@@ -202,7 +202,13 @@ def _processor(
         auto = transformers.AutoImageProcessor
         return auto.from_pretrained(name, trust_remote_code=False, **options), ()
     families = importlib.import_module("transformers.models.auto.image_processing_auto")
-    of_the_family = families.IMAGE_PROCESSOR_MAPPING[type(config)]["torchvision"]
+    of_the_family = families.IMAGE_PROCESSOR_MAPPING.get(type(config), {}).get("torchvision")
+    if of_the_family is None:
+        raise ModelError(
+            f"the folder {name} has no {_PROCESSOR_FILES[0]}, and transformers prepares images for "
+            f"{config.model_type} in no way of its own; copy that file from where the network is "
+            "from, or save the image processor there with `save_pretrained`"
+        )
     default, side = of_the_family(), _side(config) or 224
     sizes = {key: dict.fromkeys(dict(getattr(default, key) or {}), side) for key in _SIZE_KEYS}
     processor = of_the_family(**{key: size for key, size in sizes.items() if size})

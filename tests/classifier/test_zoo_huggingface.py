@@ -177,6 +177,14 @@ def test_without_an_image_processor(tmp_path) -> None:
     assert "by default; give --size" in loaded.notes[0]
 
 
+def test_a_family_without_an_image_processor_of_its_own(tmp_path) -> None:
+    transformers.HGNetV2Config().save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"no preprocessor_config\.json, and .* hgnet_v2 in no way"
+    ):
+        load_model(f"hf/{tmp_path}", "random")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
