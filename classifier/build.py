@@ -68,7 +68,10 @@ def build_classifier(
     num_classes: int | None = None,
     branch_layer: str | None = None,
     target_layers: Sequence[str] = (),
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float | None = None,
     new_classes: int | None = None,
 ) -> BuiltClassifier:
     """Loads a classifier and, if there is one, its trained sigmoid branch.
@@ -88,7 +91,13 @@ def build_classifier(
             itself when None. A branch file knows it.
         target_layers: the names of the layers that maps are made of; found by itself when
             empty.
-        size: the side of the square input in pixels; the model's own when None.
+        size: the side of the square input, or (height, width), in pixels; the model's own when
+            None.
+        mean: one number per channel of the input, whose count is thereby given, in units of
+            pixel value / scale; the model's own when None. A timm model is made for as many
+            channels; a callable of the user's own must return such a model.
+        std: the deviation per channel, likewise.
+        scale: the pixel value that counts as 1: 255 for 8 bits. See `Preprocessing`.
         new_classes: re-makes the last layer for as many classes (`replace_classes`), for
             training. Not together with a branch file, which says this itself.
 
@@ -102,28 +111,38 @@ def build_classifier(
         >>> built = build_classifier("squeezenet1_1", num_classes=5, size=64)
         >>> built.dual.num_classes, built.preprocessing.height, built.has_sigmoid
         (5, 64, False)
+        >>> grey = build_classifier("timm/resnet18", size=(32, 64), mean=(0.5,), std=(0.25,))
+        >>> grey.dual.channels, grey.dual.input_size
+        (1, (32, 64))
     """
     info = None
     if branch_file is not None:
         if new_classes is not None:
             raise UsageError("a branch file says itself which classes are new; leave them out")
         info = read_branch_info(branch_file)
-        _check_same_model(branch_file, info, arch, branch_layer, num_classes)
+        channels = None if mean is None else len(mean)
+        _check_same_model(branch_file, info, arch, branch_layer, num_classes, channels)
         arch, branch_layer = info.architecture, info.branch_layer
         weights = weights or info.weights
         num_classes = _loaded_classes(info)
         new_classes = info.num_classes if info.replaced_classes else None
     if arch is None:
         raise UsageError("name an architecture (--arch) or a branch file (--sigmoid-branch)")
-    loaded = load_model(arch, weights, num_classes)
+    own_channels = 3 if info is None else info.preprocessing.channels
+    channels = own_channels if mean is None else len(mean)
+    loaded = load_model(arch, weights, num_classes, channels=channels)
     model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:
         model, class_names = replace_classes(model, new_classes), ()
-    preprocessing = _resized(info.preprocessing if info else loaded.preprocessing, size)
+    preprocessing = _renormalised(
+        info.preprocessing if info else loaded.preprocessing, mean, std, scale
+    )
+    preprocessing = _resized(preprocessing, size)
     dual = DualBranch(
         model,
         branch_layer,
         input_size=(preprocessing.height, preprocessing.width),
+        channels=preprocessing.channels,
         target_layers=target_layers,
         architecture=arch,
     )
@@ -186,12 +205,14 @@ def _check_same_model(
     arch: str | None,
     branch_layer: str | None,
     num_classes: int | None,
+    channels: int | None,
 ) -> None:
     """Refuses what was given beside a branch file and contradicts it."""
     for what, given, own in (
         ("for the architecture", arch, info.architecture),
         ("at the layer", branch_layer, info.branch_layer),
         ("for the number of classes", num_classes, info.num_classes),
+        ("for the number of channels", channels, info.preprocessing.channels),
     ):
         if given is not None and given != own:
             raise BranchMismatchError(
@@ -208,14 +229,35 @@ def _loaded_classes(info: BranchInfo) -> int | None:
     return info.num_classes if takes_num_classes(info.architecture) else None
 
 
-def _resized(preprocessing: Preprocessing, size: int | None) -> Preprocessing:
+def _renormalised(
+    preprocessing: Preprocessing,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    scale: float | None,
+) -> Preprocessing:
+    """Changes how pixels are normalised; None leaves the model's own value."""
+    if mean is None and std is None and scale is None:
+        return preprocessing
+    return replace(
+        preprocessing,
+        mean=preprocessing.mean if mean is None else tuple(mean),
+        std=preprocessing.std if std is None else tuple(std),
+        scale=preprocessing.scale if scale is None else scale,
+        layout=None,
+    )
+
+
+def _resized(preprocessing: Preprocessing, size: int | tuple[int, int] | None) -> Preprocessing:
     """Changes the input size, with the crop's margin kept in proportion."""
     if size is None:
         return preprocessing
+    height, width = (size, size) if isinstance(size, int) else size
     resize = preprocessing.resize
     if resize is not None:
-        resize = round(resize * size / max(preprocessing.height, preprocessing.width))
-    return replace(preprocessing, height=size, width=size, resize=resize)
+        shorter, longer = sorted((preprocessing.height, preprocessing.width))
+        margin = resize / (longer if resize >= longer else shorter)
+        resize = round(margin * min(height, width))
+    return replace(preprocessing, height=height, width=width, resize=resize)
 
 
 def _load_sigmoid(dual: DualBranch, tensors: Mapping[str, Tensor] | None) -> bool:

@@ -55,6 +55,7 @@ class DualBranch(nn.Module):
             "log_softmax" or "sigmoid"), which was taken off; None if it returns logits.
         notes: a line for the user about each thing that isn't taken as the model gives it.
         input_size: (H, W) of the images in pixels; the graphs hold for this size.
+        channels: number of channels of the images.
         architecture: the name of the model.
 
     Example:
@@ -74,6 +75,7 @@ class DualBranch(nn.Module):
         example: Tensor | None = None,
         *,
         input_size: int | tuple[int, int] = 224,
+        channels: int = 3,
         target_layers: Sequence[str] = (),
         seed: int = 0,
         architecture: str | None = None,
@@ -81,28 +83,29 @@ class DualBranch(nn.Module):
         """Splits a copy of `model` and adds the sigmoid branch.
 
         Args:
-            model: a classifier, images float32 [B, 3, H, W] to logits [B, C].
+            model: a classifier, images float32 [B, n, H, W] to logits [B, C].
             branch_layer: the layer after which the sigmoid branch begins; None finds it. See
                 `sigcam.classifier.split.split`.
-            example: images float32 [B, 3, H, W] in place of `input_size`; only the shape
-                matters.
+            example: images float32 [B, n, H, W] in place of `input_size` and `channels`; only
+                the shape matters.
             input_size: the side of the square input, or (H, W), in pixels.
+            channels: n, the number of channels of an image.
             target_layers: the layers that maps are made of. None named: the branch layer, or
                 the last layer before it that the logits depend on everywhere.
             seed: the seed of the sigmoid branch's fresh parameters.
             architecture: the name to record; the model's class name when None.
 
         Raises:
-            UsageError: `example` isn't float32 [B, 3, H, W].
+            UsageError: `example` isn't float32 [B, n, H, W].
             ModelError: the model can't be split there.
         """
         super().__init__()
         if example is None:
             size = (input_size, input_size) if isinstance(input_size, int) else input_size
-            example = torch.zeros(1, 3, *size)
+            example = torch.zeros(1, channels, *size)
         if example.ndim != 4 or example.dtype != torch.float32 or len(example) < 1:
             raise UsageError(
-                f"example must be float32 [B, 3, H, W], got {example.dtype} {list(example.shape)}"
+                f"example must be float32 [B, n, H, W], got {example.dtype} {list(example.shape)}"
             )
         parts = split(model, example, branch_layer, target_layers)
         if parts.num_classes < 2:
@@ -117,6 +120,7 @@ class DualBranch(nn.Module):
         self.num_classes = parts.num_classes
         self.squashing, self.notes = parts.squashing, parts.notes
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
+        self.channels = int(example.shape[1])
         self.architecture = architecture or type(parts.traced.model).__name__
         self.features.requires_grad_(False)
         self.softmax_head.requires_grad_(False)
@@ -170,7 +174,7 @@ class DualBranch(nn.Module):
         """Computes both branches.
 
         Args:
-            images: float32 [B, 3, H, W], normalised as the model wants them.
+            images: float32 [B, n, H, W], normalised as the model wants them.
         """
         features = self.features(images)
         return DualOutput(self.softmax_head(features), self.sigmoid_head(features), features)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from sigcam.core.errors import SchemaError, UsageError
@@ -31,7 +31,7 @@ Kind = Literal["artifact", "head"]
 Task = Literal["single-label", "multi-label", "binary"]
 """What a classifier's logits mean; see `Spec.task`."""
 ResizeRule = Literal["crop", "stretch", "letterbox"]
-InputLayout = Literal["uint8_nhwc", "float32_nchw"]
+InputLayout = Literal["uint8_nhwc", "float32_nhwc", "float32_nchw"]
 SelectionMode = Literal["top1", "topk", "input"]
 QuantizedPrecision = Literal["int8", "int8-head", "fp16", "bf16"]
 
@@ -46,49 +46,103 @@ class Preprocessing:
             [height, width] is cut out; "stretch": resized to [height, width] whatever
             the aspect; "letterbox": fitted inside [height, width], the rest filled
             with the mean colour.
-        resize: length in pixels of the shorter side before the cut; "crop" only.
-        mean, std: per channel R, G, B, in units of pixel value / 255.
-        layout: "uint8_nhwc": raw RGB bytes, normalised in the graph; "float32_nchw":
-            (pixel / 255 - mean) / std, done by the caller.
+        resize: length in pixels of the shorter side before the cut; "crop" only. At least the
+            input's shorter side, which it is when None. An image that would then be smaller than
+            an input that isn't square is resized until it covers that.
+        mean, std: one number per channel, in units of pixel value / scale; as many channels as
+            numbers. Three are R, G, B, four may be R, G, B, A; one is grey.
+        scale: the pixel value that counts as 1. 255 stands for images of 8 bits; with any other
+            (65535 for 16 bits, 1 for values as they are) pixels are read as they are, as float32.
+        layout: "uint8_nhwc": raw bytes, normalised in the graph; "float32_nhwc": the same for a
+            scale other than 255, raw values; "float32_nchw": (pixel / scale - mean) / std, done
+            by the caller. None takes the raw one of the two that belongs to the scale.
+
+    Raises:
+        UsageError: a value out of range, or ones that contradict each other.
 
     Example:
         >>> Preprocessing(224, 224, "crop").resize
         224
         >>> Preprocessing(320, 480, "letterbox").rule
         'letterbox'
+        >>> six_bands = Preprocessing(64, 64, mean=(0.1,) * 6, std=(0.05,) * 6, scale=65535)
+        >>> six_bands.channels, six_bands.layout
+        (6, 'float32_nhwc')
     """
 
     height: int = 224
     width: int = 224
     rule: ResizeRule = "crop"
     resize: int | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    layout: InputLayout = "uint8_nhwc"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    layout: InputLayout | None = None
+    scale: float = 255.0
 
     def __post_init__(self) -> None:
         _positive("height", self.height)
         _positive("width", self.width)
         _choice("resize rule", self.rule, get_args(ResizeRule))
-        _choice("input layout", self.layout, get_args(InputLayout))
         if self.rule == "crop":
             if self.resize is None:
-                object.__setattr__(self, "resize", max(self.height, self.width))
+                object.__setattr__(self, "resize", min(self.height, self.width))
             _positive("resize", self.resize or 0)
-            if (self.resize or 0) < max(self.height, self.width):
+            if (self.resize or 0) < min(self.height, self.width):
                 raise UsageError(
-                    f"resize must be at least the input size {max(self.height, self.width)} "
+                    f"resize must be at least the input size {min(self.height, self.width)} "
                     f"for the rule 'crop', got {self.resize}"
                 )
         elif self.resize is not None:
             raise UsageError(f"resize belongs to the rule 'crop', not to {self.rule!r}")
+        self._check_channels()
+        self._check_scale()
+
+    def _check_channels(self) -> None:
         for name in ("mean", "std"):
             values = tuple(float(v) for v in getattr(self, name))
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise UsageError(f"{name} must be three finite numbers (R, G, B), got {values}")
+            if not values or not all(math.isfinite(v) for v in values):
+                raise UsageError(f"{name} must be finite numbers, one per channel, got {values}")
             object.__setattr__(self, name, values)
+        if len(self.mean) != len(self.std):
+            raise UsageError(
+                f"mean and std must have as many numbers as the network's input has channels, got "
+                f"{len(self.mean)} and {len(self.std)}; give both"
+            )
         if min(self.std) <= 0:
             raise UsageError(f"std must be above 0, got {self.std}")
+
+    def _check_scale(self) -> None:
+        object.__setattr__(self, "scale", float(self.scale))
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise UsageError(f"scale must be a finite number above 0, got {self.scale}")
+        if self.layout is None:
+            object.__setattr__(self, "layout", "uint8_nhwc" if self.takes_bytes else "float32_nhwc")
+        _choice("input layout", self.layout, get_args(InputLayout))
+        if self.layout == "uint8_nhwc" and not self.takes_bytes:
+            raise UsageError(
+                f"the layout uint8_nhwc is for 8-bit images, whose scale is 255, got the scale "
+                f"{self.scale:g}; take float32_nhwc (raw values) or float32_nchw (normalised)"
+            )
+        if self.layout == "float32_nhwc" and self.takes_bytes:
+            raise UsageError(
+                "the layout float32_nhwc is for pixel values that aren't bytes, whose scale isn't "
+                "255; take uint8_nhwc, or give the scale (1 for values as they are)"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Returns the number of channels of the network's input."""
+        return len(self.mean)
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Returns whether images are read as bytes; if not, as float32 with their own values."""
+        return self.scale == 255
+
+    @property
+    def raw(self) -> Preprocessing:
+        """Returns the same with raw pixels as its layout, [H, W, channels]."""
+        return replace(self, layout=None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import imagesize
 import numpy as np
 
 from sigcam.core.errors import DataError
@@ -24,6 +23,7 @@ from sigcam.data.dataset import (
     problem,
 )
 from sigcam.data.readers.text import is_file
+from sigcam.images.decode import size_of_file
 
 BOX_SLACK = 1
 """How many pixels a box may reach over the right and lower edge of its image.
@@ -156,11 +156,9 @@ def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
     try:
         if not path.is_file():
             return problem(place, f"the {what} {path} is missing")
-        info = imagesize.get_info(path, dpi=False, colors=False, channels=False)
+        size = size_of_file(path)
     except OSError as exc:
         return problem(place, f"the {what} {path} can't be read: {exc.strerror or exc}")
-    except Exception:  # a damaged header makes the library raise many kinds
+    if min(size) < 1:
         return problem(place, f"the {what} {path} is damaged or not an image")
-    if info.width < 1 or info.height < 1:
-        return problem(place, f"the {what} {path} is damaged or not an image")
-    return info.width, info.height
+    return size

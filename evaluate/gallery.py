@@ -137,7 +137,7 @@ def _image(
 ) -> GalleryImage:
     captions, overlays = [], []
     for model in models:
-        read = read_input(sample.path, model.uint8_preprocessing)
+        read = read_input(sample.path, model.raw_preprocessing)
         [prediction] = model.predict([read.tensor], [sample.label])
         predicted = model.spec.label(prediction.class_id)
         of = model.spec.label(prediction.cam_class)
@@ -160,7 +160,7 @@ def overlay_jpeg(
     """Draws a heatmap over its image, with boxes: a JPEG of at most 260 pixels a side.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: [H, W, n], as the artifact reads it.
         cam: floating [h, w].
         placement: where the network's input lies in the image.
         truth: true boxes (x0, y0, x1, y1) in whole pixels, both ends inside; drawn in green.

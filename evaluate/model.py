@@ -109,18 +109,19 @@ class EvaluatedModel:
         return self._model.takes_class_ids
 
     @property
-    def uint8_preprocessing(self) -> Preprocessing:
-        """Returns how images are read for the artifact: its own preprocessing, to uint8 [H, W, 3].
+    def raw_preprocessing(self) -> Preprocessing:
+        """Returns how images are read for the artifact: its own preprocessing, to raw pixels.
 
-        Changed images are uint8 too, so what the network's layout adds is done in `predict`.
+        Changed images have raw pixels too, [H, W, n] of the type that the artifact reads, so what
+        the network's layout adds is done in `predict`.
         """
-        return dataclasses.replace(self.spec.preprocessing, layout="uint8_nhwc")
+        return self.spec.preprocessing.raw
 
     def predict(self, images: Sequence[Array], labels: Sequence[int | None]) -> list[Prediction]:
         """Runs the artifact on a batch of images.
 
         Args:
-            images: uint8 [H, W, 3] each, read by `uint8_preprocessing`.
+            images: raw pixels [H, W, n] each, read by `raw_preprocessing`.
             labels: each image's true class, or None.
 
         Returns:
@@ -145,7 +146,7 @@ class EvaluatedModel:
         """Finds the most probable class of each image.
 
         Args:
-            images: uint8 [H, W, 3] each, of the input's size.
+            images: raw pixels [H, W, n] each, of the input's size.
 
         Returns:
             int64 [B].
@@ -159,7 +160,7 @@ class EvaluatedModel:
         """Makes the CAMs of named classes.
 
         Args:
-            images: uint8 [H, W, 3] each, of the input's size.
+            images: raw pixels [H, W, n] each, of the input's size.
             class_ids: int64 [B, K], 0 <= id < C.
 
         Returns:
@@ -192,7 +193,7 @@ class EvaluatedModel:
         """Computes the softmax probability of one class of each image.
 
         Args:
-            images: uint8 [H, W, 3] each, of the input's size.
+            images: raw pixels [H, W, n] each, of the input's size.
             class_ids: each image's class, 0 <= id < C.
 
         Returns:
@@ -237,7 +238,7 @@ class EvaluatedModel:
 
     def _batch(self, images: Sequence[Array]) -> Array:
         """Makes the network's input of images that have its size already."""
-        if self.spec.preprocessing.layout == "uint8_nhwc":
+        if self.spec.preprocessing.layout != "float32_nchw":
             return np.stack(images)
         # Only the numbers change, not the size.
         plain = dataclasses.replace(self.spec.preprocessing, rule="stretch", resize=None)
@@ -246,7 +247,7 @@ class EvaluatedModel:
 
 def preprocessings_of(models: Sequence[EvaluatedModel]) -> list[Preprocessing]:
     """Returns every way in which artifacts want their images read, each once."""
-    return list(dict.fromkeys(model.uint8_preprocessing for model in models))
+    return list(dict.fromkeys(model.raw_preprocessing for model in models))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

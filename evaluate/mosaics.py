@@ -34,6 +34,7 @@ from sigcam.evaluate.results.records import empty_record
 from sigcam.evaluate.results.store import EvaluationStore, check_folder, fingerprint
 from sigcam.evaluate.run import EvaluateOptions, Evaluation, open_models, shared_classes
 from sigcam.evaluate.stages import read_sample
+from sigcam.images.pixels import pixel_format
 from sigcam.images.preprocess import place, read_input
 
 _RIGHT = "right.json"
@@ -220,16 +221,16 @@ def mosaic_input(mosaic: Mosaic, preprocessing: Preprocessing) -> Array:
 
     Args:
         mosaic: the images.
-        preprocessing: of the network, of the layout "uint8_nhwc".
+        preprocessing: of the network, to raw pixels.
 
     Returns:
-        uint8 [height, width, 3] RGB.
+        Raw pixels [height, width, n].
 
     Raises:
         ImageError: an image that can't be read.
     """
     height, width = preprocessing.height, preprocessing.width
-    made = np.empty((height, width, 3), np.uint8)
+    made = np.empty((height, width, preprocessing.channels), pixel_format(preprocessing).dtype)
     for number, tile in enumerate(mosaic.tiles):
         own = made[tile_rectangle(height, width, number, mosaic.side)]
         own[...] = read_input(tile.path, _tile(preprocessing, *own.shape[:2])).tensor
@@ -327,7 +328,7 @@ def _run_alone(
         while batch := list(islice(feed, options.batch_size)):
             good = [one for one in batch if one.error is None]
             predicted = [
-                model.predicted([one.inputs[model.uint8_preprocessing][0] for one in good])
+                model.predicted([one.inputs[model.raw_preprocessing][0] for one in good])
                 for model in (models if good else ())
             ]
             rows = zip(*predicted, strict=True)
@@ -355,7 +356,7 @@ def _scored(
                 [[tile.label for tile in mosaic.tiles] for mosaic, _ in batch], np.int64
             )
             columns = [
-                model.cams([inputs[model.uint8_preprocessing] for _, inputs in batch], class_ids)
+                model.cams([inputs[model.raw_preprocessing] for _, inputs in batch], class_ids)
                 for model in models
             ]
             for cams in zip(*columns, strict=True):
@@ -400,13 +401,13 @@ def _image(
     label = mosaic.tiles[number].label
     captions, overlays = [], []
     for model in models:
-        pixels = mosaic_input(mosaic, model.uint8_preprocessing)
+        pixels = mosaic_input(mosaic, model.raw_preprocessing)
         [[cam]] = model.cams([pixels], np.array([[label]], np.int64))
         share = tile_shares(cam, number, mosaic.side)[0]
         name = model.spec.label(label) if label is not None else ""
         captions.append(f"heatmap of {name}, tile {number + 1}: {share:.0%} inside")
         height, width = pixels.shape[:2]
-        plain = replace(model.uint8_preprocessing, rule="stretch", resize=None)
+        plain = replace(model.raw_preprocessing, rule="stretch", resize=None)
         rows, columns = tile_rectangle(height, width, number, mosaic.side)
         corners = (columns.start, rows.start, columns.stop - 1, rows.stop - 1)
         overlays.append(overlay_jpeg(pixels, cam, place(plain, height, width), [corners]))

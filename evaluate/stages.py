@@ -27,7 +27,7 @@ class ReadSample:
 
     Attributes:
         sample: the sample.
-        inputs: for each preprocessing the image as the network gets it, uint8 [H, W, 3], and
+        inputs: for each preprocessing the image as the network gets it, raw pixels [H, W, n], and
             where that lies in the image; empty where it can't be read.
         error: why the image can't be read; None where it can.
     """
@@ -78,7 +78,7 @@ def read_sample(sample: Sample, preprocessings: Sequence[Preprocessing]) -> Read
 
     Args:
         sample: the sample.
-        preprocessings: each of the layout "uint8_nhwc".
+        preprocessings: each to raw pixels (`Preprocessing.raw`).
 
     Example:
         >>> from pathlib import Path
@@ -117,7 +117,7 @@ def predict_batches(
         good = [read for read in batch if read.error is None]
         labels = [read.sample.label for read in good]
         columns = [
-            model.predict([read.inputs[model.uint8_preprocessing][0] for read in good], labels)
+            model.predict([read.inputs[model.raw_preprocessing][0] for read in good], labels)
             for model in (models if good else ())
         ]
         predictions = zip(*columns, strict=True)
@@ -147,7 +147,7 @@ def change_sample(
     """
     changed = [
         change_image(
-            sample.read.inputs[model.uint8_preprocessing][0],
+            sample.read.inputs[model.raw_preprocessing][0],
             prediction,
             faithfulness,
             interpolation,
@@ -223,7 +223,7 @@ def score_sample(
     """
     records = []
     for model, prediction, values in zip(models, sample.predictions, sample.values, strict=False):
-        placement = sample.read.inputs[model.uint8_preprocessing][1]
+        placement = sample.read.inputs[model.raw_preprocessing][1]
         record = score_image(prediction, sample.read.sample, placement, scoring)
         for name, value in values.items():
             record[name] = value

@@ -172,8 +172,9 @@ def preprocessing_of(
     """Returns the preprocessing: the options', the classifier's own, or ImageNet's.
 
     Raises:
-        ExportError: it is for another input size than the model.
+        ExportError: it is for another input size or number of channels than the model.
     """
+    channels = dual_of(classifier).channels
     height, width = dual_of(classifier).input_size
     preprocessing = options.preprocessing
     if preprocessing is None and not isinstance(classifier, DualBranch):
@@ -184,6 +185,12 @@ def preprocessing_of(
             f"the preprocessing must have the size that the model was split for, {height}x{width}, "
             f"got {preprocessing.height}x{preprocessing.width}; make the DualBranch with "
             f"input_size=({preprocessing.height}, {preprocessing.width})"
+        )
+    if preprocessing.channels != channels:
+        raise ExportError(
+            f"the preprocessing must have the {channels} channels that the model was split for, "
+            f"got a mean and std of {preprocessing.channels}; give {channels} numbers each in "
+            "ExportOptions.preprocessing"
         )
     return preprocessing
 

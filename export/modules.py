@@ -16,7 +16,6 @@ from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.spec import (
     MAX_RANKS,
     ClassSelection,
-    InputLayout,
     Preprocessing,
     SelectionMode,
 )
@@ -36,7 +35,7 @@ _STAGES = 3
 
 
 class Normalise(nn.Module):
-    """Turns `image` as the artifact takes it into normalised float32 [B, 3, H, W].
+    """Turns `image` as the artifact takes it into normalised float32 [B, n, H, W].
 
     Example:
         >>> normalise = Normalise(Preprocessing(2, 2, mean=(0, 0, 0), std=(1, 1, 1)))
@@ -48,23 +47,29 @@ class Normalise(nn.Module):
         """Prepares the normalisation.
 
         Args:
-            preprocessing: its layout, mean and deviation count; the size doesn't.
+            preprocessing: its layout, scale, mean and deviation count; the size doesn't.
         """
         super().__init__()
-        self.layout: InputLayout = preprocessing.layout
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(1, 3, 1, 1)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(1, 3, 1, 1)
-        # (pixel / 255 - mean) / std as one factor and one shift.
-        self.factor = nn.Parameter((1 / (255 * std)).float(), requires_grad=False)
-        self.shift = nn.Parameter((-mean / std).float(), requires_grad=False)
+        self.layout = preprocessing.layout
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(1, -1, 1, 1)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(1, -1, 1, 1)
+        # (pixel / scale - mean) / std as one factor and one shift.
+        factor = 1 / (preprocessing.scale * std)
+        self.factor = nn.Parameter(factor.float(), requires_grad=False)
+        # Values that aren't bytes may lie far from 0: the mean comes off before the product,
+        # which would round it away.
+        shift = -mean / std if preprocessing.takes_bytes else -mean * preprocessing.scale
+        self.shift = nn.Parameter(shift.float(), requires_grad=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalises uint8 [B, H, W, 3]; float32 [B, 3, H, W] passes unchanged."""
+        """Normalises raw pixels [B, H, W, n]; float32 [B, n, H, W] passes unchanged."""
         if self.layout == "float32_nchw":
             return image
         # Float before the transpose: TensorRT can't transpose uint8. Contiguous after
         # it, or a flatten in the head meets channels-last strides.
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        if self.layout == "float32_nhwc":
+            return (pixels + self.shift) * self.factor
         return pixels * self.factor + self.shift
 
 
@@ -267,7 +272,7 @@ class ArtifactGraph(nn.Module):
         """Computes the outputs in one pass.
 
         Args:
-            image: uint8 [B, H, W, 3] RGB or float32 [B, 3, H, W], by the preprocessing.
+            image: raw pixels [B, H, W, n] or float32 [B, n, H, W], by the preprocessing.
             class_ids: int64 [B, K], for the class selection "input".
         """
         entry = self.front(self.normalise(image))
@@ -419,10 +424,11 @@ def _too_few_layers(method: str, dual: DualBranch) -> str:
 
 
 def _example_image(preprocessing: Preprocessing) -> Tensor:
-    H, W = preprocessing.height, preprocessing.width
-    if preprocessing.layout == "uint8_nhwc":
-        return torch.zeros(_BATCH, H, W, 3, dtype=torch.uint8)
-    return torch.zeros(_BATCH, 3, H, W)
+    H, W, n = preprocessing.height, preprocessing.width, preprocessing.channels
+    if preprocessing.layout == "float32_nchw":
+        return torch.zeros(_BATCH, n, H, W)
+    dtype = torch.uint8 if preprocessing.takes_bytes else torch.float32
+    return torch.zeros(_BATCH, H, W, n, dtype=dtype)
 
 
 def _example_ids() -> Tensor:

@@ -62,7 +62,7 @@ class Cascade:
 
     Attributes:
         options: what is computed, with what the classifier adds to it.
-        preprocessing: how an image becomes the input, bytes [H, W, 3].
+        preprocessing: how an image becomes the input, raw pixels [H, W, n].
         stages: what is redrawn, in order.
 
     Example:
@@ -103,9 +103,7 @@ class Cascade:
                 f"seed must be at least 0 and max_stages at least 1, got {seed} and {max_stages}"
             )
         self.options = completed_options(options, classifier)
-        self.preprocessing: Preprocessing = dataclasses.replace(
-            preprocessing_of(options, classifier), layout="uint8_nhwc"
-        )
+        self.preprocessing: Preprocessing = preprocessing_of(options, classifier).raw
         dual = dual_of(classifier)
         dual.check_finite(sigmoid=self.options.has_sigmoid)
         # Never the caller's, which redrawing would spoil.
@@ -126,7 +124,7 @@ class Cascade:
         stages. A cascade runs once: afterwards nothing is left of what was learnt.
 
         Args:
-            images: uint8 [P, H, W, 3], as `preprocessing` makes them.
+            images: raw pixels [P, H, W, n], as `preprocessing` makes them.
             batch_size: images in one pass.
 
         Yields:

@@ -1,4 +1,4 @@
-"""Reading images: a path, encoded bytes or an array becomes upright RGB bytes.
+"""Reading images: a path, encoded bytes or an array becomes the upright pixels of a model.
 
 A file is checked before it is decoded: its size by the header, and that its end is there, as a
 decoder may fill a missing part with grey and say nothing.
@@ -10,11 +10,11 @@ import io
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import cv2
 import imagesize
@@ -22,8 +22,11 @@ import numpy as np
 
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.types import Array
+from sigcam.images.npy import MAGIC, npy_size, read_npy
+from sigcam.images.pixels import RGB, PixelFormat, converted
+from sigcam.images.tiff import TiffHeader, exif_orientation, read_bands, tiff_header
 
-FORMATS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF or NPY"
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
 
@@ -47,20 +50,26 @@ _FLIPPED = {
 }
 
 
-def read_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Array:
+def read_image(
+    source: ImageLike,
+    max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    pixels: PixelFormat = RGB,
+) -> Array:
     """Reads an image.
 
     Args:
-        source: the path of a file; the bytes of one; or an array: uint8 or uint16,
-            [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA. Files are JPEG, PNG, WebP,
-            GIF (the first frame), BMP or TIFF of any colour type. Alpha is dropped, 16 bits
-            become the upper 8, and EXIF orientation is honoured.
+        source: the path of a file; the bytes of one; or an array [H, W] or [H, W, channels].
+            Files are JPEG, PNG, WebP, GIF (the first frame), BMP, TIFF of any colour type or with
+            any number of bands (interleaved, in planes or one a page; the package tifffile reads
+            those), or NPY with such an array. EXIF orientation is honoured.
         max_pixels: files with more pixels are refused by their header, before they are
             decoded; None for no limit. Arrays are decoded already and not limited.
+        pixels: what is wanted; uint8 RGB by default. `sigcam.images.pixels.converted` says which
+            numbers of channels and types become which.
 
     Returns:
-        uint8 [H, W, 3] RGB, upright, C-contiguous. An array that is so already is
-        returned itself, not a copy.
+        uint8 [H, W, channels], or float32 where `pixels` says so; upright, C-contiguous. An array
+        that is so already is returned itself, not a copy.
 
     Raises:
         ImageError: a file that is missing, unreadable, empty, truncated, too large or not an
@@ -73,10 +82,12 @@ def read_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         >>> done, data = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))
         >>> read_image(data.tobytes()).shape
         (4, 6, 3)
+        >>> read_image(data.tobytes(), pixels=PixelFormat(1)).shape
+        (4, 6, 1)
     """
     if isinstance(source, np.ndarray):
-        return from_array(source)
-    return open_image(source, max_pixels).decode()
+        return converted(source, pixels)
+    return open_image(source, max_pixels).decode(pixels)
 
 
 def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Encoded:
@@ -117,38 +128,6 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         raise ImageError(f"cannot read {path}: {reason}; check the path") from exc
 
 
-def from_array(array: Array) -> Array:
-    """Checks an array, and returns it as `read_image` would.
-
-    Raises:
-        ImageError: another shape or dtype.
-
-    Example:
-        >>> grey = np.array([[0, 65535]], np.uint16)
-        >>> from_array(grey).tolist()
-        [[[0, 0, 0], [255, 255, 255]]]
-    """
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
-        return np.ascontiguousarray(array)  # the usual one, without the texts below
-    wanted = "uint8 or uint16, [H, W], [H, W, 1], [H, W, 3] RGB or [H, W, 4] RGBA"
-    got = f"{array.dtype} {list(array.shape)}"
-    if array.ndim == 4:
-        raise ImageError(f"one image is {wanted}, got {got}; pass several as a list of arrays")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"an image is {wanted}, got {got}")
-    if array.size == 0:
-        raise ImageError(f"an image has at least one pixel, got {got}")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise ImageError(f"an image is {wanted}, got {got}; scale it to 0..255 as uint8")
-    if array.ndim == 2 or array.shape[2] == 1:
-        array = np.broadcast_to(array.reshape(*array.shape[:2], 1), (*array.shape[:2], 3))
-    elif array.shape[2] == 4:
-        array = array[:, :, :3]
-    return np.ascontiguousarray(array)
-
-
 @dataclass(frozen=True, eq=False)
 class Encoded:
     """An image file whose header is readable and whose end is there.
@@ -159,6 +138,7 @@ class Encoded:
         name: what errors call it.
         height, width: of the upright image, by the header.
         orientation: by EXIF, 1 to 8; anything else where there is none.
+        tiff: the tags of a TIFF; None for another format, or where they are damaged.
     """
 
     data: bytes
@@ -167,17 +147,32 @@ class Encoded:
     height: int
     width: int
     orientation: int
+    tiff: TiffHeader | None = None
 
-    def decode(self) -> Array:
-        """Decodes the image: uint8 [H, W, 3] RGB, upright.
+    def decode(self, pixels: PixelFormat = RGB) -> Array:
+        """Decodes the image: uint8 or float32 [H, W, channels], upright.
+
+        Args:
+            pixels: what is wanted.
 
         Raises:
-            ImageError: damaged.
+            ImageError: damaged, or of another number of channels or type of values.
         """
-        return self._decoded(cv2.IMREAD_COLOR_RGB)
+        if self.kind == "NPY":
+            return converted(read_npy(self.data, self.name), pixels, self.name)
+        in_colour = pixels.as_bytes and pixels.channels in (1, 3)
+        if self.tiff is not None:
+            colours = self.tiff.is_photograph
+            if not colours or not (in_colour or self.tiff.is_exact):
+                bands = _upright(read_bands(self.data, self.name), self.tiff.orientation)
+                return converted(bands, pixels, self.name)
+            in_colour = in_colour and self.tiff.is_unsigned and self.tiff.bits <= 16
+        # Grey files too: as colours their values are the same three times.
+        image = self._decoded(cv2.IMREAD_COLOR_RGB) if in_colour else self._as_stored()
+        return converted(image, pixels, self.name)
 
-    def decode_reduced(self, reduction: int) -> Array:
-        """Decodes the image shrunk so many times, [ceil(H / reduction), ceil(W / reduction), 3].
+    def decode_reduced(self, reduction: int, pixels: PixelFormat = RGB) -> Array:
+        """Decodes the image shrunk so many times.
 
         Cell by cell from the upright image's first row and column on. A cell's pixel is
         made from the lowest frequencies of its block, which is its mean but for the ringing
@@ -185,40 +180,75 @@ class Encoded:
 
         Args:
             reduction: 2, 4 or 8, not above `coarsest(...)`.
+            pixels: what is wanted, bytes.
+
+        Returns:
+            uint8 [ceil(H / reduction), ceil(W / reduction), channels].
 
         Raises:
-            ImageError: damaged.
+            ImageError: damaged, or of another number of channels.
         """
         image = self._decoded(_REDUCED[reduction])
-        return cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        colours = cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+        return converted(colours, pixels, self.name)
 
-    def coarsest(self, reduction: int) -> int:
+    def coarsest(self, reduction: int, pixels: PixelFormat = RGB) -> int:
         """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at.
 
         Only JPEG's blocks allow it. They count from the stored image's first row and
         column: where the upright one's is another, its size must be a multiple.
         """
-        if self.kind != "JPEG":
+        if self.kind != "JPEG" or not pixels.as_bytes:
             return 1
         rows, columns = _FLIPPED.get(self.orientation, (False, False))
         return math.gcd(reduction, self.height if rows else 0, self.width if columns else 0)
 
     def _decoded(self, flags: int) -> Array:
+        # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
+        return self._read(lambda data: cv2.imdecode(data, flags))
+
+    def _as_stored(self) -> Array:
+        """Decodes with the file's own channels, as RGB or RGBA, and its own type."""
+        metadata: list[tuple[int, bytes]] = []
+
+        def read(data: Array) -> Any:
+            image, kinds, values = cv2.imdecodeWithMetadata(data, flags=cv2.IMREAD_UNCHANGED)
+            metadata.extend(
+                (int(kind), np.asarray(value).tobytes())
+                for kind, value in zip(kinds, values or (), strict=False)
+            )
+            return image
+
+        image = self._read(read)
+        if image.ndim == 3 and image.shape[2] in (3, 4):
+            order = [2, 1, 0, 3][: image.shape[2]]
+            image = image[:, :, order]
+        if self.kind == "TIFF":  # which OpenCV turns by itself
+            return image
+        found = dict(metadata).get(cv2.IMAGE_METADATA_EXIF, b"")
+        return _upright(image, exif_orientation(found))
+
+    def _read(self, decoder: Callable[[Array], Any]) -> Array:
         broken = (
             f"{self.name} is a {self.kind} that can't be decoded: damaged or truncated; "
             "get it again"
         )
         with quiet_opencv():
             try:
-                # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
-                image = cast(
-                    "Array | None", cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
-                )
+                image = cast("Array | None", decoder(np.frombuffer(self.data, np.uint8)))
             except cv2.error as exc:
                 raise ImageError(broken) from exc
-        if image is None:
+        if image is None or image.size == 0:
             raise ImageError(broken)
         return image
+
+
+def _upright(image: Array, orientation: int) -> Array:
+    """Turns a stored image as EXIF says; orientations 5 to 8 change rows and columns too."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    rows, columns = _FLIPPED.get(orientation, (False, False))
+    return image[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded:
@@ -248,7 +278,11 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
     kind = _format_of(head)
     if kind is None:
         raise ImageError(f"{name} is not an image that sigcam reads; convert it to {FORMATS}")
-    width, height, orientation = _header(stream)
+    stream.seek(0)
+    if kind == "NPY":
+        (width, height), orientation = npy_size(stream, name), 0
+    else:
+        width, height, orientation = _header(stream)
     if width < 1 or height < 1:
         raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
     if max_pixels is not None and width * height > max_pixels:
@@ -260,7 +294,36 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
     data = stream.read()
     if not _is_whole(kind, data):
         raise ImageError(f"{name} is a truncated {kind}: its end is missing; get it again")
-    return Encoded(data, kind, name, height, width, orientation)
+    tags = tiff_header(data) if kind == "TIFF" else None
+    return Encoded(data, kind, name, height, width, orientation, tags)
+
+
+def size_of_file(path: Path) -> tuple[int, int]:
+    """Reads width and height of an image's file from its header, upright.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The size in pixels; zeros where the header can't be read.
+
+    Raises:
+        OSError: the file can't be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/a.npy", np.zeros((4, 6, 5), np.uint16))
+        ...     size_of_file(Path(folder, "a.npy"))
+        (6, 4)
+    """
+    with path.open("rb") as stream:
+        is_npy = stream.read(len(MAGIC)) == MAGIC
+        stream.seek(0)
+        try:
+            return npy_size(stream, str(path)) if is_npy else _header(stream)[:2]
+        except ImageError:
+            return 0, 0
 
 
 def _header(stream: BinaryIO) -> tuple[int, int, int]:
@@ -287,6 +350,7 @@ _SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "TIFF": (b"II*\0", b"MM\0*"),
     "BMP": (b"BM",),
+    "NPY": (MAGIC,),
 }
 
 

@@ -8,7 +8,9 @@ from typing import NamedTuple, NoReturn
 
 from sigcam.core.errors import DataError
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".npy")
+)
 """How the names of image files end, in small letters."""
 
 SUFFIXES_TEXT = ", ".join(sorted(IMAGE_SUFFIXES))

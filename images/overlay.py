@@ -9,6 +9,7 @@ import numpy as np
 
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
+from sigcam.images.pixels import shown
 
 # Its lightness rises steadily with the value, so it reads the same in grey print and for
 # colour-blind eyes, and half laid over a photograph it dims what has no evidence.
@@ -28,7 +29,8 @@ def draw(
     """Lays a heatmap's colours and boxes over an image.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: uint8 or float32 [H, W, n], as the model reads it; `sigcam.images.pixels.shown`
+            says how other channels than RGB are shown.
         heatmap: float32 [H, W] in [0, 1]; None leaves the image uncoloured.
         crop_box: x0, y0, x1, y1 in pixels, ends out. Outside it, where the network saw
             nothing, the image stays as it is.
@@ -49,6 +51,7 @@ def draw(
     """
     if not 0 <= alpha <= 1:
         raise UsageError(f"alpha must be from 0 to 1, got {alpha}")
+    image = shown(image)
     drawn = image.copy()
     if heatmap is not None:
         x0, y0, x1, y1 = crop_box

@@ -36,9 +36,9 @@ from sigcam.core.types import Array
 from sigcam.images.decode import (
     DEFAULT_MAX_PIXELS,
     ImageLike,
-    from_array,
     open_image,
 )
+from sigcam.images.pixels import RGB, PixelFormat, converted, pixel_format
 
 Source = Path | bytes
 
@@ -141,15 +141,22 @@ def place(preprocessing: Preprocessing, height: int, width: int) -> Placement:
 
     The rule "crop" sees what torchvision's Resize and CenterCrop would leave, rounded to
     whole pixels of the image, or to whole cells of the box average where there is one:
-    less than a pixel's difference at each edge, of the image or of the input.
+    less than a pixel's difference at each edge, of the image or of the input. Where the cut
+    would be larger than the resized image, which only happens to inputs that aren't square and
+    which torchvision pads, the image is resized until it covers the input.
 
     Example:
         >>> place(Preprocessing(224, 224, "crop", 256), 480, 640).crop_box
         (110, 30, 530, 450)
+        >>> place(Preprocessing(320, 640, "crop"), 500, 1000).crop_box
+        (0, 0, 1000, 500)
     """
     if preprocessing.rule == "crop":
-        scale = min(height, width) / (
-            preprocessing.resize or min(preprocessing.height, preprocessing.width)
+        resize = preprocessing.resize or min(preprocessing.height, preprocessing.width)
+        scale = min(
+            min(height, width) / resize,
+            height / preprocessing.height,
+            width / preprocessing.width,
         )
         return Placement(
             _cut(height, preprocessing.height, scale), _cut(width, preprocessing.width, scale)
@@ -191,14 +198,15 @@ def prepare(
     """Makes the network's input from an image.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: [H, W, n] with n = `preprocessing.channels`; uint8, or float32 where the model
+            takes no bytes.
         preprocessing: of the model.
         out: where to write the input; a new array when None.
 
     Returns:
-        The input: for the layout "uint8_nhwc" uint8 [height, width, 3] RGB, for
-        "float32_nchw" float32 [3, height, width], (pixel / 255 - mean) / std; and where
-        it lies in the image.
+        The input: for the layouts "uint8_nhwc" and "float32_nhwc" pixels of the image's type
+        [height, width, n], for "float32_nchw" float32 [n, height, width],
+        (pixel / scale - mean) / std; and where it lies in the image.
 
     Example:
         >>> tensor, placement = prepare(np.zeros((480, 640, 3), np.uint8), Preprocessing())
@@ -220,7 +228,7 @@ def input_of(
     """Makes the network's input from an image, or from one that was shrunk before.
 
     Args:
-        image: uint8 RGB, [H, W, 3], or [ceil(H / reduction), ceil(W / reduction), 3].
+        image: as for `prepare`, or [ceil(H / reduction), ceil(W / reduction), n].
         placement: of the input in the whole image.
         preprocessing: of the model.
         reduction: a divisor of `placement.reduction`.
@@ -235,28 +243,51 @@ def input_of(
         >>> input_of(image, place(preprocessing, 4, 8), preprocessing)[0].tolist()
         [[10, 20, 30], [10, 20, 30]]
     """
-    as_bytes = preprocessing.layout == "uint8_nhwc"
-    shape = (preprocessing.height, preprocessing.width, 3)
-    canvas = out if as_bytes and out is not None else np.empty(shape, np.uint8)
+    is_raw = preprocessing.layout != "float32_nchw"
+    shape = (preprocessing.height, preprocessing.width, preprocessing.channels)
+    dtype = pixel_format(preprocessing).dtype
+    canvas: Array = out if is_raw and out is not None else np.empty(shape, dtype)
     rows, columns = placement.rows, placement.columns
     if (rows.shown, columns.shown) != (rows.length, columns.length):
-        canvas[:] = [round(255 * min(max(value, 0.0), 1.0)) for value in preprocessing.mean]
+        canvas[:] = mean_colour(preprocessing)
     _shrink(image, placement, reduction, canvas[rows.filled, columns.filled])
-    if as_bytes:
+    if is_raw:
         return canvas
-    scale = np.array([1 / (255 * std) for std in preprocessing.std], np.float32)
+    scale = np.array([1 / (preprocessing.scale * std) for std in preprocessing.std], np.float32)
     shift = np.array(
         [-mean / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)],
         np.float32,
     )
-    planes = out if out is not None else np.empty((3, *shape[:2]), np.float32)
+    planes = out if out is not None else np.empty((shape[2], *shape[:2]), np.float32)
+    if not preprocessing.takes_bytes:
+        # The mean first: values far from 0 would lose their digits in the product.
+        centre = np.array(mean_colour(preprocessing), np.float32)
+        np.subtract(canvas.transpose(2, 0, 1), centre[:, None, None], out=planes)
+        planes *= scale[:, None, None]
+        return planes
     np.multiply(canvas.transpose(2, 0, 1), scale[:, None, None], out=planes)
     planes += shift[:, None, None]
     return planes
 
 
+def mean_colour(preprocessing: Preprocessing) -> list[float]:
+    """Returns the pixel that is zero once it is normalised, one number per channel.
+
+    Bytes are rounded, and a mean outside their range counts as its nearer end.
+
+    Example:
+        >>> mean_colour(Preprocessing())
+        [124, 116, 104]
+        >>> mean_colour(Preprocessing(mean=(-0.5, 2.0), std=(1, 1), scale=100))
+        [-50.0, 200.0]
+    """
+    if not preprocessing.takes_bytes:
+        return [preprocessing.scale * value for value in preprocessing.mean]
+    return [round(255 * min(max(value, 0.0), 1.0)) for value in preprocessing.mean]
+
+
 def _shrink(image: Array, placement: Placement, reduction: int, out: Array) -> None:
-    """Writes the crop box into `out`, uint8 [shown, shown, 3], at that size."""
+    """Writes the crop box into `out`, [shown, shown, n], at that size."""
     rows, columns = placement.rows, placement.columns
     top, height = rows.start // reduction, rows.used // reduction
     left, width = columns.start // reduction, columns.used // reduction
@@ -264,6 +295,8 @@ def _shrink(image: Array, placement: Placement, reduction: int, out: Array) -> N
     size = (columns.used // columns.factor, rows.used // rows.factor)
     if size != (width, height):
         part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        # OpenCV drops the axis of a single channel.
+        part = part.reshape(*part.shape[:2], out.shape[2])
     if size != (columns.shown, rows.shown):
         cv2.resize(part, (columns.shown, rows.shown), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
@@ -282,24 +315,27 @@ class Original:
         source: Source = b"",
         shape: tuple[int, ...] = (),
         stamp: tuple[int, int] | None = None,
+        pixels: PixelFormat = RGB,
     ) -> None:
         """Keeps an image or where it comes from.
 
         Args:
-            image: uint8 [H, W, 3] RGB, upright; None to decode `source` later.
+            image: uint8 or float32 [H, W, n], upright; None to decode `source` later.
             source: absolute path or the bytes of a file, which was read before.
             shape: of the image.
             stamp: length and time of change of the file.
+            pixels: what `source` is decoded to.
         """
         self._image = image
         self._source = source
         self._shape = shape
         self._stamp = stamp
+        self._pixels = pixels
         self._lock = threading.Lock()
 
     @property
     def image(self) -> Array:
-        """Returns the image, uint8 [H, W, 3] RGB, upright; decodes it once.
+        """Returns the image as the model reads it, [H, W, n], upright; decodes it once.
 
         Raises:
             ImageError: its file is gone, or another one since it was read.
@@ -318,7 +354,7 @@ class Original:
                 f"the image was explained, but can't be shown: {exc}; keep the file until then, "
                 "or pass its bytes"
             ) from exc
-        image = found.decode()
+        image = found.decode(self._pixels)
         # Looked at after reading: what was read is then the file of that time.
         if _stamp(self._source) != self._stamp or image.shape != self._shape:
             raise ImageError(
@@ -367,22 +403,23 @@ def read_input(
         >>> read_input(np.zeros((60, 80, 3), np.uint8), Preprocessing(32, 32)).tensor.shape
         (32, 32, 3)
     """
+    pixels = pixel_format(preprocessing)
     if isinstance(source, np.ndarray):
-        return _whole(from_array(source), preprocessing)
+        return _whole(converted(source, pixels), preprocessing)
     path = Path(source).absolute() if isinstance(source, (str, os.PathLike)) else None
     stamp = None if path is None else _stamp(path)
     found = open_image(source, max_pixels)
     placement = place(preprocessing, found.height, found.width)
-    reduction = found.coarsest(placement.reduction)
+    reduction = found.coarsest(placement.reduction, pixels)
     if reduction == 1:
-        return _whole(found.decode(), preprocessing)
-    image = found.decode_reduced(reduction)
-    shape = (found.height, found.width, 3)
-    if image.shape != (-(-shape[0] // reduction), -(-shape[1] // reduction), 3):
+        return _whole(found.decode(pixels), preprocessing)
+    image = found.decode_reduced(reduction, pixels)
+    shape = (found.height, found.width, pixels.channels)
+    if image.shape != (-(-shape[0] // reduction), -(-shape[1] // reduction), shape[2]):
         # The header isn't what the decoder goes by, so the pixels decide.
-        return _whole(found.decode(), preprocessing)
+        return _whole(found.decode(pixels), preprocessing)
     tensor = input_of(image, placement, preprocessing, reduction=reduction)
-    return Prepared(tensor, placement, Original(None, path or found.data, shape, stamp))
+    return Prepared(tensor, placement, Original(None, path or found.data, shape, stamp, pixels))
 
 
 def _whole(image: Array, preprocessing: Preprocessing) -> Prepared:

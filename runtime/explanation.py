@@ -126,8 +126,9 @@ class Explanation:
 
     @property
     def image(self) -> Array:
-        """Returns the image, uint8 [H, W, 3] RGB, upright.
+        """Returns the image as the model reads it, [H, W, n], upright.
 
+        That is uint8 [H, W, 3] RGB for most; float32 where the model takes no bytes.
         An array given to the Session is held here itself: change it, and the overlay changes.
         A large JPEG was decoded smaller for the network, and is decoded whole when this is
         first asked for, once for all classes of the image: from the bytes, which are kept,
@@ -194,6 +195,9 @@ class Explanation:
 
         Returns:
             uint8 [H, W, 3] RGB in a new array. The plain image where the heatmap isn't valid.
+            Of an image of one or two channels, the first is shown in grey; of more than three,
+            the first three are, as red, green and blue; values that aren't bytes from the
+            smallest to the largest of those shown.
 
         Raises:
             UsageError: alpha or box_threshold out of range.

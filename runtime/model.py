@@ -191,8 +191,8 @@ class ExportedModel:
         """Runs the network once.
 
         Args:
-            batch: the input in the spec's layout: uint8 [B, H, W, 3] RGB, or float32
-                [B, 3, H, W], normalised.
+            batch: the input in the spec's layout: raw pixels [B, H, W, n], uint8 (RGB) or
+                float32, or float32 [B, n, H, W], normalised.
             class_ids: int64 [B, K], ids from 0 or ranks (-1 the most probable class); None for
                 the most probable class, or for those that the model chooses itself.
             wanted: what is read of the graph.

@@ -198,7 +198,8 @@ class Session:
 
         Args:
             images: one image (path, bytes of a file, or array, see `read_image`) or a
-                list of images, which are run in batches.
+                list of images, which are run in batches. An array has the channels of the
+                model's input: [H, W, n].
             classes: a class or several, by id or name; only for artifacts exported with
                 `--classes input`. None stands for the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import prepare
 
-Pixels = npt.NDArray[np.uint8]
+Pixels: TypeAlias = npt.NDArray[Any]
+"""Raw pixels, [..., H, W, n]: uint8, or float32 for a model that takes no bytes."""
 
 _TRIES = 10
 _MAX_ASPECT = 4 / 3
@@ -63,22 +65,21 @@ class Augmentation:
         """Makes one view of an image.
 
         Args:
-            image: uint8 [H, W, 3] RGB.
-            preprocessing: of the network's input; its layout and normalisation aren't used.
+            image: [H, W, n], as it is read for the model.
+            preprocessing: of the network's input; its layout isn't used.
             index: number of the image in its data set.
             view: 0 for the plain preparation; any other number for a random crop (it may
                 be above `views`: on-the-fly training draws new ones every epoch).
 
         Returns:
-            uint8 [preprocessing.height, preprocessing.width, 3] RGB, C-contiguous.
+            [preprocessing.height, preprocessing.width, n] of the image's type, C-contiguous.
         """
         if view == 0:
-            return _prepared(image, replace(preprocessing, layout="uint8_nhwc"))
+            return _prepared(image, preprocessing.raw)
         rng = np.random.default_rng([self.seed, index, view])
         top, left, height, width = self._rectangle(rng, image.shape[0], image.shape[1])
         crop = np.ascontiguousarray(image[top : top + height, left : left + width])
-        target = Preprocessing(preprocessing.height, preprocessing.width, "stretch")
-        made = _prepared(crop, target)
+        made = _prepared(crop, replace(preprocessing.raw, rule="stretch", resize=None))
         # Drawn even if flips are off, so that the crops are the same with and without.
         flipped = rng.random() < 0.5
         return np.ascontiguousarray(made[:, ::-1]) if self.flip and flipped else made

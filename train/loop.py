@@ -252,6 +252,11 @@ def _check_call(dual: DualBranch, views: TrainingViews, run: _Run) -> None:
             f"the preprocessing must have the input size {list(dual.input_size)} that the model "
             f"was split at, got {size}"
         )
+    if views.preprocessing.channels != dual.channels:
+        raise UsageError(
+            f"the preprocessing must have the {dual.channels} channels that the model was split "
+            f"for, got a mean and std of {views.preprocessing.channels}"
+        )
     if run.resume and run.folder is None:
         raise UsageError("resume needs run_dir, the folder with the checkpoint")
 

@@ -23,6 +23,7 @@ from sigcam.core.errors import ImageError, ModelError, UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, labelled, match_classes
 from sigcam.images.decode import read_image
+from sigcam.images.pixels import pixel_format
 from sigcam.images.preprocess import Original, read_input
 from sigcam.train.augment import Augmentation, Pixels
 
@@ -100,16 +101,19 @@ class TrainingViews:
             views: their indices; see `Augmentation.view`.
 
         Returns:
-            uint8 [V, height, width, 3] RGB.
+            Raw pixels [V, height, width, n]: uint8, or float32 where the model takes no bytes.
 
         Raises:
-            ImageError: the file can't be decoded.
+            ImageError: the file can't be decoded, or has other channels or values.
         """
         file = self.dataset.samples[image].path
         plain = None
         if 0 in views:
-            plain = read_input(file, replace(self.preprocessing, layout="uint8_nhwc"))
-        whole = Original(read_image(file)) if plain is None else plain.original
+            plain = read_input(file, self.preprocessing.raw)
+        if plain is None:
+            whole = Original(read_image(file, pixels=pixel_format(self.preprocessing)))
+        else:
+            whole = plain.original
         made = [
             self.augmentation.view(whole.image, self.preprocessing, image, view)
             if view or plain is None
@@ -133,7 +137,7 @@ class Decoded:
 
     Attributes:
         job: which views were wanted.
-        pixels: uint8 [V, H, W, 3]; None if the image can't be read.
+        pixels: [V, H, W, n]; None if the image can't be read.
         error: the reason why it can't be.
     """
 
@@ -207,16 +211,16 @@ class FeatureRunner:
     ) -> None:
         self.features = fold_batch_norms(dual.features)
         self.neck, self.device = head_of(dual, head).neck, device
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(preprocessing.mean, device=device).reshape(shape) * 255
-        self._scale = 1 / (torch.tensor(preprocessing.std, device=device).reshape(shape) * 255)
+        shape, scale = (1, -1, 1, 1), preprocessing.scale
+        self._mean = torch.tensor(preprocessing.mean, device=device).reshape(shape) * scale
+        self._scale = 1 / (torch.tensor(preprocessing.std, device=device).reshape(shape) * scale)
         self._format = self._memory_format(preprocessing)
 
     def __call__(self, pixels: Pixels) -> torch.Tensor:
         """Computes the neck's output.
 
         Args:
-            pixels: uint8 [B, H, W, 3] RGB.
+            pixels: raw, [B, H, W, n].
 
         Returns:
             float32 [B, ...] on the device; e.g. the pooled features [B, N].
@@ -246,7 +250,8 @@ class FeatureRunner:
         that reshapes with `view` (channel shuffles) refuses it; that is tried once.
         """
         self._format = torch.channels_last
-        blank = torch.zeros(2, preprocessing.height, preprocessing.width, 3, dtype=torch.uint8)
+        size = (preprocessing.height, preprocessing.width, preprocessing.channels)
+        blank = torch.zeros(2, *size, dtype=torch.uint8)
         try:
             with torch.inference_mode():
                 self._run(blank.to(self.device))
@@ -275,7 +280,7 @@ def grouped(decoded: Iterable[Decoded], views: int) -> Iterator[list[Decoded]]:
 
 
 def stack(group: Sequence[Decoded]) -> Pixels | None:
-    """Joins all views of the readable images, uint8 [B, H, W, 3]; None if there are none.
+    """Joins all views of the readable images, [B, H, W, n]; None if there are none.
 
     Example:
         >>> views = np.zeros((2, 8, 8, 3), np.uint8)

@@ -151,6 +151,32 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def _read_size(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Reads an input size, one side or height x width, as (height, width)."""
+    if value is None:
+        return None
+    sides = value.lower().split("x")
+    if len(sides) not in (1, 2) or not all(s.isascii() and s.isdigit() and int(s) for s in sides):
+        raise click.BadParameter(
+            f"{value!r} is no size; give a side (224) or height x width (320x640)"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def _read_numbers(
+    _: click.Context, __: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Reads one number or several, with commas between."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(one) for one in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} must be numbers with commas between, one per channel, as 0.5,0.25"
+        ) from None
+
+
 model_options = options(
     click.option(
         "--arch",
@@ -169,7 +195,12 @@ model_options = options(
 )
 
 preprocessing_options = options(
-    click.option("--size", type=click.IntRange(min=1), help="Input side length in pixels."),
+    click.option(
+        "--size",
+        metavar="SIDE|HEIGHTxWIDTH",
+        callback=_read_size,
+        help="Input size in pixels: the side of a square (224), or height x width (320x640).",
+    ),
     click.option(
         "--resize-rule",
         "rule",
@@ -182,8 +213,25 @@ preprocessing_options = options(
         type=click.IntRange(min=1),
         help="Length of the shorter side before the centre crop.",
     ),
-    click.option("--mean", type=(float, float, float), help="Mean per channel, R G B, of 0..1."),
-    click.option("--std", type=(float, float, float), help="Deviation per channel, R G B."),
+    click.option(
+        "--mean",
+        metavar="NUMBER,...",
+        callback=_read_numbers,
+        help="Mean per channel, in units of pixel value / scale: one number for each channel "
+        "of the input, as 0.5 (grey), 0.485,0.456,0.406 (RGB) or more.",
+    ),
+    click.option(
+        "--std",
+        metavar="NUMBER,...",
+        callback=_read_numbers,
+        help="Deviation per channel, likewise.",
+    ),
+    click.option(
+        "--scale",
+        type=float,
+        help="Pixel value that counts as 1. 255, the default, is for 8 bits; with any other, such "
+        "as 65535 or 1, values are read as they are.",
+    ),
 )
 
 _BACKEND_OPTIONS = ("backend", "threads", "device", "precision", "mode", "cache")
@@ -254,13 +302,13 @@ def changed_preprocessing(preprocessing: Preprocessing, **changes: Any) -> Prepr
 
     Args:
         preprocessing: the model's.
-        changes: rule, resize, mean, std, layout; None leaves the model's value.
+        changes: rule, resize, layout; None leaves the model's value.
 
     Example:
         >>> own = Preprocessing(224, 224, "crop", 256)
-        >>> changed = changed_preprocessing(own, rule="letterbox", resize=None, mean=None)
-        >>> changed.rule, changed.resize, changed.mean == own.mean
-        ('letterbox', None, True)
+        >>> changed = changed_preprocessing(own, rule="letterbox", resize=None, layout=None)
+        >>> changed.rule, changed.resize, changed.layout
+        ('letterbox', None, 'uint8_nhwc')
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if given.get("rule", preprocessing.rule) != "crop":

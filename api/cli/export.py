@@ -20,8 +20,9 @@ from sigcam.cli.maps import build_named, check_branch_named, map_options
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
+from sigcam.core.spec import Preprocessing
 
-LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
+LAYOUTS = {"uint8": "uint8_nhwc", "raw": "float32_nhwc", "float32": "float32_nchw"}
 
 
 @click.command(name="export")
@@ -44,9 +45,8 @@ LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
     "--input",
     "layout",
     type=click.Choice(list(LAYOUTS)),
-    default="uint8",
-    show_default=True,
-    help="Raw RGB bytes [B, H, W, 3], or normalised float32 [B, 3, H, W].",
+    help="Raw bytes [B, H, W, n]; raw values, float32 [B, H, W, n], of a --scale other than 255; "
+    "or normalised float32 [B, n, H, W].  [default: uint8, or raw with such a scale]",
 )
 @preprocessing_options
 @click.option(
@@ -74,14 +74,15 @@ LAYOUTS = {"uint8": "uint8_nhwc", "float32": "float32_nchw"}
 def command(
     classifier: dict[str, Any],
     chosen: dict[str, Any],
-    layout: str,
+    layout: str | None,
     class_names: Path | None,
     out: Path,
-    size: int | None,
+    size: tuple[int, int] | None,
     rule: str | None,
     resize: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    scale: float | None,
     **written: Any,
 ) -> None:
     """Write the artifact: one graph with the prediction and the map.
@@ -100,15 +101,22 @@ def command(
 
     # Built before the model is loaded: what contradicts itself is told at once.
     options = ExportOptions(class_names=names, **chosen, **written)
-    built = build_named(classifier, needs_sigmoid=needs_sigmoid, size=size)
+    built = build_named(
+        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
+    )
     preprocessing = changed_preprocessing(
-        built.preprocessing, rule=rule, resize=resize, mean=mean, std=std, layout=LAYOUTS[layout]
+        built.preprocessing, rule=rule, resize=resize, layout=_layout(layout, built.preprocessing)
     )
     say("exporting, and comparing with PyTorch")
     export_artifact(built, out, replace(options, preprocessing=preprocessing))
     echo(str(out))
     if options.head_graph:
         echo(str(head_path(out)))
+
+
+def _layout(name: str | None, preprocessing: Preprocessing) -> str | None:
+    """Returns the layout that was asked for, or the raw one of the model's scale."""
+    return preprocessing.raw.layout if name is None else LAYOUTS[name]
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import click
 from sigcam.cli.common import reports_errors
 
 if TYPE_CHECKING:
-    from sigcam.core.spec import FidelityReport, Spec
+    from sigcam.core.spec import FidelityReport, Preprocessing, Spec
 
 
 @click.command(name="info")
@@ -64,6 +64,14 @@ def _tensorrt_rows(model: Path) -> list[tuple[str, str]]:
     ]
 
 
+def _channels(preprocessing: Preprocessing) -> str:
+    mean, std = (
+        ", ".join(f"{value:g}" for value in values)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return f"{preprocessing.channels}: mean {mean}; std {std}; scale {preprocessing.scale:g}"
+
+
 def _rows(spec: Spec) -> list[tuple[str, str]]:
     """Returns the spec as pairs of a name and its value in words."""
     preprocessing, classes, source = spec.preprocessing, spec.classes, spec.source
@@ -96,6 +104,7 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
         ("maps for", selection),
         ("classes", f"{spec.num_classes}" + ("" if spec.class_names else " (no names)")),
         ("input", f"{preprocessing.layout} {preprocessing.height}x{preprocessing.width}, {fitted}"),
+        ("channels", _channels(preprocessing)),
         ("features", "; ".join(features)),
         ("weights", source.weights_sha256[:16]),
     ]

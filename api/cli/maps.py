@@ -120,14 +120,14 @@ def check_branch_named(classifier: dict[str, Any]) -> None:
 
 
 def build_named(
-    classifier: dict[str, Any], *, needs_sigmoid: bool, size: int | None
+    classifier: dict[str, Any], *, needs_sigmoid: bool, **preprocessing: Any
 ) -> BuiltClassifier:
     """Loads the classifier that the options name, and says where its branch comes from.
 
     Args:
         classifier: as `map_options` passes it.
         needs_sigmoid: whether there must be a trained sigmoid branch.
-        size: the side of the input in pixels; None for the model's own.
+        preprocessing: size, mean, std, scale, as for `build_classifier`; None for the model's own.
 
     Raises:
         UsageError: a trained sigmoid branch is needed, and the weights hold none.
@@ -136,7 +136,7 @@ def build_named(
     from sigcam.classifier.build import build_classifier
 
     say("loading the model")
-    built = build_classifier(**classifier, size=size)
+    built = build_classifier(**classifier, **preprocessing)
     for line in built.notes:
         say(line)
     if needs_sigmoid and not built.has_sigmoid:

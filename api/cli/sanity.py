@@ -53,11 +53,12 @@ def command(
     classifier: dict[str, Any],
     chosen: dict[str, Any],
     data: dict[str, Any],
-    size: int | None,
+    size: tuple[int, int] | None,
     rule: str | None,
     resize: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    scale: float | None,
     limit: int,
     seed: int,
     out: Path | None,
@@ -81,10 +82,10 @@ def command(
     # Built before the model is loaded: what contradicts itself is told at once.
     options = ExportOptions(**chosen)
     samples = spread(open_named(data).samples, limit)
-    built = build_named(classifier, needs_sigmoid=needs_sigmoid, size=size)
-    preprocessing = changed_preprocessing(
-        built.preprocessing, rule=rule, resize=resize, mean=mean, std=std
+    built = build_named(
+        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
     )
+    preprocessing = changed_preprocessing(built.preprocessing, rule=rule, resize=resize)
     say(f"{len(samples)} images, of the class that the intact network predicts")
     with Bar(None, unit="stage", label="sanity") as bar:
         report = check_sanity(

@@ -163,11 +163,12 @@ def command(
     cache_dir: Path | None,
     workers: int | None,
     strict: bool,
-    size: int | None,
+    size: tuple[int, int] | None,
     rule: str | None,
     resize: int | None,
-    mean: tuple[float, float, float] | None,
-    std: tuple[float, float, float] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    scale: float | None,
     run_dir: Path | None,
     resume: bool,
     dtype: str,
@@ -202,6 +203,9 @@ def command(
         num_classes=num_classes,
         branch_layer=branch_layer,
         size=size,
+        mean=mean,
+        std=std,
+        scale=scale,
         new_classes=dataset.num_classes if new_classes else None,
     )
     for line in built.notes:
@@ -213,9 +217,7 @@ def command(
         dataset,
         settings,
         augmentation=Augmentation(views, crop_scale, flip, settings.seed),
-        preprocessing=changed_preprocessing(
-            built.preprocessing, rule=rule, resize=resize, mean=mean, std=std
-        ),
+        preprocessing=changed_preprocessing(built.preprocessing, rule=rule, resize=resize),
         reading=Reading(cache_dir, workers, strict),
         trained_on=trained_on,
         run_dir=run_dir or out.with_suffix(".run"),

@@ -73,7 +73,7 @@ def heatmaps_of(model: Path, data: Path) -> list[np.ndarray]:
     with EvaluatedModel(model.name, model, "ort", BackendOptions(), Stopwatch()) as opened:
         found = []
         for sample in open_dataset(data).samples[:HEATMAPS]:
-            read = read_input(sample.path, opened.uint8_preprocessing)
+            read = read_input(sample.path, opened.raw_preprocessing)
             [prediction] = opened.predict([read.tensor], [None])
             found.append(place_scores(prediction.cam, read.placement)[0])
         return found

@@ -23,7 +23,12 @@ _LOCALISATION_FORMS = {
 
 
 def load_model(
-    arch: str, weights: str | Path | None = None, num_classes: int | None = None, seed: int = 0
+    arch: str,
+    weights: str | Path | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+    *,
+    channels: int = 3,
 ) -> LoadedModel:
     """Loads a classifier.
 
@@ -64,9 +69,11 @@ def load_model(
             repository.
         num_classes: C; the architecture's own when None (usually 1000).
         seed: the seed of fresh parameters; the global random state is left as it was.
+        channels: number of channels of the images. timm's models can be made for any (it adapts
+            trained weights); a callable's model must have its own way; all others take RGB.
 
     Raises:
-        UsageError: an unknown name; lists near ones.
+        UsageError: an unknown name; lists near ones. Or other channels than the model can have.
         ModelError: a missing package, a callable that fails, a model that is no
             classifier, weights that can't be had or don't fit.
 
@@ -87,7 +94,7 @@ def load_model(
             trained = file is None and weights != "random"
             loaded = huggingface.load(arch, num_classes, trained=trained)
         else:
-            loaded = _by_name(arch, name, num_classes)
+            loaded = _by_name(arch, name, num_classes, channels)
     if file is not None:
         found = load_weights(loaded.model, file, chosen)
         if found.sigmoid_tensors is not None and _untagged(arch) in _LOCALISATION_FORMS:
@@ -117,11 +124,17 @@ def takes_num_classes(arch: str) -> bool:
     return not own or user.takes_num_classes(arch)
 
 
-def _by_name(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
+def _by_name(arch: str, name: str | None, num_classes: int | None, channels: int) -> LoadedModel:
     if ":" in arch:
         return user.load(arch, name, num_classes)
     if arch.startswith(timm_models.PREFIX):
-        return timm_models.load(arch, name, num_classes)
+        return timm_models.load(arch, name, num_classes, channels)
+    if channels != 3:
+        raise UsageError(
+            f"{arch} takes RGB images, three channels, got a mean and std of {channels}; name "
+            f"{timm_models.PREFIX}NAME, whose models can be made for other channels, or a callable "
+            "of your own"
+        )
     if arch in efficientnet_lite.SIZES:
         return efficientnet_lite.load(arch, name, num_classes)
     if arch in wsol.NETWORKS:

@@ -25,7 +25,7 @@ _IMAGENET_CLASSES = 1000
 _EMBEDDING_MULTIPLE = 64
 
 
-def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
+def load(arch: str, name: str | None, num_classes: int | None, channels: int = 3) -> LoadedModel:
     """Loads a timm classifier.
 
     Class names are given for trained weights whose tag says that they were last trained
@@ -36,6 +36,8 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         name: "DEFAULT" (the tag in `arch`, else timm's default) or a pretrained tag;
             None for fresh parameters.
         num_classes: C; that of the tag's weights when None.
+        channels: of the images. For another number than 3 timm adapts trained weights; mean and
+            std are then those of all channels of the tag's, to be replaced by the data's own.
 
     Raises:
         UsageError: an unknown model or tag, or trained weights of another number of classes.
@@ -60,8 +62,8 @@ def load(arch: str, name: str | None, num_classes: int | None) -> LoadedModel:
         )
     if name is not None:
         check_num_classes(arch, config.tag or "DEFAULT", num_classes, config.num_classes)
-    model = _create(timm, full_name, num_classes, pretrained=name is not None)
-    preprocessing = _preprocessing(timm.data.resolve_model_data_config(model))
+    model = _create(timm, full_name, num_classes, channels, pretrained=name is not None)
+    preprocessing = _preprocessing(timm.data.resolve_model_data_config(model), channels)
     named = name is not None and config.num_classes == _IMAGENET_CLASSES
     named = named and (config.tag or "").split("_")[-1] == "in1k"
     return LoadedModel(model, arch, preprocessing, imagenet_names() if named else ())
@@ -115,8 +117,12 @@ def _outputs(config: Any) -> str:
     return f"an embedding of {config.num_classes} numbers"
 
 
-def _create(timm: Any, full_name: str, num_classes: int | None, *, pretrained: bool) -> Any:
+def _create(
+    timm: Any, full_name: str, num_classes: int | None, channels: int, *, pretrained: bool
+) -> Any:
     options = {} if num_classes is None else {"num_classes": num_classes}
+    if channels != 3:
+        options["in_chans"] = channels
     what = "get the weights of" if pretrained else "build"
     try:
         return timm.create_model(full_name, pretrained=pretrained, **options)
@@ -128,7 +134,7 @@ def _create(timm: Any, full_name: str, num_classes: int | None, *, pretrained: b
         ) from exc
 
 
-def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+def _preprocessing(config: Mapping[str, Any], channels: int = 3) -> Preprocessing:
     """Returns the preprocessing that a data config of timm's stands for.
 
     Its crop mode "center" becomes "crop", "squash" becomes "stretch", "border" becomes
@@ -137,10 +143,15 @@ def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
     pads (over 1), the input is filled. For an input that isn't square, "crop" resizes the
     shorter side to the longer of the two.
     """
-    channels, height, width = config["input_size"]
+    own, height, width = config["input_size"]
+    if own not in (3, channels):
+        raise ModelError(
+            f"the model must take images of {channels} channels, it takes {own} channels; "
+            f"give a mean and std of {own} numbers"
+        )
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    if channels != 3 or len(mean) != 3 or len(std) != 3:
-        raise ModelError(f"the model must take RGB images, it takes {channels} channels")
+    if channels != len(mean) or channels != len(std):
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
     if config["crop_mode"] == "squash":
         return Preprocessing(height, width, "stretch", None, mean, std)
     if config["crop_mode"] == "border":

@@ -147,7 +147,7 @@ def feeds(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[dict[
 
 
 def _is_plain(tensor: Array, preprocessing: Preprocessing) -> bool:
-    axes = (0, 1) if preprocessing.layout == "uint8_nhwc" else (1, 2)
+    axes = (1, 2) if preprocessing.layout == "float32_nchw" else (0, 1)
     return bool((tensor.min(axes) == tensor.max(axes)).all())
 
 

@@ -22,11 +22,11 @@ def masked_image(image: Array, scores: Array) -> Array:
     the mean colour instead. A constant heatmap is all zero and gives a black image.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, n], or float32 where the model takes no bytes.
         scores: floating [H, W] in [0, 1], the heatmap.
 
     Returns:
-        uint8 [H, W, 3], a new array.
+        The same type and shape, a new array; bytes are rounded.
 
     Raises:
         UsageError: other shapes or types, or scores outside [0, 1].
@@ -39,15 +39,15 @@ def masked_image(image: Array, scores: Array) -> Array:
         raise UsageError(
             f"heatmap must lie in [0, 1] without NaN, got {scores.min()} to {scores.max()}"
         )
-    masked: Array = np.rint(image * scores[..., None]).astype(np.uint8)
-    return masked
+    masked: Array = image * scores[..., None]
+    return (np.rint(masked) if image.dtype == np.uint8 else masked).astype(image.dtype)
 
 
 def check_image(image: Array, scores: Array) -> None:
     """Refuses an image and a heatmap that don't belong together.
 
     Raises:
-        UsageError: the image isn't uint8 [H, W, 3], or the heatmap isn't [H, W].
+        UsageError: the image isn't uint8 or float32 [H, W, n], or the heatmap isn't [H, W].
 
     Example:
         >>> check_image(np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4)))
@@ -55,8 +55,10 @@ def check_image(image: Array, scores: Array) -> None:
             ...
         sigcam.core.errors.UsageError: heatmap must have the image's size [4, 6], got [6, 4]
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UsageError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    if image.dtype not in (np.uint8, np.float32) or image.ndim != 3 or not image.shape[2]:
+        raise UsageError(
+            f"image must be uint8 or float32 [H, W, n], got {image.dtype} {list(image.shape)}"
+        )
     if scores.shape != image.shape[:2] or scores.size == 0:
         raise UsageError(
             f"heatmap must have the image's size {list(image.shape[:2])}, got {list(scores.shape)}"

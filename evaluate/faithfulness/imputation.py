@@ -40,11 +40,11 @@ def impute(image: Array, removed: Array) -> Array:
     """Fills removed pixels so that each is the weighted mean of its neighbours.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: [H, W, n] in [0, 255], of any type.
         removed: bool [H, W]; at least one pixel stays.
 
     Returns:
-        float32 [H, W, 3] in [0, 255]; pixels that stay are unchanged. Outside the image
+        float32 [H, W, n] in [0, 255]; pixels that stay are unchanged. Outside the image
         there are no neighbours: the weights of the others count for more.
 
     Raises:
@@ -62,7 +62,11 @@ def impute(image: Array, removed: Array) -> Array:
         )
     if not removed.any():
         return image.astype(np.float32)
-    values = np.clip(_System(image, removed).solve(), 0, 255)
+    channels = image.shape[2]
+    # Three channels at a time; channels don't depend on each other.
+    parts = [np.arange(first, first + 3) % channels for first in range(0, channels, 3)]
+    solved = [_System(image[..., part], removed).solve() for part in parts]
+    values = np.clip(np.concatenate(solved, axis=2)[..., :channels], 0, 255)
     return np.where(removed[..., None], values, image.astype(np.float32))
 
 
@@ -72,13 +76,15 @@ def remove_pixels(
     """Imputes the removed pixels and adds Gaussian noise to them.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 or float32 [H, W, n].
         removed: bool [H, W]; at least one pixel stays.
         rng: what the noise is drawn from; each value has its own.
-        noise: standard deviation of the noise, as a share of 255.
+        noise: standard deviation of the noise, as a share of 255; of values that aren't bytes,
+            as a share of the range that the image's values have.
 
     Returns:
-        uint8 [H, W, 3], rounded and cut off at 0 and 255.
+        The same type and shape: bytes rounded, and all cut off at 0 and 255, or at the ends of
+        that range.
 
     Raises:
         UsageError: as `impute`.
@@ -89,10 +95,20 @@ def remove_pixels(
         >>> remove_pixels(image, removed, np.random.default_rng(0), noise=0)[1, 1]
         array([60, 60, 60], dtype=uint8)
     """
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        step = (high - low) / 255 or 1.0
+        made = step * _with_noise((image - low) / step, removed, rng, noise) + low
+        return np.where(removed[..., None], made, image).astype(image.dtype)
+    return np.rint(_with_noise(image, removed, rng, noise)).astype(np.uint8)
+
+
+def _with_noise(image: Array, removed: Array, rng: np.random.Generator, noise: float) -> Array:
+    """Imputes and adds noise to an image of levels from 0 to 255; returns the same."""
     values = impute(image, removed)
-    values[removed] += rng.normal(0.0, noise * 255.0, (int(removed.sum()), 3)).astype(np.float32)
-    filled: Array = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
-    return filled
+    size = (int(removed.sum()), image.shape[2])
+    values[removed] += rng.normal(0.0, noise * 255.0, size).astype(np.float32)
+    return np.clip(values, 0, 255)
 
 
 class _System:

@@ -20,7 +20,7 @@ from sigcam.core.types import Array
 from sigcam.evaluate.faithfulness.confidence import check_image
 
 Score: TypeAlias = Callable[[Array], Array]
-"""From images, uint8 [n, H, W, 3], to the probability of one class, floats [n]."""
+"""From images, [n, H, W, channels], to the probability of one class, floats [n]."""
 
 MEAN_COLOUR = (124, 116, 104)
 """ImageNet's mean colour, RGB: what zero in a normalised input stands for."""
@@ -56,7 +56,7 @@ def run_batches(images: Iterable[Array], score: Score, batch: int) -> Array:
     """Scores images, some at a time.
 
     Args:
-        images: uint8 [H, W, 3] each.
+        images: [H, W, channels] each.
         score: gives the probability of one class.
         batch: the most images in one call of `score`.
 
@@ -101,18 +101,18 @@ def deletion_curve(
     score: Score,
     *,
     steps: int = STEPS,
-    fill: Sequence[int] = MEAN_COLOUR,
+    fill: Sequence[float] = MEAN_COLOUR,
     batch: int = BATCH,
 ) -> Array:
     """Computes the score while pixels are painted over, those with the highest values first.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the whole image at the start.
+        image: uint8 or float32 [H, W, channels], the whole image at the start.
         scores: floating [H, W], the heatmap, in any range.
-        score: uint8 [n, H, W, 3] to floats [n], n <= batch; the array is its to keep.
+        score: images [n, H, W, channels] to floats [n], n <= batch; the array is its to keep.
         steps: in how many steps the image is painted over, 1 to H W.
-        fill: RGB 0 to 255; the mean colour (zero in the normalised input, as RISE has it),
-            or (0, 0, 0) for black.
+        fill: a number per channel, of bytes 0 to 255; the mean colour of RGB images (zero in the
+            normalised input, as RISE has it), or (0, 0, 0) for black.
         batch: the most images in one call of `score`.
 
     Returns:
@@ -129,10 +129,12 @@ def deletion_curve(
     array([1. , 0.5, 0. ])
     """
     check_image(image, scores)
-    if len(fill) != 3 or not all(0 <= value <= 255 for value in fill):
-        raise UsageError(f"fill must be three numbers from 0 to 255, got {fill}")
+    is_bytes = image.dtype == np.uint8
+    if len(fill) != image.shape[2] or not all(0 <= v <= 255 or not is_bytes for v in fill):
+        values = "numbers from 0 to 255" if is_bytes else "numbers"
+        raise UsageError(f"fill must be {image.shape[2]} {values}, one per channel, got {fill}")
     end = np.empty_like(image)
-    end[:] = np.array(fill, np.uint8)
+    end[:] = np.array(fill).astype(image.dtype)
     return run_batches(_steps(image, end, scores, steps), score, batch)
 
 
@@ -147,9 +149,9 @@ def insertion_curve(
     """Computes the score while pixels appear on the blurred image, highest values first.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the whole image at the end.
+        image: uint8 or float32 [H, W, channels], the whole image at the end.
         scores: floating [H, W], the heatmap, in any range.
-        score: uint8 [n, H, W, 3] to floats [n], n <= batch; the array is its to keep.
+        score: images [n, H, W, channels] to floats [n], n <= batch; the array is its to keep.
         steps: in how many steps the image appears, 1 to H W.
         batch: the most images in one call of `score`.
 
@@ -169,7 +171,8 @@ def insertion_curve(
         array([1., 1., 1., 1.])
     """
     check_image(image, scores)
-    start: Array = np.asarray(cv2.GaussianBlur(image, (11, 11), 5.0), np.uint8)
+    blurred: Array = np.asarray(cv2.GaussianBlur(image, (11, 11), 5.0), image.dtype)
+    start = blurred.reshape(image.shape)  # OpenCV drops the axis of a single channel
     return run_batches(_steps(start, image, scores, steps), score, batch)
 
 
@@ -196,7 +199,7 @@ def _steps(start: Array, end: Array, scores: Array, steps: int) -> Iterator[Arra
     if not 1 <= steps <= len(order):
         raise UsageError(f"steps must be 1 to {len(order)} for this image, got {steps}")
     now = start.copy()
-    pixels, target = now.reshape(-1, 3), end.reshape(-1, 3)
+    pixels, target = (one.reshape(-1, one.shape[2]) for one in (now, end))
     done = 0
     for step in range(steps + 1):
         upto = step * len(order) // steps

@@ -15,6 +15,7 @@ from sigcam.core.types import Array
 from sigcam.evaluate.faithfulness.confidence import masked_image
 from sigcam.evaluate.faithfulness.insertion_deletion import (
     BATCH,
+    MEAN_COLOUR,
     STEPS,
     curve_area,
     deletion_curve,
@@ -24,6 +25,7 @@ from sigcam.evaluate.faithfulness.insertion_deletion import (
 from sigcam.evaluate.faithfulness.road import road_images, road_score
 from sigcam.evaluate.localization.protocol import enlarge, normalise
 from sigcam.evaluate.model import EvaluatedModel, Prediction
+from sigcam.images.preprocess import mean_colour
 from sigcam.images.upsample import Interpolation
 
 FAITHFULNESS = ("confidence", "insertion", "deletion", "road")
@@ -39,11 +41,11 @@ class ChangedImage:
     are made as the backend takes them.
 
     Attributes:
-        image: uint8 [H, W, 3], unchanged.
+        image: raw pixels [H, W, n], unchanged.
         scores: float64 [H, W] in [0, 1], the predicted class's heatmap.
-        masked: uint8 [H, W, 3], the image times the heatmap; None without "confidence".
-        morf: uint8 [H, W, 3] each, the most relevant pixels removed; none without "road".
-        lerf: uint8 [H, W, 3] each, the least relevant pixels removed; none without "road".
+        masked: [H, W, n], the image times the heatmap; None without "confidence".
+        morf: [H, W, n] each, the most relevant pixels removed; none without "road".
+        lerf: [H, W, n] each, the least relevant pixels removed; none without "road".
     """
 
     image: Array
@@ -81,7 +83,7 @@ def change_image(
     """Makes an image's changed versions; runs no backend, so that threads can do it.
 
     Args:
-        image: uint8 [H, W, 3], as the network gets it.
+        image: raw pixels [H, W, n], as the network gets it.
         prediction: what the artifact predicts for it.
         names: the metrics that the changed images are for, of `FAITHFULNESS`.
         interpolation: how the CAM is enlarged: "bicubic" or "bilinear".
@@ -136,6 +138,9 @@ def measure_faithfulness(
     """
     found: list[dict[str, float]] = [{} for _ in changed]
     classes = [prediction.class_id for prediction in predictions]
+    preprocessing = model.spec.preprocessing
+    is_rgb = preprocessing.takes_bytes and preprocessing.channels == 3
+    fill = MEAN_COLOUR if is_rgb else mean_colour(preprocessing)
     masked = [one.masked for one in changed if one.masked is not None]
     if masked:
         for values, after in zip(found, model.probabilities(masked, classes), strict=True):
@@ -149,7 +154,9 @@ def measure_faithfulness(
             curve = insertion_curve(one.image, one.scores, score, steps=steps, batch=BATCH)
             values["insertion"] = curve_area(curve)
         if "deletion" in names:
-            curve = deletion_curve(one.image, one.scores, score, steps=steps, batch=BATCH)
+            curve = deletion_curve(
+                one.image, one.scores, score, steps=steps, batch=BATCH, fill=fill
+            )
             values["deletion"] = curve_area(curve)
         if "road" in names:
             morf, lerf = (run_batches(some, score, BATCH) for some in (one.morf, one.lerf))

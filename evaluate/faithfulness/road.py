@@ -43,9 +43,9 @@ def road_curve(
     """Computes the score with a growing share of the pixels removed.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: uint8 or float32 [H, W, channels].
         scores: floating [H, W], the heatmap, in any range.
-        score: uint8 [n, H, W, 3] to floats [n]: the class's probability, or whether it is
+        score: images [n, H, W, channels] to floats [n]: the class's probability, or whether it is
             still the predicted one (ROAD's own accuracy).
         most_relevant_first: whether the most relevant pixels go first (MoRF), or the least
             relevant ones (LeRF).
@@ -89,7 +89,7 @@ def road_images(
     It needs no backend, so that it can run in a thread of its own.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: uint8 or float32 [H, W, channels].
         scores: floating [H, W], the heatmap, in any range.
         most_relevant_first: whether the most relevant pixels go first, or the least relevant.
         fractions: shares of the pixels to remove, each in [0, 1).
@@ -97,7 +97,7 @@ def road_images(
         seed: what the noise is drawn from.
 
     Returns:
-        uint8 [H, W, 3] each, one per fraction.
+        [H, W, channels] each, one per fraction.
 
     Raises:
         UsageError: shapes, types or numbers that don't fit.

@@ -57,14 +57,14 @@ def test_class_folders(folders):
 def test_files_in_class_folders_that_are_no_images_are_noted(folders, text, image):
     assert open_dataset(folders / "val").notes == ()
     image("val/beside.png")
-    for name in ("val/dog/a.heic", "val/dog/notes.txt", "val/Border_Collie/x.npy"):
+    for name in ("val/dog/a.heic", "val/dog/notes.txt", "val/Border_Collie/x.npz"):
         text(name, "")
     text("val/dog/.DS_Store", "")
     data = open_dataset(folders / "val")
     assert len(data) == 3
     assert data.notes == (
         "files passed over, no images by their names or in no class folder: 4 "
-        "(Border_Collie/x.npy, beside.png, dog/a.heic, ...)",
+        "(Border_Collie/x.npz, beside.png, dog/a.heic, ...)",
     )
 
 

@@ -45,7 +45,7 @@ def opened(path):
 
 def direct(model, samples):
     """Fields of a batch's records, by the functions that make and score images in one go."""
-    images = [read_input(one.path, model.uint8_preprocessing).tensor for one in samples]
+    images = [read_input(one.path, model.raw_preprocessing).tensor for one in samples]
     predictions = model.predict(images, [one.label for one in samples])
     classes = [one.class_id for one in predictions]
     heatmaps = [normalise(enlarge(one.predicted_cam, 56, 56)) for one in predictions]

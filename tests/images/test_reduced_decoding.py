@@ -54,13 +54,13 @@ def decoded(monkeypatch):
     calls = []
     whole, reduced = Encoded.decode, Encoded.decode_reduced
 
-    def count_whole(self):
+    def count_whole(self, *pixels):
         calls.append(1)
-        return whole(self)
+        return whole(self, *pixels)
 
-    def count_reduced(self, reduction):
+    def count_reduced(self, reduction, *pixels):
         calls.append(reduction)
-        return reduced(self, reduction)
+        return reduced(self, reduction, *pixels)
 
     monkeypatch.setattr(Encoded, "decode", count_whole)
     monkeypatch.setattr(Encoded, "decode_reduced", count_reduced)

@@ -17,7 +17,10 @@ def image_writer(folder: Path) -> Callable[..., Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         if pixels is None:
             pixels = np.full((height, width), level, np.uint8)
-        assert cv2.imwrite(str(path), pixels)
+        if path.suffix == ".npy":
+            np.save(path, pixels)
+        else:
+            assert cv2.imwrite(str(path), pixels)
         return path
 
     return write

@@ -43,6 +43,12 @@ def explain_video(
     from sigcam.core.threads import WAITING, Stopwatch, in_order
     from sigcam.images.video import VideoReader
 
+    preprocessing = session.spec.preprocessing
+    if preprocessing.channels not in (1, 3) or not preprocessing.takes_bytes:
+        raise UsageError(
+            f"a video has frames of 8 bits in RGB, this model takes {preprocessing.channels} "
+            f"channels with the scale {preprocessing.scale:g}; explain images as files or arrays"
+        )
     stopwatch = Stopwatch()
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(path, max_pixels))
