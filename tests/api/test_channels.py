@@ -333,7 +333,8 @@ def test_a_network_of_another_number_of_channels(cli, tmp_path):
     done = cli("export", "--arch", arch, *out)
     assert done.exit_code != 0
     assert "Traceback" not in done.output
-    assert "4 channels" in done.output
+    assert "images of 4 channels, the images given have 3" in done.output
+    assert "mean and std of 4 numbers each (--mean, --std)" in done.output
     followed = cli(
         "export", "--arch", arch, *out, "--mean", "0.5,0.5,0.5,0.5", "--std", "0.2,0.2,0.2,0.2"
     )
