@@ -91,8 +91,8 @@ def _never_runs(model: nn.Module, images: Tensor, error: Exception) -> ModelErro
         wanted = channels[0] if channels else named[0]
         return ModelError(
             f"the model takes images of {wanted} channels, the images given have {C}; give "
-            f"mean and std of {wanted} numbers each (--mean, --std), or {wanted} as `channels` of a "
-            f"DualBranch"
+            f"mean and std of {wanted} numbers each (--mean, --std), or DualBranch(..., "
+            f"channels={wanted})"
         )
     sides = _first(model, images, ((C, side, side) for side in _SIDES))
     if sides:
