@@ -27,8 +27,9 @@ from sigcam.classifier.layer_names import (
 )
 from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of, operator_name
 from sigcam.classifier.model_object import plain_model
+from sigcam.classifier.place import check_place
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
-from sigcam.classifier.target_layers import check_order, check_reach, default_target
+from sigcam.classifier.target_layers import check_reach, default_target
 from sigcam.classifier.trace import MARK, Traced, trace
 from sigcam.classifier.trace_failure import explained
 from sigcam.core.errors import ModelError
@@ -117,7 +118,7 @@ def split(
 
     Raises:
         ModelError: a layer doesn't exist or doesn't return a grid, or one whose positions
-            are in another order than the image's; the logits don't depend on it, or not
+            don't lie as the image's do; the logits don't depend on it, or not
             on the branch layer alone; or the model can't be exported.
 
     Example:
@@ -153,7 +154,7 @@ def split(
     num_classes = int(traced.logits.meta["val"].shape[1])
     parts = Split(features, head, traced, branch, targets, num_classes)
     parts = _checked_against_model(parts, example, named)
-    check_order(features, parts.targets, example)
+    check_place(features, parts.targets, example)
     return parts
 
 

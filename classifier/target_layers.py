@@ -1,7 +1,7 @@
 """Finds the layer that maps are made of, and checks those that a user names.
 
-A target layer must hold a grid whose positions lie as the image's do (`check_order`), and
-the logits must depend on it (`check_reach`). Where the user names none, it is the branch
+The logits must depend on a target layer (`check_reach`), and its grid must lie as the image
+does (`sigcam.classifier.place`). Where the user names none, it is the branch
 layer, or the last layer before it that the logits depend on everywhere (`default_target`).
 """
 
@@ -19,12 +19,6 @@ from sigcam.classifier.layout import Layout, Value, layout_of, operator_name
 from sigcam.core.errors import ModelError
 
 _NORMS = {"layer_norm", "rms_norm", "batch_norm"}
-
-_CELLS = 8
-"""Positions whose order is tried; each costs one image through the network."""
-
-_LEAST_RANK = 0.8
-"""Smallest mean share of positions that a change of the own pixels must outdo."""
 
 
 class _NoDerivativeError(ModelError):
@@ -128,40 +122,6 @@ def check_reach(
             )
 
 
-def check_order(features: fx.GraphModule, values: Sequence[Value], example: Tensor) -> None:
-    """Refuses values whose grid isn't the image's, row by row.
-
-    Shapes don't tell in which order tokens are kept: Hiera holds those of one window
-    together, so its sequence has the right length and a scrambled grid. So the pixels of
-    a few cells are changed, one cell per image, and the features must change more at
-    the cell's own position than at most of the others.
-
-    Grids [B, N, h, w] aren't looked at: convolutions and poolings gave them their shape.
-
-    Args:
-        features: images to the branch layer's value.
-        values: values in `features`.
-        example: float32 [B, 3, H, W]; only its shape matters.
-
-    Raises:
-        ModelError: a value's positions are in another order; names its layer.
-
-    Example:
-        check_order(dual.features, targets, torch.zeros(1, 3, 224, 224))
-    """
-    values = [value for value in values if value.layout.kind != "nchw"]
-    for shape in {value.layout.shape[1:] for value in values}:
-        same = [value for value in values if value.layout.shape[1:] == shape]
-        for layer, rank in _ranks(features, same, shape, example).items():
-            if rank < _LEAST_RANK:
-                raise ModelError(
-                    f"the positions of the layer {layer!r} must lie as the image's do, row by "
-                    f"row, but they don't change most where the image does: they are in "
-                    f"another order (windows, perhaps) or mixed, so a map of them would be "
-                    f"scrambled; name another layer"
-                )
-
-
 def _gradients(
     features: fx.GraphModule, names: set[str], head: nn.Module, example: Tensor
 ) -> dict[str, Tensor | None]:
@@ -199,39 +159,3 @@ def _fan_in(value: Tensor) -> int:
 
 def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
-
-
-def _ranks(
-    features: fx.GraphModule, values: Sequence[Value], shape: tuple[int, int], example: Tensor
-) -> dict[str, float]:
-    """Returns for each layer the mean share of positions that change less than the own one."""
-    h, w = shape
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((1, *example.shape[1:]), generator=generator)
-    cells = torch.randperm(h * w, generator=generator)[: min(_CELLS, h * w)]
-    noise = torch.randn(images.shape, generator=generator)
-    H, W = images.shape[2:]
-    batch = [images]
-    for cell in cells.tolist():
-        row, column = divmod(cell, w)
-        mask = torch.zeros(1, 1, H, W)
-        mask[..., row * H // h : (row + 1) * H // h, column * W // w : (column + 1) * W // w] = 1
-        batch.append(images + noise * mask)
-    recorder = ValueRecorder(features, {value.node for value in values})
-    with torch.no_grad():
-        recorder.run(torch.cat(batch).to(_device(features)))
-    return {
-        value.layer: _rank(recorder.values[value.node], value.layout, cells) for value in values
-    }
-
-
-def _rank(value: Tensor, layout: Layout, cells: Tensor) -> float:
-    grid = layout.to_grid(value.float().cpu())
-    change = (grid[1:] - grid[:1]).square().sum(1).flatten(1)
-    own = change.gather(1, cells[:, None])
-    # An untrained network may ignore the image, or where something is in it (LeViT's
-    # batch norms begin at zero, and so its attention at the same value everywhere).
-    seen = change.amax(1) > 1.01 * change.amin(1)
-    if not bool(seen.any()):
-        return 1.0
-    return float((change < own).sum(1)[seen].float().mean() / (change.shape[1] - 1))

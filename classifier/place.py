@@ -1,0 +1,334 @@
+"""Checks that a layer's grid lies where the image does.
+
+Shapes don't tell. A forward function may flip, transpose, turn, roll, crop or pad its images
+or its features, and Hiera keeps the tokens of a window together: the grid has the right
+size, and a map of it shows the wrong place. So some cells of the grid are asked which pixels
+they look at, by the gradient of the cell's features with respect to the image.
+
+A deep network's cell looks at most of the image, more or less. What is asked is where its
+centre lies, so the convolutions of the copy that is asked keep their central taps alone:
+each cell then looks at little more than its own pixels, in any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.functional import adaptive_avg_pool2d
+
+from sigcam.classifier.graph import ValueRecorder
+from sigcam.classifier.layout import Value
+from sigcam.core.errors import ModelError
+
+_COLUMNS = (0, 4, 7, 3, 6, 2, 5, 1)
+"""The cells that are asked, one to each eighth of the rows: their eighths of the columns.
+
+Rows and columns are uncorrelated, or a transposed grid would look half right.
+"""
+
+_LEAST_FIT = 0.9
+"""Smallest correlation of where cells look with where an arrangement puts them."""
+
+_FOCUSED = 0.6
+"""How much of what a cell looks at must be its own (0 to 1) before nothing may fit."""
+
+_VISIBLE = 0.05
+"""Below this share of its own, a cell's place can't be told."""
+
+_MOST_CELLS = 1.0
+"""Largest distance of a cell from its place, in cells. An odd kernel with a stride of two
+moves the grid by half a cell, and convolutions without padding by as much again."""
+
+_MARGIN = 0.2
+"""Largest share of a cell that no cell may look at, at the top and the left."""
+
+_LEAST_SIGHTED = 3
+"""Fewest cells that must look at the image where it has as many."""
+
+# These only stop the gradient.
+_STEPS = {"detach", "round", "floor", "ceil", "trunc"}
+
+_TURNS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "as they are": ((1, 0), (0, 1)),
+    "flipped left to right": ((1, 0), (0, -1)),
+    "flipped upside down": ((-1, 0), (0, 1)),
+    "turned by 180 degrees": ((-1, 0), (0, -1)),
+    "transposed": ((0, 1), (1, 0)),
+    "transposed along the other diagonal": ((0, -1), (-1, 0)),
+    "turned by 90 degrees": ((0, 1), (-1, 0)),
+    "turned by 270 degrees": ((0, -1), (1, 0)),
+}
+"""From a cell's (row, column) to where it looks, both from the centre."""
+
+
+def check_place(features: fx.GraphModule, values: Sequence[Value], example: Tensor) -> None:
+    """Refuses values whose grid isn't the image's, row by row and over all of it.
+
+    A value whose cells can't be told apart by the gradient passes (the network ignores the
+    image, as LeViT does before it is trained, or has no derivative).
+
+    Args:
+        features: images to the branch layer's value.
+        values: values in `features`.
+        example: float32 [B, c, H, W]; only its shape matters.
+
+    Raises:
+        ModelError: a value's positions lie elsewhere; names its layer and what was seen.
+
+    Example:
+        check_place(dual.features, targets, torch.zeros(1, 3, 224, 224))
+    """
+    recorder = _CentralTaps(features, {value.node for value in values})
+    images = _images(features, example)
+    with torch.enable_grad():
+        recorder.run(images)
+    for value in values:
+        grid = value.layout.to_grid(recorder.values[value.node])
+        cells = _cells(*value.layout.shape[1:])
+        seen = _seen(grid, images, cells)
+        if seen is None:
+            continue
+        found = _misplaced(cells, seen, value.layout.shape[1:])
+        if found is None and _has_margin(seen.sum(0), value.layout.shape[1:]):
+            found = _cropped(features, value, example)
+        if found is not None:
+            raise ModelError(
+                f"the positions of the layer {value.layer!r} must lie as the image's do, row by "
+                f"row and over all of it, but {found}; a map of them would show the wrong place. "
+                f"Move what moves them out of the model's forward, into the preprocessing of the "
+                f"images, or name a layer before it"
+            )
+
+
+class _Straight(ValueRecorder):
+    """Runs a graph with the gradient passing through steps, as straight-through estimators do."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Computes a node's operator."""
+        return args[0] if _name(target) in _STEPS else super().call_function(target, args, kwargs)
+
+
+class _CentralTaps(_Straight):
+    """Runs a graph whose convolutions keep their central taps, as many as their stride."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Computes a node's operator."""
+        name = _name(target)
+        if name == "conv2d":
+            args = (args[0], _central(args[1], args[3] if len(args) > 3 else 1), *args[2:])
+        if name == "_native_batch_norm_legit_no_training":
+            args = (args[0], *args[1:3], *_statistics(args[0]), *args[5:])
+        return super().call_function(target, args, kwargs)
+
+
+def _name(target: Any) -> str:
+    return str(getattr(target, "__name__", target)).partition(".")[0]
+
+
+def _central(weight: Tensor, stride: int | Sequence[int]) -> Tensor:
+    """Zeroes all but the central taps of a kernel [O, I, h, w]; each filter keeps its norm."""
+    strides = (stride, stride) if isinstance(stride, int) else (stride[0], stride[-1])
+    mask = torch.zeros_like(weight[:1, :1])
+    rows, columns = (
+        _middle(size, step) for size, step in zip(weight.shape[2:], strides, strict=True)
+    )
+    mask[..., rows, columns] = 1
+    kept = weight * mask
+    whole, part = (one.flatten(1).norm(dim=1).clamp(min=1e-12) for one in (weight, kept))
+    found: Tensor = kept * (whole / part)[:, None, None, None]
+    return found
+
+
+def _middle(size: int, stride: int) -> slice:
+    count = min(size, stride)
+    count += (size - count) % 2
+    return slice((size - count) // 2, (size + count) // 2)
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns means and variances per channel: those that were learned are of whole kernels.
+
+    They are constants, or each cell would look at the whole image.
+    """
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    variance, mean = torch.var_mean(x.detach(), axes, correction=0)
+    return mean, variance
+
+
+def _images(features: fx.GraphModule, example: Tensor) -> Tensor:
+    device = next((p.device for p in features.parameters()), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((1, *example.shape[1:]), generator=generator)
+    return images.to(device).requires_grad_()
+
+
+def _cells(h: int, w: int) -> Tensor:
+    """Returns (row, column) of the cells that are asked, int64 [K, 2].
+
+    Those at the border are left out where there are others: they look beyond the image.
+    """
+    if h * w <= len(_COLUMNS):
+        return torch.cartesian_prod(torch.arange(h), torch.arange(w))
+    rows = [_spread(index, h) for index in range(len(_COLUMNS))]
+    columns = [_spread(index, w) for index in _COLUMNS]
+    return torch.tensor(sorted(set(zip(rows, columns, strict=True))))
+
+
+def _spread(index: int, size: int) -> int:
+    border = int(size > 4)
+    return border + (2 * index + 1) * (size - 2 * border) // (2 * len(_COLUMNS))
+
+
+def _seen(grid: Tensor, images: Tensor, cells: Tensor) -> Tensor | None:
+    """Returns which pixels each cell looks at, [K, H, W] of sum 1; None if that can't be told.
+
+    The sum is 0 for a cell that looks at none.
+    """
+    if not grid.requires_grad:
+        return None
+    generator = torch.Generator().manual_seed(1)
+    # A plain sum is constant behind a layer normalisation.
+    weights = torch.randn(grid.shape[1], generator=generator).to(grid)
+    found = []
+    for row, column in cells.tolist():
+        total = (grid[0, :, row, column] * weights).sum()
+        try:
+            (gradient,) = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # an operator without a derivative
+            return None
+        found.append(gradient[0].double().square().sum(0).cpu())
+    seen = torch.stack(found)
+    amounts = seen.sum((1, 2), keepdim=True)
+    if not bool((amounts > 0).any() and amounts.isfinite().all()):
+        return None
+    return seen / amounts.clamp(min=1e-300)
+
+
+def _misplaced(cells: Tensor, seen: Tensor, shape: tuple[int, int]) -> str | None:
+    """Says how the cells' centres differ from those of the image's cells; None if they don't."""
+    sighted = seen.sum((1, 2)) > 0
+    if int(sighted.sum()) < min(_LEAST_SIGHTED, len(cells)):
+        return f"{len(cells) - int(sighted.sum())} of {len(cells)} see nothing of it (padded)"
+    cells, seen = cells[sighted], seen[sighted]
+    # A few pixels together, as single ones differ by chance.
+    H, W = (min(size, 32) for size in seen.shape[1:])
+    seen = adaptive_avg_pool2d(seen[None], (H, W))[0]
+    seen = seen / seen.sum((1, 2), keepdim=True)
+    own = (seen - seen.mean(0)).relu().sum((1, 2)).mean() / (1 - 1 / len(cells))
+    if own < _VISIBLE:
+        return None
+    sizes = torch.tensor(shape, dtype=torch.float64)
+    profiles = _profiles(seen)
+    want, got = (cells + 0.5) / sizes, torch.stack([_centres(one) for one in profiles], 1)
+    fits = {name: _fit(want @ torch.tensor(turn).double().T, got) for name, turn in _TURNS.items()}
+    best = max(fits, key=lambda name: fits[name])
+    if fits["as they are"] >= _LEAST_FIT:
+        return _moved(want, got, sizes)
+    if fits[best] >= _LEAST_FIT:
+        return f"they are {best}"
+    if own < _FOCUSED:
+        return None
+    circular = torch.stack([_circular_centres(one) for one in profiles], 1)
+    return _rolled(want, circular, sizes) or _MIXED
+
+
+_MIXED = "they are in another order (windows, perhaps) or mixed"
+
+
+def _profiles(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns how much each cell looks at each row and column, [K, H] and [K, W] of sum 1.
+
+    What all cells look at (through attention, or a mixing of tokens) says nothing of their
+    places; squares keep what is left of it from drawing the centres to the image's.
+    """
+    own = (seen - seen.mean(0)).relu().square()
+    own = own / own.sum((1, 2), keepdim=True)
+    return own.sum(2), own.sum(1)
+
+
+def _centres(profile: Tensor) -> Tensor:
+    """Returns the centres of profiles [K, n], from 0 to 1."""
+    size = profile.shape[1]
+    return profile @ ((torch.arange(size, dtype=torch.float64) + 0.5) / size)
+
+
+def _circular_centres(profile: Tensor) -> Tensor:
+    """Returns the centres of profiles [K, n] whose ends meet, from -0.5 to 0.5."""
+    size = profile.shape[1]
+    angles = 2 * torch.pi * (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    return torch.atan2(profile @ angles.sin(), profile @ angles.cos()) / (2 * torch.pi)
+
+
+def _fit(want: Tensor, got: Tensor) -> float:
+    want, got = want - want.mean(0), got - got.mean(0)
+    return float((want * got).sum() / (want.norm() * got.norm()).clamp(min=1e-30))
+
+
+def _moved(want: Tensor, got: Tensor, sizes: Tensor) -> str | None:
+    """Says how far the outermost cells are from their places, where that is too far."""
+    for axis, name in enumerate(("rows", "columns")):
+        x, y, size = want[:, axis], got[:, axis], float(sizes[axis])
+        if x.max() - x.min() < 1e-6:
+            continue
+        slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
+        ends = torch.tensor([0.5, size - 0.5], dtype=torch.float64) / size
+        first, last = ((slope * (ends - x.mean()) + y.mean() - ends) * size).tolist()
+        if max(abs(first), abs(last)) <= _MOST_CELLS:
+            continue
+        if first * last > 0:
+            return f"they are shifted by about {(first + last) / 2:.1f} {name}"
+        what = "cover only a part of the image (cropped)"
+        what = "go beyond the image (padded)" if first < 0 else what
+        return f"they {what}: the outermost {name} are off by {first:.1f} and {last:.1f}"
+    return None
+
+
+def _rolled(want: Tensor, got: Tensor, sizes: Tensor) -> str | None:
+    """Says by how much the grid is rolled, where all cells are off by the same, going round."""
+    turns = torch.exp(2j * torch.pi * (got - want)).mean(0)
+    if float(turns.abs().min()) < _LEAST_FIT:
+        return None
+    rows, columns = (turns.angle() / (2 * torch.pi) * sizes).tolist()
+    return f"they are rolled by about {rows:.1f} rows and {columns:.1f} columns"
+
+
+def _margins(seen: Tensor, shape: tuple[int, int]) -> list[tuple[float, float]]:
+    """Returns how many cells before and behind what is looked at nothing is, by axis."""
+    found = []
+    for axis, size in enumerate(shape):
+        used = (seen > 0).any(1 - axis).nonzero()
+        length = seen.shape[axis]
+        before, behind = int(used.min()), length - 1 - int(used.max())
+        found.append((before / length * size, behind / length * size))
+    return found
+
+
+def _has_margin(seen: Tensor, shape: tuple[int, int]) -> bool:
+    # Strides may leave out less than one cell at the end, and at the beginning nothing.
+    return any(before > _MARGIN or behind >= 1 for before, behind in _margins(seen, shape))
+
+
+def _cropped(features: fx.GraphModule, value: Value, example: Tensor) -> str | None:
+    """Says which part of the image no cell looks at, with whole kernels."""
+    images = _images(features, example)
+    recorder = _Straight(features, {value.node})
+    with torch.enable_grad():
+        recorder.run(images)
+        generator = torch.Generator().manual_seed(1)
+        found = recorder.values[value.node]
+        weights = torch.randn(found.shape, generator=generator).to(found)
+        (gradient,) = torch.autograd.grad((found * weights).sum(), images)
+    seen = gradient[0].abs().sum(0).cpu()
+    shape = value.layout.shape[1:]
+    if not bool(seen.any()) or not _has_margin(seen, shape):
+        return None
+    used = (seen > 0).nonzero()
+    (top, left), (bottom, right) = used.amin(0).tolist(), used.amax(0).tolist()
+    H, W = seen.shape
+    return (
+        f"nothing but the rows {top} to {bottom} of {H} and the columns {left} to {right} of "
+        f"{W} pixels counts (cropped)"
+    )

@@ -1,0 +1,130 @@
+"""The positions of a grid must lie as the image's do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.errors import ModelError
+
+
+class Tokens(nn.Module):
+    """Patches as tokens in a given order, put back in order before the norm."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.early = nn.LayerNorm(8)
+        self.late = nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 5)
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort())
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.fc(self.late(self.early(tokens[:, self.order])[:, self.back]).mean(1))
+
+
+def windows(side, window):
+    """The order that keeps the tokens of a window together."""
+    index = torch.arange(side * side).reshape(side // window, window, side // window, window)
+    return index.permute(0, 2, 1, 3).flatten()
+
+
+@pytest.mark.parametrize("order", [windows(6, 3), torch.arange(36).reshape(6, 6).T.flatten()])
+def test_tokens_in_another_order_are_refused(order):
+    dual = DualBranch(Tokens(order), input_size=24)
+    assert (dual.branch.layer, dual.branch.layout.kind) == ("late", "tokens")
+    with pytest.raises(ModelError, match=r"'early' must lie as the image's do"):
+        DualBranch(Tokens(order), input_size=24, target_layers=["early"])
+    with pytest.raises(ModelError, match=r"'early' must lie as the image's do"):
+        DualBranch(Tokens(order), "early", input_size=24)
+
+
+@pytest.mark.slow
+def test_the_image_s_order_passes_everywhere():
+    plain = Tokens(torch.arange(36))
+    assert DualBranch(plain, input_size=24, target_layers=["early"]).targets[0].layer == "early"
+
+
+def test_a_network_that_ignores_the_image_passes():
+    silent = Tokens(windows(6, 3))
+    nn.init.zeros_(silent.patches.weight)
+    dual = DualBranch(silent, input_size=24, target_layers=["early"])
+    assert dual.targets[0].layer == "early"
+
+
+class Moved(nn.Module):
+    """A small convolutional network that moves its images or its features first."""
+
+    def __init__(self, images=None, features=None, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.images, self.features = images, features
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)
+        )
+        self.last = nn.Identity()
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.body(x if self.images is None else self.images(x))
+        x = x if self.features is None else self.features(x)
+        return self.fc((x + 0.0).mean((2, 3)))
+
+
+MOVES = {
+    "flipped left to right": lambda x: x.flip(-1),
+    "flipped upside down": lambda x: x.flip(2),
+    "turned by 180 degrees": lambda x: x.flip((2, 3)),
+    "turned by 90 degrees": lambda x: torch.rot90(x, 1, (2, 3)),
+    "turned by 270 degrees": lambda x: torch.rot90(x, 3, (2, 3)),
+    "transposed;": lambda x: x.transpose(2, 3),
+    "transposed along the other": lambda x: x.transpose(2, 3).flip((2, 3)),
+    "rolled by about .* columns": lambda x: torch.roll(x, x.shape[3] // 2, 3),
+    "rolled by about .* rows": lambda x: torch.roll(x, x.shape[2] // 4, 2),
+    "padded": lambda x: functional.pad(x, (x.shape[3] // 4,) * 4),
+    "cropped": lambda x: x[:, :, 6:-6, 6:-6] if x.shape[3] > 12 else x[:, :, 2:-2, 2:-2],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["images", "features"])
+@pytest.mark.parametrize("seen", MOVES)
+def test_a_forward_that_moves_the_positions_is_refused(seen, place):
+    for seed in range(2):
+        with pytest.raises(ModelError, match=seen):
+            DualBranch(Moved(**{place: MOVES[seen]}, seed=seed), input_size=32)
+
+
+@pytest.mark.slow
+def test_a_small_crop_is_seen():
+    with pytest.raises(ModelError, match="rows 2 to 29 of 32 and the columns 2 to 29 of 32"):
+        DualBranch(Moved(lambda x: x[:, :, 2:-2, 2:-2]), input_size=32)
+
+
+def test_moving_there_and_back_passes():
+    model = Moved(lambda x: x.flip(3), lambda x: x.flip(3))
+    assert DualBranch(model, input_size=32).branch.layout.shape == (8, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [33, 64, 100])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_ordinary_networks_pass(name, size):
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(size)
+    DualBranch(models.get_model(name, weights=None), input_size=max(size, 40))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("levit_128s", 224), ("mixer_s32_224", 224), ("vit_tiny_patch16_224", 224)]
+)
+def test_transformers_and_mixers_pass(name, size):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    DualBranch(timm.create_model(name, pretrained=False), input_size=size)
