@@ -19,7 +19,7 @@ from sigcam.classifier.graph import (
 from sigcam.classifier.last_layer import last_layer
 from sigcam.classifier.layout import Layout
 from sigcam.classifier.split import Split, unmarked
-from sigcam.classifier.trace import MARK
+from sigcam.classifier.trace import MARK, Traced
 from sigcam.core.errors import BranchMismatchError, ModelError
 
 _REDRAWN = 8
@@ -97,6 +97,11 @@ class Head(nn.Module):
         self.classifier = _with_dropout(classifier, split)
         self.neck_shape: tuple[int, ...] = tuple(int(s) for s in pooled.meta["val"].shape[1:])
         self._linear: tuple[str, str | None] | None = None
+
+    @property
+    def traced(self) -> Traced:
+        """Returns the whole classifier that this is the head of."""
+        return self._split.traced
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns logits [B, C] for the branch layer's value, float."""
