@@ -352,9 +352,9 @@ class ParityReport:
         batch_sizes: the batch sizes that were tried.
         inputs: the test inputs, in words.
         outputs: the error of each output, by name.
-        left_out: images that don't count, because the gradient itself jumps there by more
-            than the tolerance within rounding (a ReLU's input at zero); their CAMs and CAM
-            weights weren't compared.
+        left_out: images that don't count, because within rounding the gradient itself jumps there
+            by more than the tolerance (a ReLU's input at zero; their CAMs and CAM weights weren't
+            compared), or the model's own outputs aren't finite or move by as much.
         empty: images whose CAMs were zero everywhere, on which the comparison says little.
     """
 

@@ -13,8 +13,10 @@ from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.files import check_writable
 from sigcam.core.spec import Preprocessing, Source, Spec
 from sigcam.core.versions import versions_of
+from sigcam.export.methods import method_of
 from sigcam.export.modules import ArtifactGraph, CamGraph, ClassifierGraph, HeadGraph
 from sigcam.export.options import ExportOptions
+from sigcam.export.parity.original import check_original
 from sigcam.export.parity.run import ParityRun
 from sigcam.export.parity.verify import verify, verify_head, verify_logits
 from sigcam.export.staging import StagingFolder
@@ -68,6 +70,8 @@ def export_artifact(
     dual = dual_of(classifier)
     dual.check_finite(sigmoid=options.has_sigmoid)
     frozen = _on_cpu(dual)
+    if method_of(options.method).need != "rows":
+        check_original(frozen, preprocessing)
     cams = CamGraph(frozen, options)
     graph = ArtifactGraph(cams, preprocessing)
     spec = _spec(dual, options, preprocessing, graph.head_input)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -135,6 +135,39 @@ def is_unstable(reference: Reference, class_ids: Tensor, floors: Mapping[str, fl
     """
     options = reference.options
     want = reference.outputs(class_ids)
+    for moved in _moved(reference):
+        errors = _moved_errors(moved.outputs(class_ids), want, floors)
+        smooth = max(errors[name].max_rel for name in _SMOOTH_OUTPUTS)
+        jumping = max(errors[name].max_rel for name in GRADIENT_OUTPUTS if name in errors)
+        if smooth <= options.tolerance < jumping:
+            return True
+    return False
+
+
+def is_ill_conditioned(reference: Reference, floors: Mapping[str, float]) -> bool:
+    """Returns whether logits or features move by more than the tolerance under rounding.
+
+    They are moved as in `is_unstable`. A network that normalises its own input does so on an
+    image of one colour, whose deviation is zero but for rounding.
+
+    Args:
+        reference: the definition for one image; its model isn't changed.
+        floors: what `logit_floors` gives for all images.
+
+    Example:
+        is_ill_conditioned(references[0], logit_floors(references))
+    """
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    want = reference.outputs(ids)
+    for moved in _moved(reference):
+        errors = _moved_errors(moved.outputs(ids), want, floors)
+        if not all(errors[name].max_rel <= reference.options.tolerance for name in _SMOOTH_OUTPUTS):
+            return True
+    return False
+
+
+def _moved(reference: Reference) -> Iterator[Reference]:
+    """Makes the definitions with pixels and weights moved by rounding."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(_TRIALS):
         model = copy.deepcopy(reference.model)
@@ -143,15 +176,15 @@ def is_unstable(reference: Reference, class_ids: Tensor, floors: Mapping[str, fl
                 value.mul_(1 + _NOISE * _random(value.shape, generator))
         images = reference.images
         images = images * (1 + _NOISE * _random(images.shape, generator))
-        moved = Reference(model, images, options).outputs(class_ids)
-        compared = [n for n in (*_SMOOTH_OUTPUTS, *GRADIENT_OUTPUTS) if n in moved]
-        arrays = {name: moved[name].numpy() for name in compared}
-        errors = errors_of(arrays, want, floors)
-        smooth = max(errors[name].max_rel for name in _SMOOTH_OUTPUTS)
-        jumping = max(errors[name].max_rel for name in GRADIENT_OUTPUTS if name in errors)
-        if smooth <= options.tolerance < jumping:
-            return True
-    return False
+        yield Reference(model, images, reference.options)
+
+
+def _moved_errors(
+    moved: Mapping[str, Tensor], want: Mapping[str, Tensor], floors: Mapping[str, float]
+) -> dict[str, OutputError]:
+    compared = [n for n in (*_SMOOTH_OUTPUTS, *GRADIENT_OUTPUTS) if n in moved]
+    arrays = {name: moved[name].numpy() for name in compared}
+    return errors_of(arrays, want, floors)
 
 
 def _random(shape: torch.Size, generator: torch.Generator) -> Tensor:

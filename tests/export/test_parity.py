@@ -80,7 +80,7 @@ def test_further_images_until_enough_count(parity_run, jumps):
 
 def test_too_few_that_count(parity_run, jumps):
     run_all(parity_run, jumps, set(range(MIN_COUNTED - 1, 5 + MAX_FURTHER)))
-    with pytest.raises(ParityError, match="on 18 of 20 images the gradient jumps"):
+    with pytest.raises(ParityError, match="of 20 on 18 the gradient jumps"):
         parity_run.check_count("the graph")
 
 
