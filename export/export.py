@@ -70,7 +70,7 @@ def export_artifact(
     dual = dual_of(classifier)
     dual.check_finite(sigmoid=options.has_sigmoid)
     frozen = _on_cpu(dual)
-    if method_of(options.method).need != "rows":
+    if method_of(options.method).need not in ("rows", "scores"):  # those take no gradient
         check_original(frozen, preprocessing)
     cams = CamGraph(frozen, options)
     graph = ArtifactGraph(cams, preprocessing)
