@@ -157,7 +157,7 @@ def name_of(graph: fx.Graph, node: fx.Node) -> str:
         >>> layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
         >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
         >>> name_of(traced.graph, traced.logits), name_of(traced.graph, traced.image)
-        ('3', 'forward:input')
+        ('3', 'forward:images')
     """
     last: dict[str, fx.Node] = {}
     for other in graph.nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sigcam.classifier.branch_file import load_branch
 from sigcam.classifier.build import build_classifier
 from sigcam.data import open_dataset
 from sigcam.export import ExportOptions, export_artifact
@@ -32,7 +33,7 @@ class Body(nn.Module):
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.fc = Body(), nn.Linear(8, 2)
+        self.body, self.fc = Body(), nn.Linear(8, 4)
 
     def forward(self, x):
         return self.fc(self.body(x){unpack}.mean((2, 3)))
@@ -50,7 +51,7 @@ def net():
 def test_the_branch_file_is_exported(folder, tmp_path, pack, unpack):  # noqa: F811 (a fixture)
     source = tmp_path / "packing_net.py"
     source.write_text(NET.format(pack=pack, unpack=unpack))
-    classifier = build_classifier(f"{source}:net", num_classes=None, size=32)
+    classifier = build_classifier(f"{source}:net", size=32)
     trained = train_branch(
         classifier,
         open_dataset(folder),
@@ -63,11 +64,9 @@ def test_the_branch_file_is_exported(folder, tmp_path, pack, unpack):  # noqa: F
     )
     assert trained.info.branch_layer == "body.high"
     trained.save(tmp_path / "branch.safetensors")
-    # The weights are drawn at random, so the classifier's own are put back.
+    # Its weights are random, so those that were trained with are put back.
     again = build_classifier(f"{source}:net", size=32, branch_layer=trained.info.branch_layer)
     again.dual.load_state_dict(trained.classifier.dual.state_dict())
-    from sigcam.classifier.branch_file import load_branch
-
     load_branch(tmp_path / "branch.safetensors", again.dual)
     spec = export_artifact(again.dual, tmp_path / "m.onnx", ExportOptions())
     assert spec.target_layers == ("body.high",)
