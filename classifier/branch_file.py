@@ -13,7 +13,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +27,7 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.files import write_bytes
-from sigcam.core.spec import Preprocessing, check_schema_version
+from sigcam.core.spec import Preprocessing, Task, check_schema_version
 from sigcam.core.versions import versions_of
 
 SCHEMA_VERSION = 2
@@ -45,7 +45,7 @@ class BranchInfo:
     Attributes:
         architecture: the name that `load_model` knows the classifier by.
         branch_layer: the name of the layer whose output is F.
-        num_classes: C.
+        num_classes: C; 2 for the task binary, whose tensors are of the one logit.
         preprocessing: how images became the input that the branch was trained on.
         trained_on: the data set, the number of images and of views, in words.
         backbone_sha256: the hash of all tensors of the classifier that aren't in the file;
@@ -58,6 +58,7 @@ class BranchInfo:
         class_names: C names, or empty if unknown.
         replaced_classes: whether the softmax head was re-made and is in the file.
         settings: the settings of the training, plain JSON values.
+        task: what the logits mean; see `Spec.task`.
         versions: package name to version, of what wrote the file; `save_branch` fills it in.
 
     Raises:
@@ -76,6 +77,7 @@ class BranchInfo:
     class_names: tuple[str, ...] = ()
     replaced_classes: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    task: Task = "single-label"
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -216,6 +218,11 @@ def _check_fits(
             f"{wanted}; this model ({dual.architecture}) has {dual.num_classes} classes at "
             f"{dual.branch_layer!r}"
         )
+    if info.task != dual.task:
+        raise BranchMismatchError(
+            f"{wanted}, whose task is {info.task}; this model ({dual.architecture}) is "
+            f"{dual.task}: give the task that the branch was trained for"
+        )
     own = _own_tensors(dual, info.replaced_classes)
     if own.keys() != tensors.keys():
         raise BranchMismatchError(
@@ -300,6 +307,8 @@ def _check_types(info: BranchInfo) -> None:
             raise TypeError(f"{name} must be text")
     if isinstance(info.num_classes, bool) or not isinstance(info.num_classes, int):
         raise TypeError("num_classes must be a whole number")
+    if info.task not in get_args(Task):
+        raise TypeError(f"task must be one of {', '.join(get_args(Task))}")
     weight = info.positive_weight
     if weight is not None and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise TypeError("positive_weight must be a number")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from sigcam.classifier.branch_file import BranchInfo, load_branch, read_branch_info
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.task import names_for
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.core.errors import BranchMismatchError, ModelError, UsageError
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import Preprocessing, Task
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def build_classifier(
     std: Sequence[float] | None = None,
     scale: float | None = None,
     new_classes: int | None = None,
+    task: Task | None = None,
 ) -> BuiltClassifier:
     """Loads a classifier and, if there is one, its trained sigmoid branch.
 
@@ -100,10 +102,12 @@ def build_classifier(
         scale: the pixel value that counts as 1: 255 for 8 bits. See `Preprocessing`.
         new_classes: re-makes the last layer for as many classes (`replace_classes`), for
             training. Not together with a branch file, which says this itself.
+        task: what the logits mean; see `Spec.task`. None: what the branch file, the source of
+            the model or the model's end says (see `DualBranch`), or "single-label".
 
     Raises:
         UsageError: neither a branch file nor an architecture, or `new_classes` with a branch
-            file.
+            file; or another task than the model's.
         BranchMismatchError: the branch file belongs to another model.
         ModelError: the model can't be loaded or split.
 
@@ -121,8 +125,8 @@ def build_classifier(
             raise UsageError("a branch file says itself which classes are new; leave them out")
         info = read_branch_info(branch_file)
         channels = None if mean is None else len(mean)
-        _check_same_model(branch_file, info, arch, branch_layer, num_classes, channels)
-        arch, branch_layer = info.architecture, info.branch_layer
+        _check_same_model(branch_file, info, arch, branch_layer, num_classes, channels, task)
+        arch, branch_layer, task = info.architecture, info.branch_layer, info.task
         weights = weights or info.weights
         num_classes = _loaded_classes(info)
         new_classes = info.num_classes if info.replaced_classes else None
@@ -133,7 +137,9 @@ def build_classifier(
     loaded = load_model(arch, weights, num_classes, channels=channels)
     model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:
-        model, class_names = replace_classes(model, new_classes), ()
+        model, class_names = replace_classes(model, new_classes, task=task), ()
+    else:
+        task = _agreed(task, loaded.task, arch)
     preprocessing = _renormalised(
         info.preprocessing if info else loaded.preprocessing, mean, std, scale
     )
@@ -145,7 +151,9 @@ def build_classifier(
         channels=preprocessing.channels,
         target_layers=target_layers,
         architecture=arch,
+        task=task,
     )
+    class_names = names_for(dual.task, class_names)
     checkpoint = None
     if info is not None and branch_file is not None:
         load_branch(branch_file, dual)
@@ -159,7 +167,9 @@ def build_classifier(
     )  # fmt: skip
 
 
-def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Module:
+def replace_classes(
+    model: nn.Module, num_classes: int, seed: int = 0, *, task: Task | None = None
+) -> nn.Module:
     """Copies a classifier and re-makes the last layer of the copy for other classes.
 
     The last layer is the last `nn.Linear` or 1x1 `nn.Conv2d` in the order in which the
@@ -169,9 +179,10 @@ def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Mod
         model: the classifier; it isn't changed.
         num_classes: C of the copy, at least 2.
         seed: the seed of the fresh parameters; the global random state is left as it was.
+        task: "binary" makes one logit of two classes; the others make one for each class.
 
     Raises:
-        UsageError: fewer than 2 classes.
+        UsageError: fewer than 2 classes, or another number for the task binary.
         ModelError: there is no such layer, or no memory for so many classes.
 
     Example:
@@ -180,12 +191,14 @@ def replace_classes(model: nn.Module, num_classes: int, seed: int = 0) -> nn.Mod
     """
     if num_classes < 2:
         raise UsageError(f"num_classes must be at least 2, got {num_classes}")
+    if task == "binary" and num_classes != 2:
+        raise UsageError(f"the task binary has 2 classes, got {num_classes}")
     copied = copy.deepcopy(model)
     name, layer = _last_layer(copied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            new = _remade(layer, num_classes)
+            new = _remade(layer, 1 if task == "binary" else num_classes)
         except (RuntimeError, TypeError) as exc:  # torch's words for too large a tensor
             raise ModelError(
                 f"a last layer for {num_classes} classes can't be made: too large; look at the "
@@ -206,13 +219,17 @@ def _check_same_model(
     branch_layer: str | None,
     num_classes: int | None,
     channels: int | None,
+    task: Task | None,
 ) -> None:
     """Refuses what was given beside a branch file and contradicts it."""
+    if info.task == "binary" and num_classes == 1:  # as the model has it, with one logit
+        num_classes = info.num_classes
     for what, given, own in (
         ("for the architecture", arch, info.architecture),
         ("at the layer", branch_layer, info.branch_layer),
         ("for the number of classes", num_classes, info.num_classes),
         ("for the number of channels", channels, info.preprocessing.channels),
+        ("for the task", task, info.task),
     ):
         if given is not None and given != own:
             raise BranchMismatchError(
@@ -221,12 +238,23 @@ def _check_same_model(
             )
 
 
+def _agreed(asked: Task | None, found: Task | None, arch: str) -> Task | None:
+    """Returns the task that was asked for, or that the source of the model says."""
+    if asked is not None and found is not None and asked != found:
+        raise UsageError(
+            f"the task {asked} was asked for, but {arch} says that it is {found}; leave the task "
+            "out"
+        )
+    return asked or found
+
+
 def _loaded_classes(info: BranchInfo) -> int | None:
     """Returns the number of classes with which the classifier of a branch file is loaded."""
     if info.replaced_classes:
         # A re-made last layer comes out of the branch file; the weights fit the model before.
         return info.loaded_classes
-    return info.num_classes if takes_num_classes(info.architecture) else None
+    own = 1 if info.task == "binary" else info.num_classes
+    return own if takes_num_classes(info.architecture) else None
 
 
 def _renormalised(

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from sigcam.classifier.head import Head
 from sigcam.classifier.split import split
+from sigcam.classifier.task import task_of
 from sigcam.core.errors import ModelError, UsageError
+from sigcam.core.spec import Task
 
 _LISTED = 6
 
@@ -26,7 +28,7 @@ class DualOutput(NamedTuple):
     """What a `DualBranch` returns.
 
     Attributes:
-        logits: the softmax branch's, before the softmax; float32 [B, C].
+        logits: the classifier's own, before softmax or sigmoid; float32 [B, C].
         sigmoid_logits: the sigmoid branch's, before the sigmoid; float32 [B, C].
         features: the value of the branch layer, float32: F [B, N, h, w], or as the
             model keeps it ([B, h, w, N], or tokens [B, T, N]).
@@ -50,7 +52,8 @@ class DualBranch(nn.Module):
         sigmoid_head: from that value to the sigmoid branch's logits.
         branch: the branch layer: its name, and where the grid is in its value, if it has one.
         targets: the same of the target layers, which maps are made of.
-        num_classes: C.
+        num_classes: C; 2 for a network with one logit l, whose logits here are [-l, l].
+        task: what the logits mean; see `Spec.task`.
         squashing: the function that the original model applies to its logits ("softmax",
             "log_softmax" or "sigmoid"), which was taken off; None if it returns logits.
         notes: a line for the user about each thing that isn't taken as the model gives it.
@@ -79,6 +82,7 @@ class DualBranch(nn.Module):
         target_layers: Sequence[str] = (),
         seed: int = 0,
         architecture: str | None = None,
+        task: Task | None = None,
     ) -> None:
         """Splits a copy of `model` and adds the sigmoid branch.
 
@@ -94,9 +98,11 @@ class DualBranch(nn.Module):
                 the last layer before it that the logits depend on everywhere.
             seed: the seed of the sigmoid branch's fresh parameters.
             architecture: the name to record; the model's class name when None.
+            task: what the logits mean. None: "binary" for one logit, otherwise as the function
+                that the model ends in says, or "single-label".
 
         Raises:
-            UsageError: `example` isn't float32 [B, n, H, W].
+            UsageError: `example` isn't float32 [B, n, H, W], or another task than the model's.
             ModelError: the model can't be split there.
         """
         super().__init__()
@@ -108,17 +114,14 @@ class DualBranch(nn.Module):
                 f"example must be float32 [B, n, H, W], got {example.dtype} {list(example.shape)}"
             )
         parts = split(model, example, branch_layer, target_layers)
-        if parts.num_classes < 2:
-            raise ModelError(
-                "the model must return logits of at least two classes [B, C], it returns one value "
-                "per image; give it an output for each class"
-            )
         self.features = parts.features
         self.softmax_head = Head(parts, live_dropout=False)
         self.sigmoid_head = self.softmax_head.fresh_copy(seed)
         self.branch, self.targets = parts.branch, parts.targets
         self.num_classes = parts.num_classes
         self.squashing, self.notes = parts.squashing, parts.notes
+        num_logits = 1 if parts.one_logit else parts.num_classes
+        self.task: Task = task_of(task, num_logits, parts.squashing)
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
         self.channels = int(example.shape[1])
         self.architecture = architecture or type(parts.traced.model).__name__

@@ -18,6 +18,7 @@ from sigcam.classifier.graph import (
 )
 from sigcam.classifier.last_layer import last_layer
 from sigcam.classifier.layout import Layout
+from sigcam.classifier.one_logit import one_logit, two_logits
 from sigcam.classifier.split import Split, unmarked
 from sigcam.classifier.trace import MARK, Traced
 from sigcam.core.errors import BranchMismatchError, ModelError
@@ -241,22 +242,24 @@ class Head(nn.Module):
             f"earlier branch layer"
         )
 
-    def start_from(self, other: Head) -> None:
+    def start_from(self, other: Head, *, centred: bool = True) -> None:
         """Takes over another head's parameters, less what is common to all classes.
 
         Of a last linear layer the mean over the classes is taken off rows and biases, so that a
         shift of the other head's weights that no softmax notices (`ScoreHead.centred`) makes no
-        difference here either. A head that ends in something else is taken as it is.
+        difference here either. A head that ends in something else is taken as it is, and so is
+        one whose logits are for sigmoids, which do notice.
 
         Args:
             other: a head of the same split, usually the softmax branch's.
+            centred: whether the mean is taken off; not of logits that are for sigmoids.
         """
-        last = last_layer(self.classifier.graph)
+        last = last_layer(self.classifier.graph) if centred else None
         with torch.no_grad():
             values = other.named_tensors()
             for name, parameter in self.named_tensors().items():
                 parameter.copy_(values[name])
-                if last is not None and name in (last.weight, last.bias):
+                if last is not None and not last.negated and name in (last.weight, last.bias):
                     parameter.sub_(parameter.double().mean(0).to(parameter.dtype))
 
     def classifier_of(self, other: Head) -> nn.Module:
@@ -284,7 +287,8 @@ class Head(nn.Module):
         what the head computes: `W mean(F) + b` must equal the head on random features and
         random weights in float64, at batches of 1 and 3. A 1x1 convolution before the
         pooling qualifies too. The tensors are views of the head's own, detached; zeros for
-        a missing bias.
+        a missing bias. A head that makes [-l, l] of one logit has the rows [-W, W], in new
+        tensors.
 
         Raises:
             ModelError: the head computes something else; says what it contains.
@@ -294,7 +298,10 @@ class Head(nn.Module):
         tensors = self.named_tensors()
         weight, bias = self._linear
         matrix = tensors[weight].flatten(1)
-        return matrix, matrix.new_zeros(len(matrix)) if bias is None else tensors[bias]
+        values = matrix.new_zeros(len(matrix)) if bias is None else tensors[bias]
+        if one_logit(self.classifier.graph) is not None:
+            return torch.cat([-matrix, matrix]), torch.cat([-values, values])
+        return matrix, values
 
 
 def _output(graph: fx.Graph) -> fx.Node:
@@ -359,10 +366,11 @@ def _correlated(mine: Tensor, original: Tensor) -> bool:
 def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
     """Returns the names of weight and bias of a head that is pooling and a linear layer."""
     names = {name: value.shape for name, value in head.named_tensors().items()}
-    layout, C = split.branch.layout, split.num_classes
+    layout = split.branch.layout
     N = layout.shape[0] if layout is not None else None
-    weights = [n for n, s in names.items() if s in ((C, N), (C, N, 1, 1))]
-    biases = [n for n, s in names.items() if s == (C,)]
+    rows = split.num_classes if one_logit(head.classifier.graph) is None else 1
+    weights = [n for n, s in names.items() if s in ((rows, N), (rows, N, 1, 1))]
+    biases = [n for n, s in names.items() if s == (rows,)]
     if layout is not None and len(weights) == 1 and len(biases) == len(names) - 1 <= 1:
         weight, bias = weights[0], biases[0] if biases else None
         if _computes_linear(head, layout, weight, bias):
@@ -391,6 +399,7 @@ def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) 
         for name, value in tensors.items()
     }
     matrix = random[f"classifier.{weight}"].flatten(1)
+    negated = one_logit(head.classifier.graph) is not None
     training = head.training
     head.eval()
     try:
@@ -401,6 +410,7 @@ def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) 
                 got = functional_call(head, random, (value,))
                 want = layout.to_grid(value).mean((2, 3)) @ matrix.T
                 want = want if bias is None else want + random[f"classifier.{bias}"]
+                want = two_logits(want) if negated else want
                 if not torch.allclose(got, want, rtol=1e-9, atol=1e-9):
                     return False
     except RuntimeError:  # an operator that only takes float32 is no linear head

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from sigcam.classifier.graph import argument, outputs_of
+from sigcam.classifier.one_logit import one_logit
 
 _aten = torch.ops.aten
 _FLATTENS = {
@@ -27,11 +28,15 @@ class LastLayer(NamedTuple):
         z: its input in the graph, [B, D] or [B, D, 1, 1].
         weight: the name of its matrix, [C, D] or [C, D, 1, 1].
         bias: the name of its bias [C]; None without one.
+        negated: whether the layer gives the one logit l of a graph whose output is [-l, l], so
+            that matrix and bias have one row, and the rows of the two logits are its negation
+            and itself.
     """
 
     z: fx.Node
     weight: str
     bias: str | None
+    negated: bool = False
 
 
 def last_layer(graph: fx.Graph) -> LastLayer | None:
@@ -44,14 +49,15 @@ def last_layer(graph: fx.Graph) -> LastLayer | None:
         found = last_layer(dual.softmax_head.classifier.graph)
         found.weight, found.bias  # "fc.weight", "fc.bias"
     """
-    (layer,) = outputs_of(graph)
+    logit = one_logit(graph)
+    layer = outputs_of(graph)[0] if logit is None else logit
     while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
         layer = argument(layer)
     z = _input_of_linear(layer)
     if z is None:
         return None
     names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
-    return LastLayer(z, str(names[0]), names[1])
+    return LastLayer(z, str(names[0]), names[1], logit is not None)
 
 
 def _input_of_linear(layer: fx.Node) -> fx.Node | None:

@@ -27,6 +27,7 @@ from sigcam.classifier.layer_names import (
 )
 from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of, operator_name
 from sigcam.classifier.model_object import plain_model
+from sigcam.classifier.one_logit import OneLogit, with_two_logits
 from sigcam.classifier.place import check_place
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_reach, default_target
@@ -71,6 +72,7 @@ class Split:
             holds a grid, unless target layers were named that lie beside others.
         targets: the values that maps are made of, in the order in which they were named.
         num_classes: C.
+        one_logit: whether the model itself gives one logit l, of which the head makes [-l, l].
     """
 
     features: fx.GraphModule
@@ -79,6 +81,7 @@ class Split:
     branch: BranchValue
     targets: tuple[Value, ...]
     num_classes: int
+    one_logit: bool = False
 
     @property
     def squashing(self) -> Squashing | None:
@@ -130,6 +133,9 @@ def split(
     model = plain_model(model)
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
+    one_logit = int(traced.logits.meta["val"].shape[1]) == 1
+    if one_logit:
+        traced = with_two_logits(traced)
     _refuse_kernels_of_the_image(traced)
     for node in traced.graph.nodes:
         node.meta[_ORIGIN] = node.name
@@ -152,7 +158,7 @@ def split(
     else:
         targets = (default_target(features, _grid_of(branch), module, example),)
     num_classes = int(traced.logits.meta["val"].shape[1])
-    parts = Split(features, head, traced, branch, targets, num_classes)
+    parts = Split(features, head, traced, branch, targets, num_classes, one_logit)
     parts = _checked_against_model(parts, example, named)
     check_place(features, parts.targets, example)
     return parts
@@ -397,6 +403,8 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
         names, value, want = _names(traced, features, nodes, images)
         with torch.no_grad():
             logits = head(value)
+            if parts.one_logit:
+                head, logits = OneLogit(head), logits[:, 1:]
             got = traced.squashed(logits)
     except RuntimeError as exc:  # no memory, or what only a real image brings to light
         raise explained(traced.model, images, exc) from exc

@@ -33,7 +33,7 @@ class Prediction:
 
     Attributes:
         class_id: the most probable class.
-        probability: that class's softmax probability, 0 to 1.
+        probability: that class's probability, 0 to 1; see `Explanation.probability`.
         cam_class: the class that `cam` is of: the true one where the artifact takes class ids
             and the sample has a class, the predicted one otherwise.
         cam: float32 [h, w], finite.
@@ -134,7 +134,7 @@ class EvaluatedModel:
         asked = np.array([[-1, -1 if label is None else label, least] for label in labels])
         outputs = self._run(images, asked, "cams")
         rows = zip(
-            probabilities_of(outputs.logits),
+            probabilities_of(outputs.logits, self.spec.task),
             outputs.class_ids,
             self._with_path(outputs.finite_cams),
             labels,
@@ -190,7 +190,7 @@ class EvaluatedModel:
         )
 
     def probabilities(self, images: Sequence[Array], class_ids: Sequence[int]) -> Array:
-        """Computes the softmax probability of one class of each image.
+        """Computes the probability of one class of each image.
 
         Args:
             images: raw pixels [H, W, n] each, of the input's size.
@@ -202,7 +202,7 @@ class EvaluatedModel:
         Raises:
             BackendError: the backend failed, or logits aren't finite.
         """
-        found = probabilities_of(self._logits(images))
+        found = probabilities_of(self._logits(images), self.spec.task)
         return found[np.arange(len(found)), np.array(class_ids, np.int64)]
 
     def close(self) -> None:

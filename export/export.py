@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.task import names_for
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.files import check_writable
@@ -221,9 +222,10 @@ def _spec(
         classes=options.selection,
         preprocessing=preprocessing,
         num_classes=dual.num_classes,
+        task=dual.task,
         feature_shapes=tuple(target.layout.shape for target in dual.targets),
         source=_source(dual, options),
-        class_names=tuple(options.class_names),
+        class_names=names_for(dual.task, options.class_names),
         method_options=options.method_options,
         head_input=head_input if options.head_graph else None,
     )

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from sigcam.classifier.graph import attribute, extract, module_of, tensor_of
 from sigcam.classifier.head import Head
-from sigcam.classifier.last_layer import last_layer
+from sigcam.classifier.last_layer import LastLayer, last_layer
 from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ModelError
 
@@ -47,8 +47,8 @@ class ScoreHead(nn.Module):
         trunk: the branch layer's value to z.
         pooled: whether the head is global average pooling and one linear layer, so that
             the gradient of a logit is its row divided by the number of positions.
-        weight: the last layer's matrix [C, D]; None where the head doesn't end in a linear
-            layer. Then z are the logits themselves.
+        weight: the last layer's matrix [C, D], [-W, W] where the network has one logit; None
+            where the head doesn't end in a linear layer. Then z are the logits themselves.
         bias: the last layer's bias [C], zeros where it has none; None without `weight`.
         mean_row: in a centred head, what is taken off every row, [D]; None in others.
         mean_bias: in a centred head, what is taken off every bias, [1]; None in others.
@@ -77,12 +77,14 @@ class ScoreHead(nn.Module):
             layout = None
         if layout is None:
             self.pooled = False
-            self.trunk, names = _before_last_layer(head)
-            if names is not None:
-                tensors, (weight_name, bias_name) = head.named_tensors(), names
-                self._set_last_layer(
-                    tensors[weight_name].flatten(1), tensors[bias_name] if bias_name else None
-                )
+            self.trunk, last = _before_last_layer(head)
+            if last is not None:
+                tensors = head.named_tensors()
+                weight = tensors[last.weight].flatten(1)
+                bias = tensors[last.bias] if last.bias else torch.zeros_like(weight[:, 0])
+                if last.negated:
+                    weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+                self._set_last_layer(weight, bias)
         else:
             self.pooled = True
             self.trunk = GlobalAveragePool(layout)
@@ -157,17 +159,15 @@ class ScoreHead(nn.Module):
         bias = bias if self.mean_bias is None else bias - self.mean_bias
         return (rows @ z.unsqueeze(2) + bias).squeeze(2)
 
-    def _set_last_layer(self, weight: Tensor, bias: Tensor | None) -> None:
+    def _set_last_layer(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
         self.bias = nn.Parameter(bias, requires_grad=False)
 
 
-def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | None]:
-    """Returns what comes before the last layer, and the names of that layer's weight and bias.
+def _before_last_layer(head: Head) -> tuple[nn.Module, LastLayer | None]:
+    """Returns what comes before the last layer, and that layer.
 
-    The names are None where the head doesn't end in a linear layer; then all of the head is
-    returned.
+    It is None where the head doesn't end in a linear layer; then all of the head is returned.
     """
     graph = head.classifier.graph
     start, last = next(iter(graph.nodes)), last_layer(graph)
@@ -179,4 +179,4 @@ def _before_last_layer(head: Head) -> tuple[nn.Module, tuple[str, str | None] | 
         "Trunk",
         dict(head.classifier.named_children()),
     )
-    return nn.Sequential(head.neck, hidden_layers, nn.Flatten(1)), (last.weight, last.bias)
+    return nn.Sequential(head.neck, hidden_layers, nn.Flatten(1)), last

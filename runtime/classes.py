@@ -21,36 +21,53 @@ class ClassRequest:
     Attributes:
         ids: to feed as `class_ids`, ranks as negative numbers; None where the graph chooses.
         count: how many of the graph's K classes to return, the first ones.
+        min_probability: every class of at least this probability is asked for, however many
+            these are, in place of `count`; None where they are counted or named.
     """
 
     ids: tuple[int, ...] | None
     count: int
+    min_probability: float | None = None
 
 
-def request_for(classes: Classes | None, top_k: int, spec: Spec) -> ClassRequest:
+def request_for(
+    classes: Classes | None, top_k: int, spec: Spec, min_probability: float | None = None
+) -> ClassRequest:
     """Works out what to ask an artifact for.
 
     Args:
         classes: the classes that the caller names; None for the most probable ones.
         top_k: how many of these.
         spec: of the artifact.
+        min_probability: the least probability of the classes; None where they are counted or
+            named.
 
     Raises:
         UnknownClassError: a class that the model doesn't have.
-        UsageError: classes or a top_k that this artifact can't give.
+        UsageError: classes or a top_k that this artifact can't give; a probability that isn't
+            one, or beside classes or a top_k.
 
     Example:
         >>> from sigcam.core.spec import ClassSelection, Preprocessing, Source, Spec
         >>> spec = Spec("cam", "sigmoid", True, ("layer4",), "fused", ClassSelection("input"),
         ...             Preprocessing(), 3, ((8, 7, 7),), Source("net", "0"), ("cat", "dog", "owl"))
         >>> request_for(["owl", 0], 1, spec)
-        ClassRequest(ids=(2, 0), count=2)
+        ClassRequest(ids=(2, 0), count=2, min_probability=None)
         >>> request_for(None, 2, spec)
-        ClassRequest(ids=(-1, -2), count=2)
+        ClassRequest(ids=(-1, -2), count=2, min_probability=None)
     """
     if top_k < 1:
         raise UsageError(f"top_k must be at least 1, got {top_k}")
     selection = spec.classes
+    if min_probability is not None:
+        if not 0 <= min_probability <= 1:
+            raise UsageError(f"min_probability must be from 0 to 1, got {min_probability}")
+        if classes is not None or top_k != 1:
+            raise UsageError(
+                "min_probability chooses the classes, so give neither classes nor top_k beside it"
+            )
+        first = (-1,) if selection.mode == "input" else None
+        return ClassRequest(first, selection.k, min_probability)
     if classes is not None:
         if selection.mode != "input":
             raise UsageError(

@@ -148,24 +148,56 @@ class ExplainCall:
             BackendError: the backend failed, or what it gave isn't finite.
             ArtifactError: the graph's outputs don't belong together.
         """
+        outputs = self._run(images, self.request.ids)
+        explain = self._explain if self.request.min_probability is None else self._probable
+        return [explain(image, outputs, row) for row, image in enumerate(images)]
+
+    def _run(self, images: list[NamedImage], ids: tuple[int, ...] | None) -> ModelOutputs:
         first = images[0].tensor
         batch = first[None] if len(images) == 1 else np.stack([one.tensor for one in images])
-        ids = self.request.ids
         asked = None if ids is None else np.tile(np.array(ids, np.int64), (len(images), 1))
         with self._timed():
-            outputs = self.model.run(
+            return self.model.run(
                 batch,
                 asked,
                 wanted=_wanted(self.method),
                 placements=[one.placement for one in images] if self.method is None else None,
             )
-        return [self._explain(image, outputs, row) for row, image in enumerate(images)]
 
-    def _explain(self, image: NamedImage, outputs: ModelOutputs, row: int) -> list[Explanation]:
-        """Makes the results of one image, the row of a run's outputs."""
+    def _probable(self, image: NamedImage, outputs: ModelOutputs, row: int) -> list[Explanation]:
+        """Makes the results of every class that is probable enough, the most probable first.
+
+        Raises:
+            UsageError: there are more such classes than the artifact makes maps of.
+        """
+        least = self.request.min_probability
+        probabilities = probabilities_of(outputs.logits[row], self.model.spec.task)
+        ranked = np.argsort(-probabilities, kind="stable").tolist()
+        chosen = [one for one in ranked if probabilities[one] >= (least or 0.0)]
+        given = outputs.class_ids.shape[1]
+        if len(chosen) <= given:
+            return self._explain(image, outputs, row, len(chosen)) if chosen else []
+        cheap = self.method is None or self.method.from_features
+        if self.model.head_graph is not None and cheap:
+            found = self._explain(image, outputs, row, given)
+            made = {one.class_id for one in found}
+            return found + found[0].for_classes([one for one in chosen if one not in made])
+        if self.model.takes_class_ids:
+            return self._explain(image, self._run([image], tuple(chosen)), 0, len(chosen))
+        name = f"{image.source}: " if image.source else ""
+        raise UsageError(
+            f"{name}{len(chosen)} classes have a probability of at least {least:g}, and this "
+            f"artifact makes maps of {given} at most; ask for a higher probability, or export it "
+            "with `sigcam export --head-graph` or `--classes input`"
+        )
+
+    def _explain(
+        self, image: NamedImage, outputs: ModelOutputs, row: int, count: int | None = None
+    ) -> list[Explanation]:
+        """Makes the results of one image, the row of a run's outputs; as many as were asked for."""
         spec, method = self.model.spec, self.method
-        probabilities = probabilities_of(outputs.logits[row])
-        ids = outputs.class_ids[row, : self.request.count]
+        probabilities = probabilities_of(outputs.logits[row], spec.task)
+        ids = outputs.class_ids[row, : self.request.count if count is None else count]
         cams, passes = self._cams(image, outputs, row, ids)
         evidence = None if outputs.evidence_logits is None else outputs.evidence_logits[row]
         results = class_results(probabilities, ids, evidence, cams, spec)

@@ -66,7 +66,8 @@ class Explanation:
     Attributes:
         class_id: the class's id, 0 <= id < C.
         label: the class's name, or its id as text where names are unknown.
-        probability: softmax of the classifier's logits at the class, 0 to 1.
+        probability: of the class by the classifier, 0 to 1: the softmax of its logits, or for the
+            tasks "multi-label" and "binary" the sigmoid of the class's own logit.
         evidence: sigmoid of the class's logit in the sigmoid branch, 0 to 1; None where
             the artifact has no sigmoid branch.
         cam: float32 [h, w], the class activation map at feature resolution (rise: at the

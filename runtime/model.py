@@ -17,7 +17,7 @@ import numpy as np
 
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
-from sigcam.core.spec import Profile, Spec
+from sigcam.core.spec import Profile, Spec, Task
 from sigcam.core.types import Array
 from sigcam.hub.names import is_on_the_hub
 from sigcam.hub.pull import pull
@@ -52,7 +52,7 @@ class ModelOutputs:
     """What one run of an exported model gave. Every array belongs to the caller.
 
     Attributes:
-        logits: float32 [B, C] of the softmax branch, before softmax; finite.
+        logits: float32 [B, C] of the classifier, before softmax or sigmoid; finite.
         class_ids: int64 [B, K], the classes that CAMs and evidence are of, 0 <= id < C.
         cams: float32 [B, K, h, w], >= 0 unless the spec says signed, not enlarged and not checked
             for NaN; None where they weren't wanted. "Beyond Softmax", Eq. 4 with NWC.
@@ -333,12 +333,21 @@ class ExportedModel:
             ) from exc
 
 
-def probabilities_of(logits: Array) -> Array:
-    """Returns the softmax of finite logits [..., C] in float64, safe from overflow.
+def probabilities_of(logits: Array, task: Task) -> Array:
+    """Returns each class's probability in float64, safe from overflow.
 
-    >>> probabilities_of(np.array([1000.0, 1000.0]))
+    Args:
+        logits: finite, [..., C].
+        task: "single-label" for the softmax; "multi-label" and "binary" for the sigmoid of each
+            class's own logit (a binary network's two logits are l and -l, so these add up to 1).
+
+    >>> probabilities_of(np.array([1000.0, 1000.0]), "single-label")
     array([0.5, 0.5])
+    >>> probabilities_of(np.array([2.97, -2.97]), "binary").round(3)
+    array([0.951, 0.049])
     """
+    if task != "single-label":
+        return evidence_of(logits)
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
@@ -349,9 +358,13 @@ def evidence_of(logits: Array) -> Array:
 
     >>> evidence_of(np.array([0.0, -1000.0]))
     array([0.5, 0. ])
+    >>> float(evidence_of(np.array(-100.0))) > 0
+    True
     """
-    # tanh doesn't overflow for large negative logits as exp(-x) does.
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))
+    values = logits.astype(np.float64)
+    # exp of what isn't positive never overflows, and keeps what is small: exp(-100) isn't 0.
+    small = np.exp(-np.abs(values))
+    return np.asarray(np.where(values >= 0, 1, small) / (1 + small))
 
 
 def _check_finite(outputs: dict[str, Array]) -> None:

@@ -167,6 +167,7 @@ class Session:
         classes: Classes | None = None,
         top_k: int = 1,
         *,
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -179,6 +180,7 @@ class Session:
         classes: Classes | None = None,
         top_k: int = 1,
         *,
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -190,6 +192,7 @@ class Session:
         classes: Classes | None = None,
         top_k: int = 1,
         *,
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -203,6 +206,11 @@ class Session:
             classes: a class or several, by id or name; only for artifacts exported with
                 `--classes input`. None stands for the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.
+            min_probability: asks for every class of at least this probability, 0 to 1, in place
+                of `classes` and `top_k`; for a multi-label network 0.5 is usual. Where the
+                artifact made fewer maps than there are such classes, the further ones come from
+                its head graph, or from a second run of an artifact exported with `--classes
+                input`.
             method: None for the artifact's own; "scorecam", "ablationcam", "eigencam" or "rise"
                 (see `sigcam.runtime.multipass`), which take `passes(method)` runs for an image.
             method_options: numbers that the method is called with; those of rise are masks
@@ -213,15 +221,17 @@ class Session:
 
         Returns:
             One Explanation for each class, in the order of `classes` or the most probable
-            first; for a list of images, one such list for each.
+            first; for a list of images, one such list for each. None where no class reaches
+            `min_probability`.
 
         Raises:
             ImageError: an image that can't be read; use `stream` to go on with the others.
             UnknownClassError: a class that the model doesn't have.
-            UsageError: classes, a top_k, a method or options that this artifact can't give.
+            UsageError: classes, a top_k, a method or options that this artifact can't give, or
+                fewer maps than there are classes of `min_probability`.
             BackendError: the backend failed, or the model's weights aren't finite.
         """
-        call = self._call(classes, top_k, method, method_options, progress)
+        call = self._call(classes, top_k, min_probability, method, method_options, progress)
         if isinstance(images, (list, tuple)):
             return list(self._results(images, call))
         return next(self._results([images], call))
@@ -234,6 +244,7 @@ class Session:
         top_k: int = 1,
         on_error: Literal["raise"] = "raise",
         *,
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -249,6 +260,7 @@ class Session:
         top_k: int = 1,
         *,
         on_error: Literal["return"],
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -263,6 +275,7 @@ class Session:
         top_k: int = 1,
         on_error: Literal["raise", "return"] = "raise",
         *,
+        min_probability: float | None = None,
         method: str | None = None,
         method_options: Mapping[str, float] = NO_OPTIONS,
         progress: bool | Report = False,
@@ -276,6 +289,7 @@ class Session:
                 several passes.
             classes: as for `explain`.
             top_k: as for `explain`.
+            min_probability: as for `explain`.
             on_error: "raise": a bad image ends the stream with its ImageError, after
                 the results of those before it. "return": its ImageError comes in its
                 place, and the others are done.
@@ -297,7 +311,7 @@ class Session:
         """
         if readers < 0:
             raise UsageError(f"readers must be at least 0, got {readers}")
-        call = self._call(classes, top_k, method, method_options, progress)
+        call = self._call(classes, top_k, min_probability, method, method_options, progress)
         call = replace(call, readers=readers, stopwatch=stopwatch)
         if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
             raise UsageError("stream takes several images; pass one to explain, or put it in []")
@@ -330,13 +344,14 @@ class Session:
         self,
         classes: Classes | None,
         top_k: int,
+        min_probability: float | None,
         method: str | None,
         method_options: Mapping[str, float],
         progress: bool | Report,
     ) -> ExplainCall:
         if self._closed:
             raise UsageError("the session is closed; load the model again")
-        request = request_for(classes, top_k, self.spec)
+        request = request_for(classes, top_k, self.spec, min_probability)
         found = self._method(method, method_options)
         # One image at a time where each takes long: the first result needn't wait.
         size = self._batch_size if found is None or found.most_passes == 1 else 1

@@ -155,6 +155,7 @@ def train_branch(
         loaded_classes=classifier.loaded_classes,
         class_names=names or (() if predicted else _names(dataset, dual.num_classes)),
         replaced_classes=classifier.replaced_classes,
+        task=dual.task,
         settings={
             **asdict(settings),
             "weight_decay": result.weight_decay,

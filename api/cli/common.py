@@ -192,6 +192,13 @@ model_options = options(
         "its package); or random (seeded).",
     ),
     click.option("--num-classes", type=click.IntRange(min=1), help="Classes of the model."),
+    click.option(
+        "--task",
+        type=click.Choice(["single-label", "multi-label", "binary"]),
+        help="What the logits mean: one class an image (softmax), any number of classes "
+        "(sigmoid of each), or yes and no by one logit.  [default: as the model says, else "
+        "single-label; binary for one logit]",
+    ),
 )
 
 preprocessing_options = options(

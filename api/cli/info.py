@@ -12,6 +12,12 @@ from sigcam.cli.common import reports_errors
 if TYPE_CHECKING:
     from sigcam.core.spec import FidelityReport, Preprocessing, Spec
 
+_SQUASHING = {
+    "single-label": "softmax",
+    "multi-label": "sigmoid",
+    "binary": "sigmoid, of one logit and its negation",
+}
+
 
 @click.command(name="info")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -103,6 +109,7 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
         ("profile", spec.profile),
         ("maps for", selection),
         ("classes", f"{spec.num_classes}" + ("" if spec.class_names else " (no names)")),
+        ("task", f"{spec.task}: probabilities by {_SQUASHING[spec.task]}"),
         ("input", f"{preprocessing.layout} {preprocessing.height}x{preprocessing.width}, {fitted}"),
         ("channels", _channels(preprocessing)),
         ("features", "; ".join(features)),

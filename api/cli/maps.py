@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CLASSIFIER = ("arch", "weights", "num_classes", "branch_file", "target_layers")
+_CLASSIFIER = ("arch", "weights", "num_classes", "task", "branch_file", "target_layers")
 _METHOD = ("method", "branch", "purpose", "nwc", "signed")
 _NUMBERS = ("gamma", "similar")
 

@@ -25,6 +25,7 @@ from sigcam.cli.data import data_options, open_named
 from sigcam.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from sigcam.core.spec import Task
     from sigcam.data import Dataset
     from sigcam.train.settings import TrainResult
 
@@ -152,6 +153,7 @@ def command(
     arch: str | None,
     weights: str | None,
     num_classes: int | None,
+    task: Task | None,
     branch_layer: str | None,
     preset: str | None,
     method: str | None,
@@ -202,6 +204,7 @@ def command(
         weights=weights,
         num_classes=num_classes,
         branch_layer=branch_layer,
+        task=task,
         size=size,
         mean=mean,
         std=std,

@@ -92,7 +92,9 @@ class Subject:
         else:
             inputs = np.concatenate([self.runner.features(images[i : i + 16])
                                      for i in range(0, len(images), 16)])  # fmt: skip
-        return np.asarray(probabilities_of(logits_of(self.softmax, inputs))[:, class_id])
+        return np.asarray(
+            probabilities_of(logits_of(self.softmax, inputs), "single-label")[:, class_id]
+        )
 
 
 def faithfulness(
@@ -123,7 +125,7 @@ def faithfulness(
     }
     for index, image in enumerate(images):
         class_id = int(logits[index].argmax())
-        before = float(probabilities_of(logits[index])[class_id])
+        before = float(probabilities_of(logits[index], "single-label")[class_id])
         cam = source.cams(features[index : index + 1], np.array([[class_id]]))[0, 0]
         scores = normalise(enlarge(cam, *image.shape[:2]))
 

@@ -32,7 +32,7 @@ def test_a_run_gives_what_a_session_says(make_artifact, profile, mode):
     assert outputs.class_ids.shape == (3, count)
     assert outputs.cams.dtype == np.float32
     for row, results in enumerate(wanted):
-        probabilities = probabilities_of(outputs.logits[row])
+        probabilities = probabilities_of(outputs.logits[row], "single-label")
         evidence = evidence_of(outputs.evidence_logits[row])
         for rank, one in enumerate(results):
             assert one.class_id == outputs.class_ids[row, rank]

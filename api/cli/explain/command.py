@@ -34,6 +34,11 @@ _run_options = options(
 @click.argument("images", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per image and line.")
 @click.option("--topk", type=click.IntRange(min=1), default=1, help="Maps for the K best classes.")
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    help="Maps for every class of at least this probability, such as 0.5; for multi-label models.",
+)
 @click.option("--class", "classes", multiple=True, help="Map for this class, id or name; repeats.")
 @click.option(
     "--out",
@@ -72,6 +77,7 @@ def command(
     images: tuple[str, ...],
     as_json: bool,
     topk: int,
+    min_probability: float | None,
     classes: tuple[str, ...],
     out: Path | None,
     suffix: str | None,
@@ -98,8 +104,12 @@ def command(
     from sigcam.images.decode import DEFAULT_MAX_PIXELS
     from sigcam.runtime.session import load
 
-    if classes and topk != 1:
-        fail("--class and --topk exclude each other; name the classes or count them", EXIT_USAGE)
+    if sum((bool(classes), topk != 1, min_probability is not None)) > 1:
+        fail(
+            "--class, --topk and --min-probability exclude each other; name the classes, count "
+            "them, or say how probable they must be",
+            EXIT_USAGE,
+        )
     numbers = {"masks": masks, "cells": cells, "keep": keep, "seed": seed}
     plan = Plan(
         list(classes) or None,
@@ -109,6 +119,7 @@ def command(
         as_json,
         verbose,
         {name: value for name, value in numbers.items() if value is not None},
+        min_probability,
     )
     video = the_video(images, plan, out, suffix, every)
     paths = [] if video is not None else list(find_images(images))

@@ -52,6 +52,7 @@ def explain_images(
         paths,
         classes=plan.classes,
         top_k=plan.top_k,
+        min_probability=plan.min_probability,
         on_error="return",
         method=plan.method,
         method_options=plan.method_options,

@@ -32,6 +32,8 @@ class Plan:
         as_json: whether results are JSON lines.
         verbose: whether to tell the rate of images.
         method_options: numbers that the method is called with.
+        min_probability: asks for every class of at least this probability; None for those
+            named or counted.
     """
 
     classes: list[str] | None
@@ -41,6 +43,7 @@ class Plan:
     as_json: bool
     verbose: bool
     method_options: Mapping[str, float] = field(default_factory=dict)
+    min_probability: float | None = None
 
 
 def default_readers() -> int:
@@ -81,7 +84,7 @@ class Meter:
 def print_results(
     name: str, explanations: list[Explanation], *, as_json: bool, **more: object
 ) -> None:
-    """Prints one JSON object, or a line for each class.
+    """Prints one JSON object, or a line for each class; one line too where there is no class.
 
     Args:
         name: of the image.
@@ -97,6 +100,8 @@ def print_results(
         record = {"image": name, **more, "explanations": [e.to_dict() for e in explanations]}
         echo(json.dumps(record, ensure_ascii=False))
         return
+    if not explanations:
+        echo(f"{name}\tno class is probable enough")
     for explanation in explanations:
         parts = [name, explanation.label, f"probability {explanation.probability:.3f}"]
         if explanation.evidence is not None:

@@ -58,6 +58,7 @@ def explain_video(
             video.frames(every),
             classes=plan.classes,
             top_k=plan.top_k,
+            min_probability=plan.min_probability,
             method=plan.method,
             method_options=plan.method_options,
             readers=plan.readers,
@@ -174,6 +175,11 @@ def the_video(
         codec_of(out)
         if out.exists() and out.samefile(videos[0]):
             raise UsageError(f"--out is the video itself, {out}; name another file")
+        if plan.min_probability is not None:
+            raise UsageError(
+                "an overlay video shows one class in every frame, and --min-probability asks for "
+                "any number of them; leave out one of the two"
+            )
         count = plan.top_k if plan.classes is None else len(plan.classes)
         if count > 1:
             raise UsageError(
