@@ -65,7 +65,8 @@ def check_dataset(dataset: Dataset, skip_bad: bool = False) -> Dataset:
         checked = _Check(sample, dataset.classes)
         problems += checked.problems
         if not checked.problems:
-            samples.append(replace(sample, size=checked.size))
+            further = tuple(replace(one, size=checked.size) for one in sample.further)
+            samples.append(replace(sample, size=checked.size, further=further))
             scaled += checked.scaled
     if problems and not skip_bad:
         raise data_error(problems, _advice(dataset))
@@ -99,9 +100,10 @@ class _Check:
         self.size: tuple[int, int] | None = None
         self.problems: list[Problem] = []
         self.scaled = 0
-        if sample.label is not None and classes and sample.label >= len(classes):
-            text = f"{sample.name} has class {sample.label}, there are {len(classes)} classes"
-            self.problems.append(problem(sample.place, text))
+        for label in sample.labels:
+            if classes and label >= len(classes):
+                text = f"{sample.name} has class {label}, there are {len(classes)} classes"
+                self.problems.append(problem(sample.place, text))
         size = _size_of(sample.path, sample.place, "image")
         if isinstance(size, Problem):
             self.problems.append(size)
@@ -110,8 +112,9 @@ class _Check:
             self.problems.append(problem(sample.place, text))
         else:
             self.size = size
-            self._look_at_boxes(sample, size)
-            self._look_at_masks(sample, size)
+            for one in sample.by_class:
+                self._look_at_boxes(one, size)
+                self._look_at_masks(one, size)
 
     def _look_at_boxes(self, sample: Sample, size: tuple[int, int]) -> None:
         if sample.boxes is None:

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sigcam.core.errors import DataError
-from sigcam.data.dataset import Dataset, Problem, data_error, problem
+from sigcam.data.dataset import Dataset, Problem, Sample, data_error, problem
 
 _ADVICE = (
     "name the classes as the model does, give its class ids in a CSV file, or take a model of "
     "these classes (sigcam train --new-classes makes one)"
 )
+
+_NOTHING = {"no finding", "none", "nothing"}
+"""Names that say that an image has none of the classes."""
 
 
 def match_classes(
@@ -23,7 +26,8 @@ def match_classes(
     Ids that stand in the data are kept. Ids made from class names are mapped through the model's
     names, ignoring case and `_` for a space; a model without names, or with none of these
     (ImageNet's folders are called n01440764, ...), must have as many classes, and their sorted
-    order (COCO: order of ids) is taken for the model's.
+    order (COCO: order of ids) is taken for the model's. In a multi-label data set "No Finding" or
+    "none" stands for no class, where the model has none of that name.
 
     >>> from pathlib import Path
     >>> from sigcam.data import Dataset, Place, Sample
@@ -59,17 +63,16 @@ def match_classes(
         ids = list(range(num_classes))
     own = dataset.classes if dataset.classes and len(dataset.classes) == num_classes else None
     samples, problems = [], list(dataset.problems)
-    for sample in dataset.samples:
-        label = sample.label
-        if label is None or (0 <= label < len(ids) and ids[label] == label):
-            samples.append(sample)
-        elif not 0 <= label < len(ids):
-            text = f"{sample.name} has class {label}, the model's are 0 to {num_classes - 1}"
-            problems.append(problem(sample.place, text))
-        elif ids[label] < 0:
-            problems.append(problem(sample.place, _unknown(dataset, label, names)))
-        else:
-            samples.append(replace(sample, label=ids[label]))
+    for sample in _without_nothing(dataset, ids):
+        before = len(problems)
+        for label in sample.labels:
+            if not 0 <= label < len(ids):
+                text = f"{sample.name} has class {label}, the model's are 0 to {num_classes - 1}"
+                problems.append(problem(sample.place, text))
+            elif ids[label] < 0:
+                problems.append(problem(sample.place, _unknown(dataset, label, names)))
+        if len(problems) == before:
+            samples.append(_mapped(sample, ids))
     found = problems[len(dataset.problems) :]
     _refuse(dataset, found, skip_bad, bool(samples))
     return replace(
@@ -79,6 +82,29 @@ def match_classes(
         problems=tuple(problems),
         ids_given=True,
     )
+
+
+def _without_nothing(dataset: Dataset, ids: Sequence[int]) -> Sequence[Sample]:
+    """Returns the samples without a class that says that there is none, if the model lacks it."""
+    classes = dataset.classes or ()
+    known = range(min(len(classes), len(ids)))
+    nothing = {i for i in known if ids[i] < 0 and _plain(classes[i]) in _NOTHING}
+    if not dataset.multi_label or not nothing:
+        return dataset.samples
+    return [
+        sample.of_classes([label for label in sample.labels if label not in nothing])
+        if nothing.intersection(sample.labels)
+        else sample
+        for sample in dataset.samples
+    ]
+
+
+def _mapped(sample: Sample, ids: Sequence[int]) -> Sample:
+    """Returns a sample with the model's ids of its classes."""
+    if sample.label is None or all(ids[label] == label for label in sample.labels):
+        return sample
+    further = tuple(_mapped(one, ids) for one in sample.further)
+    return replace(sample, label=ids[sample.label], further=further)
 
 
 def _refuse(dataset: Dataset, found: list[Problem], skip_bad: bool, left: bool) -> None:

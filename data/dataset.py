@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -116,7 +116,8 @@ class Sample:
         name: as the data set writes it.
         path: of the image.
         place: where the data set names it.
-        label: its class, >= 0; None if the data set has no classes.
+        label: its class, >= 0; None if the data set has no classes, or the image, which may have
+            any number of them, none.
         boxes: float64 [M, 4], M >= 1, [x0, y0, x1, y1] with both ends inside (see above); None
             without boxes.
         box_places: where each box stands, M.
@@ -125,6 +126,8 @@ class Sample:
         ignore: masks of what counts neither as the object nor as background.
         ignore_level: the grey level in `masks` that means the same (a trimap's border); or None.
         size: (width, height) of the upright image; None before it was looked at.
+        further: the same image as a sample of each class beside `label`, with that class's boxes
+            and masks; only where an image may have several classes.
     """
 
     name: str
@@ -138,6 +141,33 @@ class Sample:
     ignore: tuple[Mask, ...] = ()
     ignore_level: int | None = None
     size: tuple[int, int] | None = None
+    further: tuple[Sample, ...] = ()
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Returns the ids of all classes of the image; empty where it has none.
+
+        Example:
+            >>> plain = Sample("a.png", Path("a.png"), Place(Path("list.csv")))
+            >>> plain.of_classes([4, 2]).labels, plain.labels
+            ((4, 2), ())
+        """
+        return tuple(one.label for one in self.by_class if one.label is not None)
+
+    @property
+    def by_class(self) -> tuple[Sample, ...]:
+        """Returns the image as a sample of each of its classes; the sample itself without any."""
+        return (self if not self.further else replace(self, further=()), *self.further)
+
+    def of_classes(self, labels: Sequence[int]) -> Sample:
+        """Returns the same image with other classes.
+
+        Args:
+            labels: their ids, any number of them.
+        """
+        plain = replace(self, further=())
+        one, *others = [replace(plain, label=label) for label in labels or (None,)]
+        return replace(one, further=tuple(others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +184,7 @@ class Dataset:
         ids_given: whether the class ids stand in the data. If not, they are positions in
             `classes`, and `match_classes` may map them to a model's names.
         notes: what a reader passed over or took for granted, for the report.
+        multi_label: whether it was read for images of any number of classes.
 
     Example:
         >>> file = Path("labels.csv")
@@ -171,6 +202,7 @@ class Dataset:
     problems: tuple[Problem, ...] = ()
     ids_given: bool = True
     notes: tuple[str, ...] = ()
+    multi_label: bool = False
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -180,10 +212,28 @@ class Dataset:
         """Returns the class id of every sample, int64 [N], made anew at each call.
 
         Raises:
-            DataError: samples without a class, which it names with file and line; or no samples.
+            DataError: samples without a class or with several, which it names with file and
+                line; or no samples.
         """
-        labelled(self)
+        labelled(replace(self, multi_label=False))
+        several = [one for one in self.samples if one.further]
+        if several:
+            raise data_error(
+                [problem(one.place, f"{one.name} has {len(one.labels)}") for one in several],
+                f"one class an image is wanted, {len(several)} of {len(self)} have several",
+            )
         return np.array([one.label for one in self.samples], np.int64)
+
+    @property
+    def label_sets(self) -> list[tuple[int, ...]]:
+        """Returns the class ids of every sample: any number of them, in no order that matters.
+
+        Example:
+            >>> sample = Sample("a.png", Path("a.png"), Place(Path("list.csv")), label=1)
+            >>> Dataset("farm", Path("list.csv"), "csv", None, [sample]).label_sets
+            [(1,)]
+        """
+        return [one.labels for one in self.samples]
 
     @property
     def num_classes(self) -> int:
@@ -192,7 +242,10 @@ class Dataset:
         Raises:
             DataError: there are no names, and samples without a class.
         """
-        return len(self.classes) if self.classes else int(self.labels.max()) + 1
+        if self.classes:
+            return len(self.classes)
+        labelled(self)
+        return 1 + max(label for one in self.samples for label in one.labels)
 
     def fingerprint(self) -> str:
         """Computes a digest of which images these are, and in which order.
@@ -224,7 +277,7 @@ class Dataset:
 
 
 def labelled(dataset: Dataset) -> Dataset:
-    """Returns the data set itself, if every sample has a class.
+    """Returns the data set itself, if its samples have classes: each one, or for multi-label any.
 
     Raises:
         DataError: samples without a class, which it names with file and line; or no samples.
@@ -238,11 +291,13 @@ def labelled(dataset: Dataset) -> Dataset:
     if not dataset.samples:
         raise DataError(f"the data set {dataset.name!r} ({dataset.path}) has no images")
     without = [one for one in dataset.samples if one.label is None]
-    if without:
+    if len(without) == len(dataset) if dataset.multi_label else without:
         why = "".join(f"; {note}" for note in dataset.notes)
         raise data_error(
             [problem(one.place, f"{one.name} has no class") for one in without],
-            f"every image needs a class, {len(without)} of {len(dataset)} have none{why}",
+            f"{'at least one' if dataset.multi_label else 'every'} image needs a class, "
+            f"{len(without)} of "
+            f"{len(dataset)} have none{why}",
         )
     return dataset
 

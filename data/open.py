@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sigcam.core.errors import DataError, UsageError
@@ -25,10 +25,12 @@ class _Request:
     root: Path | None = None
     mask_root: Path | None = None
     first_pixel: int | None = None
+    multi_label: bool = False
 
     def options(self) -> set[str]:
-        """Returns the names of the options that were given."""
-        return {k for k, v in vars(self).items() if k != "path" and v is not None}
+        """Returns the names of the options that were given and that some formats lack."""
+        common = ("path", "multi_label")
+        return {k for k, v in vars(self).items() if k not in common and v is not None}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def open_dataset(
     root: str | Path | None = None,
     mask_root: str | Path | None = None,
     first_pixel: int | None = None,
+    multi_label: bool = False,
     skip_bad: bool = False,
 ) -> Dataset:
     """Opens a data set for training or evaluation and checks it (`check_dataset`).
@@ -85,6 +88,9 @@ def open_dataset(
         mask_root: wsol: folder that masks are relative to, where it isn't the images'.
         first_pixel: voc: number of the first row and column in the boxes, 1 (VOC, the default)
             or 0 (ImageNet).
+        multi_label: whether an image may have any number of classes: several rows, lines or
+            marked columns of one image, or objects of several classes. If not, an image with two
+            is a problem, or in VOC and COCO has the class of its largest box.
         skip_bad: whether samples with problems are left out instead of raising.
 
     Returns:
@@ -98,7 +104,7 @@ def open_dataset(
     if first_pixel not in (None, 0, 1):
         raise UsageError(f"first_pixel is 0 or 1, got {first_pixel}")
     request = _Request(
-        Path(path), _path(metadata), split, _path(root), _path(mask_root), first_pixel
+        Path(path), _path(metadata), split, _path(root), _path(mask_root), first_pixel, multi_label
     )
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"format must be auto, {', '.join(FORMATS)}, got {format!r}")
@@ -106,10 +112,19 @@ def open_dataset(
         if given is not None and not given.exists():
             raise DataError(f"{given} doesn't exist; check the path")
     try:
-        dataset = _read(request, format)
+        dataset = _with_note(_read(request, format))
     except OSError as exc:
         raise DataError(f"{exc.filename} can't be read: {exc.strerror or exc}") from exc
     return check_dataset(dataset, skip_bad)
+
+
+def _with_note(dataset: Dataset) -> Dataset:
+    """Adds how many images have none of the classes, which may be meant or forgotten."""
+    without = sum(sample.label is None for sample in dataset.samples)
+    if not dataset.multi_label or not without or without == len(dataset):
+        return dataset
+    note = f"images of none of the classes: {without}"
+    return replace(dataset, notes=(*dataset.notes, note))
 
 
 def _read(request: _Request, wanted: str) -> Dataset:
@@ -167,7 +182,7 @@ def _read_wsol(folder: Path, request: _Request) -> Dataset:
     # Where the text files lie beside the images, these are relative to the path itself.
     beside = request.metadata is not None or folder.is_relative_to(request.path / "metadata")
     root = request.root or (request.path if beside else None)
-    return read_wsol(folder, root, request.mask_root)
+    return read_wsol(folder, root, request.mask_root, multi_label=request.multi_label)
 
 
 def _find_voc(request: _Request) -> Path | None:
@@ -224,24 +239,29 @@ FORMATS = {
         "Annotations/ with XML files beside JPEGImages/ (Pascal VOC)",
         frozenset({"split", "first_pixel"}),
         _find_voc,
-        lambda found, r: read_voc(found, r.split, 1 if r.first_pixel is None else r.first_pixel),
+        lambda found, r: read_voc(
+            found,
+            r.split,
+            1 if r.first_pixel is None else r.first_pixel,
+            multi_label=r.multi_label,
+        ),
     ),
     "coco": _Format(
         "a JSON file, or one in the folder or in annotations/ (COCO instances)",
         frozenset({"split", "root"}),
         _find_coco,
-        lambda found, r: read_coco(found, r.root),
+        lambda found, r: read_coco(found, r.root, multi_label=r.multi_label),
     ),
     "csv": _Format(
         "a CSV file, or one in the folder, with columns of images and classes",
         frozenset({"root"}),
         _find_csv,
-        lambda found, r: read_csv(found, r.root),
+        lambda found, r: read_csv(found, r.root, multi_label=r.multi_label),
     ),
     "folders": _Format(
         "a folder of class folders with images, or of splits that are such (give the split)",
         frozenset({"split"}),
         _find_folders,
-        lambda found, _: read_folders(found),
+        lambda found, r: read_folders(found, multi_label=r.multi_label),
     ),
 }

@@ -49,7 +49,8 @@ def open_images(path: str | Path, **options: Any) -> Dataset:
     plain = all(value in (None, "auto") for value in others.values())
     if plain and folder.is_dir() and not _has_lists(folder):
         return check_dataset(_read(folder), skip_bad)
-    return open_dataset(path, **options)
+    # Two classes of one image contradict nothing here.
+    return open_dataset(path, **{**options, "multi_label": True})
 
 
 def _has_lists(folder: Path) -> bool:

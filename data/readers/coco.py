@@ -4,7 +4,7 @@ A box `[x, y, width, height]` in COCO reaches from the left edge of pixel x to t
 pixel x + width - 1, with decimals. Here both ends are inside: x0 = x, x1 = x + width - 1, and
 x1 = x0 for boxes narrower than a pixel. Category ids become 0..C-1 in their order.
 
-Several classes in an image: see `objects.py`. Masks are those of the objects that count, as
+Several classes or none in an image: see `objects.py`. Masks are those of the objects that count, as
 polygons or run lengths (plain or compressed); crowds of the same class (`iscrowd`) make the ignore
 mask. Images have masks only if every object that counts has one.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -25,20 +26,28 @@ from sigcam.data.dataset import (
     box_array,
     problem,
 )
-from sigcam.data.readers.objects import Object, has_several_classes, notes_of, of_one_class
+from sigcam.data.readers.objects import (
+    Object,
+    by_class,
+    has_several_classes,
+    notes_of,
+    of_one_class,
+)
 from sigcam.data.readers.text import is_file, read_text
 from sigcam.data.segmentation import BadSegmentation, read_segmentation
 
 LISTS = ("images", "annotations", "categories")
 
 
-def read_coco(file: Path, root: Path | None = None) -> Dataset:
+def read_coco(file: Path, root: Path | None = None, *, multi_label: bool = False) -> Dataset:
     """Reads a JSON file of COCO's instances.
 
     Args:
         file: the JSON file. It is read whole.
         root: folder that the images are relative to; None: the first of the file's folder,
             the one above, and the folders in these, that has the first image.
+        multi_label: whether an image has every class of its objects, not only that of the
+            largest box.
 
     Raises:
         DataError: not JSON, or without the lists images, annotations and categories.
@@ -68,16 +77,19 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
     base = root or _root_of(file, [image["file_name"] for _, image in images.values()])
     samples, without, several = [], 0, 0
     for key, (place, image) in images.items():
-        counting = of_one_class(objects[key])
         if key in bad:
             continue
+        name = image["file_name"]
+        plain = Sample(name, base / name, place, size=reader.sizes[key])
+        if multi_label:
+            samples.append(_of_every_class(plain, objects[key]))
+            continue
+        counting = of_one_class(objects[key])
         if not counting:
             without += 1
             continue
         several += has_several_classes(objects[key])
-        samples.append(
-            _sample(place, base, image["file_name"], reader.sizes[key], objects[key], counting)
-        )
+        samples.append(_of_class(plain, counting[0].label, counting, objects[key]))
     return Dataset(
         file.stem,
         file,
@@ -87,6 +99,7 @@ def read_coco(file: Path, root: Path | None = None) -> Dataset:
         tuple(problems),
         ids_given=False,
         notes=notes_of(without, several),
+        multi_label=multi_label,
     )
 
 
@@ -125,28 +138,28 @@ def _root_of(file: Path, names: Sequence[str]) -> Path:
     return next((f for f in (*near, *inside) if first and is_file(f / first)), file.parent)
 
 
-def _sample(
-    place: Place,
-    root: Path,
-    name: str,
-    size: tuple[int, int] | None,
-    objects: Sequence[Object],
-    counting: Sequence[Object],
+def _of_every_class(plain: Sample, objects: Sequence[Object]) -> Sample:
+    """Returns an image with the boxes and masks of each class that it has an object of."""
+    made = [_of_class(plain, label, some, objects) for label, some in by_class(objects)]
+    return replace(made[0], further=tuple(made[1:])) if made else plain
+
+
+def _of_class(
+    plain: Sample, label: int, counting: Sequence[Object], objects: Sequence[Object]
 ) -> Sample:
-    label = counting[0].label
+    """Returns an image with the boxes and masks of the objects of one class that count."""
+    if not counting:
+        return replace(plain, label=label)
     drawn = all(one.masks for one in counting)
     crowds = [m for one in objects if one.apart and one.label == label for m in one.masks]
-    return Sample(
-        name,
-        root / name,
-        place,
-        label,
-        box_array(one.box for one in counting),
-        tuple(one.place for one in counting),
-        tuple(mask for one in counting for mask in one.masks) if drawn else None,
-        tuple(one.place for one in counting for _ in one.masks) if drawn else (),
-        tuple(crowds) if drawn else (),
-        size=size,
+    return replace(
+        plain,
+        label=label,
+        boxes=box_array(one.box for one in counting),
+        box_places=tuple(one.place for one in counting),
+        masks=tuple(mask for one in counting for mask in one.masks) if drawn else None,
+        mask_places=tuple(one.place for one in counting for _ in one.masks) if drawn else (),
+        ignore=tuple(crowds) if drawn else (),
     )
 
 

@@ -23,11 +23,13 @@ def class_folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def read_folders(folder: Path) -> Dataset:
+def read_folders(folder: Path, *, multi_label: bool = False) -> Dataset:
     """Reads a folder of class folders.
 
     Args:
         folder: with a folder for each class; an image may lie in a subfolder of its class's.
+        multi_label: whether the data is for a task with any number of classes an image; here each
+            has one all the same.
 
     Returns:
         The data set. A class folder without images is a problem, and keeps its class id; a note
@@ -70,6 +72,7 @@ def read_folders(folder: Path) -> Dataset:
         tuple(problems),
         ids_given=False,
         notes=_passed_over(folder, sorted(others)),
+        multi_label=multi_label,
     )
 
 

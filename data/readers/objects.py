@@ -1,10 +1,14 @@
-"""Chooses which class and which boxes count in images with several objects.
+"""Chooses which classes and which boxes count in images with several objects.
 
-The label is the class of the object with the largest box (the first of equally large ones). The
-boxes, and masks, are those of all objects of that class. Objects that the data set itself sets
-apart (`difficult` in Pascal VOC, `iscrowd` in COCO) choose no label and are no boxes. An image
-that has no other object is left out. Notes of the data set count these images, and those of which
-further classes don't count.
+Where an image has one class, the label is the class of the object with the largest box (the first
+of equally large ones). The boxes, and masks, are those of all objects of that class. Objects that
+the data set itself sets apart (`difficult` in Pascal VOC, `iscrowd` in COCO) choose no label and
+are no boxes. An image that has no other object is left out. Notes of the data set count these
+images, and those of which further classes don't count.
+
+Where an image may have several, each class of an object counts, with the boxes of its own objects;
+one whose objects are all set apart is there too, without boxes. An image without objects has none
+of the classes.
 """
 
 from __future__ import annotations
@@ -60,6 +64,22 @@ def of_one_class(objects: Sequence[Object]) -> list[Object]:
         return []
     label = max(counting, key=lambda one: one.area).label
     return [one for one in counting if one.label == label]
+
+
+def by_class(objects: Sequence[Object]) -> list[tuple[int, list[Object]]]:
+    """Returns each class that an image has an object of, and those of these objects that count.
+
+    Example:
+        >>> from pathlib import Path
+        >>> place = Place(Path("a.xml"))
+        >>> crowd, dog = Object(3, (0, 0, 9, 9), place, apart=True), Object(1, (0, 0, 9, 9), place)
+        >>> by_class([crowd, dog]) == [(1, [dog]), (3, [])]
+        True
+    """
+    return [
+        (label, [one for one in objects if one.label == label and not one.apart])
+        for label in sorted({one.label for one in objects})
+    ]
 
 
 def has_several_classes(objects: Sequence[Object]) -> bool:

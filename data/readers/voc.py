@@ -13,7 +13,7 @@ happen. Annotations have none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from xml.parsers import expat
 
@@ -26,7 +26,13 @@ from sigcam.data.dataset import (
     box_array,
     problem,
 )
-from sigcam.data.readers.objects import Object, has_several_classes, notes_of, of_one_class
+from sigcam.data.readers.objects import (
+    Object,
+    by_class,
+    has_several_classes,
+    notes_of,
+    of_one_class,
+)
 from sigcam.data.readers.text import (
     class_file,
     is_count,
@@ -45,7 +51,9 @@ class _Annotation:
     objects: list[tuple[str, Element]] = field(default_factory=list)
 
 
-def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Dataset:
+def read_voc(
+    folder: Path, split: str | None = None, first_pixel: int = 1, *, multi_label: bool = False
+) -> Dataset:
     """Reads a folder in the form of Pascal VOC.
 
     Classes are numbered by `classes.txt` in the folder, one a line; or, where there is none, by
@@ -56,6 +64,8 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
         split: a file ImageSets/Main/SPLIT.txt, one image's name a line without its suffix;
             None: all annotations.
         first_pixel: number of an image's first row and column, 1 or 0.
+        multi_label: whether an image has every class of its objects, not only that of the
+            largest box.
 
     Raises:
         DataError: the folders, or the split's file, aren't there.
@@ -77,7 +87,7 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
     readable = {stem: one for stem, one in found.items() if one is not None}
     classes = given or tuple(sorted({name for a in readable.values() for name, _ in a.objects}))
     chosen = stems if stems is not None else {stem: a.place for stem, a in readable.items()}
-    maker = _Maker(folder, classes, first_pixel, problems)
+    maker = _Maker(folder, classes, first_pixel, problems, multi_label)
     for stem, place in chosen.items():
         if stem not in found:
             text = f"{stem} has no annotation {Path('Annotations') / (stem + '.xml')}"
@@ -93,6 +103,7 @@ def read_voc(folder: Path, split: str | None = None, first_pixel: int = 1) -> Da
         tuple(problems),
         ids_given=given is not None,
         notes=notes_of(maker.without, maker.several) + _unannotated(maker, split, found),
+        multi_label=multi_label,
     )
 
 
@@ -160,7 +171,12 @@ class _Maker:
     """Makes samples of annotations."""
 
     def __init__(
-        self, folder: Path, classes: Sequence[str], first_pixel: int, problems: list[Problem]
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        first_pixel: int,
+        problems: list[Problem],
+        multi_label: bool,
     ) -> None:
         images = sorted((folder / "JPEGImages").iterdir())
         self.images = {p.stem: p for p in images if is_image(p)}
@@ -168,33 +184,31 @@ class _Maker:
         self.ids = {name: index for index, name in enumerate(classes)}
         self.first_pixel = first_pixel
         self.problems = problems
+        self.multi_label = multi_label
         self.samples: list[Sample] = []
         self.without = self.several = 0
 
     def add(self, stem: str, annotation: _Annotation) -> None:
-        """Adds a sample, unless something is wrong with it or no object counts."""
+        """Adds a sample, unless something is wrong with it or a class is wanted and none counts."""
         before = len(self.problems)
         file = annotation.place.file
-        objects = [self._object(file, name, element) for name, element in annotation.objects]
+        read = [self._object(file, name, element) for name, element in annotation.objects]
         if len(self.problems) > before:
             return
-        known = of_one_class([one for one in objects if one is not None])
+        objects = [one for one in read if one is not None]
+        path = self.images.get(stem, self.folder / f"{stem}.jpg")
+        name = path.relative_to(self.folder).as_posix()
+        plain = Sample(name, path, annotation.place, size=annotation.size)
+        if self.multi_label:
+            made = [_of_class(plain, label, some) for label, some in by_class(objects)]
+            self.samples.append(replace(made[0], further=tuple(made[1:])) if made else plain)
+            return
+        known = of_one_class(objects)
         if not known:
             self.without += 1
             return
-        self.several += has_several_classes([one for one in objects if one is not None])
-        path = self.images.get(stem, self.folder / f"{stem}.jpg")
-        self.samples.append(
-            Sample(
-                path.relative_to(self.folder).as_posix(),
-                path,
-                annotation.place,
-                known[0].label,
-                box_array(one.box for one in known),
-                tuple(one.place for one in known),
-                size=annotation.size,
-            )
-        )
+        self.several += has_several_classes(objects)
+        self.samples.append(_of_class(plain, known[0].label, known))
 
     def _object(self, file: Path, name: str, element: Element) -> Object | None:
         place = place_of(file, element)
@@ -215,6 +229,13 @@ class _Maker:
         x0, y0, x1, y1 = (value - self.first_pixel for value in values)
         apart = element.value("difficult") == "1"
         return Object(self.ids[name], (x0, y0, x1, y1), place_of(file, box), apart)
+
+
+def _of_class(plain: Sample, label: int, counting: Sequence[Object]) -> Sample:
+    """Returns an image with the boxes of the objects of one class that count."""
+    boxes = box_array(one.box for one in counting) if counting else None
+    places = tuple(one.place for one in counting)
+    return replace(plain, label=label, boxes=boxes, box_places=places)
 
 
 MAX_DEPTH = 64

@@ -18,6 +18,9 @@ More than the reference:
 - Only image_ids.txt must be there. An image without a line in a file that has lines for others
   is a problem, which the reference meets as a KeyError. Box coordinates may have decimals.
 - No image needs an ignore mask; the reference opens a folder as an image then.
+- With several classes an image, class_labels.txt may have several lines for one; an image without
+  a line has none of them. Boxes and masks of an image with several are left out, as
+  localization.txt doesn't say which class they are of.
 - Blanks around a line or between its commas don't count, nor do blank lines.
 """
 
@@ -68,13 +71,14 @@ class _Masks:
 class _Reader:
     """Reads the files of one folder; images with a wrong line are kept in `bad`."""
 
-    def __init__(self, folder: Path, mask_root: Path) -> None:
+    def __init__(self, folder: Path, mask_root: Path, multi_label: bool) -> None:
         self.folder = folder
         self.mask_root = mask_root
+        self.multi_label = multi_label
         self.problems: list[Problem] = []
         self.bad: set[str] = set()
         self.names: dict[str, Place] = {}
-        self.labels: dict[str, tuple[int, Place]] = {}
+        self.labels: dict[str, dict[int, Place]] = {}
         self.sizes: dict[str, tuple[int, int]] = {}
         self.boxes: dict[str, _Boxes] = {}
         self.masks: dict[str, _Masks] = {}
@@ -110,10 +114,16 @@ class _Reader:
             if label is None:
                 self.bad.add(name)
                 continue
-            first = self.labels.setdefault(name, (label, place))
-            if first[0] != label:
-                text = f"{name} has class {label} here and {first[0]} in line {first[1].line}"
+            found = self.labels.setdefault(name, {})
+            if found and label not in found and not self.multi_label:
+                [(first, other)] = found.items()
+                text = (
+                    f"{name} has class {label} here and {first} in line {other.line}; take the "
+                    "task multi-label where an image may have several"
+                )
                 self.wrong(place, name, text)
+            else:
+                found.setdefault(label, place)
 
     def _read_sizes(self) -> None:
         for place, line in lines_of(self.folder / SIZES_FILE):
@@ -163,20 +173,18 @@ class _Reader:
             (self.masks, " or ".join(LOCALIZATION_FILES), "mask"),
         )
         for table, file, what in tables:
-            if not table:
+            if not table or (self.multi_label and table is self.labels):
                 continue
             for name, place in self.names.items():
                 if name not in table and name not in self.bad:
                     self.wrong(place, name, f"{name} has no {what} in {file}")
 
     def sample(self, name: str, root: Path) -> Sample:
-        sample = Sample(
-            name,
-            root / name,
-            self.names[name],
-            label=self.labels[name][0] if name in self.labels else None,
-            size=self.sizes.get(name),
-        )
+        labels = sorted(self.labels.get(name, ()))
+        sample = Sample(name, root / name, self.names[name], size=self.sizes.get(name))
+        sample = sample.of_classes(labels)
+        if len(labels) > 1:
+            return sample
         if name in self.boxes:
             boxes = self.boxes[name]
             sample = replace(sample, boxes=box_array(boxes.values), box_places=tuple(boxes.places))
@@ -192,7 +200,13 @@ class _Reader:
         return sample
 
 
-def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = None) -> Dataset:
+def read_wsol(
+    folder: Path,
+    root: Path | None = None,
+    mask_root: Path | None = None,
+    *,
+    multi_label: bool = False,
+) -> Dataset:
     """Reads the text files of one split.
 
     Args:
@@ -201,6 +215,7 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
             (four steps) that has the first image. Names of classes come from `classes.txt`
             in `folder`, its parent or `root`, one a line, if there is one.
         mask_root: folder that masks are relative to; None: `root`.
+        multi_label: whether an image may have any number of classes.
 
     Raises:
         DataError: a file can't be read. What is wrong inside is in the result's `problems`.
@@ -218,12 +233,19 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
     if not (folder / IDS_FILE).is_file():
         raise DataError(f"{folder / IDS_FILE} is missing: the list of the images, one a line")
     base = root or _root_of(folder)
-    reader = _Reader(folder, mask_root or base)
+    reader = _Reader(folder, mask_root or base, multi_label)
     reader.read()
     samples = [reader.sample(name, base) for name in reader.names if name not in reader.bad]
     notes = []
     if not reader.labels:
         notes.append(f"no classes: {LABELS_FILE} is missing or empty")
+    unclear = [
+        name
+        for name, labels in reader.labels.items()
+        if len(labels) > 1 and (name in reader.boxes or name in reader.masks)
+    ]
+    if unclear:
+        notes.append(f"images of several classes whose boxes and masks aren't used: {len(unclear)}")
     trimaps = sum(True in masks.trimaps for masks in reader.masks.values())
     if trimaps:
         notes.append(f"trimaps: {trimaps}; their level {TRIMAP_BORDER} is ignored")
@@ -235,6 +257,7 @@ def read_wsol(folder: Path, root: Path | None = None, mask_root: Path | None = N
         samples,
         tuple(reader.problems),
         notes=tuple(notes),
+        multi_label=multi_label,
     )
 
 

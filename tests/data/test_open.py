@@ -145,7 +145,7 @@ HEAD = "image,class_id,label"
         ((HEAD, "images/1.png,0,a", ",1,b"), r"list\.csv, line 3: an image and a class wanted"),
         ((HEAD, "images/1.png,0,a", "images/2.png,,b"), r"list\.csv, line 3: an image and a cl"),
         ((HEAD, "images/1.png,0,a", "images/2.png,1.5,b"), r"list\.csv, line 3: a class id is a"),
-        ((HEAD, "images/1.png,0,a", "images/1.png,0,a"), r"line 3: images/1\.png stands in line 2"),
+        ((HEAD, "images/1.png,0,a", "images/1.png,1,b"), r"line 3: images/1\.png has .* in line 2"),
         (
             (HEAD, "images/1.png,0,a", "images/2.png,0,b"),
             r"list\.csv, line 3: class 0 is called 'b' here and 'a'",
