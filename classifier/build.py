@@ -137,6 +137,7 @@ def build_classifier(
     loaded = load_model(arch, weights, num_classes, channels=channels)
     model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:
+        task = task or (None if loaded.task == "binary" else loaded.task)
         model, class_names = replace_classes(model, new_classes, task=task), ()
     else:
         task = _agreed(task, loaded.task, arch)

@@ -10,7 +10,7 @@ import torch
 
 from sigcam.core.progress import Bar
 from sigcam.train.checkpoint import Interruption
-from sigcam.train.fit import Fit, mode, right_answers, small_steps_alone
+from sigcam.train.fit import Fit, mode, small_steps_alone
 from sigcam.train.samples import Indices, epoch_order
 
 
@@ -96,9 +96,9 @@ def _step(
         fit.check_finite(value)
         # DistributedDataParallel averages over processes, whose shares may be unequal.
         objective = loss * (len(targets) * world.size / len(numbers))
-        fit.state.sums[0] += value * len(targets)
-        fit.state.sums[1] += float(right_answers(logits, targets))
-        fit.state.sums[2] += len(targets)
+        if not len(state.sums):
+            state.sums = fit.new_sums()
+        fit.add(state.sums, value, logits, targets)
     else:
         objective = logits.sum() * 0  # takes part in the averaging all the same
     optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.fresh import Init
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import Preprocessing, Task
 from sigcam.data import Dataset, labelled
 from sigcam.train.augment import Augmentation
 from sigcam.train.checkpoint import CHECKPOINT
@@ -72,9 +72,10 @@ def train_branch(
 
     Args:
         classifier: from `build_classifier`; its modules are trained in place.
-        dataset: images with one class each, from `open_dataset`. Classes are matched with the
-            model's by id or by name. With `settings.labels` "predicted" they need no classes
-            (`open_images`), and those they have are ignored.
+        dataset: images with one class each, or for a multi-label model any number
+            (`open_dataset(..., multi_label=True)`). Classes are matched with the model's by id or
+            by name. With `settings.labels` "predicted" they need no classes (`open_images`), and
+            those they have are ignored.
         settings: how to train; `TrainSettings()` when None, and the paper's from `preset`.
         augmentation: which views of each image; twelve random crops and flips when None.
         preprocessing: how images become the input, as it will be deployed; the classifier's own
@@ -149,7 +150,7 @@ def train_branch(
         branch_layer=dual.branch_layer,
         num_classes=dual.num_classes,
         preprocessing=preprocessing,
-        trained_on=trained_on or _words(dataset, settings, result),
+        trained_on=trained_on or _words(dataset, settings, result, dual.task),
         positive_weight=result.positive_weight,
         weights=classifier.weights,
         loaded_classes=classifier.loaded_classes,
@@ -198,10 +199,11 @@ def _check(classifier: BuiltClassifier, settings: TrainSettings) -> None:
         )
 
 
-def _words(dataset: Dataset, settings: TrainSettings, result: TrainResult) -> str:
+def _words(dataset: Dataset, settings: TrainSettings, result: TrainResult, task: Task) -> str:
     labels = ", labels predicted by the classifier" if settings.labels == "predicted" else ""
     if settings.temperature is not None:
-        labels += f" (softmax at temperature {settings.temperature:g})"
+        squashing = "softmax" if task == "single-label" else "sigmoid"
+        labels += f" ({squashing} at temperature {settings.temperature:g})"
     return f"{dataset.name}: {result.counts}{labels}"
 
 

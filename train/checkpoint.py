@@ -22,7 +22,7 @@ from sigcam.core.errors import TrainingError
 from sigcam.core.files import write_bytes, write_text
 from sigcam.train.settings import EpochMetrics
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
 
@@ -34,7 +34,8 @@ class State:
     Attributes:
         epoch: whole epochs done.
         step: steps done in the epoch after those.
-        sums: of that epoch so far: loss, right answers, samples.
+        sums: of that epoch so far, float64: loss, samples, and the counts of the accuracy; empty
+            before its first step.
         seconds: that it has taken so far.
         history: of the whole epochs.
         first_gradient: largest entry of the first gradient; L-BFGS only.
@@ -42,7 +43,7 @@ class State:
 
     epoch: int = 0
     step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0] * 3)
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     seconds: float = 0.0
     history: list[EpochMetrics] = field(default_factory=list)
     first_gradient: float | None = None
@@ -120,7 +121,7 @@ def load_checkpoint(
 
 
 def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
-    """Writes `metrics.csv`: a header and one line per epoch; unknown values are empty.
+    """Writes `metrics.csv`: a header and one line per epoch, without columns that have no value.
 
     Raises:
         StorageError: the folder can't be written.
@@ -136,8 +137,7 @@ def write_metrics(folder: Path, history: Sequence[EpochMetrics]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [f.name for f in fields(EpochMetrics)]
-    if not any(entry.val_loss is not None for entry in history):
-        names = [name for name in names if not name.startswith("val_")]
+    names = [n for n in names if any(getattr(entry, n) is not None for entry in history)]
     writer.writerow(names)
     for entry in history:
         writer.writerow([_cell(getattr(entry, name)) for name in names])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sigcam.core.errors import TrainingError
+from sigcam.train.accuracy import Accuracy
 from sigcam.train.checkpoint import State, load_checkpoint, save_checkpoint
 from sigcam.train.distributed import World
 from sigcam.train.samples import Samples
@@ -33,6 +34,7 @@ class Fit:
         train, val: the samples; val is None without a validation split.
         run: what a resumed run must agree on.
         folder: of checkpoint and metrics; None writes neither.
+        accuracy: what the metrics measure beside the loss.
         start: the parameters by name that the weight decay pulls to; None: to 0.
     """
 
@@ -47,6 +49,7 @@ class Fit:
     progress: bool
     on_epoch: EpochCallback | None
     state: State
+    accuracy: Accuracy
     start: Mapping[str, torch.Tensor] | None = None
 
     def decayed(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
@@ -74,8 +77,35 @@ class Fit:
                 f"the checkpoint in {self.folder} doesn't fit this head; start the run anew"
             ) from exc
         if not self.world.is_main:
-            state.sums = [0.0] * 3  # rank 0 holds the sums over all processes
+            state.sums = torch.zeros(0)  # rank 0 holds the sums over all processes
         self.state = state
+
+    def new_sums(self) -> torch.Tensor:
+        """Returns zeros to add an epoch up in: loss, samples, and the counts of the accuracy."""
+        return torch.zeros(2 + self.accuracy.size, dtype=torch.float64)
+
+    def add(
+        self, sums: torch.Tensor, loss: float, logits: torch.Tensor, targets: torch.Tensor
+    ) -> None:
+        """Adds a batch to sums.
+
+        Args:
+            sums: from `new_sums`; is changed.
+            loss: mean of the batch.
+            logits: [B, C].
+            targets: [B] or [B, C], as the loss takes them.
+        """
+        sums[0] += loss * len(targets)
+        sums[1] += len(targets)
+        self.accuracy.add(sums[2:], logits, targets)
+
+    def _totals(self, sums: torch.Tensor) -> tuple[float, float, float]:
+        """Returns the mean loss, the accuracy and the samples over all processes."""
+        total = torch.tensor(self.world.total(sums.tolist()), dtype=torch.float64)
+        loss, samples = float(total[0]), float(total[1])
+        if not samples:
+            return math.nan, math.nan, 0.0
+        return loss / samples, self.accuracy.figure(total[2:], samples), samples
 
     def save(self, optimizer: torch.optim.Optimizer) -> None:
         """Writes the checkpoint and the metrics, in rank 0. Every process must call it.
@@ -83,8 +113,9 @@ class Fit:
         Raises:
             StorageError: the folder can't be written.
         """
-        sums = self.world.total(self.state.sums)
-        self.state.sums = sums if self.world.is_main else [0.0] * 3
+        own = self.state.sums if len(self.state.sums) else self.new_sums()
+        sums = torch.tensor(self.world.total(own.tolist()), dtype=torch.float64)
+        self.state.sums = sums if self.world.is_main else self.new_sums()
         if self.world.is_main and self.folder is not None:
             save_checkpoint(
                 self.folder,
@@ -96,19 +127,21 @@ class Fit:
 
     def end_epoch(self, optimizer: torch.optim.Optimizer, started: float) -> None:
         """Turns the sums into a line of metrics, saves, and tells the caller."""
-        loss, right, samples = self.world.total(self.state.sums)
+        own = self.state.sums if len(self.state.sums) else self.new_sums()
+        loss, accuracy, samples = self._totals(own)
         if samples == 0:
             raise TrainingError("no image of the epoch could be read")
-        val_loss, val_top1 = self._validate()
+        val_loss, val_accuracy = self._validate()
+        name = self.accuracy.name
+        figures = {"top1": None, name: accuracy, f"val_{name}": val_accuracy}
         seconds = self.state.seconds + time.perf_counter() - started
         metrics = EpochMetrics(
             epoch=self.state.epoch + 1,
-            loss=loss / samples,
-            top1=right / samples,
+            loss=loss,
             seconds=seconds,
             samples_per_s=samples / seconds,
             val_loss=val_loss,
-            val_top1=val_top1,
+            **figures,
         )
         self.state = State(
             self.state.epoch + 1,
@@ -138,35 +171,14 @@ class Fit:
         size, rank, world = self.settings.steps[2], self.world.rank, self.world.size
         numbers = np.arange(rank, self.val.size, world)
         chunks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        sums = [0.0] * 3
+        sums = self.new_sums()
         with torch.no_grad(), mode(self.classifier, training=False):
             for x, targets in self.val.batches(chunks, self.state.epoch):
                 if len(targets):
                     logits = self.classifier(x)
-                    sums[0] += float(self.loss(logits, targets)) * len(targets)
-                    sums[1] += float(right_answers(logits, targets))
-                    sums[2] += len(targets)
-        loss, right, samples = self.world.total(sums)
-        return (loss / samples, right / samples) if samples else (None, None)
-
-
-def right_answers(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Counts the rows whose largest logit is that of their class.
-
-    Args:
-        logits: [B, C].
-        targets: class ids, int64 [B]; or soft ones, float [B, C], whose class is that of the
-            largest entry.
-
-    Example:
-        >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0]])
-        >>> right_answers(logits, torch.tensor([0, 0]))
-        tensor(1)
-        >>> right_answers(logits, torch.tensor([[0.8, 0.2], [0.1, 0.9]]))
-        tensor(2)
-    """
-    class_ids = targets.argmax(1) if targets.ndim == 2 else targets
-    return (logits.detach().argmax(1) == class_ids).sum()
+                    self.add(sums, float(self.loss(logits, targets)), logits, targets)
+        loss, accuracy, samples = self._totals(sums)
+        return (loss, accuracy) if samples else (None, None)
 
 
 @contextmanager

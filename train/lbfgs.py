@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sigcam.core.errors import UsageError
 from sigcam.core.progress import Bar
 from sigcam.train.checkpoint import Interruption
-from sigcam.train.fit import Fit, mode, right_answers
+from sigcam.train.fit import Fit, mode
 
 ITERATIONS = 10
 """Iterations per epoch: between two checkpoints and lines of metrics."""
@@ -79,7 +79,7 @@ def _run(fit: Fit, optimizer: torch.optim.LBFGS, objective: _Objective, epochs: 
             before = objective.value
             optimizer.step(objective)  # type: ignore[no-untyped-call]
             norm = objective.gradient()
-            fit.state.sums = [objective.loss * fit.train.size, objective.right, fit.train.size]
+            fit.state.sums = objective.sums
             fit.end_epoch(optimizer, started)
             bar.note(f"loss={objective.loss:.4g}, gradient={norm:.2g}")
             bar.advance()
@@ -97,14 +97,15 @@ class _Objective:
         size, rows = fit.train.size, fit.settings.steps[2]
         self._chunks = [np.arange(i, min(i + rows, size)) for i in range(0, size, rows)]
         self._parameters = list(fit.classifier.parameters())
-        self.loss = self.value = self.right = 0.0
+        self.loss = self.value = 0.0
+        self.sums = fit.new_sums()
 
     def __call__(self) -> torch.Tensor:
         fit, decay = self._fit, self._fit.settings.decay
         for parameter in self._parameters:
             parameter.grad = None
         value = torch.zeros((), device=fit.world.device, dtype=torch.float64)
-        right = torch.zeros((), device=fit.world.device, dtype=torch.int64)
+        sums = fit.new_sums()
         with torch.enable_grad():
             for x, targets in fit.train.batches(self._chunks, 0):
                 self.stop_if_asked()
@@ -112,8 +113,9 @@ class _Objective:
                 part = fit.loss(logits, targets) * (len(targets) / fit.train.size)
                 part.backward()  # type: ignore[no-untyped-call]
                 value += part.detach()
-                right += right_answers(logits, targets)
-        self.loss, self.right = float(value), float(right)
+                fit.accuracy.add(sums[2:], logits, targets)
+        self.loss, self.sums = float(value), sums
+        sums[0], sums[1] = self.loss * fit.train.size, fit.train.size
         fit.check_finite(self.loss)
         for parameter, moved in fit.decayed():
             value += 0.5 * decay * moved.double().square().sum()

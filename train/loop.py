@@ -18,14 +18,15 @@ from sigcam.classifier.head import Head
 from sigcam.core.errors import DataError, UsageError
 from sigcam.core.files import check_writable
 from sigcam.data import Dataset
+from sigcam.train.accuracy import accuracy_of
 from sigcam.train.adam import fit_adam
 from sigcam.train.checkpoint import CHECKPOINT, State
 from sigcam.train.distributed import join_world
 from sigcam.train.fit import Fit, Loss
 from sigcam.train.lbfgs import fit_lbfgs
-from sigcam.train.loss import default_positive_weight, evidence_loss
+from sigcam.train.loss import default_positive_weight, evidence_loss, one_logit_loss
 from sigcam.train.predicted import with_predictions
-from sigcam.train.samples import SampleSet, SampleSource
+from sigcam.train.samples import SampleSet, SampleSource, targets_of
 from sigcam.train.settings import (
     EpochCallback,
     Reading,
@@ -102,6 +103,8 @@ def fit_softmax_head(
     on_epoch: EpochCallback | None = None,
 ) -> TrainResult:
     """Trains the softmax head in place by cross-entropy, and freezes it again.
+
+    For a multi-label or binary task that is the binary cross-entropy of each logit.
 
     It is for a model whose last layer `replace_classes` made anew; the paper takes the
     classifier as it is. The sigmoid branch doesn't change.
@@ -182,9 +185,10 @@ def _train(
         if settings.labels == "predicted":
             samples = with_predictions(samples, dual, world, settings.temperature, class_names)
         start = _begin(chosen, dual, settings)
+        weight = _positive_weight(settings, samples, matched.dataset, dual, head)
         fit = Fit(
             classifier=chosen.classifier,
-            loss=_loss(settings, head),
+            loss=_loss(dual, head, weight),
             train=samples.train,
             val=samples.val,
             settings=settings,
@@ -194,6 +198,7 @@ def _train(
             progress=run.progress,
             on_epoch=run.on_epoch,
             state=State(),
+            accuracy=accuracy_of(dual.task, dual.num_classes),
             start=start,
         )
         with _trainable(chosen):
@@ -201,12 +206,11 @@ def _train(
         # What the processes together found unreadable while training on the fly.
         parts = [samples.train] if samples.val is None else [samples.train, samples.val]
         unread = [world.merged(part.failed) for part in parts]
-    weight = settings.positive_weight or default_positive_weight(dual.num_classes)
     return TrainResult(
         history=tuple(fit.state.history),
         images=samples.images - len(unread[0]),
         views=samples.views,
-        positive_weight=weight if head == "sigmoid" else None,
+        positive_weight=weight,
         weight_decay=settings.decay,
         gradient_norm=norm,
         failed={**samples.failed, **{i: why for part in unread for i, why in part.items()}},
@@ -219,15 +223,16 @@ def _filled_in(settings: TrainSettings, dual: DualBranch, head: HeadName) -> Tra
     settings = replace(settings, init=settings.first)  # a softmax head has given labels
     if settings.weight_decay is not None:
         return settings
+    logits = 1 if dual.task == "binary" else dual.num_classes
     shapes = [one.shape for one in head_of(dual, head).classifier.parameters()]
-    own = head == "sigmoid" and all(shape[:1] == (dual.num_classes,) for shape in shapes)
-    return replace(settings, weight_decay=default_weight_decay(dual.num_classes, own))
+    own = head == "sigmoid" and all(shape[:1] == (logits,) for shape in shapes)
+    return replace(settings, weight_decay=default_weight_decay(logits, own))
 
 
 def _begin(head: Head, dual: DualBranch, settings: TrainSettings) -> dict[str, torch.Tensor] | None:
     """Sets the first parameters; returns those that the weight decay pulls to, if not to 0."""
     if settings.init == "softmax":
-        head.start_from(dual.softmax_head)
+        head.start_from(dual.softmax_head, centred=dual.task == "single-label")
         return {n: p.detach().clone() for n, p in head.classifier.named_parameters()}
     if settings.init == "paper":
         head.draw(settings.seed, settings.init)
@@ -268,10 +273,36 @@ def _fit(fit: Fit, head: Head, resume: bool) -> float | None:
     return None
 
 
-def _loss(settings: TrainSettings, head: HeadName) -> Loss:
+def _positive_weight(
+    settings: TrainSettings, samples: SampleSet, dataset: Dataset, dual: DualBranch, head: HeadName
+) -> float | None:
+    """Returns the weight of the loss's positive term; None for the classifier's own head."""
     if head == "softmax":
-        return F.cross_entropy
-    return partial(evidence_loss, positive_weight=settings.positive_weight)
+        return None
+    if settings.positive_weight is not None:
+        return settings.positive_weight
+    if dual.task == "binary":
+        return 1.0
+    if dual.task == "single-label":
+        return default_positive_weight(dual.num_classes)
+    mean = samples.mean_labels
+    if settings.labels == "given":
+        mean = sum(map(len, dataset.label_sets)) / len(dataset)
+    if mean is None:
+        raise UsageError(
+            "how many classes an image has in the mean is only known of cached features, where "
+            "labels are predicted; give a positive weight, or use cached features"
+        )
+    return default_positive_weight(dual.num_classes, mean)
+
+
+def _loss(dual: DualBranch, head: HeadName, weight: float | None) -> Loss:
+    """Returns the loss of a head; the classifier's own has no weight for positives."""
+    if dual.task == "binary":
+        return partial(one_logit_loss, positive_weight=weight or 1.0)
+    if head == "sigmoid" or dual.task == "multi-label":
+        return partial(evidence_loss, positive_weight=weight or 1.0)
+    return F.cross_entropy
 
 
 @contextmanager
@@ -302,6 +333,9 @@ def _identity(
     softmax = ""
     if is_predicted or is_tuned:
         softmax = tensors_sha256(dual.softmax_head.named_tensors())
-    labels = softmax if is_predicted else hashlib.sha256(dataset.labels.tobytes()).hexdigest()
+    labels = softmax
+    if not is_predicted:
+        targets = targets_of(dataset, dual)
+        labels = hashlib.sha256(targets.tobytes()).hexdigest()
     found = {**asked, "head": head, "features": samples.key, "labels_sha256": labels}
     return {**found, "start_sha256": softmax} if is_tuned else found

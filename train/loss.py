@@ -8,14 +8,31 @@ import torch.nn.functional as F  # noqa: N812 (its usual name; features are neve
 from sigcam.core.errors import UsageError
 
 
-def default_positive_weight(num_classes: int) -> float:
-    """Returns C - 1, so that the one positive class weighs as much as all negatives together.
+def default_positive_weight(num_classes: int, mean_labels: float = 1.0) -> float:
+    """Returns (C - m) / m, so that positive classes weigh as much as negatives, all together.
+
+    For one class an image that is C - 1, as in Beyond Softmax, Eq. 12. For several, m is the mean
+    number of classes of an image: of the C terms of an image's loss m are positive in the mean.
+
+    Args:
+        num_classes: C.
+        mean_labels: m, 0 < m < C (or C = 1, where the weight is 1).
+
+    Raises:
+        UsageError: m of 0, or of C: there is nothing to tell apart.
 
     Example:
-        >>> default_positive_weight(1000)
-        999.0
+        >>> default_positive_weight(1000), default_positive_weight(80, 2.5)
+        (999.0, 31.0)
     """
-    return float(max(num_classes - 1, 1))
+    if num_classes == 1:
+        return 1.0
+    if not 0 < mean_labels < num_classes:
+        raise UsageError(
+            f"images must have some of the {num_classes} classes and not all of them, they have "
+            f"{mean_labels:g} in the mean; look at the labels, or give a positive weight"
+        )
+    return (num_classes - mean_labels) / mean_labels
 
 
 def evidence_loss(
@@ -33,9 +50,10 @@ def evidence_loss(
     With p = C - 1 this is Eq. 12 itself: a mean over batch and classes, so that the value
     doesn't grow with the number of classes. It equals
     `binary_cross_entropy_with_logits(..., pos_weight=p)`, mean reduction. The targets are
-    class ids, where y is 1 at the class and 0 elsewhere, or soft: y itself, which isn't the
-    paper's. No one-hot target is made of class ids: softplus(z) is summed over everything, and
-    the one positive entry of each row is corrected by p softplus(-z) - softplus(z).
+    class ids, where y is 1 at the class and 0 elsewhere, or y itself, which isn't the paper's:
+    several classes an image, or soft labels. No one-hot target is made of class ids: softplus(z)
+    is summed over everything, and the one positive entry of each row is corrected by
+    p softplus(-z) - softplus(z).
 
     Args:
         sigmoid_logits: [B, C], pre-sigmoid; half precision is computed in float32.
@@ -72,6 +90,41 @@ def evidence_loss(
     positive = z.gather(1, targets.unsqueeze(1))
     correction = weight * F.softplus(-positive) - F.softplus(positive)
     return (F.softplus(z).sum() + correction.sum()) / z.numel()
+
+
+def one_logit_loss(
+    sigmoid_logits: torch.Tensor,
+    targets: torch.Tensor,
+    positive_weight: float | None = None,
+) -> torch.Tensor:
+    """Computes the binary cross-entropy on the one logit l of a network with logits [-l, l].
+
+    L = 1 / B sum_b [p y softplus(-l) + (1 - y) softplus(l)], y = 1 for class 1. With p = 1 it is
+    `evidence_loss` of both columns with p = 1, as softplus(-l) stands in both.
+
+    Args:
+        sigmoid_logits: [B, 2], [-l, l].
+        targets: class ids, int64 [B], 0 or 1; or soft ones, float [B, 2], of which that of class 1
+            counts.
+        positive_weight: p > 0 of class 1; 1 when None.
+
+    Returns:
+        A scalar: the mean over the batch.
+
+    Raises:
+        UsageError: as `evidence_loss`.
+
+    Example:
+        >>> logit = torch.tensor([[0.5], [-2.0]])
+        >>> want = F.binary_cross_entropy_with_logits(logit, torch.tensor([[0.0], [1.0]]))
+        >>> both = torch.cat([-logit, logit], 1)
+        >>> torch.equal(one_logit_loss(both, torch.tensor([0, 1])), want)
+        True
+    """
+    _check(sigmoid_logits, targets)
+    soft = targets.is_floating_point()
+    y = targets[:, 1:] if soft else targets.unsqueeze(1).to(sigmoid_logits.dtype)
+    return evidence_loss(sigmoid_logits[:, 1:], y, positive_weight)
 
 
 def _check(logits: torch.Tensor, targets: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.core.errors import DataError
+from sigcam.data import Dataset
 from sigcam.train.distributed import World
 from sigcam.train.feature_cache import FeatureCache, build_cache, check_failed, describe, key_of
 from sigcam.train.settings import Reading, TrainSettings
@@ -32,6 +33,8 @@ class SampleSet:
         key: of the features: which backbone, data, preprocessing and augmentation.
         failed: index of an unreadable image to the reason.
         folder: of the cached features; None without a cache.
+        mean_labels: how many classes a sample has in the mean, where predictions of several
+            classes are the targets and known before the training; None otherwise.
     """
 
     train: Samples
@@ -41,6 +44,7 @@ class SampleSet:
     key: str
     failed: Mapping[int, str]
     folder: Path | None
+    mean_labels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ class SampleSource:
         """Computes the features, or finds them in the cache; or sets up live views."""
         return self._cached() if self.settings.cached else self._live()
 
-    def _labels(self) -> Indices:
-        """Returns the class id of each image; -1, no class, where labels are to be predicted."""
+    def _labels(self) -> Targets:
+        """Returns each image's target; -1, no class, where labels are to be predicted."""
         if self.settings.labels == "predicted":
             return np.full(len(self.views), -1, np.int64)
-        return self.views.dataset.labels
+        return targets_of(self.views.dataset, self.dual)
 
     def _cached(self) -> SampleSet:
         cache = build_cache(
@@ -131,7 +135,38 @@ def _split(usable: Indices, settings: TrainSettings) -> tuple[Indices, Indices]:
     return train, held
 
 
+def targets_of(dataset: Dataset, dual: DualBranch) -> Targets:
+    """Returns what the loss takes of the labels of a data set.
+
+    Args:
+        dataset: with the class ids of the model.
+        dual: the model, whose task and number of classes count.
+
+    Returns:
+        Class ids, int64 [N]; or for a multi-label task 1 for each class of an image and 0 for
+        the others, uint8 [N, C].
+
+    Raises:
+        DataError: an image with several classes or none, where one is wanted.
+
+    Example:
+        targets_of(dataset, dual)  # array([[0, 1, 1], [1, 0, 0]], dtype=uint8)
+    """
+    if dual.task != "multi-label":
+        return dataset.labels
+    found = np.zeros((len(dataset), dual.num_classes), np.uint8)
+    for row, labels in zip(found, dataset.label_sets, strict=True):
+        row[list(labels)] = 1
+    return found
+
+
+def _as_targets(values: torch.Tensor) -> torch.Tensor:
+    """Returns class ids as they are, and marks of classes as the numbers that the loss takes."""
+    return values.float() if values.ndim == 2 else values
+
+
 Indices = npt.NDArray[np.int64]
+Targets: TypeAlias = "npt.NDArray[np.int64] | npt.NDArray[np.uint8]"
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 RESIDENT_BYTES = 4 << 30
@@ -178,7 +213,8 @@ class Samples(abc.ABC):
     def batches(self, wanted: Sequence[Indices], epoch: int) -> Iterator[Batch]:
         """Yields a batch per entry of `wanted` (sample numbers), on the device.
 
-        It is float32 [B, *neck], and class ids int64 [B] or soft targets float32 [B, C].
+        It is float32 [B, *neck], and class ids int64 [B], or float32 [B, C]: several classes an
+        image, or soft targets.
         """
 
 
@@ -190,7 +226,7 @@ class CachedSamples(Samples):
 
     Args:
         cache: the features of all images.
-        labels: class id of each image in the cache, int64 [N].
+        labels: target of each image in the cache, from `targets_of`.
         images: indices of those that are used.
         views: how many of each are used, from view 0 on.
         device: what batches are moved to.
@@ -199,14 +235,14 @@ class CachedSamples(Samples):
     def __init__(
         self,
         cache: FeatureCache,
-        labels: Indices,
+        labels: Targets,
         images: Indices,
         views: int,
         device: torch.device,
     ) -> None:
         stored = cache.features.shape[1]
         self._rows: Indices = (images[:, None] * stored + np.arange(views)).reshape(-1)
-        self._ids = torch.tensor(np.repeat(labels[images], views))
+        self._ids = torch.tensor(np.repeat(labels[images], views, axis=0))
         self._device = device
         self.size, self.failed = len(self._rows), {}
         self._file = cache.features.reshape(-1, *cache.features.shape[2:])
@@ -225,11 +261,12 @@ class CachedSamples(Samples):
         for numbers in wanted:
             if self._resident is not None:
                 chosen = torch.from_numpy(numbers).to(self._device)
-                yield self._resident.index_select(0, chosen).float(), self._ids[chosen]
+                yield self._resident.index_select(0, chosen).float(), _as_targets(self._ids[chosen])
                 continue
             forward = np.sort(numbers)  # the order within a batch is free
             made = self._take(self._rows[forward])
-            yield made.to(self._device).float(), self._ids[forward].to(self._device)
+            targets = _as_targets(self._ids[forward])
+            yield made.to(self._device).float(), targets.to(self._device)
 
 
 class LiveSamples(Samples):
@@ -239,7 +276,7 @@ class LiveSamples(Samples):
 
     Args:
         views: of which images.
-        labels: class id of each image of the data set, int64 [N].
+        labels: target of each image of the data set, from `targets_of`.
         images: indices of the images that are used.
         run: computes the neck's output.
         random: whether the view is a new random one in every epoch; if not, the plain one.
@@ -251,7 +288,7 @@ class LiveSamples(Samples):
     def __init__(
         self,
         views: TrainingViews,
-        labels: Indices,
+        labels: Targets,
         images: Indices,
         run: FeatureRunner,
         *,
@@ -277,18 +314,16 @@ class LiveSamples(Samples):
             stream = reader.read(jobs)
             for numbers in wanted:
                 pixels: list[npt.NDArray[Any]] = []
-                classes = []
+                read: list[int] = []
                 for item in (next(stream) for _ in range(len(numbers))):
                     if item.pixels is None:
                         self.failed[item.job.image] = item.error
                         check_failed(self._views.dataset, self.failed, self._strict)
                     else:
                         pixels.append(item.pixels)
-                        classes.append(int(self._labels[item.job.image]))
-                yield (
-                    self._made(pixels),
-                    torch.tensor(classes, dtype=torch.int64).to(self._run.device),
-                )
+                        read.append(item.job.image)
+                targets = torch.from_numpy(self._labels[np.array(read, np.int64)])
+                yield self._made(pixels), _as_targets(targets).to(self._run.device)
 
     def _made(self, pixels: list[npt.NDArray[Any]]) -> torch.Tensor:
         if not pixels:

@@ -47,20 +47,23 @@ class TrainSettings:
             ends early when the gradient is all but zero.
         batch_size: samples per step over all processes; None: 32 for Adam. For L-BFGS the
             rows worked on at once (4096), which changes memory, not the result.
-        positive_weight: of the loss; None: C - 1.
+        positive_weight: of the loss; None: C - 1, for a multi-label task (C - m) / m with m the
+            mean number of classes of an image, for a binary one 1.
         labels: what the targets are made of: "given", the classes of the data set; or
             "predicted", the classifier's own prediction for each view. Then the data need no
             classes, and those that they have are ignored. The target is the most probable
             class, or with a `temperature` a probability of each class.
-        temperature: T > 0, for predicted labels: the targets are softmax(logits / T). None:
-            the most probable class.
+        temperature: T > 0, for predicted labels: the targets are softmax(logits / T), of a
+            multi-label or binary task sigmoid(logits / T). None: the most probable class, of a
+            multi-label task every class of probability 0.5 or more.
         init: how the parameters of the sigmoid branch begin: "default", as the model was built
             with; "paper", drawn anew from `seed` as the paper says (`Head.draw`); or "softmax",
-            those of the softmax branch with the mean over the classes taken off the last layer
-            (`Head.start_from`). The weight decay then pulls to these and not to 0, so that
-            classes that no image shows stay as they are (the L2-SP of Li et al., "Explicit
-            Inductive Bias for Transfer Learning", ICML 2018). None: "softmax" for predicted
-            labels, where it makes far better maps (docs/results.md), "default" for given ones.
+            those of the softmax branch with the mean over the classes taken off the last layer,
+            where they were trained for a softmax (`Head.start_from`). The weight decay then pulls
+            to these and not to 0, so that classes that no image shows stay as they are (the L2-SP
+            of Li et al., "Explicit Inductive Bias for Transfer Learning", ICML 2018). None:
+            "softmax" for predicted labels, where it makes far better maps (docs/results.md),
+            "default" for given ones.
             A resumed run takes the parameters of its checkpoint.
         schedule: "constant", or "cosine": the learning rate falls to 0 over the run.
         seed: of order, dropout, validation split and the parameters of `init` "paper".
@@ -206,20 +209,32 @@ class EpochMetrics:
         loss: mean over the epoch's samples, as they were met, without weight decay.
         top1: share of the samples whose class has the head's largest logit. With predicted
             labels the class is the classifier's, so this is the share of the samples on which
-            the branch agrees with it.
+            the branch agrees with it. None for a multi-label task.
         seconds: that the epoch took, validation included.
         samples_per_s: training samples over `seconds`.
         val_loss, val_top1: of the plain view of the held-out images after the epoch;
             None without a validation split.
+        mean_average_precision: of a multi-label task, in place of top-1 (`MeanAveragePrecision`);
+            None for the others.
+        val_mean_average_precision: the same of the held-out images.
     """
 
     epoch: int
     loss: float
-    top1: float
+    top1: float | None
     seconds: float
     samples_per_s: float
     val_loss: float | None = None
     val_top1: float | None = None
+    mean_average_precision: float | None = None
+    val_mean_average_precision: float | None = None
+
+    @property
+    def accuracy(self) -> tuple[float | None, float | None]:
+        """Returns top-1, or the mean average precision, of the samples and the held-out images."""
+        if self.mean_average_precision is None:
+            return self.top1, self.val_top1
+        return self.mean_average_precision, self.val_mean_average_precision
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ _with_data = options(
         type=click.Path(path_type=Path),
         required=True,
         help="Data set: wsolevaluation's text files, Pascal VOC, COCO instances, a CSV file of "
-        "images and classes, or class folders.",
+        "images and classes, or class folders. For a multi-label model an image may have several "
+        "classes in all of them.",
     ),
     click.option(
         "--format",
@@ -81,11 +82,12 @@ def data_options(function: F) -> F:
     return _with_data(gathered)  # type: ignore[return-value]
 
 
-def open_named(data: dict[str, Any]) -> Dataset:
+def open_named(data: dict[str, Any], *, multi_label: bool = False) -> Dataset:
     """Opens and checks the data set that the options name, and says what it leaves out.
 
     Args:
         data: as `data_options` passes it.
+        multi_label: whether an image may have any number of classes.
 
     Raises:
         DataError, UsageError: as `open_dataset`.
@@ -96,7 +98,7 @@ def open_named(data: dict[str, Any]) -> Dataset:
     from sigcam.data import left_out, open_dataset
 
     say(f"reading and checking {data['path']}")
-    dataset = open_dataset(**data)
+    dataset = open_dataset(**data, multi_label=multi_label)
     for line in left_out(dataset.problems, dataset.notes):
         say(line)
     return dataset

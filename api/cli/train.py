@@ -63,7 +63,12 @@ fit_options = options(
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="3 for Adam, 20 for L-BFGS."),
     click.option("--batch-size", type=click.IntRange(min=1), help="32 for Adam."),
-    click.option("--positive-weight", type=float, help="Of the loss; classes - 1 by default."),
+    click.option(
+        "--positive-weight",
+        type=float,
+        help="Of the loss; classes - 1 by default, for multi-label (classes - m) / m with m the "
+        "classes of an image in the mean, for binary 1.",
+    ),
     click.option(
         "--labels",
         type=click.Choice(["given", "predicted"]),
@@ -76,7 +81,7 @@ fit_options = options(
         "--temperature",
         type=float,
         help="With --labels predicted: soft targets, softmax(logits / T), in place of the most "
-        "probable class.",
+        "probable class; sigmoid(logits / T) for multi-label and binary.",
     ),
     click.option(
         "--init",
@@ -197,7 +202,8 @@ def command(
     settings = TrainSettings(**fit)
     if new_classes and settings.labels == "predicted":
         raise UsageError("--new-classes trains a new last layer, which needs --labels given")
-    dataset = _open(data, settings.labels)
+    # A new last layer is made for the data's classes; otherwise the model says how labels are read.
+    dataset = _open(data, settings.labels, task) if new_classes else None
     say("loading the model")
     built = build_classifier(
         arch,
@@ -209,10 +215,12 @@ def command(
         mean=mean,
         std=std,
         scale=scale,
-        new_classes=dataset.num_classes if new_classes else None,
+        new_classes=None if dataset is None else dataset.num_classes,
     )
     for line in built.notes:
         say(line)
+    if dataset is None:
+        dataset = _open(data, settings.labels, built.dual.task)
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")
     trained = train_branch(
@@ -265,12 +273,12 @@ def _with_preset(
     return made
 
 
-def _open(data: dict[str, Any], labels: str) -> Dataset:
-    """Opens the data set: with a class for each image, or any images where they are predicted."""
+def _open(data: dict[str, Any], labels: str, task: Task | None) -> Dataset:
+    """Opens the data set: with the classes of a task, or any images where they are predicted."""
     from sigcam.data import labelled, left_out, open_images
 
     if labels == "given":
-        return labelled(open_named(data))
+        return labelled(open_named(data, multi_label=task == "multi-label"))
     say(f"reading and checking {data['path']}; its classes, if any, aren't used")
     dataset = open_images(**data)
     for line in left_out(dataset.problems, dataset.notes):
@@ -283,10 +291,13 @@ def report(result: TrainResult, dataset: Dataset, labels: str) -> None:
     from sigcam.data import left_out, unread
 
     last = result.history[-1]
-    top1 = "top-1" if labels == "given" else "agreement"
-    held = "" if last.val_top1 is None else f", held-out {top1} {last.val_top1:.3f}"
+    name = "top-1" if labels == "given" else "agreement"
+    if last.top1 is None:
+        name = "mean average precision"
+    own, held_out = last.accuracy
+    held = "" if held_out is None else f", held-out {name} {held_out:.3f}"
     whose = "of the branch" if labels == "given" else "with the classifier"
-    say(f"loss {last.loss:.4f}, {top1} {whose} {last.top1:.3f}{held}; {result.counts}")
+    say(f"loss {last.loss:.4f}, {name} {whose} {own:.3f}{held}; {result.counts}")
     failed = [unread(dataset.samples[index], why) for index, why in result.failed.items()]
     for line in left_out(failed):
         say(line)

@@ -244,7 +244,7 @@ class Echo(Teacher):
     """A teacher of three classes that says the class that stands in x."""
 
     def __init__(self) -> None:
-        self.num_classes, self._names = 3, ()
+        self.num_classes, self.task, self._names = 3, "single-label", ()
 
     def __call__(self, x):
         return x
@@ -274,15 +274,15 @@ def test_several_processes_count_together() -> None:
 
     # Two samples of each of five images; the plain views 0, 4 and 8 belong to rank 0.
     samples = Fixed([1, 0, 2, 0, 1, 0, 2, 0, 1, 0])
-    PredictedSamples(samples, Echo(), world(0, [0, 0, 2])).check_plain(2)
-    PredictedSamples(samples, Echo(), world(1, [0, 3, 0])).check_plain(2)
+    PredictedSamples(samples, Echo(), world(0, [0, 0, 2, 2, 2])).check_plain(2)
+    PredictedSamples(samples, Echo(), world(1, [0, 3, 0, 3, 3])).check_plain(2)
     with pytest.raises(DataError, match="class 1 for all 5 images"):
-        PredictedSamples(samples, Echo(), world(0, [0, 2, 0])).check_plain(2)
+        PredictedSamples(samples, Echo(), world(0, [0, 2, 0, 2, 2])).check_plain(2)
     # Live: rank 0's share is of one class, the other's isn't; then both are of one.
     half = [np.array([0, 4]), np.array([8])]
-    watched = PredictedSamples(samples, Echo(), world(0, [1, 6, 0, 7]), watched=True)
+    watched = PredictedSamples(samples, Echo(), world(0, [1, 6, 0, 7, 7]), watched=True)
     assert len(list(watched.batches(half, 0))) == 2
-    same = PredictedSamples(samples, Echo(), world(0, [0, 7, 0, 7]), watched=True)
+    same = PredictedSamples(samples, Echo(), world(0, [0, 7, 0, 7, 7]), watched=True)
     with pytest.raises(DataError, match="class 1 for all 10 images"):
         list(same.batches(half, 0))
 
