@@ -398,13 +398,12 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
     by_name = {n.name: n for n in traced.graph.nodes}
     nodes = [by_name[origins[value.node]] for value in values]
     images = _noise(traced, example)
-    head = module_of(unmarked(parts.head), traced.tensor, "Head")
+    whole = module_of(unmarked(parts.head), traced.tensor, "Head")
+    head: nn.Module = OneLogit(whole) if parts.one_logit else whole
     try:
         names, value, want = _names(traced, features, nodes, images)
         with torch.no_grad():
             logits = head(value)
-            if parts.one_logit:
-                head, logits = OneLogit(head), logits[:, 1:]
             got = traced.squashed(logits)
     except RuntimeError as exc:  # no memory, or what only a real image brings to light
         raise explained(traced.model, images, exc) from exc

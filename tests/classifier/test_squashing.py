@@ -159,8 +159,10 @@ def test_one_value_per_image_is_traced_as_one_column(shape):
     torch.testing.assert_close(
         traced.original(B), traced.squashed(model.logits(B)), rtol=1e-5, atol=1e-5
     )
-    with pytest.raises(ModelError, match="one value per image"):
-        DualBranch(model, example=IMAGES)
+    dual = DualBranch(model, example=IMAGES)
+    with torch.no_grad():
+        want = model.logits(B)
+        torch.testing.assert_close(dual(B).logits, torch.cat([-want, want], 1))
 
 
 def test_the_comparison_with_the_model_is_of_what_the_model_returns():

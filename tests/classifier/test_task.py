@@ -131,6 +131,53 @@ def test_a_start_from_the_classifier_is_centred_for_a_softmax_only():
         assert own.abs().sum() > 0
 
 
+class Ending(nn.Module):
+    """A network that ends in a function of its logits."""
+
+    def __init__(self, num_logits, end):
+        super().__init__()
+        self.net, self.end = net(num_logits), end
+
+    def forward(self, x):
+        return self.end(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("num_logits", "end", "task"),
+    [
+        (3, torch.sigmoid, "multi-label"),
+        (3, lambda z: z.sigmoid().clamp(1e-7, 1 - 1e-7), "multi-label"),
+        (3, lambda z: z.softmax(1), "single-label"),
+        (3, lambda z: z.log_softmax(1), "single-label"),
+        (1, torch.sigmoid, "binary"),
+        (1, lambda z: z.sigmoid().squeeze(1), "binary"),
+        (1, lambda z: z.flatten(), "binary"),
+        (3, lambda z: z, "single-label"),
+    ],
+)
+def test_the_end_of_a_model_says_its_task(num_logits, end, task):
+    images = torch.randn(2, 3, 12, 12)
+    model = Ending(num_logits, end)
+    dual = DualBranch(model, input_size=12)
+    assert dual.task == task
+    with torch.no_grad():
+        want = model.net(images)
+        logits = dual(images).logits
+    assert torch.allclose(logits[:, 1:] if num_logits == 1 else logits, want, atol=1e-6)
+    if task != "binary":
+        other = {"single-label": "multi-label", "multi-label": "single-label"}[task]
+        if dual.squashing is None:
+            assert DualBranch(model, input_size=12, task=other).task == other
+        else:
+            with pytest.raises(UsageError, match=f"ends in {dual.squashing}"):
+                DualBranch(model, input_size=12, task=other)
+
+
+def test_a_softmax_over_one_logit_is_refused():
+    with pytest.raises(ModelError):
+        DualBranch(Ending(1, lambda z: z.softmax(1)), input_size=12)
+
+
 def test_two_classes_by_softmax_stay_single_label():
     dual = DualBranch(net(2), input_size=12)
     assert (dual.task, dual.num_classes) == ("single-label", 2)
