@@ -382,7 +382,8 @@ class FidelityReport:
         images: number of held-out images that the agreement was measured on.
         calibration: number of images that the ranges of int8 were taken from; 0 without any.
         seed: seed of the shuffle that chose both kinds of images.
-        agreement: share of the held-out images with the same most probable class, 0 to 1.
+        agreement: share of the held-out images with the same most probable class, 0 to 1; for
+            the task multi-label with the same classes of probability 0.5 or more.
         compared: number of images whose CAMs were compared, for the same class: float32's
             most probable one. These are all images where the graph takes `class_ids` (or picks
             several classes that include it), and otherwise those on which both chose that

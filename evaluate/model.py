@@ -23,6 +23,9 @@ from sigcam.runtime.model import ExportedModel, ModelOutputs, Wanted, probabilit
 
 T = TypeVar("T")
 
+PREDICTED = 0.5
+"""The least probability of a class that a multi-label artifact predicts."""
+
 _CLASSES = 10
 """Classes in one run: as many as `sigcam build-engine` builds for, unless it is told otherwise."""
 
@@ -32,14 +35,17 @@ class Prediction:
     """What an artifact predicts for one image, and the CAM that is scored.
 
     Attributes:
-        class_id: the most probable class.
-        probability: that class's probability, 0 to 1; see `Explanation.probability`.
+        class_id: the most probable class; of a multi-label artifact the sample's own class, where
+            it has one.
+        probability: that class's probability, above 0 and up to 1; see `Explanation.probability`.
         cam_class: the class that `cam` is of: the true one where the artifact takes class ids
             and the sample has a class, the predicted one otherwise.
         cam: float32 [h, w], finite.
-        predicted_cam: float32 [h, w], finite, of the predicted class.
+        predicted_cam: float32 [h, w], finite, of `class_id`.
         least_cam: float32 [h, w], finite, of the class that is least probable (of more than
             `MAX_RANKS` classes the one of that rank); None where the artifact makes no CAM of it.
+        is_predicted: whether the artifact predicts `class_id`; a multi-label one does so from a
+            probability of `PREDICTED` on.
     """
 
     class_id: int
@@ -48,6 +54,7 @@ class Prediction:
     cam: Array
     predicted_cam: Array
     least_cam: Array | None = None
+    is_predicted: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,21 +147,30 @@ class EvaluatedModel:
             labels,
             strict=True,
         )
-        return [_prediction(*row, self.takes_class_ids and least < -1) for row in rows]
+        has_least, several = self.takes_class_ids and least < -1, self.is_multi_label
+        return [_prediction(*row, has_least, several) for row in rows]
 
-    def predicted(self, images: Sequence[Array]) -> Array:
-        """Finds the most probable class of each image.
+    @property
+    def is_multi_label(self) -> bool:
+        """Returns whether an image may have several classes."""
+        return self.spec.task == "multi-label"
+
+    def predicts(self, images: Sequence[Array], class_ids: Sequence[int]) -> Array:
+        """Finds out whether each image's class is the predicted one, or one of them.
 
         Args:
             images: raw pixels [H, W, n] each, of the input's size.
+            class_ids: a class for each image.
 
         Returns:
-            int64 [B].
+            bool [B].
 
         Raises:
             BackendError: the backend failed, or logits aren't finite.
         """
-        return np.asarray(self._logits(images).argmax(axis=1))
+        if self.is_multi_label:
+            return np.asarray(self.probabilities(images, class_ids) >= PREDICTED)
+        return np.asarray(self._logits(images).argmax(axis=1) == np.array(class_ids))
 
     def cams(self, images: Sequence[Array], class_ids: Array) -> Array:
         """Makes the CAMs of named classes.
@@ -274,10 +290,17 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def _prediction(
-    probabilities: Array, class_ids: Array, cams: Array, label: int | None, has_least: bool
+    probabilities: Array,
+    class_ids: Array,
+    cams: Array,
+    label: int | None,
+    has_least: bool,
+    several: bool,
 ) -> Prediction:
     """Chooses one image's CAMs among those of `class_ids` [K], of which the last may be least."""
     predicted = int(probabilities.argmax())
+    if several and label is not None:  # one record for each class of the image
+        predicted = label
     same = np.flatnonzero(class_ids == predicted)
     # Of equal logits the graph may choose another class than argmax does.
     first = int(same[0]) if len(same) else 0
@@ -286,9 +309,11 @@ def _prediction(
         row = int(np.flatnonzero(class_ids == label)[0])
     return Prediction(
         class_id=predicted,
-        probability=float(probabilities[predicted]),
+        # Records are float32, in which the sigmoid of a very low logit would be 0.
+        probability=max(float(probabilities[predicted]), float(np.finfo(np.float32).tiny)),
         cam_class=int(class_ids[row]),
         cam=cams[row].copy(),
         predicted_cam=cams[first].copy(),
         least_cam=cams[-1].copy() if has_least else None,
+        is_predicted=not several or bool(probabilities[predicted] >= PREDICTED),
     )

@@ -50,7 +50,8 @@ class MosaicOptions:
         count: most mosaics that are made; None for as many as there are with each image in
             one of them at most.
         min_right: the smallest share of the images that all artifacts must classify right, 0
-            to 1.
+            to 1. A multi-label artifact is right where the image's class has a probability of 0.5
+            or more.
         seed: what images are drawn with.
 
     Raises:
@@ -183,7 +184,7 @@ def evaluate_mosaics(
     with ExitStack() as stack:
         models = open_models(stack, paths, options, stopwatch)
         _check_classes(models)
-        dataset = shared_classes(dataset, models, options)
+        dataset = shared_classes(_of_one_class(dataset), models, options)
         asked = {
             "backend": options.backend,
             "precision": options.backend_options.precision,
@@ -249,6 +250,26 @@ def _tile(preprocessing: Preprocessing, height: int, width: int) -> Preprocessin
 def _mosaic(tiles: Sequence[Sample]) -> Mosaic:
     name = " + ".join(tile.name for tile in tiles)
     return Mosaic(name, tiles[0].path, tiles[0].place, tiles=tuple(tiles))
+
+
+def _of_one_class(dataset: Dataset) -> Dataset:
+    """Returns the data set without images of several classes or of none, which are no tiles.
+
+    Raises:
+        DataError: there are no others.
+    """
+    if not dataset.multi_label:
+        return dataset
+    samples = [sample for sample in dataset.samples if len(sample.labels) == 1]
+    others = len(dataset) - len(samples)
+    if not samples:
+        raise DataError(
+            f"{dataset.name} has no image of exactly one class, which the tiles of a mosaic are; "
+            "give images of one class each"
+        )
+    note = f"images of several classes or of none, not used in mosaics: {others}"
+    notes = (*dataset.notes, note) if others else dataset.notes
+    return replace(dataset, samples=samples, notes=notes)
 
 
 def _check_classes(models: Sequence[EvaluatedModel]) -> None:
@@ -327,16 +348,17 @@ def _run_alone(
     with closing(images), closing(feed):
         while batch := list(islice(feed, options.batch_size)):
             good = [one for one in batch if one.error is None]
-            predicted = [
-                model.predicted([one.inputs[model.raw_preprocessing][0] for one in good])
+            labels = [one.sample.label or 0 for one in good]  # all have one
+            right = [
+                model.predicts([one.inputs[model.raw_preprocessing][0] for one in good], labels)
                 for model in (models if good else ())
             ]
-            rows = zip(*predicted, strict=True)
+            rows = zip(*right, strict=True)
             for one in batch:
                 if one.error is not None:
                     yield f"{one.sample.name} can't be read: {one.error}"
                 else:
-                    yield all(class_id == one.sample.label for class_id in next(rows))
+                    yield bool(all(next(rows)))
 
 
 def _scored(

@@ -218,14 +218,19 @@ def shared_classes(
 ) -> Dataset:
     """Returns the data set with the models' class ids, which have to be the same for all.
 
+    Of multi-label artifacts every class of an image is measured, so the image is there once for
+    each, with that class's boxes and masks.
+
     Args:
         dataset: as `open_dataset` returns it.
         models: the artifacts.
         options: whether images of other classes are left out.
 
     Raises:
-        UsageError: artifacts of different classes.
-        DataError: classes that don't fit the model, or nothing to evaluate.
+        UsageError: artifacts of different classes or tasks; multi-label ones that choose their
+            classes themselves, where the images have classes.
+        DataError: classes that don't fit the model, several of one image where the task has one,
+            or nothing to evaluate.
     """
     first = models[0].spec
     for model in models[1:]:
@@ -236,10 +241,33 @@ def shared_classes(
                 f"{model.name} has other classes ({model.spec.num_classes}) than {models[0].name} "
                 f"({first.num_classes}); evaluate artifacts of the same classes together"
             )
+        if model.spec.task != first.task:
+            raise UsageError(
+                f"the task of {model.name} is {model.spec.task}, that of {models[0].name} "
+                f"{first.task}; evaluate artifacts of the same task together"
+            )
     matched = match_classes(dataset, first.num_classes, first.class_names, options.skip_bad)
     if not matched.samples:
         raise DataError(f"{dataset.name} has no samples to evaluate")
-    return matched
+    return _by_class(matched, models)
+
+
+def _by_class(dataset: Dataset, models: Sequence[EvaluatedModel]) -> Dataset:
+    """Returns the data set with a sample for each class of an image, for multi-label artifacts."""
+    if not models[0].is_multi_label:
+        if any(sample.further for sample in dataset.samples):
+            _ = dataset.labels  # names the images
+        return dataset
+    for model in models:
+        if not model.takes_class_ids and any(one.label is not None for one in dataset.samples):
+            raise UsageError(
+                f"{model.name} is multi-label and chooses its classes itself, and the map of every "
+                "class of an image is measured; export it with `sigcam export --classes input`"
+            )
+    samples = [one for sample in dataset.samples for one in sample.by_class]
+    note = f"{len(dataset)} images, measured once for each of their classes: {len(samples)} maps"
+    notes = (*dataset.notes, note) if len(samples) > len(dataset) else dataset.notes
+    return replace(dataset, samples=samples, notes=notes)
 
 
 def _write_records(

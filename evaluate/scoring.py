@@ -67,7 +67,7 @@ def score_image(
     record["predicted"], record["probability"] = prediction.class_id, prediction.probability
     record["cam_class"], record["valid"] = prediction.cam_class, valid
     if sample.label is not None:
-        record["correct"] = prediction.class_id == sample.label
+        record["correct"] = prediction.is_predicted and prediction.class_id == sample.label
     if prediction.least_cam is not None:
         record["sensitivity"] = class_sensitivity(prediction.predicted_cam, prediction.least_cam)
     region = None

@@ -141,6 +141,7 @@ def command(
     where the artifact takes class ids. With --mosaic N, the grid pointing game.
     Writes report.html, report.md, report.json and images.csv, and prints their paths.
     """
+    from sigcam.core.artifact import read_spec
     from sigcam.core.errors import UsageError
     from sigcam.evaluate import (
         EvaluateOptions,
@@ -168,7 +169,8 @@ def command(
         skip_bad=data["skip_bad"],
         **given,
     )
-    dataset = open_named(data)
+    several = read_spec(models[0]).task == "multi-label" if models else False
+    dataset = open_named(data, multi_label=several)
     say(f"{len(dataset)} images ({dataset.format}), {len(models)} artifacts")
     with _ImageBar() as bar:
         if mosaic is None:

@@ -81,7 +81,7 @@ def command(
 
     # Built before the model is loaded: what contradicts itself is told at once.
     options = ExportOptions(**chosen)
-    samples = spread(open_named(data).samples, limit)
+    samples = spread(open_named(data, multi_label=True).samples, limit)  # no label is used
     built = build_named(
         classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
     )

@@ -33,12 +33,15 @@ class ImageOutputs:
 
     Attributes:
         top: the most probable class.
+        answer: the predicted classes: the most probable one, of a multi-label artifact all of
+            probability 0.5 or more.
         class_ids: int64 [K], the classes that the CAMs are of.
         cams: float32 [K, h, w], finite.
         placement: where the network's input lies in the image.
     """
 
     top: int
+    answer: frozenset[int]
     class_ids: Array
     cams: Array
     placement: Placement
@@ -49,7 +52,8 @@ class FidelityFigures:
     """What comparing two graphs on the held-out images gives, as `FidelityReport` has it.
 
     Attributes:
-        agreement: share of the images with the same most probable class, 0 to 1.
+        agreement: share of the images with the same predicted class, of a multi-label artifact
+            with all predicted classes the same, 0 to 1.
         compared: images whose CAMs were compared.
         mean_correlation: mean of Pearson's correlation of the two CAMs, -1 to 1; None without any.
         worst_correlation: the lowest of these correlations; None without any.
@@ -99,7 +103,7 @@ class FidelityCheck:
         """
         others = self._run(path, self._float32, report)
         pairs = list(zip(self._float32, others, strict=True))
-        agreement = float(np.mean([one.top == other.top for one, other in pairs]))
+        agreement = float(np.mean([one.answer == other.answer for one, other in pairs]))
         correlations: list[float] = []
         ious: list[float] = []
         for one, other in pairs:
@@ -131,8 +135,11 @@ class FidelityCheck:
                     class_ids = np.array([[given[index].top]], np.int64)
                 outputs = model.run(tensor[None], class_ids)
                 top = int(outputs.logits[0].argmax())
+                answer = frozenset([top])
+                if self._spec.task == "multi-label":  # a logit of 0 is a probability of 0.5
+                    answer = frozenset(np.flatnonzero(outputs.logits[0] >= 0).tolist())
                 cams = outputs.finite_cams()[0]
-                found.append(ImageOutputs(top, outputs.class_ids[0], cams, placement))
+                found.append(ImageOutputs(top, answer, outputs.class_ids[0], cams, placement))
                 report(index + 1, len(self._held_out))
         return found
 

@@ -14,6 +14,7 @@ from sigcam.data import left_out
 from sigcam.evaluate.gallery import Gallery, GalleryImage
 from sigcam.evaluate.localization.box_accuracy import LOC_IOU
 from sigcam.evaluate.localization.protocol import IOU_THRESHOLDS, SIZE, THRESHOLDS
+from sigcam.evaluate.model import PREDICTED
 from sigcam.evaluate.reports.charts import Line, chart
 from sigcam.evaluate.reports.summary import Summary, heatmap_of, sum_of, versions
 from sigcam.evaluate.reports.tables import explanation_of, head_of, rows_of
@@ -174,6 +175,8 @@ def _left_out(summary: Summary) -> str:
 def _method(summary: Summary) -> str:
     """Says in plain text how the numbers were measured."""
     options = summary.evaluation.options
+    several = summary.evaluation.artifacts[0].spec.get("task") == "multi-label"
+    whose = "each image's own" if several else "the predicted"
     enlarged = (
         "enlarged bicubically"
         if options.interpolation == "bicubic"
@@ -191,9 +194,14 @@ def _method(summary: Summary) -> str:
             f"heatmaps of {SIZE} x {SIZE} and min-max normalised, boxes go around contours with "
             f"both ends inside, at {len(THRESHOLDS)} thresholds; the fixed threshold is "
             f"{options.threshold:g} of the heatmap's maximum.",
-            "Faithfulness is measured on the network's input, of the predicted class by the "
-            "softmax branch.",
+            f"Faithfulness is measured on the network's input, of {whose} class by the "
+            "classifier's own head.",
         ]
+        if several:
+            parts.append(
+                "Multi-label: every class of an image is measured by itself; recall is the share "
+                f"of these with a probability of at least {PREDICTED:g}."
+            )
     parts += [
         f"Intervals: percentile bootstrap, seed {summary.seed}.",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()) + ".",

@@ -143,6 +143,7 @@ def summarise(
     found = results(
         evaluation.records, evaluation.options.threshold,
         resamples=resamples, level=level, seed=seed,
+        multi_label=evaluation.artifacts[0].spec.get("task") == "multi-label",
     )  # fmt: skip
     curves = tuple(_curves(records) for records in evaluation.records)
     return Summary(evaluation, tuple(found), curves, resamples, level, seed)

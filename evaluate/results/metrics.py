@@ -68,11 +68,13 @@ class Result:
     artifacts: tuple[Comparison, ...]
 
 
-def metrics(threshold: float) -> list[Metric]:
+def metrics(threshold: float, *, multi_label: bool = False) -> list[Metric]:
     """Returns all metrics, in the order of the report.
 
     Args:
         threshold: the fixed threshold of GT-known and Top-1 Loc, a multiple of 0.001 in [0, 1).
+        multi_label: whether records are of the classes of images that may have several. What is
+            Top-1 otherwise is then recall: whether the class is among the predicted ones.
 
     Raises:
         UsageError: another threshold.
@@ -82,10 +84,11 @@ def metrics(threshold: float) -> list[Metric]:
     """
     fixed = threshold_index(threshold)
     at = f"at {threshold:g}"
+    top1, key = ("Recall", "recall") if multi_label else ("Top-1", "top1")
     return [
-        _mean("top1_cls", "Top-1 Cls", _correct),
-        _mean("top1_loc", f"Top-1 Loc {at}", lambda records: _top1_loc(records, fixed)),
-        _best("top1_loc_best", "Top-1 Loc, best threshold", lambda rs: _top1_loc(rs, None)),
+        _mean(f"{key}_cls", f"{top1} Cls", _correct),
+        _mean(f"{key}_loc", f"{top1} Loc {at}", lambda records: _top1_loc(records, fixed)),
+        _best(f"{key}_loc_best", f"{top1} Loc, best threshold", lambda rs: _top1_loc(rs, None)),
         _mean("gt_known", f"GT-known Loc {at}", lambda records: _gt_known(records, fixed)),
         _best("gt_known_best", "GT-known Loc, best threshold", lambda rs: _gt_known(rs, None)),
         Metric(
@@ -117,6 +120,7 @@ def results(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
+    multi_label: bool = False,
 ) -> list[Result]:
     """Computes every metric that at least one image counts in, for several artifacts.
 
@@ -126,6 +130,7 @@ def results(
         resamples: how often the bootstrap draws images.
         level: probability of the intervals, in (0, 1).
         seed: what the images are drawn with.
+        multi_label: as for `metrics`.
 
     Raises:
         UsageError: another threshold, or other numbers of records.
@@ -139,7 +144,7 @@ def results(
         ('top1_cls', 2, 50.0)
     """
     found = []
-    for metric in metrics(threshold):
+    for metric in metrics(threshold, multi_label=multi_label):
         columns = [_Column(records, metric) for records in artifacts]
         counted = [column.counted() for column in columns]
         if min(counted) == 0:

@@ -24,10 +24,10 @@ _BITS = -(-len(THRESHOLDS) // 8)
 
 RECORD = np.dtype(
     [
-        ("predicted", "<i4"),  # the most probable class
+        ("predicted", "<i4"),  # the most probable class; for multi-label the sample's own
         ("probability", "<f4"),  # of the predicted class
         ("cam_class", "<i4"),  # the class whose CAM was scored
-        ("correct", "i1"),  # whether the predicted class is the true one; -1: that isn't known
+        ("correct", "i1"),  # whether the true class is (among) the predicted; -1: isn't known
         ("valid", "?"),  # whether the CAM isn't constant
         ("has_boxes", "?"),
         ("hits", "u1", (2, len(IOU_THRESHOLDS), _BITS)),  # as `BoxScores.packed`
