@@ -26,7 +26,8 @@ def match_classes(
     Ids that stand in the data are kept. Ids made from class names are mapped through the model's
     names, ignoring case and `_` for a space; a model without names, or with none of these
     (ImageNet's folders are called n01440764, ...), must have as many classes, and their sorted
-    order (COCO: order of ids) is taken for the model's. In a multi-label data set "No Finding" or
+    order (COCO: order of ids) is taken for the model's. Of a binary model with the names "not x"
+    and "x", any other of two classes is "not x". In a multi-label data set "No Finding" or
     "none" stands for no class, where the model has none of that name.
 
     >>> from pathlib import Path
@@ -131,6 +132,10 @@ def _ids_by_name(dataset: Dataset, names: Sequence[str]) -> list[int] | None:
     for index, name in enumerate(names):
         table.setdefault(_plain(name), []).append(index)
     found = [table.get(_plain(name), []) for name in dataset.classes or ()]
+    if len(names) == 2 and names[0] == f"not {names[1]}" and sorted(map(len, found)) == [0, 1]:
+        # A network of one logit whose one class has a name: all else is the other class.
+        [own] = [ids[0] for ids in found if ids]
+        found = [ids or [1 - own] for ids in found]
     for name, ids in zip(dataset.classes or (), found, strict=True):
         if len(ids) > 1:
             raise DataError(

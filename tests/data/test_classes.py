@@ -43,6 +43,17 @@ def ids(tmp_path):
     return write
 
 
+def test_the_other_class_of_a_binary_model_may_have_any_name(tmp_path):
+    write = text_writer(tmp_path)
+    image_writer(tmp_path)("1.png")
+    image_writer(tmp_path)("2.png")
+    write("list.csv", "image,label", "1.png,nodule", "2.png,healthy")
+    data = open_dataset(tmp_path)
+    assert match_classes(data, 2, ("not nodule", "nodule")).labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="no class 'healthy'"):
+        match_classes(data, 2, ("benign", "nodule"))
+
+
 def test_names_are_mapped_whatever_their_case_and_underscores(data):
     mapped = match_classes(data, 4, ("Dog", "cat", "border collie", "fish"))
     assert mapped.labels.tolist() == [2, 0, 0]

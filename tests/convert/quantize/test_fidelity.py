@@ -106,6 +106,34 @@ def test_against_what_two_sessions_say(tmp_path, images, mode, profile):
     assert found.mean_box_iou == pytest.approx(np.mean(ious))
 
 
+# Differences of colours, so that logits have both signs.
+SIGNED = np.array([[1, -1, 0], [0, 1, -1], [-1, 0, 1], [1, 0, -1]], np.float32)
+
+
+def test_several_classes_agree_where_all_are_the_same(tmp_path, images):
+    changes = {"task": "multi-label", "classes": ClassSelection("topk", 4)}
+    a = tiny(tmp_path, "a.onnx", SIGNED, **changes)
+    moved = SIGNED + np.float32(0.35) * np.roll(SIGNED, 1, 0)
+    b = tiny(tmp_path, "b.onnx", moved, **changes)
+    spec = read_spec(a)
+    chosen = choose(images, spec.preprocessing, 8, 16, 0, silent)
+    found = FidelityCheck(a, spec, chosen.held_out, 1, silent).compare(b, silent)
+    with load(a, "ort") as first, load(b, "ort") as second:
+        sets = [
+            [
+                {one.class_id for one in session.explain(path, min_probability=0.5)}
+                for session in (first, second)
+            ]
+            for path in chosen.held_out
+        ]
+        tops = [
+            first.explain(path)[0].class_id == second.explain(path)[0].class_id
+            for path in chosen.held_out
+        ]
+    assert found.agreement == np.mean([one == other for one, other in sets])
+    assert found.agreement < np.mean(tops)  # more must be the same than the most probable class
+
+
 def test_a_graph_is_equal_to_itself(tmp_path, images):
     *_, found = compared(tmp_path, images, None)
     assert (found.agreement, found.mean_box_iou) == (1, 1)
