@@ -244,6 +244,8 @@ def _names(config: Any) -> tuple[str, ...]:
 
 
 def _task(config: Any) -> Task | None:
+    if config.num_labels == 1:  # one logit says itself what it is
+        return None
     if config.problem_type == "single_label_classification":
         return "single-label"
     return None if config.problem_type is None else "multi-label"

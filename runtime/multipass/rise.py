@@ -76,7 +76,7 @@ class Rise(MultiPass):
             count = min(self.batch_size, self._masks - first)
             batch = [next(masks) for _ in range(count)]
             logits = self.model.run(masked(batch), wanted="logits").logits
-            scores = probabilities_of(logits)[:, subject.class_ids]
+            scores = probabilities_of(logits, self.model.spec.task)[:, subject.class_ids]
             # One by one, so that the sum's rounding doesn't depend on the batch size.
             for mask, row in zip(batch, scores, strict=True):
                 total += row[:, None, None] * mask

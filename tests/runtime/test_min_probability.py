@@ -74,18 +74,30 @@ def test_the_same_as_naming_the_classes(make_artifact, task, least, form):
                 np.testing.assert_allclose(a.cam, b.cam, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["eigencam", "ablationcam", "scorecam"])
+@pytest.mark.parametrize("method", ["eigencam", "ablationcam", "scorecam", "rise"])
 def test_methods_of_several_passes_give_every_class(make_artifact, method):
     path = make_artifact(
         weights=STEEP, task="multi-label", head_input="features", emit=("features",)
     )
+    how = {"method": method, "method_options": {"masks": 9} if method == "rise" else {}}
     with load(path, "ort") as session:
-        found = session.explain(IMAGES[0], min_probability=0.0, method=method)
-        want = session.explain(IMAGES[0], classes=[e.class_id for e in found], method=method)
+        found = session.explain(IMAGES[0], min_probability=0.0, **how)
+        want = session.explain(IMAGES[0], classes=[e.class_id for e in found], **how)
         assert len(found) == 4
         for a, b in zip(found, want, strict=True):
             assert (a.class_id, a.method) == (b.class_id, method)
             np.testing.assert_allclose(a.cam, b.cam, atol=1e-5)
+
+
+def test_rise_sums_the_probabilities_of_the_task(make_artifact):
+    path = make_artifact(weights=STEEP, task="multi-label")
+    with load(path, "ort") as session:
+        # With one mask the map is the probability of what it shows, times the mask.
+        found = session.explain(
+            IMAGES[0], top_k=4, method="rise", method_options={"masks": 1, "keep": 0.9}
+        )
+    peaks = [float(one.cam.max()) for one in found]
+    assert sum(peaks) > 1.2  # of a softmax they would add up to 1 / 0.9 at most
 
 
 def test_an_artifact_with_too_few_maps_says_so(make_artifact):
