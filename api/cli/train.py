@@ -22,7 +22,7 @@ from sigcam.cli.common import (
     say,
 )
 from sigcam.cli.data import data_options, open_named
-from sigcam.core.errors import UsageError
+from sigcam.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from sigcam.core.spec import Task
@@ -202,8 +202,7 @@ def command(
     settings = TrainSettings(**fit)
     if new_classes and settings.labels == "predicted":
         raise UsageError("--new-classes trains a new last layer, which needs --labels given")
-    # A new last layer is made for the data's classes; otherwise the model says how labels are read.
-    dataset = _open(data, settings.labels, task) if new_classes else None
+    images = _Images(data, settings.labels, task)
     say("loading the model")
     built = build_classifier(
         arch,
@@ -215,12 +214,11 @@ def command(
         mean=mean,
         std=std,
         scale=scale,
-        new_classes=None if dataset is None else dataset.num_classes,
+        new_classes=images.of(task).num_classes if new_classes else None,
     )
     for line in built.notes:
         say(line)
-    if dataset is None:
-        dataset = _open(data, settings.labels, built.dual.task)
+    dataset = images.of(task if new_classes else built.dual.task)
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")
     trained = train_branch(
@@ -271,6 +269,50 @@ def _with_preset(
     made = {**given, **{key: value for key, value in values.items() if key not in typed}}
     say(f"settings of {name} for {arch} and {method or 'cam'}; options given beside them win")
     return made
+
+
+class _Images:
+    """Opens the data set before the model is loaded, so that mistakes in it are told at once.
+
+    Whether an image may have several classes is the model's to say, unless `--task` does. What
+    reads only with several is therefore refused when the model is there.
+
+    Args:
+        data: as `data_options` passes it.
+        labels: "given" or "predicted".
+        task: that of `--task`; None without it.
+
+    Raises:
+        DataError: there are mistakes whatever the task.
+    """
+
+    def __init__(self, data: dict[str, Any], labels: str, task: Task | None) -> None:
+        self._data, self._labels = data, labels
+        self._several = task == "multi-label"
+        self._error: DataError | None = None
+        try:
+            self._dataset = _open(data, labels, task)
+        except DataError as exc:
+            if task is not None:
+                raise
+            self._error, self._several = exc, True
+            try:
+                self._dataset = _open(data, labels, "multi-label")
+            except DataError:
+                raise exc from None
+
+    def of(self, task: Task | None) -> Dataset:
+        """Returns the data set as a task reads it.
+
+        Raises:
+            DataError: images have several classes, and the task has one.
+        """
+        several = task == "multi-label"
+        if self._error is not None and not several:
+            raise self._error
+        if several and not self._several and self._labels == "given":
+            return _open(self._data, self._labels, task)
+        return self._dataset
 
 
 def _open(data: dict[str, Any], labels: str, task: Task | None) -> Dataset:
