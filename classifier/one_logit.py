@@ -73,7 +73,7 @@ def with_two_logits(traced: Traced) -> Traced:
     with value.fake_mode:
         negated.meta["val"] = torch.neg(value)
         both.meta["val"] = torch.cat([negated.meta["val"], value], 1)
-    return replace(traced, logits=both)
+    return replace(traced, logits=both, one_logit=True)
 
 
 def one_logit(graph: fx.Graph) -> fx.Node | None:

@@ -71,8 +71,7 @@ class Split:
         branch: the value where features end and heads begin: the output of `features`. It
             holds a grid, unless target layers were named that lie beside others.
         targets: the values that maps are made of, in the order in which they were named.
-        num_classes: C.
-        one_logit: whether the model itself gives one logit l, of which the head makes [-l, l].
+        num_classes: C; 2 for a model with one logit l, of which the head makes [-l, l].
     """
 
     features: fx.GraphModule
@@ -81,12 +80,16 @@ class Split:
     branch: BranchValue
     targets: tuple[Value, ...]
     num_classes: int
-    one_logit: bool = False
 
     @property
     def squashing(self) -> Squashing | None:
         """Returns the function of its logits that the model returns; None for the logits."""
         return self.traced.squashing
+
+    @property
+    def one_logit(self) -> bool:
+        """Returns whether the model itself gives one logit l, of which the head makes [-l, l]."""
+        return self.traced.one_logit
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -133,8 +136,7 @@ def split(
     model = plain_model(model)
     named = [branch_layer, *target_layers] if branch_layer is not None else [*target_layers]
     traced = trace(model, example, modules_among(model, named))
-    one_logit = int(traced.logits.meta["val"].shape[1]) == 1
-    if one_logit:
+    if int(traced.logits.meta["val"].shape[1]) == 1:
         traced = with_two_logits(traced)
     _refuse_kernels_of_the_image(traced)
     for node in traced.graph.nodes:
@@ -158,7 +160,7 @@ def split(
     else:
         targets = (default_target(features, _grid_of(branch), module, example),)
     num_classes = int(traced.logits.meta["val"].shape[1])
-    parts = Split(features, head, traced, branch, targets, num_classes, one_logit)
+    parts = Split(features, head, traced, branch, targets, num_classes)
     parts = _checked_against_model(parts, example, named)
     check_place(features, parts.targets, example)
     return parts
@@ -398,8 +400,7 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
     by_name = {n.name: n for n in traced.graph.nodes}
     nodes = [by_name[origins[value.node]] for value in values]
     images = _noise(traced, example)
-    whole = module_of(unmarked(parts.head), traced.tensor, "Head")
-    head: nn.Module = OneLogit(whole) if parts.one_logit else whole
+    head: nn.Module = module_of(unmarked(parts.head), traced.tensor, "Head")
     try:
         names, value, want = _names(traced, features, nodes, images)
         with torch.no_grad():
@@ -414,6 +415,8 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
             f"the split model's logits differ from the model's by {difference:.3g}; "
             f"forward must be deterministic in inference mode and keep no state"
         )
+    if traced.one_logit:
+        head, logits = OneLogit(head), logits[:, 1:]
     check_not_probabilities(logits, head, tuple(value.shape[1:]))
     layers = [
         one.layer if one.layer in named else name for one, name in zip(values, names, strict=True)

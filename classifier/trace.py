@@ -85,6 +85,7 @@ class Traced:
         squashing: the function of the logits that the model returns; None for the logits.
         logarithm: whether it returns the logarithm of probabilities.
         notes: a line for the user about each thing that isn't taken as the model gives it.
+        one_logit: whether the model has one logit l, of which `logits` are [-l, l].
     """
 
     model: nn.Module
@@ -97,6 +98,7 @@ class Traced:
     squashing: Squashing | None
     logarithm: bool
     notes: tuple[str, ...]
+    one_logit: bool = False
 
     def original(self, images: Tensor) -> Tensor:
         """Returns what the model itself gives, and not the graph, to compare with `squashed`.
@@ -118,8 +120,10 @@ class Traced:
             logits: [B, C], before the function that was taken off.
 
         Returns:
-            [B, C]: probabilities; the logits themselves where nothing was taken off.
+            [B, C], or [B, 1] for one logit: probabilities; the logits themselves where nothing
+            was taken off.
         """
+        logits = logits[:, 1:] if self.one_logit else logits
         if self.squashing is None:
             return logits
         return logits.sigmoid() if self.squashing == "sigmoid" else logits.softmax(1)

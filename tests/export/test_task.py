@@ -14,7 +14,7 @@ from torch import nn
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.cli import main
 from sigcam.core.artifact import read_spec
-from sigcam.core.errors import SchemaError, UsageError
+from sigcam.core.errors import ParityError, SchemaError, UsageError
 from sigcam.core.spec import Preprocessing, Spec
 from sigcam.export.export import export_artifact
 from sigcam.export.options import ExportOptions
@@ -114,6 +114,42 @@ def test_both_classes_of_one_logit_have_their_probability_and_map(tmp_path, meth
         [later] = negative.for_classes("nodule")
         np.testing.assert_allclose(later.cam, positive.cam, atol=1e-5)
         assert later.probability == positive.probability
+
+
+class Squashed(Net):
+    """The same, and a sigmoid at the end."""
+
+    def forward(self, x):
+        return super().forward(x).sigmoid().squeeze(1)
+
+
+def test_one_probability_is_one_logit(tmp_path):
+    net = with_logit(Squashed(1), 1.25)
+    assert exported(tmp_path, net, classes="top2").task == "binary"
+    features, _, [row] = forward(net, IMAGE)
+    with load(tmp_path / "m.onnx", "ort") as session:
+        positive, negative = session.explain(IMAGE, top_k=2)
+    assert positive.probability == pytest.approx(1 / (1 + np.exp(-1.25)), abs=1e-6)
+    np.testing.assert_allclose(positive.cam, cam_of("cam", features, row), atol=1e-4)
+    np.testing.assert_allclose(negative.cam, cam_of("cam", features, -row), atol=1e-4)
+
+
+def test_the_own_gradient_of_one_logit_is_compared(tmp_path):
+    class Reversed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return -gradient
+
+    class Odd(Net):
+        def forward(self, x):
+            return self.fc(Reversed.apply(self.conv(x).relu()).mean((2, 3)))
+
+    with pytest.raises(ParityError, match="differs from the model's own"):
+        exported(tmp_path, Odd(1), method="gradcam")
 
 
 def test_the_tied_sigmoid_branch_of_one_logit(tmp_path):
