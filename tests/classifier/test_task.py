@@ -214,7 +214,7 @@ def test_a_branch_of_another_task_is_refused(tmp_path):
 
 def built(monkeypatch, model, found=None, names=(), **options):
     loaded = LoadedModel(model, "small", Preprocessing(12, 12), names, task=found)
-    monkeypatch.setattr(build, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(build, "load_model", lambda *_, **__: loaded)
     return build_classifier("small", **options)
 
 
@@ -239,7 +239,7 @@ def test_a_branch_file_rebuilds_a_binary_network(monkeypatch, tmp_path):
     saved(path, 1)
     asked = []
     loaded = LoadedModel(net(1), "nets:small", Preprocessing(12, 12), ())
-    monkeypatch.setattr(build, "load_model", lambda *a: asked.append(a) or loaded)
+    monkeypatch.setattr(build, "load_model", lambda *a, **_: asked.append(a) or loaded)
     monkeypatch.setattr(build, "takes_num_classes", lambda arch: True)
     for num_classes in (None, 1, 2):
         made = build_classifier(branch_file=path, num_classes=num_classes)
