@@ -14,6 +14,7 @@ from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend, BackendOptions, Precision, TensorInfo
 from sigcam.runtime.backends.openvino.cache import ModelCache, one_line
 from sigcam.runtime.backends.openvino.requests import Requests
+from sigcam.runtime.backends.openvino.weights import separate_weights
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "u8": np.dtype(np.uint8),
@@ -75,6 +76,7 @@ class OpenVinoBackend(Backend):
                 model = read_onnx(path)
                 if single:
                     _fix_batch(model)
+                separate_weights(model)
                 return core.compile_model(model, "CPU", config)
             except Exception as exc:  # OpenVINO's errors share no narrower base
                 raise ArtifactError(

@@ -17,6 +17,9 @@ from sigcam.core.types import Array
 _MAGIC = b"\nsigcam openvino 1 "
 _FOOT = len(_MAGIC) + 64
 
+_RULES = "weights apart"
+"""What we change in every model before it is compiled; other rules make other entries."""
+
 
 class ModelCache:
     """A folder of compiled models.
@@ -102,7 +105,7 @@ class ModelCache:
             for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
         ]
         settings = [f"{name}={value}" for name, value in sorted(config.items())]
-        made_by = [self._version, platform.machine(), *device]
+        made_by = [self._version, _RULES, platform.machine(), *device]
         return key_of(model_digest(path), variant, *made_by, *settings)
 
 
