@@ -148,7 +148,7 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
         >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
         >>> traced = trace(nn.Sequential(*layers), torch.zeros(1, 3, 8, 8))
         >>> traced.image.name, sorted(traced.names.values())
-        ('input', ['0.bias', '0.weight', '3.bias', '3.weight'])
+        ('images', ['0.bias', '0.weight', '3.bias', '3.weight'])
     """
     frozen = _frozen_copy(plain_model(model))
     device = next((p.device for p in frozen.parameters()), torch.device("cpu"))
