@@ -178,24 +178,28 @@ def test_only_what_needs_a_copy_gets_one(tmp_path, graph, copies):
     assert copies_in(graph, tmp_path / "model.onnx") == (copies, 1 + copies)
 
 
-def test_layers_with_8_bit_weights_keep_them(tmp_path):
-    """The weights are copied as they are stored, with the nodes that scale them."""
+@pytest.mark.parametrize("stored", ["i8", "f16"])
+def test_narrow_weights_stay_narrow(tmp_path, stored):
+    """The weights are copied as they are stored, with the nodes that scale or widen them."""
     graph = convolutions(8, 8, 3, 1, 1)
-    graph.constants = {
-        "q": np.random.default_rng(3).integers(-60, 60, (8, 8, 3, 3)).astype(np.int8),
-        "scale": np.array(0.05, np.float32),
-    }
-    graph.nodes.insert(0, onnx.helper.make_node("DequantizeLinear", ["q", "scale"], ["w"]))
+    if stored == "i8":
+        values = np.random.default_rng(3).integers(-60, 60, (8, 8, 3, 3)).astype(np.int8)
+        graph.constants = {"stored": values, "scale": np.array(0.05, np.float32)}
+        widen = onnx.helper.make_node("DequantizeLinear", ["stored", "scale"], ["w"])
+    else:
+        graph.constants = {"stored": random(8, 8, 3, 3).astype(np.float16)}
+        widen = onnx.helper.make_node("Cast", ["stored"], ["w"], to=onnx.TensorProto.FLOAT)
+    graph.nodes.insert(0, widen)
     path = tmp_path / "model.onnx"
     graph.write(path)
     model = _import_openvino()[1](path)
     assert separate_weights(model) == 1
-    stored = [
+    kinds = [
         node.get_element_type().get_type_name()
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and list(node.shape) == [8, 8, 3, 3]
     ]
-    assert stored == ["i8", "i8"]
+    assert kinds == [stored] * 2
     feeds = graph.feeds()
     wanted = backend_class("ort").open(path, BackendOptions(threads=1)).infer(feeds)
     close(OpenVinoBackend.open(path, BackendOptions(threads=1)).infer(feeds), wanted)
