@@ -134,7 +134,10 @@ def sheet(image: Array, rows: dict[Branch, list[Explanation | None]]) -> Array:
 
 @click.command()
 @click.argument(
-    "image", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
+    "path",
+    metavar="[IMAGE]",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=False,
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The .png file.")
 @click.option("--class", "asked", help="Class to explain, instead of the predicted one.")

@@ -98,6 +98,8 @@ def explained(path, backend, **options):
 @pytest.mark.parametrize("net", LAYERS, ids=lambda net: net.__name__)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(tmp_path, net, method):
+    if (method, net) == ("cam", Transformer):
+        pytest.skip("cam needs a head of pooling and a linear layer")
     path = tmp_path / "model.onnx"
     exported(net, path, target_layers(net, method), method=method, head_graph=True)
     wanted = explained(path, "ort")
