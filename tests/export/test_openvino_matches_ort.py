@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         return self.fc(self.norm(x)[:, 0])
 
 
-LAYERS = {convolutions: ("1", "3", "5", "7"), Transformer: ("first", "second")}
+LAYERS = {convolutions: ("1", "3", "5", "7"), Transformer: ("first", "patch")}
 
 
 def target_layers(net, method):
