@@ -35,8 +35,13 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Returns the mean of each channel, [B, N]."""
-        features = self.layout.to_grid(value)
-        return functional.adaptive_avg_pool2d(features, 1).flatten(1)
+        # The pooling's gradient for channels that lie last is written into memory by strides,
+        # which ONNX hasn't; a mean's isn't.
+        if self.layout.kind == "tokens":
+            return value[:, self.layout.prefix :].mean(1)
+        if self.layout.kind == "nhwc":
+            return value.mean((1, 2))
+        return functional.adaptive_avg_pool2d(value, 1).flatten(1)
 
 
 class ScoreHead(nn.Module):

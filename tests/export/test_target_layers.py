@@ -151,15 +151,23 @@ CASES = {
         "norm",
         lambda x: x[:, 2:].reshape(-1, 3, 4, 16).permute(0, 3, 1, 2),
     ),
+    "below the mean of tokens": (
+        Averaged,
+        "norm1",
+        lambda x: x[:, 2:].reshape(-1, 3, 4, 16).permute(0, 3, 1, 2),
+    ),
     "channels last": (ChannelsLast, "norm", lambda x: x.permute(0, 3, 1, 2)),
+    "below channels last": (ChannelsLast, "mix.0", lambda x: x.permute(0, 3, 1, 2)),
 }
+NAMED = ("below", "inside")
+"""Cases whose target layer isn't the one that is found begin so."""
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("branch", ["sigmoid", "softmax"])
 def test_gradients_are_those_of_hooks_on_the_model(tmp_path, case, branch):
     net, layer, to_grid = CASES[case]
-    named = [layer] if issubclass(net, Residual) else []
+    named = [layer] if case.startswith(NAMED) else []
     dual = made(net, named)
     assert [target.layer for target in dual.targets] == [layer]
     path = tmp_path / "m.onnx"
