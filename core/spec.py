@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from sigcam.core.errors import SchemaError, UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA_KEY = "sigcam"
 MAX_RANKS = 1000
 """Most ranks that an artifact with the class selection "input" resolves."""

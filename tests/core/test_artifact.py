@@ -89,10 +89,11 @@ def test_truncated_anywhere(make_artifact, tmp_path):
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (99, r"schema version 99, this sigcam reads 2; upgrade sigcam or export"),
-        (1, r"schema version 1, this sigcam reads 2; export the model again"),
+        (99, r"schema version 99, this sigcam reads 3; upgrade sigcam or export"),
+        (2, r"schema version 2, this sigcam reads 3; export the model again"),
+        (1, r"schema version 1, this sigcam reads 3; export the model again"),
         (True, r"schema version True, .*; export the model again"),
-        ("2", r"schema version '2', .*; export the model again"),
+        ("3", r"schema version '3', .*; export the model again"),
     ],
 )
 def test_another_schema(make_artifact, spec_of, version, words):
