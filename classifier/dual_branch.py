@@ -139,7 +139,7 @@ class DualBranch(nn.Module):
         """Says where the sigmoid branch begins, how many parameters it has, and in which modules.
 
         All of them are drawn anew before training, also those of whole stages of the backbone
-        that come after a low branch layer.
+        that come after a low branch layer. Where there are none, there is no branch to train.
 
         Example:
             >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
@@ -147,6 +147,11 @@ class DualBranch(nn.Module):
             'the sigmoid branch begins after 0 and has 10 parameters: 3 (10)'
         """
         counts = self.sigmoid_head.parameter_counts()
+        if not counts:
+            return (
+                f"nothing with parameters follows {self.branch_layer}, where the branches begin, "
+                f"so there is no sigmoid branch to train"
+            )
         if len(counts) > _LISTED:  # by stages, where there are many layers
             stages: dict[str, int] = {}
             for name, count in counts.items():

@@ -222,7 +222,10 @@ class Head(nn.Module):
         correlate by accident, but not at every seed.
         """
         mine, original = self.eval(), self.classifier_of(other)
-        device = next(self.parameters()).device
+        parameter = next(self.parameters(), None)
+        if parameter is None:  # the branches begin at the logits: there is none to train
+            return
+        device = parameter.device
         generator = torch.Generator().manual_seed(seed)
         inputs = torch.randn((8, *self.neck_shape), generator=generator).to(device)
         with torch.no_grad():

@@ -80,12 +80,10 @@ def named_value(traced: Traced, layer: str) -> fx.Node:
         >>> named_value(traced, "1").name, named_value(traced, "0:conv2d").name
         ('relu', 'conv2d')
     """
-    on_path = ancestors(traced.logits)
     modules = {name for name, _ in traced.model.named_modules(remove_duplicate=False) if name}
     name, run = _parted(layer, modules)
     if name in modules:
-        marks = traced.graph.find_nodes(op="call_function", target=MARK)
-        runs = [n for n in marks if n.args[1] == LAYER + name and n in on_path]
+        runs = _marks(traced, name)
         used = [n for n in runs if run is None or n.args[2] == run]
         if used:
             return _unwrapped(used[-1])
@@ -101,6 +99,38 @@ def named_value(traced: Traced, layer: str) -> fx.Node:
         f"the model has no value {layer!r} on the way to its logits; "
         f"name a module, or leave the layer out"
     )
+
+
+def other_runs(traced: Traced, layer: str) -> dict[str, fx.Node]:
+    """Returns the other runs of a layer that lead to the logits, or values of an operator, by name.
+
+    Args:
+        traced: the classifier, with the layer marked if it is a module.
+        layer: the layer's name, with the number of a run or without.
+
+    Example:
+        >>> import torch
+        >>> from sigcam.classifier.trace import trace
+        >>> conv = nn.Conv2d(3, 3, 3)
+        >>> net = nn.Sequential(conv, nn.ReLU(), conv, nn.Flatten(), nn.Linear(48, 2))
+        >>> list(other_runs(trace(net, torch.zeros(1, 3, 8, 8), layers=["0"]), "0"))
+        ['0#1']
+    """
+    modules = {name for name, _ in traced.model.named_modules(remove_duplicate=False) if name}
+    name, _ = _parted(layer, modules)
+    if name in modules:
+        runs = {int(n.args[2]): _unwrapped(n) for n in _marks(traced, name)}
+    else:
+        runs = dict(enumerate(_same_operator(traced, name), 1))
+    own = named_value(traced, layer) if runs else None
+    return {f"{name}#{number}": node for number, node in runs.items() if node is not own}
+
+
+def _marks(traced: Traced, module: str) -> list[Any]:
+    """Returns the marks on the outputs of a module that lead to the logits."""
+    on_path = ancestors(traced.logits)
+    marks = traced.graph.find_nodes(op="call_function", target=MARK)
+    return [n for n in marks if n.args[1] == LAYER + module and n in on_path]
 
 
 def _named_operator(traced: Traced, name: str, run: int | None = None) -> fx.Node | None:

@@ -12,7 +12,7 @@ each cell then looks at little more than its own pixels, in any network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,12 @@ _TURNS: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 """From a cell's (row, column) to where it looks, both from the centre."""
 
 
-def check_place(features: fx.GraphModule, values: Sequence[Value], example: Tensor) -> None:
+def check_place(
+    features: fx.GraphModule,
+    values: Sequence[Value],
+    example: Tensor,
+    instead: Callable[[str], str] = lambda _: "",
+) -> None:
     """Refuses values whose grid isn't the image's, row by row and over all of it.
 
     A value whose cells can't be told apart by the gradient passes (the network ignores the
@@ -76,6 +81,7 @@ def check_place(features: fx.GraphModule, values: Sequence[Value], example: Tens
         features: images to the branch layer's value.
         values: values in `features`.
         example: float32 [B, c, H, W]; only its shape matters.
+        instead: from a refused layer's name to a sentence on what can be named in its place.
 
     Raises:
         ModelError: a value's positions lie elsewhere; names its layer and what was seen.
@@ -101,7 +107,7 @@ def check_place(features: fx.GraphModule, values: Sequence[Value], example: Tens
                 f"the positions of the layer {value.layer!r} must lie as the image's do, row by "
                 f"row and over all of it, but {found}; a map of them would show the wrong place. "
                 f"Move what moves them out of the model's forward, into the preprocessing of the "
-                f"images, or name a layer before it"
+                f"images, or name a layer before it{instead(value.layer)}"
             )
 
 

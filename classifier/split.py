@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,11 +24,13 @@ from sigcam.classifier.layer_names import (
     modules_among,
     name_of,
     named_value,
+    other_runs,
     sizes,
 )
-from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of, operator_name
+from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.one_logit import OneLogit, with_two_logits
+from sigcam.classifier.per_image import check_per_image
 from sigcam.classifier.place import check_place
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_reach, default_target
@@ -138,7 +141,7 @@ def split(
     traced = trace(model, example, modules_among(model, named))
     if int(traced.logits.meta["val"].shape[1]) == 1:
         traced = with_two_logits(traced)
-    _refuse_kernels_of_the_image(traced)
+    check_per_image(traced)
     for node in traced.graph.nodes:
         node.meta[_ORIGIN] = node.name
     target_nodes = [_with_grid(traced, layer) for layer in target_layers]
@@ -162,7 +165,7 @@ def split(
     num_classes = int(traced.logits.meta["val"].shape[1])
     parts = Split(features, head, traced, branch, targets, num_classes)
     parts = _checked_against_model(parts, example, named)
-    check_place(features, parts.targets, example)
+    check_place(features, parts.targets, example, lambda layer: _other_run(traced, layer, example))
     return parts
 
 
@@ -188,23 +191,6 @@ def unmarked(graph: fx.Graph) -> fx.Graph:
         node.replace_all_uses_with(source)
         new.erase_node(node)
     return new
-
-
-def _refuse_kernels_of_the_image(traced: Traced) -> None:
-    """Refuses convolutions with a kernel for each image: as many groups as the batch has images.
-
-    ONNX knows groups by a fixed number only.
-    """
-    for node in traced.graph.nodes:
-        if "conv" in operator_name(node) and any(
-            isinstance(n, fx.Node) and isinstance(n.meta.get("val"), torch.SymInt)
-            for n in node.args
-        ):
-            raise ModelError(
-                f"{describe(node)} convolves each image with a kernel of its own (as CondConv "
-                f"does), so its groups depend on the batch size, which ONNX can't express; use a "
-                f"network without such layers"
-            )
 
 
 def _tag(node: fx.Node, tag: str) -> None:
@@ -336,16 +322,43 @@ def _last_grid(traced: Traced) -> fx.Node | None:
     return None
 
 
+def _other_run(traced: Traced, layer: str, example: Tensor) -> str:
+    """Says which run of a layer lies as the image does, where the one that was named doesn't."""
+    runs = other_runs(traced, layer)
+    found = _in_place(traced, runs, example)
+    if not found:
+        return ""
+    return (
+        f". The layer runs {len(runs) + 1} times; its run {found[0]!r}, which can be named so, "
+        f"lies as the image does"
+    )
+
+
+def _in_place(traced: Traced, nodes: Mapping[str, fx.Node], example: Tensor) -> list[str]:
+    """Returns the names of those grids that lie as the image's do."""
+    whole = _features(traced, traced.logits)
+    own = {n.meta[_ORIGIN]: n.name for n in whole.graph.nodes if _ORIGIN in n.meta}
+    found = []
+    for name, node in nodes.items():
+        layout = layout_of(node, traced.image)
+        if layout is not None and node.name in own:
+            with contextlib.suppress(ModelError):
+                check_place(whole, [Value(name, layout, own[node.name])], example)
+                found.append(name)
+    return found
+
+
 def _way_out(traced: Traced, example: Tensor) -> str:
     """Says which layers can be named where no branch layer is found."""
     whole = _features(traced, traced.logits)
     nodes = _grids(traced)[-_NAMED:]
     if not nodes:
         return "; give a larger input, or a network that keeps a grid"
-    names = _names(traced, whole, nodes, _noise(traced, example))[0]
+    named = dict(zip(_names(traced, whole, nodes, _noise(traced, example))[0], nodes, strict=True))
+    names = _in_place(traced, named, example) or list(named)
     return (
         f", which need several at once; name target layers, such as "
-        f"{' or '.join(dict.fromkeys(names))}: their maps come from the classifier's own head "
+        f"{' or '.join(names)}: their maps come from the classifier's own head "
         f"(the branch softmax or centred)"
     )
 

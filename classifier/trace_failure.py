@@ -20,6 +20,13 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory"
 _VALUES = re.compile(r"data-dependent|_local_scalar_dense|aten\.item|\.item\(\)")
 _FIXED = re.compile(r"specialized it to be a constant|Constraints violated")
 _INNER = ("torch", "sigcam")
+_NUMBER = re.compile(r"\.item\(|\.tolist\(|\bfloat\(|\bint\(")
+
+KEEP_A_TENSOR = (
+    "keep it a tensor with a value for each image, such as x.amax((1, 2, 3), keepdim=True) in "
+    "place of x.max().item()"
+)
+"""What messages advise where a model takes Python numbers out of tensors."""
 
 
 def explained(model: nn.Module, images: Tensor, error: Exception) -> ModelError:
@@ -65,6 +72,11 @@ def _traced_only(error: Exception) -> str:
     """Says why a model that runs can't be traced."""
     where = _place(error)
     if isinstance(error, GuardOnDataDependentSymNode) or _VALUES.search(str(error)):
+        if _NUMBER.search(where):
+            return (
+                f"the model must be one fixed computation, its forward takes a Python number out "
+                f"of the values of tensors{where}; {KEEP_A_TENSOR}"
+            )
         return (
             f"the model must be one fixed computation, its forward chooses its way by the values "
             f"of tensors{where}; compute both ways and choose with torch.where, or take the choice "

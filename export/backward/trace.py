@@ -17,7 +17,13 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    PendingUnbackedSymbolNotFound,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigcam.classifier.graph import ValueRecorder
@@ -95,6 +101,13 @@ def _traced(joint: _Joint, entry_shape: Sequence[int]) -> fx.GraphModule:
                 decomposition_table=DECOMPOSITIONS,
                 _allow_non_fake_inputs=True,
             )(static, x, cotangent)
+    except (GuardOnDataDependentSymNode, PendingUnbackedSymbolNotFound) as exc:
+        raise ExportError(
+            f"between the target layer and the logits values are chosen by values (x[mask], "
+            f"nonzero, .item()), so that their number is known only at run time, and their "
+            f"gradient can't be traced; write it with torch.where or a product with the mask. "
+            f"Where no image's values depend on another image, you can also {WITHOUT_GRADIENTS}"
+        ) from exc
     except Exception as exc:  # whatever an arbitrary head raises
         reason = str(exc).strip().split("\n")[0]
         raise ExportError(

@@ -71,7 +71,8 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
         run_batch(batch)
     run.try_further_images(run_batch)
     report = run.report([len(batch) for batch in BATCHES])
-    _check_influence(run, report)
+    if not _is_within(report):
+        _check_influence(run)
     _check_errors(report, "the graph")
     run.check_count("the graph")
     return report
@@ -235,15 +236,18 @@ def _is_chosen(
     except ParityError:
         if run.is_ill_conditioned(index):
             return False
+        _check_influence(run)
         raise
     return True
 
 
-def _check_influence(run: ParityRun, report: ParityReport) -> None:
-    if all(error.max_rel <= report.tolerance for error in report.outputs.values()):
-        return
+def _is_within(report: ParityReport) -> bool:
+    return all(error.max_rel <= report.tolerance for error in report.outputs.values())
+
+
+def _check_influence(run: ParityRun) -> None:
     influence = run.influence()
-    if influence > report.tolerance:
+    if influence > run.options.tolerance:
         raise ParityError(
             f"the images of a batch must not influence each other, but the model's own logits "
             f"change by {influence:.2g} of the largest with another image beside (batch "
@@ -254,7 +258,7 @@ def _check_influence(run: ParityRun, report: ParityReport) -> None:
 
 
 def _check_errors(report: ParityReport, what: str) -> None:
-    if not all(error.max_rel <= report.tolerance for error in report.outputs.values()):
+    if not _is_within(report):
         raise ParityError(
             f"{what} differs from PyTorch by more than {report.tolerance:g}; nothing was written\n"
             + table(report)

@@ -272,3 +272,72 @@ def test_tensors_sha256_sees_names_types_shapes_and_bytes():
 def test_an_example_that_is_no_image(model, example):
     with pytest.raises(UsageError, match="example must be float32"):
         DualBranch(model, example=example)
+
+
+class Ensemble(nn.Module):
+    """The mean of two networks: nothing with parameters follows both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = Net(), Net()
+
+    def forward(self, x):
+        return (self.one(x) + self.two(x)) / 2
+
+
+def test_a_head_without_parameters_says_that_there_is_no_branch():
+    dual = DualBranch(Ensemble(), input_size=16, target_layers=["one.relu"])
+    assert not dual.is_trainable
+    assert dual.branch_note == (
+        "nothing with parameters follows forward:add, where the branches begin, so there is no "
+        "sigmoid branch to train"
+    )
+
+
+class Prototypes(nn.Module):
+    """Attends to its classifier's rows in the backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        f = self.conv(x).relu()
+        shares = torch.einsum("bchw,kc->bkhw", f, self.fc.weight).softmax(1)
+        f = f + torch.einsum("bkhw,kc->bchw", shares, self.fc.weight)
+        return self.fc(f.mean((2, 3)))
+
+
+class TwoNames(nn.Module):
+    """Two layers that share one tensor, one in the backbone and one as the classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.fc.weight = self.mix.weight
+
+    def forward(self, x):
+        return self.fc(self.mix(self.conv(x).relu().permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+@pytest.mark.parametrize("net", [Prototypes, TwoNames])
+def test_a_tensor_shared_with_the_backbone_stays_as_it_is_there(net, images):
+    torch.manual_seed(0)
+    model = net().eval()
+    dual = DualBranch(model, input_size=16)
+    shared = dual.classifier_tensors()["fc.weight"].clone()
+    features, logits = dual.features(images), dual(images).logits
+    torch.testing.assert_close(logits, model(images))
+    fresh = dual.sigmoid_head.named_tensors()["fc.weight"]
+    assert fresh.shape == shared.shape
+    assert not torch.allclose(fresh, shared, atol=1e-2)
+    optimiser = torch.optim.SGD([p for p in dual.parameters() if p.requires_grad], lr=1.0)
+    hashes = dual.weights_sha256(), dual.branch_sha256()
+    dual.train()
+    dual(images).sigmoid_logits.square().sum().backward()
+    optimiser.step()
+    assert dual.weights_sha256() == hashes[0]
+    assert dual.branch_sha256() != hashes[1]
+    assert torch.equal(dual.features(images), features)
+    assert torch.equal(dual(images).logits, logits)
+    assert torch.equal(model.fc.weight, shared)

@@ -128,3 +128,44 @@ def test_transformers_and_mixers_pass(name, size):
     timm = pytest.importorskip("timm")
     torch.manual_seed(1)
     DualBranch(timm.create_model(name, pretrained=False), input_size=size)
+
+
+class Twice(nn.Module):
+    """Test-time augmentation: the mean of the logits of an image and of its mirror image."""
+
+    def __init__(self, order=lambda x: (x, x.flip(-1))):
+        super().__init__()
+        torch.manual_seed(0)
+        self.order = order
+        self.conv = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return sum(self.fc(self.conv(one).mean((2, 3))) for one in self.order(x)) / 2
+
+
+@pytest.mark.parametrize("layer", ["conv", "conv#2", "conv.2:conv2d"])
+def test_a_flipped_run_names_the_one_that_is_not(layer):
+    with pytest.raises(ModelError, match=r"flipped left to right.* runs 2 times.*#1'") as got:
+        DualBranch(Twice(), input_size=32, target_layers=[layer])
+    named = str(got.value).rpartition("its run '")[2].partition("'")[0]
+    assert named == f"{layer.removesuffix('#2')}#1"
+    assert DualBranch(Twice(), input_size=32, target_layers=[named]).targets[0].layer == named
+
+
+def test_the_last_run_needs_no_number_where_the_first_is_flipped():
+    model = Twice(lambda x: (x.flip(-1), x))
+    assert DualBranch(model, input_size=32, target_layers=["conv"]).targets[0].layer == "conv"
+    with pytest.raises(ModelError, match="its run 'conv#2'"):
+        DualBranch(model, input_size=32, target_layers=["conv#1"])
+
+
+def test_no_run_is_advised_where_all_are_flipped():
+    model = Twice(lambda x: (x.flip(2), x.flip(3)))
+    with pytest.raises(ModelError, match=r"or name a layer before it$"):
+        DualBranch(model, input_size=32, target_layers=["conv"])
+
+
+def test_layers_that_are_proposed_lie_as_the_image_does():
+    with pytest.raises(ModelError, match="such as conv#1: their maps"):
+        DualBranch(Twice(), input_size=32)

@@ -60,6 +60,11 @@ def by_loop_of_values(s, x):
     return s.fc(z)
 
 
+def by_float(s, x):
+    z = s.pooled(x)
+    return s.fc(z / float(z.norm()))
+
+
 def with_numpy(s, x):
     return s.fc(torch.from_numpy(s.pooled(x).numpy()))
 
@@ -89,6 +94,9 @@ CAUSES = {
         lambda: made(by_sum), r"chooses its way .* \(at test_trace_failure.py, line \d+: .*x.sum",
     ),
     "a loop by values": (lambda: made(by_loop_of_values), "chooses its way by the values"),
+    "a division by a number": (
+        lambda: made(by_float), r"takes a Python number out .*float\(z.norm.*; keep it a tensor",
+    ),
     "a larger size": (lambda: flat(3, 32), r"16x16 pixels .* does on 32x32; give .*--size 32"),
     "a kernel larger than the image": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 28), nn.Flatten(), nn.Linear(4, 5)),
@@ -125,3 +133,5 @@ def test_following_the_advice_works():
     assert split(by_shape, IMAGES).num_classes == 5
     doubled = made(lambda s, x: s.fc(torch.where((z := s.pooled(x)).sum(1, True) > 0, z, 2 * z)))
     assert split(doubled, IMAGES).num_classes == 5
+    kept = made(lambda s, x: s.fc((z := s.pooled(x)) / z.norm(dim=1, keepdim=True)))
+    assert split(kept, IMAGES).num_classes == 5
