@@ -132,7 +132,7 @@ def build_classifier(
         new_classes = info.num_classes if info.replaced_classes else None
     if arch is None:
         raise UsageError("name an architecture (--arch) or a branch file (--sigmoid-branch)")
-    own_channels = 3 if info is None else info.preprocessing.channels
+    own_channels = None if info is None else info.preprocessing.channels
     channels = own_channels if mean is None else len(mean)
     loaded = load_model(arch, weights, num_classes, channels=channels)
     model, class_names = loaded.model, loaded.class_names

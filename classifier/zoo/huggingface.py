@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sigcam.classifier.zoo.base import LoadedModel, check_num_classes
 from sigcam.classifier.zoo.processor import measure
-from sigcam.core.errors import ModelError, SigcamError
+from sigcam.core.errors import ModelError, SigcamError, UsageError
 from sigcam.core.spec import Task
 from sigcam.hub.errors import hub_error
 
@@ -23,13 +23,13 @@ PREFIX = "hf/"
 _DEFAULT_LABEL = "LABEL_"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _SIZE_KEYS = ("size", "crop_size")
-_CHANNELS = 3
+_RGB = 3
 
 
 class HubClassifier(nn.Module):
     """A classifier of transformers as a network of one tensor in and one out.
 
-    It maps images float32 [B, 3, H, W], channels R, G, B, to logits float32 [B, C].
+    It maps images float32 [B, n, H, W], channels R, G, B where n is 3, to logits float32 [B, C].
     """
 
     def __init__(self, model: Any, *, reversed_channels: bool = False) -> None:
@@ -44,14 +44,16 @@ class HubClassifier(nn.Module):
         self.reversed_channels = reversed_channels
 
     def forward(self, image: Tensor) -> Tensor:
-        """Returns the logits [B, C] of images [B, 3, H, W]."""
+        """Returns the logits [B, C] of images [B, n, H, W]."""
         if self.reversed_channels:
             image = torch.cat([image[:, 2:3], image[:, 1:2], image[:, 0:1]], dim=1)
         logits: Tensor = self.model(pixel_values=image).logits
         return logits
 
 
-def load(arch: str, num_classes: int | None, *, trained: bool) -> LoadedModel:
+def load(
+    arch: str, num_classes: int | None, *, trained: bool, channels: int | None = None
+) -> LoadedModel:
     """Loads an image classifier of transformers; no code but transformers' own is run.
 
     Args:
@@ -61,12 +63,13 @@ def load(arch: str, num_classes: int | None, *, trained: bool) -> LoadedModel:
         num_classes: C; the model's own when None.
         trained: whether the weights are the folder's or repository's; if not, parameters are
             fresh.
+        channels: n, the number of channels of the images; the model's own when None.
 
     Raises:
-        UsageError: trained weights of another number of classes.
+        UsageError: trained weights of another number of classes; another number of channels.
         ModelError: transformers isn't installed; the folder or repository holds no image
-            classifier, one without trained weights for all layers, a regression, or another
-            number of channels than 3; an image processor that sigcam can't follow.
+            classifier, one without trained weights for all layers, or a regression; an image
+            processor that sigcam can't follow, or for other channels.
         HubError: the repository can't be had.
 
     Example:
@@ -80,12 +83,13 @@ def load(arch: str, num_classes: int | None, *, trained: bool) -> LoadedModel:
     if trained:
         check_num_classes(arch, "(its own)", num_classes, config.num_labels)
     _check(arch, config)
+    n = _channels(arch, config, channels)
     if num_classes is not None and num_classes != config.num_labels:
         config.num_labels = num_classes  # which takes the names of its own classes away
     with _told(arch, name), _quiet(transformers):
         model = _model(transformers, arch, name, config, options, trained=trained)
-        processor, notes = _processor(transformers, name, config, options)
-    measured = measure(_process(processor), _side(config))
+        processor, notes = _processor(transformers, name, config, options, n)
+    measured = measure(_process(processor), _side(config), n)
     network = HubClassifier(model, reversed_channels=measured.reversed_channels)
     return LoadedModel(
         network.eval(), arch, measured.preprocessing, _names(config),
@@ -157,10 +161,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _check(arch: str, config: Any) -> None:
-    """Refuses what is no classifier of RGB images."""
-    channels = getattr(config, "num_channels", _CHANNELS)
-    if channels != _CHANNELS:
-        raise ModelError(f"{arch} takes {channels} channels, sigcam prepares images of 3")
+    """Refuses what is no classifier."""
     kind = config.problem_type
     if kind == "regression" or (kind is None and config.num_labels == 1):
         raise ModelError(
@@ -168,6 +169,16 @@ def _check(arch: str, config: Any) -> None:
             "evidence map needs classes: if it was trained as a classifier, say so in its "
             'config.json, "problem_type": "multi_label_classification"'
         )
+
+
+def _channels(arch: str, config: Any, channels: int | None) -> int:
+    own = int(getattr(config, "num_channels", _RGB))
+    if channels not in (None, own):
+        raise UsageError(
+            f"{arch} takes images of {own} channels, got a mean and std of {channels}; give {own} "
+            f"numbers each, or leave them out"
+        )
+    return own
 
 
 def _model(
@@ -194,7 +205,7 @@ def _model(
 
 
 def _processor(
-    transformers: Any, name: str, config: Any, options: dict[str, Any]
+    transformers: Any, name: str, config: Any, options: dict[str, Any], channels: int
 ) -> tuple[Any, tuple[str, ...]]:
     """Loads the image processor; for a folder without one, its architecture's."""
     folder = Path(name)
@@ -211,7 +222,12 @@ def _processor(
         )
     default, side = of_the_family(), _side(config) or 224
     sizes = {key: dict.fromkeys(dict(getattr(default, key) or {}), side) for key in _SIZE_KEYS}
-    processor = of_the_family(**{key: size for key, size in sizes.items() if size})
+    made: dict[str, Any] = {key: size for key, size in sizes.items() if size}
+    if channels != _RGB:
+        for key in ("image_mean", "image_std"):
+            values = getattr(default, key, None) or (0.5,)
+            made[key] = [sum(values) / len(values)] * channels
+    processor = of_the_family(**made)
     return processor, (
         f"the folder has no {_PROCESSOR_FILES[0]}, so images are prepared as transformers does for "
         f"{config.model_type} by default; give --size, --resize-rule, --mean and --std if it was "

@@ -28,7 +28,7 @@ def load_model(
     num_classes: int | None = None,
     seed: int = 0,
     *,
-    channels: int = 3,
+    channels: int | None = None,
 ) -> LoadedModel:
     """Loads a classifier.
 
@@ -69,8 +69,9 @@ def load_model(
             repository.
         num_classes: C; the architecture's own when None (usually 1000).
         seed: the seed of fresh parameters; the global random state is left as it was.
-        channels: number of channels of the images. timm's models can be made for any (it adapts
-            trained weights); a callable's model must have its own way; all others take RGB.
+        channels: number of channels of the images; when None, as many as a network of transformers
+            says, and 3 for all others. timm's models can be made for any (it adapts trained
+            weights); a callable's model must have its own way; all others take RGB.
 
     Raises:
         UsageError: an unknown name; lists near ones. Or other channels than the model can have.
@@ -92,9 +93,9 @@ def load_model(
             if name not in (None, "DEFAULT"):
                 raise unknown_weights(arch, str(name), ["DEFAULT"])
             trained = file is None and weights != "random"
-            loaded = huggingface.load(arch, num_classes, trained=trained)
+            loaded = huggingface.load(arch, num_classes, trained=trained, channels=channels)
         else:
-            loaded = _by_name(arch, name, num_classes, channels)
+            loaded = _by_name(arch, name, num_classes, channels or 3)
     if file is not None:
         found = load_weights(loaded.model, file, chosen)
         if found.sigmoid_tensors is not None and _untagged(arch) in _LOCALISATION_FORMS:

@@ -7,7 +7,7 @@ whatever the fields are called: flat ones the values, ramps the place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 
 Process = Callable[[Array], Array]
-"""An image processor: uint8 [h, w, 3] RGB to float [3, H, W]."""
+"""An image processor: uint8 [h, w, n], RGB where n is 3, to float [n, H, W]."""
 
 # Landscape and portrait, with shorter sides of different lengths.
 _SIZES = ((480, 720), (640, 400))
@@ -72,17 +72,18 @@ class _Axis:
         return round(self.whole / self.scale)
 
 
-def measure(process: Process, side: int | None) -> Measured:
+def measure(process: Process, side: int | None, channels: int = 3) -> Measured:
     """Measures an image processor.
 
     Args:
         process: the image processor.
         side: the side of the network's square input in pixels, for a processor that leaves
             images at their own size; 224 when None.
+        channels: n, the number of channels of an image.
 
     Raises:
-        ModelError: values that aren't a linear function of the pixel's, or channels that are
-            mixed.
+        ModelError: images of so many channels can't be prepared; values that aren't a linear
+            function of the pixel's, or channels that are mixed.
 
     Example:
         >>> def halves(image):  # the image as it is, scaled to -1..1
@@ -91,8 +92,9 @@ def measure(process: Process, side: int | None) -> Measured:
         >>> measured.preprocessing.mean, measured.preprocessing.std
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     """
-    mean, std, flipped = _values(process)
-    shapes = [process(np.zeros((*size, 3), np.uint8)).shape[1:] for size in _SIZES]
+    _check_channels(process, channels)
+    mean, std, flipped = _values(process, channels)
+    shapes = [process(np.zeros((*size, channels), np.uint8)).shape[1:] for size in _SIZES]
     if shapes[0] != shapes[1]:
         own = shapes == list(_SIZES)
         square = (side or 224) if own else min(shapes[0])
@@ -105,22 +107,45 @@ def measure(process: Process, side: int | None) -> Measured:
     return Measured(found, flipped, notes)
 
 
-Triple = tuple[float, float, float]
+Numbers = tuple[float, ...]
+"""One number for each channel."""
 
 
-def _values(process: Process) -> tuple[Triple, Triple, bool]:
+def _check_channels(process: Process, channels: int) -> None:
+    """Refuses a processor that fails on images of so many channels, or makes others of them."""
+    try:
+        made = process(np.zeros((*_FLAT, channels), np.uint8)).shape[0]
+    # Every processor has errors of its own for channels that it wasn't made for.
+    except Exception as exc:
+        if channels == 3:
+            raise
+        raise ModelError(_other_channels(channels, f"fails on them: {exc}")) from exc
+    if made != channels:
+        raise ModelError(_other_channels(channels, f"makes {made} channels of them"))
+
+
+def _other_channels(channels: int, does: str) -> str:
+    return (
+        f"the network takes images of {channels} channels, and its image processor {does}; save "
+        f"one beside the network that prepares them, such as ViTImageProcessor(image_mean=[...], "
+        f"image_std=[...]) with {channels} numbers each, with `save_pretrained`"
+    )
+
+
+def _values(process: Process, channels: int) -> tuple[Numbers, Numbers, bool]:
     """Measures mean and deviation by the image's channels, and whether these are reversed."""
-    black, grey, white = (_flat(process, (v, v, v)) for v in (0, _HALF, 255))
+    black, grey, white = (_flat(process, (v,) * channels) for v in (0, _HALF, 255))
     span = white - black
     if (span <= 0).any() or not np.allclose(grey, black + span * _HALF / 255, atol=1e-3):
         raise ModelError(
             "the image processor's values are no linear function of the pixels', which sigcam "
             "can't follow; give the network as a callable of your own, package.module:name"
         )
-    red = (_flat(process, (255, 0, 0)) - black) / span
-    if np.allclose(red, (1, 0, 0), atol=1e-3):
+    levels = np.rint(np.linspace(255, 0, channels + 1)[:-1]).astype(int)
+    seen = (_flat(process, levels.tolist()) - black) / span * 255
+    if np.allclose(seen, levels, atol=0.3):
         flipped = False
-    elif np.allclose(red, (0, 0, 1), atol=1e-3):
+    elif channels == 3 and np.allclose(seen[::-1], levels, atol=0.3):
         flipped = True
     else:
         raise ModelError(
@@ -133,33 +158,35 @@ def _values(process: Process) -> tuple[Triple, Triple, bool]:
     return _rounded(mean[order]), _rounded(std[order]), flipped
 
 
-def _flat(process: Process, colour: tuple[int, int, int]) -> Array:
-    """Returns float64 [3], what becomes of an image of one colour."""
-    out = process(np.full((*_FLAT, 3), colour, np.uint8)).astype(np.float64)
+def _flat(process: Process, colour: Sequence[int]) -> Array:
+    """Returns float64 [n], what becomes of an image of one colour [n]."""
+    out = process(np.full((*_FLAT, len(colour)), colour, np.uint8)).astype(np.float64)
     return np.asarray(out[:, out.shape[1] // 2, out.shape[2] // 2])
 
 
-def _rounded(values: Array) -> Triple:
-    # float32 leaves the seventh digit open; adding 0 makes a zero of -0.
-    red, green, blue = (float(f"{value:.6g}") if abs(value) > 1e-6 else 0.0 for value in values)
-    return red, green, blue
+def _rounded(values: Array) -> Numbers:
+    # float32 leaves the seventh digit open.
+    return tuple(float(f"{value:.6g}") if abs(value) > 1e-6 else 0.0 for value in values)
 
 
 def _axes(
-    process: Process, size: tuple[int, int], mean: Triple, std: Triple, flipped: bool
+    process: Process, size: tuple[int, int], mean: Numbers, std: Numbers, flipped: bool
 ) -> tuple[_Axis, _Axis]:
     """Measures where the input's rows and columns lie in an image of this size."""
     height, width = size
-    image = np.zeros((height, width, 3), np.uint8)
     x, y = np.linspace(0, 1, width), np.linspace(0, 1, height)[:, None]
     # Whole levels would bend a ramp of about as many pixels. A small slope across it moves its
     # steps from line to line, so that they vanish in the mean over the lines.
     ramp = 255 - _ACROSS
-    image[..., 0] = np.rint(ramp * x + _ACROSS * y)
-    image[..., 1] = np.rint(ramp * y + _ACROSS * x)
-    out = process(image).astype(np.float64)[:: -1 if flipped else 1]
-    columns = (out[0].mean(axis=0) * std[0] + mean[0]) * 255 - _ACROSS / 2
-    rows = (out[1].mean(axis=1) * std[1] + mean[1]) * 255 - _ACROSS / 2
+    first = -1 if flipped else 0
+
+    def seen(levels: Array) -> Array:
+        image = np.repeat(np.rint(levels).astype(np.uint8)[..., None], len(mean), axis=2)
+        value = process(image)[first].astype(np.float64) * std[0] + mean[0]
+        return np.asarray(value * 255 - _ACROSS / 2)
+
+    columns = seen(ramp * x + _ACROSS * y).mean(axis=0)
+    rows = seen(ramp * y + _ACROSS * x).mean(axis=1)
     rows, columns = rows / ramp * (height - 1), columns / ramp * (width - 1)
     return _axis(rows, height), _axis(columns, width)
 
@@ -176,7 +203,7 @@ def _axis(positions: Array, whole: int) -> _Axis:
 
 
 def _rule(
-    axes: list[tuple[_Axis, _Axis]], mean: Triple, std: Triple
+    axes: list[tuple[_Axis, _Axis]], mean: Numbers, std: Numbers
 ) -> tuple[Preprocessing, tuple[str, ...]]:
     """Returns the resize rule that does what was measured on both images, or the nearest."""
     rows, columns = axes[0]

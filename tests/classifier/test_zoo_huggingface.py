@@ -58,11 +58,12 @@ def saved(folder: Path, family: str = "ViT", **options):
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.momentum = 1.0
-        model.train()(pixel_values=torch.rand(8, 3, side, side))
+        n = config.num_channels
+        model.train()(pixel_values=torch.rand(8, n, side, side))
         model.eval()
     model.save_pretrained(folder)
     transformers.ViTImageProcessor(
-        size={"height": side, "width": side}, image_mean=[0.4] * 3, image_std=[0.2] * 3
+        size={"height": side, "width": side}, image_mean=[0.4] * n, image_std=[0.2] * n
     ).save_pretrained(folder)
     return model
 
@@ -189,7 +190,6 @@ def test_a_family_without_an_image_processor_of_its_own(tmp_path) -> None:
     ("change", "words"),
     [
         ({"problem_type": "regression"}, "is a regression"),
-        ({"num_channels": 1}, "takes 1 channels"),
         ({"model_type": "bert"}, "can't load .* as an image classifier"),
         ({"model_type": "nonsense"}, "can't load .* as an image classifier"),
     ],
@@ -200,6 +200,50 @@ def test_what_is_no_classifier_of_images(change, words, tmp_path) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     with pytest.raises(ModelError, match=words):
         load_model(f"hf/{tmp_path}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["ViT", "ResNet", "Swin"])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channels(family, channels, tmp_path) -> None:
+    model = saved(tmp_path, family, num_channels=channels)
+    built = build_classifier(f"hf/{tmp_path}")
+    found = built.preprocessing
+    assert (found.mean, found.std) == ((0.4,) * channels, (0.2,) * channels)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, channels), np.uint8)
+    processor = transformers.ViTImageProcessor.from_pretrained(tmp_path)
+    with torch.no_grad():
+        pixels = processor(image, return_tensors="pt", input_data_format="channels_last")
+        want = model(**pixels).logits
+        prepared = (image / 255 - found.mean) / found.std
+        got = built.dual(torch.tensor(prepared.transpose(2, 0, 1)[None], dtype=torch.float32))
+    torch.testing.assert_close(got.logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_another_number_of_channels_than_the_network_s(tmp_path) -> None:
+    saved(tmp_path, num_channels=4)
+    grey = {"mean": (0.5,), "std": (0.5,)}
+    with pytest.raises(UsageError, match="takes images of 4 channels, got a mean and std of 1; gi"):
+        build_classifier(f"hf/{tmp_path}", **grey)
+    four = {"mean": (0.5,) * 4, "std": (0.5,) * 4}
+    assert build_classifier(f"hf/{tmp_path}", **four).preprocessing.mean == (0.5,) * 4
+
+
+def test_an_image_processor_for_other_channels(tmp_path) -> None:
+    saved(tmp_path, num_channels=2)
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"takes images of 2 channels, and its .* fails .*; save"):
+        load_model(f"hf/{tmp_path}")
+    processor = transformers.ViTImageProcessor(
+        size={"height": 32, "width": 32}, image_mean=[0.1, 0.2], image_std=[0.3, 0.4]
+    )
+    processor.save_pretrained(tmp_path)
+    assert load_model(f"hf/{tmp_path}").preprocessing.std == (0.3, 0.4)
+    (tmp_path / "preprocessor_config.json").unlink()
+    by_family = load_model(f"hf/{tmp_path}")
+    assert by_family.preprocessing.mean == (0.5, 0.5)
+    assert "no preprocessor_config.json" in by_family.notes[0]
 
 
 def test_one_output_is_a_regression_unless_it_says_otherwise(tmp_path) -> None:

@@ -16,14 +16,14 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 SQUARE = {"height": 64, "width": 64}
 
 
-def measured(name, side=None, **options):
+def measured(name, side=None, channels=3, **options):
     processor = getattr(transformers, name)(**options)
 
     def process(image):
         made = processor(images=image, return_tensors="np", input_data_format="channels_last")
         return made["pixel_values"][0]
 
-    return measure(process, side)
+    return measure(process, side, channels)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,41 @@ def test_values(name, options, mean, std) -> None:
     found = measured(name, size=SQUARE, **options).preprocessing
     assert found.mean == pytest.approx(mean, abs=1e-6)
     assert found.std == pytest.approx(std, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [*(("ViTImageProcessor", n) for n in (1, 2, 4, 13)), ("ViTImageProcessorPil", 1)],
+)
+def test_any_number_of_channels(name, channels) -> None:
+    mean = tuple(round(0.1 + 0.05 * c, 2) for c in range(channels))
+    std = tuple(round(0.2 + 0.05 * c, 2) for c in range(channels))
+    found = measured(name, channels=channels, size=SQUARE, image_mean=mean, image_std=std)
+    assert found.preprocessing.mean == pytest.approx(mean, abs=1e-6)
+    assert found.preprocessing.std == pytest.approx(std, rel=1e-5)
+    assert (found.preprocessing.rule, found.preprocessing.width) == ("stretch", 64)
+    assert (found.reversed_channels, found.notes) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "words"),
+    [
+        ("ViTImageProcessor", 1, "images of 1 channels, and its image processor fails on them"),
+        ("ViTImageProcessor", 4, "images of 4 channels, and .* with 4 numbers each"),
+        ("BitImageProcessor", 1, "makes 3 channels of them"),
+        ("MobileViTImageProcessor", 4, "no linear function|mixes the channels"),
+    ],
+)
+def test_other_channels_than_the_processor_s(name, channels, words) -> None:
+    with pytest.raises(ModelError, match=words):
+        measured(name, channels=channels)
+
+
+def test_the_place_of_one_channel() -> None:
+    options = {"size": {"shortest_edge": 32}, "crop_pct": 0.9}
+    options |= {"image_mean": [0.5], "image_std": [0.5]}
+    found = measured("ConvNextImageProcessor", channels=1, **options).preprocessing
+    assert found == Preprocessing(32, 32, "crop", 35, (0.5,), (0.5,))
 
 
 def test_channels_in_reverse() -> None:
