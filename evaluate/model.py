@@ -109,6 +109,13 @@ class EvaluatedModel:
         self.digest = model_digest(path)
         self._model = ExportedModel.open(path, backend, options, with_head=False)
         self.spec, self.backend_name = self._model.spec, self._model.backend.name
+        if self.spec.profile == "features":
+            self.close()
+            raise UsageError(
+                f"{path} has the method {self.spec.method}, whose maps the runtime makes in "
+                f"several passes, and an evaluation scores maps of the graph; export one of its "
+                f"methods, such as --method gradcam or --method reciprocam"
+            )
 
     @property
     def takes_class_ids(self) -> bool:

@@ -23,6 +23,7 @@ from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.export import completed_options, dual_of, preprocessing_of
+from sigcam.export.methods import method_of
 from sigcam.export.modules import CamGraph, Normalise
 from sigcam.export.options import ExportOptions
 
@@ -30,6 +31,8 @@ MAX_STAGES = 10
 """The most stages below the head; layers that stand together are redrawn together beyond it."""
 
 INTACT, HEAD = "intact", "head"
+
+_OTHERS = ("gradcam", "reciprocam")  # the second takes no gradient
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -94,13 +97,19 @@ class Cascade:
             max_stages: the most stages below the head, at least 1.
 
         Raises:
-            UsageError: options that contradict the classifier; a number out of range.
+            UsageError: options that contradict the classifier; a method that the runtime computes;
+                a number out of range.
             ModelError: weights that aren't finite.
             ExportError: the method can't express this head, or its gradient can't be traced.
         """
         if seed < 0 or max_stages < 1:
             raise UsageError(
                 f"seed must be at least 0 and max_stages at least 1, got {seed} and {max_stages}"
+            )
+        if not method_of(options.method).in_graph:
+            raise UsageError(
+                f"the maps of {options.method} are computed by the runtime, and this check makes "
+                f"those of methods in the graph; use one of them, such as {' or '.join(_OTHERS)}"
             )
         self.options = completed_options(options, classifier)
         self.preprocessing: Preprocessing = preprocessing_of(options, classifier).raw

@@ -66,3 +66,19 @@ def test_options_that_cannot_be(work, cli, tmp_path, options, says):
     assert found.exit_code in (1, 2)
     assert says in found.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["scorecam", "eigencam"])
+def test_an_evaluation_names_the_methods_that_it_scores(work, cli, method, tmp_path):
+    model = ["--arch", work.arch, "--num-classes", 2, "--size", 32, "--branch", "softmax"]
+    out = tmp_path / f"{method}.onnx"
+    assert cli("export", *model, "--method", method, "--out", out).exit_code == 0
+    refused = cli("evaluate", out, "--data", work.data, "--out", tmp_path / "report")
+    assert refused.exit_code == 2
+    assert f"has the method {method}, whose maps the runtime makes" in refused.stderr
+    assert not (tmp_path / "report").exists()
+    assert "--method gradcam or --method reciprocam" in refused.stderr
+    instead = tmp_path / "m.onnx"
+    assert cli("export", *model, "--method", "reciprocam", "--out", instead).exit_code == 0
+    found = cli("evaluate", instead, "--data", work.data, "--out", tmp_path / "report")
+    assert found.exit_code == 0, found.stderr

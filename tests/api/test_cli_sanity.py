@@ -51,12 +51,21 @@ def test_the_softmax_branch_needs_no_branch_file(work, cli):
 
 
 def test_refusals(sanity, tmp_path):
-    assert sanity("--method", "eigencam").exit_code == 2
     assert sanity("--limit", 0).exit_code == 2
     assert sanity("--out", tmp_path).exit_code != 0
     missing = sanity("--data", tmp_path / "missing")
     assert missing.exit_code == 1
     assert "doesn't exist" in missing.stderr
+
+
+@pytest.mark.parametrize("method", ["scorecam", "eigencam"])
+def test_methods_of_the_runtime_name_those_that_work(sanity, method):
+    refused = sanity("--method", method, "--limit", 2)
+    assert refused.exit_code == 2
+    assert f"the maps of {method} are computed by the runtime" in refused.stderr
+    assert "such as gradcam or reciprocam" in refused.stderr
+    for instead in ("gradcam", "reciprocam"):
+        assert sanity("--method", instead, "--limit", 2).exit_code == 0
 
 
 def test_images_are_spread_over_the_data_set():
