@@ -391,7 +391,11 @@ def _find_linear(head: Head, split: Split) -> tuple[str, str | None]:
 
 
 def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) -> bool:
-    """Compares the head with its formula on random weights: zeros in the real ones mislead."""
+    """Compares the head with its formula on random weights: zeros in the real ones mislead.
+
+    Small values and large ones are tried, whose means differ from 0 on both sides: a head may
+    clamp, or choose its way, at values that are seldom met.
+    """
     tensors = head.named_tensors()
     generator = torch.Generator().manual_seed(0)
     device = tensors[weight].device
@@ -407,14 +411,16 @@ def _computes_linear(head: Head, layout: Layout, weight: str, bias: str | None) 
     head.eval()
     try:
         with torch.no_grad():
-            for batch in (1, 3):
+            for batch, scale in ((1, 1.0), (3, 1e-3), (3, 1.0), (3, 1e2), (3, 1e4)):
                 shape = (batch, *layout.value_shape)
-                value = torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
+                value = torch.randn(shape, generator=generator, dtype=torch.float64)
+                means = torch.tensor([1.0, -1.0, 0.3], dtype=torch.float64)[:batch]
+                value = ((value + means.reshape(-1, *[1] * len(shape[1:]))) * scale).to(device)
                 got = functional_call(head, random, (value,))
                 want = layout.to_grid(value).mean((2, 3)) @ matrix.T
                 want = want if bias is None else want + random[f"classifier.{bias}"]
                 want = two_logits(want) if negated else want
-                if not torch.allclose(got, want, rtol=1e-9, atol=1e-9):
+                if not torch.allclose(got, want, rtol=1e-9, atol=1e-9 * scale):
                     return False
     except RuntimeError:  # an operator that only takes float32 is no linear head
         return False

@@ -222,6 +222,25 @@ def test_a_head_that_looks_linear_but_is_not():
         DualBranch(net, input_size=16).softmax_head.linear_weights()
 
 
+def clamped(z):
+    return z.clamp(-50, 50)
+
+
+def doubled_where_large(z):
+    return torch.where(z[:, :1] > 20, 2 * z, z)
+
+
+def shrunk(z):
+    return nn.functional.hardshrink(z, 1e-1)
+
+
+@pytest.mark.parametrize("bent", [clamped, doubled_where_large, shrunk])
+def test_a_head_that_is_linear_for_most_values_only(bent):
+    net = type("Bent", (Net,), {"forward": lambda s, x: s.fc(bent(s.conv(x).mean((2, 3))))})()
+    with pytest.raises(ModelError, match="must be global average pooling and one linear layer"):
+        DualBranch(net, input_size=16).softmax_head.linear_weights()
+
+
 def test_a_copy_of_the_module_is_whole(dual, images):
     twin = copy.deepcopy(dual)
     want = dual(images).sigmoid_logits.detach()
