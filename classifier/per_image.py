@@ -34,10 +34,12 @@ def check_per_image(traced: Traced) -> None:
         >>> class Scaled(nn.Conv2d):
         ...     def forward(self, x):
         ...         return super().forward(x).mean((2, 3)) * x.max().item()
-        >>> check_per_image(trace(Scaled(3, 4, 3), torch.zeros(1, 3, 8, 8)))
-        Traceback (most recent call last):
-            ...
-        sigcam.core.errors.ModelError: forward:item is one Python number for all images of a ...
+        >>> traced = trace(Scaled(3, 4, 3), torch.zeros(1, 3, 8, 8))
+        >>> try:
+        ...     check_per_image(traced)
+        ... except ModelError as error:
+        ...     print(str(error).partition(" of a batch")[0].partition(" is ")[2])
+        one Python number for all images
     """
     on_path = ancestors(traced.logits)
     for node in traced.graph.nodes:
