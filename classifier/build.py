@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from sigcam.classifier.branch_file import BranchInfo, load_branch, read_branch_info
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.fresh import computed_copy
 from sigcam.classifier.task import names_for
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.core.errors import BranchMismatchError, ModelError, UsageError
@@ -194,7 +194,7 @@ def replace_classes(
         raise UsageError(f"num_classes must be at least 2, got {num_classes}")
     if task == "binary" and num_classes != 2:
         raise UsageError(f"the task binary has 2 classes, got {num_classes}")
-    copied = copy.deepcopy(model)
+    copied = computed_copy(model)
     name, layer = _last_layer(copied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.overrides import TorchFunctionMode
 
 Init = Literal["default", "paper", "softmax"]
 """How the parameters of a sigmoid branch begin; see `Head.draw` and `Head.start_from`."""
@@ -77,8 +79,8 @@ def drawn(model: nn.Module, owner: str, init: Init) -> dict[str, Tensor]:
 def computed_copy(model: nn.Module) -> nn.Module:
     """Copies a module, also one that keeps tensors which it computed with gradients on.
 
-    The weights that the old `weight_norm` and `spectral_norm` compute are such; `copy.deepcopy`
-    refuses them.
+    The weights that the old `weight_norm` and `spectral_norm` compute are such, and activations
+    that a forward function or a hook keeps; `copy.deepcopy` refuses them.
 
     Args:
         model: any module; it isn't changed.
@@ -88,12 +90,25 @@ def computed_copy(model: nn.Module) -> nn.Module:
         >>> type(computed_copy(norm(nn.Linear(3, 2)))).__name__
         'ParametrizedLinear'
     """
-    memo: dict[int, object] = {}
-    for layer in model.modules():
-        for value in vars(layer).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    with _Detached():
+        return copy.deepcopy(model)
+
+
+class _Detached(TorchFunctionMode):
+    """Copies tensors that were computed with gradients on as plain values, wherever they are kept.
+
+    A hook may keep activations in a list or an object of its own.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
 
 
 def _parametrisations(layer: nn.Module) -> dict[str, nn.Module]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 from torch.optim.swa_utils import AveragedModel
 
+from sigcam.classifier.fresh import computed_copy
 from sigcam.core.errors import ModelError
 
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -46,7 +46,7 @@ def plain_model(model: object) -> nn.Module:
     for name, layer in plain.named_modules():
         _check_layer(name, layer)
     if any(_unwrapped(layer) is not layer for layer in plain.modules()):
-        plain = copy.deepcopy(plain)
+        plain = computed_copy(plain)
         for parent in list(plain.modules()):
             for name, child in parent.named_children():
                 setattr(parent, name, _unwrapped(child))
@@ -117,4 +117,10 @@ def _check_layer(name: str, layer: nn.Module) -> None:
         raise ModelError(
             f"the model's parameters must have their sizes, {where} is lazy ({kind}); call the "
             f"model once on an image first"
+        )
+    if any(value.is_meta for value in (*layer.parameters(False), *layer.buffers(False))):
+        raise ModelError(
+            f"the model's parameters must have values, those of {where} are on the device meta, "
+            f"which holds none ({kind}); load the weights with load_state_dict(..., assign=True), "
+            f"or make the model without it"
         )

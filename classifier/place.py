@@ -21,6 +21,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.layout import Value
+from sigcam.classifier.spectrum import is_spectrum
 from sigcam.core.errors import ModelError
 
 _COLUMNS = (0, 4, 7, 3, 6, 2, 5, 1)
@@ -41,6 +42,8 @@ _VISIBLE = 0.05
 _MOST_CELLS = 1.0
 """Largest distance of a cell from its place, in cells. An odd kernel with a stride of two
 moves the grid by half a cell, and convolutions without padding by as much again."""
+
+_FREQUENCIES = "they are frequencies (a Fourier transform comes before)"
 
 _MARGIN = 0.2
 """Largest share of a cell that no cell may look at, at the top and the left."""
@@ -89,6 +92,10 @@ def check_place(
     Example:
         check_place(dual.features, targets, torch.zeros(1, 3, 224, 224))
     """
+    nodes = {node.name: node for node in features.graph.nodes}
+    for value in values:
+        if is_spectrum(nodes[value.node]):
+            raise _error(value, _FREQUENCIES, instead)
     recorder = _CentralTaps(features, {value.node for value in values})
     images = _images(features, example)
     with torch.enable_grad():
@@ -100,15 +107,19 @@ def check_place(
         if seen is None:
             continue
         found = _misplaced(cells, seen, value.layout.shape[1:])
-        if found is None and _has_margin(seen.sum(0), value.layout.shape[1:]):
-            found = _cropped(features, value, example)
+        if _has_margin(seen.sum(0), value.layout.shape[1:]):
+            found = _cropped(features, value, example) or found
         if found is not None:
-            raise ModelError(
-                f"the positions of the layer {value.layer!r} must lie as the image's do, row by "
-                f"row and over all of it, but {found}; a map of them would show the wrong place. "
-                f"Move what moves them out of the model's forward, into the preprocessing of the "
-                f"images, or name a layer before it{instead(value.layer)}"
-            )
+            raise _error(value, found, instead)
+
+
+def _error(value: Value, seen: str, instead: Callable[[str], str]) -> ModelError:
+    return ModelError(
+        f"the positions of the layer {value.layer!r} must lie as the image's do, row by "
+        f"row and over all of it, but {seen}; a map of them would show the wrong place. "
+        f"Move what moves them out of the model's forward, into the preprocessing of the "
+        f"images, or name a layer before it{instead(value.layer)}"
+    )
 
 
 class _Straight(ValueRecorder):
@@ -116,7 +127,10 @@ class _Straight(ValueRecorder):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Computes a node's operator."""
-        return args[0] if _name(target) in _STEPS else super().call_function(target, args, kwargs)
+        to_bytes = _name(target) == "_to_copy" and kwargs.get("dtype") is torch.uint8
+        if _name(target) in _STEPS or (to_bytes and args[0].is_floating_point()):
+            return args[0]
+        return super().call_function(target, args, kwargs)
 
 
 class _CentralTaps(_Straight):
@@ -164,7 +178,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     They are constants, or each cell would look at the whole image.
     """
     axes = [axis for axis in range(x.ndim) if axis != 1]
-    variance, mean = torch.var_mean(x.detach(), axes, correction=0)
+    variance, mean = torch.var_mean(x.detach().float(), axes, correction=0)
     return mean, variance
 
 
@@ -209,6 +223,7 @@ def _seen(grid: Tensor, images: Tensor, cells: Tensor) -> Tensor | None:
             (gradient,) = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)
         except RuntimeError:  # an operator without a derivative
             return None
+        gradient = torch.zeros_like(images) if gradient is None else gradient
         found.append(gradient[0].double().square().sum(0).cpu())
     seen = torch.stack(found)
     amounts = seen.sum((1, 2), keepdim=True)
@@ -333,7 +348,7 @@ def _cropped(features: fx.GraphModule, value: Value, example: Tensor) -> str | N
         (gradient,) = torch.autograd.grad((found * weights).sum(), images)
     seen = gradient[0].abs().sum(0).cpu()
     shape = value.layout.shape[1:]
-    if not bool(seen.any()) or not _has_margin(seen, shape):
+    if not bool(seen.isfinite().all() and seen.any()) or not _has_margin(seen, shape):
         return None
     used = (seen > 0).nonzero()
     (top, left), (bottom, right) = used.amin(0).tolist(), used.amax(0).tolist()

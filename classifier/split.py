@@ -142,6 +142,7 @@ def split(
     if int(traced.logits.meta["val"].shape[1]) == 1:
         traced = with_two_logits(traced)
     check_per_image(traced)
+    _refuse_half_precision(traced)
     for node in traced.graph.nodes:
         node.meta[_ORIGIN] = node.name
     target_nodes = [_with_grid(traced, layer) for layer in target_layers]
@@ -191,6 +192,20 @@ def unmarked(graph: fx.Graph) -> fx.Graph:
         node.replace_all_uses_with(source)
         new.erase_node(node)
     return new
+
+
+def _refuse_half_precision(traced: Traced) -> None:
+    """Refuses logits that are computed in fewer bits inside, by autocast or casts."""
+    before = ancestors(traced.logits)
+    for node in traced.graph.nodes:
+        value = node.meta.get("val")
+        half = getattr(value, "dtype", None) in (torch.float16, torch.bfloat16)
+        if half and node in before and has_batch(node, traced.image):
+            raise ModelError(
+                f"the model must compute in float32, {describe(node)} is {value.dtype} (autocast "
+                f"inside forward, or a cast); take that out of forward, and make the exported file "
+                f"smaller afterwards (sigcam quantize)"
+            )
 
 
 def _tag(node: fx.Node, tag: str) -> None:
@@ -423,7 +438,9 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
         raise explained(traced.model, images, exc) from exc
     difference = (got - want).abs().max().item()
     # NaN weights give NaN on both sides; they are the export's and training's to report.
-    if difference > 1e-3 * max(want.abs().max().item(), 1e-6):
+    # Probabilities in half precision differ by what that rounds away.
+    tolerance = max(1e-3, 4 * torch.finfo(traced.precision).eps)
+    if difference > tolerance * max(want.abs().max().item(), 1e-6):
         raise ModelError(
             f"the split model's logits differ from the model's by {difference:.3g}; "
             f"forward must be deterministic in inference mode and keep no state"

@@ -69,12 +69,14 @@ class Unsquashed(NamedTuple):
         logits: the node of the logits.
         squashing: the function of them that the model returns; None if it returns them.
         logarithm: whether the output is the logarithm of probabilities.
+        precision: the coarsest type that the function and what follows it compute in.
         note: a line for the user that says what was taken off; None for nothing.
     """
 
     logits: fx.Node
     squashing: Squashing | None
     logarithm: bool
+    precision: torch.dtype
     note: str | None
 
 
@@ -103,13 +105,14 @@ def unsquashed(
     chain = _chain(output, image)
     places = [i for i, node in enumerate(chain) if node.target in _SQUASHING]
     if not places:
-        return Unsquashed(output, None, False, None)
+        return Unsquashed(_uncast(output, image), None, False, _coarsest([output]), None)
     for place in reversed(places):
         node = chain[place]
         source = _only_source(node, image)
         end = chain[:place]
         logits = _moved(source, end, image)
-        log = _is_log(node, source, output, logits, image, lifted, tensor)
+        precision = _coarsest([source, *chain[: place + 1]])
+        log = _is_log(node, source, output, logits, image, lifted, tensor, precision)
         if log is None:
             continue
         if place != places[-1]:
@@ -117,7 +120,7 @@ def unsquashed(
         squashing = _NAMES[node.target in _SIGMOID, log]
         name = "logsigmoid" if log and squashing == "sigmoid" else squashing
         note = f"the model ends in {name}; its logits before it are used"
-        return Unsquashed(_uncast(logits, image), squashing, log, note)
+        return Unsquashed(_uncast(logits, image), squashing, log, precision, note)
     raise ModelError(_refusal(chain, places))
 
 
@@ -217,6 +220,12 @@ def _uncast(logits: fx.Node, image: fx.Node) -> fx.Node:
     return logits
 
 
+def _coarsest(nodes: list[fx.Node]) -> torch.dtype:
+    """Returns the floating type of fewest digits among the values of nodes."""
+    types = [n.meta["val"].dtype for n in nodes if isinstance(n.meta["val"], Tensor)]
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+
+
 def _is_log(
     node: fx.Node,
     source: fx.Node,
@@ -225,6 +234,7 @@ def _is_log(
     image: fx.Node,
     lifted: Callable[[fx.Node], str | None],
     tensor: Callable[[str], Tensor],
+    precision: torch.dtype,
 ) -> bool | None:
     """Returns whether the output is the logarithm of the function of the logits, on random ones.
 
@@ -245,9 +255,9 @@ def _is_log(
         return None
     rows, moved = (value.double().reshape(len(value), -1) for value in (got, moved))
     probability = moved.sigmoid() if node.target in _SIGMOID else moved.softmax(1)
-    if _same(rows, probability):
+    if _same(rows, probability, precision):
         return False
-    return True if _same(rows.exp(), probability) else None
+    return True if _same(rows.exp(), probability, precision) else None
 
 
 def _run(module: nn.Module, sample: Tensor) -> Tensor:
@@ -258,9 +268,10 @@ def _run(module: nn.Module, sample: Tensor) -> Tensor:
     return result
 
 
-def _same(got: Tensor, want: Tensor) -> bool:
+def _same(got: Tensor, want: Tensor, precision: torch.dtype) -> bool:
     # A clamp or an added number against log(0) is as good as none.
-    return torch.allclose(got, want, rtol=1e-3, atol=1e-5)
+    rtol = max(1e-3, torch.finfo(precision).eps)
+    return torch.allclose(got, want, rtol=rtol, atol=1e-5)
 
 
 def check_not_probabilities(logits: Tensor, head: nn.Module, value_shape: tuple[int, ...]) -> None:

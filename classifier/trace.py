@@ -84,6 +84,7 @@ class Traced:
         output_name: where that lies in what the model returns (`tensors_in`).
         squashing: the function of the logits that the model returns; None for the logits.
         logarithm: whether it returns the logarithm of probabilities.
+        precision: the coarsest type in which it computes that function.
         notes: a line for the user about each thing that isn't taken as the model gives it.
         one_logit: whether the model has one logit l, of which `logits` are [-l, l].
     """
@@ -97,6 +98,7 @@ class Traced:
     output_name: str
     squashing: Squashing | None
     logarithm: bool
+    precision: torch.dtype
     notes: tuple[str, ...]
     one_logit: bool = False
 
@@ -126,6 +128,7 @@ class Traced:
         logits = logits[:, 1:] if self.one_logit else logits
         if self.squashing is None:
             return logits
+        logits = logits.to(self.precision)
         return logits.sigmoid() if self.squashing == "sigmoid" else logits.softmax(1)
 
     def tensor(self, name: str) -> Tensor:
@@ -179,7 +182,7 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
     logits = as_matrix(graph, end.logits)
     return Traced(
         frozen, graph, image, logits, names, constants, name, end.squashing, end.logarithm,
-        tuple(notes),
+        end.precision, tuple(notes),
     )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ def check_original(dual: DualBranch, preprocessing: Preprocessing) -> None:
     """Refuses a model whose own gradients at the target layers aren't the graph's.
 
     Where a target layer is a value that no module returns, gradients are compared at the
-    images. A target layer at which the model itself has no gradient isn't compared.
+    images. A target layer at which the model itself has no gradient isn't compared, nor is a
+    model whose backward pass fails (values changed in place, inference mode inside).
 
     Args:
         dual: the model, float32, on the CPU; it isn't changed.
@@ -66,7 +67,10 @@ def check_original(dual: DualBranch, preprocessing: Preprocessing) -> None:
 def _errors(dual: DualBranch, image: Tensor) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(dual.num_classes, generator=generator)
-    wanted = _own_gradients(dual, image, weights)
+    try:
+        wanted = _own_gradients(dual, image, weights)
+    except RuntimeError:  # the model can't be differentiated, so it has no rule of its own
+        return {}
     got = _graph_gradients(dual, image, weights)
     errors = {}
     for place, want in wanted.items():

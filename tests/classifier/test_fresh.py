@@ -27,6 +27,13 @@ class Net(nn.Module):
         return self.fc(self.conv(x).relu().mean((2, 3)))
 
 
+class Kept:
+    """Holds an activation, as helpers of hooks do."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 class Doubled(nn.Module):
     """A parametrisation without a right inverse."""
 
@@ -220,3 +227,16 @@ def test_what_is_fresh_is_said_by_stage():
     counts = low.sigmoid_head.parameter_counts()
     assert counts["stage.0.0"] == 148
     assert sum(counts.values()) == 898
+
+
+@pytest.mark.parametrize("keep", [lambda x: [x], lambda x: {"last": (x, x)}, Kept])
+def test_a_model_that_keeps_activations_is_copied(keep):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+    model.kept = keep(model[0](torch.randn(1, 3, 8, 8)))
+    copied = computed_copy(model)
+    first, second = (m.kept[0] if isinstance(m.kept, list) else m.kept for m in (model, copied))
+    assert type(first) is type(second)
+    assert first is not second
+    assert DualBranch(model, input_size=8).num_classes == 2

@@ -145,6 +145,7 @@ NONE = {
     "quantised dynamically": (dynamic, "its layer 'fc' is quantised"),
     "QAT": (prepared, r"its layer .* imitates or prepares quantisation"),
     "lazy": (lazy, "its layer '0' is lazy .*; call the model once"),
+    "meta": (lambda: Net().to("meta"), r"on the device meta.*load_state_dict\(..., assign=True\)"),
 }
 
 

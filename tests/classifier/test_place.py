@@ -106,6 +106,52 @@ def test_a_small_crop_is_seen():
         DualBranch(Moved(lambda x: x[:, :, 2:-2, 2:-2]), input_size=32)
 
 
+def test_a_crop_on_one_side_is_called_a_crop():
+    with pytest.raises(ModelError, match=r"rows 0 to 23 of 32 .*cropped"):
+        DualBranch(Moved(lambda x: x[:, :, :24, :24]), input_size=32)
+
+
+SPECTRA = {
+    "real and imaginary": lambda x: torch.view_as_real(torch.fft.fft2(x))[..., 0],
+    "amplitudes": lambda x: torch.fft.fftshift(torch.fft.fft2(x).abs(), (2, 3)),
+    "logarithm": lambda x: torch.log1p(torch.fft.fftn(x, dim=(2, 3)).abs()),
+    "one axis after the other": lambda x: torch.fft.fft(torch.fft.fft(x), dim=2).real,
+}
+
+
+@pytest.mark.parametrize("case", SPECTRA)
+def test_a_network_of_spectra_is_refused(case):
+    with pytest.raises(ModelError, match="they are frequencies"):
+        DualBranch(Moved(SPECTRA[case]), input_size=32)
+
+
+BACK = {
+    "both ways": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=x.shape[2:]),
+    "in two steps": lambda x: torch.fft.ifft2(torch.fft.fft(torch.fft.fft(x), dim=2)).real,
+    "mixed and added": lambda x: x + torch.fft.fft2(x, norm="ortho").real * 0.1,
+    "gated": lambda x: x * torch.fft.fft2(x).abs().mean((2, 3), keepdim=True).sigmoid(),
+}
+
+
+@pytest.mark.parametrize("place", ["images", "features"])
+@pytest.mark.parametrize("case", BACK)
+def test_a_transform_there_and_back_passes(case, place):
+    DualBranch(Moved(**{place: BACK[case]}), input_size=32)
+
+
+def test_images_cast_to_bytes_are_looked_at():
+    with pytest.raises(ModelError, match="flipped left to right"):
+        DualBranch(Moved(lambda x: x.to(torch.uint8).float().flip(3) / 255), input_size=32)
+    DualBranch(Moved(lambda x: x.to(torch.uint8).float() / 255), input_size=32)
+
+
+def test_weights_that_are_not_finite_are_no_matter_of_the_place():
+    model = Moved()
+    model.body[1].running_var[0] = float("nan")
+    with pytest.raises(ModelError, match=r"not finite: body\.1\.running_var"):
+        DualBranch(model, input_size=32).check_finite(sigmoid=False)
+
+
 def test_moving_there_and_back_passes():
     model = Moved(lambda x: x.flip(3), lambda x: x.flip(3))
     assert DualBranch(model, input_size=32).branch.layout.shape == (8, 8, 8)

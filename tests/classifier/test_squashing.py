@@ -59,6 +59,14 @@ STRIPPED = {
     "clamped": (lambda s, z: z.softmax(1).clamp(1e-7, 1 - 1e-7), "softmax", None),
     "a cast": (lambda s, z: z.double().softmax(1).float(), "softmax", None),
     "cast to double": (lambda s, z: z.softmax(1).double(), "softmax", None),
+    "in half precision": (lambda s, z: z.half().softmax(1), "softmax", None),
+    "in bfloat16": (lambda s, z: z.bfloat16().softmax(1).float(), "softmax", None),
+    "sigmoid in bfloat16": (lambda s, z: (z * 4).bfloat16().sigmoid(), "sigmoid",
+                            lambda s, z: z * 4),
+    "log_softmax in bfloat16": (lambda s, z: z.bfloat16().log_softmax(1), "log_softmax", None),
+    "cast to bfloat16 afterwards": (lambda s, z: z.softmax(1).bfloat16(), "softmax", None),
+    "logits in half precision": (lambda s, z: z.half(), None, None),
+    "logits in bfloat16": (lambda s, z: z.bfloat16(), None, None),
     "of classes": (lambda s, z: z[:, 1:4].softmax(1), "softmax", lambda s, z: z[:, 1:4]),
     "temperature": (lambda s, z: (z / 2.5).softmax(1), "softmax", lambda s, z: z / 2.5),
     "a learned temperature": (
@@ -138,6 +146,16 @@ def test_refused_with_a_reason(case):
     end, words = REFUSED[case]
     with pytest.raises(ModelError, match=words):
         split(Net(end), IMAGES)
+
+
+def test_half_precision_inside_is_refused_by_name():
+    def autocast(s, z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return s.fc(z @ s.fc.weight)
+
+    for end in (autocast, lambda s, z: z.half().float() * 2):
+        with pytest.raises(ModelError, match=r"\[B, \d\].* is torch\.b?float16 \(autocast"):
+            split(Net(end), IMAGES)
 
 
 def test_logits_that_happen_to_lie_in_the_unit_interval_are_logits():

@@ -116,3 +116,31 @@ def test_the_model_keeps_no_hooks():
     dual = DualBranch(Net(), "second", input_size=32)
     check_original(dual, Preprocessing(32, 32))
     assert not any(m._forward_hooks for m in dual.softmax_head.traced.model.modules())
+
+
+class InPlace(nn.Module):
+    """Changes what its own backward pass would need."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = Net(), change
+
+    def forward(self, x):
+        return self.change(self.net(x).softmax(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.clamp_(1e-6, 1.0),
+        lambda p: p.log().exp_().mul_(1.0),
+        lambda p: torch.from_numpy(p.numpy()) if not torch.compiler.is_exporting() else p,
+    ],
+)
+def test_a_model_without_a_backward_pass_of_its_own_has_nothing_to_compare(change):
+    model = InPlace(change).eval()
+    dual = DualBranch(model, "net.second", input_size=32)
+    check_original(dual, Preprocessing(32, 32))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(dual(x).logits, model.net(x), rtol=1e-5, atol=1e-5)
