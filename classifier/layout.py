@@ -40,6 +40,8 @@ _CHANNELS_FIRST = {
     "max_pool2d_with_indices",
     "_adaptive_avg_pool2d",
     "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
 }
 # ... and the last one of these, where it isn't known from what they take.
 _CHANNELS_LAST = {
@@ -51,6 +53,7 @@ _CHANNELS_LAST = {
     "mm",
     "addmm",
 }
+_POOLS = {"mean", "amax", "sum"}
 _RESHAPES = {
     _aten.view.default,
     _aten.reshape.default,
@@ -149,7 +152,7 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
         (Layout(kind='nchw', shape=(4, 6, 6), prefix=0), None)
     """
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not has_batch(node, image):
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or not has_batch(node, image):
         return None
     sizes = value.shape[1:]
     if not all(isinstance(size, int) for size in sizes):
@@ -241,7 +244,27 @@ def _axis(node: fx.Node) -> int | None:
             return found
     # With four axes it may as well be a normalisation of attention's [B, heads, T, d].
     shape = _shape(node) or ()
-    return len(shape) - 1 if name in _CHANNELS_LAST and len(shape) <= 3 else None
+    if name in _CHANNELS_LAST and len(shape) <= 3:
+        return len(shape) - 1
+    return _read_axis(node) if len(shape) == 4 else None
+
+
+def _read_axis(node: fx.Node) -> int | None:
+    """Returns the channel axis that what reads a value of four axes takes for it.
+
+    Patches that were cut out by reshapes come to a grid in ways that don't tell their channels.
+    """
+    for user in node.users:
+        if not user.args or user.args[0] is not node:
+            continue
+        if operator_name(user) in _CHANNELS_FIRST:
+            return 1
+        if operator_name(user) in _POOLS and len(user.args) > 1 and _ndim(node) == 4:
+            axes = user.args[1] if isinstance(user.args[1], list | tuple) else [user.args[1]]
+            pooled = {int(axis) % 4 for axis in axes}  # type: ignore[arg-type]
+            if pooled in ({2, 3}, {1, 2}):
+                return 1 if 3 in pooled else 3
+    return None
 
 
 def operator_name(node: fx.Node) -> str:

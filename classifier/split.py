@@ -403,7 +403,12 @@ def _is_pooled(node: fx.Node, image: fx.Node) -> bool:
 
     Such a value can look like a grid: ConvNeXt's [B, 1, 1, N], with the channels last.
     """
-    pools = [n for n in ancestors(node) if n.target in _POOLS and layout_of(n, image) is None]
+    # What isn't by image (a mean over each patch) leaves the patches' grid.
+    pools = [
+        n
+        for n in ancestors(node)
+        if n.target in _POOLS and has_batch(n, image) and layout_of(n, image) is None
+    ]
     return any(not crossings(pool, node, image) for pool in pools)
 
 

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional
 
 from sigcam.classifier.dual_branch import DualBranch
-from sigcam.classifier.layout import channel_axis, layout_of
+from sigcam.classifier.layout import Layout, channel_axis, layout_of
 from sigcam.classifier.rewrite import in_double
 from sigcam.classifier.trace import trace
+from sigcam.core.errors import ModelError
 
 IMAGES = torch.zeros(1, 3, 16, 16)
 
@@ -196,3 +197,64 @@ def test_views_take_any_strides(memory):
     images = torch.randn(2, 3, 16, 16).to(memory_format=memory)
     features = dual.features(images).to(memory_format=memory)
     assert dual.softmax_head(features).shape == (2, 3)
+
+
+class Patches(nn.Module):
+    """Cuts the image into patches by reshapes, and makes a grid of what it finds in each."""
+
+    def __init__(self, cut, pool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.pool = cut, pool
+        self.mlp, self.conv = nn.Linear(48, 6), nn.Conv2d(3, 6, 3)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(self.pool(self.cut(self, x)))
+
+
+def unfolded(net, x):
+    patches = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5)
+    return net.mlp(patches.reshape(x.shape[0], 4, 4, 48)).relu()
+
+
+def convolved(net, x):
+    patches = x.reshape(-1, 3, 4, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, 4, 4)
+    return net.conv(patches).relu().mean((2, 3)).reshape(-1, 4, 4, 6)
+
+
+@pytest.mark.parametrize("cut", [unfolded, convolved])
+@pytest.mark.parametrize(
+    ("pool", "kind"),
+    [
+        (lambda x: x.mean((1, 2)), "nhwc"),
+        (lambda x: x.permute(0, 3, 1, 2).mean((2, 3)), "nchw"),
+        (lambda x: functional.adaptive_max_pool2d(x.movedim(3, 1), 1).flatten(1), "nchw"),
+    ],
+)
+def test_a_grid_of_patches_is_known_by_what_reads_it(cut, pool, kind):
+    model = Patches(cut, pool).eval()
+    dual = DualBranch(model, input_size=16)
+    assert dual.targets[0].layout == Layout(kind, (6, 4, 4))
+    planted = torch.zeros(1, 3, 16, 16)
+    planted[..., 8:12, 4:8] = torch.randn(3, 4, 4)
+    with torch.no_grad():
+        change = dual.branch.layout.to_grid(dual.features(planted) - dual.features(planted * 0))
+    assert change.abs().sum((0, 1)).nonzero().tolist() == [[2, 1]]
+    swapped = Patches(lambda net, x: cut(net, x).transpose(1, 2), pool)
+    with pytest.raises(ModelError, match="transposed"):
+        DualBranch(swapped, input_size=16)
+
+
+def test_a_grid_in_double_precision_is_no_target():
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 4, 4), Squared(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+    assert DualBranch(model, input_size=16).branch.layer == "1"
+
+
+class Squared(nn.Module):
+    """Computes in double precision inside."""
+
+    def forward(self, x):
+        return (x.double() ** 2).sqrt().float() + 1
