@@ -211,8 +211,12 @@ class ParityRun:
     def _causes(self) -> list[str]:
         """Says why images don't count, and what to do, a sentence for each cause."""
         tolerance = self.options.tolerance
+        masked = self._masked_classes()
         causes = {
-            "the model itself gives NaN or infinity (it divides by a deviation or a sum that is "
+            f"the model's own logits of the classes {masked} are infinite (masked out); return the "
+            f"logits of the others alone"
+            if masked
+            else "the model itself gives NaN or infinity (it divides by a deviation or a sum that is "
             "zero, perhaps); add a small number to the divisor": self._undefined,
             f"the model's own logits or features move within rounding by more than {tolerance:g} "
             f"(it divides by what is nearly zero, perhaps); add a small number to the divisor, or "
@@ -221,6 +225,14 @@ class ParityRun:
             f"layer, or accept a larger tolerance": {i for i, on in self._unstable.items() if on},
         }
         return [f"on {len(found)} {cause}" for cause, found in causes.items() if found]
+
+    def _masked_classes(self) -> list[int]:
+        """Returns the classes whose logits are infinite on each image, if all others are finite."""
+        if not self._undefined:
+            return []
+        rows = torch.cat([self.reference(index).logits for index in sorted(self._undefined)])
+        masked = torch.isinf(rows).all(0)
+        return masked.nonzero()[:, 0].tolist() if rows[:, ~masked].isfinite().all() else []
 
     def _is_defined(self, index: int) -> bool:
         one = self.reference(index)

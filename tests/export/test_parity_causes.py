@@ -77,3 +77,13 @@ def test_images_that_influence_each_other_are_named(tmp_path, norm):
     with pytest.raises(ParityError, match="must not influence each other"):
         export_artifact(dual, tmp_path / "m.onnx", OPTIONS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_classes_that_are_masked_out_are_named(tmp_path):
+    model = Net(nn.Identity())
+    hidden = torch.tensor([False, True, False, True])
+    model.fc.register_forward_hook(lambda m, i, z: z.masked_fill(hidden, -torch.inf))
+    options = ExportOptions(method="gradcam", branch="softmax", has_sigmoid=False)
+    with pytest.raises(ParityError, match=r"of the classes \[1, 3\] are infinite \(masked out\)"):
+        export_artifact(DualBranch(model, input_size=24), tmp_path / "m.onnx", options)
