@@ -45,6 +45,12 @@ moves the grid by half a cell, and convolutions without padding by as much again
 
 _FREQUENCIES = "they are frequencies (a Fourier transform comes before)"
 
+_UNPADDED = 0.15
+"""By how much of the grid kernels without padding may move the outermost cells inward, where
+all of the image counts."""
+
+_PART = "cover only a part of the image"
+
 _MARGIN = 0.2
 """Largest share of a cell that no cell may look at, at the top and the left."""
 
@@ -106,9 +112,13 @@ def check_place(
         seen = _seen(grid, images, cells)
         if seen is None:
             continue
-        found = _misplaced(cells, seen, value.layout.shape[1:])
-        if _has_margin(seen.sum(0), value.layout.shape[1:]):
-            found = _cropped(features, value, example) or found
+        shape = value.layout.shape[1:]
+        found = _misplaced(cells, seen, shape)
+        inward = found is not None and _PART in found
+        if inward or _has_margin(seen.sum(0), shape):
+            cropped = _cropped(features, value, example)
+            # Where all of the image counts, kernels without padding moved the cells inward.
+            found = cropped or _misplaced(cells, seen, shape, _UNPADDED if inward else 0)
         if found is not None:
             raise _error(value, found, instead)
 
@@ -232,8 +242,15 @@ def _seen(grid: Tensor, images: Tensor, cells: Tensor) -> Tensor | None:
     return seen / amounts.clamp(min=1e-300)
 
 
-def _misplaced(cells: Tensor, seen: Tensor, shape: tuple[int, int]) -> str | None:
-    """Says how the cells' centres differ from those of the image's cells; None if they don't."""
+def _misplaced(cells: Tensor, seen: Tensor, shape: tuple[int, int], share: float = 0) -> str | None:
+    """Says how the cells' centres differ from those of the image's cells; None if they don't.
+
+    Args:
+        cells: (row, column) of the cells, int64 [K, 2].
+        seen: which pixels they look at, [K, H, W].
+        shape: (h, w) of the grid.
+        share: by how much of the grid they may be off at least.
+    """
     sighted = seen.sum((1, 2)) > 0
     if int(sighted.sum()) < min(_LEAST_SIGHTED, len(cells)):
         return f"{len(cells) - int(sighted.sum())} of {len(cells)} see nothing of it (padded)"
@@ -251,7 +268,7 @@ def _misplaced(cells: Tensor, seen: Tensor, shape: tuple[int, int]) -> str | Non
     fits = {name: _fit(want @ torch.tensor(turn).double().T, got) for name, turn in _TURNS.items()}
     best = max(fits, key=lambda name: fits[name])
     if fits["as they are"] >= _LEAST_FIT:
-        return _moved(want, got, sizes)
+        return _moved(want, got, sizes, share)
     if fits[best] >= _LEAST_FIT:
         return f"they are {best}"
     if own < _FOCUSED:
@@ -292,7 +309,7 @@ def _fit(want: Tensor, got: Tensor) -> float:
     return float((want * got).sum() / (want.norm() * got.norm()).clamp(min=1e-30))
 
 
-def _moved(want: Tensor, got: Tensor, sizes: Tensor) -> str | None:
+def _moved(want: Tensor, got: Tensor, sizes: Tensor, share: float) -> str | None:
     """Says how far the outermost cells are from their places, where that is too far."""
     for axis, name in enumerate(("rows", "columns")):
         x, y, size = want[:, axis], got[:, axis], float(sizes[axis])
@@ -301,11 +318,11 @@ def _moved(want: Tensor, got: Tensor, sizes: Tensor) -> str | None:
         slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
         ends = torch.tensor([0.5, size - 0.5], dtype=torch.float64) / size
         first, last = ((slope * (ends - x.mean()) + y.mean() - ends) * size).tolist()
-        if max(abs(first), abs(last)) <= _MOST_CELLS:
+        if max(abs(first), abs(last)) <= max(_MOST_CELLS, share * size):
             continue
         if first * last > 0:
             return f"they are shifted by about {(first + last) / 2:.1f} {name}"
-        what = "cover only a part of the image (cropped)"
+        what = f"{_PART} (cropped, or by many kernels without padding)"
         what = "go beyond the image (padded)" if first < 0 else what
         return f"they {what}: the outermost {name} are off by {first:.1f} and {last:.1f}"
     return None

@@ -111,6 +111,26 @@ def test_a_crop_on_one_side_is_called_a_crop():
         DualBranch(Moved(lambda x: x[:, :, :24, :24]), input_size=32)
 
 
+def unpadded(depth, kernel=3):
+    layers = [nn.Conv2d(3 if i == 0 else 8, 8, kernel) for i in range(depth)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize(("depth", "kernel", "size"), [(2, 3, 16), (4, 3, 32), (2, 5, 28)])
+def test_kernels_without_padding_pass(depth, kernel, size):
+    torch.manual_seed(0)
+    dual = DualBranch(unpadded(depth, kernel), input_size=size)
+    assert dual.branch.layer == str(depth - 1)
+    cropped = nn.Sequential(Cropped(), unpadded(depth, kernel))
+    with pytest.raises(ModelError, match="cropped"):
+        DualBranch(cropped, input_size=size)
+
+
+class Cropped(nn.Module):
+    def forward(self, x):
+        return x[:, :, 2:-2, 2:-2]
+
+
 SPECTRA = {
     "real and imaginary": lambda x: torch.view_as_real(torch.fft.fft2(x))[..., 0],
     "amplitudes": lambda x: torch.fft.fftshift(torch.fft.fft2(x).abs(), (2, 3)),
