@@ -212,12 +212,17 @@ class ParityRun:
         """Says why images don't count, and what to do, a sentence for each cause."""
         tolerance = self.options.tolerance
         masked = self._masked_classes()
+        undefined = (
+            "the model itself gives NaN or infinity (it divides by a deviation or a sum that is "
+            "zero, perhaps); add a small number to the divisor"
+        )
+        if masked:
+            undefined = (
+                f"the model's own logits of the classes {masked} are infinite (masked out); return "
+                f"the logits of the others alone"
+            )
         causes = {
-            f"the model's own logits of the classes {masked} are infinite (masked out); return the "
-            f"logits of the others alone"
-            if masked
-            else "the model itself gives NaN or infinity (it divides by a deviation or a sum that is "
-            "zero, perhaps); add a small number to the divisor": self._undefined,
+            undefined: self._undefined,
             f"the model's own logits or features move within rounding by more than {tolerance:g} "
             f"(it divides by what is nearly zero, perhaps); add a small number to the divisor, or "
             f"accept a larger tolerance": {i for i, ill in self._ill.items() if ill},
