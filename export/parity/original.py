@@ -84,6 +84,8 @@ def _own_gradients(dual: DualBranch, image: Tensor, weights: Tensor) -> dict[str
     """Returns the gradients that the model itself gives, by layer."""
     traced = dual.softmax_head.traced
     model = copy.deepcopy(traced.model).cpu()
+    # The classifier may have been changed after it was split (a shift of its weights).
+    model.load_state_dict(dual.classifier_tensors(), strict=False)
     modules = dict(model.named_modules())
     shapes = {t.layer: t.layout.value_shape for t in dual.targets if t.layer in modules}
     places: dict[str, Tensor] = {}
