@@ -169,7 +169,7 @@ def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
             return None
         return layout if layout.shape[1] * layout.shape[2] > 1 else None
     if len(sizes) == 2 and axis == 2:
-        return _tokens(node, int(sizes[0]), int(sizes[1]))
+        return _tokens(node, image, int(sizes[0]), int(sizes[1]))
     return None
 
 
@@ -182,18 +182,21 @@ def _like_image(h: int, w: int, image: fx.Node) -> bool:
     return H * max(w - 2, 0) <= W * (h + 2) and W * max(h - 2, 0) <= H * (w + 2)
 
 
-def _tokens(node: fx.Node, count: int, channels: int) -> Layout | None:
+def _tokens(node: fx.Node, image: fx.Node, count: int, channels: int) -> Layout | None:
     """Finds the grid of tokens: that of the nearest value before whose positions fit."""
     best: Layout | None = None
-    for height, width in _grids_before(node):
+    for height, width in _grids_before(node, image):
         prefix = count - height * width
         if 0 <= prefix <= MAX_PREFIX and (best is None or prefix < best.prefix):
             best = Layout("tokens", (channels, height, width), prefix)
     return best
 
 
-def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
-    """Lists the sizes of [B, N, h, w] and [B, h, w, N] values before a node, nearest first."""
+def _grids_before(node: fx.Node, image: fx.Node) -> list[tuple[int, int]]:
+    """Lists the sizes of [B, N, h, w] and [B, h, w, N] values before a node, nearest first.
+
+    Attention with a single head has all tokens in one row: [B, 1, T, d] is none of them.
+    """
     found: list[tuple[int, int]] = []
     for current in node.graph.nodes:
         if current is node:
@@ -203,8 +206,11 @@ def _grids_before(node: fx.Node) -> list[tuple[int, int]]:
             continue
         axis = channel_axis(current)
         sizes = value.shape[2:] if axis == 1 else value.shape[1:3] if axis == 3 else ()
-        if len(sizes) == 2 and all(isinstance(s, int) for s in sizes) and sizes[0] * sizes[1] > 1:
-            found.append((int(sizes[0]), int(sizes[1])))
+        if len(sizes) != 2 or not all(isinstance(s, int) for s in sizes):
+            continue
+        h, w = (int(s) for s in sizes)
+        if h * w > 1 and (axis == 1 or _like_image(h, w, image)):
+            found.append((h, w))
     return list(dict.fromkeys(reversed(found)))
 
 

@@ -36,7 +36,8 @@ class HubClassifier(nn.Module):
         """Takes over a model.
 
         Args:
-            model: the image classifier; its result has `logits`.
+            model: the image classifier; its result has `logits`, or calls them
+                `last_hidden_state` as PP-LCNet does.
             reversed_channels: whether it takes blue, green, red.
         """
         super().__init__()
@@ -47,7 +48,8 @@ class HubClassifier(nn.Module):
         """Returns the logits [B, C] of images [B, n, H, W]."""
         if self.reversed_channels:
             image = torch.cat([image[:, 2:3], image[:, 1:2], image[:, 0:1]], dim=1)
-        logits: Tensor = self.model(pixel_values=image).logits
+        result = self.model(pixel_values=image)
+        logits: Tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
         return logits
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -235,3 +237,88 @@ def test_no_run_is_advised_where_all_are_flipped():
 def test_layers_that_are_proposed_lie_as_the_image_does():
     with pytest.raises(ModelError, match="such as conv#1: their maps"):
         DualBranch(Twice(), input_size=32)
+
+
+class Attending(nn.Module):
+    """Tokens of the image behind layers of sharp attention: many look at one other token."""
+
+    def __init__(self, seed, stride=1, fused=False, window=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stride, self.fused, self.window = stride, fused, window
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.norm = nn.LayerNorm(16, elementwise_affine=False)
+        self.parts = nn.ModuleList(nn.Linear(16, 48) for _ in range(3))
+        self.last = nn.LayerNorm(16)
+        self.fc = nn.Linear(16, 5)
+
+    def attended(self, part, tokens):
+        q, k, v = part(self.norm(tokens)).mul(3).split(16, 2)
+        k, v = k[:, :: self.stride], v[:, :: self.stride]
+        if self.fused:
+            heads = (one[:, None] for one in (q, k, v))
+            return functional.scaled_dot_product_attention(*heads)[:, 0]
+        return (q @ k.transpose(1, 2)).softmax(-1) @ v
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        if self.window:  # as Hiera's: kept together, and never put back
+            tokens = tokens[:, windows(8, self.window)]
+        for part in self.parts:
+            tokens = tokens + self.norm(self.attended(part, tokens))
+        return self.fc(self.last(tokens).mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_sharp_attention_is_no_other_order(stride, fused):
+    for seed in range(3):
+        dual = DualBranch(Attending(seed, stride, fused), input_size=32)
+        assert dual.targets[0].layout.shape == (16, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", [False, True])
+def test_windows_behind_sharp_attention_are_refused(fused):
+    for stride in (1, 4):
+        with pytest.raises(ModelError, match="another order"):
+            DualBranch(Attending(0, stride, fused, window=4), input_size=32)
+
+
+class Pyramid(nn.Module):
+    """A narrow network with five strides, whose last grid has four cells of noisy places."""
+
+    def __init__(self, seed, kernel=3, move=None):
+        super().__init__()
+        torch.manual_seed(seed)
+        widths = (3, 8, 8, 16, 16, 24)
+        self.move = move
+        self.body = nn.Sequential()
+        for before, after in itertools.pairwise(widths):
+            self.body.append(nn.Conv2d(before, after, kernel, 2, kernel // 2))
+            self.body.append(nn.Conv2d(after, after, 3, 1, 1, groups=after))
+            self.body.append(nn.ReLU6())
+        self.fc = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.fc(((x if self.move is None else self.move(x)) + 0.0).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_four_cells_of_a_narrow_network_pass(kernel):
+    for seed in range(6):
+        assert DualBranch(Pyramid(seed, kernel), input_size=64).targets[0].layout.shape[1:] == (
+            2,
+            2,
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen", ["flipped left to right", "transposed;", "turned by 90 degrees"])
+def test_four_cells_that_are_moved_are_refused(seen):
+    for seed in range(3):
+        with pytest.raises(ModelError, match=f"{seen}|another order"):
+            DualBranch(Pyramid(seed, move=MOVES[seen]), input_size=64)

@@ -113,6 +113,20 @@ def test_exported(family, tmp_path) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
+def test_logits_by_another_name(tmp_path) -> None:
+    """PP-LCNet's classifier calls its logits last_hidden_state."""
+    config = transformers.PPLCNetConfig(scale=0.25, num_labels=5)
+    torch.manual_seed(0)
+    model = transformers.PPLCNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    loaded, image = load_model(f"hf/{tmp_path}"), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        want = model(pixel_values=image).last_hidden_state
+        assert want.shape == (2, 5)
+        torch.testing.assert_close(loaded.model(image), want)
+
+
 def test_channels_in_reverse(tmp_path) -> None:
     """The network takes blue, green, red; what is loaded takes red, green, blue."""
     model = saved(tmp_path, "MobileViT")
