@@ -66,6 +66,7 @@ _LEAST_SIGHTED = 3
 _STEPS = {"detach", "round", "floor", "ceil", "trunc"}
 
 _EXTREMES = {"amin", "amax"}
+_FEW_TOKENS = 16
 
 _FEW_CELLS, _FEW_IMAGES = 16, 8
 """A grid of so few cells is asked on so many images, as chance is larger there."""
@@ -211,7 +212,10 @@ class _CentralTaps(_Straight):
             return _attended(args[0], args[2])
         found = super().call_function(target, args, kwargs)
         # The darkest pixel of an image may count for every cell, and more than its own pixels.
-        return found.detach() if name in _EXTREMES else found
+        # Where a cell is the largest of a few tokens, as in Hiera, it looks at one of them.
+        if name in _EXTREMES and args[0].numel() > _FEW_TOKENS * found.numel():
+            return found.detach()
+        return found
 
 
 def _name(target: Any) -> str:

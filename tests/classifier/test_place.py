@@ -322,3 +322,32 @@ def test_four_cells_that_are_moved_are_refused(seen):
     for seed in range(3):
         with pytest.raises(ModelError, match=f"{seen}|another order"):
             DualBranch(Pyramid(seed, move=MOVES[seen]), input_size=64)
+
+
+class Pooled(nn.Module):
+    """Tokens in windows that are pooled by their maximum, and by attention, as in Hiera."""
+
+    def __init__(self, order):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.late = nn.Conv2d(3, 8, 4, stride=4), nn.LayerNorm(8)
+        self.queries, self.keys, self.fc = (nn.Linear(8, 8) for _ in range(3))
+        self.middle, self.last = nn.LayerNorm(8), nn.Linear(8, 5)
+        self.register_buffer("order", order)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        units = tokens[:, windows(8, 2)].unflatten(1, (16, 4))  # four tokens side by side
+        pooled, keys = units.amax(2), self.keys(units).flatten(1, 2)
+        weights = (self.queries(pooled) @ keys.transpose(1, 2)).softmax(-1)
+        pooled = (pooled + weights @ self.fc(units).flatten(1, 2))[:, self.order]
+        grid = self.middle(pooled).transpose(1, 2).unflatten(2, (4, 4))
+        return self.last(self.late(grid.flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.slow
+def test_pooled_tokens_are_followed():
+    model = Pooled(torch.arange(16))
+    assert DualBranch(model, input_size=32).targets[0].layout.shape == (8, 4, 4)
+    with pytest.raises(ModelError, match="must lie as the image's do"):
+        DualBranch(Pooled(windows(4, 2)), input_size=32)
