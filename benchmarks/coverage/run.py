@@ -1,11 +1,12 @@
-"""Which networks sigcam can explain: gradient maps in ONNX Runtime against autograd.
+"""Which networks sigcam can explain: whole artifacts, exported and compared with autograd.
 
-    python -m benchmarks.coverage.run [--only NAME ...] [--jobs N] [--limit SECONDS] [--redo WHICH]
+    python -m benchmarks.coverage.run [--only NAME ...] [--method METHOD ...] [--jobs N]
+        [--limit SECONDS] [--redo STATUS]
 
-Goes through `coverage_names.NAMES`, each in a process of its own with a time limit, so
+Goes through `names.NETWORKS` with each method, each in a process of its own with a time limit, so
 that no network's crash or memory ends the run. A result is a line of JSON in the file
 `--results`; what is there already isn't run again unless `--only` or `--redo` says so.
-`docs/coverage.md` is written from all lines at the end.
+`docs/coverage.md` is written from all lines at the end; with `--limit 0` nothing is run.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 import click
 
 from benchmarks.coverage import check as coverage_check
-from benchmarks.coverage import names as coverage_names
 from benchmarks.coverage import report as coverage_report
+from benchmarks.coverage.names import NETWORKS
 
 ROOT = Path(__file__).resolve().parents[2]
 # One process imports everything and is copied for each network: the imports take as long
@@ -32,33 +33,30 @@ ROOT = Path(__file__).resolve().parents[2]
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def _child(entry: str, threads: int, backbone: bool, end: Connection) -> None:
+def _child(name: str, method: str, threads: int, end: Connection) -> None:
     import warnings
 
     import torch
 
     warnings.simplefilter("ignore")  # the networks' own
     torch.set_num_threads(threads)
-    name, _, size = entry.partition("@")
-    found = coverage_check.check(name, int(size) if size else None, backbone=backbone)
-    end.send(found.to_dict())
+    end.send(coverage_check.check(NETWORKS[name], method).to_dict())
 
 
-def run_one(entry: str, threads: int, limit: float, backbone: bool) -> dict[str, Any]:
-    """Checks one network in a process of its own.
+def run_one(name: str, method: str, threads: int, limit: float) -> dict[str, Any]:
+    """Exports one network in a process of its own.
 
     Args:
-        entry: as in `coverage_names`.
+        name: of `NETWORKS`.
+        method: of the artifact.
         threads: for PyTorch and ONNX Runtime.
         limit: seconds until it is ended.
-        backbone: see `coverage_check.check`.
     """
     here, there = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_child, args=(entry, threads, backbone, there))
+    process = _CONTEXT.Process(target=_child, args=(name, method, threads, there))
     process.start()
     there.close()
-    found = coverage_check.Outcome(entry.partition("@")[0], "failed", backbone=backbone)
-    result = found.to_dict()
+    result = coverage_check.Outcome(name, method, "failed").to_dict()
     try:
         if here.poll(limit):
             result = here.recv()
@@ -73,50 +71,54 @@ def run_one(entry: str, threads: int, limit: float, backbone: bool) -> dict[str,
     return result
 
 
-def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The last result of each network, by name."""
+def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The last result of each network, by name and method."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return {result["name"]: result for result in map(json.loads, lines)}
+    return {(result["name"], result["method"]): result for result in map(json.loads, lines)}
 
 
-def run_all(entries: Iterable[str], path: Path, jobs: int, limit: float, backbone: bool) -> None:
-    """Checks networks, `jobs` at a time, and adds each result to the file."""
+def run_all(
+    wanted: Iterable[tuple[str, str]], path: Path, jobs: int, threads: int, limit: float
+) -> None:
+    """Exports networks, `jobs` at a time, and adds each result to the file.
+
+    Args:
+        wanted: names and methods.
+        path: of the file.
+        jobs: how many at a time.
+        threads: for each.
+        limit: seconds for each.
+    """
     # The server's own interpreter must find the module; it isn't told `sys.path` in time.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     _CONTEXT.set_forkserver_preload(["benchmarks.coverage.warm"])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     lock = threading.Lock()
 
-    def one(entry: str) -> None:
-        result = run_one(entry, threads, limit, backbone)
+    def one(name: str, method: str) -> None:
+        result = run_one(name, method, threads, limit)
         with lock, path.open("a") as file:
             file.write(json.dumps(result) + "\n")
             click.echo(coverage_report.line(result))
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, entries))
-
-
-def _again(result: dict[str, Any], redo: tuple[str, ...]) -> bool:
-    return result["status"] in redo or ("no-backbone" in redo and not result["backbone"])
+        list(pool.map(lambda pair: one(*pair), wanted))
 
 
 @click.command()
 @click.option("--only", multiple=True, help="Names to run, done or not; repeatable.")
 @click.option(
-    "--redo",
+    "--method",
+    "methods",
     multiple=True,
-    help="Run those with this status again, or no-backbone: those that ran without it; repeatable.",
-)
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1))
-@click.option("--limit", default=600.0, show_default=True, help="Seconds for one network.")
-@click.option(
-    "--backbone/--no-backbone",
-    default=True,
+    default=coverage_check.METHODS,
     show_default=True,
-    help="Whether the part before the target layer goes through ONNX too; it takes most of the "
-    "time.",
+    type=click.Choice(coverage_check.METHODS),
+    help="Method of the artifacts; repeatable.",
 )
+@click.option("--redo", multiple=True, help="Run those with this status again; repeatable.")
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="For each.")
+@click.option("--limit", default=600.0, show_default=True, help="Seconds for one; 0 runs none.")
 @click.option(
     "--results",
     default=ROOT / "benchmarks" / "results" / "coverage.jsonl",
@@ -129,24 +131,25 @@ def _again(result: dict[str, Any], redo: tuple[str, ...]) -> bool:
 )
 def main(
     only: tuple[str, ...],
+    methods: tuple[str, ...],
     redo: tuple[str, ...],
     jobs: int,
+    threads: int,
     limit: float,
-    backbone: bool,
     results: Path,
     report: Path,
 ) -> None:
     """Which networks sigcam can explain."""
-    entries = {entry.partition("@")[0]: entry for entry in coverage_names.NAMES}
-    unknown = sorted(set(only) - entries.keys())
+    unknown = sorted(set(only) - NETWORKS.keys())
     if unknown:
-        raise click.BadParameter(f"not in coverage_names: {', '.join(unknown)}")
+        raise click.BadParameter(f"not in names.py: {', '.join(unknown)}")
     done = read(results)
-    wanted = only or [n for n in entries if n not in done or _again(done[n], redo)]
-    run_all([entries[name] for name in wanted], results, jobs, limit, backbone)
+    pairs = [(name, method) for method in methods for name in only or NETWORKS]
+    wanted = [p for p in pairs if only or p not in done or done[p]["status"] in redo]
+    if limit > 0:
+        run_all(wanted, results, jobs, threads, limit)
     done = read(results)
-    missing = [name for name in entries if name not in done]
-    coverage_report.write(report, [done[name] for name in entries if name in done], missing)
+    coverage_report.write(report, [found for (name, _), found in done.items() if name in NETWORKS])
     click.echo(f"{report} written")
 
 
