@@ -32,6 +32,7 @@ from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.one_logit import OneLogit, with_two_logits
 from sigcam.classifier.per_image import check_per_image
 from sigcam.classifier.place import check_place
+from sigcam.classifier.spectrum import is_spectrum
 from sigcam.classifier.squashing import Squashing, check_not_probabilities
 from sigcam.classifier.target_layers import check_reach, default_target
 from sigcam.classifier.trace import MARK, Traced, trace
@@ -326,15 +327,23 @@ def _found_branch(traced: Traced, targets: Sequence[fx.Node], example: Tensor) -
 
 
 def _last_grid(traced: Traced) -> fx.Node | None:
-    """Returns the last grid that alone leads to the logits, with parameters behind it."""
+    """Returns the last grid that alone leads to the logits, with parameters behind it.
+
+    A spectrum's positions are frequencies, so a learnt grid before the transform is preferred.
+    """
+    spectrum: fx.Node | None = None
     for node in reversed(clean_cuts(traced.logits, traced.image)):
         if node.op != "call_function" or node.target in _HEAD_LIKE:
             continue
         if layout_of(node, traced.image) is None or not _trainable_after(traced, node):
             continue
-        if not _is_pooled(node, traced.image):
+        if _is_pooled(node, traced.image):
+            continue
+        if is_spectrum(node):
+            spectrum = spectrum or node
+        elif spectrum is None or _trainable_before(traced, node):
             return node
-    return None
+    return spectrum
 
 
 def _other_run(traced: Traced, layer: str, example: Tensor) -> str:
@@ -413,9 +422,16 @@ def _is_pooled(node: fx.Node, image: fx.Node) -> bool:
 
 
 def _trainable_after(traced: Traced, node: fx.Node) -> bool:
-    lifted = [n for n in ancestors(traced.logits, stop=[node]) if n.name in traced.names]
+    return _any_parameter(traced, ancestors(traced.logits, stop=[node]))
+
+
+def _trainable_before(traced: Traced, node: fx.Node) -> bool:
+    return _any_parameter(traced, ancestors(node))
+
+
+def _any_parameter(traced: Traced, nodes: set[fx.Node]) -> bool:
     parameters = dict(traced.model.named_parameters())
-    return any(traced.names[n.name] in parameters for n in lifted)
+    return any(traced.names.get(n.name) in parameters for n in nodes)
 
 
 def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) -> Split:
