@@ -50,7 +50,7 @@ moves the grid by half a cell, and convolutions without padding by as much again
 
 _FREQUENCIES = "they are frequencies (a Fourier transform comes before)"
 
-_UNPADDED = 0.15
+_UNPADDED = 0.2
 """By how much of the grid kernels without padding may move the outermost cells inward, where
 all of the image counts."""
 
