@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.functional import adaptive_avg_pool2d
 
+from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.layout import Value
 from sigcam.classifier.spectrum import is_spectrum
@@ -335,7 +336,7 @@ def _seen(recorder: ValueRecorder, images: Tensor, value: Value, cells: Tensor) 
     for row, column in cells.tolist():
         total = (grid[:, :, row, column] * weights).sum()
         try:
-            (gradient,) = torch.autograd.grad(total, images, retain_graph=True, allow_unused=True)
+            (gradient,) = gradients_of(total, [images], retain_graph=True, allow_unused=True)
         except RuntimeError:  # an operator without a derivative
             return None
         gradient = torch.zeros_like(images) if gradient is None else gradient
@@ -468,7 +469,7 @@ def _cropped(features: fx.GraphModule, value: Value, example: Tensor) -> str | N
         generator = torch.Generator().manual_seed(1)
         found = recorder.values[value.node]
         weights = torch.randn(found.shape, generator=generator).to(found)
-        (gradient,) = torch.autograd.grad((found * weights).sum(), images)
+        (gradient,) = gradients_of((found * weights).sum(), [images])
     seen = gradient[0].abs().sum(0).cpu()
     shape = value.layout.shape[1:]
     if not bool(seen.isfinite().all() and seen.any()) or not _has_margin(seen, shape):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.layer_names import name_of
 from sigcam.classifier.layout import Layout, Value, layout_of, operator_name
@@ -144,7 +145,7 @@ def _gradients(
             if not total.requires_grad:
                 return dict.fromkeys(recorder.values)
             values = list(recorder.values.values())
-            gradients = torch.autograd.grad(total, values, allow_unused=True)
+            gradients = gradients_of(total, values, allow_unused=True)
     except RuntimeError as exc:  # an operator without a derivative
         raise _NoDerivativeError(
             f"the gradient of the logits can't be taken, so no target layer is found: {exc}; name "

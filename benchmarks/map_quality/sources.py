@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sigcam.classifier.gradients import gradients_of
 from sigcam.core.types import Array
 from sigcam.export.cam import combine
 from sigcam.export.methods import Gradient, method_of
@@ -70,7 +71,7 @@ class Source:
         if self.centred:
             logits = logits - logits.mean(1, keepdim=True)
         columns = [
-            torch.autograd.grad(logits.gather(1, column[:, None]).sum(), value, retain_graph=True)
+            gradients_of(logits.gather(1, column[:, None]).sum(), [value], retain_graph=True)
             for column in ids.T
         ]
         return torch.stack([column for (column,) in columns], 1)

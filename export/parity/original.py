@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.outputs import tensors_in
 from sigcam.core.errors import ParityError
@@ -113,7 +114,7 @@ def _own_gradients(dual: DualBranch, image: Tensor, weights: Tensor) -> dict[str
             places[_INPUT] = image
         if not score.requires_grad:
             return {}
-        gradients = torch.autograd.grad(score, list(places.values()), allow_unused=True)
+        gradients = gradients_of(score, list(places.values()), allow_unused=True)
     pairs = zip(places, gradients, strict=True)
     return {place: one for place, one in pairs if one is not None}
 
@@ -128,7 +129,7 @@ def _graph_gradients(dual: DualBranch, image: Tensor, weights: Tensor) -> dict[s
         score = (dual.softmax_head.traced.squashed(logits) * weights).sum()
         places = {layer: recorder.values[node] for layer, node in nodes.items()}
         places[_INPUT] = image
-        gradients = torch.autograd.grad(score, list(places.values()), allow_unused=True)
+        gradients = gradients_of(score, list(places.values()), allow_unused=True)
     return {
         place: torch.zeros_like(value) if one is None else one
         for (place, value), one in zip(places.items(), gradients, strict=True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
 from sigcam.classifier.layout import Layout
 from sigcam.core.errors import ParityError
@@ -171,7 +172,7 @@ class Reference:
 
     def _gradients(self, ids: Tensor) -> list[Tensor]:
         """Returns the gradient [B, N, h, w] of each target layer, for one class id per image."""
-        gradients = torch.autograd.grad(self._score(ids).sum(), self._values, retain_graph=True)
+        gradients = gradients_of(self._score(ids).sum(), self._values, retain_graph=True)
         return [
             target.layout.to_grid(gradient)
             for target, gradient in zip(self.model.targets, gradients, strict=True)

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.rewrite import in_double
 from sigcam.core.spec import Preprocessing
 from sigcam.export import ExportOptions, export_artifact
 from sigcam.export.backward.partition import Saved
 from sigcam.export.cam import WeightGraph, combine, fuse
 from sigcam.export.entry import cut_tail
 from sigcam.export.methods import METHODS, Gradient
+from sigcam.export.modules import CamGraph
+from sigcam.export.parity.reference import Reference
 from sigcam.export.score_head import ScoreHead
 
 pytestmark = pytest.mark.slow
@@ -52,6 +55,36 @@ class Windows(nn.Module):
         x = (self.norm(x) @ self.norm(x).transpose(1, 2)).softmax(2) @ x
         x = x.reshape(B, 4, h * w // 4, N).permute(0, 3, 1, 2)
         return self.out(x.tanh()).relu().mean((2, 3))
+
+
+class Projected(nn.Module):
+    """Tokens are projected by a depthwise convolution and a batch norm, as in CvT's attention.
+
+    The gradient of tokens behind a class token has its channels last.
+    """
+
+    def __init__(self, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 4, stride=4)
+        self.before = nn.LayerNorm(6)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.depthwise = nn.Conv2d(6, 6, 3, stride=stride, padding=1, groups=6)
+        self.norm = nn.BatchNorm2d(6)
+        self.mixed = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.rest(self.tokens(x))
+
+    def tokens(self, x):
+        return self.before(self.conv(x).flatten(2).transpose(1, 2))
+
+    def rest(self, tokens):
+        grid = tokens.transpose(1, 2).unflatten(2, (4, 4))
+        keys = self.norm(self.depthwise(grid)).flatten(2).transpose(1, 2)
+        keys = self.mixed(torch.cat([self.token.expand(keys.shape[0], -1, -1), keys], 1))
+        query = tokens.mean(1, keepdim=True)
+        return self.out(((query @ keys.transpose(1, 2)).softmax(2) @ keys).tanh()[:, 0])
 
 
 def weight_graph_of(net, size, method, target=None):
@@ -92,6 +125,36 @@ def test_the_traced_gradient_is_autograd_s(make, method, K):
     want = want.flatten(2) if got.ndim == 3 else want
     assert got.shape == want.shape
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_image_through_a_normalised_projection(tmp_path, stride):
+    torch.manual_seed(2)
+    net = Projected(stride)
+    net.norm.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(net.norm.weight, 0.5, 2)
+    dual = DualBranch(net, target_layers=["before"], input_size=16)
+    images, ids = torch.randn(3, 3, 16, 16), torch.tensor([[1], [0], [3]])
+    tokens = net.eval().tokens(images).detach().requires_grad_()
+    # Of three images at once PyTorch's gradient is right.
+    (g,) = torch.autograd.grad(net.rest(tokens).gather(1, ids).sum(), tokens)
+    options = ExportOptions(
+        method="hirescam",
+        branch="softmax",
+        has_sigmoid=False,
+        preprocessing=Preprocessing(16, 16, "stretch"),
+    )
+    cams, double = CamGraph(dual, options), in_double(dual)
+    graph = cams.weight_graph
+    for i in range(3):
+        with torch.no_grad():
+            values = graph.run(cams.cut.front(images[i : i + 1]))
+            got = graph.weights(values, graph.head.rows(ids[i : i + 1]))[0]
+        one = Reference(double, images[i : i + 1].double(), options).outputs(ids[i : i + 1])
+        want = g[i].T.reshape(6, 4, 4)
+        torch.testing.assert_close(got[0, 0], want, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one["cam_weights"][0, 0].float(), want, rtol=1e-4, atol=1e-6)
+    export_artifact(dual, tmp_path / "m.onnx", options)
 
 
 @pytest.mark.parametrize("pool", [6, 3])
