@@ -48,13 +48,13 @@ def gradients_of(
         >>> gradients_of(x.square().sum(), [x])[0].tolist()
         [2.0, 4.0]
     """
-    with _PlainStrides():
+    with _PlainStrides():  # type: ignore[no-untyped-call]
         return torch.autograd.grad(
             total, inputs, retain_graph=retain_graph, allow_unused=allow_unused
         )
 
 
-class _PlainStrides(TorchDispatchMode):
+class _PlainStrides(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gives the backward pass of batch normalisation values and gradients of plain strides."""
 
     def __torch_dispatch__(
