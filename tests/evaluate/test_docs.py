@@ -40,6 +40,6 @@ def test_every_metric_and_option_is_on_the_page():
         assert name in text or name == "Evaluation", name
     for option in re.findall(r"`(--[a-z-]+)", text.partition("## In Python")[0]):
         known = {name for one in command.params for name in one.opts}
-        assert option in known | {"--classes", "--size"}, option
+        assert option in known | {"--classes", "--size", "--task"}, option
     for path in re.findall(r"`((?:evaluate|benchmarks)/[\w/]+(?:\.py|/))`", text):
         assert (ROOT / path).exists(), path
