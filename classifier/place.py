@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, leaky_relu
 
 from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
@@ -65,6 +65,8 @@ _LEAST_SIGHTED = 3
 
 # These only stop the gradient.
 _STEPS = {"detach", "round", "floor", "ceil", "trunc"}
+
+_LEAK = 0.1
 
 _EXTREMES = {"amin", "amax"}
 _FEW_TOKENS = 16
@@ -167,10 +169,15 @@ def _recorded(
 
 
 class _Straight(ValueRecorder):
-    """Runs a graph with the gradient passing through steps, as straight-through estimators do."""
+    """Runs a graph with the gradient passing through steps, as straight-through estimators do.
+
+    Nor does a ReLU stop it: cells that are zero on the images that are asked say nothing else.
+    """
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Computes a node's operator."""
+        if _name(target) == "relu":
+            return leaky_relu(args[0], _LEAK)
         to_bytes = _name(target) == "_to_copy" and kwargs.get("dtype") is torch.uint8
         if _name(target) in _STEPS or (to_bytes and args[0].is_floating_point()):
             return args[0]
