@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn import functional
 
-from sigcam.classifier.graph import attribute, extract, module_of, outputs_of, tensor_of
-from sigcam.classifier.layout import BranchValue, Value
 from sigcam.core.errors import ExportError
 from sigcam.export.backward.partition import Partition, Saved
 from sigcam.export.backward.pooled import pooled, unexpanded
 from sigcam.export.backward.trace import trace_gradient
 from sigcam.export.entry import Cut
-from sigcam.export.methods import Gradient, Method
+from sigcam.export.forward import BranchGraph, ForwardValues
+from sigcam.export.methods import Gradient
 from sigcam.export.score_head import ScoreHead
 
 FLAT = 1e-5
@@ -25,95 +22,34 @@ _BEYOND_ALL_DISTANCES = 3e38
 """Larger than the distance of any two logits, and finite in float32."""
 
 
-@dataclass(frozen=True)
-class ForwardValues:
-    """What one forward pass leaves for the CAMs of any number of classes.
-
-    Attributes:
-        z: [B, D], of which the branch's logits are linear functions.
-        value: the branch layer's value.
-        features: the features of each target layer, [B, N, h, w].
-        saved: the values that the backward pass needs.
-    """
-
-    z: Tensor
-    value: Tensor
-    features: tuple[Tensor, ...]
-    saved: tuple[Tensor, ...]
-
-
-class WeightGraph(nn.Module):
+class WeightGraph(BranchGraph):
     """Computes the CAM weights of one branch from the entry, with forward operators only.
 
-    Attributes:
-        head: the branch's head.
-        method: the CAM method.
-        layouts: where the grid is in the value of each target layer.
-        closed_form: whether the gradient is a row of the head's matrix, so that nothing was
-            traced: the head is global average pooling and a linear layer, and the target
-            layer is the branch layer.
+    In closed form the gradient is a row of the head's matrix, and nothing is traced.
+
+    Raises:
+        ExportError: when it is made: the method can't express the head, or the backward pass can't
+            be traced.
     """
 
-    def __init__(
-        self,
-        head: ScoreHead,
-        cut: Cut,
-        branch: BranchValue,
-        targets: tuple[Value, ...],
-        method: Method,
-    ) -> None:
-        """Traces the gradient, unless it is known in closed form.
+    _saved: tuple[Saved, ...] = ()
+    _gives_mean = False
 
-        Args:
-            head: the branch's head; its tensors are shared.
-            cut: where the features end and the tail begins.
-            branch: the branch layer's value.
-            targets: the target layers' values.
-            method: the CAM method.
-
-        Raises:
-            ExportError: the method can't express the head, or the backward pass can't be
-                traced.
-        """
-        super().__init__()
-        self.head, self.method = head, method
-        self.layouts = tuple(target.layout for target in targets)
-        self.closed_form = (
-            method.in_graph and head.pooled and [t.node for t in targets] == [branch.node]
-        )
-        self._saved: tuple[Saved, ...] = ()
-        self._gives_mean = False
-        if self.closed_form:
+    def _prepare(self, cut: Cut) -> None:
+        """Traces the gradient, for a method of the graph."""
+        if not self.method.in_graph:
+            super()._prepare(cut)
             return
-        if not method.in_graph:
-            self.forward_part: nn.Module = _ForwardPart(cut, head.trunk)
-            return
-        if method.need == "rows":
+        if self.method.need == "rows":
             raise ExportError(
                 f"the method cam needs a head that is global average pooling and one linear "
                 f"layer, and the layer before the pooling as its target layer; "
-                f"{_instead_of_cam(cut, head)}"
+                f"{_instead_of_cam(cut, self.head)}"
             )
-        parts = trace_gradient(cut.tail, head.trunk, cut.nodes, cut.shape)
+        parts = trace_gradient(cut.tail, self.head.trunk, cut.nodes, cut.shape)
         self.forward_part = parts.forward
         self.backward_part = self._cheapest(parts)
         self._saved = parts.saved
-
-    def run(self, entry: Tensor) -> ForwardValues:
-        """Runs the forward pass.
-
-        Args:
-            entry: the value [B, ...] that `Cut.front` gives.
-        """
-        if self.closed_form:
-            grid = self.layouts[0].to_grid(entry)
-            return ForwardValues(self.head.trunk(entry), entry, (grid,), ())
-        z, value, *rest = self.forward_part(entry)
-        count = len(self.layouts)
-        features = tuple(
-            layout.to_grid(raw) for layout, raw in zip(self.layouts, rest[:count], strict=True)
-        )
-        return ForwardValues(z, value, features, tuple(rest[count:]))
 
     def weights(self, values: ForwardValues, rows: Tensor) -> list[Tensor]:
         """Computes the CAM weights of each target layer.
@@ -172,24 +108,6 @@ def _instead_of_cam(cut: Cut, head: ScoreHead) -> str:
     except ExportError as exc:
         return str(exc)
     return "use gradcam, which is the same there and works elsewhere"
-
-
-class _ForwardPart(nn.Module):
-    """Computes z, the branch layer's value and the targets' values; nothing is differentiated."""
-
-    def __init__(self, cut: Cut, trunk: nn.Module) -> None:
-        super().__init__()
-        graph = cut.tail.graph
-        entry, by_name = next(iter(graph.nodes)), {node.name: node for node in graph.nodes}
-        ends = [*outputs_of(graph), *(by_name[name] for name in cut.nodes)]
-        self.values = module_of(
-            extract(entry, ends, entry, attribute, "entry"), tensor_of(cut.tail), "Values"
-        )
-        self.trunk = trunk
-
-    def forward(self, entry: Tensor) -> tuple[Tensor, ...]:
-        value, *targets = self.values(entry)
-        return (self.trunk(value), value, *targets)
 
 
 def contrast(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from sigcam.classifier.layout import BranchValue, Layout, Value
-from sigcam.export.cam import FLAT, ForwardValues, leading
+from sigcam.export.cam import FLAT, leading
 from sigcam.export.entry import Cut
+from sigcam.export.forward import BranchGraph, ForwardPart, ForwardValues
 from sigcam.export.methods import Method
 from sigcam.export.score_head import ScoreHead
 
@@ -20,15 +21,10 @@ _AROUND = (0.25, 0.5, 0.25)
 """What a token's mask shows of the positions beside it, along each axis."""
 
 
-class MaskedScores(nn.Module):
+class MaskedScores(BranchGraph):
     """Computes CAMs of one branch from the scores of masked features, forward only.
 
-    Attributes:
-        head: the branch's head.
-        method: the CAM method.
-        layouts: where the grid is in the value of each target layer.
-        closed_form: whether the head is global average pooling and a linear layer behind the
-            target layer, so that the scores of all masks are one product with the features.
+    In closed form the scores of all masks are one product with the features.
     """
 
     def __init__(
@@ -48,30 +44,14 @@ class MaskedScores(nn.Module):
             targets: the target layers' values.
             method: the CAM method.
         """
-        super().__init__()
-        self.head, self.method = head, method
-        self.layouts = tuple(target.layout for target in targets)
-        self.closed_form = head.pooled and [t.node for t in targets] == [branch.node]
+        super().__init__(head, cut, branch, targets, method)
         self.masks = nn.ParameterList(
             nn.Parameter(position_masks(layout), requires_grad=False) for layout in self.layouts
         )
-        if self.closed_form:
-            return
-        self.forward_part = _with_values(cut.tail, cut.nodes)
+
+    def _prepare(self, cut: Cut) -> None:
+        self.forward_part = _KeepingPart(cut, self.head.trunk)
         self.rests = nn.ModuleList(_after(cut.tail, node) for node in cut.nodes)
-
-    def run(self, entry: Tensor) -> ForwardValues:
-        """Runs the forward pass.
-
-        Args:
-            entry: the value [B, ...] that `Cut.front` gives.
-        """
-        if self.closed_form:
-            grid = self.layouts[0].to_grid(entry)
-            return ForwardValues(self.head.trunk(entry), entry, (grid,), ())
-        value, *raw = self.forward_part(entry)
-        features = tuple(layout.to_grid(one) for layout, one in zip(self.layouts, raw, strict=True))
-        return ForwardValues(self.head.trunk(value), value, features, (entry, *raw))
 
     def cams(self, values: ForwardValues, rows: Tensor) -> list[Tensor]:
         """Computes the CAM of each target layer: scores of the masks less the smallest of them.
@@ -106,6 +86,14 @@ class MaskedScores(nn.Module):
         copies = entry.unsqueeze(1).expand(-1, count, *entry.shape[1:]).flatten(0, 1)
         z: Tensor = self.head.trunk(self.rests[index](copies, masked))
         return z.reshape(-1, count, z.shape[1])
+
+
+class _KeepingPart(ForwardPart):
+    """Gives also what the masked runs begin with: the entry, and the targets' raw values."""
+
+    def forward(self, entry: Tensor) -> tuple[Tensor, ...]:
+        z, value, *targets = super().forward(entry)
+        return (z, value, *targets, entry, *targets)
 
 
 def position_masks(layout: Layout) -> Tensor:
@@ -155,18 +143,12 @@ def _above_the_smallest(scores: Tensor) -> Tensor:
     return torch.where(high - low > FLAT * largest, scores - low, 0.0)
 
 
-def _with_values(tail: fx.GraphModule, names: tuple[str, ...]) -> fx.GraphModule:
-    """Copies the tail's graph so that it gives (branch layer's value, target values...)."""
-    graph, nodes = _copied(tail)
-    (output,) = graph.find_nodes(op="output")
-    output.args = ((output.args[0], *(nodes[name] for name in names)),)
-    return fx.GraphModule(tail, graph)
-
-
 def _after(tail: fx.GraphModule, name: str) -> fx.GraphModule:
     """Copies the tail's graph so that a value in it is given: (entry, value) -> branch's value."""
-    graph, nodes = _copied(tail)
-    entry, target = next(iter(graph.nodes)), nodes[name]
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    graph.output(graph.graph_copy(tail.graph, val_map=copies))
+    entry = next(iter(graph.nodes))
+    target = next(copy for node, copy in copies.items() if node.name == name)
     with graph.inserting_after(entry):
         given = graph.placeholder("given")
     target.replace_all_uses_with(given)
@@ -174,9 +156,3 @@ def _after(tail: fx.GraphModule, name: str) -> fx.GraphModule:
         entry.replace_all_uses_with(given)
     graph.eliminate_dead_code()
     return fx.GraphModule(tail, graph)
-
-
-def _copied(tail: fx.GraphModule) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    graph.output(graph.graph_copy(tail.graph, val_map=copies))
-    return graph, {node.name: copy for node, copy in copies.items()}

@@ -19,8 +19,9 @@ from sigcam.core.spec import (
     Preprocessing,
     SelectionMode,
 )
-from sigcam.export.cam import ForwardValues, WeightGraph, combine, contrast, fuse
+from sigcam.export.cam import WeightGraph, combine, contrast, fuse
 from sigcam.export.entry import cut_tail
+from sigcam.export.forward import ForwardValues
 from sigcam.export.masked_scores import MaskedScores
 from sigcam.export.methods import method_of
 from sigcam.export.onnx_model import GraphSignature

@@ -9,7 +9,23 @@ from sigcam.core.errors import HubError, StorageError
 from sigcam.hub.client import client
 from sigcam.hub.errors import told
 from sigcam.hub.files import only_artifact, patterns_of
-from sigcam.hub.names import HubName
+from sigcam.hub.names import HubName, is_on_the_hub
+
+
+def local(path: str | Path) -> Path:
+    """Returns the path of a model's file, which is got first where it is an address on the Hub.
+
+    Args:
+        path: of a file, which is left as it is; or "hf://owner/name", as for `pull`.
+
+    Raises:
+        UsageError, HubError, ArtifactError: as `pull`.
+
+    Example:
+        >>> local("model.onnx").name
+        'model.onnx'
+    """
+    return pull(str(path)) if is_on_the_hub(path) else Path(path)
 
 
 def pull(name: str, folder: str | Path | None = None) -> Path:

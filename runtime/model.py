@@ -19,8 +19,7 @@ from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.core.spec import Profile, Spec, Task
 from sigcam.core.types import Array
-from sigcam.hub.names import is_on_the_hub
-from sigcam.hub.pull import pull
+from sigcam.hub.pull import local
 from sigcam.images.preprocess import Placement
 from sigcam.kernels.reference import clamp_combine
 from sigcam.runtime.backends import open_backend
@@ -146,9 +145,7 @@ class ExportedModel:
             ArtifactError, BackendUnavailableError, BackendError, UsageError, HubError: as
                 `sigcam.load`.
         """
-        if is_on_the_hub(path):
-            path = pull(str(path))
-        path = Path(path)
+        path = local(path)
         options = options or BackendOptions()
         spec = read_spec(path)
         if spec.kind != "artifact":

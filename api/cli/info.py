@@ -29,12 +29,9 @@ def command(model: Path, as_json: bool) -> None:
     MODEL may be an address on the Hugging Face Hub, hf://OWNER/NAME.
     """
     from sigcam.core.artifact import read_spec
-    from sigcam.hub.names import is_on_the_hub
+    from sigcam.hub.pull import local
 
-    if is_on_the_hub(model):
-        from sigcam.hub.pull import pull
-
-        model = pull(str(model))
+    model = local(model)
     spec = read_spec(model)
     if as_json:
         click.echo(spec.to_json())

@@ -9,6 +9,7 @@ its hooks, is asked for the same gradient.
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.gradients import gradients_of
 from sigcam.classifier.graph import ValueRecorder
-from sigcam.classifier.outputs import tensors_in
 from sigcam.core.errors import ParityError
 from sigcam.core.spec import Preprocessing
 from sigcam.export.parity.inputs import as_images, sample_images
@@ -107,9 +107,7 @@ def _own_gradients(dual: DualBranch, image: Tensor, weights: Tensor) -> dict[str
         modules[layer].register_forward_hook(record(layer))
     image = image.clone().requires_grad_()
     with torch.enable_grad():
-        found = {one.name: one.value for one in tensors_in(model(image * 1))}
-        rows = found[traced.output_name].reshape(1, -1)
-        score = ((rows.exp() if traced.logarithm else rows) * weights).sum()
+        score = (dataclasses.replace(traced, model=model).original(image * 1) * weights).sum()
         if len(places) < len(dual.targets):
             places[_INPUT] = image
         if not score.requires_grad:

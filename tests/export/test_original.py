@@ -28,7 +28,7 @@ class Guided(torch.autograd.Function):
         return gradient.relu() * (x > 0)
 
 
-class Scaled(torch.autograd.Function):
+class Reversed(torch.autograd.Function):
     """An identity that reverses gradients (domain adaptation)."""
 
     @staticmethod
@@ -70,14 +70,14 @@ def check(model, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [Guided.apply, Scaled.apply, hooked])
+@pytest.mark.parametrize("change", [Guided.apply, Reversed.apply, hooked])
 def test_a_backward_pass_of_its_own_behind_the_target_is_refused(change):
     with pytest.raises(ParityError, match=r"at the layer 'second' differs from the model's own"):
         check(Net(late=change))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [Guided.apply, Scaled.apply])
+@pytest.mark.parametrize("change", [Guided.apply, Reversed.apply])
 def test_before_the_target_it_does_not_matter(change):
     check(Net(early=change))
 
@@ -99,7 +99,7 @@ def test_the_advice_can_be_followed():
 
 @pytest.mark.slow
 def test_a_value_without_a_module_is_compared_at_the_images():
-    dual = DualBranch(Net(late=Scaled.apply), "forward:relu", input_size=32)
+    dual = DualBranch(Net(late=Reversed.apply), "forward:relu", input_size=32)
     with pytest.raises(ParityError, match="with respect to the images"):
         check_original(dual, Preprocessing(32, 32))
 

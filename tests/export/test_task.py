@@ -19,6 +19,7 @@ from sigcam.core.spec import Preprocessing, Spec
 from sigcam.export.export import export_artifact
 from sigcam.export.options import ExportOptions
 from sigcam.runtime.session import load
+from tests.export.test_original import Reversed
 
 pytestmark = pytest.mark.slow
 
@@ -135,15 +136,6 @@ def test_one_probability_is_one_logit(tmp_path):
 
 
 def test_the_own_gradient_of_one_logit_is_compared(tmp_path):
-    class Reversed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return -gradient
-
     class Odd(Net):
         def forward(self, x):
             return self.fc(Reversed.apply(self.conv(x).relu()).mean((2, 3)))
