@@ -109,6 +109,22 @@ def is_batch_size(node: fx.Node, batch: fx.Node) -> bool:
     return node.target is _sym_size and _same_size(node.meta.get("val"), batch)
 
 
+def sizes_of(node: fx.Node) -> str:
+    """Writes the sizes of a value, with B for those that follow the batch.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> traced = make_fx(lambda x: x.exp(), tracing_mode="symbolic")(torch.zeros(2, 1))
+        >>> sizes_of(next(iter(traced.graph.nodes)))
+        '[B, 1]'
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"[{', '.join(str(s) if isinstance(s, int) else 'B' for s in value.shape)}]"
+
+
 def ancestors(node: fx.Node, stop: Iterable[fx.Node] = ()) -> set[fx.Node]:
     """Returns a node and all that it is computed from.
 
@@ -300,6 +316,36 @@ def module_of(
     root.update(layers or {})
     graph.lint()
     return fx.GraphModule(root, graph, class_name=name)
+
+
+def random_images(model: nn.Module, example: Tensor, count: int) -> Tensor:
+    """Returns images of noise, always the same, on a model's device.
+
+    Args:
+        model: its first parameter tells the device.
+        example: [B, n, H, W]; only the shape matters.
+        count: how many.
+
+    Returns:
+        float32 [count, n, H, W].
+
+    Example:
+        >>> random_images(nn.Linear(2, 1), torch.zeros(1, 3, 4, 5), 2).shape
+        torch.Size([2, 3, 4, 5])
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((count, *example.shape[1:]), generator=generator)
+    return images.to(device_of(model))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Returns the device of a module's parameters; the CPU where it has none.
+
+    Example:
+        >>> device_of(nn.ReLU())
+        device(type='cpu')
+    """
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 class ValueRecorder(fx.Interpreter):

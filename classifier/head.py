@@ -12,6 +12,7 @@ from torch.func import functional_call
 from sigcam.classifier.fresh import Init, drawn, owner_of
 from sigcam.classifier.graph import (
     crossings,
+    device_of,
     extract,
     has_batch,
     module_of,
@@ -156,7 +157,7 @@ class Head(nn.Module):
             ModelError: fresh parameters make no difference.
         """
         new = Head(self._split, live_dropout=True)
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        device = device_of(self)
         # The originals are shared with the frozen head until here.
         new.classifier = copy.deepcopy(new.classifier)
         new.draw(seed)
@@ -222,12 +223,10 @@ class Head(nn.Module):
         correlate by accident, but not at every seed.
         """
         mine, original = self.eval(), self.classifier_of(other)
-        parameter = next(self.parameters(), None)
-        if parameter is None:  # the branches begin at the logits: there is none to train
+        if not self.parameter_counts():  # the branches begin at the logits: none to train
             return
-        device = parameter.device
         generator = torch.Generator().manual_seed(seed)
-        inputs = torch.randn((8, *self.neck_shape), generator=generator).to(device)
+        inputs = torch.randn((8, *self.neck_shape), generator=generator).to(device_of(self))
         with torch.no_grad():
             want = original(inputs)
             if not _correlated(mine.classifier(inputs), want):
@@ -280,8 +279,7 @@ class Head(nn.Module):
         """
         made = Head(self._split, live_dropout=True).classifier
         made.load_state_dict(other.classifier.state_dict(), assign=True)
-        device = next((p.device for p in other.parameters()), torch.device("cpu"))
-        return made.to(device).requires_grad_(False).eval()
+        return made.to(device_of(other)).requires_grad_(False).eval()
 
     def linear_weights(self) -> tuple[Tensor, Tensor]:
         """Returns W [C, N] and b [C] of a head that is global average pooling and a linear layer.

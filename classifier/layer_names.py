@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from sigcam.classifier.graph import ancestors, has_batch
+from sigcam.classifier.graph import ancestors, has_batch, sizes_of
 from sigcam.classifier.layout import layout_of, operator_name
 from sigcam.classifier.trace import LAYER, MARK, Traced
 from sigcam.core.errors import ModelError
@@ -298,27 +298,11 @@ def describe(node: fx.Node) -> str:
         >>> describe(traced.logits)
         '3:linear [B, 2]'
     """
-    text = f"{_path(node) or _FORWARD}:{operator_name(node)} {sizes(node)}"
+    text = f"{_path(node) or _FORWARD}:{operator_name(node)} {sizes_of(node)}"
     source = node
     while not _path(source) and source.all_input_nodes:
         source = source.all_input_nodes[0]
     return text if _path(node) or not _path(source) else f"{text} out of {_path(source)}"
-
-
-def sizes(node: fx.Node) -> str:
-    """Writes the sizes of a value, with B for those that follow the batch.
-
-    Example:
-        >>> import torch
-        >>> from torch.fx.experimental.proxy_tensor import make_fx
-        >>> traced = make_fx(lambda x: x.exp(), tracing_mode="symbolic")(torch.zeros(2, 1))
-        >>> sizes(next(iter(traced.graph.nodes)))
-        '[B, 1]'
-    """
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    return f"[{', '.join(str(s) if isinstance(s, int) else 'B' for s in value.shape)}]"
 
 
 def _stack(node: fx.Node) -> list[str]:

@@ -103,28 +103,13 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Value:
-    """A value inside the features of a split.
+class BranchValue:
+    """The value where the features of a split end and its heads begin.
 
     Attributes:
         layer: the name of the layer that returns it. A value that no module returns is
             named "<module>:<operator>" ("forward:relu" for the model's own forward
             function).
-        layout: where the grid is in it.
-        node: the name of its node in the features' graph.
-    """
-
-    layer: str
-    layout: Layout
-    node: str
-
-
-@dataclass(frozen=True)
-class BranchValue:
-    """The value where the features of a split end and its heads begin.
-
-    Attributes:
-        layer: the name of the layer that returns it, as of a `Value`.
         layout: where the grid is in it; None for a value without a grid, such as the joined
             descriptors of several scales, or the mean of two networks' logits.
         node: the name of its node in the features' graph.
@@ -133,6 +118,13 @@ class BranchValue:
     layer: str
     layout: Layout | None
     node: str
+
+
+@dataclass(frozen=True)
+class Value(BranchValue):
+    """A value with a grid inside the features of a split."""
+
+    layout: Layout
 
 
 def layout_of(node: fx.Node, image: fx.Node) -> Layout | None:
@@ -281,7 +273,17 @@ def operator_name(node: fx.Node) -> str:
         >>> operator_name(image.graph.call_function(_aten.relu.default, (image,)))
         'relu'
     """
-    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    return name_of_target(node.target)
+
+
+def name_of_target(target: object) -> str:
+    """Returns the name of an operator, as of what a node calls, without its overload.
+
+    Example:
+        >>> name_of_target(_aten.relu.default)
+        'relu'
+    """
+    return str(getattr(target, "__name__", target)).partition(".")[0]
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

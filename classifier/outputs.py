@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sigcam.classifier.graph import has_batch
+from sigcam.classifier.graph import has_batch, sizes_of
 from sigcam.core.errors import ModelError
 
 _aten = torch.ops.aten
@@ -96,7 +96,7 @@ def chosen(outputs: Sequence[tuple[str, fx.Node]], image: fx.Node) -> int:
         return candidates[0]
     if len(called) == 1:
         return called[0]
-    listed = ", ".join(f"{name} {_sizes(node)}".strip() for name, node in outputs)
+    listed = ", ".join(f"{name} {sizes_of(node)}".strip() for name, node in outputs)
     if candidates:
         raise ModelError(
             f"the model must return one tensor of logits [B, C], several of its outputs have that "
@@ -122,11 +122,11 @@ def as_matrix(graph: fx.Graph, node: fx.Node) -> fx.Node:
     value = node.meta["val"]
     if value.ndim == 2:
         return node
-    sizes = [-1, int(value.shape[1:].numel())]
+    classes = int(value.shape[1:].numel())
     with graph.inserting_after(node):
-        flat = graph.call_function(_aten.reshape.default, (node, sizes))
+        flat = graph.call_function(_aten.reshape.default, (node, [-1, classes]))
     flat.meta = dict(node.meta)
-    flat.meta["val"] = value.reshape(value.shape[0], sizes[1])
+    flat.meta["val"] = value.reshape(value.shape[0], classes)
     return flat
 
 
@@ -138,8 +138,3 @@ def _classes(node: fx.Node, image: fx.Node) -> int | None:
     if len(shape) == 1:
         return 1
     return int(shape[1]) if all(size == 1 for size in shape[2:]) else None
-
-
-def _sizes(node: fx.Node) -> str:
-    sizes = node.meta["val"].shape
-    return f"[{', '.join(str(s) if isinstance(s, int) else 'B' for s in sizes)}]"

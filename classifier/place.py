@@ -22,8 +22,8 @@ from torch import Tensor, fx
 from torch.nn.functional import adaptive_avg_pool2d, leaky_relu
 
 from sigcam.classifier.gradients import gradients_of
-from sigcam.classifier.graph import ValueRecorder
-from sigcam.classifier.layout import Value
+from sigcam.classifier.graph import ValueRecorder, random_images
+from sigcam.classifier.layout import Value, name_of_target, operator_name
 from sigcam.classifier.spectrum import is_spectrum
 from sigcam.core.errors import ModelError
 
@@ -162,7 +162,8 @@ def _recorded(
     """Runs the copy that is asked on some images; returns it and them."""
     recorder = _CentralTaps(features, {value.node for value in values}, own=own)
     fewest = min(math.prod(value.layout.shape[1:]) for value in values)
-    images = _images(features, example, _FEW_IMAGES if fewest <= _FEW_CELLS else 1)
+    count = _FEW_IMAGES if fewest <= _FEW_CELLS else 1
+    images = random_images(features, example, count).requires_grad_()
     with torch.enable_grad():
         recorder.run(images)
     return recorder, images
@@ -176,10 +177,10 @@ class _Straight(ValueRecorder):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Computes a node's operator."""
-        if _name(target) == "relu":
+        if name_of_target(target) == "relu":
             return leaky_relu(args[0], _LEAK)
-        to_bytes = _name(target) == "_to_copy" and kwargs.get("dtype") is torch.uint8
-        if _name(target) in _STEPS or (to_bytes and args[0].is_floating_point()):
+        to_bytes = name_of_target(target) == "_to_copy" and kwargs.get("dtype") is torch.uint8
+        if name_of_target(target) in _STEPS or (to_bytes and args[0].is_floating_point()):
             return args[0]
         return super().call_function(target, args, kwargs)
 
@@ -211,7 +212,7 @@ class _CentralTaps(_Straight):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Computes a node's operator."""
-        name = _name(target)
+        name = name_of_target(target)
         if name == "conv2d":
             args = (args[0], _central(args[1], args[3] if len(args) > 3 else 1), *args[2:])
         if name == "_native_batch_norm_legit_no_training":
@@ -226,21 +227,17 @@ class _CentralTaps(_Straight):
         return found
 
 
-def _name(target: Any) -> str:
-    return str(getattr(target, "__name__", target)).partition(".")[0]
-
-
 def _is_attention(node: fx.Node) -> bool:
     """Returns whether a node is a softmax whose values are weights of a product with tokens."""
-    if _name(node.target) not in _SOFTMAXES:
+    if operator_name(node) not in _SOFTMAXES:
         return False
     waiting = list(node.users)
     seen = set(waiting)
     while waiting:
         user = waiting.pop()
-        if _name(user.target) in _PRODUCTS:
+        if operator_name(user) in _PRODUCTS:
             return True
-        if _name(user.target) in _BETWEEN:
+        if operator_name(user) in _BETWEEN:
             waiting += [one for one in user.users if one not in seen]
             seen.update(user.users)
     return False
@@ -302,13 +299,6 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     variance, mean = torch.var_mean(x.detach().float(), axes, correction=0)
     return mean, variance
-
-
-def _images(features: fx.GraphModule, example: Tensor, count: int = 1) -> Tensor:
-    device = next((p.device for p in features.parameters()), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn((count, *example.shape[1:]), generator=generator)
-    return images.to(device).requires_grad_()
 
 
 def _cells(h: int, w: int) -> Tensor:
@@ -469,7 +459,7 @@ def _has_margin(seen: Tensor, shape: tuple[int, int]) -> bool:
 
 def _cropped(features: fx.GraphModule, value: Value, example: Tensor) -> str | None:
     """Says which part of the image no cell looks at, with whole kernels."""
-    images = _images(features, example)
+    images = random_images(features, example, 1).requires_grad_()
     recorder = _Straight(features, {value.node})
     with torch.enable_grad():
         recorder.run(images)

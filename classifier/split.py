@@ -17,6 +17,8 @@ from sigcam.classifier.graph import (
     extract,
     has_batch,
     module_of,
+    random_images,
+    sizes_of,
 )
 from sigcam.classifier.layer_names import (
     ModuleRuns,
@@ -25,7 +27,6 @@ from sigcam.classifier.layer_names import (
     name_of,
     named_value,
     other_runs,
-    sizes,
 )
 from sigcam.classifier.layout import BranchValue, Layout, Value, layout_of
 from sigcam.classifier.model_object import plain_model
@@ -61,6 +62,8 @@ _ORIGIN = "sigcam_origin"
 """Where a node's name in the traced graph is kept; copies of the node keep it."""
 _NAMED = 4
 """Most layers that are named as advice."""
+_IMAGES = 3
+"""How many random images the parts are compared with the model on."""
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ def _with_grid(traced: Traced, layer: str) -> fx.Node:
     if layout_of(node, traced.image) is None:
         raise ModelError(
             f"the layer {layer!r} must give a grid [B, N, h, w] with h * w > 1, [B, h, w, N], or "
-            f"tokens [B, T, N] of one, it gives {sizes(node)}; "
+            f"tokens [B, T, N] of one, it gives {sizes_of(node)}; "
             f"name an earlier layer"
         )
     return node
@@ -378,7 +381,8 @@ def _way_out(traced: Traced, example: Tensor) -> str:
     nodes = _grids(traced)[-_NAMED:]
     if not nodes:
         return "; give a larger input, or a network that keeps a grid"
-    named = dict(zip(_names(traced, whole, nodes, _noise(traced, example))[0], nodes, strict=True))
+    images = random_images(traced.model, example, _IMAGES)
+    named = dict(zip(_names(traced, whole, nodes, images)[0], nodes, strict=True))
     names = _in_place(traced, named, example) or list(named)
     return (
         f", which need several at once; name target layers, such as "
@@ -444,11 +448,11 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
         ModelError: the parts don't compute what the model does.
     """
     traced, features = parts.traced, parts.features
-    values: list[BranchValue | Value] = [parts.branch, *parts.targets]
+    values: list[BranchValue] = [parts.branch, *parts.targets]
     origins = {n.name: n.meta[_ORIGIN] for n in features.graph.nodes if _ORIGIN in n.meta}
     by_name = {n.name: n for n in traced.graph.nodes}
     nodes = [by_name[origins[value.node]] for value in values]
-    images = _noise(traced, example)
+    images = random_images(traced.model, example, _IMAGES)
     head: nn.Module = module_of(unmarked(parts.head), traced.tensor, "Head")
     try:
         names, value, want = _names(traced, features, nodes, images)
@@ -493,9 +497,3 @@ def _names(
         value, output = recorder.run(images), traced.original(images)
     names = [runs.name(node, recorder.values[own[node.name]]) for node in nodes]
     return names, value, output
-
-
-def _noise(traced: Traced, example: Tensor) -> Tensor:
-    images = torch.randn((3, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
-    parameter = next(traced.model.parameters(), images)
-    return images.to(parameter.device)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from sigcam.classifier.graph import extract, input_free, module_of
+from sigcam.classifier.graph import device_of, extract, input_free, module_of
+from sigcam.classifier.layout import operator_name
 from sigcam.core.errors import ModelError
 
 Squashing = Literal["softmax", "log_softmax", "sigmoid"]
@@ -137,8 +138,8 @@ def _refusal(chain: list[fx.Node], places: list[int]) -> str:
             f"the model ends in {' and '.join(squashed)}, one after the other; return the logits "
             f"from forward, before the first of them"
         )
-    after = [n for n in chain[: places[0]] if _name(n) not in _IDENTITIES]
-    names = ", ".join(_name(n) for n in reversed(after))
+    after = [n for n in chain[: places[0]] if operator_name(n) not in _IDENTITIES]
+    names = ", ".join(operator_name(n) for n in reversed(after))
     if after:
         return (
             f"the model ends in {squashed[0]} and then {names}, so that its outputs aren't the "
@@ -155,7 +156,7 @@ def _chain(output: fx.Node, image: fx.Node) -> list[fx.Node]:
     """Lists the nodes from the output back, as long as each is a plain function of one value."""
     chain, node = list[fx.Node](), output
     while node.op == "call_function" and (
-        node.target in _SQUASHING or _name(node) in _MOVES | _VALUES
+        node.target in _SQUASHING or operator_name(node) in _MOVES | _VALUES
     ):
         sources = _sources(node, image)
         if len(sources) != 1:
@@ -180,14 +181,6 @@ def _only_source(node: fx.Node, image: fx.Node) -> fx.Node:
     return source
 
 
-def _name(node: fx.Node) -> str:
-    """Returns the bare name of an operator: "clamp" of aten.clamp.default and clamp_."""
-    target = node.target
-    packet = getattr(target, "overloadpacket", target)
-    name: str = getattr(packet, "__name__", str(packet))
-    return name.rpartition(".")[2] if "." in name else name
-
-
 def _moved(source: fx.Node, end: list[fx.Node], image: fx.Node) -> fx.Node:
     """Applies to the logits what the end of a model does to where values are, and no more.
 
@@ -198,7 +191,7 @@ def _moved(source: fx.Node, end: list[fx.Node], image: fx.Node) -> fx.Node:
     """
     value = source
     for node in reversed(end):
-        if _name(node) not in _MOVES:
+        if operator_name(node) not in _MOVES:
             continue
         replaced = {_only_source(node, image): value}
         with node.graph.inserting_after(node):
@@ -212,7 +205,7 @@ def _replacing(replaced: dict[fx.Node, fx.Node]) -> Callable[[fx.Node], fx.Node]
 
 def _uncast(logits: fx.Node, image: fx.Node) -> fx.Node:
     """Goes before a cast to another precision, if that is all that was done to the logits."""
-    while _name(logits) in ("_to_copy", "to"):
+    while operator_name(logits) in ("_to_copy", "to"):
         source = _only_source(logits, image)
         if source.meta["val"].dtype != torch.float32:
             break
@@ -318,7 +311,7 @@ def _probability_like(logits: Tensor, head: nn.Module, shape: tuple[int, ...]) -
 
 def _stays_bounded(head: nn.Module, shape: tuple[int, ...]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    device = next(head.parameters()).device
+    device = device_of(head)
     for _ in range(4):
         weights = {
             name: torch.randn(value.shape, generator=generator).to(device)

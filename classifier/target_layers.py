@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from sigcam.classifier.gradients import gradients_of
-from sigcam.classifier.graph import ValueRecorder
+from sigcam.classifier.graph import ValueRecorder, device_of
 from sigcam.classifier.layer_names import name_of
 from sigcam.classifier.layout import Layout, Value, layout_of, operator_name
 from sigcam.core.errors import ModelError
@@ -128,7 +128,7 @@ def _gradients(
 ) -> dict[str, Tensor | None]:
     """Returns the gradients of a random sum of the logits with respect to some values."""
     generator = torch.Generator().manual_seed(0)
-    device = _device(features)
+    device = device_of(features)
     images = torch.randn((1, *example.shape[1:]), generator=generator).to(device)
     # Random, as a fresh head may be all zeros; scaled, or attention saturates and its
     # gradients round to zero.
@@ -156,7 +156,3 @@ def _gradients(
 
 def _fan_in(value: Tensor) -> int:
     return value[0].numel() if value.ndim > 1 else 1
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

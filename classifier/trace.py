@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils.hooks import RemovableHandle
 
 from sigcam.classifier.fresh import computed_copy
-from sigcam.classifier.graph import tensor_of
+from sigcam.classifier.graph import device_of, tensor_of
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.outputs import as_matrix, chosen, tensors_in
 from sigcam.classifier.squashing import Squashing, unsquashed
@@ -154,8 +154,7 @@ def trace(model: nn.Module, example: Tensor, layers: Iterable[str] = ()) -> Trac
         ('images', ['0.bias', '0.weight', '3.bias', '3.weight'])
     """
     frozen = _frozen_copy(plain_model(model))
-    device = next((p.device for p in frozen.parameters()), torch.device("cpu"))
-    images = example[:1].detach().to(device).repeat(2, 1, 1, 1)
+    images = example[:1].detach().to(device_of(frozen)).repeat(2, 1, 1, 1)
     adapter = _Adapter(frozen)
     with _marked(frozen, layers):
         program = _export(adapter, images)

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.split import split
+from sigcam.classifier.squashing import check_not_probabilities
 from sigcam.classifier.trace import trace
 from sigcam.core.errors import ModelError
 
@@ -193,3 +194,11 @@ def test_the_comparison_with_the_model_is_of_what_the_model_returns():
 
     with pytest.raises(ModelError, match="must be deterministic"):
         split(Net(end), IMAGES)
+
+
+def test_a_head_without_parameters_is_tried_too():
+    """Logits that lie in [0, 1] by accident, behind a head that only adds."""
+    logits = torch.tensor([[0.2, 0.9], [0.4, 0.1]])
+    check_not_probabilities(logits, nn.Identity(), (2,))
+    with pytest.raises(ModelError, match="as they do with random weights"):
+        check_not_probabilities(logits, nn.Hardsigmoid(), (2,))
