@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sigcam.classifier.graph import has_batch, sizes_of
+from sigcam.classifier.squashing import squashed_of
 from sigcam.core.errors import ModelError
 
 _aten = torch.ops.aten
@@ -79,7 +80,7 @@ def chosen(outputs: Sequence[tuple[str, fx.Node]], image: fx.Node) -> int:
 
     That is the one output of the form [B, C], [B, C, 1] or [B, C, 1, 1]; where there is none,
     the one with a single value per image, [B] or [B, 1]. Of several, the one whose name is
-    "logits" is taken.
+    "logits" is taken. Probabilities that lie beside their logits are no logits.
 
     Args:
         outputs: name and node of each floating tensor that the model returns.
@@ -90,7 +91,7 @@ def chosen(outputs: Sequence[tuple[str, fx.Node]], image: fx.Node) -> int:
     """
     several = [i for i, (_, node) in enumerate(outputs) if (_classes(node, image) or 0) > 1]
     single = [i for i, (_, node) in enumerate(outputs) if _classes(node, image) == 1]
-    candidates = several or single
+    candidates = _no_probabilities(several or single, outputs, image)
     called = [i for i in candidates if outputs[i][0].rpartition(".")[2] == _LOGITS]
     if len(candidates) == 1:
         return candidates[0]
@@ -107,6 +108,14 @@ def chosen(outputs: Sequence[tuple[str, fx.Node]], image: fx.Node) -> int:
         f"the model must return logits [B, C], it returns {listed}; wrap it in a module that "
         f"returns the logits of B images"
     )
+
+
+def _no_probabilities(
+    candidates: Sequence[int], outputs: Sequence[tuple[str, fx.Node]], image: fx.Node
+) -> list[int]:
+    """Leaves out what is the softmax or sigmoid of another candidate."""
+    nodes = {outputs[i][1] for i in candidates}
+    return [i for i in candidates if not nodes & squashed_of(outputs[i][1], image)]
 
 
 def as_matrix(graph: fx.Graph, node: fx.Node) -> fx.Node:

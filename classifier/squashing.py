@@ -125,6 +125,21 @@ def unsquashed(
     raise ModelError(_refusal(chain, places))
 
 
+def squashed_of(node: fx.Node, image: fx.Node) -> set[fx.Node]:
+    """Returns the values whose softmax, log-softmax or sigmoid a value is.
+
+    Args:
+        node: the value.
+        image: the placeholder of the images.
+
+    Example:
+        z in squashed_of(probabilities, image)
+    """
+    chain = _chain(node, image)
+    places = [i for i, step in enumerate(chain) if step.target in _SQUASHING]
+    return {_only_source(step, image) for step in chain[places[0] :]} if places else set()
+
+
 def _refusal(chain: list[fx.Node], places: list[int]) -> str:
     squashed = [_SQUASHING[chain[place].target] for place in reversed(places)]
     wanted = f"return the logits from forward, without the {squashed[-1]}"

@@ -75,6 +75,12 @@ TAKEN = {
     "any object": (lambda z, p, f: SimpleNamespace(y=z), ("y of SimpleNamespace",)),
     "twice the same": (lambda z, p, f: (z, z), ("[0] of tuple",)),
     "beside one value": (lambda z, p, f: (z, z.std(1)), ("[0] of tuple",)),
+    "beside probabilities": (lambda z, p, f: (z.softmax(1), z), ("[1] of tuple",)),
+    "beside their logarithm": (lambda z, p, f: (z, z.softmax(-1).log()), ("[0] of tuple",)),
+    "beside sigmoids": (lambda z, p, f: {"p": z.sigmoid(), "z": z}, ("z of dict",)),
+    "beside those of a view": (
+        lambda z, p, f: (z, z[:, :, None].softmax(1)[:, :, 0]), ("[0] of tuple",),
+    ),
     "squeezed": (lambda z, p, f: z[:, :, None, None].squeeze(), ()),
     "a 1x1 grid": (lambda z, p, f: z[:, :, None, None], ()),
     "three axes": (lambda z, p, f: z[:, :, None], ()),
@@ -106,6 +112,9 @@ REFUSED = {
     "several": (lambda z, p, f: (z, p), r"several .* \[0\] \[B, 5\], \[1\] \[B, 6\]; wrap it"),
     "several by name": (
         lambda z, p, f: {"a": {"logits": z}, "b": {"logits": z * 2}}, "several of its outputs",
+    ),
+    "probabilities of something else": (
+        lambda z, p, f: (z, p.softmax(1)), "several of its outputs",
     ),
     "nothing": (lambda z, p, f: None, "returns NoneType and no such"),
     "ids": (lambda z, p, f: z.argmax(1), "returns torch.int64 and no"),
