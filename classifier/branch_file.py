@@ -2,7 +2,9 @@
 
 The tensors are named "sigmoid.<name>", with the names of the original head's tensors;
 a classifier whose last layer was re-made here (`replace_classes`) needs its softmax head
-too, as "softmax.<name>". The metadata entry "sigcam_branch" holds the spec as JSON.
+too, as "softmax.<name>". The metadata entry "sigcam_branch" holds the spec as JSON, and
+"sigcam_digest" the file's digest (see `sigcam.core.digest`), which is compared whenever the
+file is read.
 """
 
 from __future__ import annotations
@@ -16,10 +18,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from sigcam.classifier.dual_branch import DualBranch, tensors_sha256
+from sigcam.core.digest import (
+    BRANCH_DIGEST_FIELD,
+    BRANCH_DIGEST_KEY,
+    ZEROS,
+    check_branch_digest,
+    find_digest,
+    seal,
+)
 from sigcam.core.errors import (
     BranchMismatchError,
     ModelError,
@@ -27,10 +37,11 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.files import write_bytes
-from sigcam.core.spec import Preprocessing, Task, check_schema_version
+from sigcam.core.schema import check_schema_version
+from sigcam.core.spec import Preprocessing, Task
 from sigcam.core.versions import versions_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 METADATA_KEY = "sigcam_branch"
 
 BranchType = Literal["float32", "float16"]
@@ -141,25 +152,27 @@ def save_branch(
         tensors[name] = stored
     text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(info)}, ensure_ascii=False)
     # Through bytes: safetensors' own writer makes a file that only its owner may read.
-    write_bytes(path, save(tensors, metadata={METADATA_KEY: text}))
+    data = save(tensors, metadata={METADATA_KEY: text, BRANCH_DIGEST_KEY: ZEROS})
+    write_bytes(path, seal(data, find_digest(data, BRANCH_DIGEST_FIELD) or 0))
     return info
 
 
 def read_branch_info(path: str | Path) -> BranchInfo:
-    """Reads what a branch file says about itself; no tensor is read.
+    """Reads what a branch file says about itself.
 
     Args:
         path: the branch file.
 
     Raises:
-        ModelError: the file is missing, not safetensors, or without the metadata of a branch.
+        ModelError: the file is missing, not safetensors, without the metadata of a branch, or
+            not what was written.
         SchemaError: malformed metadata, or written by a newer sigcam.
 
     Example:
         info = read_branch_info("branch.safetensors")
         info.architecture, info.num_classes, info.trained_on
     """
-    return _read(Path(path), tensors=False)[0]
+    return _read(Path(path))[0]
 
 
 def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
@@ -182,7 +195,7 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
         classifier = build_classifier("efficientnet_lite0", weights="DEFAULT")
         info = load_branch("branch.safetensors", classifier.dual)
     """
-    info, tensors = _read(Path(path), tensors=True)
+    info, tensors = _read(Path(path))
     _check_fits(path, info, tensors, dual)
     dual.sigmoid_head.load_tensors(_part(tensors, "sigmoid."))
     if info.replaced_classes:
@@ -257,21 +270,25 @@ def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.T
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _read(path: Path, tensors: bool) -> tuple[BranchInfo, dict[str, torch.Tensor]]:
+def _read(path: Path) -> tuple[BranchInfo, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise ModelError(f"there is no branch file {path}; `sigcam train` writes one")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            values = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118 (not a dict)
+        data = path.read_bytes()
+        values = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    except KeyError:
+        metadata = {}
     except (SafetensorError, OSError, ValueError) as exc:
         raise ModelError(f"{path} is damaged or no safetensors file: {exc}") from exc
-    if text is None:
+    if METADATA_KEY not in metadata:
         raise ModelError(
             f"{path} is a safetensors file but no branch file (it lacks the metadata "
             f"{METADATA_KEY!r}); `sigcam train` writes one"
         )
-    return _info(text, path), values
+    info = _info(metadata[METADATA_KEY], path)
+    check_branch_digest(data, path)
+    return info, values
 
 
 def _info(text: str, path: Path) -> BranchInfo:

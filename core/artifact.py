@@ -8,10 +8,14 @@ that the weights are never read.
 
 from __future__ import annotations
 
+import io
 import os
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
+from sigcam.core.digest import ZEROS, find_digest, seal
 from sigcam.core.errors import ArtifactError, SchemaError
 from sigcam.core.sidecar import read_sidecar
 from sigcam.core.spec import METADATA_KEY, Spec
@@ -25,8 +29,10 @@ _SHARED = (
 )  # fmt: skip
 """Fields in which the specs of an artifact and of its head graph agree, beside the weights."""
 
-# Field numbers of ModelProto and StringStringEntryProto, from onnx.proto.
+# Field numbers of ModelProto, GraphProto, TensorProto and StringStringEntryProto (onnx.proto).
 _IR_VERSION, _GRAPH, _METADATA = 1, 7, 14
+_INITIALIZER = 5
+_EXTERNAL_DATA = 13
 _KEY, _VALUE = 1, 2
 # Protobuf wire types.
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -80,47 +86,126 @@ def read_spec(path: str | Path) -> Spec:
         if not path.is_file():
             raise ArtifactError(f"there is no model file {path}; make one with `sigcam export`")
         with path.open("rb") as stream:
-            text = _find_spec(stream, path)
+            return spec_of(stream, str(path))[0]
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    if text is None:
-        raise ArtifactError(
-            f"{path} is an ONNX model without a sigcam spec, so something else exported it; "
-            "export the PyTorch model with `sigcam export`"
-        )
-    try:
-        return Spec.from_json(text.decode("utf-8"))
-    except SchemaError as exc:
-        raise SchemaError(f"{path}: {exc}") from exc
-    except (UnicodeDecodeError, RecursionError) as exc:
-        raise SchemaError(f"{path}: the spec is not JSON; export the model again") from exc
 
 
-def check_belongs(file: Path, artifact: Spec) -> None:
-    """Refuses a file that isn't the head graph of an artifact.
+def spec_of(stream: BinaryIO, name: str) -> tuple[Spec, int | None]:
+    """Reads the spec of an ONNX file that is open, or in memory.
 
     Args:
-        file: the file that is taken for the head graph.
+        stream: the file, open for reading bytes.
+        name: what messages call it.
+
+    Returns:
+        The spec; and where the 64 digits of its digest begin in the file, None where it has none.
+
+    Raises:
+        ArtifactError, SchemaError: as `read_spec`.
+
+    Example:
+        with open("model.onnx", "rb") as stream:
+            spec, at = spec_of(stream, "model.onnx")
+    """
+    entry = _find_spec(stream, name)
+    if entry is None:
+        raise ArtifactError(
+            f"{name} is an ONNX model without a sigcam spec, so something else exported it; "
+            "export the PyTorch model with `sigcam export`"
+        )
+    begin, text = entry
+    try:
+        spec = Spec.from_json(text.decode("utf-8"))
+    except SchemaError as exc:
+        raise SchemaError(f"{name}: {exc}") from exc
+    except (UnicodeDecodeError, RecursionError) as exc:
+        raise SchemaError(f"{name}: the spec is not JSON; export the model again") from exc
+    at = find_digest(text)
+    return spec, None if at is None else begin + at
+
+
+def external_files(stream: BinaryIO, name: str) -> list[str]:
+    """Lists the files beside an ONNX file that its graph takes weights from, each once.
+
+    Args:
+        stream: the file, open for reading bytes.
+        name: what messages call it.
+
+    Raises:
+        ArtifactError: the file isn't ONNX, or it names a file elsewhere than beside or below it.
+
+    Example:
+        with open("model.onnx", "rb") as stream:
+            external_files(stream, "model.onnx")  # ["model.onnx.data"], or []
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    found: dict[str, None] = {}
+    try:
+        for end in _fields(stream, size, _GRAPH):
+            for inner in _fields(stream, end, _INITIALIZER):
+                for last in _fields(stream, inner, _EXTERNAL_DATA):
+                    key, _, value = _read_entry(stream, last)
+                    if key == b"location":
+                        found[value.decode("utf-8", "surrogateescape")] = None
+    except (_NotProtobufError, _TruncatedError) as exc:
+        raise ArtifactError(f"{name} is not a whole ONNX file; copy or export it again") from exc
+    for one in found:
+        path = PurePath(one)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ArtifactError(f"{name} takes weights from {one}, which isn't beside it")
+    return list(found)
+
+
+def with_spec(model: Any, spec: Spec) -> bytes:
+    """Serialises an ONNX model with a spec in its metadata, sealed by its digest.
+
+    Args:
+        model: an `onnx.ModelProto`, which gets the spec as its only metadata.
+        spec: what the file will say about itself, but for the digest.
+
+    Example:
+        Path("model.onnx").write_bytes(with_spec(to_onnx(module, signature), spec))
+    """
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=replace(spec, digest=ZEROS).to_json())
+    data: bytes = model.SerializeToString()
+    place = spec_of(io.BytesIO(data), "the model")[1]
+    return data if place is None else seal(data, place)
+
+
+def check_belongs(head: Spec, artifact: Spec, file: str | Path) -> None:
+    """Refuses a head graph that isn't the one that was exported with an artifact.
+
+    Args:
+        head: the spec of the file that is taken for the head graph.
         artifact: the artifact's spec.
+        file: what messages call the file.
 
     Raises:
         ArtifactError: the file is no head graph, or that of another artifact.
 
     Example:
-        check_belongs(Path("model.head.onnx"), read_spec("model.onnx"))
+        check_belongs(read_spec("model.head.onnx"), read_spec("model.onnx"), "model.head.onnx")
     """
-    head = read_spec(file)
     if head.kind != "head":
         raise ArtifactError(f"{file} is not a head graph; {HOW_TO_EXPORT}, or move it away")
     pairs = {name: (getattr(head, name), getattr(artifact, name)) for name in _SHARED}
     pairs["weights"] = (head.source.weights_sha256, artifact.source.weights_sha256)
     pairs["sigmoid branch"] = (head.source.branch_sha256, artifact.source.branch_sha256)
     differing = [f"{name} {a!r}, not {b!r}" for name, (a, b) in pairs.items() if a != b]
+    if not differing and head.digest != artifact.head_digest:
+        differing = [f"the digest {_short(head.digest)}, not {_short(artifact.head_digest)}"]
     if differing:
         raise ArtifactError(
             f"{file} is the head graph of another artifact: it has {'; '.join(differing)}; "
             f"{HOW_TO_EXPORT}, or move it away"
         )
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}..."
 
 
 class _NotProtobufError(Exception):
@@ -131,8 +216,8 @@ class _TruncatedError(Exception):
     """The message goes on after the end of the file."""
 
 
-def _find_spec(stream: BinaryIO, path: Path) -> bytes | None:
-    """Returns the text of the spec in an ONNX file; None where there is none."""
+def _find_spec(stream: BinaryIO, path: str) -> tuple[int, bytes] | None:
+    """Returns where the spec begins in an ONNX file, and its text; None where there is none."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     if size == 0:
@@ -152,8 +237,8 @@ def _find_spec(stream: BinaryIO, path: Path) -> bytes | None:
         raise ArtifactError(f"{path} is truncated; copy or export it again") from exc
 
 
-def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
-    """Returns the value of our metadata entry; checks that the message is whole and a model."""
+def _walk_model(stream: BinaryIO, size: int) -> tuple[int, bytes] | None:
+    """Finds the value of our metadata entry; checks that the message is whole and a model."""
     seen = set()
     spec = None
     for _ in range(_MAX_FIELDS):
@@ -162,8 +247,8 @@ def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
         field, wire, length = _next_field(stream, size)
         seen.add(field)
         if field == _METADATA and wire == _LENGTH:
-            key, value = _read_entry(stream, stream.tell() + length)
-            spec = value if key == METADATA_KEY.encode() else spec
+            key, begin, value = _read_entry(stream, stream.tell() + length)
+            spec = (begin, value) if key == METADATA_KEY.encode() else spec
         elif wire == _LENGTH:
             stream.seek(length, os.SEEK_CUR)
     else:
@@ -173,19 +258,31 @@ def _walk_model(stream: BinaryIO, size: int) -> bytes | None:
     return spec
 
 
-def _read_entry(stream: BinaryIO, end: int) -> tuple[bytes, bytes]:
-    """Reads key and value of a metadata entry that ends at `end`."""
+def _fields(stream: BinaryIO, end: int, wanted: int) -> Iterator[int]:
+    """Stops at each field of a number in a message; yields where the field ends."""
+    while stream.tell() < end:
+        field, wire, length = _next_field(stream, end)
+        if wire == _LENGTH:
+            after = stream.tell() + length
+            if field == wanted:
+                yield after
+            stream.seek(after)
+
+
+def _read_entry(stream: BinaryIO, end: int) -> tuple[bytes, int, bytes]:
+    """Reads a metadata entry that ends at `end`: its key, where its value begins, its value."""
     key = value = b""
+    begin = 0
     while stream.tell() < end:
         field, wire, length = _next_field(stream, end)
         if wire != _LENGTH:
             raise _NotProtobufError
-        content = stream.read(length)
+        place, content = stream.tell(), stream.read(length)
         if field == _KEY:
             key = content
         elif field == _VALUE:
-            value = content
-    return key, value
+            begin, value = place, content
+    return key, begin, value
 
 
 def _next_field(stream: BinaryIO, end: int) -> tuple[int, int, int]:

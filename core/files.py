@@ -13,14 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sigcam.core.errors import ArtifactError, StorageError
+from sigcam.core.errors import StorageError
 
 __all__ = [
-    "StorageError", "atomic_path", "cache_folder", "check_writable", "key_of", "model_digest",
+    "StorageError", "atomic_path", "cache_folder", "check_writable", "key_of",
     "write_bytes", "write_text",
 ]  # fmt: skip
-
-_BLOCK = 1 << 20
 
 
 @contextmanager
@@ -152,37 +150,6 @@ def key_of(*parts: str) -> str:
         total.update(f"{len(data)}:".encode())
         total.update(data)
     return total.hexdigest()
-
-
-def model_digest(path: Path) -> str:
-    """Returns the SHA-256, in hexadecimal, of a model file and of the weights beside it.
-
-    Weights of more than 2 GiB lie in a second file, PATH.data. The digest identifies a model
-    for what is made of it: engines, compiled models, results.
-
-    Raises:
-        ArtifactError: a file can't be read.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "model.onnx"
-        ...     write_bytes(path, b"graph")
-        ...     alone = model_digest(path)
-        ...     write_bytes(path.with_name("model.onnx.data"), b"weights")
-        ...     len(alone), model_digest(path) == alone
-        (64, False)
-    """
-    digest = hashlib.sha256()
-    try:
-        for part in (path, path.with_name(path.name + ".data")):
-            if part == path or part.is_file():
-                with part.open("rb") as stream:
-                    while block := stream.read(_BLOCK):
-                        digest.update(block)
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
-    return digest.hexdigest()
 
 
 def _temporary(target: Path) -> Path:

@@ -8,6 +8,7 @@ compared before TensorRT sees the file.
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import shlex
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sigcam.core.digest import ZEROS, digest_of, find_digest, seal
 from sigcam.core.errors import ArtifactError, SchemaError, UsageError
 from sigcam.core.files import atomic_path
-from sigcam.core.spec import Spec, check_schema_version
+from sigcam.core.schema import check_schema_version
+from sigcam.core.spec import Spec
 
 EnginePrecision = Literal["float32", "float16", "int8"]
 """The type that an engine was built to compute in."""
@@ -32,7 +35,7 @@ PACKAGES: tuple[PackageName, ...] = get_args(PackageName)
 SUFFIXES: dict[PackageName, str] = {"tensorrt": ".engine", "tensorrt_rtx": ".rtx.engine"}
 """What the names of a package's engines end in."""
 
-SIDECAR_VERSION = 2
+SIDECAR_VERSION = 3
 
 _TEXTS = ("sha256", "package", "version", "platform", "precision", "source", "source_sha256")
 """Fields of a sidecar that are text."""
@@ -89,14 +92,19 @@ class Sidecar:
             raise UsageError(f"gpu must {'' if built_here else 'not '}be named for {self.package}")
 
     def to_json(self) -> str:
-        """Returns one JSON object with `schema_version`; `spec` is what an artifact carries."""
+        """Returns one JSON object with `schema_version`, then `digest`.
+
+        The digest is that of the text itself, with these digits as zeros (see
+        `sigcam.core.digest`); `spec` is what an artifact carries.
+        """
         values = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "spec"}
         spec = json.loads(self.spec.to_json())
-        return json.dumps(
-            {"schema_version": SIDECAR_VERSION, **values, "spec": spec},
-            ensure_ascii=False,
-            indent=1,
-        )
+        begin = {"schema_version": SIDECAR_VERSION, "digest": ZEROS}
+        text = json.dumps({**begin, **values, "spec": spec}, ensure_ascii=False, indent=1)
+        # The model's name may hold bytes that aren't UTF-8, as lone surrogates; in JSON, the
+        # escape that takes their place stands for the very same characters.
+        data = text.encode("utf-8", "backslashreplace")
+        return seal(data, find_digest(data) or 0).decode("utf-8")
 
     def command(self, engine: str | Path) -> str:
         """Returns the command that builds such an engine again, in the folder of the model.
@@ -161,9 +169,7 @@ def write_pair(engine: Path, data: memoryview, sidecar: Sidecar) -> None:
         # Left in the reverse order: the engine is renamed first.
         described = stack.enter_context(atomic_path(sidecar_path(engine)))
         built = stack.enter_context(atomic_path(engine))
-        # The model's name may hold bytes that aren't UTF-8, as lone surrogates; in JSON, the
-        # escape that takes their place stands for the very same characters.
-        described.write_bytes(sidecar.to_json().encode("utf-8", "backslashreplace"))
+        described.write_bytes(sidecar.to_json().encode("utf-8"))
         built.write_bytes(data)
 
 
@@ -171,7 +177,8 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     """Reads the sidecar of an engine.
 
     Raises:
-        ArtifactError: the engine or its sidecar is missing or can't be read.
+        ArtifactError: the engine or its sidecar is missing or can't be read, or the sidecar isn't
+            what was written.
         SchemaError: the sidecar is malformed, or from a newer sigcam.
 
     Example:
@@ -188,7 +195,8 @@ def read_sidecar(engine: str | Path) -> Sidecar:
             "or build the engine again with `sigcam build-engine`"
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        data = json.loads(raw.decode("utf-8"))
         version = data["schema_version"]
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
@@ -198,11 +206,18 @@ def read_sidecar(engine: str | Path) -> Sidecar:
         ) from exc
     check_schema_version(version, SIDECAR_VERSION, str(path), "build the engine again")
     try:
-        return _from_dict(data)
+        sidecar = _from_dict(data)
     except (KeyError, TypeError, ValueError, AttributeError, SchemaError) as exc:
         raise SchemaError(
             f"{path} has a missing or wrong field ({exc}); build the engine again"
         ) from exc
+    place = find_digest(raw)
+    if place is None or digest_of(io.BytesIO(raw), place) != data.get("digest"):
+        raise ArtifactError(
+            f"{path} is not what was written: its digest doesn't fit its bytes; copy both files "
+            "again, or build the engine again"
+        )
+    return sidecar
 
 
 def parse_capability(text: str) -> tuple[int, int]:

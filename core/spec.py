@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from sigcam.core.errors import SchemaError, UsageError
+from sigcam.core.schema import check_schema_version
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 METADATA_KEY = "sigcam"
+_DIGEST = re.compile("[0-9a-f]{64}")
 MAX_RANKS = 1000
 """Most ranks that an artifact with the class selection "input" resolves."""
 
@@ -226,6 +229,12 @@ class Spec:
         head_input: the output of the artifact that its head graph takes: "features", or
             "head_input" where the head needs more than the features. None without one.
         fidelity: what the precision of `sigcam quantize` costs; None for float32.
+        digest: the SHA-256 of the file that carries the spec, with these digits read as zeros
+            (see `sigcam.core.digest`); None only while a file is being made. Specs that differ in
+            nothing but digests are equal: they say the same.
+        external_data: the files beside the graph that hold its weights, by name, with the SHA-256
+            of each; empty where the weights are in the graph's own file.
+        head_digest: the digest of the head graph that belongs to the artifact; None without one.
 
     Example:
         >>> spec = Spec(
@@ -260,8 +269,12 @@ class Spec:
     signed: bool = False
     purpose: Purpose | None = None
     task: Task = "single-label"
+    digest: str | None = field(default=None, compare=False)
+    external_data: Mapping[str, str] = field(default_factory=dict)
+    head_digest: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        self._check_digests()
         _choice("branch", self.branch, get_args(Branch))
         _choice("task", self.task, get_args(Task))
         _choice("profile", self.profile, get_args(Profile))
@@ -290,6 +303,15 @@ class Spec:
                 f"k must be at most the number of classes {self.num_classes}, got {self.classes.k}"
             )
 
+    def _check_digests(self) -> None:
+        for name, one in {**self.external_data, "digest": self.digest,
+                          "head_digest": self.head_digest}.items():  # fmt: skip
+            if one is not None and not (isinstance(one, str) and _DIGEST.fullmatch(one)):
+                raise UsageError(f"{name} must be 64 hexadecimal digits, got {one!r}")
+        for name in self.external_data:
+            if not name or "/" in name or "\\" in name or name in (".", ".."):
+                raise UsageError(f"external_data must name files beside the graph, got {name!r}")
+
     @property
     def cam_shape(self) -> tuple[int, int]:
         """Returns (h, w) of the CAMs: the largest of the target layers', where they are fused."""
@@ -301,8 +323,10 @@ class Spec:
         return self.class_names[class_id] if self.class_names else str(class_id)
 
     def to_json(self) -> str:
-        """Returns the spec as one JSON object with `schema_version`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, ensure_ascii=False)
+        """Returns the spec as one JSON object with `schema_version`, then `digest`."""
+        # The digest first: what is found before any other text can't be of another part.
+        begin = {"schema_version": SCHEMA_VERSION, "digest": self.digest}
+        return json.dumps({**begin, **asdict(self)}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
@@ -447,32 +471,6 @@ class FidelityReport:
         known = _known(cls, data)
         known["kept_float"] = tuple(known.get("kept_float", ()))
         return cls(**known)
-
-
-def check_schema_version(found: object, own: int, what: str, remedy: str) -> None:
-    """Refuses a file whose schema isn't the one that this sigcam writes and reads.
-
-    Args:
-        found: the `schema_version` that the file carries, whatever it is.
-        own: the version that this sigcam reads.
-        what: the file or its part, for the message.
-        remedy: what brings it to this version, such as "export the model again".
-
-    Raises:
-        SchemaError: another version.
-
-    Example:
-        >>> check_schema_version(3, 2, "the spec", "export the model again")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        sigcam.core.errors.SchemaError: the spec has schema version 3, this sigcam reads 2; ...
-    """
-    if isinstance(found, int) and not isinstance(found, bool):
-        if found == own:
-            return
-        if found > own:
-            remedy = f"upgrade sigcam or {remedy}"
-    raise SchemaError(f"{what} has schema version {found!r}, this sigcam reads {own}; {remedy}")
 
 
 def _choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:

@@ -9,6 +9,7 @@ included, once the iterator is closed or given up.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -70,11 +71,13 @@ def ahead(items: Iterable[T], depth: int, name: str) -> Generator[T, None, None]
     # A daemon: an iterator that is never closed must not keep the process from ending.
     thread = threading.Thread(target=_fill, args=(line, items), name=name, daemon=True)
     thread.start()
+    own = os.getpid()
     try:
         yield from line
     finally:
-        line.close()
-        thread.join()
+        if os.getpid() == own:  # a forked process has no such thread, perhaps its locks
+            line.close()
+            thread.join()
 
 
 def in_order(
@@ -98,6 +101,7 @@ def in_order(
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     error: Exception | None = None
+    own = os.getpid()
     try:
         pending = iter(items)
         while True:
@@ -117,8 +121,9 @@ def in_order(
         if error is not None:
             raise error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        close(items)
+        if os.getpid() == own:
+            pool.shutdown(wait=True, cancel_futures=True)
+            close(items)
 
 
 def close(items: object) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sigcam.core.errors import BackendError, UsageError
-from sigcam.core.files import model_digest
+from sigcam.core.model_file import ModelFile
 from sigcam.core.spec import MAX_RANKS, Preprocessing
 from sigcam.core.threads import Stopwatch
 from sigcam.core.types import Array
@@ -106,7 +106,7 @@ class EvaluatedModel:
             ArtifactError, BackendUnavailableError, UsageError: as `sigcam.load`.
         """
         self.name, self.path, self.stopwatch = name, path, stopwatch
-        self.digest = model_digest(path)
+        self.digest = ModelFile(path).contents_sha256()
         self._model = ExportedModel.open(path, backend, options, with_head=False)
         self.spec, self.backend_name = self._model.spec, self._model.backend.name
         if self.spec.profile == "features":

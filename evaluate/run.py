@@ -6,7 +6,6 @@ the backends run, one artifact after the other on each batch, in the caller's th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from sigcam.core.cpus import usable_cpus
 from sigcam.core.errors import DataError, UsageError
 from sigcam.core.progress import Report, reporter
 from sigcam.core.threads import Stopwatch, ahead, in_order
@@ -79,7 +79,7 @@ class EvaluateOptions:
     backend: str = "auto"
     backend_options: BackendOptions = field(default_factory=BackendOptions)
     batch_size: int = 8
-    workers: int = max(1, (os.cpu_count() or 2) // 2)
+    workers: int = field(default_factory=lambda: max(1, usable_cpus() // 2))
     threshold: float = 0.2
     tolerance: float = 0.0
     interpolation: Interpolation = "bicubic"

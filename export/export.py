@@ -95,7 +95,7 @@ def export_artifact(
             )
             head.spec = dataclasses.replace(spec, kind="head", parity=report)
         staging.publish()
-    return spec
+        return artifact.spec
 
 
 def export_classifier(

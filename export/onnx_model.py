@@ -1,4 +1,4 @@
-"""Turns a module into a checked ONNX model, and puts a spec into it."""
+"""Turns a module into a checked ONNX model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from sigcam.core.errors import ExportError
-from sigcam.core.spec import METADATA_KEY, Spec
 from sigcam.export.attention import scaled_dot_product_attention
 
 OPSETS = (18, 19, 20)
@@ -123,22 +122,6 @@ def to_onnx(
     except Exception as exc:  # the exporter lets through errors of many kinds
         raise ExportError(f"the graph can't be exported to ONNX: {_reason(exc)}") from exc
     return model
-
-
-def with_spec(model: onnx.ModelProto, spec: Spec) -> bytes:
-    """Serialises a model with a spec in its metadata.
-
-    Args:
-        model: gets the spec as its only metadata.
-        spec: what the file will say about itself.
-
-    Example:
-        Path("model.onnx").write_bytes(with_spec(to_onnx(module, signature), spec))
-    """
-    del model.metadata_props[:]
-    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
-    data: bytes = model.SerializeToString()
-    return data
 
 
 @contextlib.contextmanager

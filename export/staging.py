@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 import onnx
 from torch import nn
 
+from sigcam.core.artifact import read_spec, with_spec
+from sigcam.core.digest import digest_of
 from sigcam.core.errors import StorageError
 from sigcam.core.files import write_bytes
 from sigcam.core.spec import Spec
-from sigcam.export.onnx_model import GraphSignature, needs_external_data, to_onnx, with_spec
+from sigcam.export.onnx_model import GraphSignature, needs_external_data, to_onnx
 from sigcam.export.options import ExportOptions
 
 
@@ -28,7 +30,8 @@ class StagedModel:
         model: the graph, with its weights or with references to the data file.
         data_file: the file of the weights, in the staging folder; None if they are in the
             model.
-        spec: what the file will carry; None for none.
+        spec: what the file will carry; None for none. Publishing fills in what is known of the
+            files only then: digests, and the artifact's head graph.
     """
 
     path: Path
@@ -112,15 +115,18 @@ class StagingFolder:
             raise StorageError(f"cannot write {place}: {exc}; nothing was changed") from exc
 
     def _written_files(self) -> list[tuple[Path, Path]]:
-        """Writes every model here; returns each file and its place, weights before graphs."""
+        """Writes every model here; returns each file and its place, weights before graphs.
+
+        The head graph, which is exported last, is written first: the artifact's spec has its
+        digest.
+        """
         moves = []
+        head_digest = None
         for staged in reversed(self._models):
             if staged.data_file is not None:
                 moves.append((staged.data_file, staged.path.with_name(staged.data_file.name)))
-            model, spec = staged.model, staged.spec
-            content = model.SerializeToString() if spec is None else with_spec(model, spec)
             written = self._existing_folder() / staged.path.name
-            write_bytes(written, content)
+            head_digest = _write(staged, written, head_digest)
             moves.append((written, staged.path))
         return moves
 
@@ -152,6 +158,21 @@ class StagingFolder:
     ) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _write(staged: StagedModel, written: Path, head_digest: str | None) -> str | None:
+    """Writes a model with the digests in its spec; returns its own."""
+    if staged.spec is None:
+        write_bytes(written, staged.model.SerializeToString())
+        return None
+    data = {}
+    if staged.data_file is not None:
+        with staged.data_file.open("rb") as stream:
+            data[staged.data_file.name] = digest_of(stream)
+    spec = replace(staged.spec, external_data=data, head_digest=head_digest)
+    write_bytes(written, with_spec(staged.model, spec))
+    staged.spec = read_spec(written)
+    return staged.spec.digest
 
 
 def _restore(place: Path, kept: Path | None) -> None:

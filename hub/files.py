@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sigcam.core.artifact import head_path
+from sigcam.core.artifact import head_path, read_spec
 from sigcam.core.errors import ArtifactError
 
 CARD = "README.md"
@@ -22,8 +22,12 @@ def files_of(artifact: Path) -> list[Path]:
     Example:
         files_of(Path("model.onnx"))  # [model.onnx, model.onnx.data, model.head.onnx]
     """
-    graphs = [artifact, head_path(artifact)]
-    found = [file for graph in graphs for file in (graph, graph.with_name(graph.name + _DATA))]
+    graphs = [file for file in (artifact, head_path(artifact)) if file.is_file()]
+    found = [
+        file
+        for graph in graphs
+        for file in (graph, *(graph.with_name(name) for name in read_spec(graph).external_data))
+    ]
     return [file for file in found if file.is_file()]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sigcam.core.artifact import read_spec
-from sigcam.core.errors import HubError, StorageError
+from sigcam.core.errors import ArtifactError, HubError, StorageError
+from sigcam.core.verify import verified
 from sigcam.hub.client import client
 from sigcam.hub.errors import told
 from sigcam.hub.files import only_artifact, patterns_of
@@ -25,11 +26,11 @@ def local(path: str | Path) -> Path:
         >>> local("model.onnx").name
         'model.onnx'
     """
-    return pull(str(path)) if is_on_the_hub(path) else Path(path)
+    return pull(str(path), verify=False) if is_on_the_hub(path) else Path(path)
 
 
-def pull(name: str, folder: str | Path | None = None) -> Path:
-    """Gets an exported model.
+def pull(name: str, folder: str | Path | None = None, *, verify: bool = True) -> Path:
+    """Gets an exported model, and compares it with its digests.
 
     Args:
         name: "owner/name", with "@" and a revision and with "/" and a file or without; "hf://"
@@ -38,6 +39,8 @@ def pull(name: str, folder: str | Path | None = None) -> Path:
             gets what a session needs into the Hub's own cache, where it is found again, without
             a network, too.
 
+        verify: whether it is compared; `sigcam.load` does that itself.
+
     Returns:
         The path of the .onnx file; its weights and head graph lie beside it.
 
@@ -45,7 +48,7 @@ def pull(name: str, folder: str | Path | None = None) -> Path:
         UsageError: no such form of a name.
         HubError: the repository, revision or file can't be had; says why and what to do.
         ArtifactError: the repository holds none or several exported models, or one that sigcam
-            didn't export.
+            didn't export, or that isn't what was written.
         StorageError: the folder can't be written.
 
     Example:
@@ -71,4 +74,12 @@ def pull(name: str, folder: str | Path | None = None) -> Path:
         there = ", ".join(sorted(files)) or "no .onnx file"
         raise HubError(f"{asked.repository} has no file {asked.file}; it has {there}")
     read_spec(path)
+    if verify:
+        try:
+            verified(path)
+        except ArtifactError as exc:
+            raise ArtifactError(
+                f"{exc} ({asked.repository} holds it so, or it was damaged here: remove "
+                f"{path.parent} and pull it again)"
+            ) from exc
     return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, ModelError, UsageError
 from sigcam.core.spec import Spec
+from sigcam.core.verify import verified
 from sigcam.hub.card import model_card
 from sigcam.hub.client import client
 from sigcam.hub.errors import told
@@ -30,6 +31,8 @@ def push(
 ) -> str:
     """Publishes an exported model; the repository is made if there is none.
 
+    All files are compared with their digests first.
+
     Weights and head graph beside the artifact go with it.
 
     Args:
@@ -45,8 +48,9 @@ def push(
 
     Raises:
         UsageError: no such form of a name.
-        ArtifactError: the file is no exported model, or an engine or head graph.
-        ModelError: there is no such branch file.
+        ArtifactError: the file is no exported model, or an engine or head graph; or a file isn't
+            what was written.
+        ModelError: there is no such branch file, or it isn't what was written.
         HubError: the Hub can't be reached or refuses; says why and what to do.
 
     Example:
@@ -56,9 +60,12 @@ def push(
     if asked.file is not None:
         raise UsageError(f"name a repository, owner/name, not the file {asked.file} in it")
     spec = _spec_of(path)
+    verified(path)
     branch = None if branch_file is None else Path(branch_file)
     if branch is not None and not branch.is_file():
         raise ModelError(f"there is no branch file {branch}; `sigcam train` writes one")
+    if branch is not None:
+        verified(branch)
     hub = client()
     with tempfile.TemporaryDirectory() as folder:
         _gather(Path(folder), path, spec, branch)

@@ -319,9 +319,9 @@ class HeadGraphClasses:
         self._values = values
         self._cam = cam
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+    def __reduce__(self) -> tuple[type[_Left], tuple[()]]:
         """Leaves itself out of copies: one sent to another process has no backend there."""
-        return _nothing, ()
+        return _Left, ()
 
     def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
         """Returns a result for each class in the order given, and the passes that they took.
@@ -358,5 +358,18 @@ class HeadGraphClasses:
         return self._head_graph.run(self._values[None], ids[None], wanted)
 
 
-def _nothing() -> None:
-    return None
+class _Left:
+    """What stands for the head graph in copies of an Explanation."""
+
+    def results(self, classes: Classes) -> tuple[list[ClassResult], int]:
+        """Refuses.
+
+        Raises:
+            UsageError: always.
+        """
+        del classes
+        raise UsageError(
+            "this Explanation is a copy or was pickled, and such a one goes without the head "
+            "graph; ask the Explanation that `Session.explain` returned, or explain the image "
+            "again with a session of this process (load the model after the fork)"
+        )

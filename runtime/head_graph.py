@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import NoReturn
 
 from sigcam.core.artifact import HOW_TO_EXPORT, check_belongs, head_path
 from sigcam.core.errors import ArtifactError, UsageError
-from sigcam.core.spec import Spec
+from sigcam.core.model_file import ModelFile, ModelSource
+from sigcam.core.processes import OwnProcess, no_pickle
 from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend
 
@@ -16,15 +18,34 @@ from sigcam.runtime.backends.base import Backend
 class HeadGraph:
     """The head graph of one artifact, opened when it is first needed.
 
-    Several threads may use it at once.
+    Its file is held open until then, so that it is the one that was checked when the artifact was
+    loaded, whatever has its name by then. Several threads may use it at once.
     """
 
-    def __init__(self, head_input: str, opener: Callable[[], Backend]) -> None:
+    def __init__(
+        self, head_input: str, file: ModelFile, opener: Callable[[ModelFile], Backend]
+    ) -> None:
+        """Holds the file; a graph with weights in another file beside it is opened at once.
+
+        Args:
+            head_input: the artifact's output that the graph takes.
+            file: the head graph's file, checked.
+            opener: opens a file in the session's backend.
+
+        Raises:
+            ArtifactError: the file can't be read, or isn't a usable head graph.
+        """
         self._head_input = head_input
+        self._file = file
         self._opener = opener
         self._backend: Backend | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._own = OwnProcess("the head graph")
+        if file.has_external_data:
+            self._backend = _checked(opener(file), head_input)
+        else:
+            file.hold()
 
     @property
     def head_input(self) -> str:
@@ -42,8 +63,9 @@ class HeadGraph:
                 left out where there is no sigmoid branch.
 
         Raises:
-            UsageError: the session is closed.
-            ArtifactError: the file isn't a usable head graph.
+            UsageError: the session is closed, or this process was forked from the one that
+                loaded it.
+            ArtifactError: the file isn't a usable head graph, or was overwritten.
             BackendError: the backend failed.
         """
         backend = self._opened()
@@ -54,18 +76,35 @@ class HeadGraph:
         return backend.infer({self._head_input: values, "class_ids": class_ids}, names)
 
     def close(self) -> None:
-        """Frees the backend; the graph can't be used afterwards."""
+        """Frees the backend; the graph can't be used afterwards.
+
+        In a process that was forked from the one that loaded it, nothing is freed.
+        """
+        if os.getpid() != self._own.pid:
+            return
         with self._lock:
             self._closed = True
+            self._file.release()
             if self._backend is not None:
                 self._backend.close()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled or copied.
+
+        Raises:
+            UsageError: always.
+        """
+        no_pickle("a HeadGraph")
+
     def _opened(self) -> Backend:
+        if os.getpid() != self._own.pid:  # before the lock, which may have been held at the fork
+            self._own.refuse()
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed; load the model again")
             if self._backend is None:
-                self._backend = _checked(self._opener(), self._head_input)
+                self._backend = _checked(self._opener(self._file.in_memory()), self._head_input)
+                self._file.release()
             return self._backend
 
 
@@ -83,32 +122,35 @@ def _checked(backend: Backend, head_input: str) -> Backend:
 
 
 def find_head_graph(
-    path: Path, given: str | Path | None, spec: Spec, opener: Callable[[Path], Backend]
-) -> HeadGraph | None:
-    """Finds the head graph of the artifact at `path`, checks its spec and doesn't open it yet.
+    model: ModelFile, given: ModelSource | None = None, *, verify: bool = True
+) -> ModelFile | None:
+    """Finds the head graph of an artifact, and checks that it belongs to it.
 
     Args:
-        path: the artifact's file.
-        given: the head graph's file; None for the one beside the artifact that has its name
+        model: the artifact's file.
+        given: the head graph; None for the file beside the artifact that has its name
             (`model.head.onnx` for `model.onnx`), if it exists.
-        spec: the artifact's spec.
-        opener: opens a file in the session's backend.
+        verify: whether it is compared with its digest.
 
     Raises:
-        ArtifactError: the file is no head graph, or that of another artifact.
+        ArtifactError: the file is no head graph, that of another artifact, or not what was
+            written.
         UsageError: `given` for an artifact that was exported without a head graph.
 
     Example:
-        head = find_head_graph(
-            Path("model.onnx"), None, spec, lambda file: open_backend(file, "ort", options)
-        )
+        file = find_head_graph(ModelFile("model.onnx"))
     """
-    if spec.head_input is None:
+    if model.spec.head_input is None:
         if given is None:
             return None
-        raise UsageError(f"{path} was exported without a head graph; {HOW_TO_EXPORT}")
-    file = head_path(path) if given is None else Path(given)
-    if given is None and not file.is_file():
-        return None
-    check_belongs(file, spec)
-    return HeadGraph(spec.head_input, lambda: opener(file))
+        raise UsageError(f"{model.name} was exported without a head graph; {HOW_TO_EXPORT}")
+    if given is None:
+        beside = None if model.path is None else head_path(model.path)
+        if beside is None or not beside.is_file():
+            return None
+        given = beside
+    file = ModelFile(given, "the head graph's bytes")
+    check_belongs(file.spec, model.spec, file.name)
+    if verify:
+        file.verify()
+    return file

@@ -7,16 +7,18 @@ spec, opens the backend and, when one is needed, the head graph; it combines the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
-from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
+from sigcam.core.model_file import ModelFile, ModelSource
+from sigcam.core.processes import OwnProcess, no_pickle
 from sigcam.core.spec import Profile, Spec, Task
 from sigcam.core.types import Array
 from sigcam.hub.pull import local
@@ -120,49 +122,56 @@ class ExportedModel:
         }
         # Where the device makes the heatmaps, what they are made of stays there.
         self._beside_heatmaps = self._outputs()
+        self._process = OwnProcess("the model")
 
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: ModelSource,
         backend: str = "auto",
         options: BackendOptions | None = None,
-        head: str | Path | None = None,
+        head: ModelSource | None = None,
         *,
         with_head: bool = True,
+        verify: bool = True,
     ) -> ExportedModel:
         """Opens a file that `sigcam export` or `sigcam build-engine` wrote.
 
         Args:
-            path: the .onnx or .engine file, or an address on the Hub.
+            path: the .onnx or .engine file, or an address on the Hub; or the bytes of an .onnx
+                file, or a file that is open for reading bytes.
             backend: the backend's name, or "auto"; see `sigcam.load`.
             options: what the backend is asked for; its defaults when None.
             head: the head graph's file; None for the one beside `path` that has its name.
             with_head: whether a head graph is looked for at all; who explains no further
                 classes needs none.
+            verify: whether all files are compared with their digests first.
 
         Raises:
             ArtifactError, BackendUnavailableError, BackendError, UsageError, HubError: as
                 `sigcam.load`.
         """
-        path = local(path)
+        file = ModelFile(local(path) if isinstance(path, (str, Path)) else path)
         options = options or BackendOptions()
-        spec = read_spec(path)
+        spec = file.spec
         if spec.kind != "artifact":
             raise ArtifactError(
-                f"{path} is a head graph; give the artifact that it belongs to"
+                f"{file.name} is a head graph; give the artifact that it belongs to"
                 + (", and this file as `head`" if with_head else "")
             )
-        opened = open_backend(path, backend, options)
+        found = find_head_graph(file, head, verify=verify) if with_head else None
+        if verify and not file.is_engine:  # an engine is compared with its sidecar anyhow
+            file.verify()
+        opened = open_backend(file, backend, options)
         # A TensorRT engine's head graph is an ONNX file, which another backend has to run.
-        name = "auto" if is_engine(path) else opened.name
+        name = "auto" if file.is_engine else opened.name
         try:
-            if not with_head:
+            if found is None or spec.head_input is None:
                 return cls(spec, opened)
-            found = find_head_graph(
-                path, head, spec, lambda file: open_backend(file, name, options)
+            graph = HeadGraph(
+                spec.head_input, found, lambda later: open_backend(later, name, options)
             )
-            return cls(spec, opened, found)
+            return cls(spec, opened, graph)
         except BaseException:
             opened.close()
             raise
@@ -269,10 +278,24 @@ class ExportedModel:
         return values if name == "evidence_logits" else values[:, class_ids]
 
     def close(self) -> None:
-        """Frees the backend and the head graph's; what `run` returned stays usable."""
+        """Frees the backend and the head graph's; what `run` returned stays usable.
+
+        In a process that was forked from the one that loaded it, nothing is freed: that would
+        wait for threads that aren't there.
+        """
+        if os.getpid() != self._process.pid:
+            return
         self.backend.close()
         if self.head_graph is not None:
             self.head_graph.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled or copied.
+
+        Raises:
+            UsageError: always.
+        """
+        no_pickle("an ExportedModel")
 
     def __enter__(self) -> ExportedModel:  # noqa: PYI034 (Self is new in Python 3.11)
         return self

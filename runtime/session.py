@@ -7,11 +7,15 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar, overload
+from typing import Literal, NoReturn, TypeVar, overload
 
+import cv2
 import numpy as np
 
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ImageError, UsageError
+from sigcam.core.model_file import ModelSource
+from sigcam.core.processes import OwnProcess, no_pickle
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
@@ -28,10 +32,11 @@ P = TypeVar("P", bound=ImageLike)
 
 
 def load(
-    path: str | Path,
+    path: ModelSource,
     backend: str = "auto",
     *,
-    head: str | Path | None = None,
+    head: ModelSource | None = None,
+    verify: bool = True,
     threads: int | None = None,
     spinning: bool = True,
     device: int = 0,
@@ -47,16 +52,26 @@ def load(
         path: the .onnx file that `sigcam export` wrote, or the .engine file that
             `sigcam build-engine` made of it; or one that `sigcam push` published, as
             "hf://owner/name", with "@" and a revision and with "/" and the file or without.
-            The Hub's client keeps it in its own cache.
+            The Hub's client keeps it in its own cache. Or the bytes of an .onnx file, or a file
+            that is open for reading bytes; one with weights in a file beside it, and engines,
+            come as paths only. The files are read here, but for the head graph: what becomes of
+            them afterwards doesn't change the session.
         backend: the backend's name, or "auto" for the first that can be used here: ONNX
             Runtime on an NVIDIA GPU ("ort-cuda"), then on the CPU ("ort"), then OpenVINO
             ("openvino"). Backends that lack an option that is given don't count. A backend that
             is named is never replaced by another; `backend_name` tells which one runs. For an
             .engine file it is TensorRT ("tensorrt").
         head: the head graph's file; None for the one beside `path` that has its name
-            (`model.head.onnx` for `model.onnx`), if it exists. It is opened when it is first
-            needed, and makes `Explanation.for_classes` and ablationcam possible.
-        threads: threads that one inference may use; None leaves it to the backend.
+            (`model.head.onnx` for `model.onnx`), if it exists; or its bytes, or an open file,
+            which is all that belongs to a model of bytes. The file is held open and read when
+            the graph is first needed; one that was overwritten until then is refused. It makes
+            `Explanation.for_classes` and ablationcam possible.
+        verify: whether all files are compared with the digests that they were written with, which
+            takes a second for about 1.5 GB; docs/serving.md has figures. Without it, a damaged
+            file may give wrong results.
+        threads: threads that one inference may use; None leaves it to the backend, where this
+            process may use the whole machine. Under a quota (containers), with fewer processors
+            (taskset) or where OMP_NUM_THREADS is set, it is as many as that allows.
         spinning: whether the backend's idle threads wait by spinning: a little faster for a
             process that runs one model all the time, wasteful in one that does more.
         device: number of the GPU; backends on one only.
@@ -72,12 +87,13 @@ def load(
         max_pixels: largest image file that is decoded; None for no limit.
 
     Raises:
-        ArtifactError: the file isn't a usable sigcam artifact, or the head graph belongs to
-            another one.
+        ArtifactError: the file isn't a usable sigcam artifact, isn't what was written, or changed
+            while it was read; or the head graph belongs to another one.
         BackendUnavailableError: the backend isn't installed, or a library, the driver or the
             device that it needs is missing.
         UsageError: an unknown backend, an option that it doesn't have, a number out of range,
-            or a head graph for an artifact that was exported without one.
+            a head graph for an artifact that was exported without one, or no path where one is
+            needed.
         HubError: the repository on the Hub can't be had; says why and what to do.
         BackendError: the backend would run a part of the network on another device.
 
@@ -95,7 +111,8 @@ def load(
         cache=None if cache is None else Path(cache),
         batch_size=batch_size,
     )
-    model = ExportedModel.open(path, backend, options, head)
+    _limit_opencv()
+    model = ExportedModel.open(path, backend, options, head, verify=verify)
     try:
         return Session(model, batch_size=batch_size, max_pixels=max_pixels)
     except BaseException:
@@ -103,11 +120,19 @@ def load(
         raise
 
 
+def _limit_opencv() -> None:
+    """Keeps OpenCV, which reads the images, within what this process may use."""
+    limit = thread_limit()
+    if limit is not None and cv2.getNumThreads() > limit:
+        cv2.setNumThreads(limit)
+
+
 class Session:
     """An exported model, ready to explain images.
 
     Nothing that changes is shared between calls, so one Session may serve several threads
-    at once. It is a context manager that closes itself.
+    at once. It belongs to the process that loaded it: one that was forked from that gets a
+    UsageError, as does who pickles or copies it. It is a context manager that closes itself.
     """
 
     def __init__(
@@ -134,6 +159,7 @@ class Session:
         self._batch_size = batch_size
         self._max_pixels = max_pixels
         self._closed = False
+        self._own = OwnProcess("the session")
 
     @property
     def spec(self) -> Spec:
@@ -319,12 +345,23 @@ class Session:
             return self._results(images, call)
         if on_error != "return":
             raise UsageError(f"on_error must be 'raise' or 'return', got {on_error!r}")
-        return replace(call, stop_at_error=False).explained(images, self._read)
+        return self._here(replace(call, stop_at_error=False).explained(images, self._read))
 
     def close(self) -> None:
-        """Frees the backend. The Session can't be used afterwards; its results can."""
+        """Frees the backend. The Session can't be used afterwards; its results can.
+
+        In a process that was forked from the one that loaded it, nothing is freed.
+        """
         self._closed = True
         self._model.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled or copied.
+
+        Raises:
+            UsageError: always.
+        """
+        no_pickle("a Session")
 
     def __enter__(self) -> Session:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
@@ -349,6 +386,8 @@ class Session:
         method_options: Mapping[str, float],
         progress: bool | Report,
     ) -> ExplainCall:
+        if os.getpid() != self._own.pid:
+            self._own.refuse()
         if self._closed:
             raise UsageError("the session is closed; load the model again")
         request = request_for(classes, top_k, self.spec, min_probability)
@@ -361,7 +400,7 @@ class Session:
     def _results(
         self, images: Iterable[ImageLike], call: ExplainCall
     ) -> Generator[list[Explanation], None, None]:
-        found = call.explained(images, self._read)
+        found = self._here(call.explained(images, self._read))
         try:
             for slot in found:
                 if isinstance(slot, ImageError):
@@ -370,6 +409,25 @@ class Session:
                 del slot
         finally:
             found.close()
+
+    def _here(self, found: Generator[Slot, None, None]) -> Generator[Slot, None, None]:
+        """Yields what `found` gives, and refuses to go on in a process that was forked meanwhile.
+
+        Its threads aren't there, so it would be waited for for ever.
+        """
+        try:
+            while True:
+                if os.getpid() != self._own.pid:
+                    self._own.refuse()
+                try:
+                    slot = next(found)
+                except StopIteration:
+                    return
+                yield slot
+                del slot
+        finally:
+            if os.getpid() == self._own.pid:
+                found.close()
 
     def _read(self, source: ImageLike) -> NamedImage | ImageError:
         return read_image_for(source, self.spec.preprocessing, self._max_pixels)

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.fresh import Init
+from sigcam.core.cpus import usable_cpus
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing, Task
 from sigcam.data import Dataset, labelled
@@ -109,6 +112,7 @@ def train_branch(
     augmentation = augmentation or Augmentation(seed=settings.seed)
     preprocessing = preprocessing or classifier.preprocessing
     _check(classifier, settings)
+    _limit_torch()
     if settings.init is None:  # a branch that is there goes on
         first: Init = "default" if classifier.has_sigmoid else settings.first
         settings = replace(settings, init=first)
@@ -197,6 +201,12 @@ def _check(classifier: BuiltClassifier, settings: TrainSettings) -> None:
             f"trained before: {classifier.trained_on}. Take the init 'default' to go on from it, "
             "or weights without a branch to start anew"
         )
+
+
+def _limit_torch() -> None:
+    """Keeps torch within the quota of this process; it knows affinity and OMP_NUM_THREADS."""
+    if torch.get_num_threads() > usable_cpus():
+        torch.set_num_threads(usable_cpus())
 
 
 def _words(dataset: Dataset, settings: TrainSettings, result: TrainResult, task: Task) -> str:

@@ -6,7 +6,6 @@ while the backbone works on those before.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ import torch
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.head import Head
 from sigcam.classifier.rewrite import fold_batch_norms
+from sigcam.core.cpus import usable_cpus
 from sigcam.core.errors import ImageError, ModelError, UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.data import Dataset, labelled, match_classes
@@ -39,13 +39,13 @@ def head_of(dual: DualBranch, name: HeadName) -> Head:
 
 
 def default_workers() -> int:
-    """Returns how many threads decode: the cores, at most 8 (the backbone needs the rest).
+    """Returns how many threads decode: the usable cores, at most 8 (the backbone needs the rest).
 
     Example:
         >>> 1 <= default_workers() <= 8
         True
     """
-    return min(os.cpu_count() or 1, 8)
+    return min(usable_cpus(), 8)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sanity": ("sanity", "Check that the map depends on what the network learnt."),
     "push": ("hub", "Publish an artifact on the Hugging Face Hub."),
     "pull": ("hub", "Get an artifact from the Hugging Face Hub."),
+    "verify": ("verify", "Check that model files are what was written."),
     "info": ("info", "Print the spec and parity report of an artifact."),
     "kernels": ("kernels", "Compile the CUDA kernels ahead of time, or list what runs them."),
     "demo": ("demo", "Explain real photographs and write a page about it."),

@@ -111,6 +111,7 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
         ("channels", _channels(preprocessing)),
         ("features", "; ".join(features)),
         ("weights", source.weights_sha256[:16]),
+        ("digest", (spec.digest or "none")[:16]),
     ]
     if source.branch_sha256 is not None:
         rows.append(("sigmoid branch", source.branch_sha256[:16]))

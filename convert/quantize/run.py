@@ -23,11 +23,13 @@ from sigcam.convert.quantize.int8_head import quantize_sigmoid_head
 from sigcam.convert.quantize.layer_errors import LayerError, correct_biases, rank_layers
 from sigcam.convert.quantize.selection import Selection, maker_of, select
 from sigcam.convert.quantize.source import Source, read_source
-from sigcam.core.artifact import check_belongs, head_path
+from sigcam.core.artifact import head_path, read_spec, with_spec
 from sigcam.core.errors import FidelityError, UsageError
 from sigcam.core.files import atomic_path, check_writable, write_bytes
+from sigcam.core.model_file import ModelFile
 from sigcam.core.progress import reporter
-from sigcam.core.spec import METADATA_KEY, FidelityReport, QuantizedPrecision, Spec
+from sigcam.core.spec import FidelityReport, QuantizedPrecision, Spec
+from sigcam.runtime.head_graph import find_head_graph
 
 Say = Callable[[str], None]
 
@@ -128,7 +130,8 @@ def quantize_artifact(
 
     Raises:
         UsageError: a file that can't be converted, or options that contradict it or each other.
-        ArtifactError: the file isn't a usable artifact, or `head` isn't there.
+        ArtifactError: the file isn't a usable artifact or not what was written, or `head` isn't
+            there.
         DataError: too few usable images, or images that say nothing of a layer's range.
         FidelityError: the result differs by more than the limits; nothing is written.
         ExportError: the graph can't be converted.
@@ -155,15 +158,13 @@ def quantize_artifact(
         )
         model, fidelity = conversion.run()
     spec = dataclasses.replace(source.spec, fidelity=fidelity)
-    del model.metadata_props[:]
-    model.metadata_props.add(key=METADATA_KEY, value=spec.to_json())
-    write_bytes(out, model.SerializeToString())
+    write_bytes(out, with_spec(model, spec))
     written = [out]
     for there, here in heads:
         with atomic_path(here) as temporary:
             shutil.copyfile(there, temporary)
         written.append(here)
-    return spec, written
+    return read_spec(out), written
 
 
 def _silent(text: str) -> None:
@@ -176,12 +177,11 @@ def _heads(source: Source, out: Path, given: str | Path | None) -> list[tuple[Pa
         if given is not None:
             raise UsageError(f"{source.path} was exported without a head graph")
         return []
-    found = head_path(source.path) if given is None else Path(given)
-    if given is None and not found.is_file():
+    file = find_head_graph(ModelFile(source.path), given)
+    if file is None:
         return []
-    check_belongs(found, source.spec)
-    model = onnx.load(str(found), load_external_data=False)
-    if any(tensor.external_data for tensor in model.graph.initializer):
+    found = file.path or Path()
+    if file.has_external_data:
         raise UsageError(
             f"{found} has its weights in a file beside it; move it away, and pass it to "
             "`sigcam explain` with --head instead"
@@ -322,7 +322,7 @@ class _Conversion:
 
     def _measured(self, model: onnx.ModelProto, kept: Sequence[str]) -> FidelityReport:
         """Compares a model with float32 on the held-out images."""
-        self._candidate.write_bytes(model.SerializeToString())
+        self._candidate.write_bytes(with_spec(model, self._source.spec))
         figures = self._check.compare(self._candidate, reporter(self._progress, "compare"))
         options = self._options
         fidelity = FidelityReport(

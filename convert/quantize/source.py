@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -10,6 +10,7 @@ import onnx
 from sigcam.convert.onnx_graph import name_nodes
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, UsageError
+from sigcam.core.model_file import ModelFile
 from sigcam.core.spec import Spec
 
 LIMIT = 2**31 - 2**20
@@ -43,7 +44,7 @@ def read_source(path: Path) -> Source:
     Raises:
         UsageError: a TensorRT engine, a head graph, an artifact that was converted before,
             or one over 2 GiB.
-        ArtifactError: the file isn't a usable artifact.
+        ArtifactError: the file isn't a usable artifact, or not what was written.
 
     Example:
         source = read_source(Path("model.onnx"))
@@ -59,7 +60,10 @@ def read_source(path: Path) -> Source:
         raise UsageError(
             f"{path} is a head graph, which stays in float32; quantise the artifact it belongs to"
         )
+    file = ModelFile(path)
+    file.verify()
     model = _read_model(path)
+    file.check_unchanged()
     done = sorted({node.op_type for node in model.graph.node} & _QUANTISED)
     if spec.fidelity is not None or done:
         what = spec.fidelity.precision if spec.fidelity else f"it has {', '.join(done)}"
@@ -70,7 +74,8 @@ def read_source(path: Path) -> Source:
     name_nodes(model.graph)
     if not any(value.name == "logits" for value in model.graph.output):
         raise ArtifactError(f"{path} has no output `logits`; export the model again")
-    return Source(path, spec, model)
+    # The weights are in the model now.
+    return Source(path, replace(spec, external_data={}), model)
 
 
 def _read_model(path: Path) -> onnx.ModelProto:

@@ -10,14 +10,15 @@ from sigcam.convert.tensorrt.float16 import to_half
 from sigcam.convert.tensorrt.monitor import make_monitor, run_stoppable
 from sigcam.convert.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
 from sigcam.convert.tensorrt.timing_cache import TimingCache
-from sigcam.core.artifact import is_engine, read_spec
+from sigcam.core.artifact import is_engine
 from sigcam.core.errors import (
     ArtifactError,
     BackendError,
     BackendUnavailableError,
     UsageError,
 )
-from sigcam.core.files import check_writable, model_digest
+from sigcam.core.files import check_writable
+from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import (
     Sidecar,
     dotted,
@@ -60,7 +61,8 @@ def build_engine(
         UsageError: options that the model or the package can't follow.
         BackendUnavailableError: TensorRT isn't installed, or the package builds on a GPU
             only and there is none.
-        ArtifactError: the model isn't an artifact, or TensorRT can't parse it.
+        ArtifactError: the model isn't an artifact or not what was written, it changed meanwhile,
+            or TensorRT can't parse it.
         BackendError: TensorRT can't build it.
         StorageError: a file can't be written.
         KeyboardInterrupt: Ctrl-C; nothing is written.
@@ -74,9 +76,11 @@ def build_engine(
         raise UsageError(
             f"{model} is an engine already; pass the .onnx file that an engine shall be built of"
         )
-    spec = read_spec(model)
+    file = ModelFile(model)
+    spec = file.spec
     if spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
+    file.verify()
     package = choose(options.package)
     target = Path(out) if out is not None else model.with_suffix(package.suffix)
     if not is_engine(target):
@@ -86,10 +90,11 @@ def build_engine(
     if options.timing_cache is not None:
         check_writable(options.timing_cache)
     gpu = None if package.is_rtx or options.capabilities else _gpu_here(package)
-    source_sha256 = model_digest(model)
+    source_sha256 = file.contents_sha256()
     converters = ("onnx", "onnxruntime") if options.precision == "float16" else ()
     build = Build(package, model, options)
     with memoryview(build.run(progress=progress)) as data:
+        file.check_unchanged()
         sidecar = Sidecar(
             spec=spec,
             sha256=hashlib.sha256(data).hexdigest(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sigcam.core.artifact import is_engine
 from sigcam.core.errors import BackendUnavailableError, UsageError
+from sigcam.core.model_file import ModelFile
 from sigcam.runtime.backends.base import Backend, BackendOptions
 
 BACKENDS: dict[str, str] = {
@@ -46,13 +47,13 @@ def backend_class(name: str) -> type[Backend]:
     return found
 
 
-def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
+def open_backend(model: Path | ModelFile, name: str, options: BackendOptions) -> Backend:
     """Opens a model file in a backend.
 
     A backend that was asked for by name is never replaced by another.
 
     Args:
-        path: the exported model, or an engine.
+        model: the exported model, or an engine: its path or its file.
         name: name of the backend. "auto" takes the first one that is there, of those that
             understand all options that were given; for an engine it takes "tensorrt".
         options: what is asked of the backend.
@@ -67,17 +68,19 @@ def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
         backend = open_backend(Path("model.onnx"), "auto", BackendOptions(threads=2))
         outputs = backend.infer({"image": batch}, ["logits", "cams"])
     """
-    if name == "auto" and is_engine(path):
+    is_an_engine = model.is_engine if isinstance(model, ModelFile) else is_engine(model)
+    if name == "auto" and is_an_engine:
         name = "tensorrt"
     if name != "auto":
         kind = backend_class(name)
         _refuse_unknown(kind, options)
-        if is_engine(path) and name != "tensorrt":
+        if is_an_engine and name != "tensorrt":
+            named = model.name if isinstance(model, ModelFile) else model
             raise UsageError(
-                f"{path} is a TensorRT engine, which only the backend 'tensorrt' runs, not "
+                f"{named} is a TensorRT engine, which only the backend 'tensorrt' runs, not "
                 f"{name!r}; load the .onnx file that it was built from"
             )
-        return kind.open(path, options)
+        return kind.open(model, options)
     given = options.given()
     kinds = [kind for kind in map(backend_class, AUTO_ORDER) if kind.understands.issuperset(given)]
     if not kinds:
@@ -88,7 +91,7 @@ def open_backend(path: Path, name: str, options: BackendOptions) -> Backend:
     missing = []
     for kind in kinds:
         try:
-            return kind.open(path, options)
+            return kind.open(model, options)
         except BackendUnavailableError as exc:  # noqa: PERF203 (there are few backends)
             missing.append(exc)
     raise BackendUnavailableError(

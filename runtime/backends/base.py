@@ -7,14 +7,18 @@ The public `infer` checks, the private `_infer` computes.
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import numpy as np
 
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import BackendError, UsageError
+from sigcam.core.model_file import ModelFile
+from sigcam.core.processes import OwnProcess, keep_in_children, no_pickle
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Placement
 
@@ -57,7 +61,8 @@ class BackendOptions:
     """What backends can be asked for. Each backend lists those that it understands.
 
     Attributes:
-        threads: threads that one inference may use; None leaves it to the backend.
+        threads: threads that one inference may use; None leaves it to the backend, within what
+            this process may use of the machine (`allowed_threads`).
         spinning: whether the backend's idle threads wait by spinning. That makes calls that
             follow each other a little faster, and takes cores from everything else in the
             process meanwhile, other models first of all.
@@ -93,6 +98,16 @@ class BackendOptions:
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+    @property
+    def allowed_threads(self) -> int | None:
+        """Returns `threads`; or the limit of this process, where it has one; or else None.
+
+        Example:
+            >>> BackendOptions(threads=2).allowed_threads
+            2
+        """
+        return thread_limit() if self.threads is None else self.threads
 
     def given(self) -> list[str]:
         """Returns the names of the options, hints aside, that differ from their defaults.
@@ -149,16 +164,37 @@ class Backend(abc.ABC):
     """Names of the `BackendOptions` that mean something here; the others are refused."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    _own: OwnProcess | None = None
+    """The process that opened it; None where `open` didn't."""
 
     @classmethod
-    @abc.abstractmethod
-    def open(cls, path: Path, options: BackendOptions) -> Backend:
-        """Loads the artifact at `path`.
+    def open(cls, model: Path | ModelFile, options: BackendOptions) -> Backend:
+        """Loads a model. Nothing of its files is read after that, nor mapped into memory.
+
+        Args:
+            model: the model's file, or its path.
+            options: what is asked of the backend.
 
         Raises:
             BackendUnavailableError: the backend isn't installed or can't run here.
-            ArtifactError: the backend refuses the file.
+            ArtifactError: the backend refuses the file, or the file changed meanwhile.
         """
+        file = model if isinstance(model, ModelFile) else ModelFile(model)
+        backend = cls._open(file, options)
+        # A process that is forked from this one must never free it: see `keep_in_children`.
+        keep_in_children(backend)
+        backend._own = OwnProcess("the model")
+        try:
+            file.check_unchanged()
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    @classmethod
+    @abc.abstractmethod
+    def _open(cls, model: ModelFile, options: BackendOptions) -> Backend:
+        """Loads a model, as `open` says."""
 
     def infer(
         self, feeds: Mapping[str, Array], wanted: Sequence[str] | None = None
@@ -173,7 +209,8 @@ class Backend(abc.ABC):
             The outputs by name, as arrays that belong to the caller.
 
         Raises:
-            UsageError: a missing or unknown name, a wrong dtype or shape.
+            UsageError: a missing or unknown name, a wrong dtype or shape, or a process that was
+                forked from the one that opened the model.
             BackendError: the backend failed.
         """
         return self._infer(feeds, self._checked(feeds, wanted))
@@ -206,6 +243,8 @@ class Backend(abc.ABC):
 
     def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
         """Checks feeds and names of outputs; returns the names of the outputs to return."""
+        if self._own is not None and os.getpid() != self._own.pid:
+            self._own.refuse()
         expected = {info.name: info for info in self.inputs}
         if feeds.keys() != expected.keys():
             raise UsageError(f"the model takes the inputs {sorted(expected)}, got {sorted(feeds)}")
@@ -233,6 +272,14 @@ class Backend(abc.ABC):
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
         """Runs the backend and the heatmap kernels on checked feeds."""
         raise BackendError(f"the backend {self.name!r} makes no heatmaps on a device")
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be pickled or copied.
+
+        Raises:
+            UsageError: always.
+        """
+        no_pickle("a backend")
 
     def close(self) -> None:  # noqa: B027 (most backends free themselves)
         """Frees what the backend holds; the backend can't be used afterwards."""

@@ -46,12 +46,12 @@ def test_info_prints_spec_and_certificate(work, cli):
 def test_a_file_of_an_older_schema_is_refused_by_its_version(work, cli, tmp_path):
     old = tmp_path / "old.onnx"
     data = work.top1.read_bytes()
-    assert data.count(b'"schema_version": 3') == 1
-    old.write_bytes(data.replace(b'"schema_version": 3', b'"schema_version": 2'))
+    assert data.count(b'"schema_version": 4') == 1
+    old.write_bytes(data.replace(b'"schema_version": 4', b'"schema_version": 2'))
     for command in (["info", old], ["info", old, "--json"], ["explain", old, work.data]):
         found = cli(*command)
         assert (found.exit_code, found.stdout) == (1, "")
-        assert f"{old}: the spec has schema version 2, this sigcam reads 3; export" in found.stderr
+        assert f"{old}: the spec has schema version 2, this sigcam reads 4; export" in found.stderr
 
 
 def test_explain_writes_json_lines_and_overlays(work, cli, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from sigcam.classifier import branch_file
 from sigcam.classifier.branch_file import (
@@ -18,6 +18,7 @@ from sigcam.classifier.branch_file import (
     save_branch,
 )
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.core.digest import BRANCH_DIGEST_FIELD, BRANCH_DIGEST_KEY, ZEROS, find_digest, seal
 from sigcam.core.errors import (
     BranchMismatchError,
     ModelError,
@@ -57,11 +58,9 @@ def rewrite(path, change, **tensors) -> None:
         text = opened.metadata()[branch_file.METADATA_KEY]
     metadata = json.loads(text)
     change(metadata)
-    save_file(
-        {**load_file(path), **tensors},
-        path,
-        metadata={branch_file.METADATA_KEY: json.dumps(metadata)},
-    )
+    texts = {branch_file.METADATA_KEY: json.dumps(metadata), BRANCH_DIGEST_KEY: ZEROS}
+    data = save({**load_file(path), **tensors}, metadata=texts)
+    path.write_bytes(seal(data, find_digest(data, BRANCH_DIGEST_FIELD)))
 
 
 def assert_unchanged(dual, make_dual) -> None:
@@ -175,8 +174,8 @@ def test_other_files(tmp_path, toy) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(schema_version=3), "version 3, this sigcam reads 2; upgrade sigcam"),
-        (lambda m: m.update(schema_version=1), "version 1, this sigcam reads 2; train the branch"),
+        (lambda m: m.update(schema_version=4), "version 4, this sigcam reads 3; upgrade sigcam"),
+        (lambda m: m.update(schema_version=1), "version 1, this sigcam reads 3; train the branch"),
         (lambda m: m.pop("schema_version"), "'schema_version'"),
         (lambda m: m.pop("branch_layer"), "missing or wrong field"),
         (lambda m: m.update(num_classes="4"), "missing or wrong field"),

@@ -89,9 +89,9 @@ def test_truncated_anywhere(make_artifact, tmp_path):
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (99, r"schema version 99, this sigcam reads 3; upgrade sigcam or export"),
-        (2, r"schema version 2, this sigcam reads 3; export the model again"),
-        (1, r"schema version 1, this sigcam reads 3; export the model again"),
+        (99, r"schema version 99, this sigcam reads 4; upgrade sigcam or export"),
+        (2, r"schema version 2, this sigcam reads 4; export the model again"),
+        (1, r"schema version 1, this sigcam reads 4; export the model again"),
         (True, r"schema version True, .*; export the model again"),
         ("3", r"schema version '3', .*; export the model again"),
     ],

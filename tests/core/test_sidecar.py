@@ -44,7 +44,7 @@ def test_a_field_that_is_missing(engine, name):
         ("shapes", {"image": [[1]]}),
         ("shapes", {}), ("shapes", [1]), ("precision", "float8"), ("tf32", "no"), ("source", 0),
         ("source_sha256", 5), ("versions", 5), ("spec", {}), ("spec", "x"),
-        ("schema_version", "2"), ("schema_version", 3),
+        ("schema_version", "3"), ("schema_version", 4),
     ],
 )  # fmt: skip
 def test_a_field_of_another_kind(engine, name, value):

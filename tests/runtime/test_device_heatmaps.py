@@ -27,14 +27,18 @@ def both(stream, make_artifact):
 
     def make(emit=(), **changes):
         from sigcam.core.artifact import read_spec
+        from sigcam.core.model_file import ModelFile
         from sigcam.runtime.backends import open_backend
         from sigcam.runtime.backends.base import BackendOptions
-        from sigcam.runtime.head_graph import find_head_graph
+        from sigcam.runtime.head_graph import HeadGraph, find_head_graph
         from sigcam.runtime.model import ExportedModel
 
         path = make_artifact(profile="split", emit=emit, **changes)
         spec = read_spec(path)
-        head = find_head_graph(path, None, spec, lambda p: open_backend(p, "ort", BackendOptions()))
+        file = find_head_graph(ModelFile(path))
+        head = file and HeadGraph(
+            spec.head_input, file, lambda f: open_backend(f, "ort", BackendOptions())
+        )
         model = ExportedModel(spec, bound_on_cpu(path, stream), head)
         pair = (Session(model), load(path, "ort"))
         opened.extend(pair)

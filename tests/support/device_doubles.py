@@ -174,9 +174,9 @@ def bound_on_cpu(path, stream):
         name = "bound"
 
         @classmethod
-        def open(cls, path, options):
+        def _open(cls, model, options):
             settings = session_options(ort, options)
-            session = open_session(ort, path, settings, ["CPUExecutionProvider"])
+            session = open_session(ort, model, settings, ["CPUExecutionProvider"])
             return cls(session, stream, ort.RunOptions())
 
     return OnCpu.open(path, BackendOptions(threads=1))

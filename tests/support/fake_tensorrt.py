@@ -17,7 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 
-from sigcam.core.files import model_digest
+from sigcam.core.artifact import read_spec
+from sigcam.core.digest import ZEROS, find_digest, seal
+from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import Sidecar, here, write_pair
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
@@ -39,10 +41,11 @@ def write_engine(folder, package="tensorrt", capabilities=("8.6",), **changes):
     data = model.read_bytes()
     engine = folder / "model.engine"
     sidecar = Sidecar(
-        spec=spec, sha256=hashlib.sha256(data).hexdigest(), size=len(data), package=package,
+        spec=read_spec(model), sha256=hashlib.sha256(data).hexdigest(), size=len(data),
+        package=package,
         version=VERSION, platform=here(), capabilities=capabilities, shapes=SHAPES,
         gpu=GPU.name if package == "tensorrt" else None, precision="float32", tf32=False,
-        source=model.name, source_sha256=model_digest(model),
+        source=model.name, source_sha256=ModelFile(model).contents_sha256(),
     )  # fmt: skip
     write_pair(engine, memoryview(data), sidecar)
     return engine
@@ -348,11 +351,15 @@ def fake_module(cuda, shapes, is_rtx=False):
 
 
 def altered(path, **changes):
-    """Changes fields of a JSON file; None removes one."""
+    """Changes fields of a sidecar, with a digest that fits; None removes one."""
     data = json.loads(path.read_text())
     for name, value in changes.items():
         if value is None:
             del data[name]
         else:
             data[name] = value
-    path.write_text(json.dumps(data))
+    if "digest" in data:
+        data["digest"] = ZEROS
+    raw = json.dumps(data).encode()
+    place = find_digest(raw)
+    path.write_bytes(raw if place is None else seal(raw, place))

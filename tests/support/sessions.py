@@ -1,9 +1,12 @@
 """Tiny artifacts whose maps are known without running them, and a fake backend."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
+from sigcam.core.artifact import read_spec
 from sigcam.core.spec import ClassSelection
 from sigcam.runtime.backends.base import Backend, TensorInfo
 from sigcam.runtime.model import ExportedModel
@@ -47,7 +50,8 @@ def make_artifact(tmp_path_factory):
             emit = {*emit, spec.head_input}
             second = tiny_spec(**changes, kind="head")
             graph = head_graph(onnx, second, weights, head)
-            write(onnx, graph, path.with_name("model.head.onnx"), second.to_json())
+            there = write(onnx, graph, path.with_name("model.head.onnx"), second.to_json())
+            spec = replace(spec, head_digest=read_spec(there).digest)
         graph = artifact_graph(onnx, spec, weights, head, emit, per_position)
         return write(onnx, graph, path, (spec_text or spec.to_json()) if metadata else None)
 
@@ -76,7 +80,7 @@ class FakeBackend(Backend):
         self.closed = False
 
     @classmethod
-    def open(cls, path, options):
+    def _open(cls, model, options):
         raise NotImplementedError
 
     def _infer(self, feeds, wanted):

@@ -5,10 +5,17 @@ weighted means of these ("linear": the sigmoid branch has the same weights), or 
 two different perceptrons with one hidden layer ("mlp").
 """
 
+import contextlib
+import hashlib
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
 
+from sigcam.core.artifact import read_spec, spec_of
+from sigcam.core.digest import ZEROS, seal
+from sigcam.core.errors import ArtifactError
 from sigcam.core.spec import (
     ClassSelection,
     Preprocessing,
@@ -237,5 +244,39 @@ def write(onnx, graph, path, spec_text):
     onnx.checker.check_model(model, full_check=True)
     entries = {} if spec_text is None else {"other": "x", "sigcam": spec_text}
     onnx.helper.set_model_props(model, entries)
-    path.write_bytes(model.SerializeToString())
+    return seal_to(model, path)
+
+
+def seal_to(model, path, head=None):
+    """Writes a model, with the digest of its spec filled in if it has a spec at all.
+
+    `head` is the file of the head graph that belongs to it from now on.
+    """
+    for entry in model.metadata_props:
+        if entry.key == "sigcam":
+            if head is not None:
+                spec = replace(Spec.from_json(entry.value), head_digest=read_spec(head).digest)
+                entry.value = spec.to_json()
+            pattern, zeros = r'"digest": (null|"[0-9a-f]{64}")', f'"digest": "{ZEROS}"'
+            entry.value = re.sub(pattern, zeros, entry.value, count=1)
+    data = model.SerializeToString()
+    with contextlib.suppress(ArtifactError):  # a spec that is wrong on purpose
+        data = seal(data, spec_of(io.BytesIO(data), "model")[1])
+    path.write_bytes(data)
     return path
+
+
+def with_data_file(path):
+    """Moves the weights of a model into a file beside it, sealed again; returns that file."""
+    import onnx
+
+    model = onnx.load(path)
+    place = path.with_name(path.name + ".data")
+    onnx.save(model, path, save_as_external_data=True, location=place.name, size_threshold=90)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.metadata_props:
+        if entry.key == "sigcam":
+            data = {place.name: hashlib.sha256(place.read_bytes()).hexdigest()}
+            entry.value = replace(Spec.from_json(entry.value), external_data=data).to_json()
+    seal_to(model, path)
+    return place

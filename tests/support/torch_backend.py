@@ -19,7 +19,7 @@ class TorchBackend(Backend):
         self.function = function
 
     @classmethod
-    def open(cls, path, options):
+    def _open(cls, model, options):
         raise NotImplementedError
 
     def _infer(self, feeds, wanted):

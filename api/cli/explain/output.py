@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from sigcam.cli.common import echo
+from sigcam.core.cpus import usable_cpus
 from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ class Plan:
 
 
 def default_readers() -> int:
-    """Returns half of the cores, at most 8: the backend needs the others.
+    """Returns half of the usable cores, at most 8: the backend needs the others.
 
     Example:
         >>> 1 <= default_readers() <= 8
         True
     """
-    return max(1, min(8, (os.cpu_count() or 1) // 2))
+    return max(1, min(8, usable_cpus() // 2))
 
 
 class Meter:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.model_file import ModelFile
 from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend, BackendOptions, TensorInfo
 
@@ -83,21 +83,25 @@ def session_options(ort: Any, options: BackendOptions) -> Any:
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
+    threads = options.allowed_threads
+    if threads is not None:
+        settings.intra_op_num_threads = threads
     settings.add_session_config_entry(
         "session.intra_op.allow_spinning", "1" if options.spinning else "0"
     )
     return settings
 
 
-def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provider]) -> Any:
-    """Opens a session with the model at `path`.
+def open_session(ort: Any, model: ModelFile, settings: Any, providers: Sequence[Provider]) -> Any:
+    """Opens a session with a model.
+
+    ONNX Runtime would map weights that lie beside the graph, so it gets them as bytes, which it
+    copies.
 
     Args:
         ort: the package onnxruntime.
-        path: the model's file.
-        settings: what `session_options` made.
+        model: the model's file.
+        settings: what `session_options` made, for this session alone.
         providers: execution providers, the preferred one first.
 
     Raises:
@@ -107,13 +111,20 @@ def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provid
     Example:
         ort = import_onnxruntime("ort", "cpu")
         settings = session_options(ort, BackendOptions(threads=2))
-        session = open_session(ort, Path("model.onnx"), settings, ["CPUExecutionProvider"])
+        model = ModelFile("model.onnx")
+        session = open_session(ort, model, settings, ["CPUExecutionProvider"])
     """
+    weights = model.external_data()
+    if weights:
+        settings.add_external_initializers_from_files_in_memory(
+            list(weights), list(weights.values()), [len(data) for data in weights.values()]
+        )
+    source = model.graph() if model.path is None else str(model.path)
     try:
         # Without "enable_fallback", a provider that fails is replaced by another one and a
         # few lines are printed.
         return ort.InferenceSession(
-            str(path), sess_options=settings, providers=list(providers), enable_fallback=0
+            source, sess_options=settings, providers=list(providers), enable_fallback=0
         )
     except RuntimeError as exc:  # raised while a provider is set up; files have other types
         raise BackendUnavailableError(
@@ -121,7 +132,7 @@ def open_session(ort: Any, path: Path, settings: Any, providers: Sequence[Provid
         ) from exc
     except Exception as exc:  # ONNX Runtime's errors share no narrower base
         raise ArtifactError(
-            f"ONNX Runtime {ort.__version__} refuses {path}: {exc}; export the model again "
+            f"ONNX Runtime {ort.__version__} refuses {model.name}: {exc}; export the model again "
             "or upgrade onnxruntime"
         ) from exc
 

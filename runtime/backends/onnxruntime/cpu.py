@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from sigcam.core.model_file import ModelFile
 from sigcam.core.types import Array
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.backends.onnxruntime.common import (
@@ -22,8 +22,8 @@ class OrtBackend(OrtBase):
     name = "ort"
 
     @classmethod
-    def open(cls, path: Path, options: BackendOptions) -> OrtBackend:
-        """Loads the artifact at `path`.
+    def _open(cls, model: ModelFile, options: BackendOptions) -> OrtBackend:
+        """Loads a model.
 
         Raises:
             BackendUnavailableError: ONNX Runtime isn't installed.
@@ -31,7 +31,7 @@ class OrtBackend(OrtBase):
         """
         ort = import_onnxruntime(cls.name, "cpu")
         settings = session_options(ort, options)
-        return cls(open_session(ort, path, settings, ["CPUExecutionProvider"]))
+        return cls(open_session(ort, model, settings, ["CPUExecutionProvider"]))
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         session = self._opened()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sigcam.core.errors import BackendError, BackendUnavailableError
+from sigcam.core.model_file import ModelFile
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime.common import (
@@ -56,8 +57,8 @@ class OrtCudaBackend(BoundBackend):
         self.nodes = dict(Counter(provider for provider, _ in assigned_nodes(session)))
 
     @classmethod
-    def open(cls, path: Path, options: BackendOptions) -> OrtCudaBackend:
-        """Loads the artifact at `path` onto a GPU.
+    def _open(cls, model: ModelFile, options: BackendOptions) -> OrtCudaBackend:
+        """Loads a model onto a GPU.
 
         Raises:
             BackendUnavailableError: ONNX Runtime, its build for the GPU, a library, the
@@ -76,7 +77,7 @@ class OrtCudaBackend(BoundBackend):
         try:
             stream = CudaStream(options.device)
             try:
-                return cls._open_on(stream, ort, path, options)
+                return cls._open_on(stream, ort, model, options)
             except BaseException as exc:
                 # The traceback's frames hold the session, which must be gone before its stream.
                 traceback.clear_frames(exc.__traceback__)
@@ -92,16 +93,16 @@ class OrtCudaBackend(BoundBackend):
 
     @classmethod
     def _open_on(
-        cls, stream: CudaStream, ort: Any, path: Path, options: BackendOptions
+        cls, stream: CudaStream, ort: Any, model: ModelFile, options: BackendOptions
     ) -> OrtCudaBackend:
         """Opens the model on a stream, and refuses one of which the CPU would run a part."""
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
             ort.preload_dlls()  # from NVIDIA's wheels, where these are installed
         settings = session_options(ort, options)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [*cls._providers(ort, path, options, stream.handle), _CPU]
+        providers = [*cls._providers(ort, model, options, stream.handle), _CPU]
         try:
-            session = open_session(ort, path, settings, providers)
+            session = open_session(ort, model, settings, providers)
         except BackendUnavailableError as exc:
             raise BackendUnavailableError(f"{exc} ({_why_not(ort, cls.provider)})") from exc
         if cls.provider not in session.get_providers():
@@ -118,7 +119,7 @@ class OrtCudaBackend(BoundBackend):
     def _providers(
         cls,
         ort: Any,  # noqa: ARG003 (for the subclass)
-        path: Path,  # noqa: ARG003
+        model: ModelFile,  # noqa: ARG003
         options: BackendOptions,
         stream: int,
     ) -> list[Provider]:

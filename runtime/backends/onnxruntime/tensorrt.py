@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 from sigcam.core.errors import StorageError
-from sigcam.core.files import cache_folder, model_digest
+from sigcam.core.files import cache_folder
+from sigcam.core.model_file import ModelFile
 from sigcam.runtime.backends.base import BackendOptions, Precision
 from sigcam.runtime.backends.onnxruntime.common import Provider
 from sigcam.runtime.backends.onnxruntime.cuda import OrtCudaBackend, cuda_provider
@@ -30,10 +30,10 @@ class OrtTensorrtBackend(OrtCudaBackend):
 
     @classmethod
     def _providers(
-        cls, ort: Any, path: Path, options: BackendOptions, stream: int
+        cls, ort: Any, model: ModelFile, options: BackendOptions, stream: int
     ) -> list[Provider]:
         base = options.cache or cache_folder("ort-tensorrt")
-        folder = base / engine_key(path, ort.__version__, options.precision)
+        folder = base / engine_key(model, ort.__version__, options.precision)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -54,7 +54,7 @@ class OrtTensorrtBackend(OrtCudaBackend):
         return [(cls.provider, settings), cuda_provider(options, stream)]
 
 
-def engine_key(path: Path, version: str, precision: Precision) -> str:
+def engine_key(model: ModelFile, version: str, precision: Precision) -> str:
     """Returns the name of the folder with the engines of a model file.
 
     ONNX Runtime puts TensorRT's version and the GPU's architecture into the names of the
@@ -62,7 +62,7 @@ def engine_key(path: Path, version: str, precision: Precision) -> str:
     has the hash of the file and of its weights beside it, and ONNX Runtime's version.
 
     Args:
-        path: the model's file.
+        model: the model's file.
         version: ONNX Runtime's version.
         precision: the type that the engines may compute in.
 
@@ -70,11 +70,7 @@ def engine_key(path: Path, version: str, precision: Precision) -> str:
         ArtifactError: the file can't be read.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model = Path(folder, "model.onnx")
-        ...     _ = model.write_bytes(b"")
-        ...     engine_key(model, "1.26.0", "fp16")[32:]
+        >>> engine_key(ModelFile(b""), "1.26.0", "fp16")[32:]
         '-ort1.26.0-fp16'
     """
-    return f"{model_digest(path)[:32]}-ort{version}-{precision}"
+    return f"{model.contents_sha256()[:32]}-ort{version}-{precision}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.model_file import ModelFile
+from sigcam.core.processes import keep_in_children, on_fork
 from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend, BackendOptions, Precision, TensorInfo
 from sigcam.runtime.backends.openvino.cache import ModelCache, one_line
@@ -47,10 +50,11 @@ class OpenVinoBackend(Backend):
         self.outputs = tuple(_info(port, output_name(port)) for port in compiled.outputs)
         self._order = {info.name: index for index, info in enumerate(self.outputs)}
         self._requests: Requests | None = Requests(compiled, memory)
+        _shared.alive.add(self._requests)
 
     @classmethod
-    def open(cls, path: Path, options: BackendOptions) -> OpenVinoBackend:
-        """Loads the artifact at `path`.
+    def _open(cls, model: ModelFile, options: BackendOptions) -> OpenVinoBackend:
+        """Loads a model.
 
         Raises:
             BackendUnavailableError: OpenVINO isn't installed, or the processor has no
@@ -59,6 +63,7 @@ class OpenVinoBackend(Backend):
             StorageError: the compiled model can't be written to the cache.
         """
         ov, read_onnx = _import_openvino()
+        _refuse_stale()
         core = _core(ov)
         offered = _offered(core)
         if options.precision != "fp32" and options.precision not in offered:
@@ -69,18 +74,21 @@ class OpenVinoBackend(Backend):
                 "precision='fp32'"
             )
         config = _config(options, core)
+        _shared.compiled += 1
         single = options.batch_size == 1
 
         def compile_model() -> Any:
             try:
-                model = read_onnx(path)
+                graph = read_onnx(model)
                 if single:
-                    _fix_batch(model)
-                separate_weights(model)
-                return core.compile_model(model, "CPU", config)
+                    _fix_batch(graph)
+                separate_weights(graph)
+                return core.compile_model(graph, "CPU", config)
+            except ArtifactError:  # a file that can't be read
+                raise
             except Exception as exc:  # OpenVINO's errors share no narrower base
                 raise ArtifactError(
-                    f"OpenVINO {ov.__version__} refuses {path}: {one_line(exc)}; export the "
+                    f"OpenVINO {ov.__version__} refuses {model.name}: {one_line(exc)}; export the "
                     "model again or upgrade openvino"
                 ) from exc
 
@@ -89,7 +97,7 @@ class OpenVinoBackend(Backend):
         else:
             cache = ModelCache(options.cache, core, ov.__version__)
             variant = "one image" if single else "any batch"
-            compiled, memory = cache.load(path, config, variant, compile_model)
+            compiled, memory = cache.load(model, config, variant, compile_model)
         _check_precision(compiled, options.precision)
         return cls(compiled, memory)
 
@@ -109,8 +117,37 @@ class OpenVinoBackend(Backend):
         self._requests = None
 
 
-_cores: list[Any] = []
-_cores_lock = threading.Lock()
+class _Shared:
+    """What a process has once: the Core, if one was made, and what was compiled by it.
+
+    Attributes:
+        lock: held while the Core is made.
+        core: the Core; None before it is needed.
+        compiled: number of models whose compiling was begun.
+        alive: those that are still there.
+        stale: whether the process that this one was forked from had freed a model. OpenVINO
+            keeps the threads of a freed model for the next one; here they are missing, and
+            compiling would wait for them for ever.
+    """
+
+    def __init__(self, stale: bool = False) -> None:
+        self.lock = threading.Lock()
+        self.core: Any = None
+        self.compiled = 0
+        self.alive: weakref.WeakSet[Requests] = weakref.WeakSet()
+        self.stale = stale
+
+
+_shared = _Shared()
+
+
+def _start_again() -> None:
+    """Gives a forked process a Core of its own: the threads of the other one aren't there."""
+    global _shared
+    _shared = _Shared(_shared.stale or _shared.compiled > len(_shared.alive))
+
+
+on_fork(_start_again)
 
 
 def _core(ov: Any) -> Any:
@@ -122,14 +159,30 @@ def _core(ov: Any) -> Any:
     the next signal, Ctrl-C for one, then ends the process by a segmentation fault (seen in
     2026.4).
     """
-    with _cores_lock:
-        if not _cores:
-            _cores.append(ov.Core())
-        return _cores[0]
+    with _shared.lock:
+        if _shared.core is None:
+            _shared.core = ov.Core()
+            keep_in_children(_shared)
+        return _shared.core
+
+
+def _refuse_stale() -> None:
+    """Refuses a forked process in which OpenVINO would wait for threads that aren't there.
+
+    Raises:
+        BackendUnavailableError: a model was freed before the fork.
+    """
+    if _shared.stale:
+        raise BackendUnavailableError(
+            "OpenVINO can't be used in this process: a model was closed before the fork, and "
+            "OpenVINO waits for that model's threads, which aren't here. Load no OpenVINO model "
+            "before the fork, or keep it open until after it; or start processes with 'spawn', or "
+            "take the backend 'ort' (docs/serving.md)"
+        )
 
 
 def _import_openvino() -> tuple[Any, Any]:
-    """Returns the package openvino, and a function that reads an ONNX file.
+    """Returns the package openvino, and a function that reads a model's file.
 
     Raises:
         BackendUnavailableError: the package isn't installed, or was built without ONNX.
@@ -151,7 +204,15 @@ def _import_openvino() -> tuple[Any, Any]:
             f"OpenVINO {openvino.__version__} can't read ONNX files here: {one_line(exc)}; install "
             "the package from the package index again"
         ) from exc
-    return openvino, lambda path: reader.convert(reader.load(str(path)))
+
+    def read(model: ModelFile) -> Any:
+        _ = model.has_external_data  # refuses what is missing, which OpenVINO says in its own way
+        if model.path is None:
+            return reader.convert(reader.load(io.BytesIO(model.graph())))
+        # Read, not mapped: whoever overwrites the file would change weights that are in use.
+        return reader.convert(reader.load(str(model.path), enable_mmap=False))
+
+    return openvino, read
 
 
 def _offered(core: Any) -> list[str]:
@@ -178,8 +239,9 @@ def _config(options: BackendOptions, core: Any) -> dict[str, str]:
     if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
         # The inputs of layers with 8-bit weights would be quantised too, at run time.
         config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
-    if options.threads is not None:
-        config["INFERENCE_NUM_THREADS"] = str(options.threads)
+    threads = options.allowed_threads
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = str(threads)
         # Whoever gives a number divides the machine among several models or processes, each
         # of which would bind its threads to the same first cores.
         config["ENABLE_CPU_PINNING"] = "NO"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from sigcam.core.files import key_of, model_digest, write_bytes
+from sigcam.core.files import key_of, write_bytes
+from sigcam.core.model_file import ModelFile
 from sigcam.core.types import Array
 
 _MAGIC = b"\nsigcam openvino 1 "
@@ -46,7 +47,7 @@ class ModelCache:
 
     def load(
         self,
-        path: Path,
+        model: ModelFile,
         config: Mapping[str, str],
         variant: str,
         compile_model: Callable[[], Any],
@@ -57,7 +58,7 @@ class ModelCache:
         again and replaced.
 
         Args:
-            path: the model's file.
+            model: the model's file.
             config: the properties that the model is compiled with.
             variant: what is changed in the model before that, in words.
             compile_model: compiles the model.
@@ -70,7 +71,7 @@ class ModelCache:
             ArtifactError: the model can't be read.
             StorageError: the folder can't be written.
         """
-        entry = self._folder / f"{self._key(path, config, variant)}.blob"
+        entry = self._folder / f"{self._key(model, config, variant)}.blob"
         if entry.is_file():
             try:
                 return self._read(entry, config)
@@ -90,15 +91,15 @@ class ModelCache:
         """Imports an entry; returns the model and the memory that it lies in."""
         import openvino
 
-        # Copy on write: OpenVINO only takes memory that it may write to.
-        memory = np.memmap(entry, np.uint8, mode="c")
+        # Read, not mapped: whoever overwrites the file would change the weights that are in use.
+        memory = np.fromfile(entry, np.uint8)
         blob = memory[:-_FOOT]
         if memory[-_FOOT:].tobytes() != _foot(blob.data):
             raise ValueError("its contents don't match its checksum")
         tensor = openvino.Tensor(blob, shared_memory=True)
         return self._core.import_model(tensor, "CPU", dict(config)), memory
 
-    def _key(self, path: Path, config: Mapping[str, str], variant: str) -> str:
+    def _key(self, model: ModelFile, config: Mapping[str, str], variant: str) -> str:
         """Returns an entry's name, which depends on all that the compiled model depends on."""
         device = [
             str(self._core.get_property("CPU", name))
@@ -106,7 +107,7 @@ class ModelCache:
         ]
         settings = [f"{name}={value}" for name, value in sorted(config.items())]
         made_by = [self._version, _RULES, platform.machine(), *device]
-        return key_of(model_digest(path), variant, *made_by, *settings)
+        return key_of(model.contents_sha256(), variant, *made_by, *settings)
 
 
 def one_line(exc: Exception) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sigcam.core.artifact import is_engine
-from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    UsageError,
+)
+from sigcam.core.model_file import ModelFile
 from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.runtime.backends.base import (
@@ -53,8 +58,8 @@ class TensorRtBackend(Backend):
         self.outputs = tuple(_info(t) for t in engine.tensors if not t.is_input)
 
     @classmethod
-    def open(cls, path: Path, options: BackendOptions) -> TensorRtBackend:
-        """Loads the engine at `path` onto a GPU.
+    def _open(cls, model: ModelFile, options: BackendOptions) -> TensorRtBackend:
+        """Loads an engine onto a GPU.
 
         Raises:
             BackendUnavailableError: TensorRT, the driver or the GPU is missing.
@@ -62,10 +67,16 @@ class TensorRtBackend(Backend):
                 says how to build it.
             BackendError: TensorRT can't load it.
         """
+        path = model.path
+        if path is None:
+            raise UsageError(
+                "the backend 'tensorrt' runs engines, which come with a sidecar beside them; pass "
+                "the path of the .engine file"
+            )
         if not is_engine(path):
             raise ArtifactError(
-                f"the backend 'tensorrt' runs engines, and {path} is none; build one with "
-                f"`sigcam build-engine {path}` and load the file that it names"
+                f"the backend 'tensorrt' runs engines, and {model.name} is none; build one with "
+                f"`sigcam build-engine {model.name}` and load the file that it names"
             )
         try:
             with kernel_errors():

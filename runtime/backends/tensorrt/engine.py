@@ -6,7 +6,6 @@ from before TensorRT sees its bytes. TensorRT-RTX is then asked whether it can r
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import traceback
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
-from sigcam.core.files import model_digest
+from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import Sidecar, dotted, here, read_sidecar
 from sigcam.core.types import Array
+from sigcam.core.verify import engine_bytes
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, TensorRTPackage, choose
 
@@ -100,7 +100,7 @@ class Engine:
         package = choose(sidecar.package)
         check_fit(path, sidecar, package=package.name, version=package.version, gpu=gpu)
         check_source(path, sidecar)
-        data = read_engine(path, sidecar)
+        data = engine_bytes(path, sidecar)
         log = package.logger()
         log.take_errors()  # those of earlier work aren't about this engine
         runtime = native = engine = None
@@ -276,35 +276,11 @@ def check_source(engine: Path, sidecar: Sidecar) -> None:
         check_source(Path("model.engine"), read_sidecar("model.engine"))
     """
     model = engine.with_name(sidecar.source)
-    if model.is_file() and model_digest(model) != sidecar.source_sha256:
+    if model.is_file() and ModelFile(model).contents_sha256() != sidecar.source_sha256:
         raise ArtifactError(
             f"{engine} was built from another {model.name} than the one beside it now; run "
             f"`{sidecar.command(engine)}`, or move the engine elsewhere"
         )
-
-
-def read_engine(engine: Path, sidecar: Sidecar) -> bytes:
-    """Reads an engine, and checks that its bytes are those that the sidecar describes.
-
-    Raises:
-        ArtifactError: the file can't be read, or has another size or hash.
-
-    Example:
-        data = read_engine(engine, read_sidecar(engine))
-    """
-    again = f"copy both files again, or run `{sidecar.command(engine)}`"
-    try:
-        size = engine.stat().st_size
-        data = engine.read_bytes() if size == sidecar.size else b""
-    except OSError as exc:
-        raise ArtifactError(f"cannot read {engine}: {exc.strerror or exc}") from exc
-    if size != sidecar.size:
-        raise ArtifactError(
-            f"{engine} has {size} bytes, its sidecar is for one of {sidecar.size}; {again}"
-        )
-    if hashlib.sha256(data).hexdigest() != sidecar.sha256:
-        raise ArtifactError(f"{engine} is not the file that its sidecar is for; {again}")
-    return data
 
 
 def _check_header(

@@ -20,7 +20,7 @@ from sigcam.core.spec import SCHEMA_VERSION, ClassSelection, Spec
 from sigcam.images.boxes import Box
 from sigcam.images.correlation import correlation
 from sigcam.runtime.session import load
-from tests.support.tiny import artifact_graph, tiny_spec, write
+from tests.support.tiny import artifact_graph, seal_to, tiny_spec, write
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +183,7 @@ def spoiled(path, out):
         if name == depthwise.input[2]:
             values[0] = 3000
         stored[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
-    onnx.save(model, str(out))
+    seal_to(model, out)
     return out, pointwise.name, depthwise.name
 
 
@@ -234,7 +234,7 @@ def test_what_16_bits_cannot_hold_stays(artifacts, images, tmp_path):
     values.flat[0] = 1e5
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     path = tmp_path / "large.onnx"
-    onnx.save(model, str(path))
+    seal_to(model, path)
     kept = {
         precision: quantize_artifact(
             path, images, tmp_path / f"{precision}.onnx", options(precision=precision, **LAX)

@@ -20,11 +20,11 @@ from sigcam.core.errors import (
 )
 from sigcam.core.sidecar import parse_capability, read_sidecar
 from sigcam.core.spec import ClassSelection
+from sigcam.core.verify import engine_bytes
 from sigcam.runtime.backends.tensorrt import package
-from sigcam.runtime.backends.tensorrt.engine import read_engine
 from sigcam.runtime.backends.tensorrt.package import choose
 from tests.support.fake_tensorrt import FakeCuda
-from tests.support.tiny import artifact_graph, head_graph, tiny_spec, write
+from tests.support.tiny import artifact_graph, head_graph, seal_to, tiny_spec, write
 
 trt = pytest.importorskip("tensorrt_rtx", reason="the package tensorrt-rtx is not installed")
 RTX = "tensorrt_rtx"
@@ -60,7 +60,7 @@ def quantised(path):
     graph.node.insert(at, node("QuantizeLinear", ["pooled", "step", "middle"], ["q"]))
     graph.node.insert(at + 1, node("DequantizeLinear", ["q", "step", "middle"], ["deq"]))
     made = path.with_name("quantised.onnx")
-    onnx.save(loaded, str(made))
+    seal_to(loaded, made)
     return made
 
 
@@ -68,7 +68,7 @@ def test_an_engine_and_its_sidecar(model):
     made = build_engine(model, options=rtx(batches=Range(1, 2, 4), classes=Range(1, 1, 3)))
     assert made == model.with_name("model.rtx.engine")
     found = read_sidecar(made)
-    assert read_engine(made, found) == made.read_bytes()
+    assert engine_bytes(made, found) == made.read_bytes()
     assert found.spec == tiny_spec(profile="split")
     assert (found.package, found.version) == (RTX, trt.__version__)
     assert (found.precision, found.tf32, found.capabilities) == ("float32", False, ())
@@ -175,7 +175,7 @@ def test_the_parsers_reasons_name_the_node(model):
     [pool] = [node for node in loaded.graph.node if "features" in node.output]
     pool.op_type, pool.name = "NoSuchPool", "the pool"
     del pool.attribute[:]
-    onnx.save(loaded, str(model))
+    seal_to(loaded, model)
     with pytest.raises(ArtifactError, match=r"can't parse .*node the pool \(NoSuchPool\)"):
         build_engine(model, options=rtx())
 

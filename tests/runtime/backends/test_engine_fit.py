@@ -7,7 +7,8 @@ import pytest
 
 from sigcam.core.errors import ArtifactError, BackendUnavailableError
 from sigcam.core.sidecar import read_sidecar, sidecar_path
-from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source, read_engine
+from sigcam.core.verify import engine_bytes
+from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source
 from tests.support.fake_tensorrt import GPU, VERSION, altered, write_engine
 
 REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
@@ -94,10 +95,10 @@ def test_files_that_cannot_be_read(engine, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", broken)
     with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: Input/output error"):
-        read_engine(engine, found)
+        engine_bytes(engine, found)
     monkeypatch.setattr(Path, "open", broken)
     with pytest.raises(ArtifactError, match=r"cannot read .*model\.onnx: Input/output error"):
         check_source(engine, found)
     engine.unlink()
     with pytest.raises(ArtifactError, match=r"cannot read .*model\.engine: No such file"):
-        read_engine(engine, found)
+        engine_bytes(engine, found)

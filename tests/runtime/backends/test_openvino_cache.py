@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_written(make_artifact, tmp_path):
 def test_a_model_that_is_refused_leaves_nothing_in_the_cache(tmp_path):
     path = tmp_path / "bad.onnx"
     path.write_bytes(b"\x08\x09garbage")
-    with pytest.raises(ArtifactError, match=r"refuses .*bad\.onnx"):
+    with pytest.raises(ArtifactError, match=r"bad\.onnx is not a whole"):
         opened(path, cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ArtifactError, match="cannot read"):

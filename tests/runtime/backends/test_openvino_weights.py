@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from sigcam.core.model_file import ModelFile
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.backends.openvino.backend import OpenVinoBackend, _import_openvino
@@ -155,7 +156,7 @@ def test_layers_that_share_weights(tmp_path, name):
 def copies_in(graph, path):
     """Returns the number of copies, and the bytes of all constants of the weights' size."""
     graph.write(path)
-    model = _import_openvino()[1](path)
+    model = _import_openvino()[1](ModelFile(path))
     copies = separate_weights(model)
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
     size = graph.constants["w"].nbytes
@@ -192,7 +193,7 @@ def test_narrow_weights_stay_narrow(tmp_path, stored):
     graph.nodes.insert(0, widen)
     path = tmp_path / "model.onnx"
     graph.write(path)
-    model = _import_openvino()[1](path)
+    model = _import_openvino()[1](ModelFile(path))
     assert separate_weights(model) == 1
     kinds = [
         node.get_element_type().get_type_name()

@@ -15,6 +15,7 @@ from sigcam.core.errors import (
     BackendUnavailableError,
     StorageError,
 )
+from sigcam.core.model_file import ModelFile
 from sigcam.kernels import driver
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.backends import backend_class
@@ -24,6 +25,7 @@ from sigcam.runtime.backends.onnxruntime.cuda import INDEX_ARITHMETIC, assigned_
 from sigcam.runtime.backends.onnxruntime.tensorrt import engine_key
 from sigcam.runtime.session import load
 from tests.support.device_doubles import CpuStream, fake_onnxruntime
+from tests.support.tiny import with_data_file
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -194,7 +196,7 @@ def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
     assert [first, second, last] == [
         "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
     ]  # fmt: skip
-    folder = tmp_path / engine_key(path, "9.9", "fp16")
+    folder = tmp_path / engine_key(ModelFile(path), "9.9", "fp16")
     assert folder.is_dir()
     assert options == {
         "device_id": "0",
@@ -221,18 +223,17 @@ def test_the_engine_cache_is_the_users_by_default(make_artifact, gpu, tmp_path, 
         assert len(list(tmp_path.rglob(f"{folder}/ort-tensorrt/*-ort9.9-fp32"))) == 1
 
 
-def test_engines_of_other_weights_lie_elsewhere(tmp_path):
-    model = tmp_path / "model.onnx"
-    model.write_bytes(b"graph")
-    alone = engine_key(model, "1.24", "fp32")
-    assert engine_key(model, "1.25", "fp32") != alone != engine_key(model, "1.24", "fp16")
-    beside = tmp_path / "model.onnx.data"
-    beside.write_bytes(b"weights")
-    first = engine_key(model, "1.24", "fp32")
-    beside.write_bytes(b"others!")
-    assert len({alone, first, engine_key(model, "1.24", "fp32")}) == 3
+def test_engines_of_other_weights_lie_elsewhere(make_artifact):
+    path = make_artifact(head="mlp")
+    alone = engine_key(ModelFile(path), "1.24", "fp32")
+    assert engine_key(ModelFile(path), "1.25", "fp32") != alone
+    assert engine_key(ModelFile(path), "1.24", "fp16") != alone
+    beside = with_data_file(path)
+    first = engine_key(ModelFile(path), "1.24", "fp32")
+    beside.write_bytes(bytes(len(beside.read_bytes())))
+    assert len({alone, first, engine_key(ModelFile(path), "1.24", "fp32")}) == 3
     with pytest.raises(ArtifactError, match="cannot read"):
-        engine_key(tmp_path / "none.onnx", "1.24", "fp32")
+        engine_key(ModelFile(path.with_name("none.onnx")), "1.24", "fp32")
 
 
 def test_an_engine_cache_that_cannot_be_made(make_artifact, gpu, tmp_path):
