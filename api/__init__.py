@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sigcam.evaluate.run import evaluate_artifacts as evaluate_artifacts
     from sigcam.export.export import export_artifact as export_artifact
     from sigcam.export.options import ExportOptions as ExportOptions
+    from sigcam.images.frames import Frame as Frame
     from sigcam.runtime.explanation import Explanation as Explanation
     from sigcam.runtime.session import Session as Session
     from sigcam.runtime.session import load as load
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ExportOptions": "sigcam.export.options",
     "Explanation": "sigcam.runtime.explanation",
+    "Frame": "sigcam.images.frames",
     "QuantizeOptions": "sigcam.convert.quantize.run",
     "Session": "sigcam.runtime.session",
     "SigcamError": "sigcam.core.errors",

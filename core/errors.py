@@ -19,6 +19,8 @@
     ├── HubError                   the Hugging Face Hub can't be reached, or refuses
     └── StorageError               a file can't be written (full disk, read-only, ...)
 
+ImageWarning is a warning, no error.
+
 Messages say what was wanted, what came, and what to do. Errors of the libraries
 below are chained (`raise ... from exc`).
 """
@@ -45,6 +47,10 @@ class UnknownClassError(UsageError):
 
 class ImageError(SigcamError):
     """An image can't be read, isn't an image, or is larger than the limit."""
+
+
+class ImageWarning(UserWarning):
+    """An image was read, but not all that its file holds, or not as it may be meant."""
 
 
 class VideoError(SigcamError):

@@ -23,7 +23,7 @@ from sigcam.data.dataset import (
     problem,
 )
 from sigcam.data.readers.text import is_file
-from sigcam.images.decode import size_of_file
+from sigcam.images.headers import size_of_file
 
 BOX_SLACK = 1
 """How many pixels a box may reach over the right and lower edge of its image.

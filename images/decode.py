@@ -1,7 +1,8 @@
 """Reading images: a path, encoded bytes or an array becomes the upright pixels of a model.
 
 A file is checked before it is decoded: its size by the header, and that its end is there, as a
-decoder may fill a missing part with grey and say nothing.
+decoder may fill a missing part with grey and say nothing. What each format says and how it is
+decoded is in `formats/`; all that they have in common is here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import math
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,37 +19,26 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
 import cv2
-import imagesize
 import numpy as np
 
-from sigcam.core.errors import ImageError, UsageError
+from sigcam.core.errors import ImageError, ImageWarning, UsageError
 from sigcam.core.types import Array
-from sigcam.images.npy import MAGIC, npy_size, read_npy
+from sigcam.images.formats import bmp, heic, jpeg, npy, png, pnm, tiff
+from sigcam.images.formats.header import Header
+from sigcam.images.formats.tiff import TiffHeader
+from sigcam.images.frames import Frame, frame_of
+from sigcam.images.headers import BEGINNING, FORMATS, format_of, problem_of, read_header
+from sigcam.images.orientation import FLIPPED, upright
 from sigcam.images.pixels import RGB, PixelFormat, converted
-from sigcam.images.tiff import TiffHeader, exif_orientation, read_bands, tiff_header
+from sigcam.images.profiles import is_grey, to_srgb
 
-FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF or NPY"
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array | Frame"
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
 
-_REDUCED = {
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
-
-# By EXIF orientation: whether the upright rows, and columns, run against the stored ones.
-_FLIPPED = {
-    2: (False, True),
-    3: (True, True),
-    4: (True, False),
-    6: (False, True),
-    7: (True, True),
-    8: (True, False),
-}
+# What OpenCV decodes at most: pixels each way, and in all.
+MOST_SIDE, MOST_DECODED = 1 << 20, 1 << 30
 
 
 def read_image(
@@ -59,9 +50,12 @@ def read_image(
 
     Args:
         source: the path of a file; the bytes of one; or an array [H, W] or [H, W, channels].
-            Files are JPEG, PNG, WebP, GIF (the first frame), BMP, TIFF of any colour type or with
-            any number of bands (interleaved, in planes or one a page; the package tifffile reads
-            those), or NPY with such an array. EXIF orientation is honoured.
+            Files are JPEG, PNG, WebP, GIF, BMP, PNM, AVIF, JPEG 2000, HEIC (with pillow-heif),
+            TIFF of any colour type or with any number of bands (interleaved, in planes or one a
+            page; the package tifffile reads those), or NPY with such an array. Orientation is
+            honoured; colours of 8 bits become sRGB where a profile says that they are others.
+            Of an animation, or of a TIFF with several images, the first one is read, and an
+            ImageWarning says so; "clip.gif#2" or `Frame` name another.
         max_pixels: files with more pixels are refused by their header, before they are
             decoded; None for no limit. Arrays are decoded already and not limited.
         pixels: what is wanted; uint8 RGB by default. `sigcam.images.pixels.converted` says which
@@ -106,10 +100,14 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         >>> found.kind, found.height, found.width
         ('PNG', 4, 6)
     """
+    frame: int | None = None
+    if isinstance(source, Frame):
+        frame = source.index
+        source = source.image
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
         name = f"the image given as {len(data)} bytes"
-        return read_encoded(io.BytesIO(data), name, max_pixels)
+        return read_encoded(io.BytesIO(data), name, max_pixels, frame)
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(
             f"an image is a path, bytes or an array, got {type(source).__name__}; "
@@ -117,12 +115,15 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         )
     path = Path(source)
     try:
+        named = frame_of(path) if frame is None else None
+        if named is not None:
+            return open_image(named, max_pixels)
         if path.is_dir():
             raise ImageError(f"{path} is a folder, not an image; pass the files in it")
         if not path.is_file():
             raise ImageError(f"there is no image file {path}; check the path")
         with path.open("rb") as stream:
-            return read_encoded(stream, str(path), max_pixels)
+            return read_encoded(stream, str(path), max_pixels, frame)
     except OSError as exc:
         reason = exc.strerror or exc
         raise ImageError(f"cannot read {path}: {reason}; check the path") from exc
@@ -136,18 +137,27 @@ class Encoded:
         data: the file's bytes.
         kind: its format.
         name: what errors call it.
-        height, width: of the upright image, by the header.
-        orientation: by EXIF, 1 to 8; anything else where there is none.
-        tiff: the tags of a TIFF; None for another format, or where they are damaged.
+        header: what it says of itself.
+        frame: which of its images; None for the first, or the only one.
+        tiff: the tags of a TIFF; None for another format.
     """
 
     data: bytes
     kind: str
     name: str
-    height: int
-    width: int
-    orientation: int
+    header: Header
+    frame: int | None = None
     tiff: TiffHeader | None = None
+
+    @property
+    def height(self) -> int:
+        """Returns the height of the upright image, by the header."""
+        return self.header.upright[1]
+
+    @property
+    def width(self) -> int:
+        """Returns the width of the upright image, by the header."""
+        return self.header.upright[0]
 
     def decode(self, pixels: PixelFormat = RGB) -> Array:
         """Decodes the image: uint8 or float32 [H, W, channels], upright.
@@ -159,17 +169,13 @@ class Encoded:
             ImageError: damaged, or of another number of channels or type of values.
         """
         if self.kind == "NPY":
-            return converted(read_npy(self.data, self.name), pixels, self.name)
-        in_colour = pixels.as_bytes and pixels.channels in (1, 3)
-        if self.tiff is not None:
-            colours = self.tiff.is_photograph
-            if not colours or not (in_colour or self.tiff.is_exact):
-                bands = _upright(read_bands(self.data, self.name), self.tiff.orientation)
-                return converted(bands, pixels, self.name)
-            in_colour = in_colour and self.tiff.is_unsigned and self.tiff.bits <= 16
-        # Grey files too: as colours their values are the same three times.
-        image = self._decoded(cv2.IMREAD_COLOR_RGB) if in_colour else self._as_stored()
-        return converted(image, pixels, self.name)
+            return converted(npy.read_npy(self.data, self.name), pixels, self.name)
+        image = self._stored(pixels)
+        if pixels.as_bytes and image.dtype == np.uint16:
+            image = self._in_range(image)
+        if pixels.as_bytes and pixels.channels in (1, 3, 4) and image.dtype == np.uint8:
+            image = self._in_srgb(image)
+        return converted(upright(image, self._turn), pixels, self.name)
 
     def decode_reduced(self, reduction: int, pixels: PixelFormat = RGB) -> Array:
         """Decodes the image shrunk so many times.
@@ -188,9 +194,8 @@ class Encoded:
         Raises:
             ImageError: damaged, or of another number of channels.
         """
-        image = self._decoded(_REDUCED[reduction])
-        colours = cast("Array", cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-        return converted(colours, pixels, self.name)
+        image = self._in_srgb(jpeg.decode(self.data, self.header, self.name, reduction))
+        return converted(upright(image, self._turn), pixels, self.name)
 
     def coarsest(self, reduction: int, pixels: PixelFormat = RGB) -> int:
         """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at.
@@ -198,69 +203,156 @@ class Encoded:
         Only JPEG's blocks allow it. They count from the stored image's first row and
         column: where the upright one's is another, its size must be a multiple.
         """
-        if self.kind != "JPEG" or not pixels.as_bytes:
+        if self.kind != "JPEG" or not pixels.as_bytes or self.frame is not None:
             return 1
-        rows, columns = _FLIPPED.get(self.orientation, (False, False))
+        rows, columns = FLIPPED.get(self.header.orientation, (False, False))
         return math.gcd(reduction, self.height if rows else 0, self.width if columns else 0)
 
-    def _decoded(self, flags: int) -> Array:
-        # Without IMREAD_IGNORE_ORIENTATION, OpenCV turns the image by its EXIF tag.
-        return self._read(lambda data: cv2.imdecode(data, flags))
+    @property
+    def _turn(self) -> int:
+        """Returns the orientation of what `_stored` gives: some decoders turn by themselves."""
+        turned = self.kind == "HEIC" or (self.tiff is not None and not self._has_bands)
+        return 1 if turned else self.header.orientation
 
-    def _as_stored(self) -> Array:
-        """Decodes with the file's own channels, as RGB or RGBA, and its own type."""
-        metadata: list[tuple[int, bytes]] = []
+    @property
+    def _has_bands(self) -> bool:
+        """Says whether a TIFF is read by tifffile: OpenCV would drop or change its values."""
+        return self.tiff is not None and not self.tiff.is_photograph
 
-        def read(data: Array) -> Any:
-            image, kinds, values = cv2.imdecodeWithMetadata(data, flags=cv2.IMREAD_UNCHANGED)
-            metadata.extend(
-                (int(kind), np.asarray(value).tobytes())
-                for kind, value in zip(kinds, values or (), strict=False)
+    def _stored(self, pixels: PixelFormat) -> Array:
+        """Decodes as the file's format wants it: with its own channels, or as RGB bytes."""
+        in_colour = pixels.as_bytes and pixels.channels in (1, 3)
+        if self.kind == "JPEG":
+            return jpeg.decode(self.data, self.header, self.name)
+        if self.kind == "HEIC":
+            return heic.decode(self.data, self.name, self.frame or 0)
+        if self.kind == "PNM":
+            return pnm.decode(self.data, self.name, scaled=pixels.as_bytes)
+        if self.kind == "BMP" and not bmp.is_run_length(self.data):
+            return bmp.decode(self.data, self.name)
+        if self.tiff is not None:
+            return self._of_tiff(self.tiff, in_colour)
+        # Grey files too: as colours their values are the same three times.
+        # (OpenCV refuses colours of a bare JPEG 2000 codestream in grey.)
+        grey_codestream = self.kind == "JPEG 2000" and self.header.components == 1
+        return self._decoded(in_colour and self.header.bits <= 8 and not grey_codestream)
+
+    def _of_tiff(self, tags: TiffHeader, in_colour: bool) -> Array:
+        if self._has_bands or not (in_colour or tags.is_exact):
+            bands = tiff.read_bands(self.data, self.name, self.frame)
+            return bands if self._has_bands else upright(bands, tags.orientation)
+        in_colour = in_colour and tags.is_unsigned and tags.bits <= 8
+        try:
+            return self._decoded(in_colour)
+        except ImageError as exc:
+            if not tags.is_plain:
+                raise ImageError(
+                    f"{self.name} is a TIFF of a kind that isn't read ({tags.kind}); save it as "
+                    "RGB of 8 bits, uncompressed or with LZW, or as PNG"
+                ) from exc
+        return upright(tiff.read_bands(self.data, self.name, self.frame), tags.orientation)
+
+    def _decoded(self, in_colour: bool) -> Array:
+        """Lets OpenCV decode, as RGB bytes or with the file's own channels and type."""
+        flags = cv2.IMREAD_COLOR_RGB if in_colour else cv2.IMREAD_UNCHANGED
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION  # but it turns TIFFs whatever the flags say
+        if self.header.frames > 1 and self.kind != "TIFF":
+            image = self._frame(self.frame or 0)
+            in_colour = False
+        elif self.frame is None:
+            image = self._read(lambda data: cv2.imdecode(data, flags))
+        else:
+            index = self.frame
+            image = self._read(lambda data: _page(data, flags, index))
+        if in_colour or image.ndim == 2 or image.shape[2] not in (3, 4):
+            return image
+        return image[:, :, [2, 1, 0, 3][: image.shape[2]]]
+
+    def _frame(self, index: int) -> Array:
+        """Decodes a frame of an animation with all that lies under it, as BGR or BGRA."""
+
+        def read(data: Array) -> Array | None:
+            done, animation = cv2.imdecodeanimation(data, start=index, count=1)
+            return cast("Array", animation.frames[0]) if done and len(animation.frames) else None
+
+        return self._read(read)
+
+    def _in_range(self, image: Array) -> Array:
+        """Brings values of 16 bits of which a file says that fewer are used to all of them."""
+        used = self.header.significant
+        # Writers that scale values up themselves, as PNG asks for, state the same.
+        if 8 < used < 16 and int(image.max()) < 1 << used:
+            return image << (16 - used)
+        return image
+
+    def _in_srgb(self, image: Array) -> Array:
+        """Makes sRGB of the colours, as the file's profile says; alpha stays."""
+        profile = self.header.profile
+        if self.kind == "JPEG" and self.header.components == 4:
+            made = to_srgb(image, profile, self.name)
+            return jpeg.rgb_of_cmyk(image) if made is image else made
+        if not profile or (self.tiff is not None and self.tiff.photometric == tiff.CMYK):
+            return image  # of a CMYK TIFF, OpenCV has made RGB
+        planes = image.reshape(*image.shape[:2], -1)
+        # A grey file that was read as colours has its grey three times.
+        count = 1 if planes.shape[2] < 3 or is_grey(profile) else 3
+        colours = to_srgb(np.ascontiguousarray(planes[:, :, :count]), profile, self.name)
+        if planes.shape[2] == count:
+            return colours
+        copies = [colours] * (3 // count if planes.shape[2] >= 3 else 1)
+        return np.concatenate([*copies, planes[:, :, len(copies) * count :]], 2)
+
+    def _cause(self) -> str:
+        """Says what is to be told where OpenCV gives no image, and no reason."""
+        size = max(self.header.width, self.header.height)
+        pixels = self.header.width * self.header.height
+        if (
+            size > MOST_SIDE
+            or pixels > MOST_DECODED
+            or (self.kind == "PNG" and size > png.MOST_SIDE)
+        ):
+            side = png.MOST_SIDE if self.kind == "PNG" else MOST_SIDE
+            return (
+                f"{self.name} has {self.header.width} x {self.header.height} pixels, and OpenCV "
+                f"decodes {self.kind} files up to {side} each way and {MOST_DECODED} in all; cut "
+                "it into parts"
             )
-            return image
-
-        image = self._read(read)
-        if image.ndim == 3 and image.shape[2] in (3, 4):
-            order = [2, 1, 0, 3][: image.shape[2]]
-            image = image[:, :, order]
-        if self.kind == "TIFF":  # which OpenCV turns by itself
-            return image
-        found = dict(metadata).get(cv2.IMAGE_METADATA_EXIF, b"")
-        return _upright(image, exif_orientation(found))
+        if self.kind == "AVIF" and not cv2.haveImageWriter(".avif"):
+            return f"{self.name} is an AVIF, which this build of OpenCV doesn't read; convert it"
+        return (
+            f"{self.name} is a {self.kind} that can't be decoded: its pixels are damaged, or of a "
+            "kind that OpenCV doesn't read; get it again, or save it as PNG"
+        )
 
     def _read(self, decoder: Callable[[Array], Any]) -> Array:
-        broken = (
-            f"{self.name} is a {self.kind} that can't be decoded: damaged or truncated; "
-            "get it again"
-        )
         with quiet_opencv():
             try:
                 image = cast("Array | None", decoder(np.frombuffer(self.data, np.uint8)))
             except cv2.error as exc:
-                raise ImageError(broken) from exc
+                raise ImageError(self._cause()) from exc
         if image is None or image.size == 0:
-            raise ImageError(broken)
+            raise ImageError(self._cause())
         return image
 
 
-def _upright(image: Array, orientation: int) -> Array:
-    """Turns a stored image as EXIF says; orientations 5 to 8 change rows and columns too."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    rows, columns = _FLIPPED.get(orientation, (False, False))
-    return image[:: -1 if rows else 1, :: -1 if columns else 1]
+def _page(data: Array, flags: int, index: int) -> Array | None:
+    done, pages = cv2.imdecodemulti(data, flags, range=(index, index + 1))
+    return cast("Array", pages[0]) if done and len(pages) else None
 
 
-def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded:
+def read_encoded(
+    stream: BinaryIO, name: str, max_pixels: int | None, frame: int | None = None
+) -> Encoded:
     """Reads an image file whole, unless its first bytes refuse it.
 
     Args:
         stream: of the file.
         name: what errors call it.
         max_pixels: most that it may have; None for no limit.
+        frame: which of its images; None for the first.
 
     Raises:
-        ImageError: empty, not an image, too large or truncated.
+        ImageError: empty, not an image, too large, truncated, or without that frame.
 
     Example:
         >>> png = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
@@ -272,129 +364,60 @@ def read_encoded(stream: BinaryIO, name: str, max_pixels: int | None) -> Encoded
             ...
         sigcam.core.errors.ImageError: black.png has 6 x 4 pixels, more than max_pixels = 20; ...
     """
-    head = stream.read(16)
-    if not head:
+    data = stream.read(BEGINNING)
+    if not data:
         raise ImageError(f"{name} is empty; an image ({FORMATS}) is wanted")
-    kind = _format_of(head)
+    kind = format_of(data)
     if kind is None:
         raise ImageError(f"{name} is not an image that sigcam reads; convert it to {FORMATS}")
-    stream.seek(0)
-    if kind == "NPY":
-        (width, height), orientation = npy_size(stream, name), 0
-    else:
-        width, height, orientation = _header(stream)
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is a {kind} without a readable size: damaged or truncated")
+    is_all = len(data) < BEGINNING
+    found = read_header(kind, data, name)
+    if found.width and not is_all:  # refused without reading it all
+        _check_size(found, name, max_pixels)
+    if not is_all:
+        stream.seek(0)  # reading all again is a copy less than adding to the beginning
+        data = stream.read()
+        found = read_header(kind, data, name)
+    found, tags = _of_frame(kind, found, data, name, frame)
+    problem = problem_of(kind, data, frame or 0)
+    word = "truncated" if "end" in problem or "outside" in problem else "damaged"
+    if found.width < 1 or found.height < 1:
+        why = f"{word}, {problem}" if problem else "damaged or truncated"
+        raise ImageError(f"{name} is a {kind} without a readable size: {why}; get it again")
+    _check_size(found, name, max_pixels)
+    if problem:
+        raise ImageError(f"{name} is a {word} {kind}: {problem}; get it again")
+    return Encoded(data, kind, name, found, frame, tags)
+
+
+def _of_frame(
+    kind: str, found: Header, data: bytes, name: str, frame: int | None
+) -> tuple[Header, TiffHeader | None]:
+    """Returns the header of the image that is asked for, and the tags of a TIFF."""
+    tags = tiff.tiff_header(data, frame) if kind == "TIFF" else None
+    what = "pages" if kind == "TIFF" else "frames"
+    if frame is not None:
+        if frame >= found.frames:
+            have = f"one {kind} image" if found.frames == 1 else f"{found.frames} {what}"
+            raise ImageError(f"{name} has {have}, counted from 0; there is no #{frame}")
+        return (tiff.header(data, frame) if tags is not None else found), tags
+    if found.frames > 1 and (tags is None or tags.is_photograph):
+        warnings.warn(
+            f"{name} has {found.frames} {what}, of which the first is read; name another one "
+            "by its number from 0, as FILE#1 or Frame(..., 1)",
+            ImageWarning,
+            stacklevel=2,
+        )
+    return found, tags
+
+
+def _check_size(found: Header, name: str, max_pixels: int | None) -> None:
+    width, height = found.upright
     if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; "
             "scale it down or raise max_pixels"
         )
-    stream.seek(0)
-    data = stream.read()
-    if not _is_whole(kind, data):
-        raise ImageError(f"{name} is a truncated {kind}: its end is missing; get it again")
-    tags = tiff_header(data) if kind == "TIFF" else None
-    return Encoded(data, kind, name, height, width, orientation, tags)
-
-
-def size_of_file(path: Path) -> tuple[int, int]:
-    """Reads width and height of an image's file from its header, upright.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The size in pixels; zeros where the header can't be read.
-
-    Raises:
-        OSError: the file can't be read.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.save(f"{folder}/a.npy", np.zeros((4, 6, 5), np.uint16))
-        ...     size_of_file(Path(folder, "a.npy"))
-        (6, 4)
-    """
-    with path.open("rb") as stream:
-        is_npy = stream.read(len(MAGIC)) == MAGIC
-        stream.seek(0)
-        try:
-            return npy_size(stream, str(path)) if is_npy else _header(stream)[:2]
-        except ImageError:
-            return 0, 0
-
-
-def _header(stream: BinaryIO) -> tuple[int, int, int]:
-    """Reads width, height (upright) and EXIF orientation; 0 for what isn't there."""
-    try:
-        info = imagesize.get_info(stream, dpi=False, colors=False, channels=False)
-    except Exception:  # a damaged header makes the library raise many kinds
-        return 0, 0, 0
-    return info.width, info.height, info.rotation
-
-
-def _format_of(head: bytes) -> str | None:
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WebP"
-    for kind, signatures in _SIGNATURES.items():
-        if head.startswith(signatures):
-            return kind
-    return None
-
-
-_SIGNATURES: dict[str, tuple[bytes, ...]] = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*"),
-    "BMP": (b"BM",),
-    "NPY": (MAGIC,),
-}
-
-
-def _is_whole(kind: str, data: bytes) -> bool:
-    """Says whether the file reaches its end, where the format tells.
-
-    OpenCV before 5 fills the missing part of a truncated JPEG with grey and says
-    nothing. It refuses truncated GIF, BMP and TIFF files by itself.
-    """
-    if kind == "JPEG":
-        return _jpeg_is_whole(data)
-    if kind == "PNG":
-        return _png_is_whole(data)
-    if kind == "WebP":
-        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    return True
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-    """Says whether an end marker follows the first scan.
-
-    The segments before it are walked by their lengths, because an EXIF thumbnail is a
-    JPEG of its own with its own end marker. Inside a scan, 0xFF is always escaped.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) >= 0
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
-
-
-def _png_is_whole(data: bytes) -> bool:
-    at = 8
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        if data[at + 4 : at + 8] == b"IEND":
-            return True
-        at += 12 + length
-    return False
 
 
 _quiet_lock = threading.Lock()

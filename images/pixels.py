@@ -7,13 +7,14 @@ colour), and values are never scaled by a guess.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import cast
 
 import cv2
 import numpy as np
 
-from sigcam.core.errors import ImageError
+from sigcam.core.errors import ImageError, ImageWarning
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 
@@ -53,6 +54,8 @@ class PixelFormat:
         return f"{types}, [H, W, {self.channels}]"
 
 
+_DARK = 4095
+
 RGB = PixelFormat()
 """What photographs are read to: uint8 [H, W, 3] RGB."""
 
@@ -74,7 +77,8 @@ def converted(array: Array, format: PixelFormat, name: str = "") -> Array:  # no
       rounded for bytes. Alpha is dropped first.
     - For 3 channels, grey is repeated, and of four channels (RGBA) the last is dropped.
     - Any other number must be the model's.
-    - Bytes: uint8 stays, uint16 becomes its upper 8 bits. Values as they are: any type of whole or
+    - Bytes: uint8 stays, uint16 becomes its upper 8 bits (an ImageWarning tells where all
+      values are below 4096, 12 bits as a rule). Values as they are: any type of whole or
       floating numbers but uint8, as 8-bit data for a model of another range is a mistake.
 
     Args:
@@ -145,6 +149,7 @@ def _values(array: Array, format: PixelFormat, name: str) -> Array:  # noqa: A00
         if array.dtype == np.uint8:
             return array
         if array.dtype == np.uint16:
+            _tell_of_dark(array, name)
             return (array >> 8).astype(np.uint8)
         advice = "; scale it to 0..255 as uint8, or give the model a scale of its own (--scale)"
         raise _refuse(array, format, name, advice)
@@ -160,6 +165,19 @@ def _values(array: Array, format: PixelFormat, name: str) -> Array:  # noqa: A00
             "by the mean of the channel"
         )
     return values
+
+
+def _tell_of_dark(array: Array, name: str) -> None:
+    """Warns of 16-bit values of which the upper 4 bits are empty: a camera's 12 bits, mostly."""
+    most = int(array.max())
+    if 0 < most <= _DARK:
+        warnings.warn(
+            f"{name or 'the image'} has values of 16 bits up to {most} of 65535, which is nearly "
+            f"black; if white is 4095, multiply them by 16, or state the range in the file (sBIT, "
+            "MaxSampleValue)",
+            ImageWarning,
+            stacklevel=2,
+        )
 
 
 def _channels(values: Array, wanted: int) -> Array:

@@ -16,6 +16,7 @@ from sigcam.core.spec import Preprocessing, Spec
 from sigcam.core.threads import Stopwatch, ahead, in_order
 from sigcam.core.types import Array
 from sigcam.images.decode import ImageLike
+from sigcam.images.frames import Frame
 from sigcam.images.preprocess import Prepared, read_input
 from sigcam.runtime.backends.base import DeviceHeatmaps
 from sigcam.runtime.classes import Classes, ClassRequest, resolve_classes
@@ -42,7 +43,7 @@ class NamedImage(Prepared):
     """An image that was read for the network, with the path that it came from.
 
     Attributes:
-        source: the path that was given; None for bytes and arrays.
+        source: the path that was given, "#" and the number of a Frame; None for bytes and arrays.
     """
 
     source: str | None
@@ -65,7 +66,10 @@ def read_image_for(
         read = read_input(source, preprocessing, max_pixels)
     except ImageError as exc:
         return exc
-    name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    if isinstance(source, Frame):
+        name = source.name
+    else:
+        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     return NamedImage(read.tensor, read.placement, read.original, name)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from sigcam.core.errors import SigcamError, UsageError
+from sigcam.core.errors import ImageWarning, SigcamError, UsageError
 from sigcam.core.spec import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +42,8 @@ def reports_errors(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with _warnings_in_a_line():
+                return function(*args, **kwargs)
         except KeyboardInterrupt:
             fail("stopped by Ctrl-C", EXIT_FAILED)
         except UsageError as exc:
@@ -54,6 +57,24 @@ def reports_errors(function: F) -> F:
             fail(f'{exc.name} is not installed; pip install "sigcam[{extra}]"', EXIT_FAILED)
 
     return run  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Shows what is to be known of an image as a line, without the place in the code."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, ImageWarning):
+            say(f"warning: {message}")
+        else:
+            before(message, category, *place)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 _EXTRAS = {

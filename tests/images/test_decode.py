@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from sigcam.core.errors import ImageError, UsageError
+from sigcam.core.errors import ImageError, ImageWarning, UsageError
 from sigcam.images.decode import DEFAULT_MAX_PIXELS, read_image
+from sigcam.images.frames import Frame
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -115,7 +116,10 @@ def test_an_animation_gives_its_first_frame(suffix):
     animation.durations = [100, 100]
     done, data = cv2.imencodeanimation(suffix, animation)
     assert done
-    assert abs(read_image(data.tobytes()).mean() - 40) < 20  # GIF has few colours
+    with pytest.warns(ImageWarning, match="2 frames, of which the first is read"):
+        assert abs(read_image(data.tobytes()).mean() - 40) < 20  # GIF has few colours
+    for index, level in enumerate((40, 200)):
+        assert abs(read_image(Frame(data.tobytes(), index)).mean() - level) < 20
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -11,7 +11,8 @@ import pytest
 
 from sigcam.core.errors import ImageError
 from sigcam.core.spec import Preprocessing
-from sigcam.images.decode import read_image, size_of_file
+from sigcam.images.decode import read_image
+from sigcam.images.headers import size_of_file
 from sigcam.images.overlay import draw
 from sigcam.images.pixels import PixelFormat, converted, shown
 from sigcam.images.preprocess import prepare, read_input

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sigcam.core.errors import ImageError
 from sigcam.core.spec import Preprocessing
 from sigcam.images.decode import Encoded, read_image
+from sigcam.images.formats.header import Header
 from sigcam.images.preprocess import input_of, place, prepare, read_input
 from sigcam.runtime.session import load
 from tests.support.paths import DATA
@@ -188,7 +189,8 @@ def test_the_limit_of_pixels_holds(jpeg):
 
 def test_a_header_that_the_decoder_contradicts(jpeg, decoded, monkeypatch):
     data = jpeg(smooth(400, 500))
-    monkeypatch.setattr("sigcam.images.decode._header", lambda stream: (400, 500, 6))
+    lie = Header(600, 400, components=3)
+    monkeypatch.setattr("sigcam.images.decode.read_header", lambda *rest: lie)
     got = read_input(data, preprocessing_of("crop"))
     assert decoded == [8, 1]
     assert (got.placement.height, got.placement.width) == (400, 500)

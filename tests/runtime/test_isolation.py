@@ -40,7 +40,7 @@ def test_importing_the_package_imports_neither_numpy_nor_opencv():
         """
         import sys
         import sigcam.runtime
-        print(sorted({"numpy", "cv2", "imagesize", "onnxruntime"} & set(sys.modules)))
+        print(sorted({"numpy", "cv2", "simplejpeg", "onnxruntime"} & set(sys.modules)))
         """
     )
     assert out == "[]\n"

@@ -97,7 +97,8 @@ def command(
     """Predict and explain IMAGES (files, folders, globs, or one video) with MODEL.
 
     An image that can't be read is reported and the others are done; the exit code then
-    is 1. So it is for a video that ends before its time or changes its size: what came
+    is 1. FILE#2 is the third frame of an animated GIF, WebP, PNG or AVIF, or the third page of a
+    TIFF. So it is for a video that ends before its time or changes its size: what came
     before is written. Sound isn't copied.
     """
     from sigcam.core.files import check_writable

@@ -127,19 +127,29 @@ def _matches(pattern: Path) -> list[Path]:
         raise UsageError(f"{pattern} is no usable glob: {exc}") from exc
 
 
+def _without_suffix(path: Path) -> str:
+    """Takes the suffix off, and keeps the number of a frame or page behind it."""
+    name, mark, index = path.name.rpartition("#")
+    if mark and index.isdigit() and name:
+        return f"{path.with_name(name).with_suffix('')}#{index}"
+    return str(path.with_suffix(""))
+
+
 def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
     """Gives each image a distinct name without suffix; inside a folder argument its subpath.
 
     Example:
         >>> output_names([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")], ())
         ['cat', 'cat-2', 'dog']
+        >>> output_names([Path("clip.gif#0"), Path("clip.gif#12")], ())
+        ['clip#0', 'clip#12']
     """
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
         folder = next((f for f in folders if f in path.parents), path.parent)
-        name = base = str(path.relative_to(folder).with_suffix(""))
+        name = base = _without_suffix(path.relative_to(folder))
         count = 1
         while name in taken:
             count += 1

@@ -1,0 +1,1 @@
+"""One file for each image format: what its header says, and how it is decoded."""
