@@ -170,8 +170,10 @@ def _applied(image: Array, found: _Curves | Table) -> Array:
     else:
         table = np.stack(found.curves, -1).reshape(256, 1, 3)
         light = cast("Array", cv2.transform(cv2.LUT(image, table), found.matrix))
-    return _encoding()[_steps(light)]
+    return np.take(_encoding(), _steps(light))
 
 
 def _steps(light: Array) -> Array:
-    return (light.clip(0, 1) * 65535 + 0.5).astype(np.uint16)
+    """Returns the step of `_encoding`, uint16; values outside of 0 to 1 are its ends."""
+    scaled = cv2.addWeighted(light, 65535, light, 0, 0, dtype=cv2.CV_16U)  # rounds and clips
+    return cast("Array", scaled).reshape(light.shape)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import simplejpeg
 
 from sigcam.core.errors import ImageError
 from sigcam.core.types import Array
@@ -29,14 +31,13 @@ Tags: TypeAlias = "dict[int, tuple[int, ...] | bytes]"
 
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _STRIP_BYTES, _MOST_VALUE, _PLANAR = 273, 277, 279, 281, 284
-_TILE_WIDTH, _TILES, _TILE_BYTES = 322, 324, 325
+_TILE_WIDTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 324, 325, 347
 _EXTRA, _SAMPLE_FORMAT, _PROFILE = 338, 339, 34675
 # By the tag's type: BYTE, ASCII, SHORT, LONG, SBYTE, UNDEFINED, SSHORT, SLONG, IFD, LONG8, IFD8.
 _TYPES = {
     1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 18: "Q",
 }  # fmt: skip
 _COLOURS = (2, 3, 5, 6, 8)  # photometric: RGB, palette, CMYK, YCbCr, CIE L*a*b*
-_DEFLATE = (8, 32946)
 _FORMATS = {1: "whole numbers from 0", 2: "whole numbers with a sign", 3: "floating point"}
 _UNSIGNED, _INTERLEAVED, _UNASSOCIATED_ALPHA = 1, 1, 2
 _MOST_PAGES = 65_536
@@ -137,7 +138,7 @@ def directories(data: bytes, most: int = _MOST_PAGES) -> list[Tags]:
             seen.add(at)
             tags, at = _directory(data, at, order, big)
             found.append(tags)
-    except struct.error as exc:
+    except (struct.error, OverflowError) as exc:
         raise ValueError("the file ends inside its tags") from exc
     return found
 
@@ -247,8 +248,8 @@ def tiff_header(data: bytes, page: int | None = None) -> TiffHeader | None:
 def damage(data: bytes, page: int = 0) -> str:
     r"""Says what is wrong with a page's strips or tiles; nothing where they are whole.
 
-    Each must lie inside the file. Those compressed by zlib are unfolded, as OpenCV gives black
-    for what it can't decompress. Damage inside of LZW and JPEG data isn't found.
+    Each must lie inside the file. Those of zlib and JPEG are decompressed, as OpenCV gives black
+    for what it can't decompress. Damage inside of LZW isn't found.
 
     Args:
         data: of the file.
@@ -276,20 +277,35 @@ def damage(data: bytes, page: int = 0) -> str:
     outside = sum(place + size > len(data) for place, size in zip(places, sizes, strict=False))
     if outside or max(places) >= len(data):
         return f"{max(outside, 1)} of its {len(places)} {what} lie outside of the file"
-    if _first(tags, _COMPRESSION, 1) in _DEFLATE:
-        for place, size in zip(places, sizes, strict=False):
-            if size and not _unfolds(data[place : place + size]):
-                return f"one of its {len(places)} {what} can't be decompressed"
+    check = _CHECKS.get(_first(tags, _COMPRESSION, 1))
+    for place, size in zip(places, sizes, strict=False) if check else ():
+        if size and check and not check(data[place : place + size], tags):
+            return f"one of its {len(places)} {what} can't be decompressed"
     return ""
 
 
-def _unfolds(data: bytes) -> bool:
+def _unfolds(data: bytes, tags: Tags) -> bool:
+    del tags
     unpacker = zlib.decompressobj()
     try:
         unpacker.decompress(data)
     except zlib.error:
         return False
     return unpacker.eof
+
+
+def _is_jpeg(data: bytes, tags: Tags) -> bool:
+    """Says whether a strip's JPEG, with the tables that all strips share, decodes unharmed."""
+    tables = bytes(tags.get(_JPEG_TABLES, b""))
+    whole = tables[:-2] + data[2:] if tables else data
+    try:
+        simplejpeg.decode_jpeg(whole, "CMYK" if _first(tags, _SAMPLES, 1) == 4 else "GRAY")
+    except ValueError as exc:
+        return "Corrupt JPEG data" not in str(exc) and "Premature end" not in str(exc)
+    return True
+
+
+_CHECKS: dict[int, Callable[[bytes, Tags], bool]] = {7: _is_jpeg, 8: _unfolds, 32946: _unfolds}
 
 
 def read_bands(data: bytes, name: str, page: int | None = None) -> Array:
@@ -333,6 +349,8 @@ def read_bands(data: bytes, name: str, page: int | None = None) -> Array:
             "; pip install imagecodecs" if "imagecodecs" in str(exc) else ": damaged or truncated"
         )
         raise ImageError(f"{name} is a TIFF that can't be decoded ({exc}){advice}") from exc
+    if len(axes) != values.ndim:
+        raise ImageError(f"{name} is a damaged TIFF: its tags contradict its pixels; get it again")
     bands = [axis for axis in axes if axis not in "YX"]
     if len(bands) > 1 or "Y" not in axes or "X" not in axes:
         raise ImageError(

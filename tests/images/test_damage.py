@@ -200,6 +200,17 @@ def test_strips_that_cannot_be_unpacked():
         read_image(data[:at] + bytes(500) + data[at + 500 :])
 
 
+def test_strips_of_jpeg_that_are_damaged():
+    image = pytest.importorskip("PIL.Image")
+    stream = io.BytesIO()
+    image.fromarray(IMAGE).save(stream, "TIFF", compression="jpeg", quality=90)
+    data = stream.getvalue()
+    assert np.abs(read_image(data).astype(int) - IMAGE).mean() < 5
+    at = len(data) // 2
+    with pytest.raises(ImageError, match="can't be decompressed"):
+        read_image(data[:at] + bytes(2000) + data[at + 2000 :])
+
+
 NEVER = "damaged|truncated|get it again"
 
 
