@@ -29,7 +29,7 @@ from sigcam.images.formats.tiff import TiffHeader
 from sigcam.images.frames import Frame, frame_of
 from sigcam.images.headers import BEGINNING, FORMATS, format_of, problem_of, read_header
 from sigcam.images.orientation import FLIPPED, upright
-from sigcam.images.pixels import RGB, PixelFormat, converted
+from sigcam.images.pixels import RGB, PixelFormat, converted, upper_bits
 from sigcam.images.profiles import is_grey, to_srgb
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array | Frame"
@@ -173,6 +173,8 @@ class Encoded:
         image = self._stored(pixels)
         if pixels.as_bytes and image.dtype == np.uint16:
             image = self._in_range(image)
+            if self.header.profile and pixels.channels in (1, 3, 4):
+                image = upper_bits(image, self.name)
         if pixels.as_bytes and pixels.channels in (1, 3, 4) and image.dtype == np.uint8:
             image = self._in_srgb(image)
         return converted(upright(image, self._turn), pixels, self.name)
@@ -291,8 +293,16 @@ class Encoded:
         if self.kind == "JPEG" and self.header.components == 4:
             made = to_srgb(image, profile, self.name)
             return jpeg.rgb_of_cmyk(image) if made is image else made
-        if not profile or (self.tiff is not None and self.tiff.photometric == tiff.CMYK):
-            return image  # of a CMYK TIFF, OpenCV has made RGB
+        if not profile:
+            return image
+        if self.tiff is not None and self.tiff.photometric == tiff.CMYK:
+            warnings.warn(  # OpenCV has made RGB of the inks
+                f"{self.name} has a colour profile that isn't used, as it is a CMYK TIFF; save it "
+                "as RGB, or as a CMYK JPEG",
+                ImageWarning,
+                stacklevel=2,
+            )
+            return image
         planes = image.reshape(*image.shape[:2], -1)
         # A grey file that was read as colours has its grey three times.
         count = 1 if planes.shape[2] < 3 or is_grey(profile) else 3

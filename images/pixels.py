@@ -149,8 +149,7 @@ def _values(array: Array, format: PixelFormat, name: str) -> Array:  # noqa: A00
         if array.dtype == np.uint8:
             return array
         if array.dtype == np.uint16:
-            _tell_of_dark(array, name)
-            return (array >> 8).astype(np.uint8)
+            return upper_bits(array, name)
         advice = "; scale it to 0..255 as uint8, or give the model a scale of its own (--scale)"
         raise _refuse(array, format, name, advice)
     if array.dtype == np.uint8 or not (
@@ -167,8 +166,20 @@ def _values(array: Array, format: PixelFormat, name: str) -> Array:  # noqa: A00
     return values
 
 
-def _tell_of_dark(array: Array, name: str) -> None:
-    """Warns of 16-bit values of which the upper 4 bits are empty: a camera's 12 bits, mostly."""
+def upper_bits(array: Array, name: str) -> Array:
+    """Makes bytes of 16-bit values.
+
+    Where the upper 4 bits of all of them are empty, they are a camera's 12 bits as a rule, and an
+    ImageWarning tells of it.
+
+    Args:
+        array: uint16 of any shape.
+        name: what the warning calls the image; empty for an array.
+
+    Example:
+        >>> upper_bits(np.array([0, 65535], np.uint16), "").tolist()
+        [0, 255]
+    """
     most = int(array.max())
     if 0 < most <= _DARK:
         warnings.warn(
@@ -178,6 +189,7 @@ def _tell_of_dark(array: Array, name: str) -> None:
             ImageWarning,
             stacklevel=2,
         )
+    return (array >> 8).astype(np.uint8)
 
 
 def _channels(values: Array, wanted: int) -> Array:

@@ -99,9 +99,11 @@ def saved(image, kind, icc, **options):
 
 
 @pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF", "HEIF"])
 def test_colours_become_srgb(kind, name):
     """Within two levels, and half of one on average: LittleCMS rounds in 8 bits on the way."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     icc = rgb_profile(name)
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(Image.fromarray(RGB), kind, icc, **options)
@@ -190,6 +192,31 @@ def test_a_profile_that_is_of_no_use_is_told_of(icc, why):
     with pytest.warns(ImageWarning, match=f"colour profile that isn't used.*{why}"):
         got = read_image(data)
     np.testing.assert_array_equal(got, RGB)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bits_are_converted_by_their_upper_8(suffix):
+    icc = rgb_profile("ProPhoto")
+    deep = (RGB[:, :, ::-1].astype(np.uint16) << 8) + 77
+    exif = [cv2.IMAGE_METADATA_ICCP], [np.frombuffer(icc, np.uint8)]
+    if suffix == ".png":
+        data = cv2.imencodeWithMetadata(suffix, deep, *exif)[1].tobytes()
+    else:
+        tifffile = pytest.importorskip("tifffile")
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, deep[:, :, ::-1], photometric="rgb", iccprofile=icc)
+        data = stream.getvalue()
+    want = by_littlecms(Image.fromarray(RGB), icc).astype(int)
+    assert np.abs(read_image(data) - want).max() <= 2
+
+
+def test_a_cmyk_tiff_says_that_its_profile_is_not_used():
+    table = cmyk_table(b"mft1", 5)
+    data = saved(
+        Image.fromarray(RGB).convert("CMYK"), "TIFF", profile(b"CMYK", {b"A2B0": table}, b"Lab ")
+    )
+    with pytest.warns(ImageWarning, match="profile that isn't used, as it is a CMYK TIFF"):
+        read_image(data)
 
 
 def test_values_as_they_are_stay():
