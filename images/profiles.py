@@ -29,6 +29,7 @@ _TO_SRGB = np.array([
     [-0.9787684, 1.9161415, 0.0334540],
     [0.0719453, -0.2289914, 1.4052427],
 ])  # fmt: skip
+_PIXELS = 8192  # that are converted at once
 _LEAST = 1  # levels: closer profiles count as sRGB itself
 
 
@@ -168,9 +169,20 @@ def _applied(image: Array, found: _Curves | Table) -> Array:
         levels = _encoding()[_steps(found.curves[0])]
         return levels[image]
     else:
-        table = np.stack(found.curves, -1).reshape(256, 1, 3)
-        light = cast("Array", cv2.transform(cv2.LUT(image, table), found.matrix))
+        return _by_rows(image, found)
     return np.take(_encoding(), _steps(light))
+
+
+def _by_rows(image: Array, found: _Curves) -> Array:
+    """Converts some rows at a time, so that what is in between stays in the processor's cache."""
+    table = np.stack(found.curves, -1).reshape(256, 1, 3)
+    out = np.empty_like(image)
+    step = max(1, _PIXELS // image.shape[1])
+    for top in range(0, len(image), step):
+        rows = slice(top, top + step)
+        light = cast("Array", cv2.transform(cv2.LUT(image[rows], table), found.matrix))
+        np.take(_encoding(), _steps(light), out=out[rows], mode="clip")
+    return out
 
 
 def _steps(light: Array) -> Array:
