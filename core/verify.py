@@ -17,7 +17,7 @@ from sigcam.core.errors import ArtifactError, ModelError, SigcamError
 from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import Sidecar, read_sidecar
 
-__all__ = ["Checked", "check_files", "engine_bytes", "verified"]
+__all__ = ["Checked", "branch_digest", "check_files", "engine_bytes", "verified"]
 
 _SUFFIXES = (".onnx", ".engine", ".safetensors")
 """What the names of files end in that are looked for in a folder."""
@@ -68,7 +68,7 @@ def verified(path: str | Path) -> list[Checked]:
     if path.name.endswith(".engine.json"):
         path = path.with_suffix("")
     if path.suffix == ".safetensors":
-        return [Checked(str(path), "branch file", _branch(path))]
+        return [Checked(str(path), "branch file", branch_digest(path))]
     model = ModelFile(path)
     if is_engine(path):
         sidecar = read_sidecar(path)
@@ -141,7 +141,15 @@ def engine_bytes(engine: Path, sidecar: Sidecar) -> bytes:
     return data
 
 
-def _branch(path: Path) -> str:
+def branch_digest(path: Path) -> str:
+    """Checks a branch file, and returns its digest.
+
+    Raises:
+        ModelError: the file can't be read, or isn't what was written.
+
+    Example:
+        branch_digest(Path("branch.safetensors"))
+    """
     try:
         data = path.read_bytes()
     except OSError as exc:

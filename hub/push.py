@@ -12,7 +12,7 @@ from pathlib import Path
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, ModelError, UsageError
 from sigcam.core.spec import Spec
-from sigcam.core.verify import verified
+from sigcam.core.verify import branch_digest, verified
 from sigcam.hub.card import model_card
 from sigcam.hub.client import client
 from sigcam.hub.errors import told
@@ -65,7 +65,7 @@ def push(
     if branch is not None and not branch.is_file():
         raise ModelError(f"there is no branch file {branch}; `sigcam train` writes one")
     if branch is not None:
-        verified(branch)
+        branch_digest(branch)
     hub = client()
     with tempfile.TemporaryDirectory() as folder:
         _gather(Path(folder), path, spec, branch)

@@ -43,7 +43,7 @@ def run(page, folder, monkeypatch):
 def test_every_page_with_python_is_tested():
     """Here, or beside the part that the page is about."""
     assert {page.name for page in PAGES if blocks(page)} == {
-        "README.md", "api.md", "kernels.md",
+        "README.md", "api.md", "kernels.md", "serving.md",
         "evaluation.md",  # tests/evaluate/test_docs.py
         "quantization.md",  # tests/convert/quantize/test_docs.py
     }  # fmt: skip
@@ -65,6 +65,15 @@ def test_readme(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixtur
         shutil.copy(file, tmp_path)
     run(ROOT / "README.md", tmp_path, monkeypatch)
     assert (tmp_path / "cat-heatmap.png").is_file()
+
+
+def test_serving(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixture)
+    pytest.importorskip("skimage")
+    console().use_photographs(tmp_path)
+    model = make_artifact(classes=ClassSelection("input"), head_input="features")
+    for file in model.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    run(ROOT / "docs" / "serving.md", tmp_path, monkeypatch)
 
 
 @pytest.mark.slow

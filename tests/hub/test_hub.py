@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from sigcam.core.artifact import read_spec
+from sigcam.core.digest import BRANCH_DIGEST_FIELD, ZEROS, find_digest, seal
 from sigcam.core.spec import OutputError, ParityReport
-from tests.support.tiny import tiny_spec
+from tests.support.tiny import tiny_spec, with_data_file
 
 pytestmark = pytest.mark.slow  # each command is a process of its own
 
@@ -38,10 +39,11 @@ def parity() -> ParityReport:
 
 def test_there_and_back(sigcam, hub, make_artifact) -> None:
     spec = tiny_spec(head_input="features")
-    path = make_artifact(head_input="features", parity=parity())
+    path = make_artifact(head="mlp", head_input="features", parity=parity())
     branch = path.parent / "branch.safetensors"
-    branch.write_bytes(b"tensors")
-    (path.parent / "model.onnx.data").write_bytes(b"weights")
+    data = b'{"sigcam_digest":"' + ZEROS.encode() + b'"}'
+    branch.write_bytes(seal(data, find_digest(data, BRANCH_DIGEST_FIELD)))
+    with_data_file(path)
     done = sigcam("push", path, "owner/name", "--sigmoid-branch", branch, "--license", "mit")
     assert (done.returncode, done.stdout) == (0, "hf://owner/name/model.onnx\n"), done.stderr
     files = hub.repositories["owner/name"]["main"]
@@ -54,10 +56,31 @@ def test_there_and_back(sigcam, hub, make_artifact) -> None:
     done = sigcam("pull", "owner/name", "--out", "there")
     assert done.returncode == 0, done.stderr
     found = Path(done.stdout.strip())
-    assert read_spec(found) == replace(spec, parity=parity())
+    spec = replace(spec, parity=parity(), external_data=read_spec(path).external_data)
+    assert read_spec(found) == spec
     assert {file.name for file in found.parent.iterdir() if file.is_file()} == wanted
     for file in wanted:
         assert (found.parent / file).read_bytes() == files[file]
+
+
+def test_what_was_damaged_is_neither_pushed_nor_pulled(sigcam, hub, published) -> None:
+    whole = published.read_bytes()
+    damaged = whole.replace(b"tiny", b"tinY", 1)
+    published.write_bytes(damaged)
+    done = sigcam("push", published, "owner/name")
+    assert (done.returncode, "is not what was written" in done.stderr) == (1, True), done.stderr
+    assert "owner/name" not in hub.repositories
+    hub.repositories["owner/name"] = {"main": {"model.onnx": damaged}}
+    for extra in ([], ["--out", "there"]):
+        done = sigcam("pull", "owner/name", *extra)
+        assert (done.returncode, done.stdout) == (1, ""), done.stderr
+        assert "is not what was written" in done.stderr
+        assert "pull it again" in done.stderr
+    branch = published.with_name("branch.safetensors")
+    branch.write_bytes(b"tensors")
+    published.write_bytes(whole)
+    done = sigcam("push", published, "owner/name", "--sigmoid-branch", branch)
+    assert (done.returncode, "no digest of a branch file" in done.stderr) == (1, True), done.stderr
 
 
 def test_explained_from_the_hub_and_then_without_a_network(
