@@ -184,8 +184,7 @@ class ModelFile:
             ArtifactError: a file can't be read.
 
         Example:
-            >>> len(ModelFile(b"graph").contents_sha256())
-            64
+            ModelFile("model.onnx").contents_sha256()  # 64 hexadecimal digits
         """
         total = hashlib.sha256()
         with self._opened() as stream:
