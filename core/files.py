@@ -5,15 +5,18 @@ This is the one module of ours that `sigcam.kernels` imports.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sigcam.core.errors import StorageError
+from sigcam.core.inputs import refuse_input
 
 __all__ = [
     "StorageError", "atomic_path", "cache_folder", "check_writable", "key_of",
@@ -29,7 +32,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     any exception, KeyboardInterrupt included, it is removed and `path` stays as it was.
 
     Raises:
-        StorageError: `path` is a folder, its folder can't be written, or the disk is full.
+        StorageError: `path` is a folder or a device, its folder can't be written, or the disk is
+            full.
+        UsageError: it is an input (`sigcam.core.inputs`).
 
     Example:
         >>> import tempfile
@@ -61,7 +66,8 @@ def check_writable(path: str | Path) -> None:
     `path` stays as it was; the folders above it are made.
 
     Raises:
-        StorageError: `path` is a folder, or its folder can't be written.
+        StorageError: `path` is a folder or a device, or its folder can't be written.
+        UsageError: it is an input (`sigcam.core.inputs`).
 
     Example:
         >>> import tempfile
@@ -154,8 +160,7 @@ def key_of(*parts: str) -> str:
 
 def _temporary(target: Path) -> Path:
     """Makes an empty file beside `target`, exclusively and with the usual mode."""
-    if target.is_dir():
-        raise StorageError(f"cannot write {target}: it is a folder; name a file in it")
+    _check_target(target)
     # A part of the name: beside one that is as long as allowed, a longer one has no room.
     name = f".{target.stem[:24]}-{secrets.token_hex(4)}{target.suffix}"
     temporary = target.with_name(name)
@@ -167,8 +172,25 @@ def _temporary(target: Path) -> Path:
     return temporary
 
 
-def _storage_error(target: Path, exc: OSError) -> StorageError:
-    reason = exc.strerror or str(exc)
+def _check_target(target: Path) -> None:
+    """Refuses what a rename must not take the place of: a folder, a device, an input."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as exc:
+        raise _storage_error(target, exc) from exc
+    if stat.S_ISDIR(mode):
+        raise StorageError(f"cannot write {target}: it is a folder; name a file in it")
+    if not stat.S_ISREG(mode):  # as root, a rename would take the place of /dev/null
+        raise StorageError(f"cannot write {target}: it is no plain file; name another one")
+    refuse_input(target)
+
+
+def _storage_error(target: Path, exc: OSError | ValueError) -> StorageError:
+    reason = getattr(exc, "strerror", None) or str(exc)
+    if getattr(exc, "errno", None) == errno.ENAMETOOLONG:
+        return StorageError(f"cannot write {target}: {reason}; choose a shorter name")
     return StorageError(
         f"cannot write {target}: {reason}; choose a folder that is writable and has room"
     )

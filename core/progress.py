@@ -6,13 +6,14 @@ This is the one module that knows tqdm, which is imported with the first bar tha
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Bar", "Report", "reporter", "write_line"]
+__all__ = ["Bar", "Report", "cleared", "reporter", "somebody_waits", "write_line"]
 
 Report: TypeAlias = Callable[[int, int], None]
 """Called with the passes done and the passes in all, for the image at hand."""
@@ -49,7 +50,7 @@ class Bar:
         scaled: bool = False,
     ) -> None:
         self._bar: tqdm[Any] | None = None
-        if sys.stderr.isatty() if shown is None else shown:
+        if somebody_waits() if shown is None else shown:
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -89,15 +90,46 @@ class Bar:
             self._bar.close()
 
 
+def somebody_waits() -> bool:
+    """Says whether standard error is a terminal, so that a person sees what goes on.
+
+    Example:
+        >>> from unittest import mock
+        >>> with mock.patch("sys.stderr", None):  # the caller closed it
+        ...     somebody_waits()
+        False
+    """
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+@contextmanager
+def cleared(stream: TextIO) -> Iterator[None]:
+    """Takes the bars off the terminal while something is written to it, and draws them again.
+
+    Where no bar is shown, or the stream is a file, it does nothing.
+
+    Example:
+        >>> with cleared(sys.stderr):
+        ...     print("left out: broken.jpg", file=sys.stderr)
+    """
+    shown = "tqdm" in sys.modules and stream.isatty()
+    if not shown:
+        yield
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=stream):
+        yield
+
+
 def write_line(text: str) -> None:
     """Writes a line to standard error, above the bars that are there.
 
     Example:
         >>> write_line("left out: broken.jpg")  # on standard error
     """
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stderr)
+    with cleared(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 def reporter(progress: bool | Report, label: str) -> Report:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -112,7 +113,8 @@ def in_order(
             except Exception as exc:  # raised below, after the results of the items before
                 error = exc
                 break
-            waiting.append(pool.submit(function, item))
+            # With the caller's context: a thread has none of its own (`core.inputs` is kept there).
+            waiting.append(pool.submit(copy_context().run, function, item))
             del item
             if len(waiting) >= workers + depth:
                 yield waiting.popleft().result()

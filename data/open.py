@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from sigcam.data.readers.csv_labels import read_csv
 from sigcam.data.readers.folders import class_folders, read_folders
 from sigcam.data.readers.voc import read_voc
 from sigcam.data.readers.wsol import IDS_FILE, LABELS_FILE, read_wsol
-from sigcam.images.listing import is_image
+from sigcam.images.listing import entries_of, is_litter
+from sigcam.images.suffixes import is_image
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class _Request:
     mask_root: Path | None = None
     first_pixel: int | None = None
     multi_label: bool = False
+    written: tuple[Path, ...] = ()
 
     def options(self) -> set[str]:
         """Returns the names of the options that were given and that some formats lack."""
-        common = ("path", "multi_label")
+        common = ("path", "multi_label", "written")
         return {k for k, v in vars(self).items() if k not in common and v is not None}
 
 
@@ -61,6 +63,7 @@ def open_dataset(
     first_pixel: int | None = None,
     multi_label: bool = False,
     skip_bad: bool = False,
+    written: Collection[str | Path] = (),
 ) -> Dataset:
     """Opens a data set for training or evaluation and checks it (`check_dataset`).
 
@@ -92,6 +95,8 @@ def open_dataset(
             marked columns of one image, or objects of several classes. If not, an image with two
             is a problem, or in VOC and COCO has the class of its largest box.
         skip_bad: whether samples with problems are left out instead of raising.
+        written: folders that the caller writes to, which are no part of the data set where they
+            lie in it.
 
     Returns:
         The data set, every sample with its size.
@@ -104,8 +109,9 @@ def open_dataset(
     if first_pixel not in (None, 0, 1):
         raise UsageError(f"first_pixel is 0 or 1, got {first_pixel}")
     request = _Request(
-        Path(path), _path(metadata), split, _path(root), _path(mask_root), first_pixel, multi_label
-    )
+        Path(path), _path(metadata), split, _path(root), _path(mask_root), first_pixel, multi_label,
+        tuple(Path(one) for one in written),
+    )  # fmt: skip
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"format must be auto, {', '.join(FORMATS)}, got {format!r}")
     for given in (request.path, request.metadata, request.root, request.mask_root):
@@ -198,7 +204,9 @@ def _find_coco(request: _Request) -> Path | None:
         file
         for folder in (request.path, request.path / "annotations")
         for file in sorted(folder.glob("*.json"))
-        if split in file.stem and not file.stem.startswith(("captions", "person_keypoints"))
+        if not is_litter(file.name)
+        and split in file.stem
+        and not file.stem.startswith(("captions", "person_keypoints"))
     ]
     exact = [file for file in files if file.stem in (split, f"instances_{split}")]
     return _only(exact or files, "JSON files", request.path)
@@ -207,7 +215,8 @@ def _find_coco(request: _Request) -> Path | None:
 def _find_csv(request: _Request) -> Path | None:
     if request.path.is_file():
         return request.path if request.path.suffix.lower() == ".csv" else None
-    return _only(sorted(request.path.glob("*.csv")), "CSV files", request.path)
+    files = sorted(file for file in request.path.glob("*.csv") if not is_litter(file.name))
+    return _only(files, "CSV files", request.path)
 
 
 def _only(files: list[Path], what: str, path: Path) -> Path | None:
@@ -223,7 +232,9 @@ def _find_folders(request: _Request) -> Path | None:
     folder = request.path / request.split if request.split is not None else request.path
     # Directly in them: a folder of whole data sets, or of splits, holds images further down.
     fits = folder.is_dir() and any(
-        is_image(file) for inside in class_folders(folder) for file in inside.iterdir()
+        is_image(Path(entry.name)) and not is_litter(entry.name)
+        for inside in class_folders(folder, request.written)
+        for entry in entries_of(inside)
     )
     return folder if fits else None
 
@@ -262,6 +273,6 @@ FORMATS = {
         "a folder of class folders with images, or of splits that are such (give the split)",
         frozenset({"split"}),
         _find_folders,
-        lambda found, r: read_folders(found, multi_label=r.multi_label),
+        lambda found, r: read_folders(found, multi_label=r.multi_label, written=r.written),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from sigcam.data.checks import check_dataset
 from sigcam.data.dataset import Dataset, Place, Sample
 from sigcam.data.open import open_dataset
 from sigcam.data.readers.wsol import IDS_FILE, LABELS_FILE
-from sigcam.images.listing import is_image, list_images
+from sigcam.images.listing import described, is_litter, list_images
 
 _LISTS = (".csv", ".json")
 
@@ -45,10 +46,11 @@ def open_images(path: str | Path, **options: Any) -> Dataset:
     """
     folder = Path(path)
     skip_bad = bool(options.get("skip_bad", False))
-    others = {name: value for name, value in options.items() if name != "skip_bad"}
+    written = options.get("written", ())
+    others = {k: v for k, v in options.items() if k not in ("skip_bad", "written")}
     plain = all(value in (None, "auto") for value in others.values())
     if plain and folder.is_dir() and not _has_lists(folder):
-        return check_dataset(_read(folder), skip_bad)
+        return check_dataset(_read(folder, written), skip_bad)
     # Two classes of one image contradict nothing here.
     return open_dataset(path, **{**options, "multi_label": True})
 
@@ -61,15 +63,13 @@ def _has_lists(folder: Path) -> bool:
         file.suffix.lower() in _LISTS or file.name in (IDS_FILE, LABELS_FILE)
         for place in places
         for file in [*place.iterdir(), *place.glob(f"*/{IDS_FILE}")]
+        if not is_litter(file.name)
     )
 
 
-def _read(folder: Path) -> Dataset:
+def _read(folder: Path, written: Collection[Path]) -> Dataset:
     """Reads a plain folder; check_dataset refuses one without images."""
-    found = list_images(folder)
-    names = {file: file.relative_to(folder) for file in (*found.images, *found.others)}
-    shown = [file for file, name in names.items() if not any(p[0] == "." for p in name.parts)]
-    samples = [Sample(names[p].as_posix(), p, Place(p)) for p in shown if is_image(p)]
-    others = len(shown) - len(samples)
-    notes = (f"files passed over, no images by their names: {others}",) if others else ()
+    found = list_images(folder, written)
+    samples = [Sample(p.relative_to(folder).as_posix(), p, Place(p)) for p in found.images]
+    notes = tuple(described(found.left_out, folder))
     return Dataset(folder.resolve().name, folder, "images", None, samples, notes=notes)

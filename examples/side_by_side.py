@@ -33,6 +33,7 @@ from tqdm import tqdm
 from sigcam.classifier.build import BuiltClassifier, build_classifier
 from sigcam.core.errors import ExportError, ParityError
 from sigcam.core.files import check_writable, write_bytes
+from sigcam.core.inputs import inputs_kept
 from sigcam.core.spec import Branch, ClassSelection
 from sigcam.demo.images import shipped_images
 from sigcam.demo.network import BRANCH_FILE
@@ -144,7 +145,8 @@ def sheet(image: Array, rows: dict[Branch, list[Explanation | None]]) -> Array:
 @click.option("--target-layer", help="Layer that the maps are made of; the last one by default.")
 def main(path: Path | None, out: Path, asked: str | None, target_layer: str | None) -> None:
     """Draw every method on IMAGE."""
-    check_writable(out)
+    with inputs_kept(*filter(None, [path])):
+        check_writable(out)
     image = read_image(path or shipped_images()[0])
     layers = [target_layer] if target_layer else ()
     network = build_classifier(branch_file=BRANCH_FILE, target_layers=layers)

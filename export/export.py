@@ -68,6 +68,10 @@ def export_artifact(
     preprocessing = preprocessing_of(options, classifier)
     path = Path(path)
     check_writable(path)
+    if options.head_graph:
+        check_writable(head_path(path))
+    if options.external_data:
+        check_writable(path.with_name(f"{path.name}.data"))
     dual = dual_of(classifier)
     dual.check_finite(sigmoid=options.has_sigmoid)
     frozen = _on_cpu(dual)

@@ -16,6 +16,7 @@ from sigcam.core.artifact import read_spec, with_spec
 from sigcam.core.digest import digest_of
 from sigcam.core.errors import StorageError
 from sigcam.core.files import write_bytes
+from sigcam.core.inputs import refuse_input
 from sigcam.core.spec import Spec
 from sigcam.export.onnx_model import GraphSignature, needs_external_data, to_onnx
 from sigcam.export.options import ExportOptions
@@ -102,8 +103,11 @@ class StagingFolder:
 
         Raises:
             StorageError: a file can't be written or moved.
+            UsageError: a file that is read would be written over.
         """
         moves = self._written_files()
+        for _, place in moves:
+            refuse_input(place)
         previous: list[tuple[Path, Path | None]] = []
         try:
             for number, (source, place) in enumerate(moves):

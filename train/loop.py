@@ -20,7 +20,7 @@ from sigcam.core.files import check_writable
 from sigcam.data import Dataset
 from sigcam.train.accuracy import accuracy_of
 from sigcam.train.adam import fit_adam
-from sigcam.train.checkpoint import CHECKPOINT, State
+from sigcam.train.checkpoint import CHECKPOINT, METRICS, State
 from sigcam.train.distributed import join_world
 from sigcam.train.fit import Fit, Loss
 from sigcam.train.lbfgs import fit_lbfgs
@@ -171,6 +171,7 @@ def _train(
     with join_world(settings.device) as world:
         if run.folder is not None and world.is_main:
             check_writable(run.folder / CHECKPOINT)
+            check_writable(run.folder / METRICS)
         dual.to(world.device)
         chosen = head_of(dual, head)
         samples = SampleSource(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
+from sigcam.cli.streams import ends_in_order
 from sigcam.core.versions import __version__
 
 # Command name to (module, one line of help): so that `sigcam --help` imports no command.
@@ -27,7 +29,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 class _LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+    """A group that imports a command's module when the command is asked for.
+
+    All commands end by it where their output or their user stops them.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs a command of the command line, `sys.argv` by default."""
+        with ends_in_order():
+            return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; inside of `main`, before click sees what stopped it."""
+        with ends_in_order():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -56,5 +71,6 @@ def main() -> None:
     """Ship the evidence map with the prediction.
 
     Results go to standard output, everything else to standard error. Exit codes: 0 done,
-    1 the work failed, 2 wrong usage.
+    1 the work, or a part of it, failed, 2 wrong usage, 130 stopped by Ctrl-C, 141 the reader
+    of standard output has gone.
     """

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from sigcam.core.errors import ImageWarning, SigcamError, UsageError
+from sigcam.cli.streams import json_line, write_line
+from sigcam.core.artifact import head_path
+from sigcam.core.errors import SigcamError, UsageError
+from sigcam.core.inputs import inputs_kept
 from sigcam.core.spec import Preprocessing
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,7 +28,8 @@ EXIT_USAGE = 2
 def reports_errors(function: F) -> F:
     """Turns sigcam's errors into one line on standard error and an exit code.
 
-    Also a missing optional package: its name and the extra that brings it are known.
+    Also a missing optional package: its name and the extra that brings it are known. While the
+    command runs, no file that its arguments name is written over.
 
     Example:
         >>> @reports_errors
@@ -42,10 +45,8 @@ def reports_errors(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            with _warnings_in_a_line():
+            with inputs_kept(*_files_named(kwargs)):
                 return function(*args, **kwargs)
-        except KeyboardInterrupt:
-            fail("stopped by Ctrl-C", EXIT_FAILED)
         except UsageError as exc:
             fail(str(exc), EXIT_USAGE)
         except SigcamError as exc:
@@ -59,22 +60,28 @@ def reports_errors(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Shows what is to be known of an image as a line, without the place in the code."""
-    before = warnings.showwarning
+_OUTPUTS = ("out", "run_dir", "cache_dir", "cache", "timing_cache")
+"""The parameters that name what is written; all others name what is read."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        if issubclass(category, ImageWarning):
-            say(f"warning: {message}")
-        else:
-            before(message, category, *place)
 
-    warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
+def _files_named(parameters: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields the files that parameters name, and those that belong to exported models.
+
+    Texts may name files as well: `FILE#part` of weights or frames, `FILE.py:callable` of networks.
+    """
+    for name, value in parameters.items():
+        if name in _OUTPUTS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _files_named(value)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path):
+                yield one
+                if one.suffix in (".onnx", ".engine"):
+                    beside = (one.with_name(f"{one.name}{end}") for end in (".data", ".json"))
+                    yield from (*beside, head_path(one))
+            elif isinstance(one, str):
+                yield from (Path(one), Path(one.rpartition("#")[0]), Path(one.rpartition(":")[0]))
 
 
 _EXTRAS = {
@@ -99,7 +106,7 @@ def fail(message: str, code: int) -> NoReturn:
     Example:
         fail("2 of 5 images could not be explained", EXIT_FAILED)
     """
-    click.echo(f"error: {message}", err=True)
+    _tell(f"error: {message}")
     sys.exit(code)
 
 
@@ -112,7 +119,12 @@ def say(message: str) -> None:
         >>> say("reading and checking images/")  # on standard error
     """
     if is_first_process():
-        click.echo(message, err=True)
+        _tell(message)
+
+
+def _tell(message: str) -> None:
+    with suppress(OSError):  # a full or closed standard error is no reason to stop the work
+        write_line(sys.stderr, message)
 
 
 def is_first_process() -> bool:
@@ -130,13 +142,24 @@ def is_first_process() -> bool:
 def echo(text: str) -> None:
     r"""Prints a line of results to standard output.
 
-    File names may hold bytes that aren't UTF-8; escapes take their place.
+    File names may hold bytes that aren't UTF-8, and terminals may have another encoding; escapes
+    take the place of what can't be shown.
 
     Example:
         >>> echo(b"caf\xe9.jpg".decode("utf-8", "surrogateescape"))
         caf\udce9.jpg
     """
-    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    write_line(sys.stdout, text)
+
+
+def echo_json(record: Mapping[str, Any]) -> None:
+    """Prints a record to standard output as one line of JSON.
+
+    Example:
+        >>> echo_json({"image": "cat.jpg", "explanations": []})
+        {"image": "cat.jpg", "explanations": []}
+    """
+    echo(json_line(record, sys.stdout))
 
 
 def import_from_here() -> None:

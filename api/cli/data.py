@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from sigcam.cli.common import options, say
+from sigcam.core.errors import UsageError
+from sigcam.core.inputs import identity, keep
 
 if TYPE_CHECKING:
     from sigcam.data import Dataset
@@ -85,8 +87,11 @@ def data_options(function: F) -> F:
 def open_named(data: dict[str, Any], *, multi_label: bool = False) -> Dataset:
     """Opens and checks the data set that the options name, and says what it leaves out.
 
+    Its files are kept from being written over.
+
     Args:
-        data: as `data_options` passes it.
+        data: as `data_options` passes it; with `written`, the folders that the command writes to,
+            which are left out where they lie in it.
         multi_label: whether an image may have any number of classes.
 
     Raises:
@@ -95,10 +100,42 @@ def open_named(data: dict[str, Any], *, multi_label: bool = False) -> Dataset:
     Example:
         dataset = open_named(data)  # `data` as `data_options` passes it
     """
-    from sigcam.data import left_out, open_dataset
+    from sigcam.data import open_dataset
 
     say(f"reading and checking {data['path']}")
-    dataset = open_dataset(**data, multi_label=multi_label)
+    check_apart(data)
+    return told(open_dataset(**data, multi_label=multi_label))
+
+
+def check_apart(data: dict[str, Any]) -> None:
+    """Refuses to write to a data set's own folder, or to one in it that has images of it.
+
+    Raises:
+        UsageError: a folder that the command writes to is such a one.
+        DataError: it can't be listed.
+    """
+    from sigcam.images.listing import list_images
+
+    path = data["path"]
+    for folder in data.get("written", ()):
+        itself = identity(folder) is not None and identity(folder) == identity(path)
+        inside = folder.is_dir() and path.resolve() in folder.resolve().parents
+        found = list_images(folder).images if inside else ()
+        if itself or any(image.suffix != ".npy" for image in found):  # as cached features are
+            raise UsageError(
+                f"{folder} is a folder of the data set {path}; name another one for what is written"
+            )
+
+
+def told(dataset: Dataset) -> Dataset:
+    """Says what a data set leaves out, keeps its files from being written over, and returns it."""
+    from sigcam.data import left_out
+
     for line in left_out(dataset.problems, dataset.notes):
         say(line)
+    for sample in dataset.samples:
+        masks = (mask for mask in sample.masks or () if isinstance(mask, Path))
+        keep((sample.path, *masks))
+    keep({sample.place.file for sample in dataset.samples})
+    keep(dataset.path.glob("*.txt"))  # lists beside those, and names of classes
     return dataset

@@ -25,9 +25,18 @@ def command(images: tuple[str, ...], out: Path) -> None:
     Without images, the photographs that scikit-image ships are used. The page's path
     is printed.
     """
-    from sigcam.cli.explain.images import find_images
+    from sigcam.cli.explain.find import STANDARD_INPUT, find_images
+    from sigcam.cli.explain.output import print_left_out
+    from sigcam.core.errors import UsageError
+    from sigcam.core.inputs import keep
     from sigcam.demo.images import shipped_images
     from sigcam.demo.run import run_demo
 
-    found = list(find_images(images)) or shipped_images()
-    echo(str(run_demo(found, out, say)))
+    found = find_images(images, written=out)
+    print_left_out(found.left_out, as_json=False)
+    if images:
+        found.check()
+    if any(image is STANDARD_INPUT for image in found.images):
+        raise UsageError("the demo names its images, and - has no name; name files")
+    keep(found.images)
+    echo(str(run_demo(found.images or shipped_images(), out, say)))

@@ -143,13 +143,14 @@ def command(
     """
     from sigcam.core.artifact import read_spec
     from sigcam.core.errors import UsageError
+    from sigcam.core.files import check_writable
     from sigcam.evaluate import (
         EvaluateOptions,
         MosaicOptions,
         evaluate_artifacts,
         evaluate_mosaics,
     )
-    from sigcam.evaluate.reports import summarise, write_reports
+    from sigcam.evaluate.reports import FILES, summarise, write_reports
     from sigcam.runtime.backends.base import BackendOptions
 
     if "none" in faithfulness and len(faithfulness) > 1:
@@ -170,7 +171,9 @@ def command(
         **given,
     )
     several = read_spec(models[0]).task == "multi-label" if models else False
-    dataset = open_named(data, multi_label=several)
+    dataset = open_named({**data, "written": (out,)}, multi_label=several)
+    for name in FILES:
+        check_writable(out / name)
     say(f"{len(dataset)} images ({dataset.format}), {len(models)} artifacts")
     with _ImageBar() as bar:
         if mosaic is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from sigcam.cli.common import reports_errors
+from sigcam.cli.common import echo, echo_json, reports_errors
 
 if TYPE_CHECKING:
     from sigcam.core.spec import FidelityReport, Preprocessing, Spec
@@ -34,17 +35,15 @@ def command(model: Path, as_json: bool) -> None:
     model = local(model)
     spec = read_spec(model)
     if as_json:
-        click.echo(spec.to_json())
+        echo_json(json.loads(spec.to_json()))
         return
     for name, value in [*_tensorrt_rows(model), *_rows(spec)]:
-        click.echo(f"{name:<14} {value}")
+        echo(f"{name:<14} {value}")
     if spec.parity is not None:
         converted = "" if spec.fidelity is None else ", before it was converted"
-        click.echo(f"\nlargest error of each output against PyTorch{converted}")
+        echo(f"\nlargest error of each output against PyTorch{converted}")
         for output, error in spec.parity.outputs.items():
-            click.echo(
-                f"  {output:<16} absolute {error.max_abs:.1e}   relative {error.max_rel:.1e}"
-            )
+            echo(f"  {output:<16} absolute {error.max_abs:.1e}   relative {error.max_rel:.1e}")
 
 
 def _tensorrt_rows(model: Path) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sigcam.cli.common import EXIT_FAILED, fail, reports_errors, say
+from sigcam.cli.common import EXIT_FAILED, echo, fail, reports_errors, say
 
 
 @click.group(name="kernels")
@@ -38,11 +38,13 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
     """
     from sigcam.core.errors import UsageError
     from sigcam.core.files import check_writable
+    from sigcam.core.inputs import keep
     from sigcam.kernels import fatbin
-    from sigcam.kernels.compile import listed
+    from sigcam.kernels.compile import SOURCE, listed
     from sigcam.kernels.errors import KernelError
 
     numbers = [_number(text) for text in architectures] or None
+    keep([SOURCE])
     check_writable(out)
     say("compiling with nvcc; this takes some seconds for each architecture")
     try:
@@ -51,8 +53,8 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
         fail(str(exc), EXIT_FAILED)
     except ValueError as exc:
         raise UsageError(str(exc)) from exc
-    click.echo(f"{made.path}: {made.size / 1e6:.1f} MB, nvcc {made.version}")
-    click.echo(f"for {listed(made.architectures)}, and PTX for newer ones")
+    echo(f"{made.path}: {made.size / 1e6:.1f} MB, nvcc {made.version}")
+    echo(f"for {listed(made.architectures)}, and PTX for newer ones")
 
 
 @command.command(name="info")
@@ -70,7 +72,7 @@ def info() -> None:
         "GPUs": _gpus,
     }
     for name, value in rows.items():
-        click.echo(f"{name:<14} {_or_missing(value)}")
+        echo(f"{name:<14} {_or_missing(value)}")
 
 
 def _or_missing(value: Callable[[], str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sigcam.cli.common import echo, reports_errors, say
+from sigcam.core.progress import somebody_waits
 
 
 @click.command(name="quantize")
@@ -100,7 +100,7 @@ def command(model: Path, data: Path, out: Path, head: Path | None, **options: An
         out,
         QuantizeOptions(**options),
         head=head,
-        progress=sys.stderr.isatty(),  # only for a person who waits
+        progress=somebody_waits(),
         say=say,
     )
     if spec.head_input is not None and len(written) == 1:

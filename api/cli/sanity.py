@@ -21,6 +21,7 @@ from sigcam.cli.common import (
 from sigcam.cli.data import data_options, open_named
 from sigcam.cli.maps import build_named, check_branch_named, map_options
 from sigcam.core.files import check_writable, write_text
+from sigcam.core.inputs import refuse_input
 from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def command(
     built = build_named(
         classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
     )
+    if out is not None:
+        refuse_input(out)  # now that all is known that is read
     preprocessing = changed_preprocessing(built.preprocessing, rule=rule, resize=resize)
     say(f"{len(samples)} images, of the class that the intact network predicts")
     with Bar(None, unit="stage", label="sanity") as bar:

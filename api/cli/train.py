@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,10 @@ from sigcam.cli.common import (
     reports_errors,
     say,
 )
-from sigcam.cli.data import data_options, open_named
+from sigcam.cli.data import check_apart, data_options, open_named, told
 from sigcam.core.errors import DataError, UsageError
+from sigcam.core.inputs import refuse_input
+from sigcam.core.progress import somebody_waits
 
 if TYPE_CHECKING:
     from sigcam.core.spec import Task
@@ -202,7 +203,9 @@ def command(
     settings = TrainSettings(**fit)
     if new_classes and settings.labels == "predicted":
         raise UsageError("--new-classes trains a new last layer, which needs --labels given")
-    images = _Images(data, settings.labels, task)
+    folder = run_dir or out.with_suffix(".run")
+    written = (folder,) if cache_dir is None else (folder, cache_dir)
+    images = _Images({**data, "written": written}, settings.labels, task)
     say("loading the model")
     built = build_classifier(
         arch,
@@ -219,6 +222,7 @@ def command(
     for line in built.notes:
         say(line)
     dataset = images.of(task if new_classes else built.dual.task)
+    refuse_input(out)  # now that all is known that is read
     if built.checkpoint is not None:
         say(f"training goes on from the sigmoid branch in {built.checkpoint}")
     trained = train_branch(
@@ -229,9 +233,9 @@ def command(
         preprocessing=changed_preprocessing(built.preprocessing, rule=rule, resize=resize),
         reading=Reading(cache_dir, workers, strict),
         trained_on=trained_on,
-        run_dir=run_dir or out.with_suffix(".run"),
+        run_dir=folder,
         resume=resume,
-        progress=sys.stderr.isatty(),  # only for a person who waits
+        progress=somebody_waits(),
         say=say,
     )
     # Under torchrun all processes hold the same branch; one writes it.
@@ -278,7 +282,7 @@ class _Images:
     reads only with several is therefore refused when the model is there.
 
     Args:
-        data: as `data_options` passes it.
+        data: as `data_options` passes it, with the folders that are written to.
         labels: "given" or "predicted".
         task: that of `--task`; None without it.
 
@@ -317,15 +321,13 @@ class _Images:
 
 def _open(data: dict[str, Any], labels: str, task: Task | None) -> Dataset:
     """Opens the data set: with the classes of a task, or any images where they are predicted."""
-    from sigcam.data import labelled, left_out, open_images
+    from sigcam.data import labelled, open_images
 
     if labels == "given":
         return labelled(open_named(data, multi_label=task == "multi-label"))
     say(f"reading and checking {data['path']}; its classes, if any, aren't used")
-    dataset = open_images(**data)
-    for line in left_out(dataset.problems, dataset.notes):
-        say(line)
-    return dataset
+    check_apart(data)
+    return told(open_images(**data))
 
 
 def report(result: TrainResult, dataset: Dataset, labels: str) -> None:

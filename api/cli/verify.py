@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from sigcam.cli.common import EXIT_FAILED, echo, fail, reports_errors
+from sigcam.cli.common import EXIT_FAILED, echo, echo_json, fail, reports_errors
 
 
 @click.command(name="verify")
@@ -31,7 +30,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
     checked = check_files([local(file) for file in files])
     for one in checked:
         if as_json:
-            echo(json.dumps(one.to_dict(), ensure_ascii=False))
+            echo_json(one.to_dict())
         elif one.error is None:
             echo(f"{one.file}: OK, {one.kind}, {one.digest}")
         else:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sigcam.core.errors import ModelError
+from sigcam.core.inputs import keep
 
 _DEPTH = 4  # {"ema": {"model": {"module": {name: tensor}}}}
 _INDEX = ".index.json"
@@ -141,6 +142,7 @@ def _read_parts(index: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
+    keep([path])
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sigcam.classifier.zoo.base import LoadedModel, check_num_classes
 from sigcam.classifier.zoo.processor import measure
 from sigcam.core.errors import ModelError, SigcamError, UsageError
+from sigcam.core.inputs import keep
 from sigcam.core.spec import Task
 from sigcam.hub.errors import hub_error
 
@@ -117,6 +118,7 @@ def _source(arch: str) -> tuple[str, dict[str, Any]]:
             raise ModelError(
                 f"the folder {folder} has no config.json; name one that `save_pretrained` wrote"
             )
+        keep(folder.iterdir())
         return str(folder), {"local_files_only": True}
     if name.startswith((".", "/", "~")) or not name:
         raise ModelError(f"there is no folder {name}; {PREFIX}OWNER/NAME is one of the Hub")

@@ -17,6 +17,7 @@ from torch import nn
 from sigcam.classifier.model_object import plain_model
 from sigcam.classifier.zoo.base import WEIGHT_SUFFIXES, LoadedModel
 from sigcam.core.errors import ModelError, UsageError
+from sigcam.core.inputs import keep
 from sigcam.core.spec import Preprocessing
 
 _DEFAULT_PREPROCESSING = Preprocessing(224, 224, "crop", 256)
@@ -122,6 +123,7 @@ def _module(where: str) -> ModuleType:
         path = Path(where).resolve()
         if not path.is_file():
             raise UsageError(f"there is no file {where}")
+        keep([path])
         name = f"_sigcam_user_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

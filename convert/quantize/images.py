@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from sigcam.core.errors import DataError, ImageError, UsageError
+from sigcam.core.inputs import keep
 from sigcam.core.progress import Report
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
-from sigcam.images.listing import SUFFIXES_TEXT, list_images
+from sigcam.images.listing import Listing, described, list_images
 from sigcam.images.preprocess import Placement, read_input
+from sigcam.images.suffixes import SUFFIXES_TEXT
 
 FEWEST = 8
 """The fewest images that either set may have: fewer say nothing."""
@@ -30,11 +32,13 @@ class Chosen:
         calibration: paths of those that ranges are taken from.
         held_out: paths of those that the result is measured on.
         unread: why files that were drawn couldn't be read.
+        left_out: what else lies in the folder, in lines for a person.
     """
 
     calibration: tuple[Path, ...]
     held_out: tuple[Path, ...]
     unread: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def choose(
@@ -71,7 +75,9 @@ def choose(
     for name, count, zero in (("calibration", calibration, True), ("held-out", held_out, False)):
         if count < FEWEST and not (zero and count == 0):
             raise UsageError(f"there must be at least {FEWEST} {name} images, got {count}")
-    paths = _listed(folder)
+    listing = _listed(folder)
+    paths = list(listing.images)
+    keep(paths)
     random.Random(seed).shuffle(paths)  # noqa: S311 (a choice of images is no secret)
     wanted = calibration + held_out
     kept: list[Path] = []
@@ -104,7 +110,8 @@ def choose(
             f"{f' ({why})' if why else ''}; add images of the kind that the model will see, or "
             "lower the numbers"
         )
-    return Chosen(tuple(kept[:calibration]), tuple(kept[calibration:]), tuple(unread))
+    told = tuple(described(listing.left_out, folder))
+    return Chosen(tuple(kept[:calibration]), tuple(kept[calibration:]), tuple(unread), told)
 
 
 def prepared(path: Path, preprocessing: Preprocessing) -> tuple[Array, Placement]:
@@ -151,11 +158,12 @@ def _is_plain(tensor: Array, preprocessing: Preprocessing) -> bool:
     return bool((tensor.min(axes) == tensor.max(axes)).all())
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Path) -> Listing:
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "doesn't exist"
         raise DataError(f"{folder} {what}; pass a folder of images that the model will see")
-    paths = list(list_images(folder).images)
-    if not paths:
-        raise DataError(f"{folder} has no images ({SUFFIXES_TEXT}); pass a folder that has")
-    return paths
+    found = list_images(folder)
+    if not found.images:
+        told = "".join(f"; {line}" for line in described(found.left_out, folder))
+        raise DataError(f"{folder} has no images ({SUFFIXES_TEXT}){told}; pass a folder that has")
+    return found

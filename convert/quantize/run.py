@@ -26,6 +26,7 @@ from sigcam.convert.quantize.source import Source, read_source
 from sigcam.core.artifact import head_path, read_spec, with_spec
 from sigcam.core.errors import FidelityError, UsageError
 from sigcam.core.files import atomic_path, check_writable, write_bytes
+from sigcam.core.inputs import inputs_kept, refuse_input
 from sigcam.core.model_file import ModelFile
 from sigcam.core.progress import reporter
 from sigcam.core.spec import FidelityReport, QuantizedPrecision, Spec
@@ -145,17 +146,28 @@ def quantize_artifact(
         print(spec.fidelity.described())
     """
     options, out, path = options or QuantizeOptions(), Path(out), Path(path)
+    with inputs_kept(path, *([] if head is None else [head])):
+        return _quantized(path, Path(data), out, options, head, progress, say or _silent)
+
+
+def _quantized(
+    path: Path,
+    data: Path,
+    out: Path,
+    options: QuantizeOptions,
+    head: str | Path | None,
+    progress: bool,
+    say: Say,
+) -> tuple[Spec, list[Path]]:
     source = read_source(path)
-    if out.exists() and out.samefile(path):
-        raise UsageError(f"{out} is the model itself; name another file")
     if out.suffix != ".onnx":
         raise UsageError(f"the new artifact's name must end in .onnx, got {out.name}")
     check_writable(out)
     heads = _heads(source, out, head)
     with tempfile.TemporaryDirectory(prefix="sigcam-quantize-") as folder:
-        conversion = _Conversion(
-            source, Path(data), options, Path(folder), progress, say or _silent
-        )
+        conversion = _Conversion(source, data, options, Path(folder), progress, say)
+        for place in (out, *(here for _, here in heads)):
+            refuse_input(place)  # the images are known by now
         model, fidelity = conversion.run()
     spec = dataclasses.replace(source.spec, fidelity=fidelity)
     write_bytes(out, with_spec(model, spec))
@@ -223,7 +235,7 @@ class _Conversion:
             options.seed,
             reporter(progress, "choose"),
         )
-        for reason in self._chosen.unread:
+        for reason in (*self._chosen.left_out, *self._chosen.unread):
             say(f"left out: {reason}")
         say(f"running float32 on {options.held_out} held-out images")
         self._check = FidelityCheck(

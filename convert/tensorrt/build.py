@@ -18,6 +18,7 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.files import check_writable
+from sigcam.core.inputs import inputs_kept
 from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import (
     Sidecar,
@@ -76,13 +77,18 @@ def build_engine(
         raise UsageError(
             f"{model} is an engine already; pass the .onnx file that an engine shall be built of"
         )
+    with inputs_kept(model):
+        return _built(model, None if out is None else Path(out), options, progress)
+
+
+def _built(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
     file = ModelFile(model)
     spec = file.spec
     if spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
     file.verify()
     package = choose(options.package)
-    target = Path(out) if out is not None else model.with_suffix(package.suffix)
+    target = out if out is not None else model.with_suffix(package.suffix)
     if not is_engine(target):
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     check_writable(target)

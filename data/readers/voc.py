@@ -39,7 +39,8 @@ from sigcam.data.readers.text import (
     lines_of,
     numbers,
 )
-from sigcam.images.listing import is_image
+from sigcam.images.listing import is_litter
+from sigcam.images.suffixes import is_image
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -80,7 +81,8 @@ def read_voc(
     problems: list[Problem] = []
     stems = _split(folder, split, problems)
     given = class_file(folder)
-    files = sorted((folder / "Annotations").glob("*.xml"))
+    found_there = (folder / "Annotations").glob("*.xml")
+    files = sorted(file for file in found_there if not is_litter(file.name))
     if given is not None and stems is not None:
         files = [file for file in files if file.stem in stems]
     found = _annotations(files, stems, problems)
@@ -179,7 +181,7 @@ class _Maker:
         multi_label: bool,
     ) -> None:
         images = sorted((folder / "JPEGImages").iterdir())
-        self.images = {p.stem: p for p in images if is_image(p)}
+        self.images = {p.stem: p for p in images if is_image(p) and not is_litter(p.name)}
         self.folder = folder / "JPEGImages"
         self.ids = {name: index for index, name in enumerate(classes)}
         self.first_pixel = first_pixel

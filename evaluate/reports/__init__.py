@@ -8,6 +8,6 @@ write.py     writes the files
 """
 
 from sigcam.evaluate.reports.summary import Summary, summarise
-from sigcam.evaluate.reports.write import write_reports
+from sigcam.evaluate.reports.write import FILES, write_reports
 
-__all__ = ["Summary", "summarise", "write_reports"]
+__all__ = ["FILES", "Summary", "summarise", "write_reports"]

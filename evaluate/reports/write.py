@@ -18,6 +18,9 @@ from sigcam.evaluate.reports.summary import Summary, heatmap_of, sum_of
 from sigcam.evaluate.reports.tables import explanation_of, head_of, markdown_table, rows_of
 from sigcam.evaluate.results.records import UNKNOWN
 
+FILES = ("report.html", "report.md", "report.json", "images.csv")
+"""The names of the files that `write_reports` writes."""
+
 _COLUMNS = (
     "predicted", "probability", "correct", "valid", "iou", "pointing", "energy", "sensitivity",
     "after", "insertion", "deletion", "road",
@@ -43,17 +46,18 @@ def write_reports(summary: Summary, gallery: Gallery, folder: Path) -> list[Path
         evaluation = evaluate_artifacts(["model.onnx"], dataset, "run/")
         write_reports(summarise(evaluation), evaluation.gallery, Path("run"))
     """
-    texts = {
-        "report.html": page(summary, gallery),
-        "report.md": _markdown(summary),
-        "report.json": json.dumps(summary.to_dict(), indent=1, ensure_ascii=False) + "\n",
-    }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    table = folder / "images.csv"
+    paths = [folder / name for name in FILES]
+    *plain, table = paths
+    texts = (
+        page(summary, gallery),
+        _markdown(summary),
+        json.dumps(summary.to_dict(), indent=1, ensure_ascii=False) + "\n",
+    )
+    for path, text in zip(plain, texts, strict=True):
+        write_text(path, text)
     with atomic_path(table) as temporary:
         _write_images(summary, temporary)
-    return [*(folder / name for name in texts), table]
+    return paths
 
 
 def _markdown(summary: Summary) -> str:

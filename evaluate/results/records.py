@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sigcam.core.errors import StorageError
+from sigcam.core.inputs import refuse_input
 from sigcam.core.types import Array
 from sigcam.evaluate.localization.grid_pointing import LEVELS
 from sigcam.evaluate.localization.pixel_precision import BINS
@@ -80,6 +81,7 @@ class RecordFile:
         Raises:
             StorageError: the file can't be written.
         """
+        refuse_input(self.path)
         try:
             with self.path.open("ab") as file:
                 file.truncate(count * RECORD.itemsize)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sigcam.core.errors import StorageError, UsageError
 from sigcam.core.files import write_text
+from sigcam.core.inputs import refuse_input
 from sigcam.core.progress import Report
 from sigcam.core.types import Array
 from sigcam.data import Dataset, Problem, Sample
@@ -51,10 +52,11 @@ class EvaluationStore:
             options: the options that the records depend on, ready for JSON.
 
         Raises:
-            UsageError: the folder has an evaluation of something else.
+            UsageError: the folder has an evaluation of something else, or an input.
             StorageError: the folder can't be written.
         """
         self._path = folder / FILE
+        refuse_input(self._path)
         self.files = tuple(RecordFile(folder / f"{i}.records") for i in range(len(models)))
         self._what = {**_run_of(models, options), "dataset": fingerprint(dataset.samples)}
         self._problems: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from sigcam.cli import main
+from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
 
 NET = """
 import torch
@@ -75,3 +76,24 @@ def work(toy):
 @pytest.fixture
 def cli():
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_artifact):  # noqa: F811 (the fixture)
+    """An artifact that is explained in milliseconds."""
+    return make_artifact()
+
+
+@pytest.fixture
+def photographs_in():
+    """photographs_in(folder, names) -> the folder, with small images of these names."""
+
+    def write(folder, *names):
+        for index, name in enumerate(names):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = np.random.default_rng(index).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+        return folder
+
+    return write

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sigcam.classifier.zoo import load_model
+from sigcam.runtime.explanation import Explanation
 
 pytestmark = pytest.mark.slow
 
@@ -131,11 +132,14 @@ def test_explain_without_overlays_decodes_no_large_image_whole(work, cli, photog
 def test_an_image_that_goes_before_its_overlay_is_drawn(
     work, cli, photographs, tmp_path, monkeypatch
 ):
-    def gone(name, *_, **__):
-        if name == str(photographs[0]):
-            photographs[0].unlink()
+    save = Explanation.save
 
-    monkeypatch.setattr("sigcam.cli.explain.images.print_results", gone)
+    def gone(self, path):
+        if self.source == str(photographs[0]):
+            photographs[0].unlink()
+        save(self, path)
+
+    monkeypatch.setattr(Explanation, "save", gone)
     found = cli("explain", work.top1, *photographs, "--out", tmp_path / "heatmaps")
     assert found.exit_code == 1
     assert "a.jpg; check the path" in found.stderr
@@ -159,7 +163,8 @@ def test_an_image_that_goes_before_its_overlay_is_drawn(
         (["explain", "{top1}", ""], 2, "empty"),
         (["explain", "{top1}", "{empty}/**.png"], 2, "glob"),
         (["explain", "{named}", "{image}", "--class", "9" * 5000], 2, "class"),
-        (["explain", "{top1}", "{image}", "--out", "{image}"], 1, "cannot write"),
+        (["explain", "{top1}", "{image}", "--out", "{image}"], 2, "is an input"),
+        (["explain", "{top1}", "{image}", "--out", "{branch}"], 1, "cannot write"),
         ([*BRANCH, "--out", "{empty}"], 1, "folder"),
         (["train", "--arch", "resnet18", "--data", "{image}", "--out", "{empty}"], 1, "folder"),
         (["export", "--arch", "resnet18", "--out", "{new}"], 2, "--sigmoid-branch"),
@@ -240,7 +245,7 @@ def test_ctrl_c_is_no_traceback_and_training_goes_on(work, cli, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr("sigcam.classifier.branch_file.write_bytes", interrupted)
         stopped = cli(*arguments)
-    assert stopped.exit_code == 1
+    assert stopped.exit_code == 130
     assert "Ctrl-C" in stopped.stderr
     assert not out.exists()
     assert cli(*arguments, "--resume").exit_code == 0

@@ -70,7 +70,7 @@ def test_coco_and_a_format_that_is_named(train, images):
     assert "images of several classes, that of the largest box taken: 1" in done.stderr
     named = train(images, "--format", "folders")
     assert named.exit_code == 0, named.stderr
-    assert "files passed over" in named.stderr
+    assert "left out, no image by its name: 1" in named.stderr
     assert "instances.json" in named.stderr
     refused = train(images, "--format", "folders", "--first-pixel", 0)
     assert refused.exit_code == 2

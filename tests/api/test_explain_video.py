@@ -119,7 +119,7 @@ def test_a_failing_backend_leaves_no_overlay(work, cli, clip, tmp_path, monkeypa
 
     monkeypatch.setattr("sigcam.images.video.VideoWriter.write", failing)
     found = cli("explain", work.top1, clip, "--out", tmp_path / "overlay.mp4")
-    assert found.exit_code == 1
+    assert found.exit_code == 130
     assert "Ctrl-C" in found.stderr
     assert list(tmp_path.iterdir()) == []
 

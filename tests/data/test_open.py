@@ -55,17 +55,50 @@ def test_class_folders(folders):
 
 
 def test_files_in_class_folders_that_are_no_images_are_noted(folders, text, image):
-    assert open_dataset(folders / "val").notes == ()
+    hidden = "left out, hidden, or left by another program: 1 (.hidden)"
+    assert open_dataset(folders / "val").notes == (hidden,)
     image("val/beside.png")
-    for name in ("val/dog/a.heic", "val/dog/notes.txt", "val/Border_Collie/x.npz"):
+    for name in ("val/dog/a.jxl", "val/dog/notes.txt", "val/Border_Collie/x.npz"):
         text(name, "")
     text("val/dog/.DS_Store", "")
     data = open_dataset(folders / "val")
     assert len(data) == 3
     assert data.notes == (
-        "files passed over, no images by their names or in no class folder: 4 "
-        "(Border_Collie/x.npz, beside.png, dog/a.heic, ...)",
+        hidden,
+        "left out, in no class folder: 1 (beside.png)",
+        "left out, no image by its name: 2 (Border_Collie/x.npz, dog/notes.txt)",
+        "left out, an image of a kind that isn't read; convert it to JPEG or PNG: 1 (dog/a.jxl)",
     )
+
+
+def test_linked_class_folders_count_and_loops_end(folders, image, tmp_path):
+    image("elsewhere/cat/7.png")
+    (folders / "val" / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+    (folders / "val" / "dog" / "more").symlink_to(tmp_path / "elsewhere")
+    (folders / "val" / "round").symlink_to(folders / "val")
+    (folders / "val" / "up").symlink_to("..")
+    (folders / "val" / "dog" / "up").symlink_to(folders / "val" / "dog")
+    data = open_dataset(folders / "val")
+    assert data.classes == ("Border_Collie", "cat", "dog")
+    assert [s.name for s in data.samples] == [
+        "Border_Collie/3.png", "cat/7.png", "dog/1.jpg", "dog/2.png", "dog/more/cat/7.png",
+    ]  # fmt: skip
+    assert data.notes[-1].endswith(": 3 (round, up, dog/up)")
+
+
+def test_litter_and_what_is_written_are_no_classes(folders, image):
+    for name in (
+        "@eaDir/1.png",
+        "__MACOSX/1.png",
+        ".cache/1.png",
+        "dog/@eaDir/1.png",
+        "dog/._1.jpg",
+    ):
+        image(f"val/{name}")
+    image("val/report/1.png")
+    data = open_dataset(folders / "val", written=[folders / "val" / "report"])
+    assert data.classes == ("Border_Collie", "dog")
+    assert len(data) == 3
 
 
 def test_images_in_subfolders_of_a_class_and_links_that_lead_nowhere(folders, image):
@@ -78,7 +111,7 @@ def test_images_in_subfolders_of_a_class_and_links_that_lead_nowhere(folders, im
 
 def test_a_class_folder_without_images(folders):
     (folders / "val" / "ant").mkdir()
-    with pytest.raises(DataError, match=r"ant: no images in it \(\.bmp, .*\); each class needs"):
+    with pytest.raises(DataError, match=r"ant: no images in it \(\.apng, .*\); each class needs"):
         open_dataset(folders / "val")
     data = open_dataset(folders / "val", skip_bad=True)
     assert {s.label for s in data.samples} == {0, 2}  # the empty one keeps its id
@@ -199,11 +232,11 @@ def test_several_tables(table, text):
 
 
 def test_a_folder_that_cannot_be_read(folders, monkeypatch):
-    def refused(self):
-        raise PermissionError(13, "Permission denied", str(self))
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr(type(folders), "iterdir", refused)
-    with pytest.raises(DataError, match=r"val can't be read: Permission denied"):
+    monkeypatch.setattr("sigcam.images.listing.os.scandir", refused)
+    with pytest.raises(DataError, match=r"val can't be listed: Permission denied"):
         open_dataset(folders / "val")
 
 

@@ -29,8 +29,21 @@ def test_a_plain_folder_with_subfolders(plain) -> None:
     assert names(data) == ["a.png", "b.png", "deep/er/c.png"]
     assert data.classes is None
     assert all(sample.label is None and sample.size == (20, 24) for sample in data.samples)
-    assert data.notes == ("files passed over, no images by their names: 1",)
+    assert data.notes == (
+        "left out, hidden, or left by another program: 2 (.thumbnails, deep/._c.png)",
+        "left out, no image by its name: 1 (notes.md)",
+    )
     assert data.name == "plain"
+
+
+def test_linked_folders_count_and_what_is_written_does_not(plain, tmp_path) -> None:
+    write_image(tmp_path / "other" / "o.png", 0, 1)
+    write_image(plain / "maps" / "a.png", 0, 1)
+    (plain / "linked").symlink_to(tmp_path / "other")
+    (plain / "round").symlink_to(plain)
+    data = open_images(plain, written=[plain / "maps"])
+    assert names(data) == ["a.png", "b.png", "deep/er/c.png", "linked/o.png"]
+    assert any("(maps)" in note for note in data.notes)
 
 
 def test_class_folders_are_the_same_images_as_with_classes(folder) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import click
 
 from sigcam.cli.common import EXIT_USAGE, backend_options, fail, options, reports_errors
-from sigcam.cli.explain.images import explain_images, find_images, output_names
-from sigcam.cli.explain.output import Plan, default_readers
+from sigcam.cli.explain.find import Found, find_images, names_from
+from sigcam.cli.explain.images import explain_images
+from sigcam.cli.explain.output import Plan, default_readers, print_left_out
+from sigcam.cli.explain.outputs import file_named, outputs_of
 from sigcam.cli.explain.video import explain_video, the_video
+from sigcam.core.errors import UsageError
+from sigcam.core.inputs import keep
 
 _run_options = options(
     click.option(
@@ -31,8 +35,20 @@ _run_options = options(
 
 @click.command(name="explain")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per image and line.")
+@click.argument("images", nargs=-1)
+@click.option(
+    "--files-from",
+    "names",
+    metavar="FILE|-",
+    help="Further files and folders, one a line (or with zero bytes between); - is standard input.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object per image and line: its explanations with the files that were written, "
+    "or its error. Files of folders that aren't taken have one, too.",
+)
 @click.option("--topk", type=click.IntRange(min=1), default=1, help="Maps for the K best classes.")
 @click.option(
     "--min-probability",
@@ -43,7 +59,8 @@ _run_options = options(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for one file per map; for a video, the overlay video's file.",
+    help="Folder for one file per map, or the file itself for one map; for a video, the overlay "
+    "video's file. Images aren't written over; in a folder of images, it is left out of these.",
 )
 @click.option(
     "--format",
@@ -75,6 +92,7 @@ _run_options = options(
 def command(
     model: Path,
     images: tuple[str, ...],
+    names: str | None,
     as_json: bool,
     topk: int,
     min_probability: float | None,
@@ -94,12 +112,13 @@ def command(
     every: int | None,
     verbose: bool,
 ) -> None:
-    """Predict and explain IMAGES (files, folders, globs, or one video) with MODEL.
+    """Predict and explain IMAGES (files, folders, globs, - or one video) with MODEL.
 
-    An image that can't be read is reported and the others are done; the exit code then
-    is 1. FILE#2 is the third frame of an animated GIF, WebP, PNG or AVIF, or the third page of a
-    TIFF. So it is for a video that ends before its time or changes its size: what came
-    before is written. Sound isn't copied.
+    A - is an image on standard input; FILE#2 is the third frame of an animated GIF, WebP, PNG
+    or AVIF, or the third page of a TIFF. An image that can't be read, or whose map can't be
+    written, is reported and the others are done; the exit code then is 1. So it is for a
+    video that ends before its time or changes its size: what came before is written. Sound
+    isn't copied.
     """
     from sigcam.core.files import check_writable
     from sigcam.images.decode import DEFAULT_MAX_PIXELS
@@ -123,10 +142,15 @@ def command(
         min_probability,
     )
     video = the_video(images, plan, out, suffix, every)
-    paths = [] if video is not None else list(find_images(images))
-    target = suffix or "png"
-    if out is not None:
-        check_writable(out if video is not None else out / f"map.{target}")
+    outputs = None
+    if video is None:
+        found = _found(images, names, out, as_json)
+        outputs = None if out is None else outputs_of(found, plan, out, suffix)
+    else:
+        if names is not None:
+            raise UsageError("a video is explained alone; leave out --files-from")
+        if out is not None:
+            check_writable(out)
     with load(
         model,
         head=head,
@@ -137,5 +161,21 @@ def command(
         if video is not None:
             explain_video(session, video, plan, out, every or 1, max_pixels or DEFAULT_MAX_PIXELS)
         else:
-            names = output_names(paths, images) if out is not None else []
-            explain_images(session, paths, plan, out, names, target)
+            explain_images(session, found.images, plan, outputs)
+
+
+def _found(images: tuple[str, ...], names: str | None, out: Path | None, as_json: bool) -> Found:
+    """Finds the images, says what isn't taken, and keeps them from being written over."""
+    if not images and names is None:
+        raise click.UsageError("Missing argument 'IMAGES...'; name files, folders or globs.")
+    if names == "-" and "-" in images:
+        raise UsageError("standard input is either an image (-) or a list (--files-from -)")
+    listed = [] if names is None else names_from(names)
+    folder = None if out is None or file_named(out) is not None else out
+    found = find_images(images, listed, folder)
+    print_left_out(found.left_out, as_json=as_json)
+    found.check()
+    for image in found.images:
+        # Of a frame or page (FILE#2) the file counts.
+        keep([image, Path(str(image).rpartition("#")[0])])
+    return found

@@ -1,29 +1,31 @@
-"""`sigcam explain` on images: files, folders and globs, read, run and written at the same time."""
+"""`sigcam explain` on images: read, run and written at once; one that fails, fails alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigcam.cli.common import EXIT_FAILED, fail, say
+from sigcam.cli.explain.find import STANDARD_INPUT
 from sigcam.cli.explain.output import (
     Meter,
     Plan,
     Rate,
+    print_failure,
     print_results,
 )
-from sigcam.core.errors import UsageError
+from sigcam.cli.streams import read_standard_input
+from sigcam.core.errors import ImageError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from sigcam.core.errors import ImageError
+    from sigcam.cli.explain.outputs import Outputs
     from sigcam.runtime.explanation import Explanation
     from sigcam.runtime.session import Session
 
 
 def explain_images(
-    session: Session, paths: list[Path], plan: Plan, out: Path | None, names: list[str], suffix: str
+    session: Session, paths: list[Path], plan: Plan, outputs: Outputs | None
 ) -> None:
     """Prints the results of every image, and writes the maps.
 
@@ -33,23 +35,22 @@ def explain_images(
         session: that explains.
         paths: the images.
         plan: what is asked of them.
-        out: folder for the maps; None writes none.
-        names: of the images in it, without suffix; those of an image's several classes get
-            the class's id.
-        suffix: of the maps' files, without a dot.
+        outputs: where the maps go; None writes none.
+
+    Raises:
+        SystemExit: images, or files for them, failed.
 
     Example:
         plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
-        explain_images(session, [Path("cat.jpg")], plan, Path("maps"), ["cat"], "png")
+        explain_images(session, [Path("cat.jpg")], plan, outputs=None)
     """
-    from sigcam.core.errors import ImageError
     from sigcam.core.threads import WAITING, Stopwatch, in_order
 
     passes = session.passes(plan.method, plan.method_options)
     meter = Meter(len(paths), passes)
     stopwatch = Stopwatch()
     results = session.stream(
-        paths,
+        [read_standard_input() if path is STANDARD_INPUT else path for path in paths],
         classes=plan.classes,
         top_k=plan.top_k,
         min_probability=plan.min_probability,
@@ -65,20 +66,13 @@ def explain_images(
 
     def write(numbered: tuple[int, list[Explanation] | ImageError]) -> bool:
         index, result = numbered
+        name = str(paths[index])
         if isinstance(result, ImageError):
-            say(f"error: {result}")
+            print_failure(name, str(result), as_json=plan.as_json)
             return False
-        print_results(str(paths[index]), result, as_json=plan.as_json)
-        if out is None:
-            return True
-        try:
-            for explanation in result:
-                label = "" if len(result) == 1 else f"-{explanation.class_id}"
-                explanation.save(out / f"{names[index]}{label}.{suffix}")
-        except ImageError as exc:  # the file went, or changed, before its overlay was drawn
-            say(f"error: {exc}")
-            return False
-        return True
+        written, error = _saved(result, index, outputs)
+        print_results(name, result, written, error, as_json=plan.as_json)
+        return error is None
 
     done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
     with closing(results), closing(done):
@@ -86,74 +80,30 @@ def explain_images(
     if plan.verbose:
         say(rate.text(len(paths), "images"))
     if failed:
-        fail(f"{failed} of {len(paths)} images could not be explained", EXIT_FAILED)
+        what = "explained" if outputs is None else "explained, or their maps not written"
+        fail(f"{failed} of {len(paths)} images could not be {what}", EXIT_FAILED)
 
 
-def find_images(arguments: tuple[str, ...]) -> Iterator[Path]:
-    """Yields files as they are, and the images of folders (recursively) and of globs, sorted.
+def _saved(
+    explanations: list[Explanation], index: int, outputs: Outputs | None
+) -> tuple[list[Path | None], str | None]:
+    """Writes an image's maps; returns each one's file, None for a failed one, and the first error.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name in ("b.png", "a.jpg", "notes.txt"):
-        ...         Path(folder, name).touch()
-        ...     [path.name for path in find_images((folder, "c.jpg"))]
-        ['a.jpg', 'b.png', 'c.jpg']
+    Whatever is wrong with one file, a full device and a name that is too long included, is no
+    reason to leave out the others.
     """
-    from sigcam.images.listing import list_images
-
-    for argument in arguments:
-        if not argument:
-            raise UsageError("an image's name is empty; name files, folders or globs")
-        path = Path(argument)
-        if path.is_dir():
-            found = list(list_images(path).images)
-        elif not path.exists() and any(c in argument for c in "*?["):
-            found = _matches(path)
+    written: list[Path | None] = []
+    error: str | None = None
+    if outputs is None:
+        return written, error
+    for explanation in explanations:
+        path = outputs.path(index, explanation.class_id)
+        try:
+            explanation.save(path)
+        except (ImageError, StorageError, UsageError) as exc:
+            say(f"error: {exc}")
+            error = error or str(exc)
+            written.append(None)
         else:
-            yield path
-            continue
-        if not found:
-            raise UsageError(f"{argument} has no images; name files, folders or globs that have")
-        yield from sorted(found)
-
-
-def _matches(pattern: Path) -> list[Path]:
-    start = Path(pattern.anchor or ".")
-    try:
-        found = start.glob(str(pattern.relative_to(pattern.anchor)))
-        return [path for path in found if path.is_file()]
-    except (ValueError, NotImplementedError) as exc:
-        raise UsageError(f"{pattern} is no usable glob: {exc}") from exc
-
-
-def _without_suffix(path: Path) -> str:
-    """Takes the suffix off, and keeps the number of a frame or page behind it."""
-    name, mark, index = path.name.rpartition("#")
-    if mark and index.isdigit() and name:
-        return f"{path.with_name(name).with_suffix('')}#{index}"
-    return str(path.with_suffix(""))
-
-
-def output_names(paths: list[Path], arguments: tuple[str, ...]) -> list[str]:
-    """Gives each image a distinct name without suffix; inside a folder argument its subpath.
-
-    Example:
-        >>> output_names([Path("a/cat.jpg"), Path("b/cat.png"), Path("dog.jpg")], ())
-        ['cat', 'cat-2', 'dog']
-        >>> output_names([Path("clip.gif#0"), Path("clip.gif#12")], ())
-        ['clip#0', 'clip#12']
-    """
-    folders = [Path(a) for a in arguments if Path(a).is_dir()]
-    names: list[str] = []
-    taken: set[str] = set()
-    for path in paths:
-        folder = next((f for f in folders if f in path.parents), path.parent)
-        name = base = _without_suffix(path.relative_to(folder))
-        count = 1
-        while name in taken:
-            count += 1
-            name = f"{base}-{count}"
-        taken.add(name)
-        names.append(name)
-    return names
+            written.append(path)
+    return written, error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sigcam.cli.common import echo
+from sigcam.cli.common import echo, echo_json, say
 from sigcam.core.cpus import usable_cpus
 from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
     from sigcam.core.threads import Stopwatch
+    from sigcam.images.listing import LeftOut
     from sigcam.runtime.explanation import Explanation
 
 
@@ -82,13 +83,23 @@ class Meter:
 
 
 def print_results(
-    name: str, explanations: list[Explanation], *, as_json: bool, **more: object
+    name: str,
+    explanations: list[Explanation],
+    written: Sequence[Path | None] = (),
+    error: str | None = None,
+    /,
+    *,
+    as_json: bool,
+    **more: object,
 ) -> None:
     """Prints one JSON object, or a line for each class; one line too where there is no class.
 
     Args:
         name: of the image.
         explanations: of the image.
+        written: the file of each explanation's map, None for one that failed; empty where none
+            was asked for. In JSON they are the entries `written` of the explanations.
+        error: why a file couldn't be written; in JSON the entry `error`.
         as_json: which of both.
         more: further entries of the JSON object.
 
@@ -97,8 +108,11 @@ def print_results(
         {"image": "clip.mp4#30", "frame": 30, "explanations": []}
     """
     if as_json:
-        record = {"image": name, **more, "explanations": [e.to_dict() for e in explanations]}
-        echo(json.dumps(record, ensure_ascii=False))
+        entries = [explanation.to_dict() for explanation in explanations]
+        for entry, file in zip(entries, written, strict=False):
+            entry["written"] = None if file is None else str(file)
+        failed = {} if error is None else {"error": error}
+        echo_json({"image": name, **more, "explanations": entries, **failed})
         return
     if not explanations:
         echo(f"{name}\tno class is probable enough")
@@ -113,6 +127,34 @@ def print_results(
         if not explanation.valid:
             parts.append("no positive evidence for the class (the map is empty)")
         echo("\t".join(parts))
+
+
+def print_failure(name: str, error: str, *, as_json: bool) -> None:
+    """Says why an image failed, on standard error, and in JSON also in its place.
+
+    Example:
+        >>> print_failure("a.jpg", "there is no image file a.jpg", as_json=True)
+        {"image": "a.jpg", "error": "there is no image file a.jpg"}
+    """
+    say(f"error: {error}")
+    if as_json:
+        echo_json({"image": name, "error": error})
+
+
+def print_left_out(left_out: Sequence[LeftOut], *, as_json: bool) -> None:
+    """Says what isn't taken of folders: a line for each reason, and in JSON a record of each file.
+
+    Example:
+        >>> from sigcam.images.listing import NO_IMAGE, LeftOut
+        >>> print_left_out([LeftOut(Path("notes.txt"), NO_IMAGE)], as_json=True)
+        {"file": "notes.txt", "left_out": "no image by its name"}
+    """
+    from sigcam.images.listing import described
+
+    for line in described(left_out):
+        say(line)
+    for path, reason in left_out if as_json else ():
+        echo_json({"file": str(path), "left_out": reason})
 
 
 class Rate:

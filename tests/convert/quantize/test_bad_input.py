@@ -99,7 +99,7 @@ def test_files_of_another_kind(images, tmp_path):
 
 def test_outputs_that_cannot_be(artifacts, images, tmp_path):
     source = artifacts(method="cam")
-    with pytest.raises(UsageError, match="is the model itself"):
+    with pytest.raises(UsageError, match="is an input and can't be"):
         quantize_artifact(source, images, source, FEW)
     with pytest.raises(UsageError, match=r"must end in \.onnx"):
         quantize_artifact(source, images, tmp_path / "model.int8", FEW)
