@@ -151,7 +151,7 @@ ENCODERS = {
 
 @pytest.mark.parametrize("kind", sorted(ENCODERS))
 def test_every_suffix_is_of_a_format_that_can_be_read_and_none_needs_to_be_right(tmp_path, kind):
-    image = np.full((30, 40, 3), 255, np.uint8)  # which every palette has
+    image = np.full((30, 40, 3), 255, np.uint8)  # whose colour every palette is near
     for suffix in IMAGE_SUFFIXES:  # also those of other formats: the first bytes decide
         path = tmp_path / f"{kind}{suffix}"
         assert is_image(path)
@@ -161,7 +161,7 @@ def test_every_suffix_is_of_a_format_that_can_be_read_and_none_needs_to_be_right
                 np.save(stream, image)
         else:
             path.write_bytes(cv2.imencode(ENCODERS[kind], image)[1].tobytes())
-        assert read_image(path).min() >= 254
+        assert read_image(path).min() >= 250
 
 
 def test_no_suffix_is_read_and_unread():
