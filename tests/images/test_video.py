@@ -1,6 +1,5 @@
 """Videos that OpenCV wrote: frames in and out, damaged files, what is left on disk."""
 
-import cv2
 import numpy as np
 import pytest
 
@@ -85,29 +84,6 @@ def test_missing_and_too_large(tmp_path):
         VideoReader(path, max_pixels=3000)
 
 
-def test_a_video_that_changes_its_size(tmp_path, monkeypatch):
-    """OpenCV 5 scales such frames; one that hands them out as they are is made up here."""
-
-    class Changing:
-        def __init__(self, *_):
-            self.sizes = [(48, 64), (48, 64), (80, 96)]
-
-        def read(self):
-            return True, np.zeros((*self.sizes.pop(0), 3), np.uint8)
-
-        def get(self, _):
-            return 3.0
-
-        def release(self):
-            pass
-
-    path = write_clip(tmp_path / "clip.mp4", count=2)
-    monkeypatch.setattr(cv2, "VideoCapture", Changing)
-    with VideoReader(path) as video:
-        assert len(list(video.frames())) == 2
-    assert "changes its size at frame 2, from 64 x 48 to 96 x 80" in video.problem
-
-
 def test_joined_clips_of_two_sizes_come_in_one_size(tmp_path):
     """What OpenCV makes of a real one: every frame has the size of the first."""
     first = write_clip(tmp_path / "a.avi", count=10)
@@ -125,7 +101,7 @@ def test_a_writer_leaves_nothing_half_done(tmp_path, monkeypatch):
         writer.write(frame(0))
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr("sigcam.images.video._is_whole", lambda *_: False)
+        patch.setattr("sigcam.images.video.writer._is_whole", lambda *_: False)
         with pytest.raises(StorageError, match="not written whole"):
             write_clip(path)
     assert [one.name for one in tmp_path.iterdir()] == ["clip.mp4"]
@@ -134,7 +110,7 @@ def test_a_writer_leaves_nothing_half_done(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_noticed(tmp_path):
     """A file that lost its end is what a full disk leaves."""
-    from sigcam.images.video import _is_whole
+    from sigcam.images.video.writer import _is_whole
 
     path = write_clip(tmp_path / "clip.mp4")
     assert _is_whole(path, 30)
