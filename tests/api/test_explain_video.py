@@ -1,11 +1,13 @@
 """`sigcam explain` on a video and on folders: what is printed, written and refused."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from sigcam.images.video import VideoReader, write_video
+from tests.support import videos
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,72 @@ def test_a_video_becomes_lines_and_an_overlay(work, cli, clip, tmp_path, every):
     assert [one.name for one in tmp_path.iterdir()] == ["overlay.mp4"]
 
 
+@pytest.mark.parametrize("options", [[], ["--every", 3], ["--fps", 2]])
+def test_uneven_times_and_sound_come_through(work, cli, tmp_path, options):
+    pytest.importorskip("av")
+    path = videos.write_clip(tmp_path / "clip.webm", codec="libvpx", rate=1000, sound="libopus",
+                             base=Fraction(1, 1000))  # fmt: skip
+    out = tmp_path / "overlay.mp4"
+    found = cli("explain", work.top1, path, "--json", "--out", out, *options)
+    assert found.exit_code == 0, found.stderr
+    every, fps = (range(0, 10, 3), (0, 5, 6, 8, 9))
+    wanted = {"--every": every, "--fps": fps}[options[0]] if options else range(10)
+    got = records(found)
+    assert [one["frame"] for one in got] == list(wanted)
+    seconds = [videos.UNEVEN[number] for number in wanted]
+    assert [one["seconds"] for one in got] == pytest.approx(seconds, abs=1e-3)
+    # The overlay has every frame at its time, and the sound.
+    before, after = videos.times_of(path)[0], videos.times_of(out)[0]
+    assert len(after) == 10
+    assert np.diff(after) == pytest.approx(np.diff(before), abs=2e-3)
+    assert len(videos.sound_of(out)[1]) > 50
+    assert "with its sound" in found.stderr
+
+
+def test_without_pyav_the_time_is_kept_too(work, cli, tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    path = videos.write_clip(tmp_path / "clip.mp4", sound="aac")
+    for module in ("reader", "writer"):
+        monkeypatch.setattr(f"sigcam.images.video.{module}.has_pyav", lambda: False)
+    out = tmp_path / "overlay.mp4"
+    found = cli("explain", work.top1, path, "--json", "--out", out)
+    assert found.exit_code == 0, found.stderr
+    assert [one["seconds"] for one in records(found)] == pytest.approx(videos.UNEVEN, abs=1e-3)
+    assert "111 frames were repeated and 0 left out to keep the time" in found.stderr
+    assert "read by OpenCV" in found.stderr
+    assert "without sound" in found.stderr
+    assert videos.times_of(out)[0][-1] == pytest.approx(2.0, abs=0.01)
+
+
+def test_maps_between_explained_frames_are_the_latest(work, cli, tmp_path):
+    """Frame by frame, the overlay of every third frame is drawn with the map of that frame."""
+    from sigcam import load
+    from sigcam.images.overlay import ALPHA, draw
+
+    path = tmp_path / "clip.avi"
+    with write_video(path, 64, 48, 10) as writer:
+        for number in range(8):
+            image = np.full((48, 64, 3), 30, np.uint8)
+            image[5:25, 6 * number : 6 * number + 20] = (230, 30, 30)
+            writer.write(image)
+    out = tmp_path / "overlay.avi"
+    found = cli("explain", work.top1, path, "--every", 3, "--out", out)
+    assert found.exit_code == 0, found.stderr
+    images, drawn = frames_of(path)[0], frames_of(out)[0]
+    assert len(drawn) == 8
+    with load(work.top1) as session:
+        results = [session.explain(image)[0] for image in images]
+    for number, image in enumerate(drawn):
+        near = []
+        for result in results:
+            heatmap = result.heatmap if result.valid else None
+            whole = draw(images[number], heatmap, result.crop_box, ALPHA)
+            near.append(float(np.abs(whole.astype(int) - image).mean()))
+        latest = near[number // 3 * 3]
+        assert latest < 6, (number, near)
+        assert latest == min(near)
+
+
 def test_lines_of_a_video_name_the_frame(work, cli, clip):
     found = cli("explain", work.named, clip, "--every", 19, "--topk", 2)
     assert found.exit_code == 0, found.stderr
@@ -93,7 +161,7 @@ def test_a_video_that_ends_early_is_written_as_far_as_it_goes(work, cli, clip, t
         (["{image}", "--every", "2"], 2, "--every is for a video"),
         (["{image}", "--out", "{new}.mp4"], 2, "comes out of a video"),
         (["{new}.mp4"], 1, "no video file"),
-        (["{bad}"], 1, "no video that OpenCV can read"),
+        (["{bad}"], 1, "bad.mp4 is no video that"),
         (["{clip}", "--max-pixels", "100"], 1, "max_pixels"),
     ],
 )

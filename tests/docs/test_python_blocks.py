@@ -43,7 +43,7 @@ def run(page, folder, monkeypatch):
 def test_every_page_with_python_is_tested():
     """Here, or beside the part that the page is about."""
     assert {page.name for page in PAGES if blocks(page)} == {
-        "README.md", "api.md", "kernels.md", "serving.md",
+        "README.md", "api.md", "kernels.md", "serving.md", "video.md",
         "evaluation.md",  # tests/evaluate/test_docs.py
         "quantization.md",  # tests/convert/quantize/test_docs.py
     }  # fmt: skip
@@ -74,6 +74,14 @@ def test_serving(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixtu
     for file in model.parent.iterdir():
         shutil.copy(file, tmp_path)
     run(ROOT / "docs" / "serving.md", tmp_path, monkeypatch)
+
+
+def test_video(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixture)
+    pytest.importorskip("skimage")
+    console().use_photographs(tmp_path)
+    make_artifact().rename(tmp_path / "model.onnx")
+    run(ROOT / "docs" / "video.md", tmp_path, monkeypatch)
+    assert (tmp_path / "overlay.mp4").is_file()
 
 
 @pytest.mark.slow

@@ -10,11 +10,13 @@ import click
 from sigcam.cli.common import EXIT_USAGE, backend_options, fail, options, reports_errors
 from sigcam.cli.explain.find import Found, find_images, names_from
 from sigcam.cli.explain.images import explain_images
+from sigcam.cli.explain.live import explain_live
+from sigcam.cli.explain.moving import find_moving
 from sigcam.cli.explain.output import Plan, default_readers, print_left_out
 from sigcam.cli.explain.outputs import file_named, outputs_of
-from sigcam.cli.explain.video import explain_video, the_video
+from sigcam.cli.explain.video import Choice, explain_video
 from sigcam.core.errors import UsageError
-from sigcam.core.inputs import keep
+from sigcam.core.inputs import keep as keep_inputs
 
 _run_options = options(
     click.option(
@@ -26,6 +28,16 @@ _run_options = options(
         "--every",
         type=click.IntRange(min=1),
         help="Of a video, explain every Nth frame only; those between show the latest map.",
+    ),
+    click.option(
+        "--fps",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Of a video or live source, explain at most so many frames a second of its time.",
+    ),
+    click.option(
+        "--reconnect",
+        type=click.IntRange(min=0),
+        help="Open a live source again up to N times in a row when it fails or ends.",
     ),
     click.option(
         "--verbose", is_flag=True, help="Say how fast it went, and how busy the backend was."
@@ -110,6 +122,8 @@ def command(
     max_pixels: int | None,
     readers: int | None,
     every: int | None,
+    fps: float | None,
+    reconnect: int | None,
     verbose: bool,
 ) -> None:
     """Predict and explain IMAGES (files, folders, globs, - or one video) with MODEL.
@@ -117,8 +131,11 @@ def command(
     A - is an image on standard input; FILE#2 is the third frame of an animated GIF, WebP, PNG
     or AVIF, or the third page of a TIFF. An image that can't be read, or whose map can't be
     written, is reported and the others are done; the exit code then is 1. So it is for a
-    video that ends before its time or changes its size: what came before is written. Sound
-    isn't copied.
+    video that is truncated or damaged: it is done as far as it goes.
+
+    In place of a video, name a live source: a camera (camera:0, camera:/dev/video0), a stream
+    (rtsp://..., http://...) or a named pipe. The newest frame is explained each time, those that
+    come meanwhile are dropped and counted; Ctrl-C ends it and leaves a whole overlay video.
     """
     from sigcam.core.files import check_writable
     from sigcam.images.decode import DEFAULT_MAX_PIXELS
@@ -141,25 +158,32 @@ def command(
         {name: value for name, value in numbers.items() if value is not None},
         min_probability,
     )
-    video = the_video(images, plan, out, suffix, every)
+    choice, most = Choice(every, fps), max_pixels or DEFAULT_MAX_PIXELS
+    moving_only = {"every": every, "fps": fps, "reconnect": reconnect}
+    moving = find_moving(images, plan, out, suffix, moving_only)
     outputs = None
-    if video is None:
+    if moving is None:
         found = _found(images, names, out, as_json)
         outputs = None if out is None else outputs_of(found, plan, out, suffix)
     else:
         if names is not None:
             raise UsageError("a video is explained alone; leave out --files-from")
+        if isinstance(moving.path, Path):
+            keep_inputs([moving.path])
         if out is not None:
             check_writable(out)
     with load(
         model,
         head=head,
-        batch_size=batch_size,
-        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        # A live frame doesn't wait for others.
+        batch_size=1 if moving is not None and moving.live else batch_size,
+        max_pixels=most,
         **backend_options,
     ) as session:
-        if video is not None:
-            explain_video(session, video, plan, out, every or 1, max_pixels or DEFAULT_MAX_PIXELS)
+        if moving is not None and moving.live:
+            explain_live(session, moving.name, plan, out, choice, most, reconnect or 0)
+        elif moving is not None:
+            explain_video(session, moving.path, plan, out, choice, most)
         else:
             explain_images(session, found.images, plan, outputs)
 
@@ -176,6 +200,6 @@ def _found(images: tuple[str, ...], names: str | None, out: Path | None, as_json
     print_left_out(found.left_out, as_json=as_json)
     found.check()
     for image in found.images:
-        # Of a frame or page (FILE#2) the file counts.
-        keep([image, Path(str(image).rpartition("#")[0])])
+        file, numbered, _ = str(image).rpartition("#")
+        keep_inputs([image, Path(file)] if numbered else [image])  # a frame's file counts
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,178 +18,232 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sigcam.images.video import VideoReader, VideoWriter
+    from sigcam.core.threads import Stopwatch
+    from sigcam.images.video.frames import Frame, Wanted
+    from sigcam.images.video.reader import VideoReader
+    from sigcam.images.video.writer import VideoWriter
     from sigcam.runtime.explanation import Explanation
     from sigcam.runtime.session import Session
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which frames are explained; all of them by default.
+
+    Attributes:
+        every: every Nth.
+        fps: so many a second.
+    """
+
+    every: int | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.fps is not None:
+            raise UsageError("--every counts frames and --fps seconds; give one of them")
+
+    @property
+    def is_all(self) -> bool:
+        """Says whether every frame is explained."""
+        return self.fps is None and self.every in (None, 1)
+
+    def wanted(self) -> Wanted:
+        """Returns what says whether a frame is wanted, anew for each pass."""
+        from sigcam.images.video.frames import every_nth, per_second
+
+        return every_nth(self.every or 1) if self.fps is None else per_second(self.fps)
+
+
 def explain_video(
-    session: Session, path: Path, plan: Plan, out: Path | None, every: int, max_pixels: int
+    session: Session,
+    path: Path | str,
+    plan: Plan,
+    out: Path | None,
+    choice: Choice,
+    max_pixels: int,
 ) -> None:
-    """Prints the results of every Nth frame, and writes the overlay video.
+    """Prints the results of the chosen frames, and writes the overlay video.
 
     Args:
         session: that explains.
-        path: the video.
+        path: the video, or its address.
         plan: what is asked of each frame.
-        out: the overlay video; None writes none. It has every frame, at the rate of the video;
+        out: the overlay video; None writes none. It has every frame, at the time of the video's;
             those between explained ones show the latest map.
-        every: N.
+        choice: which frames are explained.
         max_pixels: larger frames are refused.
 
     Example:
         plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
-        explain_video(session, Path("clip.mp4"), plan, Path("overlay.mp4"), 5, DEFAULT_MAX_PIXELS)
+        clip, choice = Path("clip.mp4"), Choice(every=5)
+        explain_video(session, clip, plan, Path("overlay.mp4"), choice, DEFAULT_MAX_PIXELS)
     """
     from sigcam.core.threads import WAITING, Stopwatch, in_order
     from sigcam.images.video import VideoReader
 
+    check_model(session)
+    stopwatch = Stopwatch()
+    with ExitStack() as stack:
+        video = stack.enter_context(VideoReader(path, max_pixels))
+        said = say_notes(path, video.notes, 0)
+        overlays = None if out is None else _overlays(stack, video, out, choice)
+        rate = Rate(stopwatch)
+        frames = Numbered(video.timed(choice.wanted()))
+        results = stream(session, frames, plan, stopwatch, plan.readers)
+        stack.enter_context(closing(results))
+
+        def write(result: list[Explanation]) -> None:
+            number, seconds = frames.next()
+            more = {"frame": number, "seconds": seconds}
+            print_results(f"{path}#{number}", result, as_json=plan.as_json, **more)
+            if overlays is not None:
+                overlays.add(number, seconds, result[0])
+
+        done = in_order(write, results, 1, "sigcam-write", WAITING)
+        stack.enter_context(closing(done))
+        _count(done, video)
+        if overlays is not None:
+            overlays.finish()
+    say_notes(path, video.notes, said)
+    say(f"{rate.text(video.read, 'frames')}; read by {video.reader}")
+    if overlays is not None:
+        say_written(out, overlays.writer, video.width, video.height)
+    if video.problem is not None:
+        fail(video.problem, EXIT_FAILED)
+
+
+class Numbered:
+    """Passes on the images of frames, and keeps their numbers and times for their results."""
+
+    def __init__(self, frames: Iterable[Frame]) -> None:
+        """Takes the frames; results come in the same order."""
+        self._frames = frames
+        self._waiting: deque[tuple[int, float]] = deque()
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for frame in self._frames:
+            self._waiting.append((frame.number, frame.seconds))
+            yield frame.image
+            del frame  # the consumer's alone, while the next one is made
+
+    def next(self) -> tuple[int, float]:
+        """Returns number and seconds of the frame whose result comes next."""
+        return self._waiting.popleft()
+
+
+def check_model(session: Session) -> None:
+    """Refuses a model that doesn't take the frames of a video.
+
+    Raises:
+        UsageError: it takes other channels than grey or RGB, or other values than bytes.
+    """
     preprocessing = session.spec.preprocessing
     if preprocessing.channels not in (1, 3) or not preprocessing.takes_bytes:
         raise UsageError(
             f"a video has frames of 8 bits in RGB, this model takes {preprocessing.channels} "
             f"channels with the scale {preprocessing.scale:g}; explain images as files or arrays"
         )
-    stopwatch = Stopwatch()
-    with ExitStack() as stack:
-        video = stack.enter_context(VideoReader(path, max_pixels))
-        overlays = None if out is None else _overlays(stack, video, out, every)
-        rate = Rate(stopwatch)
-        results = session.stream(
-            video.frames(every),
-            classes=plan.classes,
-            top_k=plan.top_k,
-            min_probability=plan.min_probability,
-            method=plan.method,
-            method_options=plan.method_options,
-            readers=plan.readers,
-            stopwatch=stopwatch,
-        )
-        stack.enter_context(closing(results))
 
-        def write(numbered: tuple[int, list[Explanation]]) -> None:
-            index, result = numbered
-            frame = index * every
-            more = {"frame": frame, "seconds": None if video.fps is None else frame / video.fps}
-            print_results(f"{path}#{frame}", result, as_json=plan.as_json, **more)
-            if overlays is not None:
-                overlays.add(result[0])
 
-        done = in_order(write, enumerate(results), 1, "sigcam-write", WAITING)
-        stack.enter_context(closing(done))
-        _count(done, video, every)
-    say(rate.text(video.read, "frames"))
-    if overlays is not None:
-        say(f"{out}: {overlays.written} frames of {_size(video)}, without sound")
-    if video.problem is not None:
-        fail(video.problem, EXIT_FAILED)
+def stream(
+    session: Session,
+    images: Iterable[npt.NDArray[np.uint8]],
+    plan: Plan,
+    stopwatch: Stopwatch,
+    readers: int,
+) -> Generator[list[Explanation], None, None]:
+    """Explains images as the plan says."""
+    return session.stream(
+        images,
+        classes=plan.classes,
+        top_k=plan.top_k,
+        min_probability=plan.min_probability,
+        method=plan.method,
+        method_options=plan.method_options,
+        readers=readers,
+        stopwatch=stopwatch,
+    )
+
+
+def say_written(out: Path | None, writer: VideoWriter, width: int, height: int) -> None:
+    """Tells what the overlay video has."""
+    sound = "with its sound" if writer.sound else "without sound"
+    # Encoders leave out the last row or column of an odd size.
+    size = f"{width // 2 * 2} x {height // 2 * 2} pixels"
+    say(f"{out}: {writer.written} frames of {size}, {sound}, by {writer.encoder}")
+    for note in writer.notes:
+        say(f"{out}: {note}")
 
 
 class _Overlays:
     """Draws and writes the frames of the overlay video."""
 
-    def __init__(
-        self, writer: VideoWriter, between: Iterator[npt.NDArray[np.uint8]] | None, every: int
-    ) -> None:
-        self._writer = writer
+    def __init__(self, writer: VideoWriter, between: Iterator[Frame] | None) -> None:
+        self.writer = writer
         self._between = between
-        self._every = every
+        self._held: Frame | None = None
+        self._latest: Explanation | None = None
 
-    @property
-    def written(self) -> int:
-        """Counts the frames written."""
-        return self._writer.written
+    def add(self, number: int, seconds: float, explanation: Explanation) -> None:
+        """Writes an explained frame, after those that come before it and show the map before."""
+        if self._between is None:
+            self._write(explanation.image, seconds, explanation)
+            return
+        self._write_until(number)
+        self._latest = explanation
 
-    def add(self, explanation: Explanation) -> None:
-        """Writes an explained frame and those up to the next one."""
-        from sigcam.images.overlay import ALPHA, draw
-
-        heatmap = explanation.heatmap if explanation.valid else None
-        images: Iterable[npt.NDArray[np.uint8]] = [explanation.image]
+    def finish(self) -> None:
+        """Writes the frames after the last explained one."""
         if self._between is not None:
-            images = islice(self._between, self._every)
-        for image in images:
-            self._writer.write(draw(image, heatmap, explanation.crop_box, ALPHA))
+            self._write_until(None)
+
+    def _write_until(self, number: int | None) -> None:
+        while self._between is not None:
+            frame = self._held or next(self._between, None)
+            self._held = frame
+            if frame is None or (number is not None and frame.number >= number):
+                return
+            self._write(frame.image, frame.seconds, self._latest)
+            self._held = None
+
+    def _write(
+        self, image: npt.NDArray[np.uint8], seconds: float, explanation: Explanation | None
+    ) -> None:
+        self.writer.write(drawn(image, explanation), seconds)
 
 
-def _overlays(stack: ExitStack, video: VideoReader, out: Path, every: int) -> _Overlays:
-    from sigcam.core.errors import VideoError
+def drawn(image: npt.NDArray[np.uint8], explanation: Explanation | None) -> npt.NDArray[np.uint8]:
+    """Draws an explanation's heatmap over a frame, its own or a later one."""
+    from sigcam.images.overlay import ALPHA, draw
+
+    if explanation is None:
+        return image
+    heatmap = explanation.heatmap if explanation.valid else None
+    return draw(image, heatmap, explanation.crop_box, ALPHA)
+
+
+def _overlays(stack: ExitStack, video: VideoReader, out: Path, choice: Choice) -> _Overlays:
     from sigcam.images.video import VideoReader, write_video
 
-    if video.fps is None:
-        raise VideoError(f"{video.path} doesn't say its frame rate; convert it, to MP4 for one")
     between = None
-    if every > 1:
+    if not choice.is_all:
         # The frames between the explained ones are read again: kept until their map is there,
         # they would fill the memory.
-        between = stack.enter_context(VideoReader(video.path)).frames()
-    writer = stack.enter_context(write_video(out, video.width, video.height, video.fps))
-    return _Overlays(writer, between, every)
+        again = stack.enter_context(VideoReader(video.path))
+        between = stack.enter_context(closing(again.timed(lambda *_: True)))
+    writer = write_video(out, video.width, video.height, video.fps, source=video)
+    return _Overlays(stack.enter_context(writer), between)
 
 
-def _count(done: Iterable[None], video: VideoReader, every: int) -> None:
+def _count(done: Iterable[None], video: VideoReader) -> None:
     """Goes through the frames, with a bar and the rate for a person who waits."""
     with Bar(video.promised, unit="frame") as bar:
         for _ in done:
-            bar.advance(every)
+            bar.advance_to(video.read)
 
 
-def _size(video: VideoReader) -> str:
-    # Encoders leave out the last row or column of an odd size.
-    return f"{video.width // 2 * 2} x {video.height // 2 * 2} pixels"
-
-
-def the_video(
-    arguments: tuple[str, ...], plan: Plan, out: Path | None, suffix: str | None, every: int | None
-) -> Path | None:
-    """Finds the video that is to be explained; None where the arguments are images.
-
-    A video is known by its suffix, and is explained alone: its output is one file. Those in
-    folders are left to a call of their own.
-
-    Raises:
-        UsageError: a video beside other arguments, or options that don't fit.
-
-    Example:
-        >>> from sigcam.cli.explain.output import Plan
-        >>> plan = Plan(None, 1, method=None, readers=2, as_json=False, verbose=False)
-        >>> the_video(("cat.jpg", "dog.jpg"), plan, None, None, None)
-        >>> the_video(("clip.mp4",), plan, Path("overlay.mp4"), None, None).name
-        'clip.mp4'
-    """
-    from sigcam.images.video import VIDEO_SUFFIXES, codec_of
-
-    videos = [Path(a) for a in arguments if _is_named(a, VIDEO_SUFFIXES)]
-    if not videos:
-        if every is not None:
-            raise UsageError("--every is for a video; the arguments are images")
-        if out is not None and out.suffix.lower() in VIDEO_SUFFIXES and not out.is_dir():
-            raise UsageError(
-                f"--out names a folder for images, got {out}; a video comes out of a video"
-            )
-        return None
-    if len(arguments) > 1:
-        raise UsageError(f"a video is explained alone; call once for {videos[0]} by itself")
-    if suffix is not None:
-        raise UsageError("--format is for images; a video's format is --out's suffix")
-    if out is not None:
-        codec_of(out)
-        if out.exists() and out.samefile(videos[0]):
-            raise UsageError(f"--out is the video itself, {out}; name another file")
-        if plan.min_probability is not None:
-            raise UsageError(
-                "an overlay video shows one class in every frame, and --min-probability asks for "
-                "any number of them; leave out one of the two"
-            )
-        count = plan.top_k if plan.classes is None else len(plan.classes)
-        if count > 1:
-            raise UsageError(
-                f"an overlay video shows one class, got {count}; leave out --out, or call once "
-                "for each"
-            )
-    return videos[0]
-
-
-def _is_named(argument: str, suffixes: frozenset[str]) -> bool:
-    path = Path(argument)
-    return path.suffix.lower() in suffixes and not path.is_dir()
+def say_notes(path: Path | str, notes: list[str], said: int) -> int:
+    """Tells the notes from a number on; returns how many have been told then."""
+    for note in notes[said:]:
+        say(f"{path}: {note}")
+    return len(notes)
