@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from sigcam.core.errors import DataError
 from sigcam.core.inputs import identity
-from sigcam.images.suffixes import UNREAD, is_image
-from sigcam.images.video import VIDEO_SUFFIXES
+from sigcam.images.suffixes import UNREAD, VIDEO_SUFFIXES, is_image
 
 NO_IMAGE = "no image by its name"
 KIND_UNREAD = "an image of a kind that isn't read; convert it to JPEG or PNG"

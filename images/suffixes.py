@@ -1,4 +1,4 @@
-"""How the names of image files end: the one table that says what a folder's listing takes."""
+"""How the names of image and video files end: the one table that a listing follows."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ UNREAD = frozenset(
     )
 )  # fmt: skip
 """Those of images that the decoder doesn't read; who has some wants to know that."""
+
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
+     ".wmv", ".flv", ".3gp", ".ogv")
+)  # fmt: skip
+"""How the names of video files end."""
 
 
 def is_image(path: PurePath) -> bool:

@@ -6,7 +6,6 @@
 
 from sigcam.images.video.frames import Frame as Frame
 from sigcam.images.video.live import LiveSource as LiveSource
-from sigcam.images.video.reader import VIDEO_SUFFIXES as VIDEO_SUFFIXES
 from sigcam.images.video.reader import VideoReader as VideoReader
 from sigcam.images.video.writer import CODECS as CODECS
 from sigcam.images.video.writer import VideoWriter as VideoWriter
@@ -15,7 +14,6 @@ from sigcam.images.video.writer import write_video as write_video
 
 __all__ = [
     "CODECS",
-    "VIDEO_SUFFIXES",
     "Frame",
     "LiveSource",
     "VideoReader",

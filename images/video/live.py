@@ -17,12 +17,11 @@ from urllib.parse import urlsplit
 
 from sigcam.core.errors import UsageError, VideoError
 from sigcam.core.types import Array
-from sigcam.images.listing import IMAGE_SUFFIXES
+from sigcam.images.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sigcam.images.video.frames import Frame, Source, Wanted, every_nth
 from sigcam.images.video.notes import without_password
 from sigcam.images.video.opencv import OpenCVSource
 from sigcam.images.video.pyav import PyAVSource, has_pyav
-from sigcam.images.video.reader import VIDEO_SUFFIXES
 
 _CAMERA = "camera:"
 _SCHEMES = frozenset(

@@ -19,12 +19,6 @@ from sigcam.images.video.header import read_header
 from sigcam.images.video.opencv import OpenCVSource
 from sigcam.images.video.pyav import PyAVSource, has_pyav
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts",
-     ".wmv", ".flv", ".3gp", ".ogv")
-)  # fmt: skip
-"""How the names of video files end."""
-
 
 class VideoReader:
     """An opened video. A context manager that closes it.

@@ -156,7 +156,7 @@ def test_a_video_that_ends_early_is_written_as_far_as_it_goes(work, cli, clip, t
         (["{clip}", "{image}"], 2, "explained alone"),
         (["{clip}", "--format", "png"], 2, "--format is for images"),
         (["{clip}", "--out", "{new}.png"], 2, "cannot write a video"),
-        (["{clip}", "--out", "{clip}"], 2, "the video itself"),
+        (["{clip}", "--out", "{clip}"], 2, "is an input"),
         (["{clip}", "--out", "{new}.mp4", "--topk", "2"], 2, "shows one class"),
         (["{image}", "--every", "2"], 2, "--every is for a video"),
         (["{image}", "--out", "{new}.mp4"], 2, "comes out of a video"),

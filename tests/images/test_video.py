@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 
 from sigcam.core.errors import StorageError, UsageError, VideoError
-from sigcam.images.video import (
-    CODECS,
-    VIDEO_SUFFIXES,
-    VideoReader,
-    write_video,
-)
+from sigcam.images.suffixes import VIDEO_SUFFIXES
+from sigcam.images.video import CODECS, VideoReader, write_video
 
 SIZE = (64, 48)
 

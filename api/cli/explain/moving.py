@@ -78,8 +78,9 @@ def find_moving(
 
 
 def _moving(argument: str) -> Moving | None:
+    from sigcam.images.suffixes import VIDEO_SUFFIXES
     from sigcam.images.video.live import is_live
-    from sigcam.images.video.reader import VIDEO_SUFFIXES, is_address
+    from sigcam.images.video.reader import is_address
 
     if is_live(argument):
         return Moving(argument, live=True)
@@ -90,7 +91,7 @@ def _moving(argument: str) -> Moving | None:
 
 
 def _check_images(out: Path | None, given: list[str]) -> None:
-    from sigcam.images.video.reader import VIDEO_SUFFIXES
+    from sigcam.images.suffixes import VIDEO_SUFFIXES
 
     if given:
         raise UsageError(f"{given[0]} is for a video; the arguments are images")
