@@ -169,7 +169,10 @@ def _apply(item: _Item, data: bytes, name: bytes, start: int, end: int) -> None:
     elif name == b"colr" and content[:4] in (b"prof", b"rICC"):
         item.header = replace(item.header, profile=content[4:])
     elif name == b"pixi" and len(content) >= 6:
-        item.header = replace(item.header, bits=content[5], components=content[4])
+        bits = content[5]
+        item.header = replace(
+            item.header, bits=bits, significant=_within_16(bits), components=content[4]
+        )
     elif name == b"irot" and content:
         item.turns = content[0] & 3
         if item.mirror and item.turns & 1:  # mirrored first: the other axis after the turn
@@ -209,5 +212,15 @@ def jpeg2000_header(data: bytes) -> Header:
         if data[start] == 2 and end <= at:  # a restricted ICC profile
             profile = data[start + 3 : end]
     return Header(
-        right - left, lower - upper, profile=profile, bits=(bits & 127) + 1, components=components
+        right - left,
+        lower - upper,
+        profile=profile,
+        bits=(bits & 127) + 1,
+        significant=_within_16((bits & 127) + 1),
+        components=components,
     )
+
+
+def _within_16(bits: int) -> int:
+    """Returns the bits that are used of the 16 that OpenCV gives for values of more than 8."""
+    return bits if 8 < bits < 16 else 0

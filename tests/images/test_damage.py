@@ -255,6 +255,17 @@ def test_fewer_bits_in_a_file_of_16(bits):
     assert np.abs(read_image(text).astype(int) - want).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [10, 12])
+def test_avif_of_more_than_8_bits(bits):
+    image = IMAGE[::4, ::4].astype(int) * ((1 << bits) - 1) // 255
+    options = [cv2.IMWRITE_AVIF_DEPTH, bits, cv2.IMWRITE_AVIF_QUALITY, 100]
+    done, data = cv2.imencode(".avif", image.astype(np.uint16), options)
+    if not done:
+        pytest.skip("this OpenCV writes no AVIF")
+    got = read_image(data.tobytes())
+    assert np.abs(got[:, :, ::-1].astype(int) - IMAGE[::4, ::4]).mean() < 3
+
+
 def test_a_png_that_is_scaled_up_as_it_should_be():
     values = RNG.integers(0, 4096, (30, 40)).astype(np.uint16) * 16
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
