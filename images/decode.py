@@ -233,13 +233,15 @@ class Encoded:
         if self.kind == "BMP" and not bmp.is_run_length(self.data):
             return bmp.decode(self.data, self.name)
         if self.tiff is not None:
-            return self._of_tiff(self.tiff, in_colour)
+            return self._of_tiff(self.tiff, pixels, in_colour)
         # Grey files too: as colours their values are the same three times.
         # (OpenCV refuses colours of a bare JPEG 2000 codestream in grey.)
         grey_codestream = self.kind == "JPEG 2000" and self.header.components == 1
         return self._decoded(in_colour and self.header.bits <= 8 and not grey_codestream)
 
-    def _of_tiff(self, tags: TiffHeader, in_colour: bool) -> Array:
+    def _of_tiff(self, tags: TiffHeader, pixels: PixelFormat, in_colour: bool) -> Array:
+        if self._has_bands and tags.pages > 1 and in_colour:
+            self._tell_of_pages(tags.pages, pixels)
         if self._has_bands or not (in_colour or tags.is_exact):
             bands = tiff.read_bands(self.data, self.name, self.frame)
             return bands if self._has_bands else upright(bands, tags.orientation)
@@ -253,6 +255,22 @@ class Encoded:
                     "RGB of 8 bits, uncompressed or with LZW, or as PNG"
                 ) from exc
         return upright(tiff.read_bands(self.data, self.name, self.frame), tags.orientation)
+
+    def _tell_of_pages(self, pages: int, pixels: PixelFormat) -> None:
+        """Refuses grey pages that can't be colours, and warns where they are taken for these."""
+        several = f"{self.name} has {pages} grey pages"
+        advice = "name one by its number from 0, as FILE#0 or Frame(..., 0)"
+        if pages not in (3, 4):
+            raise ImageError(
+                f"{several}, as bands of one image [{self.height}, {self.width}, {pages}]; this "
+                f"model takes {pixels.wanted}: {advice}"
+            )
+        warnings.warn(
+            f"{several}, which are read as the red, green and blue of one image; {advice}, if they "
+            "are images of their own",
+            ImageWarning,
+            stacklevel=2,
+        )
 
     def _decoded(self, in_colour: bool) -> Array:
         """Lets OpenCV decode, as RGB bytes or with the file's own channels and type."""

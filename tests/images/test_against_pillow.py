@@ -368,6 +368,20 @@ def test_pages(mode):
         read_image(Frame(data, 5))
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_grey_pages_are_never_colours_in_silence(count):
+    pages = [Image.fromarray(RGB[:, :, one % 3]) for one in range(count)]
+    data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    if count == 3:
+        with pytest.warns(ImageWarning, match="3 grey pages, which are read as the red, green"):
+            np.testing.assert_array_equal(read_image(data), RGB)
+    else:
+        with pytest.raises(ImageError, match=rf"\[45, 61, {count}\].*FILE#0"):
+            read_image(data)
+    bands = read_image(data, pixels=PixelFormat(count)) if count != 3 else RGB
+    np.testing.assert_array_equal(bands[:, :, 1], RGB[:, :, 1])
+
+
 def test_a_thumbnail_is_no_page():
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as writer:

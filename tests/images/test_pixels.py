@@ -52,6 +52,7 @@ def format_of(array):
     return PixelFormat(array.shape[2], as_bytes=array.dtype == np.uint8)
 
 
+@pytest.mark.filterwarnings("ignore:.*3 grey pages")
 @pytest.mark.parametrize("planes", ["contig", "separate", "pages"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 9])
