@@ -423,6 +423,11 @@ def _of_frame(
 ) -> tuple[Header, TiffHeader | None]:
     """Returns the header of the image that is asked for, and the tags of a TIFF."""
     tags = tiff.tiff_header(data, frame) if kind == "TIFF" else None
+    if tags is not None and tags.is_raw:
+        raise ImageError(
+            f"{name} is a camera's raw file (DNG): what can be read of it is a preview or the "
+            "sensor's own values; develop it to JPEG or TIFF"
+        )
     what = "pages" if kind == "TIFF" else "frames"
     if frame is not None:
         if frame >= found.frames:

@@ -32,7 +32,8 @@ Tags: TypeAlias = "dict[int, tuple[int, ...] | bytes]"
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _STRIP_BYTES, _MOST_VALUE, _PLANAR = 273, 277, 279, 281, 284
 _TILE_WIDTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 324, 325, 347
-_EXTRA, _SAMPLE_FORMAT, _PROFILE = 338, 339, 34675
+_EXTRA, _SAMPLE_FORMAT, _PROFILE, _DNG = 338, 339, 34675, 50706
+_SENSOR = (32803, 34892)  # photometric: a colour filter's mosaic, and linear raw values
 # By the tag's type: BYTE, ASCII, SHORT, LONG, SBYTE, UNDEFINED, SSHORT, SLONG, IFD, LONG8, IFD8.
 _TYPES = {
     1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 18: "Q",
@@ -58,6 +59,7 @@ class TiffHeader:
         orientation: as in EXIF, 1 to 8.
         compression: as in the tag.
         tiled: whether pixels lie in tiles and not in strips.
+        is_raw: whether it is a camera's raw file (DNG), whose pages are sensor values or a preview.
     """
 
     pages: int
@@ -70,6 +72,7 @@ class TiffHeader:
     orientation: int
     compression: int
     tiled: bool
+    is_raw: bool
 
     @property
     def is_unsigned(self) -> bool:
@@ -242,6 +245,7 @@ def tiff_header(data: bytes, page: int | None = None) -> TiffHeader | None:
         _first(tags, ORIENTATION, 1),
         _first(tags, _COMPRESSION, 1),
         _TILE_WIDTH in tags,
+        any(_DNG in page or _first(page, _PHOTOMETRIC, 0) in _SENSOR for page in pages),
     )
 
 

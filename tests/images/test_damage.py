@@ -227,6 +227,17 @@ def test_values_that_are_no_bytes(dtype, shape, big):
     np.testing.assert_array_equal(got, array.reshape(30, 40, -1).astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    "tags", [{"extratags": [(50706, "B", 4, (1, 4, 0, 0), True)]}, {"photometric": "cfa"}]
+)
+def test_a_raw_file_of_a_camera(tags):
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, IMAGE[:, :, 0].copy(), **tags)
+    with pytest.raises(ImageError, match=r"a camera.s raw file.*develop it"):
+        read_image(stream.getvalue())
+
+
 def test_a_png_that_is_too_wide():
     row = bytes(1 + 1_000_001)
     with pytest.raises(ImageError, match=r"1000001 x 1 pixels, and OpenCV decodes PNG") as caught:
