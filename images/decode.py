@@ -115,7 +115,7 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         )
     path = Path(source)
     try:
-        named = frame_of(path) if frame is None else None
+        named = frame_of(path) if frame is None and "#" in path.name else None
         if named is not None:
             return open_image(named, max_pixels)
         if path.is_dir():
@@ -177,7 +177,7 @@ class Encoded:
                 image = upper_bits(image, self.name)
         if pixels.as_bytes and pixels.channels in (1, 3, 4) and image.dtype == np.uint8:
             image = self._in_srgb(image)
-        return converted(upright(image, self._turn), pixels, self.name)
+        return converted(self._upright(image), pixels, self.name)
 
     def decode_reduced(self, reduction: int, pixels: PixelFormat = RGB) -> Array:
         """Decodes the image shrunk so many times.
@@ -197,7 +197,7 @@ class Encoded:
             ImageError: damaged, or of another number of channels.
         """
         image = self._in_srgb(jpeg.decode(self.data, self.header, self.name, reduction))
-        return converted(upright(image, self._turn), pixels, self.name)
+        return converted(self._upright(image), pixels, self.name)
 
     def coarsest(self, reduction: int, pixels: PixelFormat = RGB) -> int:
         """Returns the largest divisor of `reduction`, a power of two, that it can be decoded at.
@@ -210,11 +210,12 @@ class Encoded:
         rows, columns = FLIPPED.get(self.header.orientation, (False, False))
         return math.gcd(reduction, self.height if rows else 0, self.width if columns else 0)
 
-    @property
-    def _turn(self) -> int:
-        """Returns the orientation of what `_stored` gives: some decoders turn by themselves."""
+    def _upright(self, image: Array) -> Array:
+        """Turns what `_stored` gives, unless the decoder has done so by itself."""
         turned = self.kind == "HEIC" or (self.tiff is not None and not self._has_bands)
-        return 1 if turned else self.header.orientation
+        if turned or self.header.orientation == 1:
+            return image
+        return upright(image, self.header.orientation)
 
     @property
     def _has_bands(self) -> bool:
