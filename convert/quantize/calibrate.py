@@ -23,6 +23,7 @@ from onnxruntime.quantization import CalibrationMethod, create_calibrator
 from sigcam.convert.onnx_graph import leading_to_logits
 from sigcam.convert.quantize.selection import FOLLOWERS, LAYERS, Selection
 from sigcam.convert.quantize.source import Source
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import BackendError, DataError, UsageError
 from sigcam.core.progress import Report
 
@@ -129,6 +130,7 @@ def open_unfused(model: str | bytes, threads: int | None) -> Any:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    threads = thread_limit() if threads is None else threads
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -16,6 +16,7 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ExportError, ParityError
 from sigcam.core.spec import ParityReport, Preprocessing
 from sigcam.core.types import Array
@@ -268,6 +269,7 @@ def _check_errors(report: ParityReport, what: str) -> None:
 def _open(model: Model) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
+    settings.intra_op_num_threads = thread_limit() or 0  # 0: as many as it finds best
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])

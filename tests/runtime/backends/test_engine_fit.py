@@ -3,12 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sigcam.core.errors import ArtifactError, BackendUnavailableError
+from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import read_sidecar, sidecar_path
 from sigcam.core.verify import engine_bytes
 from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source
+from sigcam.runtime.model import ExportedModel
 from tests.support.fake_tensorrt import GPU, VERSION, altered, write_engine
 
 REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
@@ -52,6 +55,33 @@ def test_an_engine_that_was_changed(machine, engine):
     engine.write_bytes(data)
     with pytest.raises(ArtifactError, match="not the file that its sidecar is for"):
         machine.open(engine)
+
+
+@pytest.mark.parametrize("which", ["engine", "sidecar"])
+def test_files_that_change_while_loading(machine, engine, which, monkeypatch):
+    file = engine if which == "engine" else sidecar_path(engine)
+    check = ModelFile.check_unchanged
+
+    def replaced(self):
+        copy = file.with_name("copy")
+        copy.write_bytes(file.read_bytes())
+        copy.replace(file)
+        check(self)
+
+    monkeypatch.setattr(ModelFile, "check_unchanged", replaced)
+    machine.install("tensorrt")
+    with pytest.raises(ArtifactError, match="changed while it was being loaded"):
+        ExportedModel.open(engine)
+
+
+def test_files_that_change_after_loading_change_nothing(machine, engine):
+    machine.install("tensorrt")
+    with ExportedModel.open(engine) as model:
+        batch = np.full((1, 56, 56, 3), 99, np.uint8)
+        before = model.run(batch)
+        for file in (engine, sidecar_path(engine), engine.with_name("model.onnx")):
+            file.write_bytes(b"")
+        np.testing.assert_array_equal(model.run(batch).cams, before.cams)
 
 
 def test_the_model_may_be_elsewhere(machine, engine):
