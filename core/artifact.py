@@ -80,15 +80,37 @@ def read_spec(path: str | Path) -> Spec:
     path = Path(path)
     if is_engine(path):
         return read_sidecar(path).spec
+    check_is_file(path, str(path))
     try:
-        if path.is_dir():
-            raise ArtifactError(f"{path} is a folder; pass the exported .onnx file in it")
-        if not path.is_file():
-            raise ArtifactError(f"there is no model file {path}; make one with `sigcam export`")
         with path.open("rb") as stream:
             return spec_of(stream, str(path))[0]
     except OSError as exc:
         raise ArtifactError(f"cannot read {path}: {exc.strerror or exc}") from exc
+
+
+def check_is_file(path: Path, name: str) -> None:
+    """Refuses a path without a model file, and says what is there.
+
+    Args:
+        path: where the file should be.
+        name: what messages call it.
+
+    Raises:
+        ArtifactError: a folder, nothing, or what can't be looked at.
+
+    Example:
+        >>> check_is_file(Path("/none.onnx"), "none.onnx")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.ArtifactError: there is no model file none.onnx; make one with ...
+    """
+    try:
+        if path.is_dir():
+            raise ArtifactError(f"{name} is a folder; pass the exported .onnx file in it")
+        if not path.is_file():
+            raise ArtifactError(f"there is no model file {name}; make one with `sigcam export`")
+    except OSError as exc:
+        raise ArtifactError(f"cannot read {name}: {exc.strerror or exc}") from exc
 
 
 def spec_of(stream: BinaryIO, name: str) -> tuple[Spec, int | None]:

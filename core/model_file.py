@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from sigcam.core.artifact import external_files, is_engine, read_spec, spec_of
+from sigcam.core.artifact import check_is_file, external_files, is_engine, read_spec, spec_of
 from sigcam.core.digest import digest_of
 from sigcam.core.errors import ArtifactError, UsageError
 from sigcam.core.sidecar import sidecar_path
@@ -97,7 +97,7 @@ class ModelFile:
             self._stamp(sidecar_path(self._path()))
             return read_spec(self._path()), None
         if self._content is None and self._held is None:
-            read_spec(self._path())  # says what is wrong with a path: a folder, nothing there
+            check_is_file(self._path(), self.name)
         with self._opened() as stream:
             return spec_of(stream, self.name)
 
