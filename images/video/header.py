@@ -7,6 +7,7 @@ never shown in others.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ class Header:
         size: of the file in bytes.
         promised: bytes that the file should have; None where it doesn't say.
         indexed: False for an MP4 file without its index, which can't be read.
-        matrix: a, b, c, d of the first video track's display matrix; None outside of MP4.
+        matrix: a, b, c, d of the first video track's display matrix, of MP4 and Matroska; None
+            where it isn't known.
         codec: the video's codec, by name if it is known; None where it isn't found.
         has_video: whether there is a video track; None where that isn't known.
         colours: numbers of the colour primaries and the transfer characteristics in ITU-T H.273;
@@ -211,7 +213,29 @@ def _matroska(file: BinaryIO, size: int) -> Header:
         promised = None if known < 0 else at + known
     found = re.search(rb"\x86[\x80-\xbf](V_[A-Z0-9/]+)", start)
     codec = None if found is None else codec_name(found[1].decode("ascii"))
-    return Header("matroska", size, promised, codec=codec)
+    return Header("matroska", size, promised, matrix=_pose(start), codec=codec)
+
+
+def _pose(start: bytes) -> tuple[float, float, float, float] | None:
+    """Returns the matrix of a projection's pose: mirrored for a yaw of 180, then rolled."""
+    head = start.partition(b"\x1fC\xb6u")[0]  # what comes before the first cluster
+    yaw, roll = _angle(head, 0x73), _angle(head, 0x75)
+    if not yaw and not roll:
+        return None
+    mirrored = abs(yaw) > 90
+    turn = math.radians(roll if not mirrored else -roll)
+    a, b, c, d = math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    return (-a, b, -c, d) if mirrored else (a, b, c, d)
+
+
+def _angle(head: bytes, last: int) -> float:
+    """Reads an angle in degrees by its element's last byte; 0 where it isn't there."""
+    found = re.search(b"\x76" + bytes([last]) + rb"(?:\x84(.{4})|\x88(.{8}))", head, re.DOTALL)
+    if found is None:
+        return 0.0
+    value: float
+    (value,) = struct.unpack(">f", found[1]) if found[1] else struct.unpack(">d", found[2])
+    return value
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

@@ -203,14 +203,23 @@ class PyAVSource:
                 yield frame
 
     def _image(self, frame: VideoFrame, number: int) -> Array:
+        import av
+
         size = frame.width, frame.height
         if size != self._size and not self._changed:
             self._changed = True
             self.notes.append(size_note(number, self._size, size))
         # OpenCV scales and converts so, too. One for all frames: its tables for HDR take seconds.
-        made = self._reformatter.reformat(
-            frame, *self._size, format="rgb24", interpolation="BICUBIC", **self._changes
-        )
+        try:
+            made = self._reformatter.reformat(
+                frame, *self._size, format="rgb24", interpolation="BICUBIC", **self._changes
+            )
+        except (av.error.FFmpegError, ValueError) as exc:
+            raise VideoError(
+                f"frame {number} of {self._target} can't be made RGB from {frame.format.name} with "
+                f"the colours that it names: {_words(exc)}; convert the video, as with: ffmpeg -i "
+                "INPUT -pix_fmt yuv420p OUTPUT.mp4"
+            ) from exc
         return self._shape.of(np.asarray(made.to_ndarray()))
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from sigcam.core.errors import UsageError, VideoError
 from sigcam.core.types import Array
 from sigcam.images.video.frames import Frame, Source, Wanted, every_nth
 from sigcam.images.video.header import read_header
+from sigcam.images.video.notes import without_password
 from sigcam.images.video.opencv import OpenCVSource
 from sigcam.images.video.pyav import PyAVSource, has_pyav
 
@@ -63,7 +64,11 @@ class VideoReader:
             raise UsageError('PyAV is not installed; pip install "sigcam[video]"')
         pyav = has_pyav() if reader == "auto" else reader == "pyav"
         opened = PyAVSource if pyav else OpenCVSource
-        self.source: Source = opened(str(path), self._header, _TIMEOUT)
+        try:
+            self.source: Source = opened(str(path), self._header, _TIMEOUT)
+        except VideoError as exc:
+            shown = str(exc).replace(str(path), without_password(str(path)))
+            raise VideoError(shown) from exc
         self.reader = self.source.reader
         self.width, self.height = self.source.width, self.source.height
         if max_pixels is not None and self.width * self.height > max_pixels:
@@ -135,22 +140,23 @@ class VideoReader:
         return near and len(set(ticks)) == len(ticks)
 
     def _problem(self) -> str | None:
+        name = without_password(str(self.path))
         source, cut = self.source, None if self._header is None else self._header.cut
         if cut is not None and not source.exact:
-            return f"{self.path} ends after {source.count} frames: it is truncated, {cut}; {_AGAIN}"
+            return f"{name} ends after {source.count} frames: it is truncated, {cut}; {_AGAIN}"
         # A file may lack its end and no frame.
         if cut is not None and source.count < (source.promised or 0):
             return (
-                f"{self.path} ends after {source.count} of the {source.promised} frames that its "
+                f"{name} ends after {source.count} of the {source.promised} frames that its "
                 f"header promises: it is truncated, {cut}; {_AGAIN}"
             )
         if source.damaged:
             return (
-                f"{self.path} is damaged: {source.damaged} pieces of it could not be decoded, "
+                f"{name} is damaged: {source.damaged} pieces of it could not be decoded, "
                 f"{source.count} frames could; {_AGAIN}"
             )
         if source.ended_by is not None:
-            return f"{self.path} ends after {source.count} frames: {source.ended_by}; {_AGAIN}"
+            return f"{name} ends after {source.count} frames: {source.ended_by}; {_AGAIN}"
         return None
 
 

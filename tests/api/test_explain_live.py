@@ -97,10 +97,12 @@ def test_a_password_is_not_told(work, cli, pyav):
         address = server.address.replace("http://", "http://me:secret@")
         found = cli("explain", work.top1, address, "--json")
         gone = cli("explain", work.top1, "rtsp://me:secret@127.0.0.1:9/1")
+        file = cli("explain", work.top1, "http://me:secret@127.0.0.1:9/clip.mp4")
     assert found.exit_code == 0, found.stderr
     assert gone.exit_code == 1
     assert "rtsp://me:***@127.0.0.1:9/1" in gone.stderr
-    assert "secret" not in found.output + found.stderr + gone.stderr
+    assert "http://me:***@127.0.0.1:9/clip.mp4" in file.stderr
+    assert "secret" not in found.output + found.stderr + gone.stderr + file.stderr
 
 
 @pytest.mark.parametrize(

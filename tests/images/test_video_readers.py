@@ -136,6 +136,31 @@ def test_the_eight_orientations(tmp_path, reader, suffix, matrix):
     assert np.array_equal(found[0].image, wanted)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_both_readers_turn_alike(tmp_path, suffix, degrees, mirrored):
+    if not hasattr(av.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV can't write orientations")
+    path = tmp_path / f"clip{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.set_display_rotation(degrees, hflip=mirrored)
+        made = av.VideoFrame.from_ndarray(frame(1), "rgb24")
+        made.pts = 0
+        container.mux(stream.encode(made))
+        container.mux(stream.encode())
+    (first, _), (second, _) = (read(path, reader) for reader in READERS)
+    assert np.array_equal(first[0].image, second[0].image)
+    red = first[0].image[:, :, 0].astype(int) - first[0].image[:, :, 1] > 100
+    right = red[:, red.shape[1] // 2 :].sum() > red.sum() / 2
+    below = red[red.shape[0] // 2 :].sum() > red.sum() / 2
+    # The square at the upper left goes around against the clock; then it is mirrored.
+    wanted = {0: (0, 0), 90: (0, 1), 180: (1, 1), 270: (1, 0)}[degrees]
+    assert (right != mirrored, below) == (bool(wanted[0]), bool(wanted[1]))
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_the_movie_is_turned_too(tmp_path, reader):
     path = write_clip(tmp_path / "clip.mp4", TENTHS[:2])
@@ -362,3 +387,24 @@ def test_joined_clips_of_two_sizes(tmp_path, reader):
     assert len(found) >= 18
     if reader == "pyav":  # OpenCV doesn't tell
         assert "its size changes at frame 10, from 64 x 48 to 96 x 80" in video.notes[0]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_changed_bytes_end_in_frames_or_in_an_error_of_ours(tmp_path, reader):
+    random = np.random.default_rng(3)
+    whole = [write_clip(tmp_path / name) for name in ("clip.mp4", "clip.mkv", "clip.ts")]
+    ends = {"read": 0, "refused": 0}
+    for _ in range(120):
+        source = whole[random.integers(len(whole))]
+        data = np.frombuffer(source.read_bytes(), np.uint8).copy()
+        for at in random.integers(0, len(data), random.choice((1, 4, 16))):
+            data[at] = random.integers(256)
+        changed = tmp_path / f"changed{source.suffix}"
+        changed.write_bytes(data[: random.integers(len(data) // 2, len(data) + 1)].tobytes())
+        try:
+            assert all(one.image.dtype == np.uint8 for one in read(changed, reader)[0])
+            ends["read"] += 1
+        except VideoError as exc:
+            assert changed.name in str(exc)
+            ends["refused"] += 1
+    assert min(ends.values()) > 5

@@ -80,12 +80,14 @@ def explain_video(
     """
     from sigcam.core.threads import WAITING, Stopwatch, in_order
     from sigcam.images.video import VideoReader
+    from sigcam.images.video.notes import without_password
 
     check_model(session)
     stopwatch = Stopwatch()
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(path, max_pixels))
-        said = say_notes(path, video.notes, 0)
+        name = without_password(str(path))
+        said = say_notes(name, video.notes, 0)
         overlays = None if out is None else _overlays(stack, video, out, choice)
         rate = Rate(stopwatch)
         frames = Numbered(video.timed(choice.wanted()))
@@ -95,7 +97,7 @@ def explain_video(
         def write(result: list[Explanation]) -> None:
             number, seconds = frames.next()
             more = {"frame": number, "seconds": seconds}
-            print_results(f"{path}#{number}", result, as_json=plan.as_json, **more)
+            print_results(f"{name}#{number}", result, as_json=plan.as_json, **more)
             if overlays is not None:
                 overlays.add(number, seconds, result[0])
 
@@ -104,7 +106,7 @@ def explain_video(
         _count(done, video)
         if overlays is not None:
             overlays.finish()
-    say_notes(path, video.notes, said)
+    say_notes(name, video.notes, said)
     say(f"{rate.text(video.read, 'frames')}; read by {video.reader}")
     if overlays is not None:
         say_written(out, overlays.writer, video.width, video.height)
@@ -242,8 +244,8 @@ def _count(done: Iterable[None], video: VideoReader) -> None:
             bar.advance_to(video.read)
 
 
-def say_notes(path: Path | str, notes: list[str], said: int) -> int:
+def say_notes(name: str, notes: list[str], said: int) -> int:
     """Tells the notes from a number on; returns how many have been told then."""
     for note in notes[said:]:
-        say(f"{path}: {note}")
+        say(f"{name}: {note}")
     return len(notes)
