@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from sigcam.export.export import export_artifact as export_artifact
     from sigcam.export.options import ExportOptions as ExportOptions
     from sigcam.images.frames import Frame as Frame
+    from sigcam.images.overlay import OverlayOptions as OverlayOptions
     from sigcam.runtime.explanation import Explanation as Explanation
     from sigcam.runtime.session import Session as Session
     from sigcam.runtime.session import load as load
+    from sigcam.runtime.several import shared_cam_range as shared_cam_range
+    from sigcam.runtime.several import stack_heatmaps as stack_heatmaps
     from sigcam.train.branch import train_branch as train_branch
     from sigcam.train.settings import TrainSettings as TrainSettings
 
@@ -41,6 +44,7 @@ _MODULES = {
     "ExportOptions": "sigcam.export.options",
     "Explanation": "sigcam.runtime.explanation",
     "Frame": "sigcam.images.frames",
+    "OverlayOptions": "sigcam.images.overlay",
     "QuantizeOptions": "sigcam.convert.quantize.run",
     "Session": "sigcam.runtime.session",
     "SigcamError": "sigcam.core.errors",
@@ -53,6 +57,8 @@ _MODULES = {
     "open_dataset": "sigcam.data.open",
     "quantize_artifact": "sigcam.convert.quantize.run",
     "read_spec": "sigcam.core.artifact",
+    "shared_cam_range": "sigcam.runtime.several",
+    "stack_heatmaps": "sigcam.runtime.several",
     "train_branch": "sigcam.train.branch",
 }
 """The public names and the modules that they stand in."""

@@ -14,6 +14,7 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.fresh import computed_copy
 from sigcam.classifier.task import names_for
 from sigcam.classifier.zoo import load_model, takes_num_classes
+from sigcam.core.annotations import checked
 from sigcam.core.errors import BranchMismatchError, ModelError, UsageError
 from sigcam.core.spec import Preprocessing, Task
 
@@ -61,6 +62,7 @@ class BuiltClassifier:
         return self.info.trained_on if self.info else None
 
 
+@checked
 def build_classifier(
     arch: str | None = None,
     *,

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
+from sigcam.core.annotations import checked
 from sigcam.core.digest import ZEROS, find_digest, seal
 from sigcam.core.errors import ArtifactError, SchemaError
 from sigcam.core.sidecar import read_sidecar
@@ -65,6 +66,7 @@ def head_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.head{path.suffix}")
 
 
+@checked
 def read_spec(path: str | Path) -> Spec:
     """Reads the spec of an exported model, or of an engine from its sidecar.
 

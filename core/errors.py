@@ -4,6 +4,7 @@
     ├── UsageError                 the call itself is wrong (also a ValueError)
     │   └── UnknownClassError      a class name or id that the model doesn't have
     ├── ImageError                 an image that can't be read or is over the limit
+    │   └── ImageArgumentError     what was passed is no image (also a UsageError)
     ├── VideoError                 a video that can't be read to its end
     ├── ArtifactError              a model file that isn't a sigcam artifact or can't be used
     │   └── SchemaError            its spec is malformed or newer than this sigcam
@@ -51,6 +52,10 @@ class ImageError(SigcamError):
 
 class ImageWarning(UserWarning):
     """An image was read, but not all that its file holds, or not as it may be meant."""
+
+
+class ImageArgumentError(ImageError, UsageError):
+    """What was passed for an image is none: its type, its shape, or what its values are."""
 
 
 class VideoError(SigcamError):

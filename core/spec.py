@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from sigcam.core.annotations import check_fields
 from sigcam.core.errors import SchemaError, UsageError
 from sigcam.core.schema import check_schema_version
 
@@ -83,6 +84,7 @@ class Preprocessing:
     scale: float = 255.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _positive("height", self.height)
         _positive("width", self.width)
         _choice("resize rule", self.rule, get_args(ResizeRule))
@@ -170,6 +172,7 @@ class ClassSelection:
     k: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _choice("class selection", self.mode, get_args(SelectionMode))
         _positive("k", self.k)
         if self.mode != "topk" and self.k != 1:

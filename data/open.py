@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sigcam.core.annotations import checked
 from sigcam.core.errors import DataError, UsageError
 from sigcam.data.checks import check_dataset
 from sigcam.data.dataset import Dataset
@@ -52,6 +53,7 @@ class _Format:
     read: Callable[[Path, _Request], Dataset]
 
 
+@checked
 def open_dataset(
     path: str | Path,
     format: str = "auto",  # noqa: A002  (the name that callers and the command line use)

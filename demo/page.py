@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sigcam.core.files import write_text
 from sigcam.demo.images import CREDITS
+from sigcam.images.overlay import OverlayOptions
 
 if TYPE_CHECKING:
     from sigcam.demo.timing import Timing
@@ -98,7 +99,7 @@ def _panel(panel: Panel) -> str:
         one = panel.maps[name]
         box = BOX_THRESHOLD if name == "sigmoid" else None
         title = f"{title}, box" if box else title
-        figures.append(_figure(one.overlay(box_threshold=box), title, _remark(one)))
+        figures.append(_figure(one.overlay(OverlayOptions(boxes=box)), title, _remark(one)))
     return f'<div class="row four">{"".join(figures)}</div>'
 
 

@@ -13,7 +13,7 @@ from sigcam.data import Dataset, Sample
 from sigcam.evaluate.localization.protocol import THRESHOLDS
 from sigcam.evaluate.model import EvaluatedModel
 from sigcam.images.boxes import boxes_of
-from sigcam.images.overlay import ALPHA, draw
+from sigcam.images.overlay import draw
 from sigcam.images.preprocess import Placement, read_input
 from sigcam.images.upsample import to_heatmap
 
@@ -179,7 +179,7 @@ def overlay_jpeg(
     heatmap, valid = to_heatmap(cam, placement)
     # Boxes around all that is above 0, as the threshold 0 means, are those of its next one.
     boxes = [] if threshold is None else boxes_of(heatmap, max(threshold, float(THRESHOLDS[1])))
-    drawn = draw(image, heatmap if valid else None, placement.crop_box, ALPHA, boxes)
+    drawn = draw(image, heatmap if valid else None, placement.crop_box, boxes=boxes)
     line = max(2, round(min(drawn.shape[:2]) / 100))
     for x0, y0, x1, y1 in truth:  # both ends inside, as OpenCV draws them
         cv2.rectangle(drawn, (x0, y0), (x1, y1), _TRUTH, line)

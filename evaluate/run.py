@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from sigcam.core.annotations import check_fields, checked
 from sigcam.core.cpus import usable_cpus
 from sigcam.core.errors import DataError, UsageError
 from sigcam.core.progress import Report, reporter
@@ -88,6 +89,7 @@ class EvaluateOptions:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_faithfulness(self.faithfulness)
         threshold_index(self.threshold)
         if self.interpolation not in get_args(Interpolation):
@@ -141,6 +143,7 @@ class Evaluation:
     gallery: Gallery
 
 
+@checked
 def evaluate_artifacts(
     paths: Sequence[str | Path],
     dataset: Dataset,

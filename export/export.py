@@ -9,6 +9,7 @@ from pathlib import Path
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.task import names_for
+from sigcam.core.annotations import checked
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.files import check_writable
@@ -23,6 +24,7 @@ from sigcam.export.parity.verify import verify, verify_head, verify_logits
 from sigcam.export.staging import StagingFolder
 
 
+@checked
 def export_artifact(
     classifier: BuiltClassifier | DualBranch,
     path: str | Path,

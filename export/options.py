@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
+from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Branch, ClassSelection, Preprocessing, Profile, Purpose
 from sigcam.export.methods import RUN_TIME_METHODS, Method, method_of
@@ -108,6 +109,7 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
 
     def __post_init__(self) -> None:
+        check_fields(self)
         method = method_of(self.method)
         _check_choice("branch", self.branch, get_args(Branch))
         _check_choice("profile", self.profile, get_args(Profile))

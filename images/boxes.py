@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from sigcam.core.errors import UsageError
+from sigcam.core.arguments import real_number
 from sigcam.core.types import Array
 
 THRESHOLD = 0.2
@@ -67,8 +67,7 @@ def boxes_of(heatmap: Array, threshold: float = THRESHOLD) -> list[Box]:
     >>> boxes_of(heatmap)
     [Box(x0=2, y0=1, x1=5, y1=3)]
     """
-    if not 0 < threshold <= 1:
-        raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
+    threshold = real_number(threshold, "threshold", 0, 1, above=True)
     highest = heatmap.max()
     if not highest > 0:
         return []

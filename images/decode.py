@@ -31,8 +31,12 @@ from sigcam.images.headers import BEGINNING, FORMATS, format_of, problem_of, rea
 from sigcam.images.orientation import FLIPPED, upright
 from sigcam.images.pixels import RGB, PixelFormat, converted, upper_bits
 from sigcam.images.profiles import is_grey, to_srgb
+from sigcam.images.sources import plain_source
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Array | Frame"
+ImageLike: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | Array | Frame | Any"
+)
+"""A path, the bytes of a file, a file open for reading bytes, a PIL image, an array, or a Frame."""
 
 DEFAULT_MAX_PIXELS = 178_956_970
 """The most pixels that are decoded unless the caller says otherwise: 512 MiB as RGB."""
@@ -79,6 +83,7 @@ def read_image(
         >>> read_image(data.tobytes(), pixels=PixelFormat(1)).shape
         (4, 6, 1)
     """
+    source = plain_source(source)
     if isinstance(source, np.ndarray):
         return converted(source, pixels)
     return open_image(source, max_pixels).decode(pixels)
@@ -101,19 +106,17 @@ def open_image(source: ImageLike, max_pixels: int | None = DEFAULT_MAX_PIXELS) -
         ('PNG', 4, 6)
     """
     frame: int | None = None
+    source = plain_source(source)
     if isinstance(source, Frame):
         frame = source.index
-        source = source.image
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        data = bytes(source)
+        source = plain_source(source.image)
+    if isinstance(source, bytes):
+        data = source
         name = f"the image given as {len(data)} bytes"
         return read_encoded(io.BytesIO(data), name, max_pixels, frame)
-    if not isinstance(source, (str, os.PathLike)):
-        raise UsageError(
-            f"an image is a path, bytes or an array, got {type(source).__name__}; "
-            "pass several images as a list, or use Session.stream"
-        )
-    path = Path(source)
+    if not isinstance(source, Path):
+        raise UsageError("an array is decoded already, and has no file to open")
+    path = source
     try:
         named = frame_of(path) if frame is None and "#" in path.name else None
         if named is not None:

@@ -14,7 +14,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from sigcam.core.errors import ImageError, ImageWarning
+from sigcam.core.errors import ImageArgumentError, ImageError, ImageWarning
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 
@@ -115,7 +115,7 @@ def _refuse(array: Array, format: PixelFormat, name: str, advice: str) -> ImageE
     if name:
         return ImageError(f"{name} holds {got}; this model takes {format.wanted}{advice}")
     what = "one image is" if array.ndim == 4 else "an image is"
-    return ImageError(f"{what} {format.wanted}, got {got}{advice}")
+    return ImageArgumentError(f"{what} {format.wanted}, got {got}{advice}")
 
 
 def _check_shape(array: Array, format: PixelFormat, name: str) -> None:  # noqa: A002
@@ -125,7 +125,8 @@ def _check_shape(array: Array, format: PixelFormat, name: str) -> None:  # noqa:
         raise _refuse(array, format, name, "")
     if array.size == 0:
         what = f"{name} must have" if name else "an image has"
-        raise ImageError(f"{what} at least one pixel, got {array.dtype} {list(array.shape)}")
+        kind = ImageError if name else ImageArgumentError
+        raise kind(f"{what} at least one pixel, got {array.dtype} {list(array.shape)}")
     found = 1 if array.ndim == 2 else array.shape[2]
     taken = {1: (1, 3, 4), 3: (1, 3, 4)}.get(format.channels, (format.channels,))
     if found in taken:
@@ -159,7 +160,7 @@ def _values(array: Array, format: PixelFormat, name: str) -> Array:  # noqa: A00
     values = array.astype(np.float32, copy=False)
     if not np.isfinite(values).all():
         what = name or "the image"
-        raise ImageError(
+        raise (ImageError if name else ImageArgumentError)(
             f"{what} has values that are not finite (NaN or infinite); replace them, for example "
             "by the mean of the channel"
         )

@@ -21,7 +21,6 @@ to 99.6% and its CAMs correlate to 0.9998 (images enlarged to 540 to 2,100 pixel
 from __future__ import annotations
 
 import math
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from sigcam.images.decode import (
     open_image,
 )
 from sigcam.images.pixels import RGB, PixelFormat, converted, pixel_format
+from sigcam.images.sources import plain_source
 
 Source = Path | bytes
 
@@ -404,11 +404,12 @@ def read_input(
         (32, 32, 3)
     """
     pixels = pixel_format(preprocessing)
-    if isinstance(source, np.ndarray):
-        return _whole(converted(source, pixels), preprocessing)
-    path = Path(source).absolute() if isinstance(source, (str, os.PathLike)) else None
+    plain = plain_source(source)
+    if isinstance(plain, np.ndarray):
+        return _whole(converted(plain, pixels), preprocessing)
+    path = plain.absolute() if isinstance(plain, Path) else None
     stamp = None if path is None else _stamp(path)
-    found = open_image(source, max_pixels)
+    found = open_image(plain, max_pixels)
     placement = place(preprocessing, found.height, found.width)
     reduction = found.coarsest(placement.reduction, pixels)
     if reduction == 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
+import cv2
 import numpy as np
 
 from sigcam.core.errors import UsageError
@@ -55,24 +57,43 @@ def _enlarged(
     interpolation: Interpolation,
     bounds: tuple[float, float] | None = None,
 ) -> Array:
-    """Enlarges as `spread` does, with values cut to `bounds` if there are any.
+    """Enlarges as `spread` does, with values cut to `bounds` if there are any."""
+    # New memory costs more than all the arithmetic, and what stays zero isn't touched.
+    out = np.zeros((placement.height, placement.width), np.float32)
+    _enlarge(cam, placement, interpolation, bounds, out)
+    return out
+
+
+def _enlarge(
+    cam: Array,
+    placement: Placement,
+    interpolation: Interpolation,
+    bounds: tuple[float, float] | None,
+    out: Array,
+) -> None:
+    for part, values in _blocks(cam, placement, interpolation, out):
+        np.matmul(*values, out=part)
+        if bounds is not None:
+            np.clip(part, *bounds, out=part)
+
+
+def _blocks(
+    cam: Array, placement: Placement, interpolation: Interpolation, out: Array
+) -> Iterator[tuple[Array, tuple[Array, Array]]]:
+    """Yields parts of `out`, which make up the crop box, and the two factors of their values.
 
     OpenBLAS starts threads for products of more than 2^18 multiplications. While a
     backend's own threads spin, these wait for a core: 30 ms were seen on two cores instead
-    of 0.1 ms. So the rows are done in blocks that stay below, and are cut while they are
-    still in the processor's cache.
+    of 0.1 ms. So the rows are done in blocks that stay below, and whatever else is done with
+    one is done while it is still in the processor's cache.
     """
+    x0, y0, x1, y1 = placement.crop_box
     down = _matrix(placement.rows, cam.shape[0], interpolation)
-    across = _matrix(placement.columns, cam.shape[1], interpolation)
-    wide = _wide(cam, across)
-    out = np.empty((len(down), len(across)), np.float32)
+    wide = _wide(cam, _matrix(placement.columns, cam.shape[1], interpolation)[x0:x1])
     block = max(2, 2**18 // wide.size)
-    for first in range(0, len(down), block):
-        part = out[first : first + block]
-        np.matmul(down[first : first + block], wide, out=part)
-        if bounds is not None:
-            np.clip(part, *bounds, out=part)
-    return out
+    for first in range(y0, y1, block):
+        rows = slice(first, min(first + block, y1))
+        yield out[rows, x0:x1], (down[rows], wide)
 
 
 def _wide(cam: Array, across: Array) -> Array:
@@ -112,20 +133,115 @@ def to_heatmap(
         >>> (8 * heatmap[0]).round().astype(int).tolist(), valid
         ([0, 0, 1, 3, 5, 7, 8, 8], True)
     """
-    shape = (placement.height, placement.width)
+    found = _normalised(cam, placement, interpolation)
+    if found is None:
+        return np.zeros((placement.height, placement.width), np.float32), False
+    return _enlarged(found[0], placement, interpolation, found[1]), True
+
+
+def write_heatmap(cam: Array, placement: Placement, out: Array) -> bool:
+    """Writes the heatmap of a CAM into an array, as it is or as bytes.
+
+    Args:
+        cam: float32 [h, w] over the whole input.
+        placement: of the input in the image.
+        out: [H, W], all of it zero. float32: for what `to_heatmap` makes. uint8: for 255 times
+            as much, rounded. May be a part of a larger array.
+
+    Returns:
+        Whether the heatmap is valid; if not, `out` stays as it is.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> out, placement = np.zeros((1, 4), np.uint8), place(Preprocessing(1, 4, "stretch"), 1, 4)
+        >>> write_heatmap(np.array([[0.0, 2.0]], np.float32), placement, out), out.tolist()
+        (True, [[0, 64, 191, 255]])
+    """
+    found = _normalised(cam, placement, "bilinear")
+    if found is None:
+        return False
+    if out.dtype == np.float32:
+        _enlarge(found[0], placement, "bilinear", found[1], out)
+        return True
+    scratch: Array = np.empty((0, 0), np.float32)
+    for part, values in _blocks(found[0], placement, "bilinear", out):
+        if scratch.shape != part.shape:
+            scratch = np.empty(part.shape, np.float32)
+        np.matmul(*values, out=scratch)
+        if found[1] is not None:
+            np.clip(scratch, *found[1], out=scratch)
+        part[:] = cv2.convertScaleAbs(scratch, alpha=255)
+    return True
+
+
+def to_values(cam: Array, placement: Placement, cam_range: tuple[float, float]) -> Array:
+    """Enlarges a CAM and scales it by a given range, so that maps can be compared.
+
+    Args:
+        cam: float32 [h, w] over the whole input, finite.
+        placement: of the input in the image.
+        cam_range: the values that become 0 and 1; what lies outside is cut off there.
+
+    Returns:
+        float32 [H, W] in [0, 1] in a new array; 0 outside the crop box.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> cam = np.array([[-2.0, 2.0]], np.float32)
+        >>> to_values(cam, place(Preprocessing(1, 2), 1, 2), (0.0, 4.0)).tolist()
+        [[0.0, 0.5]]
+    """
+    low, high = cam_range
+    scaled = (cam.astype(np.float64) - low) / (high - low)
+    # Cells far outside would be infinite in float32, and give NaN where their weight is 0.
+    inner = scaled.clip(-1e30, 1e30).astype(np.float32)
+    return _enlarged(inner, placement, "bilinear", (0.0, 1.0))
+
+
+def cam_range(cam: Array, placement: Placement) -> tuple[float, float] | None:
+    """Finds the smallest and largest value of the enlarged CAM inside the crop box.
+
+    Args:
+        cam: float32 [h, w] over the whole input.
+        placement: of the input in the image.
+
+    Returns:
+        Both; None where the CAM isn't finite.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> cam_range(np.array([[1.0, 3.0]], np.float32), place(Preprocessing(1, 2), 1, 2))
+        (1.0, 3.0)
+    """
     if not np.isfinite(cam).all():
-        return np.zeros(shape, np.float32), False
+        return None
+    return _extremes(cam.astype(np.float64), placement, "bilinear")
+
+
+def _normalised(
+    cam: Array, placement: Placement, interpolation: Interpolation
+) -> tuple[Array, tuple[float, float] | None] | None:
+    """Scales a CAM so that the enlarged one runs from 0 to 1.
+
+    Returns:
+        The cells, float32 [h, w], and what the enlarged values must be cut to, if they must;
+        None for a CAM that is constant or not finite.
+    """
+    if not np.isfinite(cam).all():
+        return None
     low, high = _extremes(cam.astype(np.float64), placement, interpolation)
     extent = high - low
     flat = max(FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
     if not flat < extent < np.finfo(np.float32).max:
-        return np.zeros(shape, np.float32), False
+        return None
     scaled = (cam - low) / extent
     # Cells may lie outside 0 to 1 where no pixel does: far outside in an image of a few
     # pixels, whose rounding errors then have to be cut off.
     bounds = (0.0, 1.0) if np.abs(scaled).max() > _NEAR else None
-    inner = (_MARGIN + scaled * (1 - 2 * _MARGIN)).astype(np.float32)
-    return _enlarged(inner, placement, interpolation, bounds), True
+    return (_MARGIN + scaled * (1 - 2 * _MARGIN)).astype(np.float32), bounds
 
 
 def _extremes(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
+from sigcam.core.arguments import real_number, shown, whole_number
 from sigcam.core.errors import UnknownClassError, UsageError
 from sigcam.core.spec import MAX_RANKS, Spec
 
 Classes: TypeAlias = "int | str | Sequence[int | str]"
+"""A class or several, by id or by name. -1 is the most probable one, -2 the next, where the
+artifact takes classes. Arrays and series count as sequences."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,11 @@ def request_for(
         >>> request_for(None, 2, spec)
         ClassRequest(ids=(-1, -2), count=2, min_probability=None)
     """
-    if top_k < 1:
-        raise UsageError(f"top_k must be at least 1, got {top_k}")
+    top_k = whole_number(top_k, "top_k", 1)
     selection = spec.classes
+    ranks = min(spec.num_classes, MAX_RANKS)
     if min_probability is not None:
-        if not 0 <= min_probability <= 1:
-            raise UsageError(f"min_probability must be from 0 to 1, got {min_probability}")
+        min_probability = real_number(min_probability, "min_probability", 0, 1)
         if classes is not None or top_k != 1:
             raise UsageError(
                 "min_probability chooses the classes, so give neither classes nor top_k beside it"
@@ -76,22 +79,29 @@ def request_for(
             )
         if top_k != 1:
             raise UsageError(f"give classes or top_k, not both (got top_k={top_k})")
-        ids = tuple(resolve_classes(classes, spec))
+        ids = tuple(resolve_classes(classes, spec, ranks))
         return ClassRequest(ids, len(ids))
     if selection.mode == "input":
-        most = min(spec.num_classes, MAX_RANKS)
+        most = ranks
         more = most < spec.num_classes
         advice = "name other classes by `classes`" if more else "the model has no more classes"
     else:
         most, advice = selection.k, "for more, export it with `sigcam export --classes input`"
     if top_k > most:
-        raise UsageError(f"top_k must be at most {most} for this artifact, got {top_k}; {advice}")
-    ranks = tuple(range(-1, -top_k - 1, -1)) if selection.mode == "input" else None
-    return ClassRequest(ranks, top_k)
+        raise UsageError(
+            f"top_k must be at most {most} for this artifact, got {shown(top_k)}; {advice}"
+        )
+    best = tuple(range(-1, -top_k - 1, -1)) if selection.mode == "input" else None
+    return ClassRequest(best, top_k)
 
 
-def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
+def resolve_classes(classes: Classes, spec: Spec, ranks: int = 0) -> list[int]:
     """Finds the ids of one class or of several, in the order given.
+
+    Args:
+        classes: the class, or a sequence of them: a list, an array of one axis, a series.
+        spec: of the model.
+        ranks: how many of the most probable classes may be named, by -1, -2, and so on.
 
     Raises:
         UnknownClassError: a class that the model doesn't have.
@@ -105,20 +115,21 @@ def resolve_classes(classes: Classes, spec: Spec) -> list[int]:
         ([2, 0], [1])
     """
     if isinstance(classes, str) or not _is_sequence(classes):
-        return [resolve_class(cast("int | str", classes), spec)]
-    ids = [resolve_class(one, spec) for one in cast("Sequence[int | str]", classes)]
+        return [resolve_class(cast("int | str", classes), spec, ranks)]
+    ids = [resolve_class(one, spec, ranks) for one in cast("Sequence[int | str]", classes)]
     if not ids:
         raise UsageError("classes must name at least one class, got none; leave it out for top_k")
     return ids
 
 
-def resolve_class(given: int | str, spec: Spec) -> int:
+def resolve_class(given: int | str, spec: Spec, ranks: int = 0) -> int:
     """Finds the id of a class.
 
     Args:
-        given: an id, 0 <= id < C; or a name: exact, else without regard to case, else a
-            number written as text.
+        given: an id, 0 <= id < C; a rank, -1 for the most probable class and so on; or a name:
+            exact, else without regard to case, else a number written as text.
         spec: of the model.
+        ranks: how many ranks there are.
 
     Raises:
         UnknownClassError: a class that the model doesn't have.
@@ -132,21 +143,25 @@ def resolve_class(given: int | str, spec: Spec) -> int:
         (2, 1, 0)
     """
     if isinstance(given, str):
-        return _by_name(given, spec)
-    if isinstance(given, bool):
-        raise UsageError(f"a class is an id or a name, got {given!r}")
+        return _by_name(given, spec, ranks)
     try:
+        if isinstance(given, bool):
+            raise TypeError
         class_id = operator.index(given)
     except TypeError as exc:
-        raise UsageError(f"a class is an id or a name, got {given!r}") from exc
-    if not 0 <= class_id < spec.num_classes:
+        several = hasattr(given, "__iter__")
+        advice = "; pass several as a list, in the order in which you want them" if several else ""
+        raise UsageError(f"a class is an id or a name, got {shown(given)}{advice}") from exc
+    if not -ranks <= class_id < spec.num_classes:
+        also = f", and -1 (the most probable class) to -{ranks}" if ranks else ""
         raise UnknownClassError(
-            f"class {class_id} doesn't exist; the model has the ids 0 to {spec.num_classes - 1}"
+            f"class {shown(class_id)} doesn't exist; the model has the ids 0 to "
+            f"{spec.num_classes - 1}{also}"
         )
     return class_id
 
 
-def _by_name(name: str, spec: Spec) -> int:
+def _by_name(name: str, spec: Spec, ranks: int) -> int:
     folded = name.casefold().strip()
     exact = [i for i, known in enumerate(spec.class_names) if known == name]
     found = exact or [i for i, known in enumerate(spec.class_names) if known.casefold() == folded]
@@ -156,8 +171,8 @@ def _by_name(name: str, spec: Spec) -> int:
         )
     if found:
         return found[0]
-    if folded.isascii() and folded.isdigit() and len(folded) < 10:
-        return resolve_class(int(folded), spec)
+    if re.fullmatch("-?[0-9]{1,9}", folded):
+        return resolve_class(int(folded), spec, ranks)
     if not spec.class_names:
         raise UnknownClassError(
             f"the model has no class names, so {name!r} can't be found; "
@@ -178,5 +193,7 @@ def _suggestion(folded: str, spec: Spec) -> str:
 
 
 def _is_sequence(value: object) -> bool:
-    # A set has no order, so it is refused as "neither an id nor a name".
-    return hasattr(value, "__getitem__") and hasattr(value, "__len__")
+    # A set has no order, bytes are numbers that nobody meant, and an array may be a single number.
+    loose = isinstance(value, (bytes, bytearray, memoryview, Mapping))
+    scalar = getattr(value, "shape", None) == ()
+    return hasattr(value, "__getitem__") and hasattr(value, "__len__") and not (loose or scalar)

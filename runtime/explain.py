@@ -333,7 +333,9 @@ class HeadGraphClasses:
         Raises:
             UsageError, UnknownClassError, BackendError: as `Explanation.for_classes`.
         """
-        ids = np.array(resolve_classes(classes, self._spec), np.int64)
+        ranked = np.argsort(-self._probabilities, kind="stable")
+        found = resolve_classes(classes, self._spec, len(ranked))
+        ids = np.array([ranked[-one - 1] if one < 0 else one for one in found], np.int64)
         method = self._method
         if method is None:
             outputs = self._run(ids, "cams", "evidence_logits")

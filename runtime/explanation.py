@@ -11,17 +11,19 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from sigcam.core.arguments import instance_of, path_of
 from sigcam.core.artifact import HOW_TO_EXPORT
 from sigcam.core.errors import UsageError
 from sigcam.core.files import atomic_path, write_bytes, write_text
 from sigcam.core.types import Array
 from sigcam.images.boxes import THRESHOLD, Box, boxes_of
-from sigcam.images.overlay import ALPHA, draw
+from sigcam.images.overlay import DEFAULTS, OverlayOptions, draw, label_of
 from sigcam.images.preprocess import Original, Placement
-from sigcam.images.upsample import to_heatmap
+from sigcam.images.upsample import cam_range, to_heatmap, to_values, write_heatmap
 from sigcam.runtime.classes import Classes
 
 _OVERLAYS = (".png", ".jpg", ".jpeg", ".webp")
+_TRANSPARENT = (".png", ".webp")
 
 
 class ClassResult(NamedTuple):
@@ -167,6 +169,32 @@ class Explanation:
         """
         return self._heatmap[0]
 
+    def write_heatmap(self, out: Array) -> bool:
+        """Writes the heatmap into an array of the caller's; keeps nothing.
+
+        Args:
+            out: float32 [H, W], or uint8 for 255 times as much, rounded; all of it zero. May be
+                a part of a larger array.
+
+        Returns:
+            Whether the heatmap is valid; if not, `out` stays as it is.
+
+        Raises:
+            UsageError: an array of another shape or type.
+        """
+        instance_of(out, np.ndarray, "out")
+        if out.shape != self.size[::-1] or out.dtype not in (np.uint8, np.float32):
+            raise UsageError(
+                f"out must be uint8 or float32 {list(self.size[::-1])}, got {out.dtype} "
+                f"{list(out.shape)}"
+            )
+        made = self._made or self.__dict__.get("_heatmap")
+        if made is None:
+            return write_heatmap(self.cam, self._image.placement, out)
+        array, valid = made
+        out[:] = array if out.dtype == np.float32 else cv2.convertScaleAbs(array, alpha=255)
+        return valid
+
     @property
     def valid(self) -> bool:
         """Says whether there is a heatmap: False where the CAM is constant or not finite."""
@@ -187,26 +215,63 @@ class Explanation:
         """
         return boxes_of(self.heatmap, threshold)
 
-    def overlay(self, alpha: float = ALPHA, box_threshold: float | None = None) -> Array:
-        """Draws the heatmap's colours over the part of the image that the network saw.
+    @property
+    def cam_range(self) -> tuple[float, float] | None:
+        """Returns the smallest and largest value of the CAM enlarged to the image.
+
+        They are what the heatmap shows as 0 and 1; in the crop box, which may cut cells off.
+        None where the CAM isn't finite.
+        """
+        return cam_range(self.cam, self._image.placement)
+
+    def overlay(self, options: OverlayOptions = DEFAULTS, image: Array | None = None) -> Array:
+        """Draws the map over the image, at the image's own size.
 
         Args:
-            alpha: weight of the colours, 0 to 1.
-            box_threshold: draws `boxes(box_threshold)` too; None draws none.
+            options: colours, opacity, contours, boxes, label, legend, background and range.
+            image: another one of the same size to draw on, [H, W, n], such as the next frame of
+                a video; None for the explained one.
 
         Returns:
-            uint8 [H, W, 3] RGB in a new array. The plain image where the heatmap isn't valid.
-            Of an image of one or two channels, the first is shown in grey; of more than three,
-            the first three are, as red, green and blue; values that aren't bytes from the
-            smallest to the largest of those shown.
+            uint8 [H, W, 3] RGB, or [H, W, 4] RGBA for the background "none", in a new array. No
+            colours where there is nothing to show: the heatmap isn't valid, or with a `cam_range`
+            the CAM isn't finite. Of an image of one or two channels, the first is shown in grey;
+            of more than three, the first three are, as red, green and blue; values that aren't
+            bytes from the smallest to the largest of those shown.
 
         Raises:
-            UsageError: alpha or box_threshold out of range.
+            UsageError: `options` or `image` is something else, or of another size.
             ImageError: as for `image`.
+
+        Example:
+            one.overlay(OverlayOptions(label=True, legend=True, contours=(0.5,)))
         """
-        boxes = [] if box_threshold is None else self.boxes(box_threshold)
-        heatmap = self.heatmap if self.valid else None
-        return draw(self.image, heatmap, self.crop_box, alpha, boxes)
+        instance_of(options, OverlayOptions, "options", "see help(sigcam.OverlayOptions)")
+        boxes = [] if options.boxes is None else self.boxes(options.boxes)
+        if options.background == "none":  # the image isn't needed, and may not be decoded yet
+            image = np.broadcast_to(np.uint8(0), (*self.size[::-1], 3))
+        elif image is None:
+            image = self.image
+        else:
+            _check_image(image, self.size)
+        label = label_of(self.label, self.probability, self.evidence) if options.label else ()
+        values = self._shown(options)
+        return draw(image, values, self.crop_box, options, boxes=boxes, label=label)
+
+    def _shown(self, options: OverlayOptions) -> Array | None:
+        """Returns the values that an overlay shows, float32 [H, W] in [0, 1], if there are any."""
+        bounds = options.cam_range
+        if bounds is None and not options.is_diverging:
+            return self.heatmap if self.valid else None
+        own = self.cam_range
+        if own is None:
+            return None
+        if bounds is None:
+            most = max(abs(own[0]), abs(own[1]))
+            bounds = (-most, most)
+        if not bounds[0] < bounds[1]:
+            return None
+        return to_values(self.cam, self._image.placement, bounds)
 
     def to_dict(self, threshold: float = THRESHOLD) -> dict[str, Any]:
         """Returns everything but the arrays, ready for JSON.
@@ -217,6 +282,7 @@ class Explanation:
         Raises:
             UsageError: a threshold out of range.
         """
+        boxes = [list(box) for box in self.boxes(threshold)]
         width, height = self.size
         return {
             "source": self.source,
@@ -225,38 +291,41 @@ class Explanation:
             "probability": self.probability,
             "evidence": self.evidence,
             "valid": self.valid,
+            "cam_range": None if self.cam_range is None else list(self.cam_range),
             "method": self.method,
             "passes": self.passes,
             "width": width,
             "height": height,
             "crop_box": list(self.crop_box),
-            "box_threshold": threshold,
-            "boxes": [list(box) for box in self.boxes(threshold)],
+            "box_threshold": float(threshold),
+            "boxes": boxes,
         }
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, overlay: OverlayOptions = DEFAULTS) -> None:
         """Writes a file whole or not at all; its suffix says what.
 
         Args:
             path: .png, .jpg, .jpeg or .webp: the overlay. .json: `to_dict()`. .npz: the
-                arrays `cam`, `heatmap`, and the entries of `to_dict` (`evidence` is NaN and
-                `source` empty where there is none).
+                arrays `cam`, `heatmap`, and the entries of `to_dict` (`evidence` and
+                `cam_range` are NaN and `source` empty where there is none).
+            overlay: how it is drawn; only .png and .webp keep a map alone, which is transparent.
 
         Raises:
             UsageError: another suffix, or an image too large for the format.
             StorageError: the file can't be written.
             ImageError: as for `image`, if it is an overlay.
         """
-        path = Path(path)
+        path = path_of(path, "the file to write")
         suffix = path.suffix.lower()
         if suffix in _OVERLAYS:
-            write_bytes(path, _encoded(self.overlay(), suffix))
+            write_bytes(path, _encoded(self.overlay(overlay), suffix))
         elif suffix == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
             write_text(path, text + "\n")
         elif suffix == ".npz":
             entries = self.to_dict()
             entries["evidence"] = np.nan if self.evidence is None else self.evidence
+            entries["cam_range"] = (np.nan, np.nan) if self.cam_range is None else self.cam_range
             entries["source"] = self.source or ""
             entries["boxes"] = np.array(entries["boxes"], np.int64).reshape(-1, 4)
             with atomic_path(path) as temporary:
@@ -268,12 +337,29 @@ class Explanation:
             )
 
 
+def _check_image(image: Array, size: tuple[int, int]) -> None:
+    instance_of(image, np.ndarray, "image")
+    if image.ndim != 3 or image.shape[:2] != size[::-1] or image.dtype not in (
+        np.uint8, np.float32,
+    ):  # fmt: skip
+        raise UsageError(
+            f"image must be uint8 or float32 [{size[1]}, {size[0]}, channels], as the explained "
+            f"one is, got {image.dtype} {list(image.shape)}"
+        )
+
+
 def _encoded(image: Array, suffix: str) -> bytes:
-    """Encodes RGB pixels as an image file of that suffix."""
-    height, width = image.shape[:2]
+    """Encodes RGB or RGBA pixels as an image file of that suffix."""
+    height, width, channels = image.shape
+    if channels == 4 and suffix not in _TRANSPARENT:
+        raise UsageError(
+            f"the map alone is transparent, which {suffix} files can't be; save it as "
+            f"{' or '.join(_TRANSPARENT)}"
+        )
     advice = f"cannot write {width} x {height} pixels as {suffix}; save as .png"
+    order = cv2.COLOR_RGB2BGR if channels == 3 else cv2.COLOR_RGBA2BGRA
     try:
-        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        done, data = cv2.imencode(suffix, cv2.cvtColor(image, order))
     except cv2.error as exc:
         raise UsageError(advice) from exc
     if not done:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NoReturn, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import cv2
 import numpy as np
 
+from sigcam.core.annotations import checked
+from sigcam.core.arguments import (
+    instance_of,
+    one_of,
+    real_number,
+    shown,
+    whole_number,
+    yes_or_no,
+)
 from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.model_file import ModelSource
@@ -31,6 +41,7 @@ from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass
 P = TypeVar("P", bound=ImageLike)
 
 
+@checked
 def load(
     path: ModelSource,
     backend: str = "auto",
@@ -152,9 +163,10 @@ class Session:
         Raises:
             UsageError: a number out of range.
         """
-        for name, value in (("batch_size", batch_size), ("max_pixels", max_pixels)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, got {value}")
+        instance_of(model, ExportedModel, "model", "open a file with sigcam.load")
+        batch_size = whole_number(batch_size, "batch_size", 1)
+        if max_pixels is not None:
+            max_pixels = whole_number(max_pixels, "max_pixels", 1)
         self._model = model
         self._batch_size = batch_size
         self._max_pixels = max_pixels
@@ -226,11 +238,12 @@ class Session:
         """Predictions with their evidence maps.
 
         Args:
-            images: one image (path, bytes of a file, or array, see `read_image`) or a
-                list of images, which are run in batches. An array has the channels of the
-                model's input: [H, W, n].
-            classes: a class or several, by id or name; only for artifacts exported with
-                `--classes input`. None stands for the most probable ones.
+            images: one image (path, bytes of a file, a file open for reading bytes, PIL image or
+                array, see `read_image`) or a list of images, which are run in batches. An array
+                has the channels of the model's input: [H, W, n].
+            classes: a class or several, by id or name, or by rank: -1 is the most probable one,
+                -2 the next; only for artifacts exported with `--classes input`. None stands for
+                the most probable ones.
             top_k: how many of the most probable classes, where `classes` is None.
             min_probability: asks for every class of at least this probability, 0 to 1, in place
                 of `classes` and `top_k`; for a multi-label network 0.5 is usual. Where the
@@ -251,7 +264,8 @@ class Session:
             `min_probability`.
 
         Raises:
-            ImageError: an image that can't be read; use `stream` to go on with the others.
+            ImageError: an image that can't be read; use `stream` to go on with the others. It is
+                an ImageArgumentError, which is a UsageError too, where what was passed is no image.
             UnknownClassError: a class that the model doesn't have.
             UsageError: classes, a top_k, a method or options that this artifact can't give, or
                 fewer maps than there are classes of `min_probability`.
@@ -335,16 +349,15 @@ class Session:
             UsageError, UnknownClassError: as for `explain`, at once.
             ImageError, BackendError: as for `explain`, while iterating.
         """
-        if readers < 0:
-            raise UsageError(f"readers must be at least 0, got {readers}")
+        readers = whole_number(readers, "readers", 0)
+        on_error = one_of(on_error, "on_error", ("raise", "return"))
+        if stopwatch is not None:
+            instance_of(stopwatch, Stopwatch, "stopwatch", "see sigcam.core.threads")
         call = self._call(classes, top_k, min_probability, method, method_options, progress)
         call = replace(call, readers=readers, stopwatch=stopwatch)
-        if isinstance(images, (str, bytes, np.ndarray, os.PathLike)):
-            raise UsageError("stream takes several images; pass one to explain, or put it in []")
+        _check_several(images)
         if on_error == "raise":
             return self._results(images, call)
-        if on_error != "return":
-            raise UsageError(f"on_error must be 'raise' or 'return', got {on_error!r}")
         return self._here(replace(call, stop_at_error=False).explained(images, self._read))
 
     def close(self) -> None:
@@ -375,6 +388,14 @@ class Session:
         self.close()
 
     def _method(self, name: str | None, options: Mapping[str, float]) -> MultiPass | None:
+        if name is not None:
+            instance_of(name, str, "method", "leave it out for the artifact's own")
+        instance_of(options, Mapping, "method_options", "pass a dict of numbers by name")
+        given: Mapping[Any, Any] = options
+        for key, value in given.items():
+            instance_of(key, str, "a name in method_options")
+            if not isinstance(value, float):  # whether it is in range is the method's affair
+                real_number(value, f"method_options[{key!r}]", -math.inf, math.inf)
         return multipass_method(name, self._model, self._batch_size, options)
 
     def _call(
@@ -390,6 +411,8 @@ class Session:
             self._own.refuse()
         if self._closed:
             raise UsageError("the session is closed; load the model again")
+        if not callable(progress):
+            progress = yes_or_no(progress, "progress")
         request = request_for(classes, top_k, self.spec, min_probability)
         found = self._method(method, method_options)
         # One image at a time where each takes long: the first result needn't wait.
@@ -431,3 +454,22 @@ class Session:
 
     def _read(self, source: ImageLike) -> NamedImage | ImageError:
         return read_image_for(source, self.spec.preprocessing, self._max_pixels)
+
+
+def _check_several(images: object) -> None:
+    """Refuses what isn't several images in an order, before a stream of it begins."""
+    one = isinstance(images, (str, bytes, bytearray, memoryview, np.ndarray, os.PathLike))
+    if one or not isinstance(images, Iterable) or hasattr(images, "read"):
+        raise UsageError(
+            f"stream takes several images, got {shown(images)}; pass one to explain, or put it in "
+            "[]"
+        )
+    if isinstance(images, (set, frozenset, Mapping)):
+        raise UsageError(
+            f"stream takes several images in an order, got {shown(images)}; pass a list of them"
+        )
+    if hasattr(images, "shape"):  # of tensors, the rows would be taken for images
+        raise UsageError(
+            f"stream takes several images, got {shown(images)}; pass a list of arrays "
+            "[H, W, channels]"
+        )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import prepare
@@ -51,6 +52,7 @@ class Augmentation:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.views < 1:
             raise UsageError(f"views must be at least 1, got {self.views}")
         low, high = self.crop_scale

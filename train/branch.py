@@ -11,6 +11,7 @@ import torch
 from sigcam.classifier.branch_file import BranchInfo, BranchType, save_branch
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.fresh import Init
+from sigcam.core.annotations import checked
 from sigcam.core.cpus import usable_cpus
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing, Task
@@ -37,6 +38,7 @@ class TrainedBranch:
     info: BranchInfo
     result: TrainResult
 
+    @checked
     def save(self, path: str | Path, dtype: BranchType = "float32") -> BranchInfo:
         """Writes the branch file, whole or not at all.
 
@@ -54,6 +56,7 @@ class TrainedBranch:
         return save_branch(path, self.classifier.dual, self.info, dtype)
 
 
+@checked
 def train_branch(
     classifier: BuiltClassifier,
     dataset: Dataset,

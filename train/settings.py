@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sigcam.classifier.fresh import Init
+from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
 from sigcam.train.feature_cache import CacheType
 
@@ -97,6 +98,7 @@ class TrainSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _choice("optimizer", self.optimizer, get_args(Optimizer))
         _choice("schedule", self.schedule, get_args(Schedule))
         _choice("labels", self.labels, get_args(Labels))

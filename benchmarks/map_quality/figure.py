@@ -25,7 +25,7 @@ from sigcam.core.files import write_bytes
 from sigcam.core.types import Array
 from sigcam.evaluate.localization.grid_pointing import tile_shares
 from sigcam.evaluate.mosaics import Mosaic, mosaic_input
-from sigcam.images.overlay import ALPHA, draw
+from sigcam.images.overlay import draw
 from sigcam.images.preprocess import place
 from sigcam.images.upsample import to_heatmap
 
@@ -58,7 +58,7 @@ def rows_of(task: Task, mosaic: Mosaic, features: Array, sources: Mapping[str, S
         for title, source in sources.items():
             cam = source.cams(features[None], np.array([[tile.label]]))[0, 0]
             heatmap, valid = to_heatmap(cam, placement)
-            drawn = draw(pixels, heatmap if valid else None, placement.crop_box, ALPHA, [])
+            drawn = draw(pixels, heatmap if valid else None, placement.crop_box)
             share = tile_shares(cam, number, mosaic.side)[0]
             cells.append(_titled(np.asarray(drawn), f"{title} {share:.0%}"))
         rows.append(np.hstack(cells))

@@ -23,6 +23,7 @@ from sigcam.convert.quantize.int8_head import quantize_sigmoid_head
 from sigcam.convert.quantize.layer_errors import LayerError, correct_biases, rank_layers
 from sigcam.convert.quantize.selection import Selection, maker_of, select
 from sigcam.convert.quantize.source import Source, read_source
+from sigcam.core.annotations import check_fields, checked
 from sigcam.core.artifact import head_path, read_spec, with_spec
 from sigcam.core.errors import FidelityError, UsageError
 from sigcam.core.files import atomic_path, check_writable, write_bytes
@@ -85,6 +86,7 @@ class QuantizeOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.precision not in get_args(QuantizedPrecision):
             names = ", ".join(get_args(QuantizedPrecision))
             raise UsageError(f"precision must be one of {names}, got {self.precision!r}")
@@ -104,6 +106,7 @@ class QuantizeOptions:
             )
 
 
+@checked
 def quantize_artifact(
     path: str | Path,
     data: str | Path,

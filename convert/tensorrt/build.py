@@ -10,6 +10,7 @@ from sigcam.convert.tensorrt.float16 import to_half
 from sigcam.convert.tensorrt.monitor import make_monitor, run_stoppable
 from sigcam.convert.tensorrt.options import DEFAULT_CLASSES, BuildOptions, Range
 from sigcam.convert.tensorrt.timing_cache import TimingCache
+from sigcam.core.annotations import checked
 from sigcam.core.artifact import is_engine
 from sigcam.core.errors import (
     ArtifactError,
@@ -38,6 +39,7 @@ Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 _TURING = "7.5"
 
 
+@checked
 def build_engine(
     model: str | Path,
     out: str | Path | None = None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
 from sigcam.core.sidecar import PACKAGES, EnginePrecision, parse_capability
 
@@ -91,6 +92,7 @@ class BuildOptions:
     capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.precision not in get_args(EnginePrecision):
             names = ", ".join(get_args(EnginePrecision))
             raise UsageError(f"precision must be one of {names}, got {self.precision!r}")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NoReturn, get_args
 
 import numpy as np
 
+from sigcam.core.annotations import check_fields
 from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import BackendError, UsageError
 from sigcam.core.model_file import ModelFile
@@ -87,6 +88,7 @@ class BackendOptions:
     batch_size: int | None = field(default=None, metadata={"hint": True})
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, count in (("threads", self.threads), ("batch_size", self.batch_size)):
             if count is not None and count < 1:
                 raise UsageError(f"{name} must be at least 1, got {count}")

@@ -101,7 +101,6 @@ def test_without_pyav_the_time_is_kept_too(work, cli, tmp_path, monkeypatch):
 def test_maps_between_explained_frames_are_the_latest(work, cli, tmp_path):
     """Frame by frame, the overlay of every third frame is drawn with the map of that frame."""
     from sigcam import load
-    from sigcam.images.overlay import ALPHA, draw
 
     path = tmp_path / "clip.avi"
     with write_video(path, 64, 48, 10) as writer:
@@ -119,8 +118,7 @@ def test_maps_between_explained_frames_are_the_latest(work, cli, tmp_path):
     for number, image in enumerate(drawn):
         near = []
         for result in results:
-            heatmap = result.heatmap if result.valid else None
-            whole = draw(images[number], heatmap, result.crop_box, ALPHA)
+            whole = result.overlay(image=images[number])
             near.append(float(np.abs(whole.astype(int) - image).mean()))
         latest = near[number // 3 * 3]
         assert latest < 6, (number, near)

@@ -112,8 +112,8 @@ def test_classes_are_compared_with_one_of_the_same_kind(context):
     figures = end_to_end.measure(context(TINY))
     row = figures["classes"][TINY]
     assert row["count"] == 12
-    assert row["pairs"].keys() == {"cams", "maps"}
-    assert "| maps | 12 |" in end_to_end.section(figures)
+    assert row["pairs"].keys() == {"cams", "bytes", "floats", "heatmaps"}
+    assert "| bytes | 12 |" in end_to_end.section(figures)
     assert end_to_end.reached(figures) == {}
 
 

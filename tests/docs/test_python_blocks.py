@@ -8,6 +8,8 @@ import re
 import shutil
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from sigcam.core.spec import ClassSelection
@@ -43,7 +45,7 @@ def run(page, folder, monkeypatch):
 def test_every_page_with_python_is_tested():
     """Here, or beside the part that the page is about."""
     assert {page.name for page in PAGES if blocks(page)} == {
-        "README.md", "api.md", "kernels.md", "serving.md", "video.md",
+        "README.md", "api.md", "kernels.md", "overlays.md", "serving.md", "video.md",
         "evaluation.md",  # tests/evaluate/test_docs.py
         "quantization.md",  # tests/convert/quantize/test_docs.py
     }  # fmt: skip
@@ -55,6 +57,16 @@ def test_what_a_gpus_blocks_import_is_there(name):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 exec(compile(ast.Module([node], []), name, "exec"), {})
+
+
+def test_overlays(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixture)
+    shutil.copy(make_artifact(), tmp_path / "model.onnx")
+    for name in ("cat.jpg", "dog.jpg"):
+        image = np.random.default_rng(len(name)).integers(0, 256, (90, 120, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / name), image)
+    run(ROOT / "docs" / "overlays.md", tmp_path, monkeypatch)
+    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert made == {"cat.png", "cat-labelled.png", "map.png", "maps/0.png", "maps/1.png"}
 
 
 def test_readme(make_artifact, tmp_path, monkeypatch):  # noqa: F811 (the fixture)

@@ -65,7 +65,7 @@ def test_the_default_tells_classes_apart():
         ({"purpose": "localise", "nwc": False}, "'localise' clamps .* leave nwc out"),
         ({"purpose": "discriminate", "nwc": True}, "'discriminate' does not clamp .* nwc out"),
         ({"purpose": "localise", "signed": True}, "leave signed out"),
-        ({"purpose": "draw"}, "purpose must be one of localise, discriminate, got 'draw'"),
+        ({"purpose": "draw"}, "purpose must be one of localise, discriminate or None, got 'draw'"),
     ],
 )
 def test_purposes_that_contradict_other_options(wrong, words):
@@ -89,7 +89,8 @@ def test_a_head_graph_needs_the_features():
     [
         ({"branch": "relu"}, "branch must be one of sigmoid, softmax, centred, got 'relu'"),
         ({"opset": 17}, "opset must be one of 18, 19, 20, got 17"),
-        ({"tolerance": float("nan")}, "tolerance must be between 0 and 1"),
+        ({"tolerance": float("nan")}, "tolerance must be a finite number"),
+        ({"tolerance": 2}, "tolerance must be between 0 and 1"),
     ],
 )
 def test_values_that_are_not_allowed(wrong, words):

@@ -270,6 +270,6 @@ def test_how_values_are_shown():
     values = np.array([[[0.0, 51.0, 100.0, 900.0], [25.0, 25.0, 25.0, -900.0]]], np.float32)
     assert shown(values).tolist() == [[[0, 130, 255], [64, 64, 64]]]
     assert shown(np.full((1, 1, 1), 3.5, np.float32)).tolist() == [[[0, 0, 0]]]
-    drawn = draw(np.zeros((4, 6, 7), np.float32), np.ones((4, 6), np.float32), (0, 0, 6, 4), 0.5)
+    drawn = draw(np.zeros((4, 6, 7), np.float32), np.ones((4, 6), np.float32), (0, 0, 6, 4))
     assert drawn.shape == (4, 6, 3)
     assert drawn.dtype == np.uint8

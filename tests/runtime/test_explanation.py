@@ -7,9 +7,11 @@ import pytest
 from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.images.boxes import Box
+from sigcam.images.overlay import OverlayOptions
 from sigcam.images.preprocess import Original, place
 from sigcam.images.upsample import to_heatmap
 from sigcam.runtime.explanation import ExplainedImage, Explanation
+from sigcam.runtime.several import shared_cam_range
 
 EXACT = Preprocessing(56, 56, "stretch")
 CROP = Preprocessing(56, 56, "crop", 64)
@@ -80,10 +82,10 @@ def test_a_map_that_is_not_valid_has_nothing_to_show():
     assert not one.valid
     assert not one.heatmap.any()
     assert one.boxes() == []
-    np.testing.assert_array_equal(one.overlay(box_threshold=0.2), one.image)
+    np.testing.assert_array_equal(one.overlay(OverlayOptions(boxes=0.2)), one.image)
 
 
-def test_overlay_colours_the_window_only():
+def test_an_overlay_changes_the_crop_box_only():
     one = explanation_of(two_spots(), (60, 120), CROP)
     before = one.image.copy()
     drawn = one.overlay()
@@ -93,37 +95,97 @@ def test_overlay_colours_the_window_only():
     np.testing.assert_array_equal(drawn[:, :x0], 100)
     np.testing.assert_array_equal(drawn[:, x1:], 100)
     np.testing.assert_array_equal(one.image, before)
+    plain = one.overlay(OverlayOptions(alpha=1, opacity="even"))
     # Brighter where there is more evidence, so that it reads in grey as well.
-    grey = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[y0:y1, x0:x1].astype(float)
+    grey = cv2.cvtColor(plain, cv2.COLOR_RGB2GRAY)[y0:y1, x0:x1].astype(float)
     assert np.corrcoef(grey.ravel(), one.heatmap[y0:y1, x0:x1].ravel())[0, 1] > 0.95
     peak = np.unravel_index(one.heatmap.argmax(), one.heatmap.shape)
-    plain = one.overlay(alpha=1)
     assert tuple(plain[peak]) == (252, 255, 164)  # inferno's brightest yellow
     assert tuple(plain[y0, x0]) == (0, 0, 4)  # its darkest blue
-
-
-def test_alpha():
-    one = explanation_of(two_spots())
-    np.testing.assert_array_equal(one.overlay(alpha=0), one.image)
-    assert np.abs(one.overlay(alpha=1).astype(int) - one.overlay(alpha=0.5)).max() > 20
-    for alpha in (-0.1, 1.1, np.nan):
-        with pytest.raises(UsageError, match="alpha"):
-            one.overlay(alpha=alpha)
+    assert tuple(drawn[y0, x0]) == (100, 100, 100)  # nothing is said there
 
 
 def test_boxes_are_drawn():
     one = explanation_of(two_spots())
-    changed = (one.overlay(box_threshold=0.5) != one.overlay()).any(2)
+    changed = (one.overlay(OverlayOptions(boxes=0.5)) != one.overlay()).any(2)
     for box in one.boxes(0.5):
         assert changed[box.y0, box.x0 : box.x1].all()
         assert changed[box.y1 - 1, box.x0 : box.x1].all()
         assert changed[box.y0 : box.y1, box.x0].all()
 
 
+def test_the_label_is_that_of_the_class():
+    large = (200, 300)
+    one, other = (explanation_of(two_spots(), large, label=name) for name in ("chat", "chien"))
+    options = OverlayOptions(label=True)
+    assert (one.overlay(options) != one.overlay()).any()
+    assert (one.overlay(options) != other.overlay(options)).any()
+
+
+def test_another_image_to_draw_on():
+    one = explanation_of(two_spots())
+    frame = np.full((56, 56, 3), 7, np.uint8)
+    assert tuple(one.overlay(image=frame)[0, 0]) == (7, 7, 7)
+    for bad in (frame[:-1], frame[..., 0], frame.astype(np.float64), "frame"):
+        with pytest.raises(UsageError, match="image must be"):
+            one.overlay(image=bad)
+
+
+def test_the_map_alone_needs_no_image():
+    class Gone:
+        @property
+        def image(self):
+            raise AssertionError("the image was decoded")
+
+    one = explanation_of(two_spots(), _image=ExplainedImage(place(EXACT, 56, 56), Gone()))
+    alone = one.overlay(OverlayOptions(background="none", alpha=1))
+    assert alone.shape == (56, 56, 4)
+    np.testing.assert_allclose(alone[..., 3] / 255, one.heatmap, atol=0.003)
+
+
+def test_one_range_makes_maps_comparable():
+    """The same value of the CAM has the same colour in both, which their own ranges don't give."""
+    weak, strong = np.zeros((7, 7)), np.zeros((7, 7))
+    weak[3, 3], strong[1, 1], strong[3, 3] = 1, 4, 1
+    one, two = explanation_of(weak), explanation_of(strong)
+    assert one.overlay()[28, 28].tolist() != two.overlay()[28, 28].tolist()
+    shared = shared_cam_range([[one], [two]])
+    assert shared == two.cam_range
+    assert shared == pytest.approx((0.0, 3.5), abs=0.1)
+    drawn = [each.overlay(OverlayOptions(cam_range=shared)) for each in (one, two)]
+    np.testing.assert_array_equal(drawn[0][28, 28], drawn[1][28, 28])
+    # A constant map has a value too, where the range says what it means.
+    flat = explanation_of(np.full((7, 7), 4.0))
+    np.testing.assert_array_equal(flat.overlay(), flat.image)
+    painted = flat.overlay(OverlayOptions(cam_range=shared, alpha=1))
+    assert (painted == (252, 255, 164)).all()
+
+
+def test_a_signed_map_is_clear_at_zero():
+    cam = np.zeros((7, 7))
+    cam[1, 1], cam[5, 5] = -2, 1
+    one = explanation_of(cam)
+    drawn = one.overlay(OverlayOptions(colour_map="blue-red", alpha=1)).astype(int)
+    negative, zero, positive = drawn[12, 12], drawn[12, 44], drawn[44, 44]
+    assert negative[2] > negative[0] + 50
+    np.testing.assert_array_equal(zero, 100)
+    assert positive[0] > positive[2] + 50
+    # Half as far from zero, so half as strong.
+    assert abs(positive - 100).max() < abs(negative - 100).max()
+
+
+@pytest.mark.parametrize("cam", [np.full((7, 7), np.nan), np.zeros((7, 7))])
+@pytest.mark.parametrize("changes", [{}, {"colour_map": "blue-red"}, {"contours": (0.5,)}])
+def test_nothing_to_show_leaves_the_image(cam, changes):
+    one = explanation_of(cam)
+    np.testing.assert_array_equal(one.overlay(OverlayOptions(**changes)), one.image)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
 def test_tiny_images_can_be_shown(size):
     one = explanation_of(two_spots(), size, CROP)
-    assert one.overlay(box_threshold=0.2).shape == (*size, 3)
+    everything = OverlayOptions(boxes=0.2, label=True, legend=True, contours=(0.5,))
+    assert one.overlay(everything).shape == (*size, 3)
     json.dumps(one.to_dict())
 
 
@@ -138,8 +200,20 @@ def test_to_dict_is_json():
     assert (data["width"], data["height"]) == (120, 60)
     assert data["crop_box"] == list(one.crop_box)
     assert data["box_threshold"] == 0.5
+    assert data["cam_range"] == list(one.cam_range)
     assert data["boxes"] == [list(box) for box in one.boxes(0.5)]
     assert explanation_of(two_spots(), evidence=None).to_dict()["evidence"] is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_saving_the_map_alone(tmp_path, suffix):
+    one = explanation_of(two_spots())
+    options = OverlayOptions(background="none")
+    one.save(tmp_path / f"out{suffix}", options)
+    back = cv2.imread(str(tmp_path / f"out{suffix}"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(back[..., 3], one.overlay(options)[..., 3], atol=3)
+    with pytest.raises(UsageError, match=r"transparent.*\.png or \.webp"):
+        one.save(tmp_path / "out.jpg", options)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".JPEG", ".webp"])

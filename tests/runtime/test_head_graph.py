@@ -71,7 +71,7 @@ def test_unknown_classes(make_artifact):
         with pytest.raises(UnknownClassError, match="near names: 'green'"):
             first.for_classes("gren")
         with pytest.raises(UnknownClassError, match="0 to 3"):
-            first.for_classes([0, -1])
+            first.for_classes([0, -5])
 
 
 def test_the_methods_of_several_passes(make_artifact):

@@ -17,6 +17,8 @@ from sigcam.cli.explain.outputs import file_named, outputs_of
 from sigcam.cli.explain.video import Choice, explain_video
 from sigcam.core.errors import UsageError
 from sigcam.core.inputs import keep as keep_inputs
+from sigcam.cli.explain.overlay import HELP as OVERLAY_HELP
+from sigcam.cli.explain.overlay import check_overlay, overlay_options
 
 _run_options = options(
     click.option(
@@ -80,6 +82,7 @@ _run_options = options(
     type=click.Choice(["png", "jpg", "webp", "npz", "json"]),
     help="What --out gets: overlays (png, jpg, webp) or numbers (npz, json).  [default: png]",
 )
+@click.option("--overlay", multiple=True, help=OVERLAY_HELP)
 @click.option(
     "--method",
     help="scorecam, ablationcam, eigencam or rise instead of the artifact's own CAM method; all "
@@ -111,6 +114,7 @@ def command(
     classes: tuple[str, ...],
     out: Path | None,
     suffix: str | None,
+    overlay: tuple[str, ...],
     method: str | None,
     masks: int | None,
     cells: int | None,
@@ -147,6 +151,7 @@ def command(
             "them, or say how probable they must be",
             EXIT_USAGE,
         )
+    drawn, shares_range = overlay_options(overlay) if out is not None else (None, False)
     numbers = {"masks": masks, "cells": cells, "keep": keep, "seed": seed}
     plan = Plan(
         list(classes) or None,
@@ -157,10 +162,13 @@ def command(
         verbose,
         {name: value for name, value in numbers.items() if value is not None},
         min_probability,
+        drawn,
+        shares_range,
     )
     choice, most = Choice(every, fps), max_pixels or DEFAULT_MAX_PIXELS
     moving_only = {"every": every, "fps": fps, "reconnect": reconnect}
     moving = find_moving(images, plan, out, suffix, moving_only)
+    check_overlay(overlay, out, suffix or "png", moving)
     outputs = None
     if moving is None:
         found = _found(images, names, out, as_json)

@@ -15,11 +15,13 @@ from sigcam.cli.explain.output import (
     print_failure,
     print_results,
 )
+from sigcam.cli.explain.overlay import with_shared_range
 from sigcam.cli.streams import read_standard_input
 from sigcam.core.errors import ImageError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from sigcam.cli.explain.outputs import Outputs
+    from sigcam.images.overlay import OverlayOptions
     from sigcam.runtime.explanation import Explanation
     from sigcam.runtime.session import Session
 
@@ -45,12 +47,15 @@ def explain_images(
         explain_images(session, [Path("cat.jpg")], plan, outputs=None)
     """
     from sigcam.core.threads import WAITING, Stopwatch, in_order
+    from sigcam.images.overlay import DEFAULTS
 
+    sources = [read_standard_input() if path is STANDARD_INPUT else path for path in paths]
+    plan = with_shared_range(plan, session, sources)
     passes = session.passes(plan.method, plan.method_options)
     meter = Meter(len(paths), passes)
     stopwatch = Stopwatch()
     results = session.stream(
-        [read_standard_input() if path is STANDARD_INPUT else path for path in paths],
+        sources,
         classes=plan.classes,
         top_k=plan.top_k,
         min_probability=plan.min_probability,
@@ -70,7 +75,7 @@ def explain_images(
         if isinstance(result, ImageError):
             print_failure(name, str(result), as_json=plan.as_json)
             return False
-        written, error = _saved(result, index, outputs)
+        written, error = _saved(result, index, outputs, plan.overlay or DEFAULTS)
         print_results(name, result, written, error, as_json=plan.as_json)
         return error is None
 
@@ -85,7 +90,7 @@ def explain_images(
 
 
 def _saved(
-    explanations: list[Explanation], index: int, outputs: Outputs | None
+    explanations: list[Explanation], index: int, outputs: Outputs | None, options: OverlayOptions
 ) -> tuple[list[Path | None], str | None]:
     """Writes an image's maps; returns each one's file, None for a failed one, and the first error.
 
@@ -99,7 +104,7 @@ def _saved(
     for explanation in explanations:
         path = outputs.path(index, explanation.class_id)
         try:
-            explanation.save(path)
+            explanation.save(path, options)
         except (ImageError, StorageError, UsageError) as exc:
             say(f"error: {exc}")
             error = error or str(exc)

@@ -84,7 +84,7 @@ def explain_live(
             more = {"frame": number, "seconds": seconds}
             print_results(f"{name}#{number}", result, as_json=plan.as_json, **more)
             if writer is not None:
-                writer.write(drawn(result[0].image, result[0]), seconds)
+                writer.write(drawn(result[0].image, result[0], plan.overlay), seconds)
 
         done = in_order(write, results, 1, "sigcam-write", WAITING)
         stack.enter_context(closing(done))

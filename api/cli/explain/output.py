@@ -15,6 +15,7 @@ from sigcam.core.progress import Bar
 if TYPE_CHECKING:
     from sigcam.core.threads import Stopwatch
     from sigcam.images.listing import LeftOut
+    from sigcam.images.overlay import OverlayOptions
     from sigcam.runtime.explanation import Explanation
 
 
@@ -35,6 +36,8 @@ class Plan:
         method_options: numbers that the method is called with.
         min_probability: asks for every class of at least this probability; None for those
             named or counted.
+        overlay: how maps are drawn; None where none are.
+        shares_range: whether all maps are drawn with the range that they have together.
     """
 
     classes: list[str] | None
@@ -45,6 +48,8 @@ class Plan:
     verbose: bool
     method_options: Mapping[str, float] = field(default_factory=dict)
     min_probability: float | None = None
+    overlay: OverlayOptions | None = None
+    shares_range: bool = False
 
 
 def default_readers() -> int:

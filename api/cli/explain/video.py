@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sigcam.cli.common import EXIT_FAILED, fail, say
 from sigcam.cli.explain.output import Plan, Rate, print_results
+from sigcam.cli.explain.overlay import with_shared_range
 from sigcam.core.errors import UsageError
 from sigcam.core.progress import Bar
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sigcam.core.threads import Stopwatch
+    from sigcam.images.overlay import OverlayOptions
     from sigcam.images.video.frames import Frame, Wanted
     from sigcam.images.video.reader import VideoReader
     from sigcam.images.video.writer import VideoWriter
@@ -83,12 +85,16 @@ def explain_video(
     from sigcam.images.video.notes import without_password
 
     check_model(session)
+    if plan.shares_range:
+        with VideoReader(path, max_pixels) as first:
+            images = (frame.image for frame in first.timed(choice.wanted()))
+            plan = with_shared_range(plan, session, images)
     stopwatch = Stopwatch()
     with ExitStack() as stack:
         video = stack.enter_context(VideoReader(path, max_pixels))
         name = without_password(str(path))
         said = say_notes(name, video.notes, 0)
-        overlays = None if out is None else _overlays(stack, video, out, choice)
+        overlays = None if out is None else _overlays(stack, video, out, choice, plan.overlay)
         rate = Rate(stopwatch)
         frames = Numbered(video.timed(choice.wanted()))
         results = stream(session, frames, plan, stopwatch, plan.readers)
@@ -180,9 +186,15 @@ def say_written(out: Path | None, writer: VideoWriter, width: int, height: int) 
 class _Overlays:
     """Draws and writes the frames of the overlay video."""
 
-    def __init__(self, writer: VideoWriter, between: Iterator[Frame] | None) -> None:
+    def __init__(
+        self,
+        writer: VideoWriter,
+        between: Iterator[Frame] | None,
+        options: OverlayOptions | None,
+    ) -> None:
         self.writer = writer
         self._between = between
+        self._options = options
         self._held: Frame | None = None
         self._latest: Explanation | None = None
 
@@ -211,20 +223,24 @@ class _Overlays:
     def _write(
         self, image: npt.NDArray[np.uint8], seconds: float, explanation: Explanation | None
     ) -> None:
-        self.writer.write(drawn(image, explanation), seconds)
+        self.writer.write(drawn(image, explanation, self._options), seconds)
+
+def drawn(
+    image: npt.NDArray[np.uint8], explanation: Explanation | None, options: OverlayOptions | None
+) -> npt.NDArray[np.uint8]:
+    """Draws an explanation over a frame, its own or a later one."""
+    from sigcam.images.overlay import DEFAULTS
+
+    return image if explanation is None else explanation.overlay(options or DEFAULTS, image)
 
 
-def drawn(image: npt.NDArray[np.uint8], explanation: Explanation | None) -> npt.NDArray[np.uint8]:
-    """Draws an explanation's heatmap over a frame, its own or a later one."""
-    from sigcam.images.overlay import ALPHA, draw
-
-    if explanation is None:
-        return image
-    heatmap = explanation.heatmap if explanation.valid else None
-    return draw(image, heatmap, explanation.crop_box, ALPHA)
-
-
-def _overlays(stack: ExitStack, video: VideoReader, out: Path, choice: Choice) -> _Overlays:
+def _overlays(
+    stack: ExitStack,
+    video: VideoReader,
+    out: Path,
+    choice: Choice,
+    options: OverlayOptions | None,
+) -> _Overlays:
     from sigcam.images.video import VideoReader, write_video
 
     between = None
@@ -234,7 +250,7 @@ def _overlays(stack: ExitStack, video: VideoReader, out: Path, choice: Choice) -
         again = stack.enter_context(VideoReader(video.path))
         between = stack.enter_context(closing(again.timed(lambda *_: True)))
     writer = write_video(out, video.width, video.height, video.fps, source=video)
-    return _Overlays(stack.enter_context(writer), between)
+    return _Overlays(stack.enter_context(writer), between, options)
 
 
 def _count(done: Iterable[None], video: VideoReader) -> None:
