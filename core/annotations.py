@@ -10,7 +10,7 @@ import operator
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -122,7 +122,7 @@ def _value(value: Any, hint: Any, name: str) -> Any:
         return _choice(value, parts, name)
     if hint in _SIMPLE:
         return _simple(value, hint, name)
-    if origin in (list, tuple, Sequence, Iterable):
+    if origin in (list, tuple, Sequence, Collection, Iterable):
         return _several(value, origin, parts, name)
     if origin is Mapping:
         items = _mapping(value).items()

@@ -14,11 +14,11 @@ from sigcam.cli.explain.live import explain_live
 from sigcam.cli.explain.moving import find_moving
 from sigcam.cli.explain.output import Plan, default_readers, print_left_out
 from sigcam.cli.explain.outputs import file_named, outputs_of
+from sigcam.cli.explain.overlay import HELP as OVERLAY_HELP
+from sigcam.cli.explain.overlay import check_overlay, overlay_options
 from sigcam.cli.explain.video import Choice, explain_video
 from sigcam.core.errors import UsageError
 from sigcam.core.inputs import keep as keep_inputs
-from sigcam.cli.explain.overlay import HELP as OVERLAY_HELP
-from sigcam.cli.explain.overlay import check_overlay, overlay_options
 
 _run_options = options(
     click.option(

@@ -225,6 +225,7 @@ class _Overlays:
     ) -> None:
         self.writer.write(drawn(image, explanation, self._options), seconds)
 
+
 def drawn(
     image: npt.NDArray[np.uint8], explanation: Explanation | None, options: OverlayOptions | None
 ) -> npt.NDArray[np.uint8]:
