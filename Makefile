@@ -10,13 +10,14 @@ ORT_GPU := $(TEST_ENV)/onnxruntime-gpu
 DEMO_ENV := .venv-demo
 OUT ?= out/demo
 WORKERS ?= 2
+SEED ?= 1
 # A file's tests share what they export, so they stay in one process. One thread each for
 # PyTorch: the processes share the cores. A process that dies ends the run: with
 # --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
 PYTEST = OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
 PARTS := core images kernels hub runtime classifier data train export convert evaluate api demo
 
-.PHONY: demo test quick check lint types unit budget docs docs-check format bench clean
+.PHONY: demo test quick check lint types unit fuzz budget docs docs-check format bench clean
 
 demo: $(DEMO_ENV)/.installed
 	@echo "== demo: images through EfficientNet-Lite0 with its sigmoid branch"
@@ -45,6 +46,13 @@ types:
 unit:
 	@echo "== tests: pytest"
 	$(PYTEST)
+
+# Damaged files, killed commands, full disks, many threads; `make unit` has a short part of it.
+# ONLY="images kills" takes some of the parts, COUNT another number of items for each of them,
+# RECORD=1 writes the counts and the table in docs/reliability.md. docs/reliability.md has more.
+fuzz: $(TEST_ENV)/.installed
+	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m tests.robustness $(ONLY) --seed $(SEED) \
+	    --workers $(WORKERS) $(if $(COUNT),--count $(COUNT)) $(if $(RECORD),--record)
 
 budget:
 	@echo "== budget guard: what a map may cost"

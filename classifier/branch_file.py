@@ -10,12 +10,11 @@ file is read.
 from __future__ import annotations
 
 import json
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -39,6 +38,7 @@ from sigcam.core.errors import (
 from sigcam.core.files import write_bytes
 from sigcam.core.schema import check_schema_version
 from sigcam.core.spec import Preprocessing, Task
+from sigcam.core.typed import check_types
 from sigcam.core.versions import versions_of
 
 SCHEMA_VERSION = 3
@@ -295,7 +295,7 @@ def _info(text: str, path: Path) -> BranchInfo:
     try:
         data = json.loads(text)
         version = data.pop("schema_version")
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise SchemaError(
             f"the metadata of {path} is not a JSON object with 'schema_version'; train it again"
         ) from exc
@@ -310,22 +310,9 @@ def _info(text: str, path: Path) -> BranchInfo:
         known["preprocessing"] = Preprocessing(**preprocessing)
         known["class_names"] = tuple(known.get("class_names", ()))
         info = BranchInfo(**known)
-        _check_types(info)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        check_types(info)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
         raise SchemaError(
             f"the metadata of {path} has a missing or wrong field ({exc!r}); train it again"
         ) from exc
     return info
-
-
-def _check_types(info: BranchInfo) -> None:
-    for name in ("architecture", "branch_layer", "trained_on", "backbone_sha256"):
-        if not isinstance(getattr(info, name), str):
-            raise TypeError(f"{name} must be text")
-    if isinstance(info.num_classes, bool) or not isinstance(info.num_classes, int):
-        raise TypeError("num_classes must be a whole number")
-    if info.task not in get_args(Task):
-        raise TypeError(f"task must be one of {', '.join(get_args(Task))}")
-    weight = info.positive_weight
-    if weight is not None and not (isinstance(weight, (int, float)) and math.isfinite(weight)):
-        raise TypeError("positive_weight must be a number")

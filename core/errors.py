@@ -28,6 +28,9 @@ below are chained (`raise ... from exc`).
 
 from __future__ import annotations
 
+_LONGEST = 3000
+"""Characters of a message. What comes from a file may be of any length."""
+
 
 class SigcamError(Exception):
     """Base of all errors that sigcam raises on purpose.
@@ -35,7 +38,18 @@ class SigcamError(Exception):
     Example:
         >>> issubclass(UsageError, SigcamError), issubclass(UsageError, ValueError)
         (True, True)
+        >>> len(str(SigcamError("a" * 10_000_000)))
+        3000
     """
+
+    def __str__(self) -> str:
+        """Returns the message; of one that quotes much of a damaged file, beginning and end."""
+        text = super().__str__()
+        if len(text) <= _LONGEST:
+            return text
+        middle = f" ... ({len(text)} characters) ... "
+        begin = (_LONGEST - len(middle)) * 2 // 3
+        return text[:begin] + middle + text[begin + len(middle) - _LONGEST :]
 
 
 class UsageError(SigcamError, ValueError):

@@ -23,6 +23,7 @@ from sigcam.core.errors import ArtifactError, SchemaError, UsageError
 from sigcam.core.files import atomic_path
 from sigcam.core.schema import check_schema_version
 from sigcam.core.spec import Spec
+from sigcam.core.typed import check_types
 
 EnginePrecision = Literal["float32", "float16", "int8"]
 """The type that an engine was built to compute in."""
@@ -83,6 +84,11 @@ class Sidecar:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}")
         if "image" not in self.shapes:
             raise UsageError("shapes must name the input image")
+        for name, axes in (("image", 4), ("class_ids", 2)):
+            if any(len(shape) != axes for shape in self.shapes.get(name, ())):
+                raise UsageError(
+                    f"shapes of {name} must have {axes} sizes, got {self.shapes[name]}"
+                )
         for one in self.capabilities:
             parse_capability(one)
         built_here = self.package == "tensorrt"
@@ -207,7 +213,7 @@ def read_sidecar(engine: str | Path) -> Sidecar:
     check_schema_version(version, SIDECAR_VERSION, str(path), "build the engine again")
     try:
         sidecar = _from_dict(data)
-    except (KeyError, TypeError, ValueError, AttributeError, SchemaError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SchemaError) as exc:
         raise SchemaError(
             f"{path} has a missing or wrong field ({exc}); build the engine again"
         ) from exc
@@ -250,7 +256,8 @@ def _from_dict(data: Mapping[str, Any]) -> Sidecar:
     """Makes a sidecar of what `to_json` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError, SchemaError: a missing or wrong field.
+        KeyError, TypeError, ValueError, AttributeError, OverflowError, SchemaError: a missing or
+            wrong field.
     """
     fields = {name: data[name] for name in Sidecar.__dataclass_fields__}
     for name in _TEXTS:
@@ -269,4 +276,6 @@ def _from_dict(data: Mapping[str, Any]) -> Sidecar:
     if any(len(three) != 3 for three in fields["shapes"].values()):
         raise ValueError("shapes must hold three for each input")
     fields["versions"] = dict(data["versions"])
-    return Sidecar(**fields)
+    made = Sidecar(**fields)
+    check_types(made)
+    return made

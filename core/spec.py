@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 from sigcam.core.annotations import check_fields
 from sigcam.core.errors import SchemaError, UsageError
 from sigcam.core.schema import check_schema_version
+from sigcam.core.typed import check_types
 
 SCHEMA_VERSION = 4
 METADATA_KEY = "sigcam"
@@ -347,11 +348,13 @@ class Spec:
             ) from exc
         check_schema_version(version, SCHEMA_VERSION, "the spec", "export the model again")
         try:
-            return _spec_from_dict(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            spec = _spec_from_dict(data)
+            check_types(spec)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise SchemaError(
                 f"the spec has a missing or wrong field ({exc!r}); export the model again"
             ) from exc
+        return spec
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def read_segmentation(value: object, size: tuple[int, int] | None) -> tuple[Draw
     for ring in value:
         try:
             corners = np.array(ring, np.float64)
-        except (TypeError, ValueError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise BadSegmentation("a polygon is a list of numbers") from exc
         if corners.ndim != 1 or len(corners) % 2 or len(corners) < 6:
             raise BadSegmentation("a polygon is a list of x, y for at least three corners")

@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
-from sigcam.core.errors import ExportError
+from sigcam.core.errors import ExportError, StorageError
 from sigcam.export.attention import scaled_dot_product_attention
 
 OPSETS = (18, 19, 20)
@@ -86,6 +86,7 @@ def to_onnx(
 
     Raises:
         ExportError: the exporter failed, or the model is over 2 GiB without a data file.
+        StorageError: the data file can't be written.
 
     Example:
         >>> signature = GraphSignature({"x": torch.zeros(2, 3)}, ["y"], {"x": {0: "batch"}})
@@ -119,6 +120,11 @@ def to_onnx(
         _strip(model)
         _name_sizes(model, dynamic)
         _check(model, data_file)
+    except OSError as exc:
+        raise StorageError(
+            f"cannot write the model's intermediate files: {exc.strerror or exc}; choose a folder "
+            "that is writable and has room"
+        ) from exc
     except Exception as exc:  # the exporter lets through errors of many kinds
         raise ExportError(f"the graph can't be exported to ONNX: {_reason(exc)}") from exc
     return model

@@ -42,12 +42,16 @@ class StagedModel:
 
     @property
     def runnable(self) -> bytes | Path:
-        """Returns what a backend can load: bytes, or a file beside the data file."""
+        """Returns what a backend can load: bytes, or a file beside the data file.
+
+        Raises:
+            StorageError: that file can't be written.
+        """
         content: bytes = self.model.SerializeToString()
         if self.data_file is None:
             return content
         model_file = self.data_file.with_name(self.path.name)
-        model_file.write_bytes(content)
+        write_bytes(model_file, content)
         return model_file
 
 
@@ -90,6 +94,9 @@ class StagingFolder:
         if options.external_data or needs_external_data(module):
             data_file = self._existing_folder() / f"{path.name}.data"
         model = to_onnx(module, signature, options.opset, data_file)
+        if data_file is not None and not data_file.stat().st_size:
+            data_file.unlink()  # all tensors are small enough for the graph's own file
+            data_file = None
         staged = StagedModel(path, model, data_file)
         self._models.append(staged)
         return staged
@@ -97,9 +104,11 @@ class StagingFolder:
     def publish(self) -> None:
         """Moves every model to its place: all of them or none.
 
-        Everything is written here first, so that a full disk changes nothing. Files that
-        were there are kept until all new ones are in place, and come back if one can't be
-        moved: a graph beside the weights of another would run without a word.
+        Everything is written here first, so that a full disk changes nothing. Of several files,
+        those that were there are moved here, the artifact first, before a new one takes its
+        place, and come back if one can't be moved: a graph beside the weights of another would
+        run without a word. Should the process be killed meanwhile, files are missing, and the
+        artifact is the last to appear.
 
         Raises:
             StorageError: a file can't be written or moved.
@@ -110,8 +119,10 @@ class StagingFolder:
             refuse_input(place)
         previous: list[tuple[Path, Path | None]] = []
         try:
-            for number, (source, place) in enumerate(moves):
-                previous.append((place, self._keep_previous(place, number)))
+            if len(moves) > 1:
+                for number, (_, place) in enumerate(reversed(moves)):
+                    previous.append((place, self._keep_previous(place, number)))
+            for source, place in moves:
                 source.replace(place)
         except OSError as exc:
             for place, kept in reversed(previous):

@@ -10,6 +10,7 @@ import csv
 import io
 import signal
 import threading
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -102,6 +103,10 @@ def load_checkpoint(
     """
     file = folder / CHECKPOINT
     try:
+        with zipfile.ZipFile(file) as archive:  # torch.load doesn't compare the sums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the sum of {damaged} doesn't fit")
         content = torch.load(file, map_location="cpu", weights_only=True)
         version, before = content["format"], content["run"]
         state = State(**content["state"])

@@ -130,15 +130,22 @@ def _read_parts(index: Path) -> dict[str, Any]:
     """Reads a file of weights that lies in parts beside its index."""
     try:
         parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(f"{index} is no index of weights in parts: {exc!r}") from exc
     state: dict[str, Any] = {}
     for name in parts:
         part = index.parent / Path(name).name  # an index names files of its own folder only
-        if not part.is_file():
+        if not _is_there(part):
             raise ModelError(f"{index} names {name}, which isn't there; copy all parts")
         state |= _read(part)
     return state
+
+
+def _is_there(part: Path) -> bool:
+    try:
+        return part.is_file()
+    except (OSError, ValueError):  # too long for a name, or with characters that none may have
+        return False
 
 
 def _read(path: Path) -> Any:

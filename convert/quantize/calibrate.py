@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,6 +24,7 @@ from sigcam.convert.quantize.source import Source
 from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import BackendError, DataError, UsageError
 from sigcam.core.progress import Report
+from sigcam.core.scratch import scratch_folder
 
 Method = Literal["minmax", "entropy", "percentile"]
 """How a range follows from the values. "minmax": all values are inside; "percentile": 99.99% are;
@@ -71,6 +70,7 @@ def calibrate(
         UsageError: an unknown method.
         DataError: a layer's input is the same everywhere, on all images.
         BackendError: ONNX Runtime failed.
+        StorageError: the temporary files of the calibration can't be written.
 
     Example:
         selection = select(source)
@@ -81,8 +81,8 @@ def calibrate(
     """
     if method not in _METHODS:
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    with tempfile.TemporaryDirectory(prefix="sigcam-calibrate-") as folder:
-        path = Path(folder) / "to_logits.onnx"
+    with scratch_folder("calibrate") as folder:
+        path = folder / "to_logits.onnx"
         onnx.save(_up_to_logits(source), str(path))
         augmented = path.with_name("augmented.onnx")
         calibrator = create_calibrator(

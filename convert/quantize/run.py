@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
@@ -30,6 +29,7 @@ from sigcam.core.files import atomic_path, check_writable, write_bytes
 from sigcam.core.inputs import inputs_kept, refuse_input
 from sigcam.core.model_file import ModelFile
 from sigcam.core.progress import reporter
+from sigcam.core.scratch import scratch_folder
 from sigcam.core.spec import FidelityReport, QuantizedPrecision, Spec
 from sigcam.runtime.head_graph import find_head_graph
 
@@ -167,8 +167,8 @@ def _quantized(
         raise UsageError(f"the new artifact's name must end in .onnx, got {out.name}")
     check_writable(out)
     heads = _heads(source, out, head)
-    with tempfile.TemporaryDirectory(prefix="sigcam-quantize-") as folder:
-        conversion = _Conversion(source, data, options, Path(folder), progress, say)
+    with scratch_folder("quantize") as folder:
+        conversion = _Conversion(source, data, options, folder, progress, say)
         for place in (out, *(here for _, here in heads)):
             refuse_input(place)  # the images are known by now
         model, fidelity = conversion.run()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save, save_file
 
 from sigcam.classifier import branch_file
 from sigcam.classifier.branch_file import (
+    SCHEMA_VERSION,
     BranchInfo,
     load_branch,
     read_branch_info,
@@ -26,6 +28,7 @@ from sigcam.core.errors import (
     StorageError,
     UsageError,
 )
+from sigcam.core.spec import Preprocessing
 
 
 @pytest.fixture
@@ -214,3 +217,22 @@ def test_writing_fails_whole(toy, info, tmp_path, monkeypatch) -> None:
         save_branch(
             tmp_path / "b.safetensors", toy, BranchInfo("t", "x", 4, info.preprocessing, "")
         )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_classes", 10**400), ("num_classes", True), ("class_names", [1, 2, 3, 4]),
+        ("settings", []), ("positive_weight", "1"), ("loaded_classes", 2.5), ("task", []),
+        ("replaced_classes", "no"), ("versions", {"torch": 2}), ("trained_on", None),
+        ("settings", "DEEP"),
+    ],
+)  # fmt: skip
+def test_fields_of_the_wrong_type(field, value):
+    data = {"schema_version": SCHEMA_VERSION, **asdict(_WHOLE), field: value}
+    text = json.dumps(data).replace('"DEEP"', '{"a":' * 10_000 + "1" + "}" * 10_000)
+    with pytest.raises(SchemaError, match="train it again"):
+        branch_file._info(text, Path("branch.safetensors"))
+
+
+_WHOLE = BranchInfo("toy", "conv", 4, Preprocessing(16, 16), "toys", class_names=tuple("abcd"))

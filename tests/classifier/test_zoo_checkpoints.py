@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sigcam.classifier.zoo import load_model
+from sigcam.classifier.zoo.checkpoint import read_checkpoint
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
 
@@ -255,3 +256,18 @@ def test_parts_and_folders_of_transformers(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"holds none of model\.safetensors, "):
         (tmp_path / "empty").mkdir()
         load_weights(Small(), tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"weight_map": ' + '{"a":' * 10_000 + "1" + "}" * 10_001,
+     '{"weight_map": {"a": "' + "x" * 5_000 + '.safetensors"}}',
+     '{"weight_map": {"a": "\\u0000.safetensors"}}', '{"weight_map": {"a": []}}',
+     '{"weight_map": [1]}', "[]"],
+    ids=["deep", "long name", "no name", "list", "numbers", "no mapping"],
+)  # fmt: skip
+def test_an_index_that_is_damaged(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ModelError, match=r"is no index of weights|isn't there"):
+        read_checkpoint(index)

@@ -76,6 +76,26 @@ def test_a_failure_in_the_middle_changes_nothing(tmp_path, monkeypatch, external
     assert all(after[name] != before[name] for name in before)
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_at_no_moment_do_files_of_two_versions_lie_together(tmp_path, monkeypatch, external):
+    """The process may be killed before any of the moves."""
+    path, replace, seen = tmp_path / "m.onnx", Path.replace, []
+    publish(path, "old", external=external)
+
+    def watched(self, target):
+        visible = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+        seen.append({name: b"new" in data for name, data in visible.items() if name[0] != "."})
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    publish(path, "new", external=external)
+    assert len(seen) > 4
+    assert all(len(set(versions.values())) <= 1 for versions in seen)
+    # The artifact is there with all that belongs to it, or not at all.
+    whole = 4 if external else 2
+    assert {len(versions) for versions in seen if "m.onnx" in versions} == {whole}
+
+
 def test_a_first_file_that_cannot_be_moved_leaves_nothing(tmp_path, monkeypatch):
     replace = Path.replace
 

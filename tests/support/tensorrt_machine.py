@@ -15,18 +15,29 @@ from tests.support.device_doubles import Buffer
 from tests.support.fake_tensorrt import SHAPES, FakeCuda, FakeKernel, fake_module, write_engine
 
 
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """A fake GPU with TensorRT; `open()` loads the tiny engine. Nothing may stay allocated."""
+def install_machine(monkeypatch, package):
+    """Puts a fake GPU and a fake package of TensorRT in place of the real ones."""
     cuda = FakeCuda()
     for module in (executor, pool, device_heatmaps, backend_module):
         monkeypatch.setattr(module, "driver", cuda)
     monkeypatch.setattr("sigcam.kernels.clamp_combine.ClampCombine", lambda: FakeKernel(cuda))
-    found = SimpleNamespace(cuda=cuda, folder=tmp_path, opened=[])
+    found = SimpleNamespace(cuda=cuda)
 
     def install(package):
         found.module = fake_module(cuda, SHAPES, is_rtx=package == "tensorrt_rtx")
         monkeypatch.setitem(sys.modules, package, found.module)
+
+    found.install = install
+    install(package)
+    return found
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A fake GPU with TensorRT; `open()` loads the tiny engine. Nothing may stay allocated."""
+    found = install_machine(monkeypatch, "tensorrt")
+    cuda = found.cuda
+    found.folder, found.opened = tmp_path, []
 
     def opened(path=None):
         path = write_engine(tmp_path) if path is None else path
@@ -37,8 +48,7 @@ def machine(monkeypatch, tmp_path):
     def uninstall(package):
         monkeypatch.setitem(sys.modules, package, None)
 
-    found.install, found.uninstall, found.open = install, uninstall, opened
-    install("tensorrt")
+    found.uninstall, found.open = uninstall, opened
     before = Buffer.alive
     yield found
     for backend in found.opened:

@@ -1,0 +1,59 @@
+"""Headers that are damaged are refused as such, whatever a parser below makes of them."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+
+from sigcam.core.errors import ImageError
+from sigcam.images.decode import read_image
+from sigcam.images.formats.tiff import directories
+from sigcam.images.pixels import PixelFormat
+
+
+def npy(text):
+    """An NPY file with this text as its header."""
+    body = text.encode("latin-1")
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body + bytes(72)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{'descr': '|u1', 'fortran_order': False, 'shape': (4, 6, 3), ", "((((", "'''", "{\\", "\0",
+     "lambda", "{'descr': '|u1'}", "{'descr': 'O', 'fortran_order': 0, 'shape': 4}"],
+)  # fmt: skip
+def test_npy(text):
+    with pytest.raises(ImageError, match=r"header can't be read|must hold one image"):
+        read_image(npy(text))
+
+
+@pytest.mark.parametrize("place", [2**40, 2**63, 2**64 - 1])
+def test_a_bigtiff_whose_tags_lie_beyond_any_file(place):
+    data = b"II+\0" + struct.pack("<HHQ", 8, 0, place) + bytes(64)
+    with pytest.raises(ValueError, match="inside its tags"):
+        directories(data)
+    with pytest.raises(ImageError):
+        read_image(data)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tags_of_many_bands(seed):
+    """A damaged tag made the package's axes and its values disagree."""
+    file = io.BytesIO()
+    bands = np.zeros((6, 12, 16), np.uint16)
+    tifffile.imwrite(file, bands, photometric="minisblack")
+    data = bytearray(file.getvalue())
+    (at,) = struct.unpack_from("<I", data, 4)
+    rng = np.random.default_rng(seed)
+    (count,) = struct.unpack_from("<H", data, at)
+    entry = at + 2 + 12 * int(rng.integers(count))
+    struct.pack_into(
+        "<I", data, entry + int(rng.choice((4, 8))), int(rng.choice((0, 1, 2, 3, 257)))
+    )
+    try:
+        read = read_image(bytes(data), pixels=PixelFormat(6, as_bytes=False))
+    except ImageError:
+        return
+    assert read.shape[2] == 6
