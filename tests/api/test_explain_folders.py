@@ -265,10 +265,10 @@ def test_a_file_that_cannot_be_written_fails_alone(explain, photographs_in, tmp_
     folder = photographs_in(tmp_path / "images", "a.png", "b.png", "c.png")
     save = Explanation.save
 
-    def full(self, path):
+    def full(self, path, options):
         if path.name == "b.png":
             raise StorageError(f"cannot write {path}: No space left on device; make room")
-        save(self, path)
+        save(self, path, options)
 
     monkeypatch.setattr(Explanation, "save", full)
     found = explain(folder, "--json", "--out", tmp_path / "maps")

@@ -36,11 +36,10 @@ from sigcam.core.spec import (
 )
 from sigcam.images.decode import read_image
 from sigcam.images.preprocess import prepare
-from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session
 from tests.support import peer_heatmaps as peers
-from tests.support.torch_backend import TorchBackend
+from tests.support.torch_backend import TorchBackend, head_graph_of
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +132,7 @@ class Network:
             },
             run,
         )  # fmt: skip
-        head = HeadGraph("features", self._head) if self.peer.reshape is None else None
+        head = head_graph_of(self._head) if self.peer.reshape is None else None
         spec = Spec(
             method="cam", branch="softmax", nwc=False, target_layers=("target",), profile="split",
             classes=ClassSelection("input"), preprocessing=self.preprocessing,

@@ -17,11 +17,10 @@ from sigcam.core.spec import (
     Source,
     Spec,
 )
-from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.multipass.eigencam import _projection
 from sigcam.runtime.session import Session
-from tests.support.torch_backend import TorchBackend
+from tests.support.torch_backend import TorchBackend, head_graph_of
 
 pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # noqa: E402 (as above)
@@ -97,9 +96,8 @@ def session_of(net):
         {"scores": scores, "cams": ("float32", (None, None, SIDE, SIDE))},
         head,
     )
-    return Session(
-        ExportedModel(spec, artifact, HeadGraph("features", lambda: second)), batch_size=4
-    )
+    graph = head_graph_of(lambda: second)
+    return Session(ExportedModel(spec, artifact, graph), batch_size=4)
 
 
 def random_image(seed):
