@@ -338,6 +338,23 @@ def random_images(model: nn.Module, example: Tensor, count: int) -> Tensor:
     return images.to(device_of(model))
 
 
+def give_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copies tensors into a module's parameters and buffers, by name.
+
+    What has no name there is left out. A plain dictionary given to `load_state_dict` lacks the
+    versions that a state dict carries, without which MNASNet, for one, loads nothing.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> give_tensors(layer, {"weight": torch.ones(1, 1)})
+        >>> layer.weight.item()
+        1.0
+    """
+    state = module.state_dict()
+    state.update(tensors)
+    module.load_state_dict(state, strict=False)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Returns the device of a module's parameters; the CPU where it has none.
 

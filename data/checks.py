@@ -163,5 +163,5 @@ def _size_of(path: Path, place: Place, what: str) -> tuple[int, int] | Problem:
     except OSError as exc:
         return problem(place, f"the {what} {path} can't be read: {exc.strerror or exc}")
     if min(size) < 1:
-        return problem(place, f"the {what} {path} is damaged or not an image")
+        return problem(place, f"the {what} {path} is damaged, or no image of a kind that is read")
     return size

@@ -86,7 +86,10 @@ def _read(mask: Mask, sample: Sample, size: tuple[int, int]) -> Array:
 
 
 def _decode(path: Path) -> Array:
-    broken = f"the mask {path} can't be decoded; get it again"
+    broken = (
+        f"the mask {path} can't be decoded; if other programs show it, save it as PNG, else it is "
+        "damaged: get it again"
+    )
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
         with quiet_opencv():

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sigcam.classifier.graph import give_tensors
 from sigcam.classifier.zoo.checkpoint import TensorSet, few, read_checkpoint
 from sigcam.core.errors import ModelError
 
@@ -111,7 +112,7 @@ def load_weights(model: nn.Module, path: Path, chosen: str | None = None) -> Loa
     wanted = {name.removeprefix(own): value for name, value in model.state_dict().items()}
     taken, others = _choose(path, read_checkpoint(path), wanted, chosen)
     state, branch = _with_branch_apart(path, taken.state, wanted)
-    model.load_state_dict({own + name: value for name, value in state.items()}, strict=False)
+    give_tensors(model, {own + name: value for name, value in state.items()})
     if branch is not None:
         branch = {own + name: value for name, value in branch.items()}
     return LoadedWeights(branch, _notes(path, taken, others, own))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.gradients import gradients_of
-from sigcam.classifier.graph import ValueRecorder
+from sigcam.classifier.graph import ValueRecorder, give_tensors
 from sigcam.core.errors import ParityError
 from sigcam.core.spec import Preprocessing
 from sigcam.export.parity.inputs import as_images, sample_images
@@ -86,7 +86,7 @@ def _own_gradients(dual: DualBranch, image: Tensor, weights: Tensor) -> dict[str
     traced = dual.softmax_head.traced
     model = copy.deepcopy(traced.model).cpu()
     # The classifier may have been changed after it was split (a shift of its weights).
-    model.load_state_dict(dual.classifier_tensors(), strict=False)
+    give_tensors(model, dual.classifier_tensors())
     modules = dict(model.named_modules())
     shapes = {t.layer: t.layout.value_shape for t in dual.targets if t.layer in modules}
     places: dict[str, Tensor] = {}

@@ -103,7 +103,10 @@ def test_bad_images_are_refused_or_left_out_and_said(train, images):
     refused = train(images)
     assert refused.exit_code == 1
     assert "1 problem in the data set; correct them, or leave out" in refused.stderr
-    assert f"{images / 'green'}: the image {damaged} is damaged or not an image" in refused.stderr
+    assert (
+        f"{images / 'green'}: the image {damaged} is damaged, or no image of a kind that is read"
+        in refused.stderr
+    )
     assert "loading the model" not in refused.stderr
     done = train(images, "--skip-bad")
     assert done.exit_code == 0, done.stderr

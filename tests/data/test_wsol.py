@@ -243,7 +243,7 @@ def test_damaged_images_are_found(files):
         open_dataset(root)
     for text in (
         "image_ids.txt, line 1: the image",
-        "1.png is damaged or not an image",
+        "1.png is damaged, or no image of a kind that is read",
         "image_ids.txt, line 2: the image",
         "2.png is missing",
         "masks.txt, line 3: the mask",
