@@ -30,7 +30,7 @@ from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
 from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
-from sigcam.runtime.backends.base import BackendOptions, Mode, Precision
+from sigcam.runtime.backends.base import BackendOptions, ConvSearch, Mode, Precision
 from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
 from sigcam.runtime.explanation import Explanation
@@ -55,6 +55,8 @@ def load(
     mode: Mode = "latency",
     cache: str | Path | None = None,
     batch_size: int = 8,
+    max_classes: int = 10,
+    conv_search: ConvSearch = "heuristic",
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
 ) -> Session:
     """Opens an exported model.
@@ -94,7 +96,14 @@ def load(
             user's cache folder when None) or compiled models ("openvino", which keeps none
             when None).
         batch_size: most images in one run of the backend. "openvino" compiles the model for
-            single images where it is 1, which saves up to a millisecond a run.
+            single images where it is 1, which saves up to a millisecond a run; "ort-tensorrt"
+            builds an engine for as many.
+        max_classes: most classes for each image in one run, where "ort-tensorrt" builds an engine
+            of a model that takes classes; the other backends take any number.
+        conv_search: how "ort-cuda" and "ort-tensorrt" find the algorithm of a convolution:
+            "heuristic"; "exhaustive", which times all of them at the first run of each batch size,
+            for hundreds of milliseconds, and may find faster ones; or "default", which takes one
+            that always works.
         max_pixels: largest image file that is decoded; None for no limit.
 
     Raises:
@@ -121,6 +130,8 @@ def load(
         mode=mode,
         cache=None if cache is None else Path(cache),
         batch_size=batch_size,
+        max_classes=max_classes,
+        conv_search=conv_search,
     )
     _limit_opencv()
     model = ExportedModel.open(path, backend, options, head, verify=verify)

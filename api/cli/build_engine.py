@@ -68,8 +68,12 @@ _MIB = 1 << 20
     multiple=True,
     metavar="X.Y",
     help="Compute capability that the engine is for, such as 8.6; repeat it for several. "
-    "Package tensorrt_rtx only; 8.0 and later when left out.",
+    "Package tensorrt_rtx only; those of its list from 8.0 on when left out.",
 )
+@click.option(
+    "--device", type=click.IntRange(min=0), default=0, show_default=True,
+    help="Number of the GPU that the engine is built on, and for; package tensorrt only.",
+)  # fmt: skip
 @reports_errors
 def command(
     model: Path,
@@ -85,6 +89,7 @@ def command(
     timing_cache: Path | None,
     package: str | None,
     capabilities: tuple[str, ...],
+    device: int,
 ) -> None:
     """Build the TensorRT engine of MODEL, and its sidecar.
 
@@ -107,6 +112,7 @@ def command(
         timing_cache=timing_cache,
         package=package,
         capabilities=capabilities,
+        device=device,
     )
     say(f"building the engine of {model}")
     echo(str(build_engine(model, out, options, progress=True)))

@@ -285,7 +285,9 @@ preprocessing_options = options(
     ),
 )
 
-_BACKEND_OPTIONS = ("backend", "threads", "device", "precision", "mode", "cache")
+_BACKEND_OPTIONS = (
+    "backend", "threads", "device", "precision", "mode", "cache", "max_classes", "conv_search",
+)  # fmt: skip
 
 _with_backend = options(
     click.option(
@@ -320,8 +322,23 @@ _with_backend = options(
         "--cache-dir",
         "cache",
         type=click.Path(path_type=Path),
-        help="Folder for engines that are built at first use (ort-tensorrt) or for compiled "
-        "models (openvino).",
+        help="Folder for engines that are built at first use (ort-tensorrt), for compiled models "
+        "(openvino) or for kernels that TensorRT for RTX compiled (tensorrt).",
+    ),
+    click.option(
+        "--max-classes",
+        type=click.IntRange(min=1),
+        default=10,
+        show_default=True,
+        help="Most classes for each image in one run (ort-tensorrt, of a model that takes them).",
+    ),
+    click.option(
+        "--conv-search",
+        type=click.Choice(["heuristic", "exhaustive", "default"]),
+        default="heuristic",
+        show_default=True,
+        help="How a convolution's algorithm is found (ort-cuda, ort-tensorrt); exhaustive times "
+        "all of them anew for each batch size.",
     ),
 )
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sigcam.convert.tensorrt.float16 import to_half
 from sigcam.convert.tensorrt.monitor import make_monitor, run_stoppable
@@ -29,9 +31,11 @@ from sigcam.core.sidecar import (
     write_pair,
 )
 from sigcam.core.versions import versions_of
-from sigcam.kernels.calls import DeviceInfo
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.backends.tensorrt.package import TensorRTPackage, choose
+
+if TYPE_CHECKING:
+    from sigcam.kernels.driver import Context
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 """The smallest, the usual and the largest shape of each input, by name."""
@@ -85,8 +89,7 @@ def build_engine(
 
 def _built(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
     file = ModelFile(model)
-    spec = file.spec
-    if spec.kind != "artifact":
+    if file.spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
     file.verify()
     package = choose(options.package)
@@ -97,14 +100,31 @@ def _built(model: Path, out: Path | None, options: BuildOptions, progress: bool)
     check_writable(sidecar_path(target))
     if options.timing_cache is not None:
         check_writable(options.timing_cache)
-    gpu = None if package.is_rtx or options.capabilities else _gpu_here(package)
+    if package.is_rtx or options.capabilities:
+        return _built(package, model, file, target, options, None, progress=progress)
+    with _gpu_here(package, options.device) as context:
+        return _built(package, model, file, target, options, context, progress=progress)
+
+
+def _built(
+    package: TensorRTPackage,
+    model: Path,
+    file: ModelFile,
+    target: Path,
+    options: BuildOptions,
+    context: Context | None,
+    *,
+    progress: bool,
+) -> Path:
+    """Builds and writes an engine, on the GPU of a context where the package needs one."""
+    gpu = None if context is None else context.device
     source_sha256 = file.contents_sha256()
     converters = ("onnx", "onnxruntime") if options.precision == "float16" else ()
-    build = Build(package, model, options)
+    build = Build(package, model, options, context)
     with memoryview(build.run(progress=progress)) as data:
         file.check_unchanged()
         sidecar = Sidecar(
-            spec=spec,
+            spec=file.spec,
             sha256=hashlib.sha256(data).hexdigest(),
             size=data.nbytes,
             package=package.name,
@@ -132,6 +152,8 @@ class Build:
         package: the TensorRT that builds.
         model: the artifact's file.
         options: how the engine is built.
+        context: that of the GPU to build on, which is current in this thread; None where the
+            package needs no GPU.
 
     Attributes:
         shapes: the smallest, the usual and the largest shape of each input, by name.
@@ -141,8 +163,15 @@ class Build:
         UsageError, ArtifactError, BackendError: as `build_engine` does.
     """
 
-    def __init__(self, package: TensorRTPackage, model: Path, options: BuildOptions) -> None:
+    def __init__(
+        self,
+        package: TensorRTPackage,
+        model: Path,
+        options: BuildOptions,
+        context: Context | None = None,
+    ) -> None:
         self._package, self._model, self._options = package, model, options
+        self._context = context
         self._log = package.logger()
         self._log.take_errors()  # those of earlier work aren't about this build
         self._builder = package.module.Builder(self._log)
@@ -172,10 +201,7 @@ class Build:
         self._monitor = monitor = make_monitor(self._package.module, show=progress)
         self._config.progress_monitor = monitor  # the configuration doesn't keep it alive
         try:
-            engine = run_stoppable(
-                lambda: self._builder.build_serialized_network(self._network, self._config),
-                monitor.stop,
-            )
+            engine = run_stoppable(self._compiled, monitor.stop)
         finally:
             monitor.close()
         if engine is None:
@@ -184,6 +210,11 @@ class Build:
                 f"{self._log.take_errors()}{self._advice()}"
             )
         return engine
+
+    def _compiled(self) -> Any:
+        """Compiles the network in this thread, on the GPU to build on."""
+        with self._context or nullcontext():  # a context is current in one thread only
+            return self._builder.build_serialized_network(self._network, self._config)
 
     def _parse(self) -> None:
         """Parses the model's file, or its conversion to float16."""
@@ -308,17 +339,21 @@ def _described(error: Any) -> str:
     return f"{node}: {error.desc()}"
 
 
-def _gpu_here(package: TensorRTPackage) -> DeviceInfo:
-    """Returns the GPU that the package builds on, and for."""
+@contextmanager
+def _gpu_here(package: TensorRTPackage, device: int) -> Iterator[Context]:
+    """Makes the GPU that the package builds on, and for, current in this thread."""
     from sigcam.kernels import driver
 
     try:
         driver.available()
-        context = driver.retain_primary_context(0)
+        context = driver.retain_primary_context(device)
     except CudaUnavailableError as exc:
         raise BackendUnavailableError(
             f"{package.name} builds an engine on the GPU that it is for: {exc}; build it on a "
             "machine with that GPU, or with `--package tensorrt_rtx`, which needs no GPU to build"
         ) from exc
-    context.close()
-    return context.device
+    try:
+        with context:
+            yield context
+    finally:
+        context.close()

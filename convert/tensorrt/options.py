@@ -75,6 +75,7 @@ class BuildOptions:
         capabilities: compute capabilities such as "8.6" that the engine is for; only with
             the package "tensorrt_rtx". Empty for what that package takes by itself: 8.0 and
             later.
+        device: number of the GPU that the package "tensorrt" builds on and for.
 
     Example:
         >>> options = BuildOptions(batches=Range(1, 4, 16), precision="float16")
@@ -90,6 +91,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     package: str | None = None
     capabilities: tuple[str, ...] = ()
+    device: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,6 +102,13 @@ class BuildOptions:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {self.package!r}")
         if self.workspace is not None and self.workspace < 1:
             raise UsageError(f"workspace must be at least 1 byte, got {self.workspace}")
+        if self.device < 0:
+            raise UsageError(f"device must be at least 0, got {self.device}")
+        if self.device and self.package == "tensorrt_rtx":
+            raise UsageError(
+                "device is for the package 'tensorrt', which builds on a GPU; 'tensorrt_rtx' "
+                "builds for compute capabilities: use capabilities (--capability)"
+            )
         for one in self.capabilities:
             parse_capability(one)
         if len(set(self.capabilities)) != len(self.capabilities):

@@ -29,6 +29,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Mode = Literal["latency", "throughput"]
 """What a backend is tuned for; see `BackendOptions`."""
 
+ConvSearch = Literal["heuristic", "exhaustive", "default"]
+"""How algorithms for convolutions are chosen; see `BackendOptions`."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -76,7 +79,13 @@ class BackendOptions:
         cache: folder for engines that are built, or models that are compiled, at first use;
             None leaves it to the backend whether and where it keeps them.
         batch_size: most images in one run; None for any number. This is a hint, which no
-            backend refuses: one that compiles for shapes may compile for this one.
+            backend refuses: one that compiles for shapes may compile for this one, and then
+            refuses larger ones.
+        max_classes: most classes for each image in one run; a hint likewise.
+        conv_search: how cuDNN's algorithm for a convolution is found. "heuristic" asks cuDNN;
+            "exhaustive" times all algorithms anew for each shape, every batch size included,
+            which takes hundreds of milliseconds for a network and may give faster ones;
+            "default" takes one that always works.
     """
 
     threads: int | None = None
@@ -86,10 +95,13 @@ class BackendOptions:
     mode: Mode = "latency"
     cache: Path | None = None
     batch_size: int | None = field(default=None, metadata={"hint": True})
+    max_classes: int = field(default=10, metadata={"hint": True})
+    conv_search: ConvSearch = "heuristic"
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, count in (("threads", self.threads), ("batch_size", self.batch_size)):
+        for name in ("threads", "batch_size", "max_classes"):
+            count = getattr(self, name)
             if count is not None and count < 1:
                 raise UsageError(f"{name} must be at least 1, got {count}")
         if self.device < 0:
@@ -97,6 +109,7 @@ class BackendOptions:
         for name, value, choices in (
             ("precision", self.precision, get_args(Precision)),
             ("mode", self.mode, get_args(Mode)),
+            ("conv_search", self.conv_search, get_args(ConvSearch)),
         ):
             if value not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -256,6 +256,39 @@ class FakeContext:
             self.busy.release()
 
 
+class FakeRuntimeCache:
+    """TensorRT-RTX's runtime cache, whose blobs begin with b"ok"."""
+
+    def __init__(self):
+        self.kernels = set()
+
+    def deserialize(self, blob):
+        if blob[:2] == b"ok":
+            self.kernels |= set(blob[3:].decode().split())
+        return blob[:2] == b"ok"
+
+    def serialize(self):
+        return b"ok " + " ".join(sorted(self.kernels)).encode()
+
+
+class FakeRuntimeConfig:
+    """IRuntimeConfig: the strategy and the cache that contexts are made with."""
+
+    def __init__(self, module):
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
+        self.create_runtime_cache, self.cache = FakeRuntimeCache, None
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return True
+
+
+class ComputeCapability(Enum):
+    """Those of TensorRT-RTX 1.7."""
+
+    NONE, CURRENT, SM75, SM80, SM86, SM89, SM120, SM121 = range(8)
+
+
 class FakeEngine:
     """An ONNX model behind ICudaEngine's methods."""
 
@@ -294,7 +327,7 @@ class FakeEngine:
         return self.module.shapes[name]
 
     def create_runtime_config(self):
-        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
+        return FakeRuntimeConfig(self.module)
 
     def create_execution_context(self, runtime_config=None):
         assert (runtime_config is not None) == self.module.is_rtx
@@ -302,6 +335,8 @@ class FakeEngine:
         if self.module.no_memory:
             return None
         self.module.settled.append(strategy == "eager")
+        if runtime_config is not None:
+            runtime_config.cache.kernels.add(strategy)
         made = FakeContext(self, strategy == "eager")
         self.module.contexts.add(made)
         return made
@@ -340,6 +375,7 @@ def fake_module(cuda, shapes, is_rtx=False):
 
     module = SimpleNamespace(
         __version__=VERSION, ILogger=Logger, Runtime=Runtime, cuda=cuda, shapes=shapes,
+        ComputeCapability=ComputeCapability,
         TensorIOMode=SimpleNamespace(INPUT="in"), EngineValidity=Validity,
         EngineInvalidityDiagnostics=Diagnostics, validity=(Validity.VALID, 0),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),

@@ -35,13 +35,14 @@ def install_machine(monkeypatch, package):
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """A fake GPU with TensorRT; `open()` loads the tiny engine. Nothing may stay allocated."""
+    monkeypatch.setenv("SIGCAM_CACHE_DIR", str(tmp_path / "user"))
     found = install_machine(monkeypatch, "tensorrt")
     cuda = found.cuda
     found.folder, found.opened = tmp_path, []
 
-    def opened(path=None):
+    def opened(path=None, **options):
         path = write_engine(tmp_path) if path is None else path
-        backend = backend_module.TensorRtBackend.open(path, BackendOptions())
+        backend = backend_module.TensorRtBackend.open(path, BackendOptions(**options))
         found.opened.append(backend)
         return backend
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 import traceback
 from collections import Counter
@@ -21,8 +20,15 @@ from sigcam.runtime.backends.onnxruntime.common import (
     session_options,
 )
 from sigcam.runtime.backends.onnxruntime.io_binding import ON_DEVICE, BoundBackend, DeviceStream
+from sigcam.runtime.backends.onnxruntime.libraries import FOR_CUDA_12, why_not
 
 _CPU = "CPUExecutionProvider"
+
+_OLDEST = (1, 24)
+"""The oldest ONNX Runtime that will do: from it on, sessions tell which provider runs which node.
+
+Seen in 1.24.1; 1.23.2 doesn't have it.
+"""
 
 INDEX_ARITHMETIC = frozenset([
     "Add", "And", "ArgMax", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal",
@@ -49,8 +55,10 @@ class OrtCudaBackend(BoundBackend):
     """
 
     name = "ort-cuda"
-    understands = frozenset({"threads", "spinning", "device"})
+    understands = frozenset({"threads", "spinning", "device", "conv_search"})
     provider: ClassVar[str] = "CUDAExecutionProvider"
+    extra: ClassVar[str] = "gpu"
+    """The extra of sigcam that installs what it runs on."""
 
     def __init__(self, session: Any, stream: DeviceStream, run_options: Any) -> None:
         super().__init__(session, stream, run_options)
@@ -66,14 +74,15 @@ class OrtCudaBackend(BoundBackend):
             ArtifactError: ONNX Runtime refuses the file.
             BackendError: a part of the network would run on the CPU.
         """
-        ort = import_onnxruntime(cls.name, "gpu")
+        ort = import_onnxruntime(cls.name, cls.extra)
         if cls.provider not in ort.get_available_providers():
             raise BackendUnavailableError(
                 f"the backend {cls.name!r} needs ONNX Runtime's {cls.provider}, which the "
                 f"installed build {ort.__version__} does not have; it has "
                 f"{', '.join(ort.get_available_providers())}. Remove the package onnxruntime, "
-                'whose files are in the same place, then `pip install "sigcam[gpu]"`'
+                f'whose files are in the same place, then `pip install "sigcam[{cls.extra}]"`'
             )
+        _refuse_old(ort, cls.name)
         try:
             stream = CudaStream(options.device)
             try:
@@ -96,35 +105,50 @@ class OrtCudaBackend(BoundBackend):
         cls, stream: CudaStream, ort: Any, model: ModelFile, options: BackendOptions
     ) -> OrtCudaBackend:
         """Opens the model on a stream, and refuses one of which the CPU would run a part."""
+        cls._load_libraries(ort)
+        backend = cls._loaded(stream, ort, model, options)
+        if {info.name for info in backend.outputs}.issuperset(ON_DEVICE):
+            stream.load_kernels()
+        return backend
+
+    @classmethod
+    def _load_libraries(cls, ort: Any) -> None:
+        """Loads the libraries that the provider needs, where they lie in Python's packages."""
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it doesn't find
             ort.preload_dlls()  # from NVIDIA's wheels, where these are installed
+
+    @classmethod
+    def _loaded(
+        cls, stream: DeviceStream, ort: Any, model: ModelFile, options: BackendOptions
+    ) -> OrtCudaBackend:
+        """Opens the model in a session on the stream."""
+        providers = [cuda_provider(options, stream.handle)]
+        return cls(cls._opened_with(ort, model, options, providers), stream, ort.RunOptions())
+
+    @classmethod
+    def _opened_with(
+        cls, ort: Any, model: ModelFile, options: BackendOptions, providers: list[Provider]
+    ) -> Any:
+        """Opens a session with the GPU's providers, the preferred one first.
+
+        Raises:
+            BackendUnavailableError: a provider that failed to start; says why.
+            BackendError: a part of the network would run on the CPU.
+            ArtifactError: ONNX Runtime refuses the file.
+        """
         settings = session_options(ort, options)
         settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        providers = [*cls._providers(ort, model, options, stream.handle), _CPU]
         try:
-            session = open_session(ort, model, settings, providers)
+            session = open_session(ort, model, settings, [*providers, _CPU])
         except BackendUnavailableError as exc:
-            raise BackendUnavailableError(f"{exc} ({_why_not(ort, cls.provider)})") from exc
+            raise BackendUnavailableError(f"{exc} ({why_not(ort, cls.provider)})") from exc
         if cls.provider not in session.get_providers():
             raise BackendUnavailableError(
                 f"the {cls.provider} failed to start, and the model would have run with "
-                f"{', '.join(session.get_providers())}: {_why_not(ort, cls.provider)}"
+                f"{', '.join(session.get_providers())}: {why_not(ort, cls.provider)}"
             )
         refuse_cpu(session, cls.name)
-        if {info.name for info in session.get_outputs()}.issuperset(ON_DEVICE):
-            stream.load_kernels()
-        return cls(session, stream, ort.RunOptions())
-
-    @classmethod
-    def _providers(
-        cls,
-        ort: Any,  # noqa: ARG003 (for the subclass)
-        model: ModelFile,  # noqa: ARG003
-        options: BackendOptions,
-        stream: int,
-    ) -> list[Provider]:
-        """Returns the GPU's providers with their options, the preferred one first."""
-        return [cuda_provider(options, stream)]
+        return session
 
 
 def cuda_provider(options: BackendOptions, stream: int) -> Provider:
@@ -136,13 +160,17 @@ def cuda_provider(options: BackendOptions, stream: int) -> Provider:
 
     Example:
         >>> name, settings = cuda_provider(BackendOptions(device=1), stream=0)
-        >>> name, settings["device_id"]
-        ('CUDAExecutionProvider', '1')
+        >>> name, settings["device_id"], settings["cudnn_conv_algo_search"]
+        ('CUDAExecutionProvider', '1', 'HEURISTIC')
     """
-    return (
-        "CUDAExecutionProvider",
-        {"device_id": str(options.device), "user_compute_stream": str(stream), "use_tf32": "0"},
-    )
+    settings = {
+        "device_id": str(options.device),
+        "user_compute_stream": str(stream),
+        "use_tf32": "0",
+        # ONNX Runtime's own choice is EXHAUSTIVE, anew for each batch size.
+        "cudnn_conv_algo_search": options.conv_search.upper(),
+    }
+    return "CUDAExecutionProvider", settings
 
 
 def assigned_nodes(session: Any) -> list[tuple[str, str]]:
@@ -186,22 +214,13 @@ def refuse_cpu(session: Any, backend: str) -> None:
         )
 
 
-def _why_not(ort: Any, provider: str) -> str:
-    """Returns what keeps a provider's library from loading, as the system's loader says it.
-
-    ONNX Runtime prints the reason to standard error and raises nothing.
-    """
-    short = provider.removesuffix("ExecutionProvider").lower()
-    needs = f"it was built for CUDA {getattr(ort, 'cuda_version', '') or 'of some version'}"
-    advice = (
-        'install the matching CUDA and cuDNN libraries (`pip install "onnxruntime-gpu[cuda,cudnn]"`'
-        " brings them as wheels)"
-    )
-    found = list((Path(ort.__file__).parent / "capi").glob(f"*onnxruntime_providers_{short}.*"))
-    if not found:
-        return f"{needs}, and has no library for {short}; {advice}"
-    try:
-        ctypes.CDLL(str(found[0]))
-    except OSError as exc:
-        return f"{exc}; {needs}; {advice}"
-    return f"its library loads, but the provider failed to start (see standard error); {needs}"
+def _refuse_old(ort: Any, backend: str) -> None:
+    """Refuses an ONNX Runtime whose sessions can't tell which provider runs which node."""
+    found = tuple(int(part) for part in ort.__version__.split(".")[:2] if part.isdecimal())
+    if found < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise BackendUnavailableError(
+            f"the backend {backend!r} needs ONNX Runtime {oldest} or later, which tells what runs "
+            f"on the GPU; installed is {ort.__version__}; upgrade it: pip install "
+            f'"onnxruntime-gpu>=1.27" for a driver of CUDA 13, {FOR_CUDA_12}'
+        )

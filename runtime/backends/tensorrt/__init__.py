@@ -4,6 +4,7 @@
                  the same API, and holds what differs
     log.py       the one logger that TensorRT has
     engine.py    opens an engine, after checking that it fits
+    runtime_cache.py  keeps the kernels that TensorRT-RTX compiles
     executor.py  runs an engine for one caller, as it comes or as a captured CUDA graph
     pool.py      gives each of several callers executors of its own
     backend.py   the backend

@@ -43,7 +43,7 @@ class TensorRtBackend(Backend):
 
     name = "tensorrt"
     makes_heatmaps = True
-    understands = frozenset({"device"})
+    understands = frozenset({"device", "cache"})
 
     def __init__(
         self, engine: Engine, context: driver.Context, kernel: ClampCombine | None
@@ -62,6 +62,7 @@ class TensorRtBackend(Backend):
         """Loads an engine onto a GPU.
 
         Raises:
+            UsageError: a cache for an engine of the package tensorrt.
             BackendUnavailableError: TensorRT, the driver or the GPU is missing.
             ArtifactError: the file is no engine, or one that was built for something else;
                 says how to build it.
@@ -89,7 +90,7 @@ class TensorRtBackend(Backend):
             ) from exc
         try:
             with kernel_errors(), context:
-                engine = Engine.open(path, context.device)
+                engine = Engine.open(path, context.device, options.cache)
                 try:
                     return cls(engine, context, _kernel(engine))
                 except BaseException:

@@ -22,7 +22,13 @@ from sigcam.core.sidecar import Sidecar, dotted, here, read_sidecar
 from sigcam.core.types import Array
 from sigcam.core.verify import engine_bytes
 from sigcam.kernels.calls import DeviceInfo
-from sigcam.runtime.backends.tensorrt.package import DISTRIBUTIONS, TensorRTPackage, choose
+from sigcam.runtime.backends.tensorrt.package import (
+    DISTRIBUTIONS,
+    TensorRTPackage,
+    choose,
+    unsupported,
+)
+from sigcam.runtime.backends.tensorrt.runtime_cache import RuntimeCache, cache_file
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,7 +37,8 @@ _PROFILE = 0  # the number of the only optimization profile that engines of ours
 _BY_DEFAULT = (8, 0)
 """The compute capability from which on TensorRT-RTX builds an engine if none is named.
 
-NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines".
+Of those that it supports at all: 9.0 and 10.x aren't among them. NVIDIA, "CPU-Only AOT and
+TensorRT-RTX Engines".
 """
 
 _ADVICE = {
@@ -73,24 +80,32 @@ class Engine:
     """
 
     def __init__(
-        self, sidecar: Sidecar, package: TensorRTPackage, log: Any, runtime: Any, native: Any
+        self,
+        sidecar: Sidecar,
+        package: TensorRTPackage,
+        log: Any,
+        runtime: Any,
+        native: Any,
+        cache: RuntimeCache | None = None,
     ) -> None:
         self.sidecar, self.package = sidecar, package
-        self._log, self._runtime, self._native = log, runtime, native
+        self._log, self._runtime, self._native, self._cache = log, runtime, native, cache
         # No generator: its closure would outlive the clearing of frames in `open`.
         self.tensors = tuple(map(self._tensor, range(native.num_io_tensors)))
         self._lock = threading.Lock()
         self._no_capture: str | None = None
 
     @classmethod
-    def open(cls, path: Path, gpu: DeviceInfo) -> Engine:
+    def open(cls, path: Path, gpu: DeviceInfo, cache: Path | None = None) -> Engine:
         """Checks an engine against its sidecar and this machine, and loads it.
 
         Args:
             path: the .engine file.
             gpu: the GPU whose context is current.
+            cache: folder for the kernels that TensorRT-RTX compiles; None for the user's.
 
         Raises:
+            UsageError: a cache for an engine of the package tensorrt, which compiles nothing.
             ArtifactError: a file is missing or isn't the one that was written; or the engine
                 was built for another TensorRT, platform or GPU; or from another model.
             BackendUnavailableError: its TensorRT package isn't installed.
@@ -98,7 +113,12 @@ class Engine:
         """
         sidecar = read_sidecar(path)
         package = choose(sidecar.package)
-        check_fit(path, sidecar, package=package.name, version=package.version, gpu=gpu)
+        check_fit(path, sidecar, package, gpu)
+        if cache is not None and not package.is_rtx:
+            raise UsageError(
+                f"a cache has no effect on {path}, whose kernels were compiled by tensorrt when it "
+                "was built; leave it out"
+            )
         check_source(path, sidecar)
         data = engine_bytes(path, sidecar)
         log = package.logger()
@@ -114,7 +134,8 @@ class Engine:
                     f"{package.name} {package.version} can't load {path}: {log.take_errors()}; "
                     f"build it again here with `{sidecar.command(path)}`"
                 )
-            engine = cls(sidecar, package, log, runtime, native)
+            kept = RuntimeCache(cache_file(sidecar, gpu, cache)) if package.is_rtx else None
+            engine = cls(sidecar, package, log, runtime, native, kept)
             engine._check_shapes(path)
             return engine
         except BaseException as exc:
@@ -151,6 +172,9 @@ class Engine:
             if settled:
                 strategies = self.package.module.DynamicShapesKernelSpecializationStrategy
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            if self._cache is not None:
+                with self._lock:
+                    self._cache.use(config)
             made = self._native.create_execution_context(runtime_config=config)
         else:
             made = self._native.create_execution_context()
@@ -159,7 +183,10 @@ class Engine:
         return made
 
     def close(self) -> None:
-        """Lets TensorRT free the engine; all contexts must be closed before."""
+        """Keeps what was compiled, and frees the engine; all contexts must be closed before."""
+        if self._cache is not None:
+            self._cache.save()
+            self._cache = None
         self._native = self._runtime = None
 
     def take_errors(self) -> str:
@@ -213,9 +240,7 @@ class Engine:
             )
 
 
-def check_fit(
-    engine: Path, sidecar: Sidecar, *, package: str, version: str, gpu: DeviceInfo
-) -> None:
+def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: DeviceInfo) -> None:
     """Refuses an engine that can't run with this TensorRT on this GPU.
 
     An engine runs with the very version of TensorRT that built it, as none is built with
@@ -226,8 +251,7 @@ def check_fit(
     Args:
         engine: the engine's file, for messages.
         sidecar: what is known of it.
-        package: name of the TensorRT package at hand.
-        version: version of that package.
+        package: the TensorRT package at hand.
         gpu: the GPU that the engine is to run on.
 
     Raises:
@@ -236,25 +260,32 @@ def check_fit(
 
     Example:
         sidecar = read_sidecar(engine)
-        check_fit(engine, sidecar, package="tensorrt", version="10.13.3.9", gpu=calls.device(0))
+        check_fit(engine, sidecar, choose(sidecar.package), calls.device(0))
     """
     command = sidecar.command(engine)
+    if gpu.ordinal and not package.is_rtx:
+        command += f" --device {gpu.ordinal}"
     again = f"build it again here with `{command}`"
-    if (package, version) != (sidecar.package, sidecar.version):
+    if (package.name, package.version) != (sidecar.package, sidecar.version):
         raise ArtifactError(
             f"{engine} was built by {sidecar.package} {sidecar.version}, and runs with no other "
-            f"version; installed is {package} {version}; install "
+            f"version; installed is {package.name} {package.version}; install "
             f"{DISTRIBUTIONS[sidecar.package]}=={sidecar.version} or {again}"
         )
-    if package == "tensorrt" and sidecar.platform != here():
+    if not package.is_rtx and sidecar.platform != here():
         raise ArtifactError(f"{engine} was built on {sidecar.platform}, this is {here()}; {again}")
     mine = dotted(gpu.capability)
+    if package.is_rtx and mine not in package.capabilities:
+        raise ArtifactError(
+            f"{engine} can't run on {gpu.name}: {unsupported(package, (mine,))}; there, run "
+            f"`sigcam build-engine {sidecar.source} --package tensorrt`"
+        )
     if sidecar.capabilities:
         fits, wanted = mine in sidecar.capabilities, ", ".join(sidecar.capabilities)
     else:
         fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"
     if not fits:
-        named = f" --capability {mine}" if package == "tensorrt_rtx" else ""
+        named = f" --capability {mine}" if package.is_rtx else ""
         raise ArtifactError(
             f"{engine} was built for compute capability {wanted}, this GPU has {mine}; run "
             f"`{command}{named}`" + ("" if named else " here")

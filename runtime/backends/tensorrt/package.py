@@ -4,6 +4,7 @@
 |---|---|---|
 | an engine is built | on the GPU that it is for | anywhere, for named compute capabilities |
 | it runs on | that GPU's compute capability and platform | all capabilities that were named |
+| GPUs | all since Turing | those of its list: 9.0, 10.x and others aren't in it |
 | kernels are chosen | while building, by timing them | at load, by compiling them |
 | timing cache | saves most of a second build's time | has no effect |
 | capture into a CUDA graph | tried | asked first (`is_stream_capturable`) |
@@ -16,6 +17,7 @@ TensorRT 10.x to 11.x"), and so they have no builder flags for float16 and int8 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +113,8 @@ class TensorRTPackage:
         unknown = [one for one in wanted if one not in known]
         if unknown:
             raise UsageError(
-                f"{self.name} {self.version} builds for the compute capabilities "
-                f"{', '.join(known)}, not for {', '.join(unknown)}"
+                f"{unsupported(self, unknown)}, and build with `--package tensorrt` on a machine "
+                "with that GPU"
             )
         config.num_compute_capabilities = len(wanted)
         for index, one in enumerate(wanted):
@@ -121,6 +123,24 @@ class TensorRTPackage:
                     f"{self.name} {self.version} refuses the compute capability {one}: "
                     f"{self.logger().take_errors()}; build for others, or with another version"
                 )
+
+
+def unsupported(package: TensorRTPackage, capabilities: Iterable[str]) -> str:
+    """Returns the message about GPUs that TensorRT-RTX doesn't support, and what does.
+
+    Args:
+        package: TensorRT-RTX.
+        capabilities: the compute capabilities that aren't in its list.
+
+    Example:
+        unsupported(choose("tensorrt_rtx"), ["9.0"])
+        # "tensorrt_rtx 1.7.1.116 supports the compute capabilities 7.5, 8.0, ..., not 9.0; ..."
+    """
+    return (
+        f"{package.name} {package.version} supports the compute capabilities "
+        f"{', '.join(package.capabilities)}, not {', '.join(capabilities)}; the package tensorrt "
+        f"supports it: {INSTALL['tensorrt']}"
+    )
 
 
 _TYPES = {

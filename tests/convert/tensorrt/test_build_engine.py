@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,19 @@ def test_float32_products_on_turing_are_refused_with_advice(model):
     assert [p.name for p in model.parent.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("capability", ["9.0", "10.0", "8.7", "11.0"])
+def test_gpus_that_are_not_in_the_packages_list_are_refused(model, capability):
+    with pytest.raises(UsageError) as caught:
+        build_engine(model, options=rtx(capabilities=("8.6", capability)))
+    text = str(caught.value)
+    assert (
+        f"supports the compute capabilities 7.5, 8.0, 8.6, 8.9, 12.0, 12.1, not {capability}"
+        in text
+    )
+    assert 'pip install "sigcam[tensorrt]"' in text
+    assert "--package tensorrt" in text
+
+
 def test_options_reach_the_builder(model, monkeypatch):
     seen = {}
     original = trt.Builder.build_serialized_network
@@ -140,7 +154,6 @@ def test_a_quantised_graph(model):
 
 def test_what_is_refused(model, tmp_path):
     for options, message in [
-        (rtx(capabilities=("9.0",)), r"builds for the compute capabilities 7\.5, .*not for 9\.0"),
         (rtx(timing_cache=tmp_path / "t"), "no effect with the package 'tensorrt_rtx'"),
     ]:
         with pytest.raises(UsageError, match=message):
@@ -336,6 +349,47 @@ def test_the_other_package_builds_for_the_gpu_at_hand(model, monkeypatch, versio
     cuda.missing = "there is no libcuda"
     with pytest.raises(BackendUnavailableError, match=r"no libcuda.*--package tensorrt_rtx"):
         build_engine(model, options=BuildOptions(package="tensorrt"))
+
+
+def test_the_build_is_on_the_gpu_that_was_named(model, monkeypatch):
+    """A context is current in one thread only, and the builder works in its own."""
+    monkeypatch.setitem(sys.modules, "tensorrt", Classic("11.4.0.10"))
+    cuda, asked, seen = FakeCuda(), [], []
+
+    def retain(ordinal):
+        asked.append(ordinal)
+        context = cuda.retain_primary_context(ordinal)
+        context.device = replace(context.device, ordinal=ordinal, name=f"GPU {ordinal}")
+        asked.append(context)
+        return context
+
+    original = trt.Builder.build_serialized_network
+
+    def builder(log):
+        seen.append(asked[1].depth.value)
+        return trt.Builder(log)
+
+    def build(self, network, config):
+        seen.append(getattr(asked[1].depth, "value", 0))
+        return original(self, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", build)
+    sys.modules["tensorrt"].Builder = builder
+    monkeypatch.setattr("sigcam.kernels.driver.available", cuda.available)
+    monkeypatch.setattr("sigcam.kernels.driver.retain_primary_context", retain)
+    made = build_engine(model, options=BuildOptions(package="tensorrt", device=3))
+    assert asked[0] == 3
+    assert seen == [1, 1]
+    assert asked[1].depth.value == 0
+    assert cuda.contexts == 0
+    assert read_sidecar(made).gpu == "GPU 3"
+
+
+def test_a_device_for_a_package_that_needs_none():
+    with pytest.raises(UsageError, match="use capabilities"):
+        BuildOptions(package=RTX, device=1)
+    with pytest.raises(UsageError, match="device must be at least 0, got -1"):
+        BuildOptions(device=-1)
 
 
 class FakeConfig:

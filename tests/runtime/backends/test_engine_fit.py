@@ -1,7 +1,9 @@
 """Whether an engine is the one that its sidecar describes, and can run here."""
 
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import read_sidecar, sidecar_path
 from sigcam.core.verify import engine_bytes
 from sigcam.runtime.backends.tensorrt.engine import check_fit, check_source
+from sigcam.runtime.backends.tensorrt.package import TensorRTPackage
 from sigcam.runtime.model import ExportedModel
-from tests.support.fake_tensorrt import GPU, VERSION, altered, write_engine
+from tests.support.fake_tensorrt import GPU, VERSION, ComputeCapability, altered, write_engine
 
 REBUILD = r"sigcam build-engine model\.onnx --package tensorrt --max-batch 4 --classes 1/1/3"
 
@@ -89,6 +92,13 @@ def test_the_model_may_be_elsewhere(machine, engine):
     machine.open(engine)
 
 
+def package_of(name, version=VERSION):
+    return TensorRTPackage(name, SimpleNamespace(ComputeCapability=ComputeCapability), version)
+
+
+RTX = package_of("tensorrt_rtx")
+
+
 @pytest.mark.parametrize(
     ("built", "gpu", "fits"),
     [
@@ -99,22 +109,50 @@ def test_the_model_may_be_elsewhere(machine, engine):
 def test_gpus_that_an_rtx_engine_is_for(tmp_path, built, gpu, fits):
     engine = write_engine(tmp_path, "tensorrt_rtx", built)
     sidecar = read_sidecar(engine)
-    here = {
-        "package": "tensorrt_rtx",
-        "version": VERSION,
-        "gpu": replace(GPU, name="Any", capability=gpu),
-    }
+    here = replace(GPU, name="Any", capability=gpu)
     if fits:
-        check_fit(engine, sidecar, **here)
+        check_fit(engine, sidecar, RTX, here)
         return
     with pytest.raises(ArtifactError, match=f"--capability {gpu[0]}\\.{gpu[1]}"):
-        check_fit(engine, sidecar, **here)
+        check_fit(engine, sidecar, RTX, here)
+
+
+@pytest.mark.parametrize("gpu", [(8, 7), (9, 0), (10, 0), (10, 3), (11, 0), (7, 0), (13, 0)])
+@pytest.mark.parametrize("built", [(), ("8.6",)])
+def test_gpus_that_rtx_does_not_support_at_all(tmp_path, built, gpu):
+    engine = write_engine(tmp_path, "tensorrt_rtx", built)
+    with pytest.raises(ArtifactError) as caught:
+        check_fit(engine, read_sidecar(engine), RTX, replace(GPU, capability=gpu))
+    text = str(caught.value)
+    assert f"7.5, 8.0, 8.6, 8.9, 12.0, 12.1, not {gpu[0]}.{gpu[1]}" in text
+    assert 'pip install "sigcam[tensorrt]"' in text
+    assert "`sigcam build-engine model.onnx --package tensorrt`" in text
+    assert "--capability" not in text  # which would lead nowhere
+
+
+def test_the_list_is_the_packages_own(tmp_path):
+    class Newer(Enum):
+        NONE, SM90, SM103 = range(3)
+
+    engine = write_engine(tmp_path, "tensorrt_rtx", ())
+    newer = TensorRTPackage("tensorrt_rtx", SimpleNamespace(ComputeCapability=Newer), VERSION)
+    for gpu in ((9, 0), (10, 3)):
+        check_fit(engine, read_sidecar(engine), newer, replace(GPU, capability=gpu))
+    with pytest.raises(ArtifactError, match=r"capabilities 9\.0, 10\.3, not 8\.6"):
+        check_fit(engine, read_sidecar(engine), newer, GPU)
+
+
+def test_another_gpu_of_this_machine_is_named_in_the_command(tmp_path):
+    engine = write_engine(tmp_path)
+    other = replace(GPU, ordinal=2, capability=(9, 0))
+    with pytest.raises(ArtifactError, match=r"--package tensorrt .*--device 2` here"):
+        check_fit(engine, read_sidecar(engine), package_of("tensorrt"), other)
 
 
 def test_another_version_is_asked_for_by_what_pip_calls_it(tmp_path):
     engine = write_engine(tmp_path, "tensorrt_rtx")
     with pytest.raises(ArtifactError, match=rf"install tensorrt-rtx-cu13=={VERSION} or build"):
-        check_fit(engine, read_sidecar(engine), package="tensorrt_rtx", version="1.0", gpu=GPU)
+        check_fit(engine, read_sidecar(engine), package_of("tensorrt_rtx", "1.0"), GPU)
 
 
 def test_files_that_cannot_be_read(engine, monkeypatch):

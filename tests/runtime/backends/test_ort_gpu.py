@@ -4,16 +4,21 @@ The providers themselves can't run here; a double of the module stands for a GPU
 """
 
 import sys
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
+from sigcam.core.artifact import read_spec
 from sigcam.core.errors import (
     ArtifactError,
     BackendError,
     BackendUnavailableError,
     StorageError,
+    UsageError,
 )
 from sigcam.core.model_file import ModelFile
 from sigcam.kernels import driver
@@ -21,11 +26,13 @@ from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
+from sigcam.runtime.backends.onnxruntime import libraries
 from sigcam.runtime.backends.onnxruntime.cuda import INDEX_ARITHMETIC, assigned_nodes, refuse_cpu
-from sigcam.runtime.backends.onnxruntime.tensorrt import engine_key
+from sigcam.runtime.backends.onnxruntime.tensorrt import Largest, engine_key
 from sigcam.runtime.session import load
 from tests.support.device_doubles import CpuStream, fake_onnxruntime
 from tests.support.tiny import with_data_file
+from tests.support.paths import ROOT
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -108,7 +115,8 @@ def test_a_build_without_the_provider(name, make_artifact):
     assert f"needs ONNX Runtime's {PROVIDERS[name]}" in text
     assert "it has " in text
     assert "CPUExecutionProvider" in text
-    assert 'pip install "sigcam[gpu]"' in text
+    extra = {"ort-cuda": "gpu"}.get(name, name)
+    assert f'pip install "sigcam[{extra}]"' in text
 
 
 @pytest.mark.parametrize("name", list(PROVIDERS))
@@ -140,10 +148,15 @@ def test_onnx_runtimes_own_fallback_is_refused(name, make_artifact, gpu, capsys)
 
 
 def test_a_provider_that_raises_while_it_is_set_up(make_artifact, gpu):
-    def fails(*args, **kwargs):
-        raise RuntimeError("install TensorRT")
+    module = gpu()
+    cpu = module.InferenceSession
 
-    gpu(InferenceSession=fails)
+    def fails(path, sess_options, providers, **kwargs):
+        if len(providers) > 1:
+            raise RuntimeError("install TensorRT")
+        return cpu(path, sess_options, providers, **kwargs)
+
+    module.InferenceSession = fails
     with pytest.raises(BackendUnavailableError, match=r"can't set up Tensorrt.*install TensorRT"):
         load(make_artifact(), "ort-tensorrt")
     assert Recording.opened[0].done == ["close"]
@@ -167,7 +180,10 @@ def test_what_is_asked_of_the_cuda_provider(make_artifact, gpu):
         assert stream.loaded
         (name, options), last = module.asked
         assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-        assert options == {"device_id": "3", "user_compute_stream": "7", "use_tf32": "0"}
+        assert options == {
+            "device_id": "3", "user_compute_stream": "7", "use_tf32": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }  # fmt: skip
         assert session._model.backend.nodes == {
             "CUDAExecutionProvider": 2,
             "CPUExecutionProvider": 1,
@@ -196,7 +212,9 @@ def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
     assert [first, second, last] == [
         "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider",
     ]  # fmt: skip
-    folder = tmp_path / engine_key(ModelFile(path), "9.9", "fp16")
+    sizes = {"image": Largest((8,), (56, 56, 3)), "class_ids": Largest((8, 10), ())}
+    folder = tmp_path / engine_key(ModelFile(path), "9.9", "fp16", sizes)
+    assert folder.name.endswith("-ort9.9-fp16-8-10")
     assert folder.is_dir()
     assert options == {
         "device_id": "0",
@@ -207,7 +225,188 @@ def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(tmp_path),
+        "trt_profile_min_shapes": "image:1x56x56x3,class_ids:1x1",
+        "trt_profile_opt_shapes": "image:8x56x56x3,class_ids:8x1",
+        "trt_profile_max_shapes": "image:8x56x56x3,class_ids:8x10",
     }
+
+
+@pytest.mark.parametrize("name", list(PROVIDERS))
+@pytest.mark.parametrize("search", ["exhaustive", "default"])
+def test_the_search_for_convolutions_can_be_chosen(make_artifact, gpu, tmp_path, name, search):
+    module = gpu()
+    on_gpu(module, {PROVIDERS[name]: ["Conv"]})
+    cache = {"cache": tmp_path} if name == "ort-tensorrt" else {}
+    with load(make_artifact(), name, conv_search=search, **cache):
+        asked = dict(one for one in module.asked if isinstance(one, tuple))
+        assert asked["CUDAExecutionProvider"]["cudnn_conv_algo_search"] == search.upper()
+
+
+def test_a_search_that_is_none(make_artifact):
+    with pytest.raises(UsageError, match="one of heuristic, exhaustive, default, got 'fast'"):
+        load(make_artifact(), "ort-cuda", conv_search="fast")
+    with pytest.raises(UsageError, match="'ort' has no option conv_search"):
+        load(make_artifact(), "ort", conv_search="exhaustive")
+
+
+def test_engines_are_for_the_sizes_that_are_asked_for(make_artifact, gpu, tmp_path):
+    module = gpu()
+    on_gpu(module, {"TensorrtExecutionProvider": ["Conv"]})
+    path = make_artifact(profile="split")
+    image = np.full((40, 60, 3), (9, 99, 9), np.uint8)
+    names = list(read_spec(path).class_names)
+    with load(path, "ort-tensorrt", cache=tmp_path, batch_size=2, max_classes=3) as session:
+        wishes = dict(module.asked[:1])["TensorrtExecutionProvider"]
+        assert wishes["trt_profile_max_shapes"] == "image:2x56x56x3,class_ids:2x3"
+        assert len(session.explain([image] * 5, classes=names[:3])) == 5  # in batches of 2
+        with pytest.raises(UsageError, match="built for 3 classes for each image at most, got 4"):
+            session.explain(image, classes=names[:4])
+        backend = session._model.backend
+        feeds = {"image": np.zeros((3, 56, 56, 3), np.uint8), "class_ids": np.zeros((3, 1), int)}
+        with pytest.raises(UsageError, match=r"for 2 images at most, got 3.*batch_size=3"):
+            backend.infer(feeds)
+        assert session.explain(image, classes="green")[0].label == "green"  # it works on afterwards
+    backend = backend_class("ort-tensorrt").open(path, BackendOptions(cache=tmp_path))
+    assert not any("profile" in name for name in dict(module.asked[:1]).popitem()[1])
+    assert len(backend.infer(feeds)["logits"]) == 3  # nothing was said of sizes
+    backend.close()
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_graph_that_is_divided_gets_no_sizes_and_that_is_told(
+    make_artifact, gpu, tmp_path, caplog, kind
+):
+    module = gpu()
+    on_gpu(module, {"TensorrtExecutionProvider": ["Conv"], "CUDAExecutionProvider": ["Where"]})
+    whole, tried = module.InferenceSession, []
+
+    def divided(path, sess_options, providers, enable_fallback):
+        wishes = dict(one for one in providers if isinstance(one, tuple))
+        if "trt_profile_min_shapes" in wishes.get("TensorrtExecutionProvider", {}):
+            tried.append(wishes)
+            raise kind("EP_FAIL: Following input(s) has no associated shape profiles provided: x")
+        return whole(path, sess_options, providers, enable_fallback)
+
+    module.InferenceSession = divided
+    with load(make_artifact(), "ort-tensorrt", cache=tmp_path) as session:
+        assert len(tried) == 1
+        assert session._model.backend.sizes == {}
+    assert "at each size outside of those seen" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["1.23.2", "1.9.0", "0.99"])
+@pytest.mark.parametrize("name", list(PROVIDERS))
+def test_an_onnx_runtime_that_cannot_tell_what_runs_where(make_artifact, gpu, version, name):
+    gpu(__version__=version)
+    with pytest.raises(BackendUnavailableError, match=r"1\.24 or later.*installed is") as caught:
+        load(make_artifact(), name)
+    assert "onnxruntime-gpu>=1.24,<1.27" in str(caught.value)  # the last for CUDA 12
+    assert not Recording.opened
+
+
+class Libraries:
+    """What the system's loader finds."""
+
+    def __init__(self, monkeypatch, *there):
+        self.there, self.asked = set(there), []
+        monkeypatch.setattr(libraries, "ctypes", SimpleNamespace(CDLL=self.load))
+        loader = SimpleNamespace(import_module=self.asked.append)
+        monkeypatch.setattr(libraries, "importlib", loader)
+
+    def load(self, name):
+        self.asked.append(name)
+        if name not in self.there:
+            raise OSError(f"{name}: cannot open shared object file")
+
+
+@pytest.fixture
+def linked(gpu, tmp_path):
+    """linked(bytes, **changes): an ONNX Runtime with these bytes for its TensorRT provider."""
+
+    def install(data, **changes):
+        (tmp_path / "capi").mkdir()
+        file = tmp_path / "capi" / "libonnxruntime_providers_tensorrt.so"
+        file.write_bytes(data)
+        return gpu(__file__=str(tmp_path / "__init__.py"), **changes)
+
+    return install
+
+
+TABLE = b"\0libcublas.so.13\0libnvinfer.so.10\0libnvonnxparser.so.10\0libnvinfer_plugin.so.9\0"
+
+
+def test_the_tensorrt_that_a_provider_was_linked_with(tmp_path):
+    for data, want in (
+        (TABLE, {"libnvinfer.so.10": 10, "libnvonnxparser.so.10": 10}),
+        (b"x\0nvinfer_10.dll\0y", {"nvinfer_10.dll": 10}),
+        (b"\0libnvinfer.so.11\0", {"libnvinfer.so.11": 11}),
+        (b"libnvinfer.so.10 is text", {}),
+        (b"", {}),
+    ):
+        file = tmp_path / "library"
+        file.write_bytes(data)
+        assert libraries.needed_tensorrt(file) == want
+
+
+def test_tensorrts_own_loader_comes_first(make_artifact, linked, monkeypatch, tmp_path):
+    on_gpu(linked(TABLE), {"TensorrtExecutionProvider": ["Conv"]})
+    found = Libraries(monkeypatch, "libnvinfer.so.10", "libnvonnxparser.so.10")
+    with load(make_artifact(), "ort-tensorrt", cache=tmp_path):
+        assert found.asked[:3] == ["tensorrt_libs", "libnvinfer.so.10", "libnvonnxparser.so.10"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "major", "advice"),
+    [
+        ("13.0", 10, ('"tensorrt>=10.13,<11"', '"sigcam[ort-tensorrt]"')),
+        ("12.8", 10, ('"tensorrt-cu12>=10.13,<11"', '"sigcam[ort-tensorrt-cu12]"')),
+        ("13.0", 11, ('"tensorrt>=11,<12"', '"sigcam[ort-tensorrt]"')),
+    ],
+)
+def test_a_tensorrt_of_another_version(
+    make_artifact, linked, monkeypatch, tmp_path, cuda, major, advice
+):
+    module = linked(TABLE.replace(b".10", f".{major}".encode()), cuda_version=cuda)
+    opened = []
+    module.InferenceSession = lambda *args, **kwargs: opened.append(args)
+    Libraries(monkeypatch, "libnvinfer.so.9")
+    installed = {"tensorrt-cu13-libs": "11.4.0.106"}
+
+    def version(name):
+        if name not in installed:
+            raise PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(libraries, "version", version)
+    with pytest.raises(BackendUnavailableError) as caught:
+        load(make_artifact(), "ort-tensorrt", cache=tmp_path)
+    text = str(caught.value)
+    assert f"Provider was built for TensorRT {major}: it needs libnvinfer.so.{major}" in text
+    assert "installed is tensorrt-cu13-libs 11.4.0.106" in text
+    for one in advice:
+        assert f"pip install {one}" in text
+    assert not opened  # it isn't tried
+    assert Recording.opened[0].done == ["close"]
+
+
+def test_the_extras_belong_together():
+    """What errors advise is what pyproject.toml names, and pip can follow."""
+    tomllib = pytest.importorskip("tomllib")
+    tree = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = tree["project"]["optional-dependencies"]
+    for end, first in (("", "10.13.2.6"), ("-cu12", "10.13.0.35")):
+        [wanted] = [Requirement(one) for one in extras[f"ort-tensorrt{end}"] if "tensorrt" in one]
+        assert wanted.name == f"tensorrt{end}"
+        assert wanted.specifier.contains(first)
+        assert wanted.specifier.contains("10.16.1.11")
+        assert not wanted.specifier.contains("11.0.0.114")
+        assert not wanted.specifier.contains("10.12.0.36")
+        assert f"sigcam[gpu{end}]" in extras[f"ort-tensorrt{end}"]
+    [runtime] = [Requirement(one) for one in extras["gpu-cu12"] if "onnxruntime" in one]
+    known = {
+        one: runtime.specifier.contains(one) for one in ("1.23.2", "1.24.1", "1.26.0", "1.27.0")
+    }
+    assert list(known.values()) == [False, True, True, False]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -220,20 +419,23 @@ def test_the_engine_cache_is_the_users_by_default(make_artifact, gpu, tmp_path, 
     on_gpu(gpu(), {"TensorrtExecutionProvider": ["Conv"]})
     folder = "chosen" if named else "sigcam"
     with load(make_artifact(), "ort-tensorrt"):
-        assert len(list(tmp_path.rglob(f"{folder}/ort-tensorrt/*-ort9.9-fp32"))) == 1
+        assert len(list(tmp_path.rglob(f"{folder}/ort-tensorrt/*-ort9.9-fp32-8-10"))) == 1
 
 
 def test_engines_of_other_weights_lie_elsewhere(make_artifact):
     path = make_artifact(head="mlp")
-    alone = engine_key(ModelFile(path), "1.24", "fp32")
-    assert engine_key(ModelFile(path), "1.25", "fp32") != alone
-    assert engine_key(ModelFile(path), "1.24", "fp16") != alone
+    alone = engine_key(ModelFile(path), "1.24", "fp32", {})
+    assert engine_key(ModelFile(path), "1.25", "fp32", {}) != alone
+    assert engine_key(ModelFile(path), "1.24", "fp16", {}) != alone
+    sizes = [{"image": Largest((size,), (3, 8, 8))} for size in (1, 8)]
+    found = (engine_key(ModelFile(path), "1.24", "fp32", one) for one in sizes)
+    assert len({alone, *found}) == 3
     beside = with_data_file(path)
-    first = engine_key(ModelFile(path), "1.24", "fp32")
+    first = engine_key(ModelFile(path), "1.24", "fp32", {})
     beside.write_bytes(bytes(len(beside.read_bytes())))
-    assert len({alone, first, engine_key(ModelFile(path), "1.24", "fp32")}) == 3
+    assert len({alone, first, engine_key(ModelFile(path), "1.24", "fp32", {})}) == 3
     with pytest.raises(ArtifactError, match="cannot read"):
-        engine_key(ModelFile(path.with_name("none.onnx")), "1.24", "fp32")
+        engine_key(ModelFile(path.with_name("none.onnx")), "1.24", "fp32", {})
 
 
 def test_an_engine_cache_that_cannot_be_made(make_artifact, gpu, tmp_path):
