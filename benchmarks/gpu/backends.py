@@ -1,55 +1,36 @@
-"""GPU backends: what is installed, the files they are checked on, and their latency."""
+"""GPU backends: the files that they are checked on, their answers, and their latency."""
 
 from __future__ import annotations
 
-import ctypes.util
-import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.gpu.compare import LIMITS, ask, differences, images, judge
+from benchmarks.gpu.installed import NETWORKS, PROFILES, compared, missing_backend, missing_export
 from benchmarks.gpu.latency import Clock, measure
 from benchmarks.gpu.report import CheckFailed, CheckSkipped
 from sigcam.core.artifact import read_spec
-from sigcam.core.spec import ClassSelection, Profile
+from sigcam.core.spec import ClassSelection
 from sigcam.images.preprocess import place
 from sigcam.runtime.backends import open_backend
 from sigcam.runtime.backends.base import Backend, BackendOptions, HeatmapRequest
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.session import Session, load
 
-BACKENDS = ("ort-cuda", "ort-tensorrt", "tensorrt")
-
-NETWORKS: Mapping[str, str] = {
-    "efficientnet_lite0": "DEFAULT",
-    "wsol-resnet50": "random",
-    "wsol-vgg16": "random",
-    "wsol-inceptionv3": "random",
-}
-"""Network to its weights. The last three are the paper's backbones."""
-
-PROFILES: tuple[Profile, ...] = ("split", "fused")
-METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "finercam")
-"""Of `sigcam.export`, by name: listing the checks mustn't import PyTorch."""
-
-
-def compared(network: str) -> dict[str, tuple[str, Profile]]:
-    """The files of a network that are compared: name to method and profile."""
-    every = network == "efficientnet_lite0"
-    return {
-        f"{method}-{profile}": (method, profile)
-        for method in (METHODS if every else ("gradcam",))
-        for profile in (PROFILES if method in ("cam", "gradcam") else PROFILES[:1])
-    }
-
 
 def export_network(network: str, folder: Path) -> dict[str, Any]:
-    """Exports the files of one network: for each method, and for the latency."""
+    """Exports the files of one network: for each method, and for the latency.
+
+    Raises:
+        CheckSkipped: something that an export takes isn't installed.
+    """
+    missing = missing_export(network)
+    if missing is not None:
+        raise CheckSkipped(missing)
     from sigcam.classifier.dual_branch import DualBranch
     from sigcam.classifier.zoo import load_model
     from sigcam.export import ExportOptions, export_artifact, export_classifier
@@ -76,37 +57,6 @@ def export_network(network: str, folder: Path) -> dict[str, Any]:
         )
     export_classifier(dual, folder / "classifier.onnx", ExportOptions(preprocessing=preprocessing))
     return {"files": len(list(folder.glob("*.onnx")))}
-
-
-def not_installed(backend: str) -> str | None:
-    """What a backend needs and nobody installed; None where all of it is there.
-
-    Only that is a reason to skip a check. What is installed and doesn't start is a failure.
-    """
-    if backend.startswith("ort-") and not _has_onnxruntime_gpu():
-        return "onnxruntime-gpu isn't installed"
-    if backend == "ort-tensorrt":
-        # It loads TensorRT's library, which needn't come with the Python package.
-        if not _has_module("tensorrt") and ctypes.util.find_library("nvinfer") is None:
-            return "TensorRT isn't installed"
-    elif backend == "tensorrt" and not (_has_module("tensorrt") or _has_module("tensorrt_rtx")):
-        return "neither tensorrt nor tensorrt_rtx is installed"
-    return None
-
-
-def _has_module(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-def _has_onnxruntime_gpu() -> bool:
-    try:
-        distribution("onnxruntime-gpu")
-    except PackageNotFoundError:  # built from source, or a nightly build of another name
-        spec = importlib.util.find_spec("onnxruntime")
-        places = [] if spec is None else list(spec.submodule_search_locations or ())
-        library = "capi/*onnxruntime_providers_cuda.*"
-        return any(True for place in places for _ in Path(place).glob(library))
-    return True
 
 
 def model_for(backend: str, path: Path, folder: Path, name: str) -> Path:
@@ -157,7 +107,7 @@ def check_backend(backend: str, path: Path, folder: Path, name: str) -> dict[str
         CheckSkipped: the backend isn't installed.
         CheckFailed: the answers differ by more than the limits, or one of the two fails.
     """
-    missing = not_installed(backend)
+    missing = missing_backend(backend)
     if missing is not None:
         raise CheckSkipped(missing)
     if not path.is_file():
@@ -181,7 +131,7 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
     too. "CAMs": the profile fused. "maps": the profile split, with finished maps.
     "explain": all of it, from the decoded image.
     """
-    missing = not_installed(backend)
+    missing = missing_backend(backend)
     if missing is not None:
         raise CheckSkipped(missing)
     first = "logits" if backend == "tensorrt" else "network"

@@ -1,42 +1,50 @@
 """Checks and times the GPU path on a machine with an NVIDIA GPU.
 
-    python -m benchmarks.gpu.check [--out FILE.json] [--model FILE.onnx] [--network NAME]
-        [--rounds N]
+    python benchmarks/gpu/check.py [--only CHECK] [--list] [--out FILE.json] [--model FILE.onnx]
+        [--network NAME] [--rounds N] [--seconds N]
 
-Compiles the map kernels; compares them with NumPy over shapes, types and interpolations, over
-repeated runs and several streams; runs them under compute-sanitizer where that is installed;
-compares every GPU backend that is installed with the CPU path, on networks that it exports
-and on artifacts of yours; then times them without and with maps. Each check has a process of
-its own, so that one that fails, hangs or crashes leaves the others as they are.
+It runs from a checkout: beside NumPy, cuda-bindings and NVRTC (which torch brings) nothing needs to
+be installed, sigcam neither. It compiles the map kernels; compares them with NumPy over shapes,
+types and interpolations, over repeated runs and several streams; runs them beside torch and CuPy
+and under compute-sanitizer where these are; times them; compares every GPU backend that is
+installed with the CPU path, on networks that it exports and on artifacts of yours; then times the
+backends without and with maps. Each check has a process of its own, so that one that fails, hangs
+or crashes leaves the others as they are. What needs a package that isn't there is left out, and
+said once.
 
-The results go to a JSON file that can be sent in: it has the GPU's name, versions and
-figures, and no names of users, machines or folders.
+The results go to one JSON file, which is written after each check and can be sent in: it has the
+GPU's name, versions and figures, and no names of users, machines or folders. Progress goes to
+standard error, a summary of two screens to standard output.
 
-Exit codes: 0 all passed or were skipped because a backend isn't installed, 1 a check failed or
-the kernels' values were never compared, 3 there is no GPU to use. It needs
-`pip install "sigcam[export,gpu]"` (and `[tensorrt]` for that backend), and about 5 GB of disk
-for the exported networks in a temporary folder.
+Exit codes: 0 all passed or were skipped because something isn't installed, 1 a check failed or
+the kernels' values were asked for and never compared, 2 wrong options, 3 there is no GPU to use.
+For the backends install `"sigcam[export,gpu]"`, `[ort-tensorrt]` or `[tensorrt]`; their networks
+take about 5 GB of disk in a temporary folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
+if not __package__:  # run as a script, which looks for modules in its own folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.gpu import backends as gpu_backends
+from benchmarks.gpu import installed
 from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu import sanitizer as gpu_sanitizer
 from benchmarks.gpu.report import (
     CheckFailed,
     CheckSkipped,
     Report,
+    Result,
     anonymous,
     machine,
     run_isolated,
@@ -54,50 +62,101 @@ Check = Callable[[], dict[str, Any]]
 
 
 def names(networks: Sequence[str], models: Sequence[Path]) -> Iterator[str]:
-    """The checks in their order."""
-    yield from ("compile", "values", "repeats", "streams")
+    """The checks in their order: what is quick and decides comes first."""
+    yield from ("compile", "values", "repeats", "streams", "interop torch", "interop cupy")
+    yield from ("times", "combine", "enlarge", "host", "copies", "peers")
     yield from (f"sanitizer {tool}" for tool in gpu_sanitizer.TOOLS)
-    yield from (f"export {network}" for network in networks)
-    for backend in gpu_backends.BACKENDS:
+    there = [one for one in installed.BACKENDS if installed.missing_backend(one) is None]
+    yield from (f"backend {one}" for one in installed.BACKENDS if one not in there)
+    # Nothing is exported that no backend would run.
+    yield from (f"export {network}" for network in networks if there)
+    for backend in there:
         # Each file for itself: TensorRT takes minutes for the engine of one.
         for network in networks:
-            yield from (f"compare {backend} {network} {n}" for n in gpu_backends.compared(network))
+            yield from (f"compare {backend} {network} {n}" for n in installed.compared(network))
         yield from (f"model {backend} {number}" for number in range(len(models)))
-    for backend in gpu_backends.BACKENDS:
+    for backend in there:
         yield from (f"latency {backend} {network}" for network in networks)
 
 
+def chosen(every: Sequence[str], only: Sequence[str]) -> list[str]:
+    """Those checks that begin with one of the words of `only`; all where it is empty.
+
+    Raises:
+        ValueError: words that no check begins with.
+    """
+    for words in only:
+        if not any(_begins(name, words) for name in every):
+            kinds = ", ".join(dict.fromkeys(name.split()[0] for name in every))
+            raise ValueError(f"no check begins with {words!r}; there are {kinds} (see --list)")
+    return [name for name in every if not only or any(_begins(name, words) for words in only)]
+
+
+def _begins(name: str, words: str) -> bool:
+    parts = words.split()
+    return bool(parts) and name.split()[: len(parts)] == parts
+
+
 def find(name: str, folder: Path, models: Sequence[Path], rounds: int) -> Check:
-    """The check of a name."""
+    """The check of a name; what it needs is imported when it is asked for."""
     kind, *rest = name.split()
-    if kind == "compile":
-        return gpu_kernels.check_compiling
-    if kind == "values":
-        return lambda: gpu_kernels.check_values(gpu_kernels.OnGpu())
-    if kind == "repeats":
-        return lambda: gpu_kernels.check_repeats(gpu_kernels.OnGpu())
-    if kind == "streams":
-        return lambda: gpu_kernels.OnGpu().check_streams()
+    if kind in _OF_KERNELS:
+        return _OF_KERNELS[kind]
+    if kind in _TIMINGS:
+        from benchmarks.gpu import timings
+
+        return getattr(timings, f"check_{kind}")  # type: ignore[no-any-return]
+    if kind == "interop":
+        from benchmarks.gpu import interop
+
+        return {"torch": interop.check_torch, "cupy": interop.check_cupy}[rest[0]]
+    if kind == "peers":
+        from benchmarks.gpu import peers
+
+        return peers.check_peers
     if kind == "sanitizer":
         return functools.partial(gpu_sanitizer.check_sanitizer, rest[0])
+    if kind == "backend":
+        return functools.partial(_missing, rest[0])
+    return _of_backends(kind, rest, folder, models, rounds)
+
+
+_OF_KERNELS: dict[str, Check] = {
+    "compile": lambda: gpu_kernels.check_compiling(),
+    "values": lambda: gpu_kernels.check_values(gpu_kernels.OnGpu()),
+    "repeats": lambda: gpu_kernels.check_repeats(gpu_kernels.OnGpu()),
+    "streams": lambda: gpu_kernels.OnGpu().check_streams(),
+}
+_TIMINGS = ("times", "combine", "enlarge", "host", "copies")
+
+
+def _missing(backend: str) -> dict[str, Any]:
+    raise CheckSkipped(installed.missing_backend(backend) or "it is installed")
+
+
+def _of_backends(
+    kind: str, rest: Sequence[str], folder: Path, models: Sequence[Path], rounds: int
+) -> Check:
+    from benchmarks.gpu import backends
+
     if kind == "export":
-        return functools.partial(gpu_backends.export_network, rest[0], folder / rest[0])
+        return functools.partial(backends.export_network, rest[0], folder / rest[0])
     backend, what, *more = rest
     if kind == "model":
         path, title = models[int(what)], f"model {what}"
-        models = folder / "models"
-        models.mkdir(exist_ok=True)
-        return functools.partial(gpu_backends.check_backend, backend, path, models, title)
+        place = folder / "models"
+        place.mkdir(exist_ok=True)
+        return functools.partial(backends.check_backend, backend, path, place, title)
     if kind == "latency":
-        return functools.partial(gpu_backends.check_latency, backend, folder / what, rounds)
+        return functools.partial(backends.check_latency, backend, folder / what, rounds)
     path = folder / what / f"{more[0]}.onnx"
-    return functools.partial(gpu_backends.check_backend, backend, path, folder / what, more[0])
+    return functools.partial(backends.check_backend, backend, path, folder / what, more[0])
 
 
-def outcome(check: Check) -> dict[str, Any]:
-    """Runs a check and tells how it ended, as `run_isolated` reads it."""
+def outcome(check: Callable[[], Check]) -> dict[str, Any]:
+    """Finds a check, runs it and tells how it ended, as `run_isolated` reads it."""
     try:
-        figures = check()
+        figures = check()()
     except CheckSkipped as exc:
         return {"status": "skipped", "detail": str(exc), "figures": {}}
     except CheckFailed as exc:
@@ -122,74 +181,95 @@ def run_all(
     command: Callable[[str, Path], list[str]],
     folder: Path,
     hidden: Sequence[Path],
+    out: Path,
+    seconds: float,
 ) -> None:
-    """Runs the checks one after the other, each in a process of its own."""
+    """Runs the checks one after the other, each in a process of its own.
+
+    The report is written after each, so that a run that is cut off leaves what was done.
+    """
+    end = time.monotonic() + seconds
     for name in wanted:
         file = folder / "result.json"
-        result = run_isolated(name, command(name, file), file, TIMEOUT, hidden)
+        left = end - time.monotonic()
+        if left > 0:
+            result = run_isolated(name, command(name, file), file, min(TIMEOUT, left), hidden)
+        else:
+            result = Result(name, "skipped", f"the {seconds:g} seconds were over", 0.0)
         report.results.append(result)
-        click.echo(str(result))
+        report.write(out)
+        print(result, file=sys.stderr, flush=True)
 
 
-@click.command()
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("gpu_check.json"),
-    show_default=True, help="The report.",
-)  # fmt: skip
-@click.option(
-    "--model", "models", multiple=True, help="Also compare this artifact; can be repeated.",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path, resolve_path=True),
-)  # fmt: skip
-@click.option(
-    "--network", "networks", multiple=True, type=click.Choice(list(gpu_backends.NETWORKS)),
-    help="Only these; can be repeated.  [default: all]",
-)  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=100), default=300, show_default=True)
-@click.option("--one", hidden=True)
-@click.option("--folder", hidden=True, type=click.Path(path_type=Path))
-def main(
-    out: Path,
-    models: tuple[Path, ...],
-    networks: tuple[str, ...],
-    rounds: int,
-    one: str | None,
-    folder: Path | None,
-) -> None:
-    """Checks and times the GPU path; see the top of this file."""
-    if one is not None and folder is not None:
-        write_text(out, json.dumps(outcome(find(one, folder, models, rounds))))
-        return
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(
+        prog="check.py", description="Checks and times the GPU path; see the top of this file."
+    )
+    parser.add_argument("--only", action="append", default=[], metavar="CHECK",
+                        help="only the checks that begin so, such as values or 'compare ort-cuda'; "
+                        "can be repeated")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list the checks; none is run")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="the report")
+    parser.add_argument("--model", dest="models", action="append", default=[], type=_file,
+                        help="also compare this artifact; can be repeated")  # fmt: skip
+    parser.add_argument("--network", dest="networks", action="append", default=[],
+                        choices=list(installed.NETWORKS),
+                        help="only these; can be repeated")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=300, help="of a latency, at least 100")
+    parser.add_argument("--seconds", type=float, default=float("inf"),
+                        help="no check begins after that; others count as skipped")  # fmt: skip
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parsed = parser.parse_args(given)
+    if parsed.rounds < 100:
+        parser.error("--rounds must be at least 100")
+    every = list(names(parsed.networks or tuple(installed.NETWORKS), parsed.models))
+    try:
+        parsed.wanted = chosen(every, parsed.only)
+    except ValueError as exc:
+        parser.error(str(exc))
+    return parsed
+
+
+def _file(text: str) -> Path:
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return path
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    asked = arguments(given)
+    if asked.one is not None and asked.folder is not None:
+        found = functools.partial(find, asked.one, asked.folder, asked.models, asked.rounds)
+        write_text(asked.out, json.dumps(outcome(found)))
+        return 0
+    if asked.list:
+        print("\n".join(asked.wanted))
+        return 0
     reason = no_gpu()
     if reason is not None:
-        click.echo(f"no NVIDIA GPU can be used: {reason}")
-        sys.exit(EXIT_NO_GPU)
+        print(f"no NVIDIA GPU can be used: {reason}")
+        return EXIT_NO_GPU
     report = Report(machine(driver.devices(), driver.driver_version()), versions())
-    for title, facts in (("machine", report.machine), ("versions", report.versions)):
-        click.echo(f"{title}: {json.dumps(facts)}")
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
 
         def command(name: str, file: Path) -> list[str]:
-            base = [
-                sys.executable,
-                "-m",
-                "benchmarks.gpu.check",
-                "--one",
-                name,
-                "--folder",
-                str(work),
-            ]
-            given = [part for model in models for part in ("--model", str(model))]
-            return [*base, *given, "--out", str(file), "--rounds", str(rounds)]
+            own = [sys.executable, str(Path(__file__).resolve()), "--one", name]
+            given = [part for model in asked.models for part in ("--model", str(model))]
+            where = ["--folder", str(work), "--out", str(file), "--rounds", str(asked.rounds)]
+            return [*own, *where, *given]
 
-        wanted = list(names(networks or tuple(gpu_backends.NETWORKS), models))
-        hidden = [*models, *(model.parent for model in models)]
-        run_all(report, wanted, command, work, hidden)
-    report.write(out)
-    click.echo(report.table())
-    click.echo(f"{report.summary()}; the report is in {out}")
-    sys.exit(report.exit_code)
+        hidden = [*asked.models, *(model.parent for model in asked.models)]
+        run_all(report, asked.wanted, command, work, hidden, asked.out, asked.seconds)
+    must = "values" in asked.wanted
+    print(report.text(must_compare=must))
+    print(f"the report is in {asked.out}")
+    return report.exit_code(must_compare=must)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

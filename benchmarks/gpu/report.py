@@ -1,4 +1,4 @@
-"""What gpu_check.py found: results of isolated checks, as text and as JSON to send in."""
+"""What check.py found: results of isolated checks, as text and as JSON to send in."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.gpu import summary
 from benchmarks.gpu.process import run_process
 from sigcam.core.files import write_text
 
-SCHEMA = "sigcam-gpu-check-1"
+SCHEMA = "sigcam-gpu-check-2"
 Status = Literal["passed", "failed", "skipped"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "skipped")
 
@@ -29,17 +30,6 @@ PACKAGES = (
 )  # fmt: skip
 """Packages whose versions matter to the result."""
 
-PAPER = (
-    "The paper's own figure (Beyond Softmax, Appendix A, Table 3, whose machine is another): with "
-    "the second branch a map takes 14 to 19% longer than the classic map, which takes about 100 ms "
-    "there; not than classification alone."
-)
-BETWEEN_EVENTS = "p50 between CUDA events, host included"
-EVENTS = (
-    "CUDA events are recorded before and after a call that waits for its result: what the host "
-    "does meanwhile is in the time. `tensorrt` has none, as its streams are its own; it has no "
-    "baseline either, as its backends are built of artifacts, not of the network alone."
-)
 _LONGEST = 2000
 
 
@@ -205,11 +195,10 @@ class Report:
     versions: Mapping[str, str]
     results: list[Result] = field(default_factory=list)
 
-    @property
-    def exit_code(self) -> int:
-        """1 if a check failed, or no kernel's values were compared and right; else 0."""
+    def exit_code(self, *, must_compare: bool) -> int:
+        """1 if a check failed, or no kernel's values were right though they must be; else 0."""
         failed = any(result.status == "failed" for result in self.results)
-        return int(failed or not self.compared)
+        return int(failed or (must_compare and not self.compared))
 
     @property
     def compared(self) -> bool:
@@ -231,28 +220,15 @@ class Report:
         """Writes the JSON, whole or not at all."""
         write_text(path, self.to_json())
 
-    def summary(self) -> str:
+    def summary(self, *, must_compare: bool) -> str:
         """How many checks ended how."""
         counts = {s: sum(r.status == s for r in self.results) for s in STATUSES}
         said = ", ".join(f"{count} {status}" for status, count in counts.items())
-        return said if self.compared else f"{said}; the kernels' values weren't shown to be right"
+        if self.compared or not must_compare:
+            return said
+        return f"{said}; the kernels' values weren't shown to be right"
 
-    def table(self) -> str:
-        """Latencies beside the paper's overhead; empty where none were measured."""
-        lines = []
-        for result in self.results:
-            for name, row in result.figures.get("latency", {}).items():
-                lines.append(f"{result.name.removeprefix('latency '):<36} {name:<15} {_row(row)}")
-        if not lines:
-            return ""
-        head = f"{'backend, network':<36} {'what':<15} {'p50 / p95 / p99, ms (wall)':<28} "
-        head += f"{BETWEEN_EVENTS} over its baseline"
-        return "\n".join(["", "Latency, batch 1", head, *lines, EVENTS, PAPER])
-
-
-def _row(row: Mapping[str, Any]) -> str:
-    wall = " / ".join(f"{row['wall_ms'][p]:.3f}" for p in ("p50", "p95", "p99"))
-    events = row.get("between_events_ms")
-    between = f"{events['p50']:.3f} ms" if events else "-"
-    over = f"{100 * (row['ratio'] - 1):+.1f}%" if row.get("ratio") is not None else "-"
-    return f"{wall:<28} {between:<{len(BETWEEN_EVENTS)}} {over}"
+    def text(self, *, must_compare: bool) -> str:
+        """The report in two screens."""
+        told = summary.text(self.machine, self.versions, self.results)
+        return f"{told}\n{self.summary(must_compare=must_compare)}"

@@ -1,7 +1,7 @@
 """The small cases of the map kernels under compute-sanitizer.
 
-Run by the tool itself as `python -m benchmarks.gpu.sanitizer TOOL`, it does the cases and
-counts them.
+Run by the tool itself as `python -m benchmarks.gpu.sanitizer TOOL`, in the checkout, it does the
+cases and counts them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.gpu import kernels as gpu_kernels
 from benchmarks.gpu.report import CheckFailed, CheckSkipped
+from benchmarks.gpu.source_tree import ROOT
 
 _ERRORS = r"={9} ERROR SUMMARY: 0 errors\b.*"
 _HAZARDS = r"={9} RACECHECK SUMMARY: \d+ hazards? displayed \(0 errors, .*"
@@ -38,7 +39,9 @@ def check_sanitizer(tool: str) -> dict[str, Any]:
     own = [sys.executable, "-m", "benchmarks.gpu.sanitizer", tool]
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", *own]
     # In the group of this process, which is ended as a whole at the check's time limit.
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT
+    )
     said = f"{done.stdout}\n{done.stderr}"
     cases = len(gpu_kernels.small_cases())
     problem = None

@@ -12,9 +12,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from benchmarks.gpu import backends, check, compare, kernels, latency, process, report, sanitizer
+from benchmarks.gpu import (
+    backends,
+    check,
+    compare,
+    installed,
+    kernels,
+    latency,
+    process,
+    report,
+    sanitizer,
+    summary,
+)
 from sigcam.core.errors import BackendUnavailableError
 from sigcam.core.spec import ClassSelection
 from sigcam.kernels.calls import DeviceInfo
@@ -30,6 +40,7 @@ def parts():
         check=check,
         kernels=kernels,
         backends=backends,
+        installed=installed,
         compare=compare,
         process=process,
         sanitizer=sanitizer,
@@ -307,7 +318,7 @@ def test_a_call_that_is_replayed_is_compared(parts, make_artifact, stale):
 
 
 def test_a_backend_that_is_not_installed_is_skipped(parts, make_artifact, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts.backends, "not_installed", lambda backend: f"no {backend} here")
+    monkeypatch.setattr(parts.backends, "missing_backend", lambda backend: f"no {backend} here")
     with pytest.raises(parts.report.CheckSkipped, match="no ort-cuda here"):
         parts.backends.check_backend("ort-cuda", make_artifact(), tmp_path, "x")
     with pytest.raises(parts.report.CheckSkipped, match="no tensorrt here"):
@@ -320,13 +331,13 @@ def test_one_that_is_installed_and_does_not_start_has_failed(
     def broken(*given):
         raise BackendUnavailableError("libcudnn.so.9 is missing")
 
-    monkeypatch.setattr(parts.backends, "not_installed", lambda backend: None)
+    monkeypatch.setattr(parts.backends, "missing_backend", lambda backend: None)
     monkeypatch.setattr(parts.backends, "open_backend", broken)
     with pytest.raises(parts.report.CheckFailed, match="x: BackendUnavailableError: libcudnn"):
         parts.backends.check_backend("ort-cuda", make_artifact(), tmp_path, "x")
     (tmp_path / "classifier.onnx").touch()
     latency = functools.partial(parts.backends.check_latency, "ort-cuda", tmp_path, 100)
-    assert parts.check.outcome(latency)["status"] == "failed"
+    assert parts.check.outcome(lambda: latency)["status"] == "failed"
 
 
 def test_what_is_installed(parts, monkeypatch, tmp_path):
@@ -340,12 +351,12 @@ def test_what_is_installed(parts, monkeypatch, tmp_path):
         if name not in packages:
             raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(parts.backends.importlib.util, "find_spec", find_spec)
-    monkeypatch.setattr(parts.backends, "distribution", distribution)
-    monkeypatch.setattr(parts.backends.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(parts.installed.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(parts.installed, "distribution", distribution)
+    monkeypatch.setattr(parts.installed.ctypes.util, "find_library", lambda name: None)
 
     def there():
-        return [one for one in parts.backends.BACKENDS if not parts.backends.not_installed(one)]
+        return [one for one in parts.installed.BACKENDS if not parts.installed.missing_backend(one)]
 
     assert there() == []
     modules.add("onnxruntime")  # the build for the CPU
@@ -358,7 +369,7 @@ def test_what_is_installed(parts, monkeypatch, tmp_path):
     assert there() == ["ort-cuda"]
     modules.add("tensorrt_rtx")
     assert there() == ["ort-cuda", "tensorrt"]
-    modules.add("tensorrt")
+    modules.add("tensorrt_libs")
     assert there() == ["ort-cuda", "ort-tensorrt", "tensorrt"]
 
 
@@ -420,7 +431,7 @@ def test_engines_are_built_in_the_folder_of_the_check(parts, tmp_path, monkeypat
 def test_the_methods_are_those_of_the_export(parts):
     from tests.support.methods import WITH_WEIGHTS
 
-    assert set(parts.backends.METHODS) == set(WITH_WEIGHTS)
+    assert set(parts.installed.METHODS) == set(WITH_WEIGHTS)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "ort-cuda"])
@@ -433,7 +444,7 @@ def test_what_latencies_are_compared_with(parts, make_artifact, tmp_path, monkey
         )
     shutil.copy(tmp_path / "time-split.onnx", tmp_path / "classifier.onnx")
     asked = []
-    monkeypatch.setattr(parts.backends, "not_installed", lambda backend: None)
+    monkeypatch.setattr(parts.backends, "missing_backend", lambda backend: None)
     monkeypatch.setattr(parts.backends, "model_for", lambda b, path, *rest: path)
     monkeypatch.setattr(
         parts.backends, "open_backend",
@@ -560,7 +571,7 @@ def test_how_checks_end(parts):
                 raise error
             return {"n": 1}
 
-        return parts.check.outcome(check)
+        return parts.check.outcome(lambda: check)
 
     assert ends(None) == {"status": "passed", "detail": "", "figures": {"n": 1}}
     assert ends(parts.report.CheckSkipped("why"))["status"] == "skipped"
@@ -625,80 +636,187 @@ def made_report(parts, *statuses, values="passed"):
 
 def test_the_report(parts, tmp_path):
     report = made_report(parts, "passed", "skipped")
-    assert report.exit_code == 0
-    assert made_report(parts, "passed", "failed").exit_code == 1
+    assert report.exit_code(must_compare=True) == 0
+    assert made_report(parts, "passed", "failed").exit_code(must_compare=True) == 1
     report.write(tmp_path / "report.json")
     data = json.loads((tmp_path / "report.json").read_text())
-    assert data["schema"] == "sigcam-gpu-check-1"
+    assert data["schema"] == "sigcam-gpu-check-2"
     assert data["machine"]["gpus"] == [
         {"name": "NVIDIA Test", "capability": "8.6", "multiprocessors": 40}
     ]
     assert data["machine"]["driver_cuda"] == "13.0"
     assert set(data["machine"]) == {"gpus", "driver_cuda", "system", "python", "cores"}
     assert [one["status"] for one in data["results"]] == ["passed", "passed", "skipped"]
-    table = report.table()
-    assert "+7.0%" in table
-    assert "14 to 19%" in table
-    assert "between CUDA events, host included" in table
-    assert "`tensorrt` has none" in table
-    assert report.summary() == "2 passed, 0 failed, 1 skipped"
-    assert made_report(parts).table() == ""
+    text = report.text(must_compare=True)
+    assert "network 1.00, heatmaps 1.00 (+7.0%)" in text
+    assert "14" in text
+    assert "the classic map of about 100 ms" in text
+    assert text.endswith("2 passed, 0 failed, 1 skipped")
+    assert "Latency" not in made_report(parts).text(must_compare=True)
 
 
 def test_without_values_that_were_compared_nothing_passed(parts):
-    assert made_report(parts, "passed").exit_code == 0
+    assert made_report(parts, "passed").exit_code(must_compare=True) == 0
     report = made_report(parts, "passed", values="skipped")
-    assert report.exit_code == 1
-    assert report.summary().endswith("the kernels' values weren't shown to be right")
+    assert report.exit_code(must_compare=True) == 1
+    assert report.text(must_compare=True).endswith("values weren't shown to be right")
+    assert report.exit_code(must_compare=False) == 0  # they weren't asked for
 
 
-def test_without_a_gpu_one_line_and_exit_code_3(parts, monkeypatch, tmp_path):
+def test_the_worst_report_fits_two_screens(parts):
+    """Everything fails with long reasons, and there are figures of everything."""
+    report = made_report(parts)
+    row = {"shape": [32, 2048, 14, 14], "classes": 1000, "size": [1024, 1024], "half": False,
+           "us": 123456.7, "gb_s": 3210.1, "bytes_": True, "interpolation": "bilinear",
+           "cold": True, "what": "torch, compiled"}  # fmt: skip
+    wall = {
+        "wall_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0},
+        "between_events_ms": None,
+        "ratio": 1.5,
+    }
+    every = parts.check.names(tuple(parts.installed.NETWORKS), [])
+    others = [f"compare {backend} {network} {name}" for backend in parts.installed.BACKENDS
+              for network in parts.installed.NETWORKS
+              for name in parts.installed.compared(network)]  # fmt: skip
+    for name in (*every, *others, *(f"latency ort-cuda {n}" for n in range(12))):
+        figures = {"rows": [row] * 40}
+        if name.startswith("latency"):
+            figures = {"latency": dict.fromkeys(("network", "cams", "heatmaps", "explain"), wall)}
+        elif name == "host":
+            figures = {"us": 1.0}
+        report.results.append(
+            parts.report.Result(name, "failed", "a reason\nof many lines, " * 50, 1.0, figures)
+        )
+    lines = report.text(must_compare=True).splitlines()
+    assert len(lines) <= summary.LINES + 1
+    assert max(map(len, lines)) <= summary.WIDTH
+    text = "\n".join(lines)
+    assert "more in the JSON" in text
+    assert "failed: compile: a reason of many lines" in text
+    assert "NVIDIA Test (8.6, 40 multiprocessors)" in text
+
+
+def test_without_a_gpu_one_line_and_exit_code_3(parts, monkeypatch, tmp_path, capsys):
     def missing():
         raise CudaUnavailableError("the driver's library\nisn't there")
 
     monkeypatch.setattr(parts.check.driver, "available", missing)
     out = tmp_path / "out.json"
-    done = CliRunner().invoke(parts.check.main, ["--out", str(out)])
-    assert done.exit_code == 3
-    assert done.output == "no NVIDIA GPU can be used: the driver's library isn't there\n"
+    assert parts.check.main(["--out", str(out)]) == 3
+    assert capsys.readouterr().out == (
+        "no NVIDIA GPU can be used: the driver's library isn't there\n"
+    )
     assert not out.exists()
 
 
+@pytest.fixture
+def one_gpu(parts, monkeypatch):
+    monkeypatch.setattr(parts.check.driver, "available", lambda: None)
+    monkeypatch.setattr(parts.check.driver, "devices", lambda: [GPU])
+    monkeypatch.setattr(parts.check.driver, "driver_version", lambda: (13, 0))
+
+
 @pytest.mark.parametrize("status", ["passed", "failed"])
-def test_with_one_every_check_is_run_and_reported(parts, monkeypatch, tmp_path, status):
+def test_with_one_every_check_is_run_and_reported(
+    parts, monkeypatch, tmp_path, status, one_gpu, capsys
+):
     ran = []
 
     def isolated(name, command, file, timeout, hidden):
         assert hidden == [model, tmp_path]
         ran.append((name, command))
+        if len(ran) > 1:  # what was done so far is written, should this one never end
+            assert len(json.loads(out.read_text())["results"]) == len(ran) - 1
         return parts.report.Result(name, status if name == "values" else "passed", "", 0.1)
 
     model = tmp_path / "mine.onnx"
     model.write_bytes(b"x")
-    monkeypatch.setattr(parts.check.driver, "available", lambda: None)
-    monkeypatch.setattr(parts.check.driver, "devices", lambda: [GPU])
-    monkeypatch.setattr(parts.check.driver, "driver_version", lambda: (13, 0))
     monkeypatch.setattr(parts.check, "run_isolated", isolated)
+    monkeypatch.setattr(parts.installed, "missing_backend", lambda backend: None)
     out = tmp_path / "out.json"
-    arguments = ["--out", str(out), "--network", "wsol-vgg16", "--model", str(model)]
-    done = CliRunner().invoke(parts.check.main, arguments)
-    assert done.exit_code == (1 if status == "failed" else 0), done.output
+    given = ["--out", str(out), "--network", "wsol-vgg16", "--model", str(model)]
+    assert parts.check.main(given) == (1 if status == "failed" else 0)
+    said = capsys.readouterr()
+    assert "values" in said.err  # progress
+    assert len(said.out.splitlines()) <= summary.LINES + 2
     names = [name for name, _ in ran]
-    assert len(names) == len(set(names)) == 4 + 4 + 1 + 3 * 2 + 3 + 3
+    assert len(names) == len(set(names)) == 6 + 6 + 4 + 1 + 3 * 2 + 3 + 3
     assert {"compile", "sanitizer initcheck",
             "compare tensorrt wsol-vgg16 gradcam-split", "model ort-cuda 0",
             "latency ort-tensorrt wsol-vgg16"} <= set(names)  # fmt: skip
     assert len(json.loads(out.read_text())["results"]) == len(names)
     assert str(tmp_path) not in out.read_text()
     for name, command in ran:
-        assert command[3:5] == ["--one", name]
+        assert command[2:4] == ["--one", name]
         assert callable(parts.check.find(name, tmp_path, [model], 10))
+
+
+def test_nothing_is_exported_for_backends_that_are_not_there(parts, monkeypatch):
+    missing = {"ort-cuda": "no ORT", "ort-tensorrt": None, "tensorrt": "no TensorRT"}
+    monkeypatch.setattr(parts.installed, "missing_backend", missing.get)
+    found = list(parts.check.names(["wsol-vgg16"], [Path("a.onnx")]))
+    assert "export wsol-vgg16" in found
+    assert {
+        name.split()[1] for name in found if name.startswith(("compare", "model", "latency"))
+    } == {"ort-tensorrt"}
+    assert [name for name in found if name.startswith("backend")] == [
+        "backend ort-cuda", "backend tensorrt",
+    ]  # fmt: skip
+    monkeypatch.setattr(parts.installed, "missing_backend", lambda backend: "nothing there")
+    found = list(parts.check.names(list(parts.installed.NETWORKS), [Path("a.onnx")]))
+    assert not [
+        name for name in found if name.split()[0] in ("export", "compare", "model", "latency")
+    ]
+    told = parts.check.outcome(lambda: parts.check.find("backend ort-cuda", Path(), [], 10))
+    assert (told["status"], told["detail"]) == ("skipped", "nothing there")
+
+
+@pytest.mark.parametrize(
+    ("only", "want"),
+    [
+        (["values"], ["values"]),
+        (["interop"], ["interop torch", "interop cupy"]),
+        (["sanitizer racecheck", "compile"], ["compile", "sanitizer racecheck"]),
+        (["times", "times"], ["times"]),
+    ],
+)
+def test_only_some_checks(parts, only, want, capsys):
+    given = [part for words in only for part in ("--only", words)]
+    assert parts.check.main(["--list", *given]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == want
+
+
+@pytest.mark.parametrize("wrong", ["value", "values 3", "", "sanitizer x"])
+def test_only_checks_that_there_are(parts, wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parts.check.main(["--only", wrong])
+    assert caught.value.code == 2
+    assert "there are compile, values" in capsys.readouterr().err
+
+
+def test_when_time_is_over_the_rest_is_skipped(parts, monkeypatch, tmp_path, one_gpu):
+    limits = []
+
+    def isolated(name, command, file, timeout, hidden):
+        limits.append(timeout)
+        time.sleep(0.11)
+        return parts.report.Result(name, "passed", "", 0.1)
+
+    monkeypatch.setattr(parts.check, "run_isolated", isolated)
+    out = tmp_path / "out.json"
+    given = ["--out", str(out), "--seconds", "0.2", "--only", "compile", "--only", "repeats",
+             "--only", "streams"]  # fmt: skip
+    assert parts.check.main(given) == 0
+    found = {one["name"]: one for one in json.loads(out.read_text())["results"]}
+    assert [one["status"] for one in found.values()] == ["passed", "passed", "skipped"]
+    assert found["streams"]["detail"] == "the 0.2 seconds were over"
+    assert all(limit <= 0.2 for limit in limits)
 
 
 def test_a_check_in_its_own_process(parts, tmp_path):
     """The child's side for real: without a GPU, compiling past the driver fails and says so."""
     file = tmp_path / "result.json"
-    own = [sys.executable, "-m", "benchmarks.gpu.check"]
+    own = [sys.executable, parts.check.__file__]
     command = [*own, "--one", "values", "--folder", str(tmp_path), "--out", str(file)]
     result = parts.report.run_isolated("values", command, file, 120)
     if parts.check.no_gpu() is None:
