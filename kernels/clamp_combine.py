@@ -20,6 +20,7 @@ from sigcam.kernels.arguments import Axis
 from sigcam.kernels.arrays import DeviceArray, View
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
+from sigcam.kernels.pool import KEPT
 
 KERNELS = (
     *(
@@ -50,17 +51,21 @@ class ClampCombine:
         binary: a fat binary or cubin to load. None takes the file that the environment
             variable SIGCAM_KERNELS names, or else compiles for this GPU with NVRTC and keeps
             the result in the cache.
+        kept: bytes of device memory that calls keep for the next one, of what they allocated
+            and their results gave back.
 
     Attributes:
         device: the GPU of that context.
+        pool: where the memory of calls comes from; None on GPUs without memory pools.
 
     Raises:
         CudaUnavailableError: CUDA, NVRTC or code for this GPU is missing; says which.
         KernelError: no context is current, or the driver refuses the code.
     """
 
-    def __init__(self, binary: str | Path | None = None) -> None:
+    def __init__(self, binary: str | Path | None = None, *, kept: int = KEPT) -> None:
         self.device = driver.current_device()
+        self.pool = driver.MemoryPool(self.device.ordinal, kept) if self.device.pools else None
         chosen = binary or os.environ.get(VARIABLE)
         if chosen:
             image, origin = _read(Path(chosen)), str(chosen)
@@ -243,7 +248,7 @@ class ClampCombine:
         self, size: int, handle: int, stream: Any
     ) -> driver.DeviceBuffer | driver.StreamBuffer:
         if self.device.pools:
-            return driver.StreamBuffer(size, handle, keep=stream)
+            return driver.StreamBuffer(size, handle, keep=stream, pool=self.pool)
         return driver.DeviceBuffer(size)
 
     def _refused(self, origin: str, exc: KernelError) -> KernelError:

@@ -79,14 +79,24 @@ class StreamBuffer(Owned):
         size: bytes of the memory.
         stream: the stream on which it is allocated and freed.
         keep: the object that owns the stream, where `stream` is only its number.
+        pool: where the memory comes from and goes back to; the device's default pool when None.
     """
 
-    def __init__(self, size: int, stream: HasHandle | int, keep: object = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        stream: HasHandle | int,
+        keep: object = None,
+        pool: HasHandle | None = None,
+    ) -> None:
         _check_size(size)
         handle = handle_of(stream)
         self.size = size
-        self.address = int(call("cuMemAllocAsync", size, handle))
-        super().__init__("cuMemFreeAsync", self.address, handle, keep=(stream, keep))
+        if pool is None:
+            self.address = int(call("cuMemAllocAsync", size, handle))
+        else:
+            self.address = int(call("cuMemAllocFromPoolAsync", size, pool.handle, handle))
+        super().__init__("cuMemFreeAsync", self.address, handle, keep=(stream, keep, pool))
 
 
 class PinnedBuffer(Owned):

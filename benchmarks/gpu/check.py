@@ -64,7 +64,7 @@ Check = Callable[[], dict[str, Any]]
 def names(networks: Sequence[str], models: Sequence[Path]) -> Iterator[str]:
     """The checks in their order: what is quick and decides comes first."""
     yield from ("compile", "values", "repeats", "streams", "interop torch", "interop cupy")
-    yield from ("times", "combine", "enlarge", "host", "copies", "peers")
+    yield from ("times", "combine", "enlarge", "host", "pool", "copies", "peers")
     yield from (f"sanitizer {tool}" for tool in gpu_sanitizer.TOOLS)
     there = [one for one in installed.BACKENDS if installed.missing_backend(one) is None]
     yield from (f"backend {one}" for one in installed.BACKENDS if one not in there)
@@ -127,7 +127,7 @@ _OF_KERNELS: dict[str, Check] = {
     "repeats": lambda: gpu_kernels.check_repeats(gpu_kernels.OnGpu()),
     "streams": lambda: gpu_kernels.OnGpu().check_streams(),
 }
-_TIMINGS = ("times", "combine", "enlarge", "host", "copies")
+_TIMINGS = ("times", "combine", "enlarge", "host", "pool", "copies")
 
 
 def _missing(backend: str) -> dict[str, Any]:

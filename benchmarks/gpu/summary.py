@@ -111,6 +111,8 @@ def _kernels(results: Sequence[Result]) -> list[str]:
     ]  # fmt: skip
     if "us" in figures.get("host", {}):
         lines.append(f"{'host, to enqueue the kernels':<58}{figures['host']['us']:>9.1f} us")
+    for name, value in figures.get("pool", {}).get("us", {}).items():
+        lines.append(f"{'host, a call that allocates, memory ' + name:<58}{value:>9.1f} us")
     if "gb_s" in figures.get("copies", {}):
         copies = figures["copies"]["gb_s"].items()
         lines.append("copies: " + ", ".join(f"{name} {value} GB/s" for name, value in copies))

@@ -15,8 +15,10 @@ import numpy as np
 
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import whole
+from sigcam.kernels.arrays import DeviceArray
 from sigcam.kernels.clamp_combine import ClampCombine
 from sigcam.kernels.plan import Heatmaps, Inputs
+from sigcam.kernels.pool import KEPT
 
 SHAPES = ((2048, 7, 7), (2048, 14, 14), (512, 14, 14), (1024, 28, 28))
 """N, h, w: ResNets at the ends of both their strides, VGG-16, and a layer below the last."""
@@ -25,7 +27,11 @@ COUNTS = ((1, 1), (1, 5), (8, 5), (32, 5), (1, 100), (1, 1000), (32, 100))
 """Images and classes."""
 
 SIZES = ((224, 224), (480, 640), (1024, 1024))
+ONE = (2048, 14, 14)
+"""What single calls are timed with."""
+
 LAUNCHES, ROUNDS = 20, 7
+CALLS, WARM_UP = 200, 20
 COLD = 160_000_000
 """Bytes of features that are read in turn, so that none are in the L2 cache when they are."""
 
@@ -166,21 +172,48 @@ def check_enlarge() -> dict[str, Any]:
 
 def check_host() -> dict[str, Any]:
     """The host's time to enqueue the kernels once, without waiting for them."""
-    rounds = 300
     with driver.retain_primary_context(0):
-        axes = whole(480, 14), whole(640, 14)
-        case = Case(ClampCombine(), Inputs(1, 2048, 14, 14, 5), Heatmaps(*axes))
-        for _ in range(50):
+        axes = whole(480, ONE[1]), whole(640, ONE[2])
+        case = Case(ClampCombine(), Inputs(1, *ONE, 5), Heatmaps(*axes))
+        for _ in range(WARM_UP):
             case.launch()
         case.stream.synchronize()
         found = []
-        for _ in range(rounds):
+        for _ in range(CALLS):
             start = time.perf_counter()
             case.launch()
             found.append(1e6 * (time.perf_counter() - start))
             case.stream.synchronize()
         case.close()
-    return {"us": round(statistics.median(found), 1), "rounds": rounds}
+    return {"us": round(statistics.median(found), 1), "calls": CALLS}
+
+
+def check_pool() -> dict[str, Any]:
+    """A call that allocates, waited for each time: with the pool's memory kept, and given back."""
+    found = {}
+    with driver.retain_primary_context(0):
+        for name, kept in (("kept", KEPT), ("given back", 0)):
+            kernel, stream = ClampCombine(kept=kept), driver.Stream()
+            features, weights = (
+                on_device(np.ones(shape, np.float32), stream)
+                for shape in ((1, *ONE), (1, 5, ONE[0]))
+            )
+            took = []
+            for _ in range(WARM_UP + CALLS):
+                start = time.perf_counter()
+                made = kernel(features, weights, size=(480, 640), stream=stream)
+                took.append(1e6 * (time.perf_counter() - start))
+                del made
+                stream.synchronize()
+            found[name] = round(statistics.median(took[WARM_UP:]), 1)
+    return {"us": found}
+
+
+def on_device(values: Any, stream: driver.Stream) -> DeviceArray:
+    """A copy of an array on the device."""
+    buffer = driver.DeviceBuffer(values.nbytes)
+    driver.copy_to_device(buffer.address, values, values.nbytes, stream)
+    return DeviceArray(buffer, values.shape, values.dtype, stream.handle, 0)
 
 
 def check_copies() -> dict[str, Any]:

@@ -740,7 +740,7 @@ def test_with_one_every_check_is_run_and_reported(
     assert "values" in said.err  # progress
     assert len(said.out.splitlines()) <= summary.LINES + 2
     names = [name for name, _ in ran]
-    assert len(names) == len(set(names)) == 6 + 6 + 4 + 1 + 3 * 2 + 3 + 3
+    assert len(names) == len(set(names)) == 6 + 7 + 4 + 1 + 3 * 2 + 3 + 3
     assert {"compile", "sanitizer initcheck",
             "compare tensorrt wsol-vgg16 gradcam-split", "model ort-cuda 0",
             "latency ort-tensorrt wsol-vgg16"} <= set(names)  # fmt: skip

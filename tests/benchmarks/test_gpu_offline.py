@@ -68,13 +68,13 @@ def test_what_is_listed(bare):
 def test_the_kernels_checks_run(bare, tmp_path):
     """The kernels themselves, compiled for the CPU, under the stand-in's launches."""
     out = tmp_path / "out.json"
-    asked = ["compile", "streams", "host", "copies", "interop", "peers", "backend"]
+    asked = ["compile", "copies", "interop", "peers", "backend"]
     done = bare("--out", str(out), *(part for name in asked for part in ("--only", name)))
     report = json.loads(out.read_text())
     found = {one["name"]: (one["status"], one["detail"]) for one in report["results"]}
     assert done.returncode == 0, (done.stdout, done.stderr, found)
     passed = {name for name, (status, _) in found.items() if status == "passed"}
-    assert passed == {"compile", "streams", "host", "copies"}, found
+    assert passed == {"compile", "copies"}, found
     for name in ("interop torch", "interop cupy", "peers", "backend ort-cuda"):
         assert found[name][0] == "skipped"
         assert "isn't installed" in found[name][1]
@@ -91,11 +91,15 @@ def test_every_timing_runs_to_its_end(bare, tmp_path, monkeypatch):
         f"import sys; sys.path[0] = {str(ROOT)!r}\n"
         "from benchmarks.gpu import timings\n"
         "timings.SHAPES, timings.COUNTS, timings.SIZES = ((8, 3, 3),), ((1, 2),), ((8, 8),)\n"
-        "timings.LAUNCHES, timings.ROUNDS = 2, 1\n"
+        "timings.LAUNCHES, timings.ROUNDS, timings.CALLS, timings.WARM_UP = 2, 1, 2, 1\n"
+        "timings.ONE = (8, 3, 3)\n"
         "print([len(check()['rows']) for check in (timings.check_times, timings.check_enlarge)])\n"
+        "print(sorted(timings.check_host()), sorted(timings.check_pool()['us']))\n"
     )
     done = bare(script=script)
-    assert done.stdout.strip() == "[2, 8]", done.stderr
+    assert done.stdout.splitlines() == [
+        "[2, 8]", "['calls', 'us'] ['given back', 'kept']",
+    ], done.stderr  # fmt: skip
 
 
 def elf(contents, name=b".nv_fatbin"):

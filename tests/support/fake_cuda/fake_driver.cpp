@@ -42,6 +42,10 @@ struct Code {
     int dummy;
 };
 
+struct Pool {
+    uint64_t kept = 0;
+};
+
 using Graph = std::vector<Work>;
 
 std::recursive_mutex mutex;
@@ -217,6 +221,25 @@ CU(cuMemFree, uintptr_t address)
 END
 CU(cuMemAllocAsync, uintptr_t* out, size_t size, void* stream)
     if (!queue_of(stream)) return INVALID_HANDLE;
+    return allocate(out, size, device_memory);
+END
+CU(cuMemPoolCreate, void** out, const int* wish)
+    // Allocation type PINNED, no handles to share, and a device that there is.
+    if (wish[0] != 1 || wish[1] != 0 || wish[2] != 1) return INVALID_VALUE;
+    if (wish[3] < 0 || wish[3] >= number("FAKE_CUDA_DEVICES", 1)) return INVALID_DEVICE;
+    Pool* made = nullptr;
+    const int status = create(&made);
+    *out = made;
+    return status;
+END
+CU(cuMemPoolSetAttribute, void* pool, int kind, void* value)
+    if (!handles.count(pool) || kind != 4) return INVALID_VALUE;  // RELEASE_THRESHOLD
+    static_cast<Pool*>(pool)->kept = *static_cast<uint64_t*>(value);
+    return SUCCESS;
+END
+CU(cuMemPoolDestroy, void* pool) return destroy(pool); END
+CU(cuMemAllocFromPoolAsync, uintptr_t* out, size_t size, void* pool, void* stream)
+    if (!queue_of(stream) || !handles.count(pool)) return INVALID_HANDLE;
     return allocate(out, size, device_memory);
 END
 CU(cuMemFreeAsync, uintptr_t address, void* stream)

@@ -114,9 +114,35 @@ def test_a_call_waits_for_nothing_and_returns_its_memory(kernel):
     kernel(given, used, size=(8, 8), stream=stream)
     done = [name for name in calls() if not name.startswith("cuCtx")]
     assert done == [
-        "cuStreamIsCapturing", *["cuMemAllocAsync"] * 3, "cuMemsetD8Async",
+        "cuStreamIsCapturing", *["cuMemAllocFromPoolAsync"] * 3, "cuMemsetD8Async",
         *["cuLaunchKernel"] * 2, *["cuMemFreeAsync"] * 3,
     ]  # fmt: skip
+
+
+def test_a_pool_of_our_own_keeps_memory_for_the_next_call(context):
+    """The default pool gives everything back at each wait; others use it, so it stays as it is."""
+    calls()
+    own = ClampCombine(kept=1 << 20)
+    made = calls()
+    assert made.index("cuMemPoolCreate") < made.index("cuMemPoolSetAttribute")
+    assert own.pool.kept == 1 << 20
+    stream = driver.Stream()
+    features, weights = data(1, 16, 4, 4)
+    heatmaps, _ = own(dlpack(features, stream), dlpack(weights, stream), size=(8, 8), stream=stream)
+    pool = own.pool
+    del own
+    gc.collect()  # the results keep the pool that they come from
+    want, _ = wanted(features, weights, whole(8, 4), whole(8, 4))
+    np.testing.assert_allclose(heatmaps.to_host(), want, atol=1e-5)
+    calls()
+    del heatmaps, pool, _
+    gc.collect()
+    ended = calls()
+    assert ended.index("cuMemFreeAsync") < ended.index("cuMemPoolDestroy")
+    with pytest.raises(ValueError, match="kept must be at least 0 bytes, got -1"):
+        driver.MemoryPool(0, -1)
+    with pytest.raises(KernelError, match="cuMemPoolCreate failed"):
+        driver.MemoryPool(3)
 
 
 def test_results_outlive_their_stream(kernel):
