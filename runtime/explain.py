@@ -251,6 +251,7 @@ def _wanted(method: MultiPass | None) -> Wanted:
 
 def _made(heatmaps: DeviceHeatmaps, row: int) -> list[tuple[Array, bool]]:
     """Returns the heatmap of each class of an image, read-only, and whether it is valid."""
+    assert heatmaps.heatmaps is not None  # noqa: S101 (the model leaves out those without)
     arrays = heatmaps.heatmaps[row]
     arrays.setflags(write=False)
     return [(one, bool(valid)) for one, valid in zip(arrays, heatmaps.valid[row], strict=True)]

@@ -96,8 +96,8 @@ class Explanation:
     passes: int = 1
     _image: ExplainedImage = field(kw_only=True, repr=False)
     _made: tuple[Array, bool] | None = field(default=None, kw_only=True, repr=False)
-    """The heatmap, read-only, and whether it is valid, where the backend made it on its device.
-    The heatmaps of an image's classes lie in one array."""
+    """The heatmap, read-only, and whether it is valid, where the backend made it on its device:
+    float32, or uint8 where that was asked for. An image's heatmaps lie in one array."""
 
     def for_classes(self, classes: Classes) -> list[Explanation]:
         """Explains further classes of this image, without running the backbone again.
@@ -155,7 +155,12 @@ class Explanation:
     @cached_property
     def _heatmap(self) -> tuple[Array, bool]:
         if self._made is not None:
-            return self._made
+            made, valid = self._made
+            if made.dtype != np.uint8:
+                return self._made
+            floats = made * np.float32(1 / 255)
+            floats.setflags(write=False)
+            return floats, valid
         array, valid = to_heatmap(self.cam, self._image.placement)
         array.setflags(write=False)
         return array, valid

@@ -29,6 +29,7 @@ from sigcam.runtime.backends.base import (
     Backend,
     BackendOptions,
     DeviceHeatmaps,
+    HeatmapOptions,
     HeatmapRequest,
 )
 from sigcam.runtime.head_graph import HeadGraph, find_head_graph
@@ -103,13 +104,26 @@ class ExportedModel:
             outputs.logits, outputs.class_ids, outputs.cams
     """
 
-    def __init__(self, spec: Spec, backend: Backend, head_graph: HeadGraph | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        backend: Backend,
+        head_graph: HeadGraph | None = None,
+        heatmaps: HeatmapOptions | None = None,
+    ) -> None:
         """Takes over a backend that has the model loaded; `open` is the usual way.
+
+        Args:
+            spec: what the model is.
+            backend: has it loaded.
+            head_graph: the model's, if there is one.
+            heatmaps: how a backend that can makes heatmaps; `HeatmapOptions()` when None.
 
         Raises:
             ArtifactError: the graph doesn't have the inputs and outputs that its spec means.
         """
         self.spec, self.backend, self.head_graph = spec, backend, head_graph
+        self._heatmaps = heatmaps or HeatmapOptions()
         self._given = {info.name for info in backend.outputs}
         self._own = _OWN_OUTPUTS[spec.profile]
         self._on_device = backend.makes_heatmaps and spec.profile == "split"
@@ -167,11 +181,11 @@ class ExportedModel:
         name = "auto" if file.is_engine else opened.name
         try:
             if found is None or spec.head_input is None:
-                return cls(spec, opened)
+                return cls(spec, opened, None, options.heatmaps)
             graph = HeadGraph(
                 spec.head_input, found, lambda later: open_backend(later, name, options)
             )
-            return cls(spec, opened, graph)
+            return cls(spec, opened, graph, options.heatmaps)
         except BaseException:
             opened.close()
             raise
@@ -220,9 +234,12 @@ class ExportedModel:
         feeds = self._feeds(batch, class_ids)
         heatmaps: DeviceHeatmaps | None = None
         if wanted == "cams" and placements is not None and self._on_device:
-            request = HeatmapRequest(tuple(placements), self.spec.nwc, self.spec.signed)
-            found, heatmaps = self.backend.infer_heatmaps(feeds, self._beside_heatmaps, request)
-            cams: Array | None = heatmaps.cams
+            request = HeatmapRequest(
+                tuple(placements), self.spec.nwc, self.spec.signed, self._heatmaps
+            )
+            found, made = self.backend.infer_heatmaps(feeds, self._beside_heatmaps, request)
+            cams: Array | None = made.cams
+            heatmaps = None if made.heatmaps is None else made
         else:
             found = self.backend.infer(feeds, self._names[wanted])
             cams = self._cams(found) if wanted == "cams" else None

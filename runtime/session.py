@@ -30,7 +30,14 @@ from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
 from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
-from sigcam.runtime.backends.base import BackendOptions, ConvSearch, Mode, Precision
+from sigcam.runtime.backends.base import (
+    BackendOptions,
+    ConvSearch,
+    HeatmapKind,
+    HeatmapOptions,
+    Mode,
+    Precision,
+)
 from sigcam.runtime.classes import Classes, request_for
 from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
 from sigcam.runtime.explanation import Explanation
@@ -57,6 +64,8 @@ def load(
     batch_size: int = 8,
     max_classes: int = 10,
     conv_search: ConvSearch = "heuristic",
+    heatmaps: HeatmapKind = "float32",
+    heatmap_limit: int = HeatmapOptions.limit,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
 ) -> Session:
     """Opens an exported model.
@@ -104,6 +113,11 @@ def load(
             "heuristic"; "exhaustive", which times all of them at the first run of each batch size,
             for hundreds of milliseconds, and may find faster ones; or "default", which takes one
             that always works.
+        heatmaps: what backends on a GPU make of an artifact of the profile "split": "float32", the
+            heatmaps of all classes with each batch; "uint8", the same in a quarter of the memory,
+            as 256 levels; "lazy", CAMs alone, from which each heatmap is made on the CPU when it
+            is asked for. Backends on the CPU are always lazy.
+        heatmap_limit: most bytes that the heatmaps of one batch may take, where they aren't lazy.
         max_pixels: largest image file that is decoded; None for no limit.
 
     Raises:
@@ -132,6 +146,7 @@ def load(
         batch_size=batch_size,
         max_classes=max_classes,
         conv_search=conv_search,
+        heatmaps=HeatmapOptions(heatmaps, heatmap_limit),
     )
     _limit_opencv()
     model = ExportedModel.open(path, backend, options, head, verify=verify)

@@ -29,6 +29,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Mode = Literal["latency", "throughput"]
 """What a backend is tuned for; see `BackendOptions`."""
 
+HeatmapKind = Literal["float32", "uint8", "lazy"]
+"""How a device makes heatmaps; see `HeatmapOptions`."""
+
 ConvSearch = Literal["heuristic", "exhaustive", "default"]
 """How algorithms for convolutions are chosen; see `BackendOptions`."""
 
@@ -61,6 +64,37 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class HeatmapOptions:
+    """How a backend that can makes heatmaps on its device.
+
+    Attributes:
+        made: "float32" and "uint8" for heatmaps of all classes with each batch, of 4 bytes or of
+            1 for each pixel; "lazy" for CAMs alone, from which a heatmap is made on the CPU when
+            it is asked for.
+        limit: most bytes that the heatmaps of one batch may take in memory.
+
+    Example:
+        >>> HeatmapOptions("uint8").itemsize
+        1
+    """
+
+    made: HeatmapKind = "float32"
+    limit: int = 2 << 30
+
+    def __post_init__(self) -> None:
+        if self.made not in get_args(HeatmapKind):
+            kinds = ", ".join(get_args(HeatmapKind))
+            raise UsageError(f"heatmaps must be one of {kinds}, got {self.made!r}")
+        if self.limit < 1:
+            raise UsageError(f"heatmap_limit must be at least 1 byte, got {self.limit}")
+
+    @property
+    def itemsize(self) -> int:
+        """Returns the bytes of a heatmap's pixel."""
+        return 1 if self.made == "uint8" else 4
+
+
+@dataclass(frozen=True)
 class BackendOptions:
     """What backends can be asked for. Each backend lists those that it understands.
 
@@ -82,6 +116,7 @@ class BackendOptions:
             backend refuses: one that compiles for shapes may compile for this one, and then
             refuses larger ones.
         max_classes: most classes for each image in one run; a hint likewise.
+        heatmaps: how the backend makes heatmaps, if it does.
         conv_search: how cuDNN's algorithm for a convolution is found. "heuristic" asks cuDNN;
             "exhaustive" times all algorithms anew for each shape, every batch size included,
             which takes hundreds of milliseconds for a network and may give faster ones;
@@ -96,6 +131,9 @@ class BackendOptions:
     cache: Path | None = None
     batch_size: int | None = field(default=None, metadata={"hint": True})
     max_classes: int = field(default=10, metadata={"hint": True})
+    heatmaps: HeatmapOptions = field(
+        default_factory=lambda: HeatmapOptions(), metadata={"hint": True}
+    )
     conv_search: ConvSearch = "heuristic"
 
     def __post_init__(self) -> None:
@@ -143,11 +181,13 @@ class HeatmapRequest:
         placements: where each image's input lies in the image, in the order of the batch.
         clamp: whether negative weights count as 0 (NWC).
         signed: whether CAMs keep the sign of the weighted sum.
+        options: how heatmaps are made.
     """
 
     placements: tuple[Placement, ...]
     clamp: bool
     signed: bool = False
+    options: HeatmapOptions = HeatmapOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,12 +196,13 @@ class DeviceHeatmaps:
 
     Attributes:
         cams: CAMs, float32 [B, K, h, w], >= 0 unless signed.
-        heatmaps: the heatmaps of each image, float32 [K, H, W] in [0, 1] at its own size.
+        heatmaps: the heatmaps of each image [K, H, W] at its own size, float32 in [0, 1] or uint8
+            (255 times as much, rounded); None where only CAMs were asked for.
         valid: which heatmaps are valid, bool [B, K]; one that isn't is 0 everywhere.
     """
 
     cams: Array
-    heatmaps: tuple[Array, ...]
+    heatmaps: tuple[Array, ...] | None
     valid: Array
 
 

@@ -5,7 +5,9 @@ import copy
 import numpy as np
 import pytest
 
+from sigcam.core.errors import UsageError
 from sigcam.core.spec import ClassSelection
+from sigcam.runtime.backends.base import HeatmapOptions
 from sigcam.runtime.session import Session, load
 from tests.support.device_doubles import CpuStream, bound_on_cpu
 
@@ -25,7 +27,7 @@ def both(stream, make_artifact):
     """both(**spec changes) -> a session with made maps, and a plain one."""
     opened = []
 
-    def make(emit=(), **changes):
+    def make(emit=(), heatmaps=None, **changes):
         from sigcam.core.artifact import read_spec
         from sigcam.core.model_file import ModelFile
         from sigcam.runtime.backends import open_backend
@@ -39,7 +41,7 @@ def both(stream, make_artifact):
         head = file and HeadGraph(
             spec.head_input, file, lambda f: open_backend(f, "ort", BackendOptions())
         )
-        model = ExportedModel(spec, bound_on_cpu(path, stream), head)
+        model = ExportedModel(spec, bound_on_cpu(path, stream), head, heatmaps)
         pair = (Session(model), load(path, "ort"))
         opened.extend(pair)
         return pair
@@ -70,6 +72,53 @@ def test_the_same_answers(both, stream, request_):
         for one, other in zip(got, exact, strict=True):
             same(one, other)
     assert "heatmaps" in stream.done
+
+
+def test_heatmaps_of_bytes(both):
+    """A quarter of the memory; `heatmap` stays float32, at 256 levels."""
+    session, plain = both(heatmaps=HeatmapOptions("uint8"))
+    made, want = session.explain(IMAGES, top_k=2), plain.explain(IMAGES, top_k=2)
+    for got, exact in zip(made, want, strict=True):
+        for one, other in zip(got, exact, strict=True):
+            assert one._made[0].dtype == np.uint8
+            assert one.heatmap.dtype == np.float32
+            assert not one.heatmap.flags.writeable
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=0.51 / 255)
+            assert one.heatmap.max() == (1.0 if one.valid else 0.0)
+            assert one.valid == other.valid
+            np.testing.assert_allclose(one.cam, other.cam, atol=1e-6)
+            assert one.overlay().shape == other.overlay().shape
+
+
+def test_heatmaps_that_are_made_when_they_are_asked_for(both, stream):
+    session, plain = both(heatmaps=HeatmapOptions("lazy", limit=1))
+    made, want = session.explain(IMAGES, top_k=3), plain.explain(IMAGES, top_k=3)
+    assert "heatmaps" in stream.done  # the CAMs came from the device
+    assert len(stream.kernel.launches) == 1  # for images of four sizes
+    for got, exact in zip(made, want, strict=True):
+        for one, other in zip(got, exact, strict=True):
+            assert one._made is None
+            np.testing.assert_allclose(one.cam, other.cam, atol=1e-6)
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=3e-5)
+
+
+def test_images_larger_than_the_limit(both):
+    """The session works on afterwards, with what the message advises too."""
+    session, plain = both(heatmaps=HeatmapOptions(limit=4 * 2 * 70 * 90))
+    with pytest.raises(UsageError, match=r"1 images and 2 classes take 0\.00048 GB, more than"):
+        session.explain(IMAGES[3], top_k=2)
+    same(session.explain(IMAGES[0], top_k=2)[1], plain.explain(IMAGES[0], top_k=2)[1])
+    same(session.explain(IMAGES[3][:60], top_k=1)[0], plain.explain(IMAGES[3][:60], top_k=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"heatmaps": "float16"}, "one of float32, uint8, lazy, got 'float16'"),
+     ({"heatmap_limit": 0}, "at least 1 byte, got 0")],
+)  # fmt: skip
+def test_options_that_are_none(make_artifact, options, said):
+    with pytest.raises(UsageError, match=said):
+        load(make_artifact(), "ort", **options)
 
 
 def test_without_clamping(both):

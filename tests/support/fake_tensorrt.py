@@ -144,6 +144,9 @@ class FakeCuda:
     def stream_of(self, stream):
         return self.streams[stream] if isinstance(stream, int) else stream
 
+    def synchronize(self, stream):
+        self.stream_of(stream).synchronize()
+
     def copy_to_device(self, address, source, size, stream):
         self._copy(address, source, size, stream)
 
@@ -190,7 +193,7 @@ class FakeContext:
     """Checks that shapes and addresses are set before the engine is enqueued."""
 
     def __init__(self, engine, settled):
-        self.engine, self.settled = engine, settled
+        self.engine, self.settled, self.memory = engine, settled, None
         self.shapes, self.addresses = {}, {}
         self.up_to_date = None  # with these shapes, since a run that wasn't captured
         self.busy = threading.Lock()
@@ -202,6 +205,11 @@ class FakeContext:
             return False
         self.shapes[name] = tuple(shape)
         return True
+
+    def set_device_memory(self, memory, size):
+        assert memory % 256 == 0
+        assert size >= self.engine.device_memory_size_v2
+        self.memory = memory
 
     def infer_shapes(self):
         return sorted(self.engine.inputs.keys() - self.shapes.keys())
@@ -237,11 +245,17 @@ class FakeContext:
         shapes = {name: self.get_tensor_shape(name) for name in self.engine.values}
         shapes.update(self.shapes)
         addresses = dict(self.addresses)  # those of now, whatever is set before it runs
+        assert self.memory is not None, "this context has no memory for its values"
+        # The intermediate values of contexts on two streams would overwrite each other.
+        owner = module.memory_of.get(self.memory)
+        assert owner in (None, handle) or owner not in module.cuda.streams
+        module.memory_of[self.memory] = handle
         stream.add(lambda: self.run(shapes, addresses))
         return True
 
     def run(self, shapes, addresses):
         assert self.busy.acquire(blocking=False), "two threads use one context"
+        at(self.memory, np.uint8, (self.engine.device_memory_size_v2,)).fill(0xEE)
         try:
             feeds = {
                 name: at(addresses[name], self.engine.dtype(name), shapes[name])
@@ -277,6 +291,10 @@ class FakeRuntimeConfig:
     def __init__(self, module):
         self.dynamic_shapes_kernel_specialization_strategy = "lazy"
         self.create_runtime_cache, self.cache = FakeRuntimeCache, None
+        self.allocation = "static"
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.allocation = strategy
 
     def set_runtime_cache(self, cache):
         self.cache = cache
@@ -301,6 +319,7 @@ class FakeEngine:
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         self.values = {**self.inputs, **{v.name: v for v in self.session.get_outputs()}}
         self.num_io_tensors = len(self.values)
+        self.device_memory_size_v2 = 1000
 
     def get_tensor_name(self, index):
         return list(self.values)[index]
@@ -329,8 +348,9 @@ class FakeEngine:
     def create_runtime_config(self):
         return FakeRuntimeConfig(self.module)
 
-    def create_execution_context(self, runtime_config=None):
-        assert (runtime_config is not None) == self.module.is_rtx
+    def create_execution_context(self, given):
+        runtime_config = given if self.module.is_rtx else None
+        assert (given.allocation if self.module.is_rtx else given) == "by the user"
         strategy = getattr(runtime_config, "dynamic_shapes_kernel_specialization_strategy", None)
         if self.module.no_memory:
             return None
@@ -375,7 +395,8 @@ def fake_module(cuda, shapes, is_rtx=False):
 
     module = SimpleNamespace(
         __version__=VERSION, ILogger=Logger, Runtime=Runtime, cuda=cuda, shapes=shapes,
-        ComputeCapability=ComputeCapability,
+        ComputeCapability=ComputeCapability, memory_of={},
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="by the user"),
         TensorIOMode=SimpleNamespace(INPUT="in"), EngineValidity=Validity,
         EngineInvalidityDiagnostics=Diagnostics, validity=(Validity.VALID, 0),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),

@@ -2,35 +2,56 @@
 
 A launch of the kernels makes heatmaps of one size, with one placement of the input in the image.
 So a batch is cut into runs of neighbouring images with the same placement, and each run is
-launched at its part of the features and weights.
+launched at its part of the features and weights. Results go through memory of a fixed size; a
+batch of large images is made group by group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    UsageError,
+)
 from sigcam.core.types import Array
-from sigcam.images.preprocess import Axis, Placement
+from sigcam.images.preprocess import Axis
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import Axis as KernelAxis
+from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import ALIGNMENT, Heatmaps, Inputs, Plan, Workspace
+from sigcam.kernels.plan import Heatmaps, Inputs, Plan, Workspace
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
+from sigcam.runtime.backends.cuda.layout import (
+    STAGED,
+    Group,
+    Part,
+    Run,
+    cams_size,
+    groups_of,
+    runs_of,
+)
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
-__all__ = ["DeviceTensor", "HeatmapMaker", "Pending", "axis_of", "kernel_errors"]
+__all__ = ["DeviceOutput", "DeviceTensor", "HeatmapMaker", "Pending", "axis_of", "kernel_errors"]
 
 _MAX_KEPT = 64
 """Most plans, and most workspaces, that are kept for the next batch of the same shapes."""
+
+
+_NO_MEMORY = (
+    '; its memory is used up: load the model with a smaller batch_size, with heatmaps="uint8" or '
+    '"lazy", ask for fewer classes, or end what else runs on the GPU (nvidia-smi shows it)'
+)
 
 
 @contextmanager
@@ -54,33 +75,39 @@ def kernel_errors() -> Iterator[None]:
     except CudaUnavailableError as exc:
         raise BackendUnavailableError(f"the GPU can't be used: {exc}") from exc
     except KernelError as exc:
-        raise BackendError(f"the GPU failed: {exc}") from exc
+        advice = _NO_MEMORY if "OUT_OF_MEMORY" in str(exc) else ""
+        raise BackendError(f"the GPU failed: {exc}{advice}") from exc
 
 
 class Pending:
-    """Heatmaps that are being made; `collect` returns them once the stream is synchronised.
+    """Heatmaps that are being made; `collect` returns them once the stream was synchronised."""
 
-    Where the work was captured in a CUDA graph, `collect` may be called after each launch
-    of the graph, as long as the `generation` of the HeatmapMaker is the same.
-    """
-
-    def __init__(self, parts: Sequence[Part], memory: Any) -> None:
-        self._parts = parts
-        self._memory = memory
+    def __init__(self, maker: HeatmapMaker, work: Work) -> None:
+        self._maker, self._work = maker, work
 
     def collect(self) -> DeviceHeatmaps:
-        """Copies the heatmaps out of the memory that the next batch uses, and returns them."""
+        """Copies the heatmaps out of the memory that the next batch uses, and returns them.
+
+        What didn't fit in that memory is made now, piece by piece, and waited for.
+
+        Raises:
+            BackendError: a CUDA call failed.
+        """
         found: dict[str, list[Array]] = {"heatmaps": [], "valid": [], "cams": []}
-        for part in self._parts:
-            for name, (kind, shape) in part.shapes.items():
-                start = getattr(part, name)
-                size = np.dtype(kind).itemsize * int(np.prod(shape))
-                array = self._memory[start : start + size].view(kind).reshape(shape)
-                found[name].append(array)
+        for number, group in enumerate(self._work.groups):
+            if number:
+                with kernel_errors():
+                    self._maker.launch(self._work, group)
+                    driver.synchronize(self._work.stream)
+            for part in group.parts:
+                for name, array in self._maker.results(part).items():
+                    # One array for each image: none keeps the heatmaps of another one alive.
+                    found[name] += (
+                        [one.copy() for one in array] if name == "heatmaps" else [array.copy()]
+                    )
         return DeviceHeatmaps(
             cams=np.concatenate(found["cams"]),
-            # One array for each image: none keeps the heatmaps of another one alive.
-            heatmaps=tuple(image.copy() for heatmaps in found["heatmaps"] for image in heatmaps),
+            heatmaps=None if self._work.lazy else tuple(found["heatmaps"]),
             valid=np.concatenate(found["valid"]).astype(bool),
         )
 
@@ -88,17 +115,13 @@ class Pending:
 class HeatmapMaker:
     """Makes the heatmaps of batches on one stream, one batch at a time.
 
-    The memory is kept for the next batch and grows with the largest one. Everything happens
-    in the context that was current when the kernel was loaded, which the caller makes
-    current.
-
-    Attributes:
-        generation: a number that grows whenever memory was allocated anew. CUDA graphs that
-            were captured before then hold addresses that aren't valid any more.
+    The memory for results, on the device and page-locked on the host, holds `STAGED` bytes, or
+    one image's heatmaps where these are more; batches that need more go through it piece by
+    piece. It is kept for the next batch. Everything happens in the context that was current
+    when the kernel was loaded, which the caller makes current.
     """
 
     def __init__(self, kernel: ClampCombine) -> None:
-        self.generation = 0
         self._kernel = kernel
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._workspaces: dict[Workspace, driver.DeviceBuffer] = {}
@@ -111,8 +134,8 @@ class HeatmapMaker:
     ) -> Pending:
         """Enqueues the kernels and the copies of their results to the host.
 
-        Nothing waits. Memory is allocated if this batch needs more than those before it; a
-        batch of shapes that was enqueued before needs none, so that it may be captured.
+        Nothing waits, unless memory must be made anew while it is in use. The tensors must stay
+        until the results are collected.
 
         Args:
             features: features [B, N, h, w].
@@ -122,16 +145,42 @@ class HeatmapMaker:
 
         Raises:
             ArtifactError: shapes or types that don't belong together.
+            UsageError: the heatmaps are more than the request's limit.
             BackendError: a CUDA call failed, memory that is used up included.
         """
         check_tensors(features, weights, len(request.placements))
+        if request.options.made != "lazy":
+            check_limit(request, weights.shape[1])
         with kernel_errors():
-            parts, results, size = self._parts(features, weights, request)
-            device, memory = self._grown(results, size)
-            for part in parts:
-                self._launch(part, features, weights, device.address, memory, stream)
-            driver.copy_to_host(memory, device.address, results, stream)
-        return Pending(parts, memory)
+            planned = [
+                (run, self._plan(features, weights, run, request))
+                for run in self._runs(features, weights, request)
+            ]
+            work = Work(
+                features, weights, groups_of(planned), stream, request.options.made == "lazy"
+            )
+            self._grow(work)
+            self.launch(work, work.groups[0])
+        return Pending(self, work)
+
+    def launch(self, work: Work, group: Group) -> None:
+        """Enqueues the kernels of a part of the work, and the copies of its results."""
+        device, memory = self._results, self._view
+        if device is None or memory is None:
+            raise KernelError("the memory for heatmaps was freed")
+        for part in group.parts:
+            self._launch(part, work.features, work.weights, device.address, memory, work.stream)
+        driver.copy_to_host(memory, device.address, group.results, work.stream)
+
+    def results(self, part: Part) -> dict[str, Array]:
+        """Returns a part's results in page-locked memory, which the next launch overwrites."""
+        found: dict[str, Array] = {}
+        for name, (kind, shape) in part.shapes.items():
+            start = getattr(part, name)
+            size = np.dtype(kind).itemsize * int(np.prod(shape, dtype=np.int64))
+            assert self._view is not None  # noqa: S101 (it was filled)
+            found[name] = self._view[start : start + size].view(kind).reshape(shape)
+        return found
 
     def close(self) -> None:
         """Frees the memory; the object can't be used afterwards."""
@@ -140,15 +189,14 @@ class HeatmapMaker:
             workspace.close()
         self._workspaces.clear()
 
-    def _parts(
+    def _runs(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
-    ) -> tuple[list[Part], int, int]:
-        """Plans the batch's runs and lays out their results; returns what `layout` returns."""
-        planned = [
-            (run, self._plan(features, weights, run, request))
-            for run in runs_of(request.placements)
-        ]
-        return layout(planned)
+    ) -> list[Run]:
+        """Cuts a batch into runs; CAMs alone don't depend on where the images lie."""
+        if request.options.made == "lazy":
+            return [Run(0, features.shape[0], None)]
+        pixel = weights.shape[1] * request.options.itemsize
+        return runs_of(request.placements, pixel)
 
     def _plan(
         self, features: DeviceTensor, weights: DeviceTensor, run: Run, request: HeatmapRequest
@@ -157,7 +205,8 @@ class HeatmapMaker:
         addresses = address_of(features, run.first) | address_of(weights, run.first)
         alignment = min(16, addresses & -addresses)
         shapes = (features.shape[1:], weights.shape[1:], features.half)
-        key = (*shapes, run.count, run.placement, request.clamp, request.signed, alignment)
+        bytes_ = request.options.made == "uint8"
+        key = (*shapes, run.count, run.placement, request.clamp, request.signed, alignment, bytes_)
         if key not in self._plans:
             _, channels, height, width = features.shape
             inputs = Inputs(
@@ -172,11 +221,14 @@ class HeatmapMaker:
                 signed=request.signed,
                 alignment=alignment,
             )
-            rows, columns = run.placement.rows, run.placement.columns
+            if run.placement is None:
+                axes = whole(height, height), whole(width, width)
+            else:
+                rows, columns = run.placement.rows, run.placement.columns
+                axes = axis_of(rows, height), axis_of(columns, width)
             if len(self._plans) >= _MAX_KEPT:
                 self._plans.clear()
-            heatmaps = Heatmaps(axis_of(rows, height), axis_of(columns, width))
-            self._plans[key] = self._kernel.plan(inputs, heatmaps)
+            self._plans[key] = self._kernel.plan(inputs, Heatmaps(*axes, bytes_=bytes_))
         return self._plans[key]
 
     def _launch(
@@ -216,22 +268,25 @@ class HeatmapMaker:
             buffer = driver.DeviceBuffer(plan.workspace.size)
             self._kernel.prepare_workspace(plan, buffer.address, stream)
             self._workspaces[plan.workspace] = buffer
-            self.generation += 1
         return self._workspaces[plan.workspace].address
 
-    def _grown(self, results: int, size: int) -> tuple[driver.DeviceBuffer, Array]:
-        """Returns at least `results` bytes of device memory, and `size` of pinned memory."""
-        device, view = self._results, self._view
-        if device is None or view is None or device.size < results or view.size < size:
+    def _grow(self, work: Work) -> None:
+        """Makes the memory for results large enough."""
+        results = max(group.results for group in work.groups)
+        size = max(group.size for group in work.groups)
+        device, host = self._results, self._host
+        if device is None or host is None or device.size < results or host.size < size:
             # Both anew and half as large again, so that growing batches don't do this often.
             # The old ones first: there may not be room for both.
             self._free()
-            device = driver.DeviceBuffer(results + results // 2)
-            host = driver.PinnedBuffer(size + size // 2)
-            view = host.view(np.uint8, (host.size,))
-            self._results, self._host, self._view = device, host, view
-            self.generation += 1
-        return device, view
+            device = driver.DeviceBuffer(min(results + results // 2, max(results, STAGED)))
+            try:
+                host = driver.PinnedBuffer(min(size + size // 2, max(size, 2 * STAGED)))
+            except BaseException:
+                device.close()  # not when the error is forgotten, which may be late
+                raise
+            self._results, self._host = device, host
+            self._view = host.view(np.uint8, (host.size,))
 
     def _free(self) -> None:
         buffers = (self._results, self._host)
@@ -239,6 +294,29 @@ class HeatmapMaker:
         for buffer in buffers:
             if buffer is not None:
                 buffer.close()
+
+
+@dataclass(frozen=True)
+class DeviceOutput:
+    """An output of a network in device memory.
+
+    Attributes:
+        address: where its first element lies.
+        dtype, shape: as NumPy's; it is C-contiguous.
+
+    Example:
+        >>> DeviceOutput(0x1000, np.dtype(np.int64), (2, 5)).nbytes
+        80
+    """
+
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the bytes of all elements."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -257,45 +335,50 @@ class DeviceTensor:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Neighbouring images of a batch that share a launch.
+class Work:
+    """What is done for one batch.
 
     Attributes:
-        first, count: number of the first image, and how many there are.
-        placement: the placement of all of them.
+        features, weights: what heatmaps are made of.
+        groups: the parts of the batch, one group after the other.
+        stream: handle of the stream.
+        lazy: whether only CAMs are wanted.
     """
 
-    first: int
-    count: int
-    placement: Placement
+    features: DeviceTensor
+    weights: DeviceTensor
+    groups: tuple[Group, ...]
+    stream: int
+    lazy: bool
 
 
-@dataclass(frozen=True)
-class Part:
-    """A run of images with its launches, and where its results lie.
+def check_limit(request: HeatmapRequest, classes: int) -> None:
+    """Refuses a batch whose heatmaps take more memory than they may.
 
-    Attributes:
-        run: the images.
-        plan: the launches.
-        heatmaps, valid, cams: where the results of each kind begin, in bytes.
+    Raises:
+        UsageError: they do; says how much, and what to do.
+
+    Example:
+        >>> from sigcam.core.spec import Preprocessing
+        >>> from sigcam.images.preprocess import place
+        >>> placed = tuple(place(Preprocessing(), 3000, 4000) for _ in range(8))
+        >>> check_limit(HeatmapRequest(placed, clamp=True), classes=5)
+        >>> check_limit(HeatmapRequest(placed, clamp=True), classes=9)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        sigcam.core.errors.UsageError: the heatmaps of 8 images and 9 classes take 3.5 GB, more ...
     """
-
-    run: Run
-    plan: Plan
-    heatmaps: int
-    valid: int
-    cams: int
-
-    @property
-    def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
-        """Returns type and shape of each result by its name."""
-        inputs, heatmaps = self.plan.inputs, self.plan.heatmaps
-        count = (inputs.batch, inputs.classes)
-        return {
-            "heatmaps": (np.float32, (*count, heatmaps.rows.size, heatmaps.columns.size)),
-            "valid": (np.uint8, count),
-            "cams": (np.float32, (*count, inputs.height, inputs.width)),
-        }
+    options = request.options
+    pixels = sum(one.height * one.width for one in request.placements)
+    needed = pixels * classes * options.itemsize
+    if needed > options.limit:
+        smaller = "" if options.made == "uint8" else 'heatmaps="uint8" (a quarter of it) or '
+        raise UsageError(
+            f"the heatmaps of {len(request.placements)} images and {classes} classes take "
+            f"{needed / 1e9:.3g} GB, more than the limit of {options.limit / 1e9:.3g} GB: load the "
+            f'model with {smaller}heatmaps="lazy" (each is made when it is asked for), with a '
+            f"smaller batch_size or with heatmap_limit={needed}, or ask for fewer classes"
+        )
 
 
 def axis_of(axis: Axis, cells: int) -> KernelAxis:
@@ -322,69 +405,6 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
     return KernelAxis(axis.size, axis.low, axis.high, cells, step * share, offset)
 
 
-def runs_of(placements: Sequence[Placement]) -> list[Run]:
-    """Cuts a batch into runs of neighbours with the same placement, in order.
-
-    Example:
-        >>> from sigcam.core.spec import Preprocessing
-        >>> from sigcam.images.preprocess import place
-        >>> tall, wide = (place(Preprocessing(), *size) for size in [(640, 480), (480, 640)])
-        >>> [(run.first, run.count) for run in runs_of([tall, tall, wide, tall])]
-        [(0, 2), (2, 1), (3, 1)]
-    """
-    runs = []
-    first = 0
-    for placement, same in groupby(placements):
-        count = len(list(same))
-        runs.append(Run(first, count, placement))
-        first += count
-    return runs
-
-
-def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
-    """Lays out the results of the runs: all heatmaps and flags, then all CAMs.
-
-    Returns:
-        The parts; the bytes of heatmaps and flags, which lie on the device too; and the bytes
-        of everything.
-
-    Example:
-        >>> from sigcam.kernels.arguments import whole
-        >>> from sigcam.kernels.plan import plan
-        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1)
-        >>> made = plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84)
-        >>> (part,), results, total = layout([(Run(0, 2, None), made)])
-        >>> part.heatmaps, part.valid, part.cams, results, total
-        (0, 401408, 401664, 401664, 402176)
-    """
-    at = 0
-    places: list[list[int]] = []
-    for _, plan in planned:
-        count = plan.inputs.batch * plan.inputs.classes
-        valid = at + _aligned(4 * count * plan.heatmaps.rows.size * plan.heatmaps.columns.size)
-        places.append([at, valid])
-        at = valid + _aligned(count)
-    results = at
-    for (_, plan), place in zip(planned, places, strict=True):
-        place.append(at)
-        at += _aligned(cams_size(plan))
-    parts = [Part(*one, *place) for one, place in zip(planned, places, strict=True)]
-    return parts, results, at
-
-
-def cams_size(plan: Plan) -> int:
-    """Returns the bytes of a run's CAMs.
-
-    Example:
-        >>> from sigcam.kernels.arguments import whole
-        >>> from sigcam.kernels.plan import plan
-        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1)
-        >>> cams_size(plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84))
-        392
-    """
-    return 4 * plan.inputs.batch * plan.inputs.classes * plan.inputs.positions
-
-
 def address_of(tensor: DeviceTensor, image: int) -> int:
     """Returns where the part of the batch begins that belongs to an image.
 
@@ -395,10 +415,6 @@ def address_of(tensor: DeviceTensor, image: int) -> int:
     """
     elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
     return tensor.address + image * elements * (2 if tensor.half else 4)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def check_tensors(features: DeviceTensor, weights: DeviceTensor, images: int) -> None:

@@ -12,6 +12,7 @@ from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.runtime.backends.base import HeatmapRequest
 from sigcam.runtime.backends.cuda.heatmaps import (
+    DeviceOutput,
     DeviceTensor,
     HeatmapMaker,
     Pending,
@@ -42,6 +43,7 @@ class CudaStream:
         """
         self.ordinal = ordinal
         self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer]] = {}
+        self._outputs: dict[str, driver.PinnedBuffer] = {}
         self._heatmaps: HeatmapMaker | None = None
         with kernel_errors():
             driver.available()
@@ -86,6 +88,34 @@ class CudaStream:
             addresses[name] = device.address
         return addresses
 
+    def fetch(self, outputs: Mapping[str, DeviceOutput]) -> dict[str, Array]:
+        """Enqueues the copies of outputs to page-locked memory.
+
+        Copies to other memory would wait for the network on the host, and the heatmap kernels
+        could be enqueued only after that.
+
+        Args:
+            outputs: where each output lies, by name.
+
+        Returns:
+            Views of that memory, which are filled once the stream was synchronised; the next call
+            writes to it again.
+        """
+        views = {}
+        for name, one in outputs.items():
+            size = one.nbytes
+            kept = self._outputs.get(name)
+            if kept is None or kept.size < size:
+                if kept is not None:
+                    kept.close()
+                    del self._outputs[name]
+                grown = size + size // 2 if kept else size
+                kept = self._outputs[name] = driver.PinnedBuffer(max(1, grown))
+            if size:
+                driver.copy_to_host(kept.address, one.address, size, self._stream)
+            views[name] = kept.view(one.dtype, one.shape)
+        return views
+
     def enqueue_heatmaps(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> Pending:
@@ -116,7 +146,9 @@ class CudaStream:
                 for pair in self._inputs.values():
                     for buffer in pair:
                         rest.callback(buffer.close)
-                self._inputs = {}
+                for buffer in self._outputs.values():
+                    rest.callback(buffer.close)
+                self._inputs, self._outputs = {}, {}
                 if self._heatmaps is not None:
                     rest.callback(self._heatmaps.close)
                     self._heatmaps = None  # the kernels are unloaded while there is a context

@@ -9,7 +9,6 @@ import numpy as np
 
 from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
 from sigcam.core.model_file import ModelFile
-from sigcam.core.types import Array
 from sigcam.runtime.backends.base import Backend, BackendOptions, TensorInfo
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -166,17 +165,6 @@ def dtype_of(kind: str, name: str) -> np.dtype[Any]:
             f"{name} is {kind}, not one of {', '.join(DTYPES)}; export the model again"
         )
     return DTYPES[kind]
-
-
-def own(value: Any) -> Array:
-    """Copies an OrtValue's tensor to an array of its own, from the device if it is on one.
-
-    Example:
-        >>> import onnxruntime
-        >>> own(onnxruntime.OrtValue.ortvalue_from_numpy(np.array([1.0, 2.0])))
-        array([1., 2.])
-    """
-    return np.array(value.numpy())
 
 
 def _tensor_info(value: Any) -> TensorInfo:

@@ -13,13 +13,8 @@ from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor
-from sigcam.runtime.backends.onnxruntime.common import (
-    OrtBase,
-    dtype_of,
-    own,
-    run_error,
-)
+from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor
+from sigcam.runtime.backends.onnxruntime.common import OrtBase, dtype_of, run_error
 
 ON_DEVICE = ("features", "cam_weights")
 """The outputs that heatmaps are made of; they stay on the device."""
@@ -55,6 +50,10 @@ class DeviceStream(Protocol):
         """Enqueues the copies of the inputs to the device; returns their addresses there."""
         ...
 
+    def fetch(self, outputs: Mapping[str, DeviceOutput]) -> dict[str, Array]:
+        """Enqueues the copies of outputs; returns views that a synchronisation fills."""
+        ...
+
     def enqueue_heatmaps(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
     ) -> Collectable:
@@ -77,6 +76,8 @@ class BoundBackend(OrtBase):
     heatmaps and the copies back follow each other on it without waiting in between: ONNX Runtime
     is told not to synchronise after its run (`disable_synchronize_execution_providers`,
     microsoft/onnxruntime pull request 14088), and the one wait is for the stream at the end.
+    All outputs stay on the device, and go to page-locked memory of our own from there: ONNX
+    Runtime would copy them to memory that isn't page-locked, for which the host has to wait.
     ONNX Runtime has one stream for a session, so calls from several threads take turns.
     """
 
@@ -110,20 +111,21 @@ class BoundBackend(OrtBase):
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         with self._running():
-            values = self._run(feeds, wanted, ())
+            values = self._run(feeds, wanted)
+            views = self._stream.fetch({name: _output(values[name], name) for name in wanted})
             self._stream.synchronize()
-            return {name: own(value) for name, value in values.items()}
+            return {name: view.copy() for name, view in views.items()}
 
     def _infer_heatmaps(
         self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
         with self._running():
-            names = [name for name in wanted if name not in ON_DEVICE]
-            values = self._run(feeds, names, ON_DEVICE)
+            values = self._run(feeds, list(dict.fromkeys((*wanted, *ON_DEVICE))))
             features, weights = (_tensor(values[name], name) for name in ON_DEVICE)
             pending = self._stream.enqueue_heatmaps(features, weights, request)
+            views = self._stream.fetch({name: _output(values[name], name) for name in wanted})
             self._stream.synchronize()
-            return {name: own(values[name]) for name in wanted}, pending.collect()
+            return {name: view.copy() for name, view in views.items()}, pending.collect()
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -140,10 +142,8 @@ class BoundBackend(OrtBase):
                         self._stream.synchronize()
                     raise
 
-    def _run(
-        self, feeds: Mapping[str, Array], to_host: Sequence[str], to_device: Sequence[str]
-    ) -> dict[str, Any]:
-        """Enqueues a run; returns its outputs, which are there once the stream is synchronised."""
+    def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Any]:
+        """Enqueues a run; returns its outputs, which are on the device when the stream is there."""
         session, stream = self._opened(), self._stream
         # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
         # them to the CPU too, and would copy them back without waiting for our stream.
@@ -156,15 +156,19 @@ class BoundBackend(OrtBase):
             for name, array in staged.items():
                 place = (stream.device, stream.ordinal)
                 binding.bind_input(name, *place, array.dtype, array.shape, addresses[name])
-            for name in to_host:
-                binding.bind_output(name, "cpu")
-            for name in to_device:
+            for name in names:
                 binding.bind_output(name, stream.device, stream.ordinal)
             session.run_with_iobinding(binding, self._run_options)
             outputs = binding.get_outputs()
         except Exception as exc:  # ONNX Runtime's errors share no narrower base
             raise run_error(exc) from exc
-        return dict(zip((*to_host, *to_device), outputs, strict=True))
+        return dict(zip(names, outputs, strict=True))
+
+
+def _output(value: Any, name: str) -> DeviceOutput:
+    """Returns an OrtValue as it is copied to the host."""
+    dtype = dtype_of(value.data_type(), name)
+    return DeviceOutput(value.data_ptr(), dtype, tuple(value.shape()))
 
 
 def _tensor(value: Any, name: str) -> DeviceTensor:

@@ -156,10 +156,17 @@ class Engine:
                 self._no_capture = reason
                 _LOG.warning("the engine runs without CUDA graphs: %s", reason)
 
-    def context(self, *, settled: bool) -> Any:
+    @property
+    def memory(self) -> int:
+        """Returns the bytes of device memory that a context needs for intermediate values."""
+        return int(self._native.device_memory_size_v2)
+
+    def context(self, memory: int, *, settled: bool) -> Any:
         """Makes an execution context, for one thread at a time.
 
         Args:
+            memory: address of `self.memory` bytes on the device for its intermediate values.
+                Contexts whose work is on one stream, one after the other, may share it.
             settled: whether its shapes stay as they are. TensorRT-RTX then compiles the
                 kernels for them at once. Otherwise it begins with general ones and replaces
                 them later, which a captured graph would never see.
@@ -167,19 +174,22 @@ class Engine:
         Raises:
             BackendError: TensorRT can't make one, for lack of memory for example.
         """
+        by_us = self.package.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.package.is_rtx:
             config = self._native.create_runtime_config()
+            config.set_execution_context_allocation_strategy(by_us)
             if settled:
                 strategies = self.package.module.DynamicShapesKernelSpecializationStrategy
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             if self._cache is not None:
                 with self._lock:
                     self._cache.use(config)
-            made = self._native.create_execution_context(runtime_config=config)
+            made = self._native.create_execution_context(config)
         else:
-            made = self._native.create_execution_context()
+            made = self._native.create_execution_context(by_us)
         if made is None:
             raise BackendError(f"TensorRT can't make an execution context: {self.take_errors()}")
+        made.set_device_memory(memory, self.memory)
         return made
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,7 @@ from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Pending
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 
-if TYPE_CHECKING:
-    from sigcam.kernels.clamp_combine import ClampCombine
-
 Results = tuple[dict[str, Array], DeviceHeatmaps | None]
-
-_BROKEN_BEFORE = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"
-"""CUDA's name of the error that every call gives once an earlier one broke the capture off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +42,11 @@ class Call:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Returns what is equal for calls that enqueue the very same work."""
-        return self.shapes, self.wanted, self.request
+        """Returns what is equal for calls whose engine and copies are the very same work.
+
+        Where the images lie isn't in it: heatmaps are made beside the graph.
+        """
+        return self.shapes, self.wanted
 
 
 class _Room:
@@ -94,7 +91,8 @@ class Executor:
     Args:
         engine: the engine to run.
         stream: the stream that all work is enqueued on.
-        kernel: the heatmap kernels; None where the engine has nothing that they take.
+        heatmaps: makes heatmaps on that stream; None where the engine has nothing for it.
+        memory: address of the memory for the engine's intermediate values; see `Engine.context`.
         settled: whether all calls will have the same shapes; see `Engine.context`.
     """
 
@@ -102,19 +100,19 @@ class Executor:
         self,
         engine: Engine,
         stream: driver.Stream,
-        kernel: ClampCombine | None,
+        heatmaps: HeatmapMaker | None,
+        memory: int,
         *,
         settled: bool = False,
     ) -> None:
         self._engine, self._stream = engine, stream
-        self._context = engine.context(settled=settled)
-        self._heatmaps = None if kernel is None else HeatmapMaker(kernel)
+        self._context = engine.context(memory, settled=settled)
+        self._heatmaps = heatmaps
         self._rooms = {tensor.name: _Room() for tensor in engine.tensors}
         self._tensors = {tensor.name: tensor for tensor in engine.tensors}
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._bound: tuple[tuple[str, tuple[int, ...]], ...] | None = None
         self._graph: driver.Graph | None = None
-        self._pending: Pending | None = None
 
     def run(self, call: Call) -> Results:
         """Enqueues the call's work, waits for it, and copies the results out.
@@ -129,49 +127,35 @@ class Executor:
         if not self._execute():
             reason = self._engine.take_errors()
             raise BackendError(f"TensorRT failed while running the engine: {reason}")
-        pending = self._enqueue_rest(call)
-        self._stream.synchronize()
-        return self._collected(call, pending)
+        self._enqueue_copies_out(call)
+        return self._finished(call)
 
     def capture(self, call: Call) -> str | None:
-        """Captures the work of a call that `run` has just done into a CUDA graph.
+        """Captures the copies and the engine of a call that `run` has just done into a CUDA graph.
 
-        A run comes first because TensorRT brings its state up to date with new shapes in
-        the first one, which a graph can't hold.
+        The heatmap kernels stay outside: their work depends on where each image lies, and a graph
+        of theirs would fit no other folder of photos. A run comes first because TensorRT brings
+        its state up to date with new shapes in the first one, which a graph can't hold.
 
         Returns:
             None, or why TensorRT or CUDA can't capture it; the executor must then be closed.
-
-        Raises:
-            BackendError, KernelError: our own part of the work failed, for which the network
-                can't be the reason.
         """
         if self._engine.package.is_rtx and not self._context.is_stream_capturable(
             self._stream.handle
         ):
             return "TensorRT-RTX says that its work can't be captured for these shapes"
-        generation = 0 if self._heatmaps is None else self._heatmaps.generation
-        refused, ours = False, False
+        refused = False
         try:
             with driver.Graph.capture(self._stream) as graph:
                 self._enqueue_copies_in(call)
                 refused = not self._execute()
                 if refused:
                     raise KernelError("the engine was not captured")
-                ours = True
-                self._pending = self._enqueue_rest(call)
-                ours = False
+                self._enqueue_copies_out(call)
         except (BackendError, KernelError) as exc:
             if refused:
                 return f"TensorRT can't be captured: {self._engine.take_errors()}"
-            # TensorRT may do what breaks a capture off and still return True. The error then
-            # comes up first in our kernels, which are not to blame.
-            if ours and _BROKEN_BEFORE not in str(exc):
-                raise
             return f"CUDA can't capture it: {exc}"
-        if self._heatmaps is not None and self._heatmaps.generation != generation:
-            graph.close()
-            raise BackendError("memory moved while a CUDA graph was captured")
         self._graph = graph
         return None
 
@@ -186,16 +170,13 @@ class Executor:
             raise BackendError("this executor holds no CUDA graph")
         self._fill(call)
         self._graph.launch(self._stream)
-        self._stream.synchronize()
-        return self._collected(call, self._pending)
+        return self._finished(call)
 
     def close(self) -> None:
         """Frees everything, once the work on the stream that uses it is done."""
         with ExitStack() as stack:  # all of it, even if one fails; in the reverse order
             for room in self._rooms.values():
                 stack.callback(room.close)
-            if self._heatmaps is not None:
-                stack.callback(self._heatmaps.close)
             stack.callback(self._drop_context)
             if self._graph is not None:
                 stack.callback(self._graph.close)
@@ -276,8 +257,14 @@ class Executor:
         """Enqueues the engine; returns whether TensorRT did."""
         return bool(self._context.execute_async_v3(self._stream.handle))
 
-    def _enqueue_rest(self, call: Call) -> Pending | None:
-        """Enqueues the heatmaps, where they are asked for, and the copies of the outputs."""
+    def _finished(self, call: Call) -> Results:
+        """Enqueues the heatmaps behind the engine, waits for all, and copies the results out."""
+        pending = self._enqueue_heatmaps(call)
+        self._stream.synchronize()
+        return self._collected(call, pending)
+
+    def _enqueue_heatmaps(self, call: Call) -> Pending | None:
+        """Enqueues the heatmaps, where they are asked for."""
         pending = None
         if call.request is not None and self._heatmaps is not None:
             pending = self._heatmaps.enqueue(
@@ -286,13 +273,15 @@ class Executor:
                 call.request,
                 self._stream.handle,
             )
+        return pending
+
+    def _enqueue_copies_out(self, call: Call) -> None:
         for name in call.wanted:
             size = self._bytes(self._tensors[name])
             room = self._rooms[name]
             driver.copy_to_host(
                 room.on_host(size).address, room.on_device(size), size, self._stream
             )
-        return pending
 
     def _on_device(self, name: str) -> DeviceTensor:
         """Returns an output as the heatmap kernels take it."""

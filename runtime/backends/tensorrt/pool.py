@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sigcam.core.errors import BackendError
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
+from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker
 from sigcam.runtime.backends.tensorrt.engine import Engine
 from sigcam.runtime.backends.tensorrt.executor import Call, Executor, Results
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
 MAX_WORKERS = 4
-"""Most calls at once; further ones wait. Each has the engine's working memory several times."""
+"""Most calls at once; further ones wait. Each has the engine's working memory once."""
 
 MAX_GRAPHS = 2
-"""Most CUDA graphs of a worker; each has an execution context and memory of its own."""
+"""Most CUDA graphs of a worker; each has an execution context, inputs and outputs of its own."""
 
 _REMEMBERED = 32
 """How many kinds of calls a worker remembers, to see one come again.
@@ -33,21 +34,26 @@ It is also the number of calls after which a graph that none of them used may be
 class Worker:
     """A stream with one executor for any call, and others for calls that came again.
 
-    The first call of its kind (shapes, outputs, where the images lie) runs in the executor for
-    any call. The second one runs in an executor of its own and is then captured there; from the
-    third on, the graph is launched. Where all graphs are in use, further kinds stay without one:
+    All of them follow each other on the stream, so they share the memory for the engine's
+    intermediate values, and the memory for heatmaps.
+
+    The first call of its kind (shapes, outputs) runs in the executor for any call. The second one
+    runs in an executor of its own and is then captured there; from the third on, the graph is
+    launched, wherever the images lie. Where all graphs are in use, further kinds stay without one:
     making an executor costs far more than a graph saves, so kinds that take turns must not push
     each other out.
     """
 
     def __init__(self, engine: Engine, kernel: ClampCombine | None) -> None:
-        self._engine, self._kernel = engine, kernel
+        self._engine = engine
         self._stream = driver.Stream()
-        try:
-            self._plain = Executor(engine, self._stream, kernel)
-        except BaseException:
-            self._stream.close()
-            raise
+        with ExitStack() as stack:
+            stack.callback(self._stream.close)
+            self._memory = driver.DeviceBuffer(max(1, engine.memory))
+            stack.callback(self._memory.close)
+            self._heatmaps = None if kernel is None else HeatmapMaker(kernel)
+            self._plain = Executor(engine, self._stream, self._heatmaps, self._memory.address)
+            stack.pop_all()
         self._captured: OrderedDict[Any, Executor] = OrderedDict()  # used last: at the end
         self._used: dict[Any, int] = {}
         self._calls = 0
@@ -78,6 +84,9 @@ class Worker:
         """Frees the stream, the contexts and their memory."""
         with ExitStack() as stack:  # all of it, even if one fails; the stream is the last
             stack.callback(self._stream.close)
+            stack.callback(self._memory.close)
+            if self._heatmaps is not None:
+                stack.callback(self._heatmaps.close)
             for executor in (self._plain, *self._captured.values()):
                 stack.callback(executor.close)
             self._captured.clear()
@@ -94,7 +103,9 @@ class Worker:
             key, oldest = self._captured.popitem(last=False)
             del self._used[key]
             oldest.close()
-        executor = Executor(self._engine, self._stream, self._kernel, settled=True)
+        executor = Executor(
+            self._engine, self._stream, self._heatmaps, self._memory.address, settled=True
+        )
         try:
             results = executor.run(call)
             refusal = executor.capture(call)

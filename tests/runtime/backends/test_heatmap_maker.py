@@ -1,11 +1,18 @@
 """Heatmaps on a device: cut into launches, placed in memory, and equal to the CPU's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigcam.core.errors import ArtifactError, BackendError, BackendUnavailableError
+from sigcam.core.errors import (
+    ArtifactError,
+    BackendError,
+    BackendUnavailableError,
+    UsageError,
+)
 from sigcam.core.spec import Preprocessing
 from sigcam.images.preprocess import place
 from sigcam.images.upsample import spread, to_heatmap
@@ -13,9 +20,11 @@ from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.plan import Heatmaps, Inputs, plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
-from sigcam.runtime.backends.base import HeatmapRequest
+from sigcam.runtime.backends.base import HeatmapOptions, HeatmapRequest
 from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
-from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Run, axis_of, runs_of
+from sigcam.runtime.backends.cuda import layout
+from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, axis_of
+from sigcam.runtime.backends.cuda.layout import Run, runs_of
 from tests.support.device_doubles import STREAM, Buffer, FakeDriver, HostKernel, ReferenceKernel
 
 GEOMETRIES = [
@@ -82,11 +91,14 @@ class Tensor:
         self.tensor = DeviceTensor(address, array.shape, array.dtype == np.float16)
 
 
-def made(heatmaps, driver, features, weights, sizes, off=0, clamp=True):
+def made(heatmaps, driver, features, weights, sizes, off=0, clamp=True, options=None):
     held = Tensor(features, off), Tensor(weights, off)
     placed = tuple(place(GEOMETRIES[0], *size) for size in sizes)
     pending = heatmaps.enqueue(
-        held[0].tensor, held[1].tensor, HeatmapRequest(placed, clamp), STREAM
+        held[0].tensor,
+        held[1].tensor,
+        HeatmapRequest(placed, clamp, options=options or HeatmapOptions()),
+        STREAM,
     )
     driver.synchronize()
     return pending.collect(), placed
@@ -161,18 +173,135 @@ def test_memory_is_kept_grows_and_is_freed(driver):
     heatmaps = HeatmapMaker(ReferenceKernel(driver))
     small, large = data(1, 8, 1), data(4, 8, 3)
     made(heatmaps, driver, *small, SIZES[:1])
-    first = heatmaps.generation
-    assert first > 0
+    first = heatmaps._results
     made(heatmaps, driver, *small, SIZES[:1])
-    assert heatmaps.generation == first
+    assert heatmaps._results is first
     check(*(lambda f, p: (f, *large, p))(*made(heatmaps, driver, *large, SIZES[:4])))
-    grown = heatmaps.generation
-    assert grown > first
-    # Smaller again: other layouts are kept beside each other, so nothing is made anew.
+    grown = heatmaps._results
+    assert grown is not first
     check(*(lambda f, p: (f, *small, p))(*made(heatmaps, driver, *small, SIZES[:1])))
-    assert heatmaps.generation == grown
+    assert heatmaps._results is grown
     heatmaps.close()
     assert Buffer.alive == before
+
+
+@pytest.mark.parametrize("staged", [1, 100_000, 400_000, 10**9])
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_large_batches_go_through_memory_of_a_fixed_size(driver, monkeypatch, staged, kind):
+    """One image at a time where one is all that fits; the results are the same."""
+    for module in (layout, device_heatmaps):
+        monkeypatch.setattr(module, "STAGED", staged)
+    sizes = [(100, 130), (100, 130), (100, 130), (211, 97), (100, 130)]
+    features, weights = data(5, 13, 3)
+    weights[1, 2] = -1
+    kernel = ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    options = HeatmapOptions(kind)
+    for _ in range(2):  # from the memory of the batch before, too
+        found, placed = made(maker, driver, features, weights, sizes, options=options)
+        if kind == "uint8":
+            assert {one.dtype for one in found.heatmaps} == {np.dtype(np.uint8)}
+            floats = tuple(one.astype(np.float32) / 255 for one in found.heatmaps)
+            check(replace(found, heatmaps=floats), features, weights, placed, atol=0.51 / 255)
+        else:
+            check(found, features, weights, placed)
+        assert not found.valid[1, 2]
+    largest = 3 * max(h * w for h, w in sizes) * options.itemsize
+    assert maker._results.size <= 1.6 * max(staged, largest + 512)
+    counts = [plan.inputs.batch for plan, _ in kernel.launches[: len(kernel.launches) // 2]]
+    assert counts == ([1] * 5 if staged == 1 else counts)
+    assert sum(counts) == 5
+    assert len(counts) == (3 if staged == 10**9 else len(counts))
+
+
+def test_a_batch_over_the_limit_is_refused_and_the_next_works(driver):
+    features, weights = data(2, 8, 3)
+    maker, kernel = None, ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    pixels = 2 * 300 * 400 * 3
+    for kind, needed in (("float32", 4 * pixels), ("uint8", pixels)):
+        just = HeatmapOptions(kind, needed)
+        made(maker, driver, features, weights, SIZES[:2], options=just)
+        launches = len(kernel.launches)
+        less = HeatmapOptions(kind, needed - 1)
+        with pytest.raises(UsageError) as caught:
+            made(maker, driver, features, weights, SIZES[:2], options=less)
+        text = str(caught.value)
+        assert "the heatmaps of 2 images and 3 classes take" in text
+        assert f"heatmap_limit={needed}" in text
+        assert 'heatmaps="lazy"' in text
+        assert ('heatmaps="uint8"' in text) == (kind == "float32")
+        assert len(kernel.launches) == launches
+        assert not driver.queue
+        found, placed = made(maker, driver, features, weights, SIZES[:2])
+        check(found, features, weights, placed)
+
+
+def test_only_cams(driver):
+    """No memory for heatmaps, one launch for images of any size, and no limit."""
+    features, weights = data(5, 13, 3)
+    kernel = ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    options = HeatmapOptions("lazy", limit=1)
+    found, _ = made(maker, driver, features, weights, SIZES, options=options)
+    assert found.heatmaps is None
+    exact = clamp_combine(features, weights)
+    np.testing.assert_allclose(found.cams, exact, atol=1e-5 * np.abs(exact).max())
+    assert len(kernel.launches) == 1
+    assert maker._results.size < 20_000
+
+
+@pytest.mark.parametrize("which", ["DeviceBuffer", "PinnedBuffer"])
+@pytest.mark.parametrize("staged", [1, 10**9])
+def test_memory_that_is_used_up_is_told_and_the_next_batch_works(
+    driver, monkeypatch, which, staged
+):
+    for module in (layout, device_heatmaps):
+        monkeypatch.setattr(module, "STAGED", staged)
+    features, weights = data(4, 8, 2)
+    maker = HeatmapMaker(ReferenceKernel(driver))
+    made(maker, driver, features[:1], weights[:1], [(20, 30)])
+    before = Buffer.alive
+
+    def fails(size):
+        if size > 40_000:
+            raise KernelError("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+        return Buffer(size)
+
+    monkeypatch.setattr(driver, which, fails)
+    for _ in range(2):
+        with pytest.raises(BackendError, match=r"OUT_OF_MEMORY.*smaller batch_size.*\"lazy\""):
+            made(maker, driver, features, weights, SIZES[:4])
+        driver.synchronize()
+    found, placed = made(maker, driver, features[:2], weights[:2], [(20, 30), (9, 9)])
+    check(found, features[:2], weights[:2], placed)
+    monkeypatch.setattr(driver, which, Buffer)
+    found, placed = made(maker, driver, features, weights, SIZES[:4])
+    check(found, features, weights, placed)
+    assert Buffer.alive <= before + 5  # a workspace for each number of images
+
+
+def test_memory_that_is_used_up_in_the_middle_of_a_batch(driver, monkeypatch):
+    """The first group is done; the second finds no workspace."""
+    for module in (layout, device_heatmaps):
+        monkeypatch.setattr(module, "STAGED", 1)
+    features, weights = data(3, 8, 2)
+    kernel = ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    launch, failing = kernel.launch, [True]
+
+    def fails(plan, **given):
+        if failing and len(kernel.launches) == 1:
+            raise KernelError("cuLaunchKernel failed: CUDA_ERROR_OUT_OF_MEMORY (text)")
+        launch(plan, **given)
+
+    monkeypatch.setattr(kernel, "launch", fails)
+    with pytest.raises(BackendError, match=r"OUT_OF_MEMORY.*smaller batch_size"):
+        made(maker, driver, features, weights, SIZES[:3])
+    failing.clear()
+    driver.synchronize()
+    found, placed = made(maker, driver, features, weights, SIZES[:3])
+    check(found, features, weights, placed)
 
 
 def test_many_shapes_do_not_pile_up(driver, monkeypatch):
@@ -194,27 +323,6 @@ def test_results_outlive_the_next_batch(driver):
     made(heatmaps, driver, features * 3 + 1, weights[:, ::-1].copy(), SIZES[:2])
     check(found, features, weights, placed)
     assert found.heatmaps[0].base is None  # each image's heatmaps are an array of their own
-
-
-def test_collect_again_after_a_graph_ran_again(driver):
-    kernel = ReferenceKernel(driver)
-    heatmaps = HeatmapMaker(kernel)
-    features, weights = data(1, 8, 1)
-    held = Tensor(features), Tensor(weights)
-    placed = (place(GEOMETRIES[0], 50, 60),)
-    request = HeatmapRequest(placed, clamp=True)
-    pending = heatmaps.enqueue(held[0].tensor, held[1].tensor, request, STREAM)
-    replay = list(driver.queue)
-    driver.synchronize()
-    check(pending.collect(), features, weights, placed)
-    other = np.ascontiguousarray(features[..., ::-1])
-    tensor = held[0].tensor
-    from tests.support.device_doubles import at
-
-    at(tensor.address, np.float32, tensor.shape)[...] = other
-    for step in replay:
-        step()
-    check(pending.collect(), other, weights, placed)
 
 
 @pytest.mark.parametrize(

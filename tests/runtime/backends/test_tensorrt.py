@@ -178,34 +178,65 @@ def test_a_capture_that_cuda_breaks_off_is_done_without(machine, feeds, referenc
     assert len(machine.module.contexts) == 1  # that of the executor without a graph
 
 
-def launch_fails(machine, backend, monkeypatch, message):
-    """The backend's heatmap kernels fail with `message` while they are captured."""
-    original = backend._kernel.launch
+def test_photos_of_all_sizes_replay_one_graph(machine, feeds, reference):
+    """Where the images lie isn't part of the graph: maps are made beside it."""
+    backend = machine.open()
+    random = np.random.default_rng(0)
+    for turn in range(8):
+        sizes = [tuple(random.integers(30, 150, 2).tolist()) for _ in range(3)]
+        given, request = feeds(3, 2, seed=turn), request_for(3, sizes)
+        got = backend.infer_heatmaps(given, ["logits"], request)
+        check(got, reference(given, request), request, ["logits"])
+    assert machine.cuda.captured == 1
+    assert machine.cuda.launched == 6
 
-    def broken(plan, *, stream, **addresses):
-        if machine.cuda.streams[stream].capturing is not None:
-            raise KernelError(message)
+
+def test_the_maps_kernels_are_never_captured(machine, feeds, monkeypatch):
+    backend = machine.open()
+    original, where = backend._kernel.launch, []
+
+    def launch(plan, *, stream, **addresses):
+        where.append(machine.cuda.streams[stream].capturing)
         original(plan, stream=stream, **addresses)
 
-    monkeypatch.setattr(backend._kernel, "launch", broken)
-
-
-def test_a_kernel_that_fails_while_captured_is_an_error(machine, feeds, monkeypatch):
-    backend = machine.open()
-    backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
-    launch_fails(machine, backend, monkeypatch, "cuLaunchKernel failed")
-    with pytest.raises(BackendError, match="cuLaunchKernel failed"):
+    monkeypatch.setattr(backend._kernel, "launch", launch)
+    for _ in range(4):
         backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
+    assert len(where) == 4 * 2  # two sizes, and one sequence for each call alone
+    assert set(where) == {None}
 
 
-def test_a_kernel_that_finds_the_capture_broken_is_not_to_blame(machine, feeds, monkeypatch):
+def test_contexts_of_a_worker_share_their_memory(machine, feeds):
     backend = machine.open()
-    backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
-    broken = "cuLaunchKernel failed: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED (broken off)"
-    launch_fails(machine, backend, monkeypatch, broken)
-    for _ in range(3):
-        backend.infer_heatmaps(feeds(), ["logits"], request_for(2))
-    assert "CAPTURE_INVALIDATED" in backend.description
+    for shape in ((1, 1), (2, 2), (1, 1), (2, 2), (1, 1), (3, 1)):
+        backend.infer(feeds(*shape))
+    assert len(machine.module.contexts) == 1 + MAX_GRAPHS
+    assert len({context.memory for context in machine.module.contexts}) == 1
+
+
+def test_workers_do_not(machine, feeds):
+    backend = machine.open()
+    with backend._pool.worker() as one, backend._pool.worker() as other:
+        assert one._memory.address != other._memory.address
+        assert one._memory.size >= 1000
+
+
+def test_memory_that_is_used_up_by_a_context_leaves_the_session_usable(machine, feeds, monkeypatch):
+    backend = machine.open()
+    before = Buffer.alive
+
+    class Full(Buffer):
+        def __init__(self, size):
+            raise KernelError("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)")
+
+    monkeypatch.setattr(machine.cuda, "DeviceBuffer", Full)
+    for _ in range(2 * MAX_WORKERS):  # no worker is lost
+        with pytest.raises(BackendError, match=r"OUT_OF_MEMORY.*smaller batch_size"):
+            backend.infer(feeds())
+    assert Buffer.alive == before
+    assert not machine.cuda.streams
+    monkeypatch.setattr(machine.cuda, "DeviceBuffer", Buffer)
+    assert backend.infer(feeds())["logits"].shape == (2, 4)
 
 
 def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
