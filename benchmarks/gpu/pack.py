@@ -3,7 +3,7 @@
     python benchmarks/gpu/pack.py pack FOLDER --capability 9.0 --python 3.12   # with a network
     python benchmarks/gpu/pack.py unpack FOLDER SITE                           # over there
 
-`pack` downloads the wheels of imagesize and onnxruntime-gpu, keeps the kernels of one compute
+`pack` downloads the wheels of simplejpeg and onnxruntime-gpu, keeps the kernels of one compute
 capability, leaves out what a check doesn't use, and writes FOLDER/part0, part1 and so on, each with
 one file of at most --piece MiB. `unpack` puts them together again; SITE goes into PYTHONPATH.
 """
@@ -25,7 +25,7 @@ if not __package__:  # run as a script, which looks for modules in its own folde
 
 from benchmarks.gpu.slim import slim
 
-WHEELS = ("imagesize", "onnxruntime-gpu")
+WHEELS = ("simplejpeg", "onnxruntime-gpu")
 NAME = "site.tar.xz"
 _MIB = 1 << 20
 _CUDA = "libonnxruntime_providers_cuda.so"

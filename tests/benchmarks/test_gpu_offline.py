@@ -50,7 +50,7 @@ def test_nothing_but_these_can_be_imported(bare, tmp_path):
     script = tmp_path / "look.py"
     script.write_text(
         "import importlib.util as u\n"
-        "print([n for n in ('sigcam', 'imagesize', 'cv2', 'click', 'tqdm', 'torch', 'onnxruntime',"
+        "print([n for n in ('sigcam', 'simplejpeg', 'cv2', 'click', 'tqdm', 'torch', 'onnxruntime',"
         " 'numpy', 'cuda') if u.find_spec(n)])"
     )
     assert bare(script=script).stdout.strip() == "['numpy', 'cuda']"
@@ -201,7 +201,7 @@ def wheel(path, files):
 def test_pieces_go_over_and_are_put_together(tmp_path, piece):
     library = elf(fatbin((80, b"a" * 4000), (90, bytes(range(256)) * 4)))
     wheels = [
-        wheel(tmp_path / "a.whl", {"imagesize/__init__.py": b"x = 1"}),
+        wheel(tmp_path / "a.whl", {"simplejpeg/__init__.py": b"x = 1"}),
         wheel(
             tmp_path / "b.whl",
             {
@@ -219,7 +219,7 @@ def test_pieces_go_over_and_are_put_together(tmp_path, piece):
     assert pack.unpack(folder, site) == len(written)
     there = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     provider = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
-    assert there == {"imagesize/__init__.py", "onnxruntime/__init__.py", provider}
+    assert there == {"simplejpeg/__init__.py", "onnxruntime/__init__.py", provider}
     assert (site / provider).read_bytes() == slim.slim(library, 90)
     for path in (written[-1], written[0]):
         path.unlink()

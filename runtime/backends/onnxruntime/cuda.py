@@ -6,7 +6,6 @@ import contextlib
 import sys
 import traceback
 from collections import Counter
-from pathlib import Path
 from typing import Any, ClassVar
 
 from sigcam.core.errors import BackendError, BackendUnavailableError
