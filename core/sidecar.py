@@ -30,6 +30,10 @@ EnginePrecision = Literal["float32", "float16", "int8"]
 
 PackageName = Literal["tensorrt", "tensorrt_rtx"]
 
+Hardware = Literal["gpu", "capability", "ampere"]
+"""What an engine of the package tensorrt runs on: the model of GPU that it was built on, all GPUs
+of its compute capability, or all from compute capability 8.0 on."""
+
 PACKAGES: tuple[PackageName, ...] = get_args(PackageName)
 """The packages of TensorRT, the preferred one first."""
 
@@ -59,6 +63,8 @@ class Sidecar:
         precision: the type that it computes in, "float32", "float16" or "int8".
         tf32: whether the factors of float32 products may be rounded to TF32.
         source, source_sha256: name and hash of the .onnx file.
+        hardware: what else an engine of tensorrt runs on than GPUs of its own model.
+        version_compatible: whether later versions of the same major version run it, too.
         versions: the other packages that took part, by name, with their versions.
     """
 
@@ -75,6 +81,8 @@ class Sidecar:
     tf32: bool
     source: str
     source_sha256: str
+    hardware: Hardware = "gpu"
+    version_compatible: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,6 +90,8 @@ class Sidecar:
             raise UsageError(f"precision must be one of {', '.join(get_args(EnginePrecision))}")
         if self.package not in PACKAGES:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}")
+        if self.hardware not in get_args(Hardware):
+            raise UsageError(f"hardware must be one of {', '.join(get_args(Hardware))}")
         if "image" not in self.shapes:
             raise UsageError("shapes must name the input image")
         for name, axes in (("image", 4), ("class_ids", 2)):
@@ -121,6 +131,8 @@ class Sidecar:
         parts = [f"sigcam build-engine {shlex.quote(self.source)} --package {self.package}"]
         parts += {"float16": ["--fp16"], "int8": ["--int8"]}.get(self.precision, [])
         parts += ["--tf32"] if self.tf32 else []
+        parts += [f"--hardware {self.hardware}"] if self.hardware != "gpu" else []
+        parts += ["--version-compatible"] if self.version_compatible else []
         batches = [shape[0] for shape in self.shapes["image"]]
         for name, size, usual in zip(("min", "opt", "max"), batches, (1, 1, 8), strict=True):
             parts += [f"--{name}-batch {size}"] if size != usual else []
@@ -263,8 +275,11 @@ def _from_dict(data: Mapping[str, Any]) -> Sidecar:
     for name in _TEXTS:
         if not isinstance(fields[name], str):
             raise TypeError(f"{name} must be text, got {fields[name]!r}")
-    if not isinstance(fields["size"], int) or not isinstance(fields["tf32"], bool):
-        raise TypeError("size must be a whole number and tf32 true or false")
+    if not isinstance(fields["size"], int):
+        raise TypeError("size must be a whole number")
+    for name in ("tf32", "version_compatible"):
+        if not isinstance(fields[name], bool):
+            raise TypeError(f"{name} must be true or false")
     if not isinstance(fields["gpu"], (str, type(None))):
         raise TypeError(f"gpu must be text or null, got {fields['gpu']!r}")
     fields["spec"] = Spec.from_json(json.dumps(data["spec"]))

@@ -11,7 +11,7 @@ from sigcam.cli.common import echo, reports_errors, say
 from sigcam.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from sigcam.core.sidecar import EnginePrecision
+    from sigcam.core.sidecar import EnginePrecision, Hardware
 
 _MIB = 1 << 20
 
@@ -74,6 +74,27 @@ _MIB = 1 << 20
     "--device", type=click.IntRange(min=0), default=0, show_default=True,
     help="Number of the GPU that the engine is built on, and for; package tensorrt only.",
 )  # fmt: skip
+@click.option(
+    "--hardware",
+    type=click.Choice(["gpu", "capability", "ampere"]),
+    default="gpu",
+    show_default=True,
+    help="What the engine runs on beside GPUs of the model that it is built on: all of its compute "
+    "capability, or all from 8.0 on; package tensorrt only.",
+)
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Later versions of the same major version of TensorRT run the engine, too; package "
+    "tensorrt only.",
+)
+@click.option(
+    "--from-plan",
+    "plan",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Builds nothing: takes this plan, which trtexec built of MODEL, compares it with MODEL on "
+    "the GPU, and writes it with its sidecar. Say with the other options how it was built.",
+)
 @reports_errors
 def command(
     model: Path,
@@ -90,6 +111,9 @@ def command(
     package: str | None,
     capabilities: tuple[str, ...],
     device: int,
+    hardware: Hardware,
+    version_compatible: bool,
+    plan: Path | None,
 ) -> None:
     """Build the TensorRT engine of MODEL, and its sidecar.
 
@@ -113,6 +137,14 @@ def command(
         package=package,
         capabilities=capabilities,
         device=device,
+        hardware=hardware,
+        version_compatible=version_compatible,
     )
+    if plan is not None:
+        from sigcam.convert.tensorrt.adopt import adopt_plan
+
+        say(f"comparing {plan} with {model}")
+        echo(str(adopt_plan(model, plan, out, options)))
+        return
     say(f"building the engine of {model}")
     echo(str(build_engine(model, out, options, progress=True)))

@@ -137,6 +137,8 @@ def _built(
             tf32=options.tf32,
             source=model.name,
             source_sha256=source_sha256,
+            hardware=options.hardware,
+            version_compatible=options.version_compatible,
             versions=versions_of("sigcam", *converters),
         )
         write_pair(target, data, sidecar)
@@ -280,6 +282,7 @@ class Build:
     def _configure(self) -> None:
         """Sets the builder's flags and limits."""
         flags, config = self._package.module.BuilderFlag, self._config
+        self._make_compatible()
         if self._options.tf32:
             config.set_flag(flags.TF32)
         else:
@@ -297,6 +300,24 @@ class Build:
                     f"{self._package.name} doesn't take a workspace of {self._options.workspace} "
                     f"bytes and stays with {kept}: {self._log.take_errors()}"
                 )
+
+    def _make_compatible(self) -> None:
+        """Lets the engine run elsewhere than on this model of GPU with this version."""
+        options = self._options
+        if self._package.is_rtx and (options.version_compatible or options.hardware != "gpu"):
+            raise UsageError(
+                "hardware and version_compatible are for the package 'tensorrt'; 'tensorrt_rtx' "
+                "builds for all GPUs of the compute capabilities that are named (--capability)"
+            )
+        if options.version_compatible:
+            self._config.set_flag(self._package.module.BuilderFlag.VERSION_COMPATIBLE)
+        if options.hardware != "gpu":
+            levels = self._package.module.HardwareCompatibilityLevel
+            self._config.hardware_compatibility_level = (
+                levels.AMPERE_PLUS
+                if options.hardware == "ampere"
+                else levels.SAME_COMPUTE_CAPABILITY
+            )
 
     def _advice(self) -> str:
         """Returns what to do about a failure whose reason is known; else nothing."""

@@ -8,7 +8,7 @@ from typing import get_args
 
 from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
-from sigcam.core.sidecar import PACKAGES, EnginePrecision, parse_capability
+from sigcam.core.sidecar import PACKAGES, EnginePrecision, Hardware, parse_capability
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ class BuildOptions:
             the package "tensorrt_rtx". Empty for what that package takes by itself: 8.0 and
             later.
         device: number of the GPU that the package "tensorrt" builds on and for.
+        hardware: what an engine of the package "tensorrt" shall run on: "gpu" for GPUs of the model
+            that it is built on, which is the fastest; "capability" for all of its compute
+            capability; "ampere" for all from 8.0 on (not Jetson).
+        version_compatible: whether later versions of TensorRT, of the same major version, shall
+            run the engine too; only with the package "tensorrt". Such an engine holds code for
+            the processor, and is a little slower.
 
     Example:
         >>> options = BuildOptions(batches=Range(1, 4, 16), precision="float16")
@@ -92,6 +98,8 @@ class BuildOptions:
     package: str | None = None
     capabilities: tuple[str, ...] = ()
     device: int = 0
+    hardware: Hardware = "gpu"
+    version_compatible: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -109,6 +117,9 @@ class BuildOptions:
                 "device is for the package 'tensorrt', which builds on a GPU; 'tensorrt_rtx' "
                 "builds for compute capabilities: use capabilities (--capability)"
             )
+        if self.hardware not in get_args(Hardware):
+            names = ", ".join(get_args(Hardware))
+            raise UsageError(f"hardware must be one of {names}, got {self.hardware!r}")
         for one in self.capabilities:
             parse_capability(one)
         if len(set(self.capabilities)) != len(self.capabilities):

@@ -14,6 +14,7 @@ from sigcam.core.types import Array
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor
+from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.onnxruntime.common import OrtBase, dtype_of, run_error
 
 ON_DEVICE = ("features", "cam_weights")
@@ -112,9 +113,7 @@ class BoundBackend(OrtBase):
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         with self._running():
             values = self._run(feeds, wanted)
-            views = self._stream.fetch({name: _output(values[name], name) for name in wanted})
-            self._stream.synchronize()
-            return {name: view.copy() for name, view in views.items()}
+            return self._fetched(values, wanted)
 
     def _infer_heatmaps(
         self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
@@ -122,17 +121,25 @@ class BoundBackend(OrtBase):
         with self._running():
             values = self._run(feeds, list(dict.fromkeys((*wanted, *ON_DEVICE))))
             features, weights = (_tensor(values[name], name) for name in ON_DEVICE)
-            pending = self._stream.enqueue_heatmaps(features, weights, request)
-            views = self._stream.fetch({name: _output(values[name], name) for name in wanted})
+            with named("heatmaps"):
+                pending = self._stream.enqueue_heatmaps(features, weights, request)
+            outputs = self._fetched(values, wanted)
+            with named("results"):
+                return outputs, pending.collect()
+
+    def _fetched(self, values: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Array]:
+        """Copies outputs to the host, waits for everything, and returns arrays of the caller's."""
+        views = self._stream.fetch({name: _output(values[name], name) for name in wanted})
+        with named("wait"):
             self._stream.synchronize()
-            return {name: view.copy() for name, view in views.items()}, pending.collect()
+        return {name: view.copy() for name, view in views.items()}
 
     @contextmanager
     def _running(self) -> Iterator[None]:
         """Keeps other callers out, and lets this thread use the device inside the block."""
         with self._lock:
             self._opened()
-            with self._stream.current():
+            with self._stream.current(), named(self.name):
                 try:
                     yield
                 except BaseException:
@@ -148,7 +155,8 @@ class BoundBackend(OrtBase):
         # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
         # them to the CPU too, and would copy them back without waiting for our stream.
         staged = {name: array for name, array in feeds.items() if array.dtype != np.int64}
-        addresses = stream.stage(staged)
+        with named("inputs"):
+            addresses = stream.stage(staged)
         try:
             binding = session.io_binding()
             for name in feeds.keys() - staged.keys():
@@ -158,7 +166,8 @@ class BoundBackend(OrtBase):
                 binding.bind_input(name, *place, array.dtype, array.shape, addresses[name])
             for name in names:
                 binding.bind_output(name, stream.device, stream.ordinal)
-            session.run_with_iobinding(binding, self._run_options)
+            with named("network"):
+                session.run_with_iobinding(binding, self._run_options)
             outputs = binding.get_outputs()
         except Exception as exc:  # ONNX Runtime's errors share no narrower base
             raise run_error(exc) from exc

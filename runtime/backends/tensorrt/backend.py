@@ -26,6 +26,7 @@ from sigcam.runtime.backends.base import (
     TensorInfo,
 )
 from sigcam.runtime.backends.cuda.heatmaps import kernel_errors
+from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 from sigcam.runtime.backends.tensorrt.executor import Call
 from sigcam.runtime.backends.tensorrt.pool import Pool, Worker
@@ -125,7 +126,7 @@ class TensorRtBackend(Backend):
         if self._closed:
             raise BackendError("the backend is closed; load the model again")
         self._engine.check_sizes(call.feeds)
-        with kernel_errors(), self._context, self._pool.worker() as worker:
+        with kernel_errors(), self._context, self._pool.worker() as worker, named("tensorrt"):
             return worker.run(call)
 
     def close(self) -> None:

@@ -127,6 +127,10 @@ class Engine:
         try:
             with log.warnings():
                 runtime = package.module.Runtime(log)
+                # Such an engine holds code for the processor, which TensorRT runs only if it may;
+                # the file is the one that its sidecar was written for.
+                if sidecar.version_compatible:
+                    runtime.engine_host_code_allowed = True
                 _check_header(path, package, runtime, data, sidecar, log)
                 native = runtime.deserialize_cuda_engine(data)
             if native is None:
@@ -253,10 +257,11 @@ class Engine:
 def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: DeviceInfo) -> None:
     """Refuses an engine that can't run with this TensorRT on this GPU.
 
-    An engine runs with the very version of TensorRT that built it, as none is built with
-    TensorRT's flag for other versions. One of the package tensorrt is for one model of GPU: its
-    kernels were chosen for that model's multiprocessors, caches and memory, and TensorRT itself
-    says that elsewhere an engine is likely to be slower or even to fail, though it would load it.
+    An engine runs with the very version of TensorRT that built it, if it wasn't built to be
+    compatible with later ones. One of the package tensorrt is for one model of GPU, if it wasn't
+    built for more: its kernels were chosen for that model's multiprocessors, caches and memory,
+    and TensorRT itself says that elsewhere an engine is likely to be slower or even to fail,
+    though it would load it.
 
     Args:
         engine: the engine's file, for messages.
@@ -276,7 +281,7 @@ def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: Dev
     if gpu.ordinal and not package.is_rtx:
         command += f" --device {gpu.ordinal}"
     again = f"build it again here with `{command}`"
-    if (package.name, package.version) != (sidecar.package, sidecar.version):
+    if not _runs(package, sidecar):
         raise ArtifactError(
             f"{engine} was built by {sidecar.package} {sidecar.version}, and runs with no other "
             f"version; installed is {package.name} {package.version}; install "
@@ -290,7 +295,9 @@ def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: Dev
             f"{engine} can't run on {gpu.name}: {unsupported(package, (mine,))}; there, run "
             f"`sigcam build-engine {sidecar.source} --package tensorrt`"
         )
-    if sidecar.capabilities:
+    if sidecar.hardware == "ampere":
+        fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"
+    elif sidecar.capabilities:
         fits, wanted = mine in sidecar.capabilities, ", ".join(sidecar.capabilities)
     else:
         fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"
@@ -300,11 +307,24 @@ def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: Dev
             f"{engine} was built for compute capability {wanted}, this GPU has {mine}; run "
             f"`{command}{named}`" + ("" if named else " here")
         )
-    if sidecar.gpu is not None and sidecar.gpu != gpu.name:
+    if sidecar.hardware == "gpu" and sidecar.gpu is not None and sidecar.gpu != gpu.name:
         raise ArtifactError(
             f"{engine} was built on {sidecar.gpu}, this GPU is {gpu.name}, and an engine of "
-            f"TensorRT is for one model of GPU; {again}"
+            f"TensorRT is for one model of GPU, if it isn't built with --hardware; {again}"
         )
+
+
+def _runs(package: TensorRTPackage, sidecar: Sidecar) -> bool:
+    """Returns whether this version of a package runs an engine of another one."""
+    if package.name != sidecar.package:
+        return False
+    if not sidecar.version_compatible:
+        return package.version == sidecar.version
+    mine, theirs = (
+        [int(part) for part in text.split(".") if part.isdecimal()]
+        for text in (package.version, sidecar.version)
+    )
+    return mine[:1] == theirs[:1] and mine >= theirs
 
 
 def check_source(engine: Path, sidecar: Sidecar) -> None:

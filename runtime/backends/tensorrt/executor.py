@@ -16,6 +16,7 @@ from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Pending
+from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 
 Results = tuple[dict[str, Array], DeviceHeatmaps | None]
@@ -121,13 +122,15 @@ class Executor:
             BackendError: TensorRT refuses the shapes or fails.
             KernelError: a CUDA call failed.
         """
-        self._bind(call)
-        self._fill(call)
-        self._enqueue_copies_in(call)
-        if not self._execute():
-            reason = self._engine.take_errors()
-            raise BackendError(f"TensorRT failed while running the engine: {reason}")
-        self._enqueue_copies_out(call)
+        with named("inputs"):
+            self._bind(call)
+            self._fill(call)
+            self._enqueue_copies_in(call)
+        with named("network"):
+            if not self._execute():
+                reason = self._engine.take_errors()
+                raise BackendError(f"TensorRT failed while running the engine: {reason}")
+            self._enqueue_copies_out(call)
         return self._finished(call)
 
     def capture(self, call: Call) -> str | None:
@@ -168,8 +171,10 @@ class Executor:
         """
         if self._graph is None:
             raise BackendError("this executor holds no CUDA graph")
-        self._fill(call)
-        self._graph.launch(self._stream)
+        with named("inputs"):
+            self._fill(call)
+        with named("network (graph)"):
+            self._graph.launch(self._stream)
         return self._finished(call)
 
     def close(self) -> None:
@@ -259,9 +264,12 @@ class Executor:
 
     def _finished(self, call: Call) -> Results:
         """Enqueues the heatmaps behind the engine, waits for all, and copies the results out."""
-        pending = self._enqueue_heatmaps(call)
-        self._stream.synchronize()
-        return self._collected(call, pending)
+        with named("heatmaps"):
+            pending = self._enqueue_heatmaps(call)
+        with named("wait"):
+            self._stream.synchronize()
+        with named("results"):
+            return self._collected(call, pending)
 
     def _enqueue_heatmaps(self, call: Call) -> Pending | None:
         """Enqueues the heatmaps, where they are asked for."""

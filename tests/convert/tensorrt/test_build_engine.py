@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sigcam.convert.tensorrt.build import build_engine
+from sigcam.convert.tensorrt.build import Build, build_engine
 from sigcam.convert.tensorrt.options import BuildOptions, Range
 from sigcam.convert.tensorrt.timing_cache import TimingCache
 from sigcam.core.errors import (
@@ -383,6 +383,53 @@ def test_the_build_is_on_the_gpu_that_was_named(model, monkeypatch):
     assert asked[1].depth.value == 0
     assert cuda.contexts == 0
     assert read_sidecar(made).gpu == "GPU 3"
+
+
+def test_engines_for_more_gpus_and_later_versions(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", Classic("11.4.0.10"))
+    cuda, seen = FakeCuda(), {}
+    for name in ("available", "retain_primary_context"):
+        monkeypatch.setattr(f"sigcam.kernels.driver.{name}", getattr(cuda, name))
+
+    class Config:
+        """TensorRT-RTX, which stands for the other package here, takes no level."""
+
+        def __setattr__(self, name, value):
+            seen["level"] = value.name
+
+        def set_flag(self, flag):
+            seen["versions"] = flag == trt.BuilderFlag.VERSION_COMPATIBLE
+
+    original = Build._make_compatible
+
+    def make_compatible(self):
+        seen.update(level="NONE", versions=False)
+        kept, self._config = self._config, Config()
+        original(self)
+        self._config = kept
+
+    monkeypatch.setattr(Build, "_make_compatible", make_compatible)
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", lambda *given: b"an engine")
+    for hardware, level in (
+        ("gpu", "NONE"), ("capability", "SAME_COMPUTE_CAPABILITY"), ("ampere", "AMPERE_PLUS"),
+    ):  # fmt: skip
+        for versions in (False, True):
+            options = BuildOptions(
+                package="tensorrt", hardware=hardware, version_compatible=versions
+            )
+            made = build_engine(model, options=options)
+            assert seen == {"level": level, "versions": versions}
+            found = read_sidecar(made)
+            assert (found.hardware, found.version_compatible) == (hardware, versions)
+            command = found.command(made)
+            assert ("--version-compatible" in command) == versions
+            assert (f"--hardware {hardware}" in command) == (hardware != "gpu")
+    monkeypatch.setattr(Build, "_make_compatible", original)
+    for wrong in ({"hardware": "ampere"}, {"version_compatible": True}):
+        with pytest.raises(UsageError, match="are for the package 'tensorrt'"):
+            build_engine(model, options=rtx(**wrong))
+    with pytest.raises(UsageError, match="one of gpu, capability, ampere, got 'all'"):
+        BuildOptions(hardware="all")
 
 
 def test_a_device_for_a_package_that_needs_none():

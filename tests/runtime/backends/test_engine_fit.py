@@ -149,6 +149,48 @@ def test_another_gpu_of_this_machine_is_named_in_the_command(tmp_path):
         check_fit(engine, read_sidecar(engine), package_of("tensorrt"), other)
 
 
+@pytest.mark.parametrize(
+    ("built", "here", "runs"),
+    [
+        ("10.13.3.9", "10.13.3.9", True), ("10.13.3.9", "10.16.1.11", True),
+        ("10.13.3.9", "10.13.3.9.post1", True), ("10.13.3.9", "10.13.2.6", False),
+        ("10.13.3.9", "11.4.0.106", False), ("10.13.3.9", "9.3.0", False),
+    ],
+)  # fmt: skip
+def test_versions_that_run_a_compatible_engine(engine, built, here, runs):
+    sidecar = replace(read_sidecar(engine), version=built, version_compatible=True)
+    package = package_of("tensorrt", here)
+    if runs:
+        check_fit(engine, sidecar, package, GPU)
+    else:
+        with pytest.raises(ArtifactError, match=rf"install tensorrt=={built} or build it again"):
+            check_fit(engine, sidecar, package, GPU)
+    if here != built:  # without that flag only the very same
+        with pytest.raises(ArtifactError, match="runs with no other version"):
+            check_fit(engine, replace(sidecar, version_compatible=False), package, GPU)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "capability", "name", "fits"),
+    [
+        ("gpu", (8, 6), "Another", False), ("capability", (8, 6), "Another", True),
+        ("capability", (8, 9), "Another", False), ("ampere", (8, 9), "Another", True),
+        ("ampere", (9, 0), "Another", True), ("ampere", (7, 5), "Another", False),
+        ("ampere", (8, 6), "Fake GPU", True),
+    ],
+)  # fmt: skip
+def test_gpus_that_an_engine_for_more_of_them_runs_on(engine, hardware, capability, name, fits):
+    sidecar = replace(read_sidecar(engine), hardware=hardware)
+    gpu = replace(GPU, name=name, capability=capability)
+    if fits:
+        check_fit(engine, sidecar, package_of("tensorrt"), gpu)
+        return
+    with pytest.raises(ArtifactError, match="build-engine") as caught:
+        check_fit(engine, sidecar, package_of("tensorrt"), gpu)
+    if hardware != "gpu":
+        assert f"--hardware {hardware}" in str(caught.value)
+
+
 def test_another_version_is_asked_for_by_what_pip_calls_it(tmp_path):
     engine = write_engine(tmp_path, "tensorrt_rtx")
     with pytest.raises(ArtifactError, match=rf"install tensorrt-rtx-cu13=={VERSION} or build"):

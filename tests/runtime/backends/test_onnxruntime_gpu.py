@@ -22,6 +22,7 @@ import onnxruntime as ort
 from sigcam import load
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
+from sigcam.core.model_file import ModelFile
 from sigcam.core.errors import BackendUnavailableError
 from pathlib import Path
 
@@ -42,7 +43,7 @@ except BackendUnavailableError as exc:
     print("refused", " ".join(str(exc).split()))
     # The provider's own reason, behind the driver.
     try:
-        backend_class(name)._open_on(NoDriver(), ort, path, BackendOptions())
+        backend_class(name)._open_on(NoDriver(), ort, ModelFile(path), BackendOptions())
         print("opened")
     except BackendUnavailableError as exc:
         print("refused", " ".join(str(exc).split()))
