@@ -185,6 +185,7 @@ class ClampCombine:
             KernelError: a CUDA call failed, or `stream` is being captured.
         """
         handle = arrays.stream_handle(stream)
+        driver.check_stream(handle)
         if driver.is_capturing(handle):
             raise KernelError(
                 "the stream is being captured into a graph, which a call that allocates must "

@@ -35,11 +35,15 @@ from sigcam.kernels.pool import MemoryPool
 __all__ = [
     "Context", "CudaUnavailableError", "DeviceBuffer", "DeviceInfo", "Event", "Graph",
     "KernelError", "MemoryPool", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "available",
-    "check",
+    "check", "check_stream",
     "copy_to_device", "copy_to_host", "current_device", "device", "devices", "driver_version",
     "handle_of", "is_capturing", "launch", "memset", "pointer_device", "retain_primary_context",
     "synchronize", "wait_for",
 ]  # fmt: skip
+
+
+_DEFAULT_STREAMS = 2
+"""The largest number of a default stream: 0 and 1 the legacy one, 2 that of each thread."""
 
 
 class Context:
@@ -254,6 +258,31 @@ def wait_for(stream: Stream | int, other: Stream | int) -> None:
     event.record(other)
     event.hold_back(stream)
     event.close()  # the driver keeps it until it is reached
+
+
+def check_stream(stream: Stream | int) -> None:
+    """Refuses a stream that was made in another context than the one that is current.
+
+    Default streams belong to whatever context is current.
+
+    Raises:
+        KernelError: it was; says what to do.
+
+    Example:
+        with retain_primary_context(0):
+            check_stream(Stream())
+    """
+    handle = handle_of(stream)
+    if handle <= _DEFAULT_STREAMS:
+        return
+    theirs, ours = call("cuStreamGetCtx", handle), call("cuCtxGetCurrent")
+    if int(theirs) != int(ours):
+        raise KernelError(
+            f"the stream {handle:#x} was made in another CUDA context than the one that is current "
+            "in this thread, on another GPU maybe; make the stream's context current (torch: `with "
+            "torch.cuda.device(n)`; CuPy: `with cupy.cuda.Device(n)`; PyCUDA: `context.push()`) "
+            "and load the kernels there, or pass a stream of this context"
+        )
 
 
 def synchronize(stream: Stream | int) -> None:

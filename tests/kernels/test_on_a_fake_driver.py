@@ -28,6 +28,11 @@ def test_cases_without_memory_pools(folder):
     run_cases(case, folder, FAKE_CUDA_POOLS="0")
 
 
+def test_two_gpus(folder):
+    run_cases(f"{HERE / 'gpu_cases.py'}::test_a_stream_of_another_context", folder,
+              FAKE_CUDA_DEVICES="2")  # fmt: skip
+
+
 def test_no_device(folder):
     code = "from sigcam.kernels import driver; driver.available()"
     done = subprocess.run(

@@ -5,16 +5,18 @@ the path runs but for the provider itself.
 """
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sigcam.core.errors import BackendUnavailableError
+from sigcam.core.errors import BackendUnavailableError, UsageError
+from sigcam.kernels import driver
 from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
-from tests.support.device_doubles import fake_onnxruntime
-from tests.support.fake_cuda import live
+from tests.support.device_doubles import at, fake_onnxruntime
+from tests.support.fake_cuda import calls, live
 from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
 
 # ruff: noqa: F811 (fixtures come in as arguments of the same name)
@@ -34,6 +36,27 @@ class DeviceStream(CudaStream):
         found = super().stage(feeds)
         self.synchronize()
         return found
+
+    def fetch(self, outputs):
+        """The CPU leaves outputs in memory that the driver doesn't know: they are moved first."""
+        self.close_moved()
+        found = {}
+        for name, one in outputs.items():
+            buffer = self.moved[name] = driver.DeviceBuffer(max(1, one.nbytes))
+            driver.copy_to_device(
+                buffer.address, at(one.address, np.uint8, (one.nbytes,)), one.nbytes, self.handle
+            )
+            found[name] = replace(one, address=buffer.address)
+        return super().fetch(found)
+
+    def close_moved(self):
+        for buffer in getattr(self, "moved", {}).values():
+            buffer.close()
+        self.moved = {}
+
+    def close(self):
+        self.close_moved()
+        super().close()
 
 
 @pytest.fixture
@@ -70,6 +93,38 @@ def test_the_same_answers_as_on_the_cpu(gpu, make_artifact, per_position):
                     np.testing.assert_allclose(a.cam, b.cam, atol=1e-6)
                     np.testing.assert_allclose(a.heatmap, b.heatmap, atol=3e-5)
     assert live() == before
+
+
+@pytest.mark.parametrize("kind", ["uint8", "lazy"])
+def test_heatmaps_of_bytes_and_none(gpu, make_artifact, kind):
+    path = make_artifact(profile="split")
+    gpu, cpu = (load(path, name, threads=1, heatmaps=kind) for name in ("ort-cuda", "ort"))
+    with gpu as session, cpu as plain:
+        for [one], [other] in zip(session.explain(IMAGES), plain.explain(IMAGES), strict=True):
+            assert (one._made is None) == (kind == "lazy")
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=0.51 / 255)
+
+
+def test_nothing_waits_before_the_end(gpu, make_artifact):
+    """Kernels and all copies are enqueued, and then the stream is waited for once."""
+    with load(make_artifact(profile="split"), "ort-cuda", threads=1) as session:
+        session.explain(IMAGES)
+        calls()
+        session.explain(IMAGES)
+        done = [name for name in calls() if name.startswith(("cuLaunch", "cuMemcpy", "cuStreamS"))]
+    network = done.index("cuStreamSynchronize")  # the stand-in's, which needs its inputs at once
+    rest = done[network + 1 :]
+    assert rest.count("cuStreamSynchronize") == 1
+    assert rest[-1] == "cuStreamSynchronize"
+    assert rest.count("cuLaunchKernel") == 2 * 3
+
+
+def test_an_image_over_the_limit_and_the_next(gpu, make_artifact):
+    path = make_artifact(profile="split")
+    with load(path, "ort-cuda", threads=1, heatmap_limit=4 * 120 * 200 - 1) as session:
+        with pytest.raises(UsageError, match="more than the limit of"):
+            session.explain(IMAGES[3])
+        assert session.explain(IMAGES[0])[0].heatmap.shape == (70, 90)
 
 
 def test_the_profile_fused(gpu, make_artifact):

@@ -31,6 +31,7 @@ struct Queue {
     uint64_t queued = 0, done = 0;
     bool capturing = false;
     std::vector<Work> captured;
+    void* context = nullptr;
 };
 
 struct Point {
@@ -288,10 +289,19 @@ CU(cuStreamCreate, void** out, unsigned flags)
     if (flags > 1) return INVALID_VALUE;
     Queue* made = nullptr;
     const int status = create(&made);
-    if (!status) queues.insert(made);
+    if (!status) queues.insert(made), made->context = contexts.back();
     *out = made;
     return status;
 END
+CU(cuStreamGetCtx, void* stream, void** out)
+    Queue* queue = queue_of(stream);
+    if (!queue) return INVALID_HANDLE;
+    *out = queue->context;
+    return SUCCESS;
+END
+extern "C" int cuStreamGetCtx_v2(void* stream, void** out, void**) {
+    return cuStreamGetCtx(stream, out);
+}
 CU(cuStreamDestroy, void* stream) return destroy(stream); END
 CU(cuStreamSynchronize, void* stream)
     Queue* queue = queue_of(stream);

@@ -114,7 +114,8 @@ def test_a_call_waits_for_nothing_and_returns_its_memory(kernel):
     kernel(given, used, size=(8, 8), stream=stream)
     done = [name for name in calls() if not name.startswith("cuCtx")]
     assert done == [
-        "cuStreamIsCapturing", *["cuMemAllocFromPoolAsync"] * 3, "cuMemsetD8Async",
+        "cuStreamGetCtx", "cuStreamIsCapturing", *["cuMemAllocFromPoolAsync"] * 3,
+        "cuMemsetD8Async",
         *["cuLaunchKernel"] * 2, *["cuMemFreeAsync"] * 3,
     ]  # fmt: skip
 
@@ -302,6 +303,29 @@ def test_arrays_that_do_not_fit(kernel):
     elsewhere = DeviceArray(given._buffer, given.shape, given.dtype, stream.handle, 1)
     with pytest.raises(ValueError, match=r"GPU 0.*got GPU 1"):
         kernel(elsewhere, used, size=(4, 4))
+
+
+def test_a_stream_of_another_context(kernel):
+    """In a process with two GPUs; see test_on_a_fake_driver.py. The next call works."""
+    if len(driver.devices()) < 2:
+        pytest.skip("the stand-in shows one GPU")
+    stream = driver.Stream()
+    features, weights = data(1, 8, 4, 4)
+    given = dlpack(features, stream), dlpack(weights, stream)
+    other = driver.retain_primary_context(1)
+    with other:
+        foreign = driver.Stream()
+    for call_it in (lambda: kernel(*given, size=(4, 4), stream=foreign),
+                    lambda: driver.check_stream(foreign)):  # fmt: skip
+        with pytest.raises(KernelError, match=r"another CUDA context.*make the stream's context"):
+            call_it()
+    heatmaps, _ = kernel(*given, size=(4, 4), stream=stream)
+    want, _ = wanted(features, weights, whole(4, 4), whole(4, 4))
+    np.testing.assert_allclose(heatmaps.to_host(), want, atol=1e-5)
+    for default in (0, 1, 2):
+        driver.check_stream(default)
+    foreign.close()
+    other.close()
 
 
 def test_two_threads_with_one_object(kernel, context):
