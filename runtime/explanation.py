@@ -197,7 +197,12 @@ class Explanation:
         if made is None:
             return write_heatmap(self.cam, self._image.placement, out)
         array, valid = made
-        out[:] = array if out.dtype == np.float32 else cv2.convertScaleAbs(array, alpha=255)
+        if array.dtype == out.dtype:
+            out[:] = array
+        elif out.dtype == np.uint8:
+            out[:] = cv2.convertScaleAbs(array, alpha=255)
+        else:  # bytes of the device's
+            np.multiply(array, np.float32(1 / 255), out=out)
         return valid
 
     @property

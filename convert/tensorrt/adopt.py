@@ -19,6 +19,7 @@ from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.artifact import is_engine
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.core.files import check_writable
+from sigcam.core.inputs import inputs_kept
 from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import Sidecar, dotted, here, sidecar_path, write_pair
 from sigcam.core.types import Array
@@ -64,12 +65,18 @@ def adopt_plan(
         adopt_plan("model.onnx", "model.plan", None, BuildOptions(precision="float16"))
     """
     model, plan = Path(model), Path(plan)
+    with inputs_kept(model, plan):
+        return _adopted(model, plan, None if out is None else Path(out), options)
+
+
+def _adopted(model: Path, plan: Path, out: Path | None, options: BuildOptions) -> Path:
+    """Checks the plan, and writes it."""
     file = ModelFile(model)
     if file.spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; a plan is taken for the artifact itself")
     file.verify()
     package = choose(options.package)
-    target = Path(out) if out is not None else model.with_suffix(package.suffix)
+    target = out if out is not None else model.with_suffix(package.suffix)
     if not is_engine(target):
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     for path in (target, sidecar_path(target)):

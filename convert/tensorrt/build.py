@@ -84,10 +84,11 @@ def build_engine(
             f"{model} is an engine already; pass the .onnx file that an engine shall be built of"
         )
     with inputs_kept(model):
-        return _built(model, None if out is None else Path(out), options, progress)
+        return _checked(model, None if out is None else Path(out), options, progress)
 
 
-def _built(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
+def _checked(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
+    """Checks what can be checked before the work, and builds."""
     file = ModelFile(model)
     if file.spec.kind != "artifact":
         raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")

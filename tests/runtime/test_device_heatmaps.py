@@ -9,6 +9,7 @@ from sigcam.core.errors import UsageError
 from sigcam.core.spec import ClassSelection
 from sigcam.runtime.backends.base import HeatmapOptions
 from sigcam.runtime.session import Session, load
+from sigcam.runtime.several import stack_heatmaps
 from tests.support.device_doubles import CpuStream, bound_on_cpu
 
 IMAGES = [
@@ -88,6 +89,12 @@ def test_heatmaps_of_bytes(both):
             assert one.valid == other.valid
             np.testing.assert_allclose(one.cam, other.cam, atol=1e-6)
             assert one.overlay().shape == other.overlay().shape
+            for kind, scale in ((np.uint8, 255), (np.float32, 1)):
+                out, exact = (np.zeros(one.heatmap.shape, kind) for _ in range(2))
+                assert one.write_heatmap(out) == other.write_heatmap(exact)
+                np.testing.assert_allclose(out / scale, exact / scale, atol=1.01 / 255)
+    stacked = stack_heatmaps(made[0])
+    np.testing.assert_array_equal(stacked, np.stack([one._made[0] for one in made[0]]))
 
 
 def test_heatmaps_that_are_made_when_they_are_asked_for(both, stream):

@@ -35,6 +35,7 @@ def engine(tmp_path):
         ({"capabilities": ["8.7"]}, rf"capability 8\.7, this GPU has 8\.6; run `{REBUILD}`"),
         ({"gpu": "Fake GPU Ti"}, rf"built on Fake GPU Ti, this GPU is Fake GPU, .*{REBUILD}"),
         ({"shapes": {"image": [[1, 9]] * 3, "class_ids": [[1, 1]] * 3}}, "must have 4 sizes"),
+        ({"shapes": {"image": [[1, 9, 9, 3]] * 3, "class_ids": [[1, 1]] * 3}}, "its sidecar says"),
         ({"source_sha256": "1" * 64}, r"another model\.onnx than the one beside it"),
     ],
 )  # fmt: skip
