@@ -82,6 +82,7 @@ class HeatmapOptions:
     limit: int = 2 << 30
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.made not in get_args(HeatmapKind):
             kinds = ", ".join(get_args(HeatmapKind))
             raise UsageError(f"heatmaps must be one of {kinds}, got {self.made!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from sigcam.cli.explain.overlay import check_overlay, overlay_options
 from sigcam.cli.explain.video import Choice, explain_video
 from sigcam.core.errors import UsageError
 from sigcam.core.inputs import keep as keep_inputs
+
+if TYPE_CHECKING:
+    from sigcam.runtime.backends.base import HeatmapKind
 
 _run_options = options(
     click.option(
@@ -100,6 +103,14 @@ _run_options = options(
 @backend_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option(
+    "--heatmaps",
+    type=click.Choice(["float32", "uint8", "lazy"]),
+    default="float32",
+    show_default=True,
+    help="What a GPU makes of an artifact of the profile split: heatmaps, or CAMs alone (lazy), of "
+    "which the CPU makes heatmaps.",
+)
+@click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse images with more pixels than this."
 )
 @_run_options
@@ -123,6 +134,7 @@ def command(
     head: Path | None,
     backend_options: dict[str, Any],
     batch_size: int,
+    heatmaps: HeatmapKind,
     max_pixels: int | None,
     readers: int | None,
     every: int | None,
@@ -185,6 +197,7 @@ def command(
         head=head,
         # A live frame doesn't wait for others.
         batch_size=1 if moving is not None and moving.live else batch_size,
+        heatmaps=heatmaps,
         max_pixels=most,
         **backend_options,
     ) as session:

@@ -376,8 +376,9 @@ def check_limit(request: HeatmapRequest, classes: int) -> None:
         raise UsageError(
             f"the heatmaps of {len(request.placements)} images and {classes} classes take "
             f"{needed / 1e9:.3g} GB, more than the limit of {options.limit / 1e9:.3g} GB: load the "
-            f'model with {smaller}heatmaps="lazy" (each is made when it is asked for), with a '
-            f"smaller batch_size or with heatmap_limit={needed}, or ask for fewer classes"
+            f'model with {smaller}heatmaps="lazy" (each is made when it is asked for; `sigcam '
+            "explain --heatmaps lazy`), with a smaller batch_size or with "
+            f"heatmap_limit={needed}, or ask for fewer classes"
         )
 
 
