@@ -26,6 +26,8 @@ class DeviceInfo:
         capability: compute capability, (major, minor).
         multiprocessors: how many it has.
         pools: whether memory can be allocated in the order of a stream.
+        integrated: whether CPU and GPU share their memory, as on Jetson: page-locked memory then
+            needs no copies.
     """
 
     ordinal: int
@@ -33,6 +35,7 @@ class DeviceInfo:
     capability: tuple[int, int]
     multiprocessors: int
     pools: bool = True
+    integrated: bool = False
 
 
 class HasHandle(Protocol):
@@ -202,17 +205,18 @@ def current_device() -> DeviceInfo:
 def _info(ordinal: int) -> DeviceInfo:
     handle = call("cuDeviceGet", ordinal)
     kinds = bindings().CUdevice_attribute
-    major, minor, multiprocessors, pools = (
+    major, minor, multiprocessors, pools, integrated = (
         int(call("cuDeviceGetAttribute", getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), handle))
         for name in (
             "COMPUTE_CAPABILITY_MAJOR",
             "COMPUTE_CAPABILITY_MINOR",
             "MULTIPROCESSOR_COUNT",
             "MEMORY_POOLS_SUPPORTED",
+            "INTEGRATED",
         )
     )
     name = call("cuDeviceGetName", 256, handle).split(b"\0")[0].decode("utf-8", "replace")
-    return DeviceInfo(ordinal, name, (major, minor), multiprocessors, bool(pools))
+    return DeviceInfo(ordinal, name, (major, minor), multiprocessors, bool(pools), bool(integrated))
 
 
 def _described(status: Any) -> str:

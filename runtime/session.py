@@ -102,8 +102,8 @@ def load(
             instructions for.
         mode: "latency", or "throughput" for several calls at once ("openvino").
         cache: folder for engines that are built at first use ("ort-tensorrt", which takes the
-            user's cache folder when None) or compiled models ("openvino", which keeps none
-            when None).
+            user's cache folder when None), for kernels that TensorRT for RTX compiles ("tensorrt",
+            likewise), or for compiled models ("openvino", which keeps none when None).
         batch_size: most images in one run of the backend. "openvino" compiles the model for
             single images where it is 1, which saves up to a millisecond a run; "ort-tensorrt"
             builds an engine for as many.

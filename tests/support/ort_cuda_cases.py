@@ -119,6 +119,21 @@ def test_nothing_waits_before_the_end(gpu, make_artifact):
     assert rest.count("cuLaunchKernel") == 2 * 3
 
 
+def test_shared_memory_is_not_copied(gpu, make_artifact):
+    """Inputs and heatmaps, that is: ONNX Runtime's outputs and CAMs lie in memory of the GPU's."""
+    if not driver.devices()[0].integrated:
+        pytest.skip("the stand-in is a GPU with memory of its own")
+    with load(make_artifact(profile="split"), "ort-cuda", threads=1) as session:
+        session.explain(IMAGES)
+        calls()
+        session.explain(IMAGES)
+        done = calls()
+    ends = done.index("cuLaunchKernel")
+    assert "cuMemcpyHtoDAsync" not in done[:ends]
+    launches, cams = done.count("cuLaunchKernel") // 2, done[ends:].count("cuMemcpyDtoHAsync")
+    assert cams == launches + 3  # each sequence's CAMs, and logits, class ids and evidence
+
+
 def test_an_image_over_the_limit_and_the_next(gpu, make_artifact):
     path = make_artifact(profile="split")
     with load(path, "ort-cuda", threads=1, heatmap_limit=4 * 120 * 200 - 1) as session:

@@ -121,8 +121,14 @@ class HeatmapMaker:
     when the kernel was loaded, which the caller makes current.
     """
 
-    def __init__(self, kernel: ClampCombine) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: ClampCombine, *, shared: bool = False) -> None:
+        """Takes the kernels.
+
+        Args:
+            kernel: loaded into the context that is current.
+            shared: whether CPU and GPU share their memory: heatmaps then need no copies.
+        """
+        self._kernel, self._shared = kernel, shared
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._workspaces: dict[Workspace, driver.DeviceBuffer] = {}
         self._results: driver.DeviceBuffer | None = None
@@ -165,12 +171,13 @@ class HeatmapMaker:
 
     def launch(self, work: Work, group: Group) -> None:
         """Enqueues the kernels of a part of the work, and the copies of its results."""
-        device, memory = self._results, self._view
-        if device is None or memory is None:
+        target, memory = self._host if self._shared else self._results, self._view
+        if target is None or memory is None:
             raise KernelError("the memory for heatmaps was freed")
         for part in group.parts:
-            self._launch(part, work.features, work.weights, device.address, memory, work.stream)
-        driver.copy_to_host(memory, device.address, group.results, work.stream)
+            self._launch(part, work.features, work.weights, target.address, memory, work.stream)
+        if not self._shared:
+            driver.copy_to_host(memory, target.address, group.results, work.stream)
 
     def results(self, part: Part) -> dict[str, Array]:
         """Returns a part's results in page-locked memory, which the next launch overwrites."""
@@ -275,18 +282,16 @@ class HeatmapMaker:
         results = max(group.results for group in work.groups)
         size = max(group.size for group in work.groups)
         device, host = self._results, self._host
-        if device is None or host is None or device.size < results or host.size < size:
+        enough = self._shared or (device is not None and device.size >= results)
+        if not enough or host is None or host.size < size:
             # Both anew and half as large again, so that growing batches don't do this often.
             # The old ones first: there may not be room for both.
             self._free()
-            device = driver.DeviceBuffer(min(results + results // 2, max(results, STAGED)))
-            try:
-                host = driver.PinnedBuffer(min(size + size // 2, max(size, 2 * STAGED)))
-            except BaseException:
-                device.close()  # not when the error is forgotten, which may be late
-                raise
-            self._results, self._host = device, host
-            self._view = host.view(np.uint8, (host.size,))
+            if not self._shared:
+                grown = min(results + results // 2, max(results, STAGED))
+                self._results = driver.DeviceBuffer(grown)
+            host = driver.PinnedBuffer(min(size + size // 2, max(size, 2 * STAGED)))
+            self._host, self._view = host, host.view(np.uint8, (host.size,))
 
     def _free(self) -> None:
         buffers = (self._results, self._host)

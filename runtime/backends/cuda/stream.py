@@ -42,7 +42,7 @@ class CudaStream:
             BackendError: a CUDA call failed.
         """
         self.ordinal = ordinal
-        self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer]] = {}
+        self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer | None]] = {}
         self._outputs: dict[str, driver.PinnedBuffer] = {}
         self._heatmaps: HeatmapMaker | None = None
         with kernel_errors():
@@ -66,7 +66,7 @@ class CudaStream:
         from sigcam.kernels.clamp_combine import ClampCombine
 
         with self.current():
-            self._heatmaps = HeatmapMaker(ClampCombine())
+            self._heatmaps = HeatmapMaker(ClampCombine(), shared=self._context.device.integrated)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -84,6 +84,9 @@ class CudaStream:
         for name, array in feeds.items():
             pinned, device = self._room(name, array.nbytes)
             pinned.view(array.dtype, array.shape)[...] = array
+            if device is None:  # the GPU reads it where it is
+                addresses[name] = pinned.address
+                continue
             driver.copy_to_device(device.address, pinned.address, array.nbytes, self._stream)
             addresses[name] = device.address
         return addresses
@@ -144,8 +147,8 @@ class CudaStream:
             with self._context, ExitStack() as rest:
                 rest.callback(self._stream.close)
                 for pair in self._inputs.values():
-                    for buffer in pair:
-                        rest.callback(buffer.close)
+                    for one in filter(None, pair):
+                        rest.callback(one.close)
                 for buffer in self._outputs.values():
                     rest.callback(buffer.close)
                 self._inputs, self._outputs = {}, {}
@@ -153,12 +156,17 @@ class CudaStream:
                     rest.callback(self._heatmaps.close)
                     self._heatmaps = None  # the kernels are unloaded while there is a context
 
-    def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer]:
-        """Returns memory of at least `size` bytes for an input, on the host and on the device."""
+    def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer | None]:
+        """Returns memory of at least `size` bytes for an input, on the host and on the device.
+
+        On the host alone, where CPU and GPU share their memory.
+        """
         kept = self._inputs.get(name)
         if kept is None or kept[0].size < size:
-            for buffer in self._inputs.pop(name, ()):
+            for buffer in filter(None, self._inputs.pop(name, ())):
                 buffer.close()
             grown = max(size + size // 2 if kept else size, np.dtype(np.int64).itemsize)
-            self._inputs[name] = driver.PinnedBuffer(grown), driver.DeviceBuffer(grown)
+            shared = self._context.device.integrated
+            device = None if shared else driver.DeviceBuffer(grown)
+            self._inputs[name] = driver.PinnedBuffer(grown), device
         return self._inputs[name]

@@ -52,7 +52,8 @@ class TensorRtBackend(Backend):
         self._engine = engine
         self._context = context
         self._kernel = kernel
-        self._pool = Pool(lambda: Worker(self._engine, self._kernel))
+        shared = context.device.integrated
+        self._pool = Pool(lambda: Worker(self._engine, self._kernel, shared=shared))
         self._lock = threading.Lock()
         self._closed = False
         self.inputs = tuple(_info(t) for t in engine.tensors if t.is_input)

@@ -51,14 +51,21 @@ class Call:
 
 
 class _Room:
-    """Memory of one tensor: on the device, and page-locked on the host where it is copied."""
+    """Memory of one tensor: on the device, and page-locked on the host where it is copied.
 
-    def __init__(self) -> None:
+    Args:
+        shared: whether CPU and GPU share their memory. Page-locked memory then serves both.
+    """
+
+    def __init__(self, *, shared: bool) -> None:
+        self.shared = shared
         self.device: driver.DeviceBuffer | None = None
         self.host: driver.PinnedBuffer | None = None
 
     def on_device(self, size: int) -> int:
         """Returns the address of at least `size` bytes on the device."""
+        if self.shared:
+            return self.on_host(size).address
         if self.device is None or self.device.size < size:
             if self.device is not None:
                 self.device.close()
@@ -94,6 +101,7 @@ class Executor:
         stream: the stream that all work is enqueued on.
         heatmaps: makes heatmaps on that stream; None where the engine has nothing for it.
         memory: address of the memory for the engine's intermediate values; see `Engine.context`.
+        shared: whether CPU and GPU share their memory, so that nothing is copied.
         settled: whether all calls will have the same shapes; see `Engine.context`.
     """
 
@@ -104,12 +112,14 @@ class Executor:
         heatmaps: HeatmapMaker | None,
         memory: int,
         *,
+        shared: bool = False,
         settled: bool = False,
     ) -> None:
         self._engine, self._stream = engine, stream
         self._context = engine.context(memory, settled=settled)
         self._heatmaps = heatmaps
-        self._rooms = {tensor.name: _Room() for tensor in engine.tensors}
+        self._shared = shared
+        self._rooms = {tensor.name: _Room(shared=shared) for tensor in engine.tensors}
         self._tensors = {tensor.name: tensor for tensor in engine.tensors}
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._bound: tuple[tuple[str, tuple[int, ...]], ...] | None = None
@@ -251,7 +261,7 @@ class Executor:
             np.copyto(self._host_view(name), array)
 
     def _enqueue_copies_in(self, call: Call) -> None:
-        for name in call.feeds:
+        for name in () if self._shared else call.feeds:
             size = self._bytes(self._tensors[name])
             room = self._rooms[name]
             driver.copy_to_device(
@@ -284,7 +294,7 @@ class Executor:
         return pending
 
     def _enqueue_copies_out(self, call: Call) -> None:
-        for name in call.wanted:
+        for name in () if self._shared else call.wanted:
             size = self._bytes(self._tensors[name])
             room = self._rooms[name]
             driver.copy_to_host(

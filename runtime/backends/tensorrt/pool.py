@@ -44,15 +44,19 @@ class Worker:
     each other out.
     """
 
-    def __init__(self, engine: Engine, kernel: ClampCombine | None) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: Engine, kernel: ClampCombine | None, *, shared: bool = False
+    ) -> None:
+        self._engine, self._shared = engine, shared
         self._stream = driver.Stream()
         with ExitStack() as stack:
             stack.callback(self._stream.close)
             self._memory = driver.DeviceBuffer(max(1, engine.memory))
             stack.callback(self._memory.close)
-            self._heatmaps = None if kernel is None else HeatmapMaker(kernel)
-            self._plain = Executor(engine, self._stream, self._heatmaps, self._memory.address)
+            self._heatmaps = None if kernel is None else HeatmapMaker(kernel, shared=shared)
+            self._plain = Executor(
+                engine, self._stream, self._heatmaps, self._memory.address, shared=shared
+            )
             stack.pop_all()
         self._captured: OrderedDict[Any, Executor] = OrderedDict()  # used last: at the end
         self._used: dict[Any, int] = {}
@@ -104,8 +108,9 @@ class Worker:
             del self._used[key]
             oldest.close()
         executor = Executor(
-            self._engine, self._stream, self._heatmaps, self._memory.address, settled=True
-        )
+            self._engine, self._stream, self._heatmaps, self._memory.address,
+            shared=self._shared, settled=True,
+        )  # fmt: skip
         try:
             results = executor.run(call)
             refusal = executor.capture(call)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sigcam.runtime.backends.base import BackendOptions
+
 FOLDER = os.environ.get("SIGCAM_TEST_ORT_GPU", "")
 
 _ASK = """
@@ -51,6 +53,27 @@ except BackendUnavailableError as exc:
 with load(path, "ort") as session:
     print(session.backend_name)
 """
+
+
+@pytest.mark.skipif(not FOLDER, reason="$SIGCAM_TEST_ORT_GPU names no folder of onnxruntime-gpu")
+def test_the_options_that_are_set_are_the_providers_own():
+    """Names that it doesn't know would only be seen on a GPU."""
+    from sigcam.runtime.backends.onnxruntime.cuda import cuda_provider
+    from sigcam.runtime.backends.onnxruntime.libraries import needed_tensorrt
+    from sigcam.runtime.backends.onnxruntime.tensorrt import Largest, profile
+
+    capi = Path(FOLDER).resolve() / "onnxruntime" / "capi"
+    [cuda] = capi.glob("*onnxruntime_providers_cuda.*")
+    [tensorrt] = capi.glob("*onnxruntime_providers_tensorrt.*")
+    _, settings = cuda_provider(BackendOptions(), 0)
+    known = cuda.read_bytes()
+    for name in (*settings, "HEURISTIC", "EXHAUSTIVE", "DEFAULT"):
+        assert name.encode() in known, name
+    known = tensorrt.read_bytes() + b"".join(one.read_bytes() for one in capi.glob("*pybind11*"))
+    for name in profile({"image": Largest((8,), (3, 8, 8))}):
+        assert name.encode() in known, name
+    # The extra's bounds are for this version; another one is another extra.
+    assert set(needed_tensorrt(tensorrt).values()) == {10}
 
 
 @pytest.mark.skipif(not FOLDER, reason="$SIGCAM_TEST_ORT_GPU names no folder of onnxruntime-gpu")

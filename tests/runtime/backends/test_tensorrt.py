@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,13 +22,14 @@ from sigcam.images.upsample import to_heatmap
 from sigcam.kernels import graph
 from sigcam.kernels.errors import KernelError
 from sigcam.kernels.reference import clamp_combine
-from sigcam.runtime.backends.base import BackendOptions, HeatmapRequest
+from sigcam.runtime.backends.base import BackendOptions, HeatmapOptions, HeatmapRequest
 from sigcam.runtime.backends.onnxruntime.cpu import OrtBackend
 from sigcam.runtime.backends.tensorrt import pool
 from sigcam.runtime.backends.tensorrt.pool import MAX_GRAPHS, MAX_WORKERS
 from sigcam.runtime.session import load
+from tests.support import fake_tensorrt
 from tests.support.device_doubles import Buffer
-from tests.support.fake_tensorrt import write_engine
+from tests.support.fake_tensorrt import GPU, write_engine
 from tests.support.tiny import tiny_spec
 
 SPEC = tiny_spec(profile="split")
@@ -212,6 +214,37 @@ def test_contexts_of_a_worker_share_their_memory(machine, feeds):
         backend.infer(feeds(*shape))
     assert len(machine.module.contexts) == 1 + MAX_GRAPHS
     assert len({context.memory for context in machine.module.contexts}) == 1
+
+
+@pytest.mark.parametrize("options", [HeatmapOptions(), HeatmapOptions("uint8")])
+def test_memory_that_cpu_and_gpu_share_is_not_copied(
+    machine, feeds, reference, monkeypatch, options
+):
+    """As on Jetson: what the host wrote is read where it is, and maps are written there."""
+    sizes = []
+    original = machine.cuda._copy
+    monkeypatch.setattr(
+        machine.cuda, "_copy", lambda *given: sizes.append(given[2]) or original(*given)
+    )
+    monkeypatch.setattr(fake_tensorrt, "GPU", replace(GPU, integrated=True))
+    backend = machine.open()
+    for turn in range(4):
+        given = feeds(3, 2, seed=turn)
+        request = replace(request_for(3), options=options)
+        got = backend.infer_heatmaps(given, ["logits"], request)
+        if options.made == "float32":
+            check(got, reference(given, request), request, ["logits"])
+        else:
+            want = reference(given, request)[1][1]
+            for image, row in enumerate(want):
+                for k, (one, _) in enumerate(row):
+                    np.testing.assert_allclose(
+                        got[1].heatmaps[image][k] / 255, one, atol=0.51 / 255
+                    )
+    assert machine.cuda.captured == 1
+    assert machine.cuda.launched == 2
+    cam = 4 * 7 * 7 * 2
+    assert set(sizes) <= {cam, 2 * cam, 3 * cam}  # CAMs alone, which lie in the workspace
 
 
 def test_workers_do_not(machine, feeds):

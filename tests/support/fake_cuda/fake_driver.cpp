@@ -5,8 +5,8 @@
 // goes back too early, shows as poison in the results. Only what sigcam calls is here;
 // cuGetProcAddress knows nothing else.
 //
-// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_POOLS (1), FAKE_CUDA_REFUSES (0; 1 lets no
-// module load).
+// Environment: FAKE_CUDA_DEVICES (1), FAKE_CUDA_POOLS (1), FAKE_CUDA_INTEGRATED (0),
+// FAKE_CUDA_REFUSES (0; 1 lets no module load).
 
 #include "../host_cuda/host_cuda.cpp"
 
@@ -163,6 +163,7 @@ CU(cuDeviceGetAttribute, int* out, int kind, int)
         case 76: *out = 6; return SUCCESS;   // COMPUTE_CAPABILITY_MINOR
         case 16: *out = 4; return SUCCESS;   // MULTIPROCESSOR_COUNT
         case 115: *out = number("FAKE_CUDA_POOLS", 1); return SUCCESS;
+        case 18: *out = number("FAKE_CUDA_INTEGRATED", 0); return SUCCESS;
     }
     return INVALID_VALUE;
 END
