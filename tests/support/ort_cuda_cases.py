@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sigcam.core.errors import BackendUnavailableError, UsageError
+from sigcam.core.errors import BackendError, BackendUnavailableError, UsageError
 from sigcam.kernels import driver
+from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
@@ -132,6 +133,25 @@ def test_shared_memory_is_not_copied(gpu, make_artifact):
     assert "cuMemcpyHtoDAsync" not in done[:ends]
     launches, cams = done.count("cuLaunchKernel") // 2, done[ends:].count("cuMemcpyDtoHAsync")
     assert cams == launches + 3  # each sequence's CAMs, and logits, class ids and evidence
+
+
+@pytest.mark.parametrize("which", ["DeviceBuffer", "PinnedBuffer"])
+def test_memory_that_is_used_up_and_the_next_call(gpu, make_artifact, monkeypatch, which):
+    def full(size):
+        raise KernelError("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (text)")
+
+    path = make_artifact(profile="split")
+    with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
+        session.explain(IMAGES[0])
+        for _ in range(2):
+            with (
+                monkeypatch.context() as patch,
+                pytest.raises(BackendError, match=r"OUT_OF_MEMORY.*smaller batch_size"),
+            ):
+                patch.setattr(driver, which, full)
+                session.explain(IMAGES)
+        for [one], [other] in zip(session.explain(IMAGES), plain.explain(IMAGES), strict=True):
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=3e-5)
 
 
 def test_an_image_over_the_limit_and_the_next(gpu, make_artifact):

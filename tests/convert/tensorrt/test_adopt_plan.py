@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
+from sigcam.cli.build_engine import command
 from sigcam.convert.tensorrt import adopt
 from sigcam.convert.tensorrt.adopt import adopt_plan
 from sigcam.convert.tensorrt.options import BuildOptions
@@ -64,6 +66,18 @@ def test_a_plan_with_half_outputs_runs_the_kernels_of_float16(gpu, feeds, monkey
     _, made = backend.infer_heatmaps(feeds(2), ["logits"], HeatmapRequest(placed, SPEC.nwc))
     assert made.heatmaps[0].shape == (2, 40, 50)
     assert [plan.inputs.half for plan in plans] == [True]
+
+
+def test_the_command(gpu):
+    done = CliRunner().invoke(
+        command, [str(gpu.model), "--from-plan", str(gpu.plan), "--package", "tensorrt", "--tf32"]
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[-1] == str(gpu.folder / "m.engine")
+    assert read_sidecar(gpu.folder / "m.engine").tf32
+    done = CliRunner().invoke(command, [str(gpu.model), "--from-plan", str(gpu.folder / "none")])
+    assert done.exit_code == 2
+    assert "does not exist" in done.output
 
 
 @pytest.mark.parametrize("name", ["fc.weight", "anything"])
