@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks.gpu.report import CheckFailed
 from sigcam.core.types import Array
 from sigcam.kernels.arguments import Axis, whole
-from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
+from sigcam.kernels.plan import Plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
+from sigcam.kernels.shapes import Heatmaps, Inputs, Interpolation
 
 # B, N, h, w, K and the maps' size.
 SHAPES = (
@@ -278,11 +279,11 @@ class Job:
 def check_compiling() -> dict[str, Any]:
     """Compiles the kernels for this GPU, past the cache, and loads them."""
     from sigcam.kernels import driver
-    from sigcam.kernels.compile import SOURCE, architecture_of, compile_source, nvrtc_version
+    from sigcam.kernels.compile import architecture_of, compile_source, nvrtc_version, source
 
     info = driver.devices()[0]
     architecture = architecture_of(info.capability)
-    cubin = compile_source(SOURCE.read_text(encoding="utf-8"), architecture).cubin
+    cubin = compile_source(source(), architecture).cubin
     with driver.retain_primary_context(0):
         driver.Module(cubin).close()
     version = "{}.{}".format(*nvrtc_version())

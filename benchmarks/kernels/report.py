@@ -15,11 +15,11 @@ from pathlib import Path
 from benchmarks.kernels import roofline as kernel_roofline
 from sigcam.core.files import write_text
 from sigcam.kernels.compile import (
-    SOURCE,
     Resources,
     compile_source,
     nvrtc_version,
     resources,
+    source,
     supported,
 )
 from sigcam.kernels.errors import CudaUnavailableError
@@ -51,11 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def resource_table() -> str:
     """Registers of each kernel for some architectures, and what they all use besides."""
-    source = SOURCE.read_text(encoding="utf-8")
+    text = source()
     chosen = [number for number in SHOWN if number in supported()]
     found: dict[int, dict[str, Resources]] = {}
     for number in chosen:
-        found[number] = resources(compile_source(source, number, report=True).log)
+        found[number] = resources(compile_source(text, number, report=True).log)
     rows = [["kernel", *(f"{n / 10:.1f}" for n in chosen)], ["---"] * (1 + len(chosen))]
     rows += [
         [f"`{name}`", *(_cell(found[number][name]) for number in chosen)]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 
 from sigcam.kernels.arguments import whole
-from sigcam.kernels.plan import Heatmaps, Inputs, Plan, plan
+from sigcam.kernels.plan import Plan, plan
+from sigcam.kernels.shapes import Heatmaps, Inputs
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def on_cpu(parts, tmp_path_factory):
 
     def runner(case, features, weights):
         planned = plan(replace(case.inputs, alignment=4), case.heatmaps, processors=8)
-        found = run_in_library(lib, planned, features, weights)
+        found = run_in_library(lib, planned, features=features, weights=weights)
         return parts.kernels.Made(found.heatmaps, found.valid, found.cams)
 
     return runner

@@ -111,9 +111,7 @@ class HostKernel(ReferenceKernel):
         self.library = library
 
     def run(self, plan, **addresses):
-        from tests.support.host_cuda import launches
-
-        for launch, argument in launches(plan, *plan.arguments(**addresses)):
+        for launch, argument in plan.launches(*plan.arguments(**addresses)):
             self.library.run(
                 launch.kernel.encode(), ctypes.byref(argument),
                 (ctypes.c_uint * 3)(*launch.grid), launch.block, launch.shared,

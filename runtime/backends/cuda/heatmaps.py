@@ -21,7 +21,8 @@ from sigcam.images.preprocess import Axis, Placement
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import Axis as KernelAxis
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import ALIGNMENT, Heatmaps, Inputs, Plan, Workspace
+from sigcam.kernels.plan import ALIGNMENT, Plan, Workspace
+from sigcam.kernels.shapes import Heatmaps, Inputs
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 
 if TYPE_CHECKING:
@@ -289,10 +290,11 @@ class Part:
     @property
     def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
         """Returns type and shape of each result by its name."""
-        inputs, heatmaps = self.plan.inputs, self.plan.heatmaps
+        inputs = self.plan.inputs
+        ((rows, columns),) = self.plan.heatmaps.axes()
         count = (inputs.batch, inputs.classes)
         return {
-            "heatmaps": (np.float32, (*count, heatmaps.rows.size, heatmaps.columns.size)),
+            "heatmaps": (np.float32, (*count, rows.size, columns.size)),
             "valid": (np.uint8, count),
             "cams": (np.float32, (*count, inputs.height, inputs.width)),
         }
@@ -361,7 +363,7 @@ def layout(planned: Sequence[tuple[Run, Plan]]) -> tuple[list[Part], int, int]:
     places: list[list[int]] = []
     for _, plan in planned:
         count = plan.inputs.batch * plan.inputs.classes
-        valid = at + _aligned(4 * count * plan.heatmaps.rows.size * plan.heatmaps.columns.size)
+        valid = at + _aligned(4 * plan.pixels)
         places.append([at, valid])
         at = valid + _aligned(count)
     results = at

@@ -11,8 +11,9 @@ from sigcam.images.preprocess import place
 from sigcam.images.upsample import spread, to_heatmap
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.plan import plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
+from sigcam.kernels.shapes import Heatmaps, Inputs
 from sigcam.runtime.backends.base import HeatmapRequest
 from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
 from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Run, axis_of, runs_of
