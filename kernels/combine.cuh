@@ -208,7 +208,7 @@ __device__ __forceinline__ void add_chunks(
         int offsets[ITEMS];
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) offsets[i] = first_of(min(item + i * threads, items - 1));
-#pragma unroll 4
+#pragma unroll 8
         for (int chunk = 0; chunk < a.chunks; ++chunk) {
 #pragma unroll
             for (int i = 0; i < ITEMS; ++i) sums[i] += partial[chunk * a.positions + offsets[i]];
