@@ -60,7 +60,7 @@ struct HeatmapArguments {
     const Place* places;    // [B]; null where all images are like `place`
     int classes;
     int strip;              // pixel rows of a warp
-    int aligned;            // whether `heatmaps` is a multiple of the size of four pixels
+    int aligned;            // whether `heatmaps` is a multiple of what a thread stores at once
     Place place;
 };
 

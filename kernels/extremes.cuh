@@ -145,7 +145,7 @@ __device__ __forceinline__ void extremes(const HeatmapArguments& a) {
     const int blocks = static_cast<int>(gridDim.y), block = static_cast<int>(blockIdx.y);
     const int warp = block * (threads / WARP) + thread / WARP, warps = blocks * (threads / WARP);
     const long long heatmap = blockIdx.x;
-    const Place place = place_of(a, heatmap / a.classes);
+    const Place place = place_of(a, blockIdx.x / static_cast<unsigned>(a.classes));
     const int positions = place.rows.cells * place.columns.cells;
     const float* cam = a.cams + heatmap * positions;
     if (thread == 0) *broken = 0;

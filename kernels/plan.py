@@ -24,11 +24,14 @@ WARP = 32
 THREADS = 256
 """Threads of a block; a multiple of WARP."""
 
-ENLARGE_THREADS = 128
+ENLARGE_THREADS = 64
 """Most threads of a block of `enlarge`: small heatmaps then reach more multiprocessors."""
 
-TILE_COLUMNS = 128
-"""Pixels of a row that a warp of `enlarge` writes; TILE_COLUMNS in the source."""
+COLUMNS = 4
+"""Columns of a thread of `enlarge` and `extremes_bicubic`; it has BYTE_COLUMNS where it makes
+bilinear heatmaps of bytes. COLUMNS in the source."""
+
+BYTE_COLUMNS = 8
 
 STRIP_ROWS = (16, 64)
 """Fewest and most pixel rows of a warp. What a warp does before its first row costs as many
@@ -37,7 +40,7 @@ instructions as ten rows or so; short strips give a small batch more warps."""
 BLOCKS_PER_PROCESSOR = 4
 """Blocks that keep a multiprocessor busy while others wait for memory."""
 
-WARPS_PER_PROCESSOR = 32
+WARPS_PER_PROCESSOR = 16
 """The same of warps, where a thread has registers for that many."""
 
 MAX_CHUNKS = 64
@@ -215,7 +218,7 @@ def plan(
     """
     places = heatmaps.places(inputs.classes)
     _check(inputs, heatmaps, places, processors, threads)
-    strip = _strip(inputs, places, processors)
+    strip = _strip(inputs, heatmaps, places, processors)
     count = inputs.batch * inputs.classes
     fields, combine = {}, None
     if isinstance(inputs, Inputs):
@@ -229,9 +232,9 @@ def plan(
     enlarge = _enlarge(heatmaps, places, count, strip, threads)
     ragged = (Place * inputs.batch)(*places) if heatmaps.ragged else None
     common = Place() if heatmaps.ragged else places[0]
-    pixel = 1 if heatmaps.bytes_ else 4
+    together = _columns(heatmaps) * (1 if heatmaps.bytes_ else 4)  # bytes
     heatmap = HeatmapArguments(
-        classes=inputs.classes, strip=strip, aligned=heatmaps.alignment % (4 * pixel) == 0,
+        classes=inputs.classes, strip=strip, aligned=heatmaps.alignment % together == 0,
         place=common,
     )  # fmt: skip
     each = inputs.classes * sum(p.rows.size * p.columns.size for p in places)
@@ -264,7 +267,7 @@ def _check(
             )
     count, warps = inputs.batch * inputs.classes, min(threads, ENLARGE_THREADS) // WARP
     size = (max(p.rows.size for p in places), max(p.columns.size for p in places))
-    limit = (MAX_GRID * warps * STRIP_ROWS[0], MAX_GRID * TILE_COLUMNS)
+    limit = (MAX_GRID * warps * STRIP_ROWS[0], MAX_GRID * WARP * COLUMNS)
     if count > MAX_INT or size[0] > limit[0] or size[1] > limit[1]:
         raise ValueError(
             f"at most {MAX_INT} heatmaps of {limit[0]} x {limit[1]} pixels fit one launch, got "
@@ -293,8 +296,11 @@ def _extremes(
     """Returns the launch that finds the extremes of `count` heatmaps."""
     if heatmaps.interpolation == "bicubic":
         # A warp takes strips of the crop box.
-        strips = max(_strips(p.rows.high - p.rows.low, p.columns.high - p.columns.low, strip)
-                     for p in places)  # fmt: skip
+        tile = WARP * COLUMNS
+        strips = max(
+            -(-(p.rows.high - p.rows.low) // strip) * -(-(p.columns.high - p.columns.low) // tile)
+            for p in places
+        )
         wanted = -(-BLOCKS_PER_PROCESSOR * processors // count)
         blocks = min(-(-strips * WARP // threads), MAX_CHUNKS, wanted)
     else:
@@ -310,28 +316,30 @@ def _enlarge(
     heatmaps: Heatmaps, places: list[Place], count: int, strip: int, threads: int
 ) -> Launch:
     """Returns the launch that writes `count` heatmaps."""
-    threads = min(threads, ENLARGE_THREADS)
+    threads, tile = min(threads, ENLARGE_THREADS), WARP * _columns(heatmaps)
     rows = max(place.rows.size for place in places)
     columns = max(place.columns.size for place in places)
     return Launch(
         kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
-        grid=(count, -(-rows // (strip * threads // WARP)), -(-columns // TILE_COLUMNS)),
+        grid=(count, -(-rows // (strip * threads // WARP)), -(-columns // tile)),
         block=threads,
         shared=0,
     )
 
 
-def _strip(inputs: Inputs | Cams, places: list[Place], processors: int) -> int:
+def _columns(heatmaps: Heatmaps) -> int:
+    """Returns the columns of a thread of `enlarge`."""
+    eight = heatmaps.bytes_ and heatmaps.interpolation == "bilinear"
+    return BYTE_COLUMNS if eight else COLUMNS
+
+
+def _strip(inputs: Inputs | Cams, heatmaps: Heatmaps, places: list[Place], processors: int) -> int:
     """Returns the pixel rows of a warp: as many as leave warps enough for the GPU."""
-    images = inputs.batch if len(places) == 1 else 1
-    rows = sum(_strips(place.rows.size, place.columns.size, 1) for place in places)
-    wanted = images * inputs.classes * rows // (WARPS_PER_PROCESSOR * processors)
+    images = 1 if heatmaps.ragged else inputs.batch
+    tile = WARP * _columns(heatmaps)
+    rows = sum(place.rows.size * -(-place.columns.size // tile) for place in places)
+    wanted: int = images * inputs.classes * rows // (WARPS_PER_PROCESSOR * processors)
     return max(STRIP_ROWS[0], min(wanted, STRIP_ROWS[1]))
-
-
-def _strips(height: int, width: int, strip: int) -> int:
-    """Returns how many strips cover so many pixels."""
-    return int(-(-height // strip) * -(-width // TILE_COLUMNS))
 
 
 def _vector(inputs: Inputs, threads: int) -> int:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from sigcam.kernels.compile import compile_source, source
@@ -38,6 +39,17 @@ class Block:
     target: str | None = None
     falls: bool = True
     after: list[int] = field(default_factory=list)
+
+    def ends(self, condition: str | None, operation: str, rest: str) -> bool:
+        """Takes note of where its last instruction may go; returns whether it may go anywhere."""
+        target = re.search(r"`\((\.L_\w+)\)", rest)
+        # What is left by a call of a label is left for good; other calls come back.
+        jumps = operation.startswith("BRA") or (operation.startswith("CALL") and target)
+        if not jumps and not operation.startswith(("EXIT", "RET")):
+            return False
+        self.target = target[1] if target and jumps else None
+        self.falls = bool(condition) or bool(re.match(r"\s*!?U?P\d", rest))
+        return True
 
     def count(self, beginning: str) -> int:
         """How many of its operations have a name that begins so."""
@@ -62,11 +74,12 @@ class Code:
 
     def loops(self) -> list[tuple[int, int, set[int]]]:
         """First block, last block and all blocks of each loop, the smallest loops first."""
-        found = []
-        for last, block in enumerate(self.blocks):
-            for first in block.after:
-                if first <= last:
-                    found.append((first, last, self._between(first, last)))
+        found = [
+            (first, last, self._between(first, last))
+            for last, block in enumerate(self.blocks)
+            for first in block.after
+            if first <= last
+        ]
         return sorted(found, key=lambda loop: sum(len(self.blocks[i].operations) for i in loop[2]))
 
     def _between(self, first: int, last: int) -> set[int]:
@@ -87,7 +100,7 @@ class Code:
     def shortest(self, stops: list[int], among: set[int] | None = None) -> int:
         """Instructions of the shortest way through blocks in this order, both ends included."""
         total = len(self.blocks[stops[0]].operations)
-        for start, stop in zip(stops, stops[1:], strict=False):
+        for start, stop in pairwise(stops):
             total += self._distances(start, among).get(stop, 10**9)
         return total
 
@@ -140,13 +153,12 @@ class Code:
         return found
 
 
-def disassembled(text: str, architecture: int) -> dict[str, Code]:
-    """Compiles a source and returns the code of each kernel by its name.
+def disassembled(cubin: bytes) -> dict[str, Code]:
+    """Returns the code of each kernel by its name.
 
     Raises:
-        CudaUnavailableError: NVRTC or nvdisasm is missing.
+        CudaUnavailableError: nvdisasm is missing.
     """
-    cubin = compile_source(text, architecture).cubin
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -188,32 +200,23 @@ def parsed(listing: str) -> Code:
                 blocks.append(Block())
             labels[label[1]] = len(blocks) - 1
         found = INSTRUCTION.search(line)
-        if not found or (found[2] == "NOP" and not blocks[-1].falls):
-            continue
-        condition, operation, rest = found.groups()
-        block = blocks[-1]
-        block.operations.append(operation)
-        if operation.startswith(("BRA", "EXIT", "RET")):
-            target = re.search(r"`\((\.L_\w+)\)", rest)
-            block.target = target[1] if target else None
-            block.falls = bool(condition) or bool(re.match(r"\s*!?U?P\d", rest))
-            blocks.append(Block())
+        if found:
+            blocks[-1].operations.append(found[2])
+            if blocks[-1].ends(*found.groups()):
+                blocks.append(Block())
     for i, block in enumerate(blocks):
         if block.falls and i + 1 < len(blocks):
             block.after.append(i + 1)
         if block.target in labels:
             block.after.append(labels[block.target])
     # The padding behind the end is a jump to itself.
-    for i, block in enumerate(blocks):
-        if block.operations == ["BRA"] and block.after == [i]:
-            del blocks[i:]
-            break
-    return Code(blocks)
+    padding = [i for i, block in enumerate(blocks) if block.after == [i] and not block.falls]
+    return Code(blocks[: padding[-1]] if padding else blocks)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Instructions of a thread of `enlarge_*`, which has four columns.
+    """Instructions of a thread of `enlarge_*`, which has four or eight columns.
 
     Attributes:
         row: from one row to the next between the same lines of cells.
@@ -227,7 +230,7 @@ class Rows:
 
 
 def rows_of(code: Code) -> Rows | None:
-    """Counts for the loop that stores four pixels at once and reads cells; None without one.
+    """Counts for the loop that stores a thread's pixels at once; None without one.
 
     Where each row reads its cells, `row` is the longest way round that loop, and `line` 0.
     """
@@ -290,7 +293,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, help="another version of clamp_combine.cu")
     given = parser.parse_args(arguments)
     try:
-        found = disassembled(source(given.source), int(given.arch.replace(".", "")))
+        made = compile_source(source(given.source), int(given.arch.replace(".", "")))
+        found = disassembled(made.cubin)
     except CudaUnavailableError as exc:
         print(f"no counts: {exc}", file=sys.stderr)
         return 3
@@ -304,7 +308,7 @@ def described(name: str, code: Code) -> str:
     text = f"{name:30} {code.size:5} instructions"
     rows = rows_of(code) if name.startswith("enlarge") else None
     if rows:
-        text += f"; a row of four pixels {rows.row}, a new line {rows.line} more, once {rows.once}"
+        text += f"; a thread's row {rows.row}, a new line {rows.line} more, once {rows.once}"
     vectors = vectors_of(code) if name.startswith("combine") and "_v1_" not in name else None
     if vectors:
         kinds: Callable[[str], int] = vectors.operations.__getitem__

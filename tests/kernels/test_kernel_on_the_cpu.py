@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments, Place, whole
 from sigcam.kernels.compile import source
-from sigcam.kernels.plan import TILE_COLUMNS, WARP, plan
+from sigcam.kernels.plan import WARP, plan
 from sigcam.kernels.reference import clamp_combine, enlarged, normalised_heatmaps, to_bytes
 from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
 from tests.support.host_cuda import aligned, library, run_in_library
@@ -64,7 +64,7 @@ def heatmaps_of(draw, inputs):
         *draw(all_axes(inputs)),
         bytes_=draw(st.booleans()),
         interpolation=draw(st.sampled_from(["bilinear", "bicubic"])),
-        alignment=draw(st.sampled_from([1, 4, 16])),
+        alignment=draw(st.sampled_from([1, 4, 8, 16])),
     )
 
 
@@ -273,7 +273,7 @@ def test_any_number_of_classes(lib, classes):
 def test_strips_at_every_edge(lib, over, bytes_, interpolation):
     """Heatmaps that end before, at and after the ends of strips, with crop boxes that do so."""
     strip, block = 16, 4 * 16
-    sizes = (strip + over, block + over), (TILE_COLUMNS + over, WARP + over)
+    sizes = (strip + over, block + over), (8 * WARP + over, 4 * WARP + over)
     for height, width in zip(*sizes, strict=True):
         for low, high in ((0, 0), (1, 1), (strip, 0), (strip - 1, strip - 3)):
             if low + high >= height:

@@ -84,22 +84,24 @@ def test_every_element_has_one_owner(inputs, processors, threads):
     st.integers(1, 200),
     st.sampled_from([32, 64, 256, 512]),
     st.sampled_from(["bilinear", "bicubic"]),
+    st.booleans(),
     st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=3),
 )
-def test_every_pixel_has_a_thread(inputs, processors, threads, interpolation, sizes):
+def test_every_pixel_has_a_thread(inputs, processors, threads, interpolation, bytes_, sizes):
     if len(sizes) == 1:
-        heatmaps = heatmaps_for(inputs, *sizes[0], interpolation=interpolation)
+        heatmaps = heatmaps_for(inputs, *sizes[0], bytes_=bytes_, interpolation=interpolation)
     else:
         inputs = dataclasses.replace(inputs, batch=len(sizes))
         rows = [whole(height, inputs.height) for height, _ in sizes]
-        columns = [whole(width, inputs.width) for _, width in sizes]
-        heatmaps = Heatmaps(rows, columns, interpolation=interpolation)
+        axes = rows, [whole(width, inputs.width) for _, width in sizes]
+        heatmaps = Heatmaps(*axes, bytes_=bytes_, interpolation=interpolation)
     planned = plan(inputs, heatmaps, processors=processors, threads=threads)
     strip = planned._heatmap.strip
+    columns = 8 if bytes_ and interpolation == "bilinear" else 4
     count, down, across = planned.enlarge.grid
     assert count == inputs.batch * inputs.classes
     assert 16 <= strip <= 64
-    assert across * 128 >= max(width for _, width in sizes)
+    assert across * 32 * columns >= max(width for _, width in sizes)
     assert down * strip * (planned.enlarge.block // WARP) >= max(height for height, _ in sizes)
     assert (planned.combine is None) == isinstance(inputs, Cams)
     assert (planned.extremes is None) == (
@@ -192,8 +194,10 @@ def test_pixels_are_stored_together_where_the_address_allows_it():
 
     assert aligned()
     assert not aligned(alignment=8)
-    assert aligned(alignment=4, bytes_=True)
-    assert not aligned(alignment=2, bytes_=True)
+    assert aligned(alignment=8, bytes_=True)
+    assert not aligned(alignment=4, bytes_=True)
+    assert aligned(alignment=4, bytes_=True, interpolation="bicubic")
+    assert not aligned(alignment=2, bytes_=True, interpolation="bicubic")
 
 
 def test_a_tail_is_no_longer_than_what_comes_before_it():
@@ -215,7 +219,7 @@ def test_few_heatmaps_have_short_strips():
         return plan(inputs, heatmaps_for(inputs, *size), processors=132)._heatmap.strip
 
     assert strip(1) == 16
-    assert strip(5, 480, 640) == 22
+    assert strip(5, 480, 640) == 45
     assert strip(100, 480, 640) == 64
 
 
@@ -276,7 +280,7 @@ def test_arguments_of_cams_and_of_places():
             lambda: plan(
                 Inputs(1, 1, 2, 2, 1), Heatmaps(whole(5_000_000, 2), whole(5, 2)), processors=1
             ),
-            "of 4194240 x 8388480 pixels fit one launch, got 1 of 5000000 x 5",
+            "of 2097120 x 8388480 pixels fit one launch, got 1 of 5000000 x 5",
         ),
         (
             lambda: plan(
