@@ -9,7 +9,7 @@ from itertools import product
 from benchmarks.kernels.machine_code import Code, Rows, rows_of
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.plan import WARP, Plan, plan
-from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
+from sigcam.kernels.shapes import CLASS_TILE, Cams, Heatmaps, Inputs
 
 SCHEDULERS = 4
 """Instructions that a multiprocessor of these GPUs can begin in a cycle, each of a warp."""
@@ -87,28 +87,34 @@ def planned(
 
 def work(case: Plan) -> Work:
     """What the kernels move: the features once for each tile of classes."""
-    i, m = case.inputs, case.heatmaps
+    i, m = _features(case), case.heatmaps
     count, grid = i.batch * i.classes, i.positions
     features = i.itemsize * i.batch * i.channels * grid
     weights = i.itemsize * count * i.channels
     partial = 4 * count * case.fields["chunks"] * grid
-    pixels = count * m.rows.size * m.columns.size
     return Work(
-        inputs=features * case.combine.grid[1] + weights,
+        inputs=features * -(-i.classes // CLASS_TILE) + weights,
         between=2 * partial + 2 * 4 * count * grid,
-        heatmaps=pixels * (1 if m.bytes_ else 4),
-        operations=2 * count * i.channels * grid + pixels * PIXEL_OPERATIONS,
+        heatmaps=case.pixels * (1 if m.bytes_ else 4),
+        operations=2 * count * i.channels * grid + case.pixels * PIXEL_OPERATIONS,
     )
+
+
+def _features(case: Plan) -> Inputs:
+    """What a case is planned for, which is no CAMs."""
+    if not isinstance(case.inputs, Inputs):
+        raise TypeError(f"the case must have features and weights, got {case.inputs}")
+    return case.inputs
 
 
 def single_operators(case: Plan) -> int:
     """Bytes that `SINGLE` moves: each reads its inputs and writes its result once."""
-    i, m = case.inputs, case.heatmaps
+    i = _features(case)
     count = i.batch * i.classes
     features = i.itemsize * i.batch * i.channels * i.positions
     weights = i.itemsize * count * i.channels
     cams = 4 * count * i.positions
-    heatmaps: int = 4 * count * m.rows.size * m.columns.size
+    heatmaps = 4 * case.pixels
     small = 2 * weights + (features + weights + cams) + 2 * cams
     # resize: CAMs in, maps out; min and max: maps in; subtract and divide: in and out.
     return small + cams + heatmaps + 2 * heatmaps + 2 * 2 * heatmaps
