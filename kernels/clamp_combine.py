@@ -130,14 +130,20 @@ class ClampCombine:
                 None enqueues that copy, to the workspace.
 
         Raises:
-            ValueError: an address that isn't aligned as the plan takes it to be, or is missing.
-            KernelError: a launch failed.
+            ValueError: an address that isn't aligned as the plan takes it to be.
+            KernelError: a launch failed, or `places` is missing while the stream is captured.
         """
         arguments = plan.arguments(
             heatmaps=heatmaps, valid=valid, workspace=workspace,
             features=features, weights=weights, cams=cams, places=places,
         )  # fmt: skip
         if plan.places is not None and places is None:
+            if driver.is_capturing(stream):
+                raise KernelError(
+                    "the stream is being captured into a graph, which must not read the plan's "
+                    "places from host memory each time; copy `plan.places` to the device before "
+                    "and give its address as `places`"
+                )
             size = ctypes.sizeof(plan.places)
             source = ctypes.addressof(plan.places)
             driver.copy_to_device(workspace + plan.workspace.places, source, size, stream)

@@ -46,6 +46,9 @@ WARPS_PER_PROCESSOR = 16
 MAX_CHUNKS = 64
 """Most parts that the channels are cut into; the last block of a heatmap adds them up."""
 
+PARTS_AHEAD = 8
+"""Parts that a thread of the last block reads side by side."""
+
 ALIGNMENT = 256
 """Bytes to which the parts of the workspace are aligned."""
 
@@ -382,6 +385,8 @@ def _fields(inputs: Inputs, vector: int, processors: int, threads: int) -> dict[
     wanted = -(-BLOCKS_PER_PROCESSOR * processors // (inputs.batch * class_tiles * tiles))
     balanced = isqrt(inputs.channels * inputs.itemsize // (4 * tile_classes))
     chunks = max(1, min(wanted, balanced, MAX_CHUNKS, groups // lanes))
+    if chunks > PARTS_AHEAD:
+        chunks -= chunks % PARTS_AHEAD
     chunk_groups = min(-(-groups // chunks), CHUNK_CHANNELS // group)
     return {
         "channels": inputs.channels,

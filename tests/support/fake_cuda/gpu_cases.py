@@ -283,6 +283,21 @@ def test_different_sizes_with_addresses(kernel):
             want, _ = wanted(features[i : i + 1], weights[i : i + 1], place.rows, place.columns)
             found = made[place.start :][: want.size].reshape(want.shape)
             np.testing.assert_allclose(found, want, atol=2e-4)
+    rest = {**given, "heatmaps": heatmaps, "valid": valid, "workspace": workspace}
+    with (
+        pytest.raises(KernelError, match="give its address as `places`"),
+        driver.Graph.capture(stream),
+    ):
+        kernel.launch(plans[0], **rest, stream=stream)
+    # In a graph, the sizes are those that lie at `places` when it is launched.
+    with driver.Graph.capture(stream) as graph:
+        kernel.launch(plans[0], **rest, places=places, stream=stream)
+    graph.launch(stream)  # with the places of the other plan
+    again = np.empty_like(made)
+    driver.copy_to_host(again, heatmaps, again.nbytes, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(again, made)
+    graph.close()
 
 
 def test_a_capture_that_breaks_off(kernel):
