@@ -130,9 +130,14 @@ class ClampCombine:
                 None enqueues that copy, to the workspace.
 
         Raises:
-            ValueError: an address that isn't aligned as the plan takes it to be.
+            ValueError: an address that isn't aligned as the plan takes it to be, is missing or
+                isn't the plan's.
             KernelError: a launch failed, or `places` is missing while the stream is captured.
         """
+        missing = not cams if plan.combine is None else not (features and weights)
+        if missing or bool(cams) == bool(features or weights):
+            wanted = "cams" if plan.combine is None else "features and weights, and no cams"
+            raise ValueError(f"the plan is for {plan.inputs}: launch it with {wanted}")
         arguments = plan.arguments(
             heatmaps=heatmaps, valid=valid, workspace=workspace,
             features=features, weights=weights, cams=cams, places=places,

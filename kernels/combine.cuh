@@ -131,7 +131,8 @@ private:
         // The last group may end before its second channel.
         const int channel = g * a.group, last = part.channels - 1;
         const Staged<CLASSES> one = staged[min(channel + first, last)];
-        const Staged<CLASSES> two = KIND == Weights::ONE ? one : staged[min(channel + second, last)];
+        const Staged<CLASSES> two =
+            KIND == Weights::ONE ? one : staged[min(channel + second, last)];
 #pragma unroll
         for (int i = 0; i < VECTOR; ++i) {
             const float value = to_float(pack.values[i]);
@@ -159,6 +160,42 @@ __device__ __forceinline__ void stage(
             found.of[k] = a.clamp ? not_negative(weight) : weight;
         }
         staged[c] = found;
+    }
+}
+
+// Adds up the sums of the block's lanes, in their order, and writes its part of the cams.
+template <typename T, int VECTOR, int CLASSES, Weights KIND>
+__device__ __forceinline__ void add_lanes(
+    const CombineArguments& a, const Sums<T, VECTOR, CLASSES, KIND>& sums, int chunk, int tile,
+    long long first_heatmap, bool active, float* body) {
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int lane = thread / a.tile_units;
+    const int width = a.tile_units * VECTOR;  // elements of a lane
+    const int first = tile * width;           // one tile only where a group has more channels
+    const int positions = min(width / a.group, a.positions - first);
+    // Classes at a time, for which there is room.
+    constexpr int TOGETHER = CLASSES < 16 / VECTOR ? CLASSES : 16 / VECTOR;
+#pragma unroll
+    for (int k = 0; k < CLASSES; k += TOGETHER) {
+        __syncthreads();
+        if (active) {
+            float* own = body + lane * width + thread % a.tile_units * VECTOR;
+#pragma unroll
+            for (int j = 0; j < TOGETHER; ++j)
+#pragma unroll
+                for (int i = 0; i < VECTOR; ++i) own[j * a.lanes * width + i] = sums.of[k + j][i];
+        }
+        __syncthreads();
+        const int items = min(TOGETHER, sums.part.classes - k) * positions;
+        for (int item = thread; item < items; item += threads) {
+            const int j = item / positions, p = item % positions;
+            const float* from = body + j * a.lanes * width + p;
+            float sum = 0.f;
+            for (int l = 0; l < a.lanes; ++l)
+                for (int c = 0; c < a.group; ++c) sum += from[l * width + c * a.positions];
+            const long long heatmap = first_heatmap + k + j;
+            a.partial[(heatmap * a.chunks + chunk) * a.positions + first + p] = sum;
+        }
     }
 }
 
@@ -249,7 +286,7 @@ __device__ __forceinline__ void finish(
 template <typename T, int VECTOR, int CLASSES, Weights KIND>
 __device__ __forceinline__ void combine(const CombineArguments& a) {
     SIGCAM_SHARED(header);
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int thread = static_cast<int>(threadIdx.x);
     const int tile = static_cast<int>(blockIdx.x) % a.tiles;
     const int chunk = static_cast<int>(blockIdx.x) / a.tiles;
     const int first_class = static_cast<int>(blockIdx.y) * a.tile_classes;
@@ -290,33 +327,7 @@ __device__ __forceinline__ void combine(const CombineArguments& a) {
         sums.add(whole, 1, whole + 1, staged);
     }
 
-    const int width = a.tile_units * VECTOR;  // elements of a lane
-    const int first = tile * width;           // one tile only where a group has more channels
-    const int positions = min(width / a.group, a.positions - first);
-    constexpr int TOGETHER = CLASSES < 16 / VECTOR ? CLASSES : 16 / VECTOR;  // classes, for which there is room
-#pragma unroll
-    for (int k = 0; k < CLASSES; k += TOGETHER) {
-        __syncthreads();
-        if (active) {
-            float* own = body + lane * width + thread % a.tile_units * VECTOR;
-#pragma unroll
-            for (int j = 0; j < TOGETHER; ++j)
-#pragma unroll
-                for (int i = 0; i < VECTOR; ++i) own[j * a.lanes * width + i] = sums.of[k + j][i];
-        }
-        __syncthreads();
-        const int items = min(TOGETHER, part.classes - k) * positions;
-        for (int item = thread; item < items; item += threads) {
-            const int j = item / positions, p = item % positions;
-            const float* from = body + j * a.lanes * width + p;
-            float sum = 0.f;
-            for (int l = 0; l < a.lanes; ++l)
-                for (int c = 0; c < a.group; ++c) sum += from[l * width + c * a.positions];
-            const long long heatmap = first_heatmap + k + j;
-            a.partial[(heatmap * a.chunks + chunk) * a.positions + first + p] = sum;
-        }
-    }
-
+    add_lanes(a, sums, chunk, tile, first_heatmap, active, body);
     unsigned* counter = a.arrived + image * gridDim.y + blockIdx.y;
     if (!is_last(counter, gridDim.x, header)) return;
     finish<CLASSES>(a, image, first_heatmap, part.classes, header);

@@ -19,7 +19,7 @@ from sigcam.kernels.clamp_combine import KERNELS, ClampCombine
 from sigcam.kernels.compile import architecture_of
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
-from sigcam.kernels.shapes import Heatmaps, Inputs
+from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
 from tests.support.fake_cuda import calls, fake_pycuda, live, owners
 
 
@@ -298,6 +298,21 @@ def test_different_sizes_with_addresses(kernel):
     stream.synchronize()
     np.testing.assert_array_equal(again, made)
     graph.close()
+
+
+def test_addresses_that_are_not_the_plans(kernel):
+    wanted = Heatmaps(whole(8, 2), whole(8, 2))
+    of_features = kernel.plan(Inputs(1, 4, 2, 2, 1), wanted)
+    of_cams = kernel.plan(Cams(1, 1, 2, 2), wanted)
+    rest = {"heatmaps": 256, "valid": 1, "workspace": 256, "stream": 0}
+    calls()
+    for given in ({}, {"features": 16}, {"cams": 16}, {"features": 16, "weights": 16, "cams": 16}):
+        with pytest.raises(ValueError, match="launch it with features and weights, and no cams"):
+            kernel.launch(of_features, **given, **rest)
+    for given in ({}, {"features": 16, "weights": 16}, {"cams": 16, "weights": 16}):
+        with pytest.raises(ValueError, match=r"for Cams\(batch=1, .*: launch it with cams"):
+            kernel.launch(of_cams, **given, **rest)
+    assert "cuLaunchKernel" not in calls()
 
 
 def test_a_capture_that_breaks_off(kernel):
