@@ -142,8 +142,8 @@ class Plan:
             features: address of the features; of a plan for `Inputs`.
             weights: address of the CAM weights; of a plan for `Inputs`.
             cams: address of the CAMs; of a plan for `Cams`.
-            places: address of a copy of `places` on the device; None where it is in the
-                workspace, at `workspace.places`.
+            places: address of a copy of `places` on the device, a multiple of 8; None where it
+                is in the workspace, at `workspace.places`.
 
         Returns:
             The argument of `combine`, None where there is no such launch, and the one of
@@ -160,6 +160,8 @@ class Plan:
         listed = 0
         if self.places is not None:
             listed = workspace + parts.places if places is None else places
+            if listed % ctypes.alignment(Place):
+                raise ValueError(f"places must lie at a multiple of 8, got {listed:#x}")
         combine = None
         if self._combine is not None:
             cams = workspace + parts.cams

@@ -266,6 +266,8 @@ def test_arguments_of_cams_and_of_places():
         "extremes_bilinear", "enlarge_bilinear_f32",
     ]  # fmt: skip
     assert (heatmaps.cams, heatmaps.places) == (4, (1 << 20) + planned.workspace.places)
+    with pytest.raises(ValueError, match="places must lie at a multiple of 8, got 0x204"):
+        planned.arguments(**where, places=516)
     _, heatmaps = planned.arguments(**where, places=512)
     assert heatmaps.places == 512
 
