@@ -9,7 +9,7 @@ import ctypes
 from dataclasses import dataclass, field
 from math import gcd, isqrt
 
-from sigcam.kernels.arguments import CombineArguments, HeatmapArguments, Place
+from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments, Place
 from sigcam.kernels.shapes import (
     CHUNK_CHANNELS,
     CLASS_TILE,
@@ -221,9 +221,10 @@ def plan(
         >>> made.combine.kernel, made.enlarge.kernel
         ('combine_odd_f32_v4_k1', 'enlarge_bilinear_f32')
     """
-    places = heatmaps.places(inputs.classes)
-    _check(inputs, heatmaps, places, processors, threads)
-    strip = _strip(inputs, heatmaps, places, processors)
+    axes = heatmaps.axes()
+    sizes = [(rows.size, columns.size) for rows, columns in axes]
+    _check(inputs, heatmaps, axes, processors, threads)
+    strip = _strip(inputs, heatmaps, sizes, processors)
     count = inputs.batch * inputs.classes
     fields, combine = {}, None
     if isinstance(inputs, Inputs):
@@ -233,8 +234,9 @@ def plan(
         combine = _combine(inputs, vector, fields, threads)
     extremes = None
     if combine is None or heatmaps.interpolation == "bicubic":
-        extremes = _extremes(heatmaps, places, count, strip, processors, threads)
-    enlarge = _enlarge(heatmaps, places, count, strip, threads)
+        extremes = _extremes(heatmaps, axes, count, strip, processors, threads)
+    enlarge = _enlarge(heatmaps, sizes, count, strip, threads)
+    places = heatmaps.places(inputs.classes)
     ragged = (Place * inputs.batch)(*places) if heatmaps.ragged else None
     common = Place() if heatmaps.ragged else places[0]
     together = _columns(heatmaps) * (1 if heatmaps.bytes_ else 4)  # bytes
@@ -242,7 +244,7 @@ def plan(
         classes=inputs.classes, strip=strip, aligned=heatmaps.alignment % together == 0,
         place=common,
     )  # fmt: skip
-    each = inputs.classes * sum(p.rows.size * p.columns.size for p in places)
+    each = inputs.classes * sum(height * width for height, width in sizes)
     return Plan(
         inputs, heatmaps, combine, extremes, enlarge,
         workspace=_workspace(inputs, fields, combine, extremes, heatmaps),
@@ -253,7 +255,11 @@ def plan(
 
 
 def _check(
-    inputs: Inputs | Cams, heatmaps: Heatmaps, places: list[Place], processors: int, threads: int
+    inputs: Inputs | Cams,
+    heatmaps: Heatmaps,
+    axes: list[tuple[Axis, Axis]],
+    processors: int,
+    threads: int,
 ) -> None:
     """Refuses arguments of `plan` that don't fit together, or fit no launch."""
     if threads < WARP or threads % WARP or processors < 1:
@@ -261,17 +267,17 @@ def _check(
             f"threads must be a multiple of {WARP} and processors at least 1, got {threads} "
             f"and {processors}"
         )
-    if heatmaps.ragged and len(places) != inputs.batch:
-        raise ValueError(f"there are axes for {len(places)} images, and {inputs.batch} images")
-    for place in places:
-        cells = (place.rows.cells, place.columns.cells)
+    if heatmaps.ragged and len(axes) != inputs.batch:
+        raise ValueError(f"there are axes for {len(axes)} images, and {inputs.batch} images")
+    for rows, columns in axes:
+        cells = (rows.cells, columns.cells)
         if cells != (inputs.height, inputs.width):
             raise ValueError(
                 f"the heatmaps' axes are for a CAM of {cells[0]} x {cells[1]}, the features "
                 f"have {inputs.height} x {inputs.width}"
             )
     count, warps = inputs.batch * inputs.classes, min(threads, ENLARGE_THREADS) // WARP
-    size = (max(p.rows.size for p in places), max(p.columns.size for p in places))
+    size = (max(rows.size for rows, _ in axes), max(columns.size for _, columns in axes))
     limit = (MAX_GRID * warps * STRIP_ROWS[0], MAX_GRID * WARP * COLUMNS)
     if count > MAX_INT or size[0] > limit[0] or size[1] > limit[1]:
         raise ValueError(
@@ -296,34 +302,38 @@ def _combine(inputs: Inputs, vector: int, fields: dict[str, int], threads: int) 
 
 
 def _extremes(
-    heatmaps: Heatmaps, places: list[Place], count: int, strip: int, processors: int, threads: int
+    heatmaps: Heatmaps,
+    axes: list[tuple[Axis, Axis]],
+    count: int,
+    strip: int,
+    processors: int,
+    threads: int,
 ) -> Launch:
     """Returns the launch that finds the extremes of `count` heatmaps."""
     if heatmaps.interpolation == "bicubic":
         # A warp takes strips of the crop box.
         tile = WARP * COLUMNS
         strips = max(
-            -(-(p.rows.high - p.rows.low) // strip) * -(-(p.columns.high - p.columns.low) // tile)
-            for p in places
+            -(-(rows.high - rows.low) // strip) * -(-(columns.high - columns.low) // tile)
+            for rows, columns in axes
         )
         wanted = -(-BLOCKS_PER_PROCESSOR * processors // count)
         blocks = min(-(-strips * WARP // threads), MAX_CHUNKS, wanted)
     else:
         # A warp takes rows of 32 samples, and is given 16 of them: few cells need few threads.
-        rows, columns = (2 * axis.cells + 2 for axis in (places[0].rows, places[0].columns))
-        threads = min(threads, WARP * -(-rows * -(-columns // WARP) // 16))
+        down, across = (2 * axis.cells + 2 for axis in axes[0])
+        threads = min(threads, WARP * -(-down * -(-across // WARP) // 16))
         blocks = 1
     shared = 4 * (_HEADER + 2 * threads // WARP)
     return Launch(f"extremes_{heatmaps.interpolation}", (count, blocks, 1), threads, shared)
 
 
 def _enlarge(
-    heatmaps: Heatmaps, places: list[Place], count: int, strip: int, threads: int
+    heatmaps: Heatmaps, sizes: list[tuple[int, int]], count: int, strip: int, threads: int
 ) -> Launch:
     """Returns the launch that writes `count` heatmaps."""
     threads, tile = min(threads, ENLARGE_THREADS), WARP * _columns(heatmaps)
-    rows = max(place.rows.size for place in places)
-    columns = max(place.columns.size for place in places)
+    rows, columns = (max(size) for size in zip(*sizes, strict=True))
     return Launch(
         kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
         grid=(count, -(-rows // (strip * threads // WARP)), -(-columns // tile)),
@@ -338,11 +348,13 @@ def _columns(heatmaps: Heatmaps) -> int:
     return BYTE_COLUMNS if eight else COLUMNS
 
 
-def _strip(inputs: Inputs | Cams, heatmaps: Heatmaps, places: list[Place], processors: int) -> int:
+def _strip(
+    inputs: Inputs | Cams, heatmaps: Heatmaps, sizes: list[tuple[int, int]], processors: int
+) -> int:
     """Returns the pixel rows of a warp: as many as leave warps enough for the GPU."""
     images = 1 if heatmaps.ragged else inputs.batch
     tile = WARP * _columns(heatmaps)
-    rows = sum(place.rows.size * -(-place.columns.size // tile) for place in places)
+    rows = sum(height * -(-width // tile) for height, width in sizes)
     wanted: int = images * inputs.classes * rows // (WARPS_PER_PROCESSOR * processors)
     return max(STRIP_ROWS[0], min(wanted, STRIP_ROWS[1]))
 
