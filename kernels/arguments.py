@@ -1,4 +1,4 @@
-"""The kernels' arguments, laid out like the structures of the same names in clamp_combine.cu."""
+"""The kernels' arguments, laid out like the structures of the same names in arguments.cuh."""
 
 from __future__ import annotations
 
@@ -45,8 +45,24 @@ def whole(size: int, cells: int) -> Axis:
     return Axis(size, 0, size, cells, cells / size, 0.5 * cells / size - 0.5)
 
 
+class Place(ctypes.Structure):
+    """Where an image's heatmaps lie: over the CAM, and in the memory of the whole batch.
+
+    Attributes:
+        rows, columns: how they lie over the CAM along the height and along the width.
+        start: the number of pixels before the image's first one.
+
+    Example:
+        >>> place = Place(whole(480, 7), whole(640, 7), start=2 * 224 * 224)
+        >>> place.rows.size, place.columns.size, place.start
+        (480, 640, 100352)
+    """
+
+    _fields_ = (("rows", Axis), ("columns", Axis), ("start", ctypes.c_longlong))
+
+
 class CombineArguments(ctypes.Structure):
-    """The argument of the kernels `combine_*`; the source says what the fields mean."""
+    """The argument of the kernels `combine*`; the source says what the fields mean."""
 
     _fields_ = (
         ("features", ctypes.c_void_p),
@@ -56,9 +72,11 @@ class CombineArguments(ctypes.Structure):
         ("bounds", ctypes.c_void_p),
         ("valid", ctypes.c_void_p),
         ("arrived", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
         ("channels", ctypes.c_int),
         ("positions", ctypes.c_int),
         ("classes", ctypes.c_int),
+        ("tile_classes", ctypes.c_int),
         ("group", ctypes.c_int),
         ("units", ctypes.c_int),
         ("tile_units", ctypes.c_int),
@@ -69,13 +87,12 @@ class CombineArguments(ctypes.Structure):
         ("clamp", ctypes.c_int),
         ("keep_sign", ctypes.c_int),
         ("bilinear", ctypes.c_int),
-        ("rows", Axis),
-        ("columns", Axis),
+        ("place", Place),
     )
 
 
 class HeatmapArguments(ctypes.Structure):
-    """The argument of the kernels `extremes_bicubic` and `enlarge_*`."""
+    """The argument of the kernels `extremes_*` and `enlarge_*`."""
 
     _fields_ = (
         ("cams", ctypes.c_void_p),
@@ -84,8 +101,9 @@ class HeatmapArguments(ctypes.Structure):
         ("partial", ctypes.c_void_p),
         ("arrived", ctypes.c_void_p),
         ("heatmaps", ctypes.c_void_p),
-        ("count", ctypes.c_int),
-        ("vectors", ctypes.c_int),
-        ("rows", Axis),
-        ("columns", Axis),
+        ("places", ctypes.c_void_p),
+        ("classes", ctypes.c_int),
+        ("strip", ctypes.c_int),
+        ("aligned", ctypes.c_int),
+        ("place", Place),
     )

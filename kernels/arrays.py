@@ -118,6 +118,8 @@ def stream_handle(stream: Any) -> int:
 class DeviceArray:
     """An array that sigcam made on the device: C-contiguous, and it owns its memory.
 
+    Arrays that were made together may lie in one piece of memory, which the last one gives back.
+
     It speaks `__dlpack__` and `__cuda_array_interface__`, so torch.from_dlpack,
     cupy.from_dlpack and the like share its memory without a copy. They make their stream wait
     for the one that it was made on. Its memory goes back in the order of that stream: before
@@ -138,10 +140,11 @@ class DeviceArray:
         dtype: npt.DTypeLike,
         stream: int,
         device: int,
+        offset: int = 0,
     ) -> None:
         self._buffer = buffer
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self.address, self.stream, self.device = buffer.address, stream, device
+        self.address, self.stream, self.device = buffer.address + offset, stream, device
 
     @property
     def nbytes(self) -> int:

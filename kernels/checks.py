@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from sigcam.kernels.arguments import Axis, whole
 from sigcam.kernels.arrays import View
-from sigcam.kernels.plan import Inputs, Interpolation
+from sigcam.kernels.shapes import Cams, Inputs, Interpolation
+
+Axes = Axis | Sequence[Axis]
+"""An axis for all images, or one for each."""
 
 
 def axes(
-    shape: tuple[int, ...], size: tuple[int, int] | None, rows: Axis | None, columns: Axis | None
-) -> tuple[Axis, Axis]:
+    cells: tuple[int, ...], size: tuple[int, int] | None, rows: Axes | None, columns: Axes | None
+) -> tuple[Axes, Axes]:
     """Returns how the heatmaps lie over the CAM, along the height and along the width.
 
     Args:
-        shape: [B, N, h, w] of the features.
+        cells: (h, w) of the CAM.
         size: (H, W) of heatmaps that show the CAM's whole extent; None where both axes are given.
-        rows: the axis along the height; None where `size` is given.
-        columns: the axis along the width; None where `size` is given.
+        rows: along the height; None where `size` is given.
+        columns: along the width; None where `size` is given.
 
     Raises:
-        ValueError: a shape of other than four sizes, or neither or both ways of saying it.
+        ValueError: neither or both ways of saying it.
 
     Example:
-        >>> rows, columns = axes((1, 512, 7, 7), (14, 28), None, None)
+        >>> rows, columns = axes((7, 7), (14, 28), None, None)
         >>> rows.scale, columns.scale
         (0.5, 0.25)
     """
-    if len(shape) != 4:
-        raise ValueError(f"features must be [B, N, h, w], got {list(shape)}")
     if size is not None and rows is None and columns is None:
-        return whole(size[0], shape[2]), whole(size[1], shape[3])
+        return whole(size[0], cells[0]), whole(size[1], cells[1])
     if size is None and rows is not None and columns is not None:
         return rows, columns
     raise ValueError("either size=(H, W) or both rows and columns must be given")
+
+
+def cams(given: View) -> Cams:
+    """Returns the shape of CAMs that heatmaps can be made of.
+
+    Raises:
+        ValueError: another type than float32, another number of sizes than four, or a size of 0.
+
+    Example:
+        >>> cams(View(0x1000, (2, 1000, 7, 7), np.dtype(np.float32), read_only=True))
+        Cams(batch=2, classes=1000, height=7, width=7)
+    """
+    if given.dtype != np.float32 or len(given.shape) != 4 or 0 in given.shape:
+        raise ValueError(
+            f"cams must be float32 [B, K, h, w], none of them 0, got {given.dtype} "
+            f"{list(given.shape)}"
+        )
+    return Cams(*given.shape)
 
 
 def inputs(features: View, weights: View, clamp: bool, signed: bool = False) -> Inputs:
@@ -55,6 +75,8 @@ def inputs(features: View, weights: View, clamp: bool, signed: bool = False) -> 
         (3, True, False, 8)
     """
     kinds = (np.dtype(np.float32), np.dtype(np.float16))
+    if len(features.shape) != 4:
+        raise ValueError(f"features must be [B, N, h, w], got {list(features.shape)}")
     if features.dtype not in kinds or weights.dtype != features.dtype:
         raise ValueError(
             "features and weights must both be float32 or both float16, got "

@@ -6,29 +6,29 @@ often as they want. Everything else calls the object with arrays of torch, CuPy 
 
 from __future__ import annotations
 
+import ctypes
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from sigcam.kernels import arrays, checks, driver
+from sigcam.kernels import checks, driver
 from sigcam.kernels import compile as compiling
 from sigcam.kernels import plan as planning
-from sigcam.kernels.arguments import Axis
-from sigcam.kernels.arrays import DeviceArray, View
+from sigcam.kernels.call_on_arrays import Call
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
+from sigcam.kernels.plan import Plan
 from sigcam.kernels.pool import KEPT
+from sigcam.kernels.shapes import Cams, Heatmaps, Inputs, Interpolation
 
 KERNELS = (
     *(
         f"combine{form}_{vector}_k{classes}"
-        for form in ("", "_positions")
+        for form in ("", "_odd", "_positions")
         for vector in ("f32_v1", "f32_v4", "f16_v1", "f16_v8")
         for classes in (1, 4)
+        if form != "_odd" or not vector.endswith("v1")
     ),
+    "extremes_bilinear",
     "extremes_bicubic",
     *(f"enlarge_{kind}_{pixel}" for kind in ("bilinear", "bicubic") for pixel in ("f32", "u8")),
 )
@@ -78,7 +78,7 @@ class ClampCombine:
         except KernelError as exc:
             raise self._refused(origin, exc) from exc
 
-    def plan(self, inputs: Inputs, heatmaps: Heatmaps) -> Plan:
+    def plan(self, inputs: Inputs | Cams, heatmaps: Heatmaps) -> Plan:
         """Returns the launches for a batch on this GPU.
 
         Raises:
@@ -87,10 +87,11 @@ class ClampCombine:
         return planning.plan(inputs, heatmaps, processors=self.device.multiprocessors)
 
     def prepare_workspace(self, plan: Plan, workspace: int, stream: driver.Stream | int) -> None:
-        """Enqueues the zeroing of the counters, which is needed once for a workspace and a plan.
+        """Enqueues the zeroing of the counters, which is needed once for a workspace.
 
-        Every launch leaves them zero. A workspace that served another plan must be prepared
-        again, as other things lay where the counters are.
+        Every launch leaves them zero. Plans with equal `workspace` may take turns on one stream;
+        after any other plan it must be prepared again, as other things lay where the counters
+        are.
 
         Args:
             plan: the plan whose launches will use the workspace.
@@ -98,45 +99,66 @@ class ClampCombine:
             stream: the stream of the launches, or one that they wait for.
         """
         parts = plan.workspace
-        driver.memset(workspace + parts.arrived, 0, parts.counters, stream)
+        if parts.counters:
+            driver.memset(workspace + parts.arrived, 0, parts.counters, stream)
 
     def launch(
         self,
         plan: Plan,
         *,
-        features: int,
-        weights: int,
         heatmaps: int,
         valid: int,
         workspace: int,
         stream: driver.Stream | int,
+        features: int = 0,
+        weights: int = 0,
+        cams: int = 0,
+        places: int | None = None,
     ) -> None:
         """Enqueues the plan's two or three kernels; allocates and waits for nothing.
 
-        It may be captured into a graph. Two launches may only overlap in time with different
-        workspaces.
+        It may be captured into a graph, in which case `places` must be given where the plan has
+        places. Two launches may only overlap in time with different workspaces.
 
         Args:
             plan: what `plan` returned; its `alignment`s must hold for the addresses.
-            features: address of float32 or float16 [B, N, h, w].
-            weights: address of the same type, [B, K, N] or [B, K, N, h, w].
-            heatmaps: address of the float32 or uint8 [B, K, H, W] to write.
+            heatmaps: address of the float32 or uint8 [B, K, H, W] to write, or of the images'
+                [K, H, W] one after the other, where `plan.places` says.
             valid: address of the uint8 [B, K] to write: 1 where a heatmap is one, else 0.
             workspace: address of `plan.workspace.size` bytes, prepared. Afterwards it holds
-                the CAMs, float32 [B, K, h, w], at `plan.workspace.cams`.
+                the CAMs that `combine` made, float32 [B, K, h, w], at `plan.workspace.cams`.
             stream: the stream that the kernels are enqueued on.
+            features: address of float32 or float16 [B, N, h, w], for a plan of `Inputs`.
+            weights: address of the same type, [B, K, N] or [B, K, N, h, w].
+            cams: address of float32 [B, K, h, w], for a plan of `Cams`.
+            places: address of a copy of `plan.places` on the device, made before on the stream.
+                None enqueues that copy, to the workspace.
 
         Raises:
-            ValueError: an address that isn't aligned as the plan takes it to be.
-            KernelError: a launch failed.
+            ValueError: an address that isn't aligned as the plan takes it to be, is missing or
+                isn't the plan's.
+            KernelError: a launch failed, or `places` is missing while the stream is captured.
         """
-        combine, enlarge = plan.arguments(
-            features=features, weights=weights, heatmaps=heatmaps, valid=valid, workspace=workspace
-        )
-        self._launch(plan.combine, combine, stream)
-        if plan.extremes is not None:
-            self._launch(plan.extremes, enlarge, stream)
-        self._launch(plan.enlarge, enlarge, stream)
+        missing = not cams if plan.combine is None else not (features and weights)
+        if missing or bool(cams) == bool(features or weights):
+            wanted = "cams" if plan.combine is None else "features and weights, and no cams"
+            raise ValueError(f"the plan is for {plan.inputs}: launch it with {wanted}")
+        arguments = plan.arguments(
+            heatmaps=heatmaps, valid=valid, workspace=workspace,
+            features=features, weights=weights, cams=cams, places=places,
+        )  # fmt: skip
+        if plan.places is not None and places is None:
+            if driver.is_capturing(stream):
+                raise KernelError(
+                    "the stream is being captured into a graph, which must not read the plan's "
+                    "places from host memory each time; copy `plan.places` to the device before "
+                    "and give its address as `places`"
+                )
+            size = ctypes.sizeof(plan.places)
+            source = ctypes.addressof(plan.places)
+            driver.copy_to_device(workspace + plan.workspace.places, source, size, stream)
+        for launch, argument in plan.launches(*arguments):
+            self._launch(launch, argument, stream)
 
     def __call__(
         self,
@@ -144,8 +166,8 @@ class ClampCombine:
         weights: Any,
         *,
         size: tuple[int, int] | None = None,
-        rows: Axis | None = None,
-        columns: Axis | None = None,
+        rows: checks.Axes | None = None,
+        columns: checks.Axes | None = None,
         clamp: bool = True,
         signed: bool = False,
         interpolation: Interpolation = "bilinear",
@@ -165,92 +187,84 @@ class ClampCombine:
                 is waited for by `stream`, as the protocols say.
             weights: the same type, [B, K, N] or [B, K, N, h, w].
             size: (H, W) of heatmaps that show the CAM's whole extent.
-            rows: how the heatmaps lie over the CAM; with `columns`, instead of `size`.
+            rows: how the heatmaps lie over the CAM, with `columns`, instead of `size`: one for
+                all images, or a list with one for each.
             columns: the same for the other axis.
             clamp: NWC: negative weights count as 0.
             signed: leaves the weighted sum as it is; what is negative in it is 0 otherwise.
             interpolation: "bilinear" or "bicubic" (a = -0.75).
             dtype: of the heatmaps: "float32" (0 to 1) or "uint8" (0 to 255).
-            out: an array to write the heatmaps to, of `dtype` [B, K, H, W].
+            out: an array to write the heatmaps to, of `dtype` [B, K, H, W]; with lists of axes,
+                one dimension, with the images' [K, H, W] one after the other.
             valid_out: an array to write the flags to, bool or uint8 [B, K].
             stream: a stream of torch, CuPy or PyCUDA, which the results keep, or a handle,
                 whose stream must outlive them; the legacy default stream when None.
 
         Returns:
             Heatmaps and flags: `out` and `valid_out` where they were given, else new
-            `DeviceArray`s, the flags as bool. A heatmap that isn't valid is 0 everywhere.
+            `DeviceArray`s, the flags as bool; with lists of axes, a list with the heatmaps
+            [K, H, W] of each image. A heatmap that isn't valid is 0 everywhere.
 
         Raises:
             TypeError, ValueError: arguments that don't fit, or arrays that lie elsewhere.
             KernelError: a CUDA call failed, or `stream` is being captured.
         """
-        handle = arrays.stream_handle(stream)
-        driver.check_stream(handle)
-        if driver.is_capturing(handle):
-            raise KernelError(
-                "the stream is being captured into a graph, which a call that allocates must "
-                "not be; use `plan` and `launch` with buffers of your own"
-            )
-        with ExitStack() as stack:
-
-            def take(array: Any, name: str) -> View:
-                block = arrays.taken(array, name, handle, self.device.ordinal)
-                return stack.enter_context(block)
-
-            given, used = take(features, "features"), take(weights, "weights")
-            wanted = checks.axes(given.shape, size, rows, columns)
+        with Call(self, stream) as call:
+            given, used = call.take(features, "features"), call.take(weights, "weights")
             inputs = checks.inputs(given, used, clamp, signed)
-            shape = (inputs.batch, inputs.classes, wanted[0].size, wanted[1].size)
-            target: View | DeviceArray
-            flags: View | DeviceArray
-            if out is None:
-                out = target = self._allocate(shape, checks.pixel(dtype), handle, stream)
-            else:
-                target = checks.writable(take(out, "out"), "out", shape, (checks.pixel(dtype),))
-            if valid_out is None:
-                valid_out = flags = self._allocate(shape[:2], np.dtype(bool), handle, stream)
-            else:
-                kinds = (np.dtype(bool), np.dtype(np.uint8))
-                flags = checks.writable(take(valid_out, "valid_out"), "valid_out", shape[:2], kinds)
-            heatmaps = Heatmaps(
-                *wanted,
-                dtype == "uint8",
-                checks.interpolation_of(interpolation),
-                checks.alignment(target.address),
+            axes = checks.axes(given.shape[2:], size, rows, columns)
+            return call.made(
+                inputs, {"features": given.address, "weights": used.address}, axes, dtype,
+                interpolation, out, valid_out,
+            )  # fmt: skip
+
+    def heatmaps(
+        self,
+        cams: Any,
+        *,
+        size: tuple[int, int] | None = None,
+        rows: checks.Axes | None = None,
+        columns: checks.Axes | None = None,
+        interpolation: Interpolation = "bilinear",
+        dtype: Literal["float32", "uint8"] = "float32",
+        out: Any = None,
+        valid_out: Any = None,
+        stream: Any = None,
+    ) -> tuple[Any, Any]:
+        """Makes normalised heatmaps from CAMs that lie on the GPU; enqueues only.
+
+        With many classes, CAM weights times features is a matrix product that a library or an
+        engine does best; this is what remains to be done. Everything but `cams` is as in a call.
+
+        Args:
+            cams: float32 [B, K, h, w], as `features` in a call.
+            size: see `__call__`, as for all that follow.
+            rows: along the height.
+            columns: along the width.
+            interpolation: "bilinear" or "bicubic".
+            dtype: of the heatmaps.
+            out: where the heatmaps go.
+            valid_out: where the flags go.
+            stream: where it happens.
+
+        Returns:
+            Heatmaps and flags.
+
+        Raises:
+            TypeError, ValueError: arguments that don't fit, or arrays that lie elsewhere.
+            KernelError: a CUDA call failed, or `stream` is being captured.
+        """
+        with Call(self, stream) as call:
+            given = call.take(cams, "cams")
+            inputs = checks.cams(given)
+            axes = checks.axes(given.shape[2:], size, rows, columns)
+            return call.made(
+                inputs, {"cams": given.address}, axes, dtype, interpolation, out, valid_out
             )
-            plan = self.plan(inputs, heatmaps)
-            # Its memory goes back in the stream's order, so after the kernels.
-            workspace = self._buffer(plan.workspace.size, handle, stream)
-            try:
-                self.prepare_workspace(plan, workspace.address, handle)
-                self.launch(
-                    plan, features=given.address, weights=used.address, heatmaps=target.address,
-                    valid=flags.address, workspace=workspace.address, stream=handle,
-                )  # fmt: skip
-            finally:
-                if not self.device.pools:
-                    # Freed without the stream's order: that this waits isn't promised.
-                    driver.synchronize(handle)
-                workspace.close()
-        return out, valid_out
 
     def _launch(self, launch: planning.Launch, argument: Any, stream: driver.Stream | int) -> None:
         function = self._functions[launch.kernel]
         driver.launch(function, launch.grid, launch.block, launch.shared, stream, argument)
-
-    def _allocate(
-        self, shape: tuple[int, ...], dtype: np.dtype[Any], handle: int, stream: Any
-    ) -> DeviceArray:
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        buffer = self._buffer(size, handle, stream)
-        return DeviceArray(buffer, shape, dtype, handle, self.device.ordinal)
-
-    def _buffer(
-        self, size: int, handle: int, stream: Any
-    ) -> driver.DeviceBuffer | driver.StreamBuffer:
-        if self.device.pools:
-            return driver.StreamBuffer(size, handle, keep=stream, pool=self.pool)
-        return driver.DeviceBuffer(size)
 
     def _refused(self, origin: str, exc: KernelError) -> KernelError:
         text = str(exc)

@@ -20,6 +20,7 @@ from sigcam.kernels import cache
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 
 SOURCE = Path(__file__).with_name("clamp_combine.cu")
+"""The file with the entry points; `source` puts it together with those that it includes."""
 
 ARCHITECTURES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
 """Compute capabilities that the kernels are made for, times ten; no older GPU runs them."""
@@ -66,6 +67,36 @@ class Resources:
     shared: int
 
 
+def source(path: Path | None = None) -> str:
+    """Returns the kernels' source as one text, each included file once where it is first named.
+
+    Lines that compilers name are those of the files.
+
+    Args:
+        path: the file to begin with; `SOURCE` when None.
+
+    Example:
+        >>> "#include" in source()
+        False
+    """
+    return _inlined(SOURCE if path is None else path, set())
+
+
+def _inlined(path: Path, seen: set[str]) -> str:
+    lines = [f'#line 1 "{path.name}"']
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        named = re.fullmatch(r'#include "(.+)"', line)
+        if named is None:
+            lines.append("" if line == "#pragma once" else line)
+        elif named[1] not in seen:
+            seen.add(named[1])
+            lines.append(_inlined(path.with_name(named[1]), seen))
+            lines.append(f'#line {number + 1} "{path.name}"')
+        else:
+            lines.append("")
+    return "\n".join(lines) + "\n"
+
+
 def nvrtc_version() -> tuple[int, int]:
     """Returns NVRTC's version, e.g. (13, 0).
 
@@ -100,13 +131,13 @@ def cubin_for(capability: tuple[int, int]) -> bytes:
         module = driver.Module(cubin_for(driver.device(0).capability))
     """
     architecture = architecture_of(capability)
-    source = SOURCE.read_text(encoding="utf-8")
+    text = source()
     version = "{}.{}".format(*nvrtc_version())
-    key = key_of(source, *OPTIONS, f"sm_{architecture}", f"NVRTC {version}")
+    key = key_of(text, *OPTIONS, f"sm_{architecture}", f"NVRTC {version}")
     kept = cache.read(key)
     if kept is not None:
         return kept
-    made = compile_source(source, architecture).cubin
+    made = compile_source(text, architecture).cubin
     cache.write(key, made)
     return made
 
@@ -140,12 +171,12 @@ def architecture_of(capability: tuple[int, int]) -> int:
 
 
 def compile_source(
-    source: str, architecture: int, options: Sequence[str] = OPTIONS, *, report: bool = False
+    text: str, architecture: int, options: Sequence[str] = OPTIONS, *, report: bool = False
 ) -> Compiled:
-    """Compiles a source for one architecture.
+    """Compiles a text for one architecture.
 
     Args:
-        source: the text of the whole translation unit; it can include nothing.
+        text: the whole translation unit, as `source` returns it; it can include nothing.
         architecture: compute capability times ten, e.g. 86.
         options: NVRTC's options.
         report: whether the log shall list what each kernel uses; see `resources`.
@@ -155,11 +186,11 @@ def compile_source(
         CudaUnavailableError: NVRTC is missing.
 
     Example:
-        made = compile_source(SOURCE.read_text(), 86, report=True)
+        made = compile_source(source(), 86, report=True)
         resources(made.log)["enlarge_bilinear_f32"].registers
     """
     nvrtc = _nvrtc()
-    program = _call("nvrtcCreateProgram", source.encode(), SOURCE.name.encode(), 0, [], [])
+    program = _call("nvrtcCreateProgram", text.encode(), SOURCE.name.encode(), 0, [], [])
     try:
         flags = [f"-arch=sm_{architecture}", *options, *(REPORT if report else ())]
         status = nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])[0]

@@ -5,120 +5,54 @@ This is pure arithmetic: nothing here needs a GPU, a driver or NumPy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import gcd
-from typing import Literal
+import ctypes
+from dataclasses import dataclass, field
+from math import gcd, isqrt
 
-from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments
-
-Interpolation = Literal["bilinear", "bicubic"]
+from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments, Place
+from sigcam.kernels.shapes import (
+    CHUNK_CHANNELS,
+    CLASS_TILE,
+    MAX_GRID,
+    MAX_INT,
+    Cams,
+    Heatmaps,
+    Inputs,
+)
 
 WARP = 32
 THREADS = 256
 """Threads of a block; a multiple of WARP."""
 
-CHUNK_CHANNELS = 512
-"""Most channels of a block, as their weights are staged in shared memory."""
+ENLARGE_THREADS = 64
+"""Most threads of a block of `enlarge`: small heatmaps then reach more multiprocessors."""
 
-CLASS_TILE = 4
-"""Classes that a block makes from one reading of the features, where there are several."""
+COLUMNS = 4
+"""Columns of a thread of `enlarge` and `extremes_bicubic`; it has BYTE_COLUMNS where it makes
+bilinear heatmaps of bytes. COLUMNS in the source."""
 
-TILE_COLUMNS = 128
-"""Pixels of a row that a warp of `enlarge` writes; TILE_COLUMNS in the source."""
+BYTE_COLUMNS = 8
+
+STRIP_ROWS = (16, 64)
+"""Fewest and most pixel rows of a warp. What a warp does before its first row costs as many
+instructions as ten rows or so; short strips give a small batch more warps."""
 
 BLOCKS_PER_PROCESSOR = 4
 """Blocks that keep a multiprocessor busy while others wait for memory."""
 
+WARPS_PER_PROCESSOR = 16
+"""The same of warps, where a thread has registers for that many."""
+
 MAX_CHUNKS = 64
 """Most parts that the channels are cut into; the last block of a heatmap adds them up."""
+
+PARTS_AHEAD = 8
+"""Parts that a thread of the last block reads side by side."""
 
 ALIGNMENT = 256
 """Bytes to which the parts of the workspace are aligned."""
 
-_MAX_GRID = 65535  # of a launch's y and z
-_MAX_INT = 2**31 - 1  # the kernels count a block's elements in int
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Shapes and types of features [B, N, h, w] and weights [B, K, N] or [B, K, N, h, w].
-
-    Attributes:
-        batch, channels, height, width: B, N, h, w.
-        classes: K.
-        half: whether both are float16 rather than float32.
-        per_position: whether the weights have a value for each position.
-        clamp: NWC: negative weights count as 0.
-        signed: whether CAMs keep the sign of the weighted sum; if not, what is negative is 0.
-        alignment: the largest power of two, up to 16, that divides both addresses.
-
-    Example:
-        >>> inputs = Inputs(batch=2, channels=512, height=7, width=7, classes=1, half=True)
-        >>> inputs.positions, inputs.itemsize
-        (49, 2)
-    """
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    classes: int
-    half: bool = False
-    per_position: bool = False
-    clamp: bool = True
-    signed: bool = False
-    alignment: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "channels", "height", "width", "classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.positions * CHUNK_CHANNELS > _MAX_INT:
-            raise ValueError(
-                f"a CAM may have at most {_MAX_INT // CHUNK_CHANNELS} positions, got "
-                f"{self.height} x {self.width}"
-            )
-        if self.batch > _MAX_GRID or -(-self.classes // CLASS_TILE) > _MAX_GRID:
-            raise ValueError(
-                f"at most {_MAX_GRID} images and {_MAX_GRID * CLASS_TILE} classes fit one "
-                f"launch, got {self.batch} and {self.classes}; split the batch"
-            )
-
-    @property
-    def itemsize(self) -> int:
-        """Returns the bytes of an element."""
-        return 2 if self.half else 4
-
-    @property
-    def positions(self) -> int:
-        """Returns P = h * w."""
-        return self.height * self.width
-
-
-@dataclass(frozen=True)
-class Heatmaps:
-    """The heatmaps [B, K, H, W] that are wanted.
-
-    Attributes:
-        rows, columns: how they lie over the CAM, along the height and the width.
-        bytes_: whether they are uint8 (0 to 255) rather than float32 (0 to 1).
-        interpolation: "bilinear" or "bicubic" (a = -0.75).
-        alignment: as in `Inputs`, of the heatmaps' address.
-    """
-
-    rows: Axis
-    columns: Axis
-    bytes_: bool = False
-    interpolation: Interpolation = "bilinear"
-    alignment: int = 16
-
-    def __post_init__(self) -> None:
-        for name, axis in (("rows", self.rows), ("columns", self.columns)):
-            if not 0 <= axis.low < axis.high <= axis.size or not axis.scale > 0:
-                raise ValueError(
-                    f"the {name} must have 0 <= low < high <= size and a scale above 0, got "
-                    f"low {axis.low}, high {axis.high}, size {axis.size}, scale {axis.scale}"
-                )
+_HEADER = 8  # floats at the beginning of shared memory; HEADER in the source
 
 
 @dataclass(frozen=True)
@@ -146,9 +80,10 @@ class Workspace:
         arrived: where the counters begin. They must be 0 before the first launch, and every
             launch leaves them so.
         counters: size of the counters.
-        cams: where the CAMs begin, float32 [B, K, h, w].
+        cams: where the CAMs begin, float32 [B, K, h, w]; nothing lies there where CAMs are given.
         bounds: where the heatmaps' smallest and largest values begin, float32 [B, K, 2].
         partial: where the partial sums and extremes of blocks begin.
+        places: where the images' places begin, if each has its own.
         size: size of all parts together.
     """
 
@@ -157,6 +92,7 @@ class Workspace:
     cams: int
     bounds: int
     partial: int
+    places: int
     size: int
 
 
@@ -166,82 +102,109 @@ class Plan:
 
     Attributes:
         inputs, heatmaps: what was planned for.
-        combine, extremes, enlarge: the launches, in this order; `extremes` for bicubic only.
+        combine, extremes, enlarge: the launches, in this order. There is no `combine` for
+            CAMs, and `extremes` only for them and for bicubic heatmaps.
         workspace: device memory that they share.
-        fields: the numbers of `CombineArguments`.
-        vectors: whether heatmaps are stored four pixels at a time.
+        fields: the numbers of `CombineArguments`; empty for CAMs.
+        places: where the heatmaps of each image lie, if each has a place of its own; else None.
+        pixels: number of pixels of all heatmaps.
     """
 
-    inputs: Inputs
+    inputs: Inputs | Cams
     heatmaps: Heatmaps
-    combine: Launch
+    combine: Launch | None
     extremes: Launch | None
     enlarge: Launch
     workspace: Workspace
     fields: dict[str, int]
-    vectors: bool
+    places: ctypes.Array[Place] | None
+    pixels: int
+    _combine: CombineArguments | None = field(repr=False)  # without addresses
+    _heatmap: HeatmapArguments = field(repr=False)
 
     def arguments(
-        self, *, features: int, weights: int, heatmaps: int, valid: int, workspace: int
-    ) -> tuple[CombineArguments, HeatmapArguments]:
+        self,
+        *,
+        heatmaps: int,
+        valid: int,
+        workspace: int,
+        features: int = 0,
+        weights: int = 0,
+        cams: int = 0,
+        places: int | None = None,
+    ) -> tuple[CombineArguments | None, HeatmapArguments]:
         """Returns the arguments of the launches.
 
         Args:
-            features: address of the features.
-            weights: address of the CAM weights.
             heatmaps: address that the heatmaps are written to.
             valid: address that the flags are written to, uint8 [B, K].
             workspace: address of `workspace.size` bytes, aligned to 256.
+            features: address of the features; of a plan for `Inputs`.
+            weights: address of the CAM weights; of a plan for `Inputs`.
+            cams: address of the CAMs; of a plan for `Cams`.
+            places: address of a copy of `places` on the device, a multiple of 8; None where it
+                is in the workspace, at `workspace.places`.
 
         Returns:
-            The argument of `combine`, and the one of `extremes` and `enlarge`.
+            The argument of `combine`, None where there is no such launch, and the one of
+            `extremes` and `enlarge`.
 
         Raises:
             ValueError: an address that isn't aligned as the plan takes it to be.
         """
-        for name, address, alignment in (
-            ("features", features, self.inputs.alignment),
-            ("weights", weights, self.inputs.alignment),
-            ("heatmaps", heatmaps, self.heatmaps.alignment),
-        ):
+        parts, given = self.workspace, self.inputs
+        alignment = given.alignment if isinstance(given, Inputs) else 4
+        if (features | weights | cams) % alignment or heatmaps % self.heatmaps.alignment:
+            self._refuse(alignment, features=features, weights=weights, cams=cams)
+            self._refuse(self.heatmaps.alignment, heatmaps=heatmaps)
+        listed = 0
+        if self.places is not None:
+            listed = workspace + parts.places if places is None else places
+            if listed % ctypes.alignment(Place):
+                raise ValueError(f"places must lie at a multiple of 8, got {listed:#x}")
+        combine = None
+        if self._combine is not None:
+            cams = workspace + parts.cams
+            combine = CombineArguments.from_buffer_copy(self._combine)
+            combine.features, combine.weights = features, weights
+            combine.partial, combine.cams = workspace + parts.partial, cams
+            combine.bounds, combine.valid = workspace + parts.bounds, valid
+            combine.arrived, combine.places = workspace + parts.arrived, listed
+        enlarge = HeatmapArguments.from_buffer_copy(self._heatmap)
+        enlarge.cams, enlarge.bounds, enlarge.valid = cams, workspace + parts.bounds, valid
+        enlarge.partial, enlarge.arrived = workspace + parts.partial, workspace + parts.arrived
+        enlarge.heatmaps, enlarge.places = heatmaps, listed
+        return combine, enlarge
+
+    def launches(
+        self, combine: CombineArguments | None, heatmap: HeatmapArguments
+    ) -> list[tuple[Launch, ctypes.Structure]]:
+        """Returns the launches in order, each with its one of the `arguments`."""
+        found: list[tuple[Launch, ctypes.Structure]] = []
+        if self.combine is not None and combine is not None:
+            found.append((self.combine, combine))
+        if self.extremes is not None:
+            found.append((self.extremes, heatmap))
+        found.append((self.enlarge, heatmap))
+        return found
+
+    @staticmethod
+    def _refuse(alignment: int, **addresses: int) -> None:
+        for name, address in addresses.items():
             if address % alignment:
                 raise ValueError(
                     f"{name} was planned for addresses that are multiples of {alignment}, got "
                     f"{address:#x}; plan with the alignment that it has"
                 )
-        parts = self.workspace
-        combine = CombineArguments(
-            features=features,
-            weights=weights,
-            partial=workspace + parts.partial,
-            cams=workspace + parts.cams,
-            bounds=workspace + parts.bounds,
-            valid=valid,
-            arrived=workspace + parts.arrived,
-            rows=self.heatmaps.rows,
-            columns=self.heatmaps.columns,
-            **self.fields,
-        )
-        enlarge = HeatmapArguments(
-            cams=workspace + parts.cams,
-            bounds=workspace + parts.bounds,
-            valid=valid,
-            partial=workspace + parts.partial,
-            arrived=workspace + parts.arrived,
-            heatmaps=heatmaps,
-            count=self.inputs.batch * self.inputs.classes,
-            vectors=self.vectors,
-            rows=self.heatmaps.rows,
-            columns=self.heatmaps.columns,
-        )
-        return combine, enlarge
 
 
-def plan(inputs: Inputs, heatmaps: Heatmaps, *, processors: int, threads: int = THREADS) -> Plan:
+def plan(
+    inputs: Inputs | Cams, heatmaps: Heatmaps, *, processors: int, threads: int = THREADS
+) -> Plan:
     """Plans the launches for a batch.
 
     Args:
-        inputs: the features and weights that there are.
+        inputs: the features and weights, or the CAMs, that there are.
         heatmaps: the heatmaps that are wanted of them.
         processors: multiprocessors of the GPU. The sums' order depends on it, so equal GPUs
             give equal bits.
@@ -256,86 +219,144 @@ def plan(inputs: Inputs, heatmaps: Heatmaps, *, processors: int, threads: int = 
         >>> inputs = Inputs(batch=1, channels=512, height=7, width=7, classes=1)
         >>> made = plan(inputs, Heatmaps(whole(224, 7), whole(224, 7)), processors=84)
         >>> made.combine.kernel, made.enlarge.kernel
-        ('combine_f32_v4_k1', 'enlarge_bilinear_f32')
+        ('combine_odd_f32_v4_k1', 'enlarge_bilinear_f32')
     """
-    _check(inputs, heatmaps, processors, threads)
-    vector = _vector(inputs, threads)
-    classes = 1 if inputs.classes == 1 else CLASS_TILE
-    class_tiles = -(-inputs.classes // classes)
-    fields = _fields(inputs, vector, class_tiles, processors, threads)
-    fields["bilinear"] = int(heatmaps.interpolation == "bilinear")
-    kind = "combine_positions" if inputs.per_position else "combine"
-    staged = 0 if inputs.per_position else classes * fields["chunk_groups"] * fields["group"]
-    combine = Launch(
-        kernel=f"{kind}_{'f16' if inputs.half else 'f32'}_v{vector}_k{classes}",
-        grid=(fields["chunks"] * fields["tiles"], class_tiles, inputs.batch),
-        block=threads,
-        shared=4 * (threads * vector + staged),
-    )
+    axes = heatmaps.axes()
+    sizes = [(rows.size, columns.size) for rows, columns in axes]
+    _check(inputs, heatmaps, axes, processors, threads)
+    strip = _strip(inputs, heatmaps, sizes, processors)
     count = inputs.batch * inputs.classes
-    extremes = _extremes(heatmaps, count, processors, threads)
-    counters = 4 * max(inputs.batch * class_tiles, count if extremes else 0)
-    partial = count * fields["chunks"] * inputs.positions
-    if extremes is not None:
-        partial = max(partial, count * extremes.grid[1] * 2)
-    pixel = 1 if heatmaps.bytes_ else 4
+    fields, combine = {}, None
+    if isinstance(inputs, Inputs):
+        vector = _vector(inputs, threads)
+        fields = _fields(inputs, vector, processors, threads)
+        fields["bilinear"] = int(heatmaps.interpolation == "bilinear")
+        combine = _combine(inputs, vector, fields, threads)
+    extremes = None
+    if combine is None or heatmaps.interpolation == "bicubic":
+        extremes = _extremes(heatmaps, axes, count, strip, processors, threads)
+    enlarge = _enlarge(heatmaps, sizes, count, strip, threads)
+    places = heatmaps.places(inputs.classes)
+    ragged = (Place * inputs.batch)(*places) if heatmaps.ragged else None
+    common = Place() if heatmaps.ragged else places[0]
+    together = _columns(heatmaps) * (1 if heatmaps.bytes_ else 4)  # bytes
+    heatmap = HeatmapArguments(
+        classes=inputs.classes, strip=strip, aligned=heatmaps.alignment % together == 0,
+        place=common,
+    )  # fmt: skip
+    each = inputs.classes * sum(height * width for height, width in sizes)
     return Plan(
-        inputs=inputs,
-        heatmaps=heatmaps,
-        combine=combine,
-        extremes=extremes,
-        enlarge=_enlarge(heatmaps, count, threads),
-        workspace=_workspace(counters, 4 * count * inputs.positions, 8 * count, 4 * partial),
-        fields=fields,
-        vectors=heatmaps.columns.size % 4 == 0 and heatmaps.alignment % (4 * pixel) == 0,
-    )
+        inputs, heatmaps, combine, extremes, enlarge,
+        workspace=_workspace(inputs, fields, combine, extremes, heatmaps),
+        fields=fields, places=ragged,
+        pixels=each if heatmaps.ragged else each * inputs.batch,
+        _combine=CombineArguments(place=common, **fields) if fields else None, _heatmap=heatmap,
+    )  # fmt: skip
 
 
-def _check(inputs: Inputs, heatmaps: Heatmaps, processors: int, threads: int) -> None:
+def _check(
+    inputs: Inputs | Cams,
+    heatmaps: Heatmaps,
+    axes: list[tuple[Axis, Axis]],
+    processors: int,
+    threads: int,
+) -> None:
     """Refuses arguments of `plan` that don't fit together, or fit no launch."""
     if threads < WARP or threads % WARP or processors < 1:
         raise ValueError(
             f"threads must be a multiple of {WARP} and processors at least 1, got {threads} "
             f"and {processors}"
         )
-    rows, columns = heatmaps.rows, heatmaps.columns
-    if (rows.cells, columns.cells) != (inputs.height, inputs.width):
+    if heatmaps.ragged and len(axes) != inputs.batch:
+        raise ValueError(f"there are axes for {len(axes)} images, and {inputs.batch} images")
+    for rows, columns in axes:
+        cells = (rows.cells, columns.cells)
+        if cells != (inputs.height, inputs.width):
+            raise ValueError(
+                f"the heatmaps' axes are for a CAM of {cells[0]} x {cells[1]}, the features "
+                f"have {inputs.height} x {inputs.width}"
+            )
+    count, warps = inputs.batch * inputs.classes, min(threads, ENLARGE_THREADS) // WARP
+    size = (max(rows.size for rows, _ in axes), max(columns.size for _, columns in axes))
+    limit = (MAX_GRID * warps * STRIP_ROWS[0], MAX_GRID * WARP * COLUMNS)
+    if count > MAX_INT or size[0] > limit[0] or size[1] > limit[1]:
         raise ValueError(
-            f"the heatmaps' axes are for a CAM of {rows.cells} x {columns.cells}, the features "
-            f"have {inputs.height} x {inputs.width}"
-        )
-    count, warps = inputs.batch * inputs.classes, threads // WARP
-    if count > _MAX_INT or _row_blocks(rows, threads) > _MAX_GRID:
-        raise ValueError(
-            f"at most {_MAX_INT} heatmaps of {_MAX_GRID * warps} rows fit one launch, got "
-            f"{count} of {rows.size}; split the batch"
+            f"at most {MAX_INT} heatmaps of {limit[0]} x {limit[1]} pixels fit one launch, got "
+            f"{count} of {size[0]} x {size[1]}; split the batch"
         )
 
 
-def _extremes(heatmaps: Heatmaps, count: int, processors: int, threads: int) -> Launch | None:
-    """Returns the launch that finds the extremes of `count` bicubic heatmaps; None otherwise."""
-    if heatmaps.interpolation != "bicubic":
-        return None
-    height = heatmaps.rows.high - heatmaps.rows.low
-    blocks = min(height, MAX_CHUNKS, -(-BLOCKS_PER_PROCESSOR * processors // count))
-    return Launch("extremes_bicubic", (count, blocks, 1), threads, 4 * 3 * threads // WARP)
+def _combine(inputs: Inputs, vector: int, fields: dict[str, int], threads: int) -> Launch:
+    """Returns the launch that makes the CAMs."""
+    classes = 1 if inputs.classes == 1 else CLASS_TILE
+    kind = "_positions" if inputs.per_position else "_odd" if fields["group"] > 1 else ""
+    # The weights make room for the sums, of as many classes at a time as the source has room for.
+    staged = 0 if inputs.per_position else classes * fields["chunk_groups"] * fields["group"]
+    sums = threads * vector * min(classes, 16 // vector)
+    return Launch(
+        kernel=f"combine{kind}_{'f16' if inputs.half else 'f32'}_v{vector}_k{classes}",
+        grid=(fields["chunks"] * fields["tiles"], _class_tiles(inputs), inputs.batch),
+        block=threads,
+        shared=4 * (_HEADER + max(sums, staged)),
+    )
 
 
-def _enlarge(heatmaps: Heatmaps, count: int, threads: int) -> Launch:
+def _extremes(
+    heatmaps: Heatmaps,
+    axes: list[tuple[Axis, Axis]],
+    count: int,
+    strip: int,
+    processors: int,
+    threads: int,
+) -> Launch:
+    """Returns the launch that finds the extremes of `count` heatmaps."""
+    if heatmaps.interpolation == "bicubic":
+        # A warp takes strips of the crop box.
+        tile = WARP * COLUMNS
+        strips = max(
+            -(-(rows.high - rows.low) // strip) * -(-(columns.high - columns.low) // tile)
+            for rows, columns in axes
+        )
+        wanted = -(-BLOCKS_PER_PROCESSOR * processors // count)
+        blocks = min(-(-strips * WARP // threads), MAX_CHUNKS, wanted)
+    else:
+        # A warp takes rows of 32 samples, and is given 16 of them: few cells need few threads.
+        down, across = (2 * axis.cells + 2 for axis in axes[0])
+        threads = min(threads, WARP * -(-down * -(-across // WARP) // 16))
+        blocks = 1
+    shared = 4 * (_HEADER + 2 * threads // WARP)
+    return Launch(f"extremes_{heatmaps.interpolation}", (count, blocks, 1), threads, shared)
+
+
+def _enlarge(
+    heatmaps: Heatmaps, sizes: list[tuple[int, int]], count: int, strip: int, threads: int
+) -> Launch:
     """Returns the launch that writes `count` heatmaps."""
-    columns = -(-heatmaps.columns.size // TILE_COLUMNS)
+    threads, tile = min(threads, ENLARGE_THREADS), WARP * _columns(heatmaps)
+    rows, columns = (max(size) for size in zip(*sizes, strict=True))
     return Launch(
         kernel=f"enlarge_{heatmaps.interpolation}_{'u8' if heatmaps.bytes_ else 'f32'}",
-        grid=(columns, _row_blocks(heatmaps.rows, threads), min(count, _MAX_GRID)),
+        grid=(count, -(-rows // (strip * threads // WARP)), -(-columns // tile)),
         block=threads,
         shared=0,
     )
 
 
-def _row_blocks(rows: Axis, threads: int) -> int:
-    """Returns how many blocks the rows of a heatmap take, one row for each warp."""
-    rows_of_block = threads // WARP
-    return int(-(-rows.size // rows_of_block))
+def _columns(heatmaps: Heatmaps) -> int:
+    """Returns the columns of a thread of `enlarge`."""
+    eight = heatmaps.bytes_ and heatmaps.interpolation == "bilinear"
+    return BYTE_COLUMNS if eight else COLUMNS
+
+
+def _strip(
+    inputs: Inputs | Cams, heatmaps: Heatmaps, sizes: list[tuple[int, int]], processors: int
+) -> int:
+    """Returns the pixel rows of a warp: as many as leave warps enough for the GPU."""
+    images = 1 if heatmaps.ragged else inputs.batch
+    tile = WARP * _columns(heatmaps)
+    rows = sum(height * -(-width // tile) for height, width in sizes)
+    wanted: int = images * inputs.classes * rows // (WARPS_PER_PROCESSOR * processors)
+    return max(STRIP_ROWS[0], min(wanted, STRIP_ROWS[1]))
 
 
 def _vector(inputs: Inputs, threads: int) -> int:
@@ -345,6 +366,9 @@ def _vector(inputs: Inputs, threads: int) -> int:
     starts = inputs.channels * inputs.positions
     one_only = inputs.batch == 1 and not (inputs.per_position and inputs.classes > 1)
     if inputs.alignment < 16 or (starts % vector and not one_only):
+        return 1
+    # A vector goes over the end of one channel at most.
+    if inputs.positions < vector:
         return 1
     group, units = _group(inputs.positions, vector)
     return vector if group == 1 or units <= threads else 1
@@ -356,24 +380,33 @@ def _group(positions: int, vector: int) -> tuple[int, int]:
     return group, group * positions // vector
 
 
-def _fields(
-    inputs: Inputs, vector: int, class_tiles: int, processors: int, threads: int
-) -> dict[str, int]:
+def _class_tiles(inputs: Inputs) -> int:
+    """Returns how many blocks share the classes."""
+    return -(-inputs.classes // CLASS_TILE)
+
+
+def _fields(inputs: Inputs, vector: int, processors: int, threads: int) -> dict[str, int]:
     """Returns the numbers of `CombineArguments`: how channels and positions are divided."""
+    class_tiles = _class_tiles(inputs)
+    tile_classes = -(-inputs.classes // class_tiles)
     group, units = _group(inputs.positions, vector)
     tiles = -(-units // threads)
     tile_units = -(-units // tiles)
-    lanes = threads // tile_units
     groups = -(-inputs.channels // group)
-    lanes = min(lanes, groups)
-    # As many parts as keep the GPU busy, but none with less than one round of its lanes.
+    lanes = min(threads // tile_units, groups)
+    # As many parts as keep the GPU busy, but none with less than one round of its lanes, and no
+    # more than make the last block read as many partial sums as each has read features.
     wanted = -(-BLOCKS_PER_PROCESSOR * processors // (inputs.batch * class_tiles * tiles))
-    chunks = max(1, min(wanted, MAX_CHUNKS, groups // lanes))
+    balanced = isqrt(inputs.channels * inputs.itemsize // (4 * tile_classes))
+    chunks = max(1, min(wanted, balanced, MAX_CHUNKS, groups // lanes))
+    if chunks > PARTS_AHEAD:
+        chunks -= chunks % PARTS_AHEAD
     chunk_groups = min(-(-groups // chunks), CHUNK_CHANNELS // group)
     return {
         "channels": inputs.channels,
         "positions": inputs.positions,
         "classes": inputs.classes,
+        "tile_classes": tile_classes,
         "group": group,
         "units": units,
         "tile_units": tile_units,
@@ -386,9 +419,25 @@ def _fields(
     }
 
 
-def _workspace(counters: int, cams: int, bounds: int, partial: int) -> Workspace:
-    """Lays out parts of these sizes in bytes, each aligned to `ALIGNMENT`."""
+def _workspace(
+    inputs: Inputs | Cams,
+    fields: dict[str, int],
+    combine: Launch | None,
+    extremes: Launch | None,
+    heatmaps: Heatmaps,
+) -> Workspace:
+    """Lays out the parts, each aligned to `ALIGNMENT`."""
+    count = inputs.batch * inputs.classes
+    counters = combine.grid[1] * combine.grid[2] if combine else 0
+    partial = count * fields["chunks"] * inputs.positions if combine else 0
+    if extremes is not None:
+        counters = max(counters, count)
+        # As much for all sizes of heatmaps, so that their plans may share a workspace.
+        blocks = MAX_CHUNKS if heatmaps.interpolation == "bicubic" else 1
+        partial = max(partial, 3 * count * blocks)
+    cams = 4 * count * inputs.positions if combine else 0
+    places = ctypes.sizeof(Place) * inputs.batch if heatmaps.ragged else 0
     starts = [0]
-    for size in (counters, cams, bounds, partial):
+    for size in (4 * counters, cams, 8 * count, 4 * partial, places):
         starts.append(-(-(starts[-1] + size) // ALIGNMENT) * ALIGNMENT)
-    return Workspace(starts[0], counters, starts[1], starts[2], starts[3], starts[4])
+    return Workspace(starts[0], 4 * counters, *starts[1:])

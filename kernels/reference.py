@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sigcam.kernels.arguments import Axis
-from sigcam.kernels.plan import Interpolation
+from sigcam.kernels.shapes import Interpolation
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,8 @@ from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.clamp_combine import ClampCombine
-from sigcam.kernels.plan import Heatmaps, Inputs
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
+from sigcam.kernels.shapes import Heatmaps, Inputs
 
 SIZE = (224, 224)
 STEPS = 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 from benchmarks.gpu.report import CheckFailed
 from sigcam.core.types import Array
 from sigcam.kernels.arguments import Axis, whole
-from sigcam.kernels.plan import Heatmaps, Inputs, Interpolation, Plan
+from sigcam.kernels.plan import Plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
+from sigcam.kernels.shapes import Cams, Heatmaps, Inputs, Interpolation
 
 # B, N, h, w, K and the maps' size.
 SHAPES = (
@@ -38,31 +39,34 @@ STREAMS = 4
 class Case:
     """Inputs and the maps wanted of them."""
 
-    inputs: Inputs
+    inputs: Inputs | Cams
     heatmaps: Heatmaps
 
     def __str__(self) -> str:
         i, m = self.inputs, self.heatmaps
+        sizes = ", ".join(f"[{rows.size}, {columns.size}]" for rows, columns in m.axes())
+        wanted = f"{m.interpolation} to {'uint8' if m.bytes_ else 'float32'} {sizes}"
+        if isinstance(i, Cams):
+            return f"CAMs [{i.batch}, {i.classes}, {i.height}, {i.width}], {wanted}"
         kind = "float16" if i.half else "float32"
         positions = ", weights per position" if i.per_position else ""
         clamp = "" if i.clamp else ", not clamped"
         return (
             f"[{i.batch}, {i.channels}, {i.height}, {i.width}] {kind}, {i.classes} classes"
-            f"{positions}{clamp}, {m.interpolation} to {'uint8' if m.bytes_ else 'float32'} "
-            f"[{m.rows.size}, {m.columns.size}]"
+            f"{positions}{clamp}, {wanted}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """What the kernels left: maps [B, K, H, W], valid [B, K], CAMs [B, K, h, w]."""
+    """What the kernels left: maps [K, H, W] of each image, valid [B, K], CAMs [B, K, h, w]."""
 
-    heatmaps: Array
+    heatmaps: Sequence[Array]
     valid: Array
     cams: Array
 
 
-Runner = Callable[[Case, Array, Array], Made]
+Runner = Callable[[Case, dict[str, Array]], Made]
 
 
 def cases() -> Iterator[Case]:
@@ -80,6 +84,17 @@ def cases() -> Iterator[Case]:
         )  # fmt: skip
         axes = _cropped(rows, height), whole(columns, width)
         yield Case(inputs, Heatmaps(*axes, bytes_=bytes_, interpolation=way))
+        if positions or half:
+            continue
+        # The same from CAMs, and each image at a size of its own.
+        given = Cams(batch, classes, height, width)
+        yield Case(given, Heatmaps(*axes, bytes_=bytes_, interpolation=way))
+        each = (
+            [_cropped(rows + 3 * i, height) for i in range(batch)],
+            [whole(columns + 4 * i * i, width) for i in range(batch)],
+        )
+        yield Case(inputs, Heatmaps(*each, bytes_=bytes_, interpolation=way))
+        yield Case(given, Heatmaps(*each, bytes_=bytes_, interpolation=way))
 
 
 def _cropped(size: int, cells: int) -> Axis:
@@ -89,15 +104,19 @@ def _cropped(size: int, cells: int) -> Axis:
     return Axis(size, low, size - low, cells, inner.scale, inner.offset - inner.scale * low)
 
 
-def data(case: Case) -> tuple[Array, Array]:
-    """Features like those after a ReLU, and weights of both signs."""
+def data(case: Case) -> dict[str, Array]:
+    """Features like those after a ReLU and weights of both signs, or CAMs."""
     i = case.inputs
+    if isinstance(i, Cams):
+        rng = np.random.default_rng(i.batch * 7919 + i.classes)
+        cams = rng.normal(size=(i.batch, i.classes, i.height, i.width)).clip(0)
+        return {"cams": cams.astype(np.float32)}
     rng = np.random.default_rng(i.batch * 7919 + i.channels * 31 + i.classes)
     kind = np.float16 if i.half else np.float32
     features = rng.normal(size=(i.batch, i.channels, i.height, i.width)).clip(0)
     tail = (i.height, i.width) if i.per_position else ()
     weights = rng.normal(size=(i.batch, i.classes, i.channels, *tail))
-    return features.astype(kind), weights.astype(kind)
+    return {"features": features.astype(kind), "weights": weights.astype(kind)}
 
 
 def compare(case: Case, runner: Runner) -> dict[str, float]:
@@ -106,28 +125,41 @@ def compare(case: Case, runner: Runner) -> dict[str, float]:
     Raises:
         CheckFailed: a value is off by more than rounding explains.
     """
-    features, weights = data(case)
-    made = runner(case, features, weights)
-    wide = features.astype(np.float32), weights.astype(np.float32)
-    exact = clamp_combine(*wide, clamp=case.inputs.clamp)
-    terms = clamp_combine(np.abs(wide[0]), np.abs(wide[1]), clamp=False)
-    of_cams = float((np.abs(made.cams - exact) / np.maximum(terms, 1e-30)).max())
-    # From the kernel's own CAMs on: scaling to the range enlarges what the sums differ by.
-    m = case.heatmaps
-    heatmaps, valid = normalised_heatmaps(made.cams, m.rows, m.columns, m.interpolation)
-    if m.bytes_:
-        levels = np.abs(to_bytes(heatmaps).astype(int) - made.heatmaps.astype(int)).max()
-        of_heatmaps = max(0.0, float(levels) - 1) / 255
-    else:
-        of_heatmaps = float(np.abs(heatmaps - made.heatmaps).max())
+    given = data(case)
+    made = runner(case, given)
+    of_cams = 0.0
+    if isinstance(case.inputs, Inputs):
+        wide = [given[name].astype(np.float32) for name in ("features", "weights")]
+        exact = clamp_combine(wide[0], wide[1], clamp=case.inputs.clamp)
+        terms = clamp_combine(np.abs(wide[0]), np.abs(wide[1]), clamp=False)
+        of_cams = float((np.abs(made.cams - exact) / np.maximum(terms, 1e-30)).max())
+    of_heatmaps, wrong = _off(case, made)
     figures = {"cams": of_cams, "heatmaps": of_heatmaps}
-    wrong = int((made.valid != valid.astype(np.uint8)).sum())  # another byte than 1 is wrong
     if not (of_cams <= ROUNDING and of_heatmaps <= HEATMAP_ERROR and wrong == 0):  # NaN fails too
         raise CheckFailed(
             f"{case}: CAMs are off by {of_cams:.2g} of their terms, maps by {of_heatmaps:.2g}, "
             f"{wrong} flags are wrong", figures,
         )  # fmt: skip
     return figures
+
+
+def _off(case: Case, made: Made) -> tuple[float, int]:
+    """By how much maps are off, and how many flags are wrong.
+
+    From the kernel's own CAMs on: scaling to the range enlarges what the sums differ by.
+    """
+    m = case.heatmaps
+    each = m.axes() if m.ragged else m.axes() * case.inputs.batch
+    worst, wrong = [0.0], 0
+    for image, axes in enumerate(each):
+        want, valid = normalised_heatmaps(made.cams[image : image + 1], *axes, m.interpolation)
+        if m.bytes_:
+            levels = np.abs(to_bytes(want[0]).astype(int) - made.heatmaps[image].astype(int))
+            worst.append(max(0.0, float(levels.max()) - 1) / 255)
+        else:
+            worst.append(float(np.abs(want[0] - made.heatmaps[image]).max()))
+        wrong += int((made.valid[image] != valid[0].astype(np.uint8)).sum())  # not 1 is wrong
+    return float(np.max(worst)), wrong
 
 
 def check_values(runner: Runner) -> dict[str, Any]:
@@ -154,10 +186,10 @@ def check_repeats(runner: Runner, repeats: int = REPEATS) -> dict[str, Any]:
     for way in ways:
         inputs = Inputs(4, 1280, 7, 7, 5)
         case = Case(inputs, Heatmaps(whole(224, 7), whole(224, 7), interpolation=way))
-        features, weights = data(case)
-        first = runner(case, features, weights)
+        given = data(case)
+        first = runner(case, given)
         for step in range(repeats):
-            again = runner(case, features, weights)
+            again = runner(case, given)
             if not _same(first, again):
                 raise CheckFailed(f"{case}: run {step + 2} gave other bits than the first")
     return {"runs": 2 * (repeats + 1)}
@@ -165,7 +197,7 @@ def check_repeats(runner: Runner, repeats: int = REPEATS) -> dict[str, Any]:
 
 def _same(one: Made, other: Made) -> bool:
     return (
-        np.array_equal(one.heatmaps, other.heatmaps)
+        all(map(np.array_equal, one.heatmaps, other.heatmaps))
         and np.array_equal(one.valid, other.valid)
         and np.array_equal(one.cams, other.cams)
     )
@@ -189,10 +221,10 @@ class OnGpu:
             self.kernel = ClampCombine()
             self.stream = driver.Stream()
 
-    def __call__(self, case: Case, features: Array, weights: Array) -> Made:
+    def __call__(self, case: Case, given: dict[str, Array]) -> Made:
         """Runs a case, as `Runner` says."""
         with self.context:
-            job = Job(self, case, features, weights, self.stream)
+            job = Job(self, case, given, self.stream)
             job.enqueue()
             self.stream.synchronize()
             try:
@@ -203,11 +235,11 @@ class OnGpu:
     def check_streams(self) -> dict[str, Any]:
         """Work on several streams at once gives the bits that it gives alone."""
         case = Case(Inputs(2, 1280, 7, 7, 5), Heatmaps(whole(480, 7), whole(640, 7)))
-        features, weights = data(case)
-        alone = self(case, features, weights)
+        given = data(case)
+        alone = self(case, given)
         with self.context:
             streams = [self.driver.Stream() for _ in range(STREAMS)]
-            jobs = [Job(self, case, features, weights, stream) for stream in streams]
+            jobs = [Job(self, case, given, stream) for stream in streams]
             for _ in range(REPEATS):
                 for job in jobs:
                     job.enqueue()
@@ -226,18 +258,14 @@ class OnGpu:
 class Job:
     """The memory of one case on the device, of exactly its size; on one stream."""
 
-    def __init__(
-        self, gpu: OnGpu, case: Case, features: Array, weights: Array, stream: Any
-    ) -> None:
-        self.gpu, self.stream = gpu, stream
+    def __init__(self, gpu: OnGpu, case: Case, given: dict[str, Array], stream: Any) -> None:
+        self.gpu, self.stream, self.given = gpu, stream, given
         self.plan: Plan = gpu.kernel.plan(case.inputs, case.heatmaps)
         i, m = case.inputs, case.heatmaps
         self.kind = np.dtype(np.uint8 if m.bytes_ else np.float32)
-        self.shape = (i.batch, i.classes, m.rows.size, m.columns.size)
         sizes = {
-            "features": features.nbytes,
-            "weights": weights.nbytes,
-            "heatmaps": self.kind.itemsize * int(np.prod(self.shape)),
+            **{name: array.nbytes for name, array in given.items()},
+            "heatmaps": self.kind.itemsize * self.plan.pixels,
             "valid": i.batch * i.classes,
             "workspace": self.plan.workspace.size,
         }
@@ -247,7 +275,7 @@ class Job:
         if gpu.poison:  # NaN, and neither of a flag's values
             for name in ("heatmaps", "valid", "workspace"):
                 driver.memset(self.addresses[name], 0xFF, sizes[name], stream)
-        for name, array in (("features", features), ("weights", weights)):
+        for name, array in given.items():
             driver.copy_to_device(self.addresses[name], array, array.nbytes, stream)
         gpu.kernel.prepare_workspace(self.plan, self.addresses["workspace"], stream)
         stream.synchronize()
@@ -258,16 +286,18 @@ class Job:
 
     def made(self) -> Made:
         """The results; waits for them."""
-        i = self.plan.inputs
-        heatmaps = np.empty(self.shape, self.kind)
-        valid = np.empty(self.shape[:2], np.uint8)
-        cams = np.empty((*self.shape[:2], i.height, i.width), np.float32)
-        at = self.addresses
-        places = (at["heatmaps"], at["valid"], at["workspace"] + self.plan.workspace.cams)
-        for target, address in zip((heatmaps, valid, cams), places, strict=True):
+        i, at = self.plan.inputs, self.addresses
+        heatmaps = np.empty(self.plan.pixels, self.kind)
+        valid = np.empty((i.batch, i.classes), np.uint8)
+        targets = [(heatmaps, at["heatmaps"]), (valid, at["valid"])]
+        cams = self.given.get("cams")
+        if cams is None:
+            cams = np.empty((i.batch, i.classes, i.height, i.width), np.float32)
+            targets.append((cams, at["workspace"] + self.plan.workspace.cams))
+        for target, address in targets:
             self.gpu.driver.copy_to_host(target, address, target.nbytes, self.stream)
         self.stream.synchronize()
-        return Made(heatmaps, valid, cams)
+        return Made(images_of(self.plan, heatmaps), valid, cams)
 
     def close(self) -> None:
         """Frees the memory."""
@@ -275,14 +305,27 @@ class Job:
             buffer.close()
 
 
+def images_of(plan: Plan, heatmaps: Array) -> list[Array]:
+    """The maps [K, H, W] of each image, of those of all of them one after the other."""
+    classes, each = plan.inputs.classes, plan.heatmaps.axes()
+    sizes = [(rows.size, columns.size) for rows, columns in each]
+    if plan.places is None:
+        return list(heatmaps.reshape(plan.inputs.batch, classes, *sizes[0]))
+    starts = [place.start for place in plan.places]
+    return [
+        heatmaps[start : start + classes * height * width].reshape(classes, height, width)
+        for start, (height, width) in zip(starts, sizes, strict=True)
+    ]
+
+
 def check_compiling() -> dict[str, Any]:
     """Compiles the kernels for this GPU, past the cache, and loads them."""
     from sigcam.kernels import driver
-    from sigcam.kernels.compile import SOURCE, architecture_of, compile_source, nvrtc_version
+    from sigcam.kernels.compile import architecture_of, compile_source, nvrtc_version, source
 
     info = driver.devices()[0]
     architecture = architecture_of(info.capability)
-    cubin = compile_source(SOURCE.read_text(encoding="utf-8"), architecture).cubin
+    cubin = compile_source(source(), architecture).cubin
     with driver.retain_primary_context(0):
         driver.Module(cubin).close()
     version = "{}.{}".format(*nvrtc_version())
@@ -295,5 +338,7 @@ def small_cases() -> list[Case]:
 
 
 def _sizes(case: Case) -> tuple[int, ...]:
-    i, m = case.inputs, case.heatmaps
-    return i.batch, i.classes, max(i.channels * i.positions, m.rows.size * m.columns.size)
+    i = case.inputs
+    pixels = max(rows.size * columns.size for rows, columns in case.heatmaps.axes())
+    features = i.channels * i.positions if isinstance(i, Inputs) else i.positions
+    return i.batch, i.classes, max(features, pixels)

@@ -17,8 +17,8 @@ from sigcam.kernels import driver
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.arrays import DeviceArray
 from sigcam.kernels.clamp_combine import ClampCombine
-from sigcam.kernels.plan import Heatmaps, Inputs
 from sigcam.kernels.pool import KEPT
+from sigcam.kernels.shapes import Heatmaps, Inputs
 
 SHAPES = ((2048, 7, 7), (2048, 14, 14), (512, 14, 14), (1024, 28, 28))
 """N, h, w: ResNets at the ends of both their strides, VGG-16, and a layer below the last."""

@@ -38,8 +38,8 @@ def compiled(nvrtc, request):
 
     In two processes, as NVRTC takes one compilation at a time.
     """
-    source = compiling.SOURCE.read_text()
-    key = key_of(source, Path(compiling.__file__).read_text(), str(nvrtc))
+    text = compiling.source()
+    key = key_of(text, Path(compiling.__file__).read_text(), str(nvrtc))
     cache = getattr(request.config, "cache", None)  # not with -p no:cacheprovider
     kept = cache.get(KEPT, {}) if cache else {}
     if kept.get("key") == key:
@@ -47,7 +47,7 @@ def compiled(nvrtc, request):
         return
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         made = {
-            number: pool.submit(compile_source, source, number, report=True)
+            number: pool.submit(compile_source, text, number, report=True)
             for number in compiling.supported()
         }
 
@@ -76,6 +76,28 @@ def test_every_kernel_without_spills(nvrtc, compiled, architecture):
     # A block must fit a multiprocessor: 65,536 registers, and 48 KiB of static memory.
     assert max(used.registers for used in found.values()) * THREADS <= 65536
     assert max(used.shared for used in found.values()) <= 48 * 1024
+
+
+def test_the_source_is_put_together(tmp_path):
+    """Each file once, with the lines that compilers name those of the files."""
+    (tmp_path / "a.cu").write_text('// a\n#include "b.cuh"\n#include "c.cuh"\nend of a\n')
+    (tmp_path / "b.cuh").write_text('#pragma once\n#include "c.cuh"\nend of b\n')
+    (tmp_path / "c.cuh").write_text("#pragma once\nonly c\n")
+    found = compiling.source(tmp_path / "a.cu")
+    assert found.count("only c") == 1
+    at = {}
+    name, number = "", 0  # of the line before
+    for line in found.splitlines():
+        if line.startswith("#line"):
+            _, number, name = line.split()
+            number = int(number) - 1
+        else:
+            number += 1
+            at[line] = (name.strip('"'), number)
+    assert at["// a"] == ("a.cu", 1)
+    assert at["only c"] == ("c.cuh", 2)
+    assert at["end of b"] == ("b.cuh", 3)
+    assert at["end of a"] == ("a.cu", 4)
 
 
 def test_the_report_sees_spills_and_local_memory(nvrtc):

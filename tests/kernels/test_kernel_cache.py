@@ -86,11 +86,13 @@ def test_what_the_key_depends_on(compiler, folder, monkeypatch, tmp_path):
     compiling.cubin_for((8, 6))
     assert compiler.made == 3
     other = tmp_path / "other.cu"
-    other.write_text("// another source")
+    other.write_text('// another source\n#include "header.cuh"\n')
     monkeypatch.setattr(compiling, "SOURCE", other)
-    compiling.cubin_for((8, 6))
-    assert compiler.made == 4
-    assert len(list(folder.iterdir())) == 4
+    for made, text in ((4, "constexpr int N = 1;"), (5, "constexpr int N = 2;"), (5, "")):
+        (tmp_path / "header.cuh").write_text(text or "constexpr int N = 2;")
+        compiling.cubin_for((8, 6))
+        assert compiler.made == made
+    assert len(list(folder.iterdir())) == 5
 
 
 def test_a_folder_that_cannot_be_written(compiler, folder):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from sigcam.kernels.arguments import Axis, whole
-from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.compile import source
+from sigcam.kernels.plan import plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
-from tests.support.host_cuda import SOURCE, launches, program, run_as_program
+from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
+from tests.support.host_cuda import program, run_as_program
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +23,12 @@ TOOLS = {"thread": "ThreadSanitizer", "address": "AddressSanitizer"}
 THREADS, PROCESSORS = 64, 2
 
 
-def planned(inputs, *, interpolation="bilinear", bytes_=False, alignment=16):
-    """A crop box inside the heatmap, sizes that are multiples of nothing."""
-    rows, columns = Axis(9, 1, 8, inputs.height, 0.5, -0.7), whole(18, inputs.width)
+def planned(inputs, *, interpolation="bilinear", bytes_=False, alignment=16, ragged=False):
+    """A crop box inside the heatmap, sizes that are multiples of nothing; two strips of rows."""
+    rows, columns = Axis(19, 1, 18, inputs.height, 0.2, -0.7), whole(18, inputs.width)
+    if ragged:
+        rows = [rows, whole(17, inputs.height)]
+        columns = [columns, Axis(132, 3, 130, inputs.width, 0.02, -0.3)]
     heatmaps = Heatmaps(rows, columns, bytes_, interpolation, alignment)
     return plan(inputs, heatmaps, processors=PROCESSORS, threads=THREADS)
 
@@ -36,6 +41,9 @@ CASES = {
     "half positions": planned(Inputs(1, 33, 4, 4, 1, half=True, per_position=True)),
     "bicubic": planned(Inputs(1, 48, 4, 4, 2, clamp=False), interpolation="bicubic"),
     "tiles": planned(Inputs(1, 3, 20, 17, 1, alignment=4), bytes_=True, interpolation="bicubic"),
+    "ragged": planned(Inputs(2, 40, 3, 5, 3), ragged=True),
+    "cams": planned(Cams(2, 33, 7, 9), bytes_=True, ragged=True),
+    "cams bicubic": planned(Cams(1, 3, 7, 9), interpolation="bicubic"),
 }
 
 
@@ -46,55 +54,69 @@ def tool(request):
 
 def built(folder, tool, plans, text):
     """The program with the kernels of these plans only: the others take longer to compile."""
-    nothing = dict.fromkeys(("features", "weights", "heatmaps", "valid", "workspace"), 0)
-    used = {step.kernel for one in plans for step, _ in launches(one, *one.arguments(**nothing))}
-    others = rf"^SIGCAM_(COMBINE|ENLARGE)\((?!({'|'.join(used)}),).*\n"
-    source = folder / "kernels.cu"
-    source.write_text(re.sub(others, "", text, flags=re.MULTILINE))
-    return program(folder / tool, f"-fsanitize={tool}", source=source)
+    nothing = {"heatmaps": 0, "valid": 0, "workspace": 0}
+    used = {step.kernel for one in plans for step, _ in one.launches(*one.arguments(**nothing))}
+    others = rf"^SIGCAM_(COMBINE|EXTREMES|ENLARGE)\((?!({'|'.join(used)}),).*\n"
+    path = folder / "kernels.cu"
+    path.write_text(re.sub(others, "", text, flags=re.MULTILINE))
+    # What only other kernels use is left over.
+    return program(folder / tool, f"-fsanitize={tool}", "-Wno-unused-function", source=path)
 
 
 @pytest.fixture(scope="module")
 def sanitized(tool, tmp_path_factory):
-    return built(tmp_path_factory.mktemp("host"), tool, CASES.values(), SOURCE.read_text())
+    return built(tmp_path_factory.mktemp("host"), tool, CASES.values(), source())
 
 
 def data(inputs):
     random = np.random.default_rng(0)
-    kind = np.float16 if inputs.half else np.float32
     tail = (inputs.height, inputs.width)
+    if isinstance(inputs, Cams):
+        cams = random.normal(size=(inputs.batch, inputs.classes, *tail))
+        return {"cams": cams.astype(np.float32)}
+    kind = np.float16 if inputs.half else np.float32
     features = random.normal(size=(inputs.batch, inputs.channels, *tail)).clip(0)
     shape = (inputs.batch, inputs.classes, inputs.channels, *(tail if inputs.per_position else ()))
-    return features.astype(kind), random.normal(size=shape).astype(kind)
+    weights = random.normal(size=shape)
+    return {"features": features.astype(kind), "weights": weights.astype(kind)}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_report(sanitized, tmp_path, name):
     case = CASES[name]
-    features, weights = data(case.inputs)
-    done, result = run_as_program(sanitized, tmp_path, case, features, weights)
+    given = data(case.inputs)
+    done, result = run_as_program(sanitized, tmp_path, case, **given)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""
-    cams = clamp_combine(features.astype(np.float32), weights.astype(np.float32), case.inputs.clamp)
-    want, valid = normalised_heatmaps(
-        cams, case.heatmaps.rows, case.heatmaps.columns, case.heatmaps.interpolation
-    )
-    assert valid.all()
-    np.testing.assert_array_equal(result.valid, 1)
-    if case.heatmaps.bytes_:
-        assert np.abs(result.heatmaps.astype(int) - to_bytes(want)).max() <= 1
+    if "cams" in given:
+        cams = given["cams"]
     else:
-        np.testing.assert_allclose(result.heatmaps, want, atol=1e-4)
+        wide = [given[name].astype(np.float32) for name in ("features", "weights")]
+        cams = clamp_combine(*wide, case.inputs.clamp)
+    np.testing.assert_array_equal(result.valid, 1)
+    each = case.heatmaps.axes()
+    for image, made in enumerate(result.heatmaps):
+        axes = each[image if case.heatmaps.ragged else 0]
+        want, _ = normalised_heatmaps(cams[image : image + 1], *axes, case.heatmaps.interpolation)
+        if case.heatmaps.bytes_:
+            assert np.abs(made.astype(int) - to_bytes(want[0])).max() <= 1
+        else:
+            np.testing.assert_allclose(made, want[0], atol=1e-4)
 
 
 FAULTS = {
     # Neighbours' sums are read before they are all there.
     ("thread", "barrier"): (
-        "                sums[lane * width + thread % a.tile_units * VECTOR + i] = acc[k][i];\n"
-        "        }\n        __syncthreads();\n",
-        "                sums[lane * width + thread % a.tile_units * VECTOR + i] = acc[k][i];\n"
-        "        }\n",
+        "own[j * a.lanes * width + i] = sums.of[k + j][i];\n        }\n        __syncthreads();\n",
+        "own[j * a.lanes * width + i] = sums.of[k + j][i];\n        }\n",
     ),
+    # The sums take the place of weights that others still read.
+    ("thread", "reuse"): (
+        "k += TOGETHER) {\n        __syncthreads();\n",
+        "k += TOGETHER) {\n",
+    ),
+    # The last block looks for extremes in cams that aren't all there.
+    ("thread", "cams"): ("    if (!a.bilinear) return;\n    __syncthreads();\n", ""),
     # The last block reads what others wrote without a fence of theirs. (Without its own, it
     # has still passed the one before its own count, mostly after theirs: not always seen.)
     ("thread", "fence"): (
@@ -103,22 +125,30 @@ FAULTS = {
         "    __syncthreads();\n    if (threadIdx.x == 0) {\n        const unsigned before",
     ),
     # The pixels after a row's end, in the last row after the heatmaps' end.
-    ("address", "write"): ("if (!together && x < width) out[x]", "if (!together) out[x]"),
-    # A vector of features where only a part of one is left.
-    ("address", "read"): ("if (count >= VECTOR) {", "if (count >= 1) {"),
+    ("address", "write"): ("if (column(i) < width) out[WARP * i]", "out[WARP * i]"),
+    # A row of a strip after the heatmaps' end.
+    ("address", "strip"): (
+        "const int end = min(first + a.strip, height);",
+        "const int end = first + a.strip;",
+    ),
+    # The elements after the last channel, where only a part of a vector is left.
+    ("address", "read"): (
+        "        if (i < count) pack.values[i]",
+        "        if (i <= count) pack.values[i]",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=" ".join)
 def test_planted_faults_are_reported(tmp_path, fault):
     tool, _ = fault
-    text = SOURCE.read_text()
+    text = source()
     planted = text.replace(*FAULTS[fault])
     assert planted != text
     every = [planned(inputs) for inputs in (Inputs(1, 90, 5, 3, 5), Inputs(1, 9, 3, 3, 1))]
     made = built(tmp_path, tool, every, planted)
     reports = []
     for one in every:
-        done, _ = run_as_program(made, tmp_path, one, *data(one.inputs))
+        done, _ = run_as_program(made, tmp_path, one, **data(one.inputs))
         reports.append(done.stderr)
     assert TOOLS[tool] in "".join(reports)

@@ -97,12 +97,14 @@ class ReferenceKernel:
         cams = clamp_combine(
             given.astype(np.float32), used.astype(np.float32), i.clamp, signed=i.signed
         )
-        made, flags = normalised_heatmaps(cams, m.rows, m.columns, m.interpolation)
-        if m.bytes_:
-            at(heatmaps, np.uint8, made.shape)[...] = to_bytes(made)
-        else:
-            at(heatmaps, np.float32, made.shape)[...] = made
-        at(valid, np.uint8, flags.shape)[...] = flags
+        flags = at(valid, np.uint8, (i.batch, i.classes))
+        for image, place in enumerate(m.places(i.classes) if m.ragged else [None]):
+            part = slice(image, image + 1) if m.ragged else slice(None)
+            rows, columns = (place.rows, place.columns) if m.ragged else (m.rows, m.columns)
+            made, flags[part] = normalised_heatmaps(cams[part], rows, columns, m.interpolation)
+            pixel = np.dtype(np.uint8 if m.bytes_ else np.float32)
+            start = place.start * pixel.itemsize if m.ragged else 0
+            at(heatmaps + start, pixel, made.shape)[...] = to_bytes(made) if m.bytes_ else made
         at(workspace + parts.cams, np.float32, cams.shape)[...] = cams
 
 
@@ -114,9 +116,10 @@ class HostKernel(ReferenceKernel):
         self.library = library
 
     def run(self, plan, **addresses):
-        from tests.support.host_cuda import launches
-
-        for launch, argument in launches(plan, *plan.arguments(**addresses)):
+        if plan.places is not None:
+            to = addresses["workspace"] + plan.workspace.places
+            ctypes.memmove(to, ctypes.addressof(plan.places), ctypes.sizeof(plan.places))
+        for launch, argument in plan.launches(*plan.arguments(**addresses)):
             self.library.run(
                 launch.kernel.encode(), ctypes.byref(argument),
                 (ctypes.c_uint * 3)(*launch.grid), launch.block, launch.shared,

@@ -1,14 +1,13 @@
 """Heatmaps made on a GPU, from features and CAM weights that a backend left there.
 
-A launch of the kernels makes heatmaps of one size, with one placement of the input in the image.
-So a batch is cut into runs of neighbouring images with the same placement, and each run is
-launched at its part of the features and weights. Results go through memory of a fixed size; a
-batch of large images is made group by group.
+One launch makes the heatmaps of images of any sizes: it reads where each image's lie from a list in
+device memory. Results go through memory of a fixed size, so a batch of large images is made piece
+by piece.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,22 +21,15 @@ from sigcam.core.errors import (
     UsageError,
 )
 from sigcam.core.types import Array
-from sigcam.images.preprocess import Axis
+from sigcam.images.preprocess import Axis, Placement
 from sigcam.kernels import driver
 from sigcam.kernels.arguments import Axis as KernelAxis
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Heatmaps, Inputs, Plan, Workspace
+from sigcam.kernels.plan import Plan, Workspace
+from sigcam.kernels.shapes import Heatmaps, Inputs
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.backends.cuda.layout import (
-    STAGED,
-    Group,
-    Part,
-    Run,
-    cams_size,
-    groups_of,
-    runs_of,
-)
+from sigcam.runtime.backends.cuda.layout import STAGED, Piece, cams_size, piece, pieces_of
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
@@ -93,22 +85,21 @@ class Pending:
         Raises:
             BackendError: a CUDA call failed.
         """
-        found: dict[str, list[Array]] = {"heatmaps": [], "valid": [], "cams": []}
-        for number, group in enumerate(self._work.groups):
+        heatmaps, valid, cams = [], [], []
+        for number, one in enumerate(self._work.pieces):
             if number:
                 with kernel_errors():
-                    self._maker.launch(self._work, group)
+                    self._maker.launch(self._work, one)
                     driver.synchronize(self._work.stream)
-            for part in group.parts:
-                for name, array in self._maker.results(part).items():
-                    # One array for each image: none keeps the heatmaps of another one alive.
-                    found[name] += (
-                        [one.copy() for one in array] if name == "heatmaps" else [array.copy()]
-                    )
+            images, flags, made = self._maker.results(one)
+            # One array for each image: none keeps the heatmaps of another one alive.
+            heatmaps += [] if self._work.lazy else [image.copy() for image in images]
+            valid.append(flags.astype(bool))
+            cams.append(made.copy())
         return DeviceHeatmaps(
-            cams=np.concatenate(found["cams"]),
-            heatmaps=None if self._work.lazy else tuple(found["heatmaps"]),
-            valid=np.concatenate(found["valid"]).astype(bool),
+            cams=np.concatenate(cams),
+            heatmaps=None if self._work.lazy else tuple(heatmaps),
+            valid=np.concatenate(valid),
         )
 
 
@@ -158,36 +149,42 @@ class HeatmapMaker:
         if request.options.made != "lazy":
             check_limit(request, weights.shape[1])
         with kernel_errors():
-            planned = [
-                (run, self._plan(features, weights, run, request))
-                for run in self._runs(features, weights, request)
-            ]
-            work = Work(
-                features, weights, groups_of(planned), stream, request.options.made == "lazy"
+            pieces = tuple(
+                piece(first, self._plan(features, weights, first, count, request))
+                for first, count in self._cut(features, weights, request)
             )
+            lazy = request.options.made == "lazy"
+            work = Work(features, weights, pieces, stream, lazy)
             self._grow(work)
-            self.launch(work, work.groups[0])
+            self.launch(work, work.pieces[0])
         return Pending(self, work)
 
-    def launch(self, work: Work, group: Group) -> None:
-        """Enqueues the kernels of a part of the work, and the copies of its results."""
+    def launch(self, work: Work, one: Piece) -> None:
+        """Enqueues the kernels of a piece, and the copies of its results."""
         target, memory = self._host if self._shared else self._results, self._view
         if target is None or memory is None:
             raise KernelError("the memory for heatmaps was freed")
-        for part in group.parts:
-            self._launch(part, work.features, work.weights, target.address, memory, work.stream)
+        plan, stream = one.plan, work.stream
+        workspace = self._workspace(plan, stream)
+        self._kernel.launch(
+            plan,
+            features=address_of(work.features, one.first),
+            weights=address_of(work.weights, one.first),
+            heatmaps=target.address,
+            valid=target.address + one.valid,
+            workspace=workspace,
+            stream=stream,
+        )
+        size = cams_size(plan)
+        cams = memory[one.cams : one.cams + size]
+        driver.copy_to_host(cams, workspace + plan.workspace.cams, size, stream)
         if not self._shared:
-            driver.copy_to_host(memory, target.address, group.results, work.stream)
+            driver.copy_to_host(memory, target.address, one.cams, stream)
 
-    def results(self, part: Part) -> dict[str, Array]:
-        """Returns a part's results in page-locked memory, which the next launch overwrites."""
-        found: dict[str, Array] = {}
-        for name, (kind, shape) in part.shapes.items():
-            start = getattr(part, name)
-            size = np.dtype(kind).itemsize * int(np.prod(shape, dtype=np.int64))
-            assert self._view is not None  # noqa: S101 (it was filled)
-            found[name] = self._view[start : start + size].view(kind).reshape(shape)
-        return found
+    def results(self, one: Piece) -> tuple[list[Array], Array, Array]:
+        """Returns a piece's results in page-locked memory, which the next launch overwrites."""
+        assert self._view is not None  # noqa: S101 (it was filled)
+        return one.results(self._view)
 
     def close(self) -> None:
         """Frees the memory; the object can't be used afterwards."""
@@ -196,28 +193,40 @@ class HeatmapMaker:
             workspace.close()
         self._workspaces.clear()
 
-    def _runs(
+    def _cut(
         self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
-    ) -> list[Run]:
-        """Cuts a batch into runs; CAMs alone don't depend on where the images lie."""
+    ) -> list[tuple[int, int]]:
+        """Cuts a batch into pieces; CAMs alone are all made at once."""
         if request.options.made == "lazy":
-            return [Run(0, features.shape[0], None)]
+            return [(0, features.shape[0])]
         pixel = weights.shape[1] * request.options.itemsize
-        return runs_of(request.placements, pixel)
+        return list(pieces_of(request.placements, pixel))
 
     def _plan(
-        self, features: DeviceTensor, weights: DeviceTensor, run: Run, request: HeatmapRequest
+        self,
+        features: DeviceTensor,
+        weights: DeviceTensor,
+        first: int,
+        count: int,
+        request: HeatmapRequest,
     ) -> Plan:
-        """Plans a run's launches, or takes the plan of an earlier run like it."""
-        addresses = address_of(features, run.first) | address_of(weights, run.first)
+        """Plans a piece's launches, or takes the plan of an earlier one like it."""
+        addresses = address_of(features, first) | address_of(weights, first)
         alignment = min(16, addresses & -addresses)
-        shapes = (features.shape[1:], weights.shape[1:], features.half)
+        placements = request.placements[first : first + count]
+        if request.options.made == "lazy":
+            placements = ()  # CAMs don't depend on where the images lie
+        elif len(set(placements)) == 1:
+            placements = placements[:1]
         bytes_ = request.options.made == "uint8"
-        key = (*shapes, run.count, run.placement, request.clamp, request.signed, alignment, bytes_)
+        key = (
+            features.shape[1:], weights.shape[1:], features.half, count, placements,
+            request.clamp, request.signed, alignment, bytes_,
+        )  # fmt: skip
         if key not in self._plans:
             _, channels, height, width = features.shape
             inputs = Inputs(
-                batch=run.count,
+                batch=count,
                 channels=channels,
                 height=height,
                 width=width,
@@ -228,40 +237,12 @@ class HeatmapMaker:
                 signed=request.signed,
                 alignment=alignment,
             )
-            if run.placement is None:
-                axes = whole(height, height), whole(width, width)
-            else:
-                rows, columns = run.placement.rows, run.placement.columns
-                axes = axis_of(rows, height), axis_of(columns, width)
             if len(self._plans) >= _MAX_KEPT:
                 self._plans.clear()
-            self._plans[key] = self._kernel.plan(inputs, Heatmaps(*axes, bytes_=bytes_))
+            rows, columns = _axes(placements, height, width)
+            heatmaps = Heatmaps(rows, columns, bytes_=bytes_)
+            self._plans[key] = self._kernel.plan(inputs, heatmaps)
         return self._plans[key]
-
-    def _launch(
-        self,
-        part: Part,
-        features: DeviceTensor,
-        weights: DeviceTensor,
-        results: int,
-        memory: Array,
-        stream: int,
-    ) -> None:
-        """Enqueues a run's kernels and the copy of its CAMs to the host."""
-        plan, first = part.plan, part.run.first
-        workspace = self._workspace(plan, stream)
-        self._kernel.launch(
-            plan,
-            features=address_of(features, first),
-            weights=address_of(weights, first),
-            heatmaps=results + part.heatmaps,
-            valid=results + part.valid,
-            workspace=workspace,
-            stream=stream,
-        )
-        size = cams_size(plan)
-        cams = memory[part.cams : part.cams + size]
-        driver.copy_to_host(cams, workspace + plan.workspace.cams, size, stream)
 
     def _workspace(self, plan: Plan, stream: int) -> int:
         """Returns memory for plans with this layout, whose counters are 0 between launches."""
@@ -279,8 +260,8 @@ class HeatmapMaker:
 
     def _grow(self, work: Work) -> None:
         """Makes the memory for results large enough."""
-        results = max(group.results for group in work.groups)
-        size = max(group.size for group in work.groups)
+        results = max(one.cams for one in work.pieces)
+        size = max(one.size for one in work.pieces)
         device, host = self._results, self._host
         enough = self._shared or (device is not None and device.size >= results)
         if not enough or host is None or host.size < size:
@@ -345,16 +326,27 @@ class Work:
 
     Attributes:
         features, weights: what heatmaps are made of.
-        groups: the parts of the batch, one group after the other.
+        pieces: the batch, one piece after the other.
         stream: handle of the stream.
         lazy: whether only CAMs are wanted.
     """
 
     features: DeviceTensor
     weights: DeviceTensor
-    groups: tuple[Group, ...]
+    pieces: tuple[Piece, ...]
     stream: int
     lazy: bool
+
+
+def _axes(
+    placements: Sequence[Placement], height: int, width: int
+) -> tuple[KernelAxis, KernelAxis] | tuple[list[KernelAxis], list[KernelAxis]]:
+    """Returns how heatmaps lie over CAMs: alike, each by itself, or for none as the CAMs do."""
+    if not placements:
+        return whole(height, height), whole(width, width)
+    rows = [axis_of(one.rows, height) for one in placements]
+    columns = [axis_of(one.columns, width) for one in placements]
+    return (rows, columns) if len(placements) > 1 else (rows[0], columns[0])
 
 
 def check_limit(request: HeatmapRequest, classes: int) -> None:

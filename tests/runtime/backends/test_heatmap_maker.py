@@ -18,13 +18,13 @@ from sigcam.images.preprocess import place
 from sigcam.images.upsample import spread, to_heatmap
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Heatmaps, Inputs, plan
+from sigcam.kernels.plan import plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps
+from sigcam.kernels.shapes import Heatmaps, Inputs
 from sigcam.runtime.backends.base import HeatmapOptions, HeatmapRequest
 from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
 from sigcam.runtime.backends.cuda import layout
 from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, axis_of
-from sigcam.runtime.backends.cuda.layout import Run, runs_of
 from tests.support.device_doubles import STREAM, Buffer, FakeDriver, HostKernel, ReferenceKernel
 
 GEOMETRIES = [
@@ -72,12 +72,6 @@ def test_axes_of_known_images():
         assert [getattr(found, n) for n, *_ in found._fields_] == [
             getattr(want, n) for n, *_ in want._fields_
         ]
-
-
-def test_runs_of_neighbours():
-    a, b = (place(GEOMETRIES[0], *size) for size in ((300, 400), (400, 300)))
-    again = place(GEOMETRIES[0], 300, 400)
-    assert runs_of([a, again, b, a]) == [Run(0, 2, a), Run(2, 1, b), Run(3, 1, a)]
 
 
 class Tensor:
@@ -143,7 +137,7 @@ def test_a_batch_of_several_sizes(driver, kind, positions, off):
     features, weights = data(5, 13, 3, kind=kind, positions=positions)
     found, placed = made(HeatmapMaker(kernel), driver, features, weights, SIZES, off)
     check(found, features, weights, placed)
-    assert [plan.inputs.batch for plan, _ in kernel.launches] == [2, 1, 1, 1]
+    assert [plan.inputs.batch for plan, _ in kernel.launches] == [5]
     assert {plan.inputs.per_position for plan, _ in kernel.launches} == {positions}
 
 
@@ -209,9 +203,8 @@ def test_large_batches_go_through_memory_of_a_fixed_size(driver, monkeypatch, st
     largest = 3 * max(h * w for h, w in sizes) * options.itemsize
     assert maker._results.size <= 1.6 * max(staged, largest + 512)
     counts = [plan.inputs.batch for plan, _ in kernel.launches[: len(kernel.launches) // 2]]
-    assert counts == ([1] * 5 if staged == 1 else counts)
     assert sum(counts) == 5
-    assert len(counts) == (3 if staged == 10**9 else len(counts))
+    assert counts == ([1] * 5 if staged == 1 else [5] if staged == 10**9 else counts)
 
 
 def test_a_batch_over_the_limit_is_refused_and_the_next_works(driver):
@@ -366,6 +359,17 @@ def test_errors_of_cuda_are_told_as_ours(driver, error, kind):
     with pytest.raises(kind, match=str(error)) as caught:
         made(HeatmapMaker(ReferenceKernel(driver)), driver, features, weights, SIZES[:1])
     assert caught.value.__cause__ is error
+
+
+def test_images_of_one_size_take_the_plan_without_places(driver):
+    kernel = ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    features, weights = data(3, 8, 2)
+    for sizes, ragged in (([(40, 50)] * 3, False), ([(40, 50), (50, 40), (40, 50)], True)):
+        found, placed = made(maker, driver, features, weights, sizes)
+        check(found, features, weights, placed)
+        assert (kernel.launches[-1][0].places is not None) == ragged
+    assert len(kernel.launches) == 2
 
 
 def test_the_double_sees_a_workspace_that_was_not_prepared(driver):

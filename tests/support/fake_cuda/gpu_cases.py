@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib.util
 from pathlib import Path
@@ -17,8 +18,8 @@ from sigcam.kernels.calls import call
 from sigcam.kernels.clamp_combine import KERNELS, ClampCombine
 from sigcam.kernels.compile import architecture_of
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
-from sigcam.kernels.plan import Heatmaps, Inputs
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
+from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
 from tests.support.fake_cuda import calls, fake_pycuda, live, owners
 
 
@@ -218,6 +219,127 @@ def test_the_plan_in_a_graph(kernel):
     graph.close()
     with pytest.raises(KernelError, match="was closed"):
         graph.launch(stream)
+
+
+def test_cams_that_are_given(kernel):
+    """As a graph of the profile "fused" leaves them, of many classes."""
+    producer, stream = driver.Stream(), driver.Stream()
+    cams = np.random.default_rng(1).normal(size=(2, 40, 5, 7)).clip(0).astype(np.float32)
+    given = dlpack(cams, producer)
+    calls()
+    heatmaps, valid = kernel.heatmaps(given, size=(20, 32), dtype="uint8", stream=stream)
+    assert calls().count("cuLaunchKernel") == 2
+    want, good = normalised_heatmaps(cams, whole(20, 5), whole(32, 7))
+    assert np.abs(heatmaps.to_host().astype(int) - to_bytes(want)).max() <= 1
+    np.testing.assert_array_equal(valid.to_host(), good)
+    out = dlpack(np.zeros((2, 40, 8, 8), np.float32), stream)
+    heatmaps, _ = kernel.heatmaps(
+        given, size=(8, 8), interpolation="bicubic", out=out, stream=stream
+    )
+    want, _ = normalised_heatmaps(cams, whole(8, 5), whole(8, 7), "bicubic")
+    np.testing.assert_allclose(out.to_host(), want, atol=1e-4)
+    for wrong in (cams.astype(np.float16), cams[0], cams[:0]):
+        with pytest.raises(ValueError, match=r"cams must be float32 \[B, K, h, w\]"):
+            kernel.heatmaps(Interface(wrong, stream), size=(8, 8))
+
+
+RAGGED = (
+    [whole(20, 5), Axis(33, 4, 30, 5, 0.2, -1.0), whole(64, 5)],
+    [whole(30, 7), whole(12, 7), Axis(200, 0, 150, 7, 0.04, -0.4)],
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_images_of_different_sizes(kernel, dtype):
+    stream = driver.Stream()
+    features, weights = data(3, 24, 5, 7)
+    given = dlpack(features, stream), dlpack(weights, stream)
+    rows, columns = RAGGED
+    heatmaps, valid = kernel(*given, rows=rows, columns=columns, dtype=dtype, stream=stream)
+    assert [one.shape for one in heatmaps] == [(2, 20, 30), (2, 33, 12), (2, 64, 200)]
+    flat = dlpack(np.full(2 * (600 + 396 + 12800), 7, dtype), stream)
+    kernel(*given, rows=rows, columns=columns, dtype=dtype, out=flat, stream=stream)
+    together = flat.to_host()
+    assert valid.to_host().all()
+    for i, one in enumerate(heatmaps):
+        want, _ = wanted(features[i : i + 1], weights[i : i + 1], rows[i], columns[i])
+        made = one.to_host()
+        if dtype == "uint8":
+            assert np.abs(made.astype(int) - to_bytes(want[0])).max() <= 1
+        else:
+            np.testing.assert_allclose(made, want[0], atol=2e-4)
+        np.testing.assert_array_equal(together[: made.size], made.ravel())
+        together = together[made.size :]
+    # Each keeps the memory of all alive.
+    last = heatmaps.pop().to_host()
+    kept = heatmaps[0]
+    heatmaps.clear()
+    assert kept.to_host().shape == (2, 20, 30)
+    assert last.any()
+    with pytest.raises(ValueError, match=r"out must be a writable .*\[27592\]"):
+        kernel(*given, rows=rows, columns=columns, dtype=dtype, out=dlpack(last, stream))
+    with pytest.raises(ValueError, match="axes for 2 images, and 3"):
+        kernel(*given, rows=rows[:2], columns=columns[:2])
+
+
+def test_different_sizes_with_addresses(kernel):
+    """Plans for several sizes take turns with one workspace, prepared once."""
+    stream = driver.Stream()
+    features, weights = data(3, 24, 5, 7)
+    kept = [dlpack(features, stream), dlpack(weights, stream)]
+    given = {name: one.address for name, one in zip(("features", "weights"), kept, strict=True)}
+    rows, columns = RAGGED
+    inputs = Inputs(3, 24, 5, 7, 2)
+    each = ((rows, columns), (rows[::-1], columns))
+    plans = [kernel.plan(inputs, Heatmaps(*axes)) for axes in each]
+    buffers = [driver.DeviceBuffer(n) for n in (plans[0].workspace.size, 4 * 200 * 64 * 6, 6, 512)]
+    workspace, heatmaps, valid, places = (buffer.address for buffer in buffers)
+    kernel.prepare_workspace(plans[0], workspace, stream)
+    for plan, own in zip(plans, (None, places), strict=True):
+        if own is not None:
+            at = ctypes.addressof(plan.places)
+            driver.copy_to_device(places, at, ctypes.sizeof(plan.places), stream)
+        kernel.launch(
+            plan, **given, heatmaps=heatmaps, valid=valid, workspace=workspace, places=own,
+            stream=stream,
+        )  # fmt: skip
+        made = np.empty(plan.pixels, np.float32)
+        driver.copy_to_host(made, heatmaps, made.nbytes, stream)
+        stream.synchronize()
+        for i, place in enumerate(plan.places):
+            want, _ = wanted(features[i : i + 1], weights[i : i + 1], place.rows, place.columns)
+            found = made[place.start :][: want.size].reshape(want.shape)
+            np.testing.assert_allclose(found, want, atol=2e-4)
+    rest = {**given, "heatmaps": heatmaps, "valid": valid, "workspace": workspace}
+    with (
+        pytest.raises(KernelError, match="give its address as `places`"),
+        driver.Graph.capture(stream),
+    ):
+        kernel.launch(plans[0], **rest, stream=stream)
+    # In a graph, the sizes are those that lie at `places` when it is launched.
+    with driver.Graph.capture(stream) as graph:
+        kernel.launch(plans[0], **rest, places=places, stream=stream)
+    graph.launch(stream)  # with the places of the other plan
+    again = np.empty_like(made)
+    driver.copy_to_host(again, heatmaps, again.nbytes, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(again, made)
+    graph.close()
+
+
+def test_addresses_that_are_not_the_plans(kernel):
+    wanted = Heatmaps(whole(8, 2), whole(8, 2))
+    of_features = kernel.plan(Inputs(1, 4, 2, 2, 1), wanted)
+    of_cams = kernel.plan(Cams(1, 1, 2, 2), wanted)
+    rest = {"heatmaps": 256, "valid": 1, "workspace": 256, "stream": 0}
+    calls()
+    for given in ({}, {"features": 16}, {"cams": 16}, {"features": 16, "weights": 16, "cams": 16}):
+        with pytest.raises(ValueError, match="launch it with features and weights, and no cams"):
+            kernel.launch(of_features, **given, **rest)
+    for given in ({}, {"features": 16, "weights": 16}, {"cams": 16, "weights": 16}):
+        with pytest.raises(ValueError, match=r"for Cams\(batch=1, .*: launch it with cams"):
+            kernel.launch(of_cams, **given, **rest)
+    assert "cuLaunchKernel" not in calls()
 
 
 def test_a_capture_that_breaks_off(kernel):

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import sigcam.kernels
-from sigcam.kernels.arguments import CombineArguments, HeatmapArguments
 from sigcam.kernels.plan import Launch, Plan
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +24,7 @@ FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-
 class Result:
     """What the launches left behind."""
 
-    heatmaps: np.ndarray
+    heatmaps: np.ndarray | list[np.ndarray]
     valid: np.ndarray
     cams: np.ndarray
     counters: np.ndarray
@@ -59,71 +58,95 @@ def program(out: Path, *flags: str, source: Path = SOURCE) -> Path:
     return build(out, "-O1", "-g1", "-rdynamic", *flags, source=source)
 
 
-def launches(plan: Plan, combine: CombineArguments, heatmaps: HeatmapArguments):
-    """The launches with their arguments, in order."""
-    yield plan.combine, combine
-    if plan.extremes is not None:
-        yield plan.extremes, heatmaps
-    yield plan.enlarge, heatmaps
-
-
 def _outputs(plan: Plan) -> dict[str, np.ndarray]:
     """Buffers full of what must not be left in them."""
     i, m, w = plan.inputs, plan.heatmaps, plan.workspace
     count = i.batch * i.classes
-    return {
+    found = {
         "heatmaps": np.full(
-            (i.batch, i.classes, m.rows.size, m.columns.size),
-            0xAB if m.bytes_ else np.nan, np.uint8 if m.bytes_ else np.float32,
+            plan.pixels, 0xAB if m.bytes_ else np.nan, np.uint8 if m.bytes_ else np.float32
         ),
         "valid": np.full((i.batch, i.classes), 0xAB, np.uint8),
         "arrived": np.zeros(w.counters // 4, np.uint32),
-        "cams": np.full((i.batch, i.classes, i.height, i.width), np.nan, np.float32),
         "bounds": np.full((count, 2), np.nan, np.float32),
-        "partial": np.full((w.size - w.partial) // 4, np.nan, np.float32),
-    }  # fmt: skip
+        "partial": np.full((w.places - w.partial) // 4, np.nan, np.float32),
+    }
+    if plan.combine is not None:
+        found["cams"] = np.full((i.batch, i.classes, i.height, i.width), np.nan, np.float32)
+    if plan.places is not None:
+        found["places"] = np.frombuffer(bytes(plan.places), np.uint8)
+    return found
 
 
-def _result(buffers: dict[str, np.ndarray]) -> Result:
-    return Result(buffers["heatmaps"], buffers["valid"], buffers["cams"], buffers["arrived"])
+def _result(plan: Plan, buffers: dict[str, np.ndarray]) -> Result:
+    made, classes = buffers["heatmaps"], plan.inputs.classes
+    ((rows, columns), *_) = plan.heatmaps.axes()
+    if plan.places is None:
+        images = made.reshape(plan.inputs.batch, classes, rows.size, columns.size)
+    else:
+        shapes = [(classes, place.rows.size, place.columns.size) for place in plan.places]
+        images = [
+            made[place.start :][: np.prod(shape)].reshape(shape)
+            for place, shape in zip(plan.places, shapes, strict=True)
+        ]
+    return Result(images, buffers["valid"], buffers["cams"], buffers["arrived"])
 
 
-def run_in_library(lib: ctypes.CDLL, plan: Plan, features, weights) -> Result:
-    """Runs a plan in one piece of memory for the workspace, as on a GPU."""
+def run_in_library(lib: ctypes.CDLL, plan: Plan, **given: np.ndarray) -> Result:
+    """Runs a plan in one piece of memory for the workspace, as on a GPU.
+
+    `given` are the features and weights, or the CAMs.
+    """
     found = _outputs(plan)
     parts = plan.workspace
-    workspace = np.full(parts.size, 0xAB, np.uint8)
+    memory = np.full(parts.size + 256, 0xAB, np.uint8)
+    start = -memory.ctypes.data % 256
+    workspace = memory[start : start + parts.size]
     workspace[parts.arrived : parts.arrived + parts.counters] = 0
+    if "places" in found:
+        workspace[parts.places : parts.places + found["places"].size] = found["places"]
+    heatmaps = aligned(found["heatmaps"])
     arguments = plan.arguments(
-        features=features.ctypes.data,
-        weights=weights.ctypes.data,
-        heatmaps=found["heatmaps"].ctypes.data,
+        **{name: array.ctypes.data for name, array in given.items()},
+        heatmaps=heatmaps.ctypes.data,
         valid=found["valid"].ctypes.data,
         workspace=workspace.ctypes.data,
     )
-    for launch, argument in launches(plan, *arguments):
+    for launch, argument in plan.launches(*arguments):
         grid = (ctypes.c_uint * 3)(*launch.grid)
         lib.run(launch.kernel.encode(), ctypes.byref(argument), grid, launch.block, launch.shared)
-    size = found["cams"].nbytes
-    cams = workspace[parts.cams : parts.cams + size].view(np.float32)
-    found["cams"] = cams.reshape(found["cams"].shape).copy()
+    if "cams" in found:
+        cams = workspace[parts.cams : parts.cams + found["cams"].nbytes].view(np.float32)
+        found["cams"] = cams.reshape(found["cams"].shape).copy()
+    else:
+        found["cams"] = given["cams"]
+    found["heatmaps"] = heatmaps
     found["arrived"] = workspace[parts.arrived : parts.arrived + parts.counters].view(np.uint32)
-    return _result(found)
+    return _result(plan, found)
 
 
-def run_as_program(program: Path, folder: Path, plan: Plan, features, weights):
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The same on an address that is a multiple of 16, and nothing but poison behind it."""
+    memory = np.full(array.nbytes + 64, 0xFF, np.uint8)
+    start = -memory.ctypes.data % 16
+    found = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
+
+
+def run_as_program(program: Path, folder: Path, plan: Plan, **given: np.ndarray):
     """Runs a plan in a process of its own, each buffer an allocation of its exact size.
 
     Returns:
         The finished process, and the result where it succeeded.
     """
-    buffers = {"features": features, "weights": weights, **_outputs(plan)}
-    arguments = plan.arguments(features=0, weights=0, heatmaps=0, valid=0, workspace=0)
+    buffers = {**given, **_outputs(plan)}
+    arguments = plan.arguments(heatmaps=0, valid=0, workspace=0)
     parts = [struct.pack("<q", len(buffers))]
     for buffer in buffers.values():
         data = np.ascontiguousarray(buffer).tobytes()
         parts += [struct.pack("<q", len(data)), data]
-    steps = list(launches(plan, *arguments))
+    steps = plan.launches(*arguments)
     parts.append(struct.pack("<q", len(steps)))
     for launch, argument in steps:
         parts.append(_step(launch, argument, list(buffers)))
@@ -138,7 +161,7 @@ def run_as_program(program: Path, folder: Path, plan: Plan, features, weights):
         found = np.frombuffer(data, buffer.dtype, buffer.size, at)
         buffers[name] = found.reshape(buffer.shape)
         at += buffer.nbytes
-    return done, _result(buffers)
+    return done, _result(plan, buffers)
 
 
 def _step(launch: Launch, argument: ctypes.Structure, names: list[str]) -> bytes:
@@ -146,7 +169,7 @@ def _step(launch: Launch, argument: ctypes.Structure, names: list[str]) -> bytes
     pointers = [
         (getattr(type(argument), field).offset, names.index(field), 0)
         for field, kind, *_ in argument._fields_
-        if kind is ctypes.c_void_p
+        if kind is ctypes.c_void_p and field in names
     ]
     numbers = [*launch.grid, launch.block, launch.shared, ctypes.sizeof(argument)]
     return b"".join([

@@ -301,8 +301,9 @@ extern "C" const int* layout_combine() {
 #define AT(field) static_cast<int>(offsetof(CombineArguments, field))
     static const int found[] = {
         AT(features), AT(weights), AT(partial), AT(cams), AT(bounds), AT(valid), AT(arrived),
-        AT(channels), AT(positions), AT(classes), AT(group), AT(units), AT(tile_units), AT(lanes),
-        AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp), AT(keep_sign), AT(bilinear), AT(rows), AT(columns),
+        AT(places), AT(channels), AT(positions), AT(classes), AT(tile_classes), AT(group),
+        AT(units), AT(tile_units), AT(lanes), AT(chunk_groups), AT(chunks), AT(tiles), AT(clamp),
+        AT(keep_sign), AT(bilinear), AT(place),
         static_cast<int>(sizeof(CombineArguments))};
 #undef AT
     return found;
@@ -311,8 +312,8 @@ extern "C" const int* layout_combine() {
 extern "C" const int* layout_heatmap() {
 #define AT(field) static_cast<int>(offsetof(HeatmapArguments, field))
     static const int found[] = {
-        AT(cams), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(heatmaps), AT(count),
-        AT(vectors), AT(rows), AT(columns), static_cast<int>(sizeof(HeatmapArguments))};
+        AT(cams), AT(bounds), AT(valid), AT(partial), AT(arrived), AT(heatmaps),
+        AT(places), AT(classes), AT(strip), AT(aligned), AT(place), static_cast<int>(sizeof(HeatmapArguments))};
 #undef AT
     return found;
 }
@@ -321,6 +322,13 @@ extern "C" const int* layout_axis() {
 #define AT(field) static_cast<int>(offsetof(Axis, field))
     static const int found[] = {AT(size), AT(low), AT(high), AT(cells), AT(scale), AT(offset),
                                 static_cast<int>(sizeof(Axis))};
+#undef AT
+    return found;
+}
+
+extern "C" const int* layout_place() {
+#define AT(field) static_cast<int>(offsetof(Place, field))
+    static const int found[] = {AT(rows), AT(columns), AT(start), static_cast<int>(sizeof(Place))};
 #undef AT
     return found;
 }

@@ -66,6 +66,27 @@ inline unsigned atomicExch(unsigned* at, unsigned value) {
     return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
 }
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+inline float __saturatef(float value) { return value > 0.f ? value < 1.f ? value : 1.f : 0.f; }
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    std::memcpy(&bits, &value, 4);
+    return bits;
+}
+// a * b + c rounded down. In double it is exact for what the kernels ask: 24 and 8 bits.
+inline float __fmaf_rd(float a, float b, float c) {
+    const double exact = static_cast<double>(a) * b + c;
+    const float nearest = static_cast<float>(exact);
+    return nearest > exact ? std::nextafterf(nearest, -INFINITY) : nearest;
+}
+// Four of the eight bytes of `low` and `high`, by the numbers in the selector's digits.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    unsigned found = 0;
+    for (int i = 0; i < 4; ++i)
+        found |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return found;
+}
 inline float half_to_float(unsigned short bits) {
     _Float16 value;
     std::memcpy(&value, &bits, 2);
