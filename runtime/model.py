@@ -341,6 +341,23 @@ class ExportedModel:
                 f"{wanted}, but takes {sorted(inputs)} and gives {sorted(self._given)}; export the "
                 "model again"
             )
+        self._check_image_input()
+
+    def _check_image_input(self) -> None:
+        """Compares the input with the spec: images are prepared by the spec, before any run."""
+        (image,) = (info for info in self.backend.inputs if info.name == "image")
+        preprocessing = self.spec.preprocessing
+        size = (preprocessing.height, preprocessing.width)
+        channels = preprocessing.channels
+        chw = preprocessing.layout == "float32_nchw"
+        shape = (channels, *size) if chw else (*size, channels)
+        if len(image.shape) != 4 or any(
+            got not in (None, want) for got, want in zip(image.shape[1:], shape, strict=True)
+        ):
+            raise ArtifactError(
+                f"the graph doesn't fit its spec: its images are {image}, and the spec says "
+                f"{preprocessing.layout} [?, {', '.join(map(str, shape))}]; export the model again"
+            )
 
     def _feeds(self, batch: Array, class_ids: Array | None) -> dict[str, Array]:
         if not self.takes_class_ids:

@@ -132,6 +132,11 @@ def _read_parts(index: Path) -> dict[str, Any]:
         parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelError(f"{index} is no index of weights in parts: {exc!r}") from exc
+    wrong = [name for name in parts if not isinstance(name, str)]
+    if wrong:
+        raise ModelError(
+            f"{index} is no index of weights in parts: a file is named {wrong[0]!r}; get it again"
+        )
     state: dict[str, Any] = {}
     for name in parts:
         part = index.parent / Path(name).name  # an index names files of its own folder only

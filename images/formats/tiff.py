@@ -156,7 +156,7 @@ def _directory(data: bytes, at: int, order: str, big: bool) -> tuple[Tags, int]:
     for entry in range(at, end, entry_size):
         tag, kind, number = struct.unpack_from(f"{order}HH{letter}", data, entry)
         value = _TYPES.get(kind)
-        if value is None or not number:
+        if value is None or not number or tag in tags:  # of two, libtiff takes the first
             continue
         size, place = struct.calcsize("=" + value) * number, entry + entry_size - room
         if size > room:

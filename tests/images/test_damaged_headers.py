@@ -3,6 +3,7 @@
 import io
 import struct
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -10,6 +11,7 @@ import tifffile
 from sigcam.core.errors import ImageError
 from sigcam.images.decode import read_image
 from sigcam.images.formats.tiff import directories
+from sigcam.images.headers import size_of_file
 from sigcam.images.pixels import PixelFormat
 
 
@@ -57,3 +59,17 @@ def test_tags_of_many_bands(seed):
     except ImageError:
         return
     assert read.shape[2] == 6
+
+
+def test_of_two_tags_of_a_tiff_the_first_counts(tmp_path):
+    """The pixels are libtiff's, so their size is told by the entry that libtiff takes."""
+    made = cv2.imencode(".tif", np.full((7, 9, 3), 90, np.uint8))[1].tobytes()
+    (at,) = struct.unpack_from("<I", made, 4)
+    (count,) = struct.unpack_from("<H", made, at)
+    last = at + 2 + 12 * (count - 1)
+    two = bytearray(made)
+    struct.pack_into("<HHII", two, last, 257, 3, 1, 1)  # another height, after the first
+    path = tmp_path / "two.tif"
+    path.write_bytes(two)
+    assert size_of_file(path) == (9, 7)
+    assert read_image(path).shape == (7, 9, 3)

@@ -3,14 +3,16 @@
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
-from sigcam.core.spec import ClassSelection
+from sigcam.core.spec import ClassSelection, Spec
 from sigcam.images.preprocess import place, prepare
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.model import ExportedModel, evidence_of, probabilities_of
 from sigcam.runtime.session import load
+from tests.support.tiny import seal_to
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 70, 90, 3), dtype=np.uint8)
 
@@ -51,6 +53,19 @@ def test_only_what_is_wanted_comes(make_artifact):
     assert features.cams is None
     assert features.features.shape[:2] == (3, model.spec.feature_shapes[0][0])
     np.testing.assert_array_equal(logits.logits, features.logits)
+
+
+def test_images_of_another_size_than_the_graph_takes_are_refused_at_once(make_artifact):
+    """They are prepared by the spec, which may ask for billions of pixels."""
+    path = make_artifact()
+    model = onnx.load(path)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "sigcam")
+    spec = Spec.from_json(entry.value)
+    wide = dataclasses.replace(spec.preprocessing, width=2**31, resize=None)
+    entry.value = dataclasses.replace(spec, preprocessing=wide).to_json()
+    seal_to(model, path)
+    with pytest.raises(ArtifactError, match=r"its images are uint8 \[.*the spec says uint8_nhwc"):
+        load(path, "ort")
 
 
 def test_without_ids_it_is_the_most_probable_class(make_artifact):
