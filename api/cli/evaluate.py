@@ -172,8 +172,9 @@ def command(
     )
     several = read_spec(models[0]).task == "multi-label" if models else False
     dataset = open_named({**data, "written": (out,)}, multi_label=several)
-    for name in FILES:
-        check_writable(out / name)
+    if out.is_dir():  # a new folder is made once the models are known to be of use
+        for name in FILES:
+            check_writable(out / name)
     say(f"{len(dataset)} images ({dataset.format}), {len(models)} artifacts")
     with _ImageBar() as bar:
         if mosaic is None:

@@ -30,8 +30,8 @@ CMYK = 5
 Tags: TypeAlias = "dict[int, tuple[int, ...] | bytes]"
 
 _SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_STRIPS, _SAMPLES, _STRIP_BYTES, _MOST_VALUE, _PLANAR = 273, 277, 279, 281, 284
-_TILE_WIDTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 324, 325, 347
+_STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _MOST_VALUE, _PLANAR = 273, 277, 278, 279, 281, 284
+_TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_BYTES, _JPEG_TABLES = 322, 323, 324, 325, 347
 _EXTRA, _SAMPLE_FORMAT, _PROFILE, _DNG = 338, 339, 34675, 50706
 _SENSOR = (32803, 34892)  # photometric: a colour filter's mosaic, and linear raw values
 # By the tag's type: BYTE, ASCII, SHORT, LONG, SBYTE, UNDEFINED, SSHORT, SLONG, IFD, LONG8, IFD8.
@@ -278,6 +278,9 @@ def damage(data: bytes, page: int = 0) -> str:
     what = "tiles" if tiled else "strips"
     if not places:
         return f"it has no {what}"
+    needed = _segments(tags)
+    if len(places) < needed:
+        return f"{needed - len(places)} of its {needed} {what} are missing"
     outside = sum(place + size > len(data) for place, size in zip(places, sizes, strict=False))
     if outside or max(places) >= len(data):
         return f"{max(outside, 1)} of its {len(places)} {what} lie outside of the file"
@@ -286,6 +289,20 @@ def damage(data: bytes, page: int = 0) -> str:
         if size and check and not check(data[place : place + size], tags):
             return f"one of its {len(places)} {what} can't be decompressed"
     return ""
+
+
+def _segments(tags: Tags) -> int:
+    """Counts the strips or tiles that a page of its size has; a strip has all rows by default."""
+    width, length = _first(tags, _WIDTH, 0), _first(tags, _LENGTH, 0)
+    planes = 1
+    if _first(tags, _PLANAR, _INTERLEAVED) != _INTERLEAVED:
+        planes = _first(tags, _SAMPLES, 1)
+    rows = max(_first(tags, _ROWS, length), 1)
+    if _TILES not in tags:
+        return planes * -(-length // rows)
+    across = max(_first(tags, _TILE_WIDTH, width), 1)
+    down = max(_first(tags, _TILE_LENGTH, length), 1)
+    return planes * -(-width // across) * -(-length // down)
 
 
 def _unfolds(data: bytes, tags: Tags) -> bool:

@@ -134,10 +134,10 @@ def test_an_image_that_goes_before_its_overlay_is_drawn(
 ):
     save = Explanation.save
 
-    def gone(self, path):
+    def gone(self, path, options):
         if self.source == str(photographs[0]):
             photographs[0].unlink()
-        save(self, path)
+        save(self, path, options)
 
     monkeypatch.setattr(Explanation, "save", gone)
     found = cli("explain", work.top1, *photographs, "--out", tmp_path / "heatmaps")

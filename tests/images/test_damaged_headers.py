@@ -1,6 +1,7 @@
 """Headers that are damaged are refused as such, whatever a parser below makes of them."""
 
 import io
+import re
 import struct
 
 import cv2
@@ -10,7 +11,7 @@ import tifffile
 
 from sigcam.core.errors import ImageError
 from sigcam.images.decode import read_image
-from sigcam.images.formats.tiff import directories
+from sigcam.images.formats.tiff import damage, directories
 from sigcam.images.headers import size_of_file
 from sigcam.images.pixels import PixelFormat
 
@@ -73,3 +74,23 @@ def test_of_two_tags_of_a_tiff_the_first_counts(tmp_path):
     path.write_bytes(two)
     assert size_of_file(path) == (9, 7)
     assert read_image(path).shape == (7, 9, 3)
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_tiff_that_has_fewer_strips_than_its_size_asks_for(tile, planar):
+    """Whatever isn't there would be black; the size may be what is wrong."""
+    shape = (40, 60, 3) if planar == "contig" else (3, 40, 60)
+    file = io.BytesIO()
+    options = {"tile": tile} if tile else {"rowsperstrip": 8}
+    tifffile.imwrite(
+        file, np.full(shape, 90, np.uint8), photometric="rgb", planarconfig=planar, **options
+    )
+    data = bytearray(file.getvalue())
+    assert damage(bytes(data)) == ""
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    places = {struct.unpack_from("<H", data, at + 2 + 12 * i)[0]: at + 2 + 12 * i
+              for i in range(count)}  # fmt: skip
+    struct.pack_into("<HHII", data, places[257], 257, 4, 1, 4000)
+    assert re.fullmatch(r"[1-9]\d+ of its \d+ (strips|tiles) are missing", damage(bytes(data)))

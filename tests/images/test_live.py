@@ -31,16 +31,18 @@ def test_a_slow_consumer_gets_the_newest_frames(reader):
         assert (source.width, source.height) == (64, 48)
         seen = []
         for frame in source.timed():
-            time.sleep(0.25)  # ten frames come meanwhile
             seen.append((number_of(frame.image), server.sent, frame))
+            time.sleep(0.25)  # ten frames come meanwhile
             if len(seen) == 6:
                 break
         waiting = len(source._queue)
     numbers = [number for number, _, _ in seen]
     assert numbers == sorted(set(numbers))
-    # When it was taken, a frame was one of the last few that had come; the decoder may hold two.
-    late = [sent - 10 - number for number, sent, _ in seen[1:]]
-    assert max(late) <= 8, (late, numbers)
+    # When it was taken, a frame was one of the last that had come: none is late by the 45 frames
+    # that a queue without an end would be behind. (On a busy machine the server's own count is
+    # some frames ahead of what has arrived.)
+    late = [sent - number for number, sent, _ in seen[1:]]
+    assert max(late) <= 20, (late, numbers)
     assert numbers[-1] - numbers[0] > 25
     assert waiting <= 2
     assert source.dropped >= 25
@@ -48,7 +50,7 @@ def test_a_slow_consumer_gets_the_newest_frames(reader):
     # Each knows its place among those that came, and the time of its coming.
     assert [frame.number for *_, frame in seen] == pytest.approx(numbers, abs=1)
     gaps = np.diff([frame.seconds for *_, frame in seen])
-    assert 0.15 < gaps[1:].min() <= gaps[1:].max() < 0.6
+    assert 0.15 < gaps[1:].min() <= gaps[1:].max() < 2
 
 
 def test_a_quick_consumer_gets_all(reader):

@@ -28,7 +28,8 @@ def test_no_item_ends_in_a_fault(part, whole_files):
     found = list(run_items(part, SEED, range(SHORT[part]), folder, workers=1))
     assert [result for result in found if not result.good] == []
     outcomes = {result.outcome for result in found}
-    assert "works" in outcomes, "nothing but refusals says that the campaign damages too much"
+    if part != "disks":  # a command whose disk is full does nothing else
+        assert "works" in outcomes, "nothing but refusals: the campaign damages too much"
     if part != "kills":
         assert "refused" in outcomes
 
