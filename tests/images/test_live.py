@@ -49,8 +49,9 @@ def test_a_slow_consumer_gets_the_newest_frames(reader):
     assert source.read == pytest.approx(len(seen) + source.dropped + waiting, abs=2)
     # Each knows its place among those that came, and the time of its coming.
     assert [frame.number for *_, frame in seen] == pytest.approx(numbers, abs=1)
-    gaps = np.diff([frame.seconds for *_, frame in seen])
-    assert 0.15 < gaps[1:].min() <= gaps[1:].max() < 2
+    times = [frame.seconds for *_, frame in seen]
+    assert np.diff(times).min() > 0
+    assert times[-1] - times[0] > 0.7 * (numbers[-1] - numbers[0]) / 40  # as they were sent
 
 
 def test_a_quick_consumer_gets_all(reader):
