@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -189,20 +190,49 @@ def compile_source(
         made = compile_source(source(), 86, report=True)
         resources(made.log)["enlarge_bilinear_f32"].registers
     """
+    flags = [*options, *(REPORT if report else ())]
+    with _program(text, SOURCE.name, f"sm_{architecture}", flags) as (program, log):
+        return Compiled(_bytes(program, "nvrtcGetCUBIN"), log)
+
+
+def compile_ptx(text: str, name: str, architecture: int = ARCHITECTURES[0]) -> bytes:
+    """Compiles a text to PTX, which drivers compile for the GPU at hand.
+
+    Args:
+        text: the whole translation unit, as `source` returns it; it can include nothing.
+        name: what messages call it.
+        architecture: compute capability times ten of the oldest GPUs that run it.
+
+    Returns:
+        The PTX as text, without the zero that NVRTC ends it with.
+
+    Raises:
+        KernelError: it doesn't compile; carries the log.
+        CudaUnavailableError: NVRTC is missing.
+
+    Example:
+        compile_ptx('extern "C" __global__ void nothing() {}', "nothing.cu")
+    """
+    with _program(text, name, f"compute_{architecture}", OPTIONS) as (program, _):
+        return _bytes(program, "nvrtcGetPTX").rstrip(b"\0")
+
+
+@contextmanager
+def _program(
+    text: str, name: str, target: str, options: Sequence[str]
+) -> Iterator[tuple[Any, str]]:
+    """Compiles a text, and gives NVRTC's program and log for as long as they are looked at."""
     nvrtc = _nvrtc()
-    program = _call("nvrtcCreateProgram", text.encode(), SOURCE.name.encode(), 0, [], [])
+    program = _call("nvrtcCreateProgram", text.encode(), name.encode(), 0, [], [])
     try:
-        flags = [f"-arch=sm_{architecture}", *options, *(REPORT if report else ())]
-        status = nvrtc.nvrtcCompileProgram(program, len(flags), [f.encode() for f in flags])[0]
+        flags = [f"-arch={target}".encode(), *(option.encode() for option in options)]
+        status = nvrtc.nvrtcCompileProgram(program, len(flags), flags)[0]
         log = _text(program, "nvrtcGetProgramLog")
         if int(status) != 0:
             raise KernelError(
-                f"NVRTC couldn't compile {SOURCE.name} for sm_{architecture} "
-                f"({_described(status)}):\n{log}"
+                f"NVRTC couldn't compile {name} for {target} ({_described(status)}):\n{log}"
             )
-        cubin = bytearray(_call("nvrtcGetCUBINSize", program))
-        _call("nvrtcGetCUBIN", program, cubin)
-        return Compiled(bytes(cubin), log)
+        yield program, log
     finally:
         _call("nvrtcDestroyProgram", program)
 
@@ -279,10 +309,14 @@ def _call(name: str, *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+def _bytes(program: Any, name: str) -> bytes:
+    found = bytearray(_call(f"{name}Size", program))
+    _call(name, program, found)
+    return bytes(found)
+
+
 def _text(program: Any, name: str) -> str:
-    text = bytearray(_call(f"{name}Size", program))
-    _call(name, program, text)
-    return bytes(text).rstrip(b"\0").decode("utf-8", "replace")
+    return _bytes(program, name).rstrip(b"\0").decode("utf-8", "replace")
 
 
 def _described(status: Any) -> str:

@@ -52,7 +52,8 @@ PARTS_AHEAD = 8
 ALIGNMENT = 256
 """Bytes to which the parts of the workspace are aligned."""
 
-_HEADER = 8  # floats at the beginning of shared memory; HEADER in the source
+HEADER = 8
+"""Floats at the beginning of shared memory; HEADER in the source."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _combine(inputs: Inputs, vector: int, fields: dict[str, int], threads: int) 
         kernel=f"combine{kind}_{'f16' if inputs.half else 'f32'}_v{vector}_k{classes}",
         grid=(fields["chunks"] * fields["tiles"], _class_tiles(inputs), inputs.batch),
         block=threads,
-        shared=4 * (_HEADER + max(sums, staged)),
+        shared=4 * (HEADER + max(sums, staged)),
     )
 
 
@@ -324,7 +325,7 @@ def _extremes(
         down, across = (2 * axis.cells + 2 for axis in axes[0])
         threads = min(threads, WARP * -(-down * -(-across // WARP) // 16))
         blocks = 1
-    shared = 4 * (_HEADER + 2 * threads // WARP)
+    shared = 4 * (HEADER + 2 * threads // WARP)
     return Launch(f"extremes_{heatmaps.interpolation}", (count, blocks, 1), threads, shared)
 
 

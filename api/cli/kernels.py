@@ -40,11 +40,11 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
     from sigcam.core.files import check_writable
     from sigcam.core.inputs import keep
     from sigcam.kernels import fatbin
-    from sigcam.kernels.compile import SOURCE, listed
+    from sigcam.kernels.compile import listed
     from sigcam.kernels.errors import KernelError
 
     numbers = [_number(text) for text in architectures] or None
-    keep([SOURCE])
+    keep(_sources())
     check_writable(out)
     say("compiling with nvcc; this takes some seconds for each architecture")
     try:
@@ -55,6 +55,35 @@ def build(out: Path, architectures: tuple[str, ...]) -> None:
         raise UsageError(str(exc)) from exc
     echo(f"{made.path}: {made.size / 1e6:.1f} MB, nvcc {made.version}")
     echo(f"for {listed(made.architectures)}, and PTX for newer ones")
+
+
+@command.command(name="ptx")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("flat.ptx"),
+    show_default=True,
+    help="The file to write.",
+)
+@reports_errors
+def ptx(out: Path) -> None:
+    """Compile with NVRTC the kernel that makes heatmaps in programs of other languages.
+
+    docs/kernels.md says how it is launched.
+    """
+    from sigcam.core.files import check_writable, write_bytes
+    from sigcam.core.inputs import keep
+    from sigcam.kernels import flat
+    from sigcam.kernels.errors import KernelError
+
+    keep(_sources())
+    check_writable(out)
+    try:
+        made = flat.ptx()
+    except KernelError as exc:
+        fail(str(exc), EXIT_FAILED)
+    write_bytes(out, made)
+    echo(f"{out}: {len(made) / 1e3:.0f} kB, for compute capability 7.5 and later")
 
 
 @command.command(name="info")
@@ -73,6 +102,13 @@ def info() -> None:
     }
     for name, value in rows.items():
         echo(f"{name:<14} {_or_missing(value)}")
+
+
+def _sources() -> list[Path]:
+    """Returns the kernels' files, which no command may write over."""
+    from sigcam.kernels.compile import SOURCE
+
+    return sorted(SOURCE.parent.glob("*.cu*"))
 
 
 def _or_missing(value: Callable[[], str]) -> str:

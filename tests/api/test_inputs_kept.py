@@ -74,7 +74,8 @@ CASES = [
     ),
     Case("sanity --sigmoid-branch {branch} --data {folder} --out {out}/s.json", "s.json",
          ("branch", "image", "net")),
-    Case("kernels build --out {out}/k", "k", ("source",)),
+    Case("kernels build --out {out}/k", "k", ("source", "header")),
+    Case("kernels ptx --out {out}/k", "k", ("source", "header")),
     Case("demo {image} --out {out}", "index.html", ("image",)),
 ]  # fmt: skip
 
@@ -113,6 +114,7 @@ def inputs(work, tmp_path_factory):
         "other": folder / "other.head.onnx", "image": folder / "a.png",
         "second": folder / "a-1.png", "folder": folder / "images", "table": folder / "table.csv",
         "names": folder / "names.txt", "list": folder / "list.txt", "source": SOURCE,
+        "header": SOURCE.with_name("enlarge.cuh"),
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,13 +141,28 @@ def run_as_program(program: Path, folder: Path, plan: Plan, **given: np.ndarray)
     Returns:
         The finished process, and the result where it succeeded.
     """
-    buffers = {**given, **_outputs(plan)}
     arguments = plan.arguments(heatmaps=0, valid=0, workspace=0)
+    done, buffers = run_case(
+        program, folder, {**given, **_outputs(plan)}, plan.launches(*arguments)
+    )
+    return done, None if buffers is None else _result(plan, buffers)
+
+
+def run_case(
+    program: Path,
+    folder: Path,
+    buffers: dict[str, np.ndarray],
+    steps: Sequence[tuple[Launch, ctypes.Structure]],
+):
+    """Runs launches in a process of its own; fields of an argument are the buffers of their names.
+
+    Returns:
+        The finished process, and the buffers afterwards where it succeeded.
+    """
     parts = [struct.pack("<q", len(buffers))]
     for buffer in buffers.values():
         data = np.ascontiguousarray(buffer).tobytes()
         parts += [struct.pack("<q", len(data)), data]
-    steps = plan.launches(*arguments)
     parts.append(struct.pack("<q", len(steps)))
     for launch, argument in steps:
         parts.append(_step(launch, argument, list(buffers)))
@@ -156,12 +172,12 @@ def run_as_program(program: Path, folder: Path, plan: Plan, **given: np.ndarray)
     if done.returncode != 0:
         return done, None
     data, at = case.read_bytes(), 8
+    left = {}
     for name, buffer in buffers.items():
         at += 8
-        found = np.frombuffer(data, buffer.dtype, buffer.size, at)
-        buffers[name] = found.reshape(buffer.shape)
+        left[name] = np.frombuffer(data, buffer.dtype, buffer.size, at).reshape(buffer.shape)
         at += buffer.nbytes
-    return done, _result(plan, buffers)
+    return done, left
 
 
 def _step(launch: Launch, argument: ctypes.Structure, names: list[str]) -> bytes:

@@ -29,20 +29,34 @@ namespace {
 
 constexpr int LANES = 32;
 
+// The arguments of the kernels `flat_*`, which take them one by one.
+struct FlatArguments {
+    const float* cams;
+    int rows, columns, height, width, strip;
+    void* heatmaps;
+};
+
+enum class Kind { Combine, Heatmap, Flat };
+
 struct Launch {
     void* function;
-    bool combines;
+    Kind kind;
     const void* argument;
     host::Index blocks;
     unsigned threads, shared_bytes;
 
     void call() const {
-        if (combines)
+        if (kind == Kind::Combine) {
             reinterpret_cast<void (*)(CombineArguments)>(function)(
                 *static_cast<const CombineArguments*>(argument));
-        else
+        } else if (kind == Kind::Heatmap) {
             reinterpret_cast<void (*)(HeatmapArguments)>(function)(
                 *static_cast<const HeatmapArguments*>(argument));
+        } else {
+            const auto& a = *static_cast<const FlatArguments*>(argument);
+            reinterpret_cast<void (*)(const float*, int, int, int, int, int, void*)>(function)(
+                a.cams, a.rows, a.columns, a.height, a.width, a.strip, a.heatmaps);
+        }
     }
 };
 
@@ -291,8 +305,9 @@ extern "C" void run(const char* kernel, const void* argument, const unsigned* gr
 #endif
     void* function = dlsym(self, kernel);
     if (!function) fail("no such kernel");
-    const bool combines = std::string(kernel).rfind("combine", 0) == 0;
-    run_blocks({function, combines, argument, {grid[0], grid[1], grid[2]}, threads, shared_bytes});
+    const auto begins = [&](const char* with) { return std::string(kernel).rfind(with, 0) == 0; };
+    const Kind kind = begins("combine") ? Kind::Combine : begins("flat") ? Kind::Flat : Kind::Heatmap;
+    run_blocks({function, kind, argument, {grid[0], grid[1], grid[2]}, threads, shared_bytes});
 }
 
 // Offsets of the structures' fields, and at the end their sizes; compared with those of
