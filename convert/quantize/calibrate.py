@@ -16,13 +16,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
 from sigcam.convert.onnx_graph import leading_to_logits
 from sigcam.convert.quantize.selection import FOLLOWERS, LAYERS, Selection
 from sigcam.convert.quantize.source import Source
 from sigcam.core.cpus import thread_limit
-from sigcam.core.errors import BackendError, DataError, UsageError
+from sigcam.core.errors import BackendError, DataError, StorageError, UsageError
 from sigcam.core.progress import Report
 from sigcam.core.scratch import scratch_folder
 
@@ -85,13 +86,20 @@ def calibrate(
         path = folder / "to_logits.onnx"
         onnx.save(_up_to_logits(source), str(path))
         augmented = path.with_name("augmented.onnx")
-        calibrator = create_calibrator(
-            path,
-            sorted(LAYERS | FOLLOWERS),
-            augmented_model_path=str(augmented),
-            calibrate_method=_METHODS[method],
-            extra_options=_OPTIONS.get(method, {}),
-        )
+        try:
+            calibrator = create_calibrator(
+                path,
+                sorted(LAYERS | FOLLOWERS),
+                augmented_model_path=str(augmented),
+                calibrate_method=_METHODS[method],
+                extra_options=_OPTIONS.get(method, {}),
+            )
+        except DecodeError as exc:
+            # onnx writes a file of its own there, and doesn't notice that the disk is full.
+            raise StorageError(
+                f"the temporary folder {folder.parent} gave back less of a model than was written "
+                "to it, as a full disk does; set TMPDIR to a folder that has room"
+            ) from exc
         calibrator.infer_session = open_unfused(str(augmented), threads)
         for done, inputs in enumerate(feeds, 1):
             try:
