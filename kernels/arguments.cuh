@@ -14,6 +14,9 @@ static __device__ __forceinline__ float half_to_float(unsigned short bits) {
 // kernels/arguments.py lays out the structures of the same names in the same order; a test
 // compares the offsets.
 
+// Channels of an image, at most.
+#define MOST_CHANNELS 16
+
 // How one axis of the heatmap lies over the cam: pixel i is at scale * i + offset in the cam,
 // where 0 is the first cell's centre. Pixels outside [low, high) are outside the crop box.
 struct Axis {
@@ -62,6 +65,27 @@ struct HeatmapArguments {
     int strip;              // pixel rows of a warp
     int aligned;            // whether `heatmaps` is a multiple of what a thread stores at once
     Place place;
+};
+
+// How one axis of a network's input lies in an image. From the image's pixel `start` on, cells of
+// `factor` pixels are averaged; the input's pixels [first, first + shown) show the cells, the others
+// are border.
+struct InputAxis {
+    int start, factor, cells;
+    int first, shown, length;
+};
+
+struct PrepareArguments {
+    const unsigned char* images;
+    void* inputs;           // uint8 [B, H, W, n] or float32 [B, n, H, W]
+    long long image;        // bytes from an image to the next
+    long long row, column, channel;  // and from a pixel to the next along each axis
+    InputAxis rows, columns;
+    int channels;           // n
+    int halves_up;          // means halfway between levels go up; to the even level otherwise
+    float share;            // of a pixel in the mean of its cell
+    float border[MOST_CHANNELS];     // levels where no image is
+    float scale[MOST_CHANNELS], shift[MOST_CHANNELS];  // float = level * scale + shift
 };
 
 namespace {

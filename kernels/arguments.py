@@ -107,3 +107,50 @@ class HeatmapArguments(ctypes.Structure):
         ("aligned", ctypes.c_int),
         ("place", Place),
     )
+
+
+MOST_CHANNELS = 16
+"""Most channels of an image; MOST_CHANNELS of the source."""
+
+
+class InputAxis(ctypes.Structure):
+    """How one axis of a network's input lies in an image.
+
+    From the image's pixel `start` on, `cells` cells of `factor` pixels are averaged. The input's
+    pixels [first, first + shown) of `length` show the cells, the others are border.
+
+    Example:
+        >>> axis = InputAxis(start=8, factor=2, cells=300, first=0, shown=224, length=224)
+        >>> axis.start + axis.cells * axis.factor  # the first image pixel that isn't read
+        608
+    """
+
+    _fields_ = (
+        ("start", ctypes.c_int),
+        ("factor", ctypes.c_int),
+        ("cells", ctypes.c_int),
+        ("first", ctypes.c_int),
+        ("shown", ctypes.c_int),
+        ("length", ctypes.c_int),
+    )
+
+
+class PrepareArguments(ctypes.Structure):
+    """The argument of the kernels `prepare_*`; the source says what the fields mean."""
+
+    _fields_ = (
+        ("images", ctypes.c_void_p),
+        ("inputs", ctypes.c_void_p),
+        ("image", ctypes.c_longlong),
+        ("row", ctypes.c_longlong),
+        ("column", ctypes.c_longlong),
+        ("channel", ctypes.c_longlong),
+        ("rows", InputAxis),
+        ("columns", InputAxis),
+        ("channels", ctypes.c_int),
+        ("halves_up", ctypes.c_int),
+        ("share", ctypes.c_float),
+        ("border", ctypes.c_float * MOST_CHANNELS),
+        ("scale", ctypes.c_float * MOST_CHANNELS),
+        ("shift", ctypes.c_float * MOST_CHANNELS),
+    )

@@ -14,6 +14,7 @@
 //   extremes  these two values for bicubic heatmaps, which can have them at any pixel, and for
 //             cams that something else made
 //   enlarge   heatmap = (upsample(cam) - smallest) / (largest - smallest), 0 outside the crop box
+//   prepare   an image of bytes becomes a network's input: cells averaged, then bilinear
 //   Bilinear heatmaps take two launches and bicubic ones three; two from cams. Each image can
 //   have heatmaps of its own size and place. kernels/plan.py decides the launches and their
 //   arguments; docs/kernels.md explains how the work is divided among threads. Sums have a fixed
@@ -21,13 +22,15 @@
 //
 // CPU reference
 //   kernels/reference.py, in NumPy: `clamp_combine` for combine, `normalised_heatmaps` for the
-//   other two, `to_bytes` for heatmaps of bytes. The tests compare every kernel with it.
+//   two after it, `to_bytes` for heatmaps of bytes, `prepared` for prepare. The tests compare every
+//   kernel with it.
 
 #include "arguments.cuh"
 #include "sampling.cuh"
 #include "extremes.cuh"
 #include "combine.cuh"
 #include "enlarge.cuh"
+#include "prepare.cuh"
 
 // ---- entry points, by name -----------------------------------------------------------
 
@@ -71,3 +74,10 @@ SIGCAM_ENLARGE(enlarge_bilinear_f32, float, false)
 SIGCAM_ENLARGE(enlarge_bilinear_u8, unsigned char, false)
 SIGCAM_ENLARGE(enlarge_bicubic_f32, float, true)
 SIGCAM_ENLARGE(enlarge_bicubic_u8, unsigned char, true)
+
+#define SIGCAM_PREPARE(name, value)                                                \
+    extern "C" __global__ void name(const PrepareArguments arguments) {            \
+        prepare<value>(arguments);                                                 \
+    }
+SIGCAM_PREPARE(prepare_u8, unsigned char)
+SIGCAM_PREPARE(prepare_f32, float)

@@ -18,6 +18,7 @@ from sigcam.kernels.call_on_arrays import Call
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.plan import Plan
 from sigcam.kernels.pool import KEPT
+from sigcam.kernels.prepare import PreparePlan
 from sigcam.kernels.shapes import Cams, Heatmaps, Inputs, Interpolation
 
 KERNELS = (
@@ -31,6 +32,8 @@ KERNELS = (
     "extremes_bilinear",
     "extremes_bicubic",
     *(f"enlarge_{kind}_{pixel}" for kind in ("bilinear", "bicubic") for pixel in ("f32", "u8")),
+    "prepare_u8",
+    "prepare_f32",
 )
 """The entry points of the source."""
 
@@ -159,6 +162,24 @@ class ClampCombine:
             driver.copy_to_device(workspace + plan.workspace.places, source, size, stream)
         for launch, argument in plan.launches(*arguments):
             self._launch(launch, argument, stream)
+
+    def prepare(
+        self, plan: PreparePlan, *, images: int, inputs: int, stream: driver.Stream | int
+    ) -> None:
+        """Enqueues the kernel that makes network inputs of images; waits for nothing.
+
+        Args:
+            plan: what `sigcam.kernels.prepare.plan` returned.
+            images: address of the uint8 images, as the plan says.
+            inputs: address of the uint8 [B, H, W, n] or float32 [B, n, H, W] to write; a multiple
+                of 4 for float32.
+            stream: the stream that the kernel is enqueued on.
+
+        Raises:
+            ValueError: an address that isn't aligned.
+            KernelError: the launch failed.
+        """
+        self._launch(plan.launch, plan.arguments(images, inputs), stream)
 
     def __call__(
         self,

@@ -36,7 +36,7 @@ __all__ = [
     "Context", "CudaUnavailableError", "DeviceBuffer", "DeviceInfo", "Event", "Graph",
     "KernelError", "MemoryPool", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "available",
     "check", "check_stream",
-    "copy_to_device", "copy_to_host", "current_device", "device", "devices", "driver_version",
+    "copy_on_device", "copy_to_device", "copy_to_host", "current_device", "device", "devices", "driver_version",
     "handle_of", "is_capturing", "launch", "memset", "pointer_device", "retain_primary_context",
     "synchronize", "wait_for",
 ]  # fmt: skip
@@ -206,6 +206,21 @@ def copy_to_host(
         synchronize(stream)  # only now are they there
     """
     call("cuMemcpyDtoHAsync", _host_address(target, size), address, size, handle_of(stream))
+
+
+def copy_on_device(target: int, source: int, size: int, stream: Stream | int) -> None:
+    """Enqueues a copy from device memory to device memory.
+
+    Args:
+        target: address to copy to.
+        source: address to copy from.
+        size: bytes to copy.
+        stream: the stream whose work the copy follows.
+
+    Example:
+        copy_on_device(mine.address, theirs.address, theirs.size, stream)
+    """
+    call("cuMemcpyDtoDAsync", target, source, size, handle_of(stream))
 
 
 def memset(address: int, value: int, size: int, stream: Stream | int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sigcam.kernels.arguments import Axis
+from sigcam.kernels.arguments import Axis, InputAxis
+from sigcam.kernels.prepare import Values, halves_up
 from sigcam.kernels.shapes import Interpolation
 
 Array = npt.NDArray[Any]
@@ -166,3 +167,52 @@ def _check(features: Array, weights: Array) -> None:
             f"weights with a value for each position must end in {positions}, "
             f"got {list(weights.shape)}"
         )
+
+
+def prepared(image: Array, rows: InputAxis, columns: InputAxis, values: Values) -> Array:
+    """Makes a network's input from an image of bytes.
+
+    Args:
+        image: uint8 [H, W, n].
+        rows: how the input lies in the image along the height.
+        columns: along the width.
+        values: what is made of a pixel.
+
+    Returns:
+        uint8 [H, W, n], or float32 [n, H, W] where the values have a scale.
+
+    Example:
+        >>> image = np.array([[[10], [20], [30], [41]]], np.uint8)
+        >>> rows, columns = InputAxis(0, 1, 1, 0, 1, 1), InputAxis(0, 2, 2, 1, 2, 4)
+        >>> prepared(image, rows, columns, Values(border=(7,)))[0, :, 0].tolist()
+        [7, 15, 36, 7]
+    """
+    high, wide, channels = rows.factor, columns.factor, image.shape[2]
+    seen = image[
+        rows.start : rows.start + rows.cells * high,
+        columns.start : columns.start + columns.cells * wide,
+    ]
+    cells = seen.reshape(rows.cells, high, columns.cells, wide, channels).astype(np.float64)
+    means = cells.sum((1, 3)) / (high * wide)
+    means = np.floor(means + 0.5) if halves_up(high, wide, channels) else np.rint(means)
+    top, below, down = _between(rows)
+    left, right, across = _between(columns)
+    down, across = down[:, None, None], across[None, :, None]
+    lines = means[top] * (1 - down) + means[below] * down
+    levels = np.empty((rows.length, columns.length, channels), np.float64)
+    levels[:] = values.border
+    levels[
+        rows.first : rows.first + rows.shown, columns.first : columns.first + columns.shown
+    ] = np.rint(lines[:, left] * (1 - across) + lines[:, right] * across)
+    if values.scale is None or values.shift is None:
+        return levels.astype(np.uint8)
+    made = levels * np.array(values.scale) + np.array(values.shift)
+    return np.ascontiguousarray(made.transpose(2, 0, 1).astype(np.float32))
+
+
+def _between(axis: InputAxis) -> tuple[Array, Array, Array]:
+    """Returns each shown pixel's two cells along an axis, and the second one's share."""
+    places = (np.arange(axis.shown) + 0.5) * (axis.cells / axis.shown) - 0.5
+    places = places.clip(0, axis.cells - 1)
+    cells = places.astype(np.int64)
+    return cells, np.minimum(cells + 1, axis.cells - 1), places - cells

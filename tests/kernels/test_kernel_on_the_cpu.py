@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sigcam.kernels.arguments import Axis, CombineArguments, HeatmapArguments, Place, whole
+from sigcam.kernels.arguments import (
+    Axis,
+    CombineArguments,
+    HeatmapArguments,
+    InputAxis,
+    Place,
+    PrepareArguments,
+    whole,
+)
 from sigcam.kernels.compile import source
 from sigcam.kernels.plan import WARP, plan
 from sigcam.kernels.reference import clamp_combine, enlarged, normalised_heatmaps, to_bytes
@@ -26,7 +34,8 @@ def lib(tmp_path_factory):
 def test_argument_layouts(lib):
     for function, structure in (
         ("layout_combine", CombineArguments), ("layout_heatmap", HeatmapArguments),
-        ("layout_axis", Axis), ("layout_place", Place),
+        ("layout_axis", Axis), ("layout_place", Place), ("layout_input_axis", InputAxis),
+        ("layout_prepare", PrepareArguments),
     ):  # fmt: skip
         read = getattr(lib, function)
         read.restype = ctypes.POINTER(ctypes.c_int)

@@ -281,6 +281,13 @@ CU(cuMemcpyDtoHAsync, void* to, uintptr_t from, size_t size, void* stream)
     if (!status && !pinned && !queue->capturing) drain(queue, queue->queued);
     return status;
 END
+CU(cuMemcpyDtoDAsync, uintptr_t to, uintptr_t from, size_t size, void* stream)
+    if (!lies_in(device_memory, to, size) || !lies_in(device_memory, from, size))
+        return INVALID_VALUE;
+    return push(stream, [=] {
+        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), size);
+    });
+END
 CU(cuMemsetD8Async, uintptr_t to, unsigned char value, size_t size, void* stream)
     if (!lies_in(device_memory, to, size)) return INVALID_VALUE;
     return push(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, size); });
@@ -404,9 +411,7 @@ CU(cuLaunchKernel, void* function, unsigned gx, unsigned gy, unsigned gz, unsign
    unsigned by, unsigned bz, unsigned shared_bytes, void* stream, void** parameters, void** extra)
     if (by != 1 || bz != 1 || extra || shared_bytes > 48 * 1024 || bx > 1024) return INVALID_VALUE;
     const std::string name = *static_cast<std::string*>(function);
-    const bool combines = name.rfind("combine", 0) == 0;
-    const size_t size = combines ? sizeof(CombineArguments) : sizeof(HeatmapArguments);
-    const std::string argument(static_cast<const char*>(parameters[0]), size);
+    const std::string argument(static_cast<const char*>(parameters[0]), size_of(kind_of(name)));
     return push(stream, [=] {
         const unsigned grid[3] = {gx, gy, gz};
         std::string own = argument;

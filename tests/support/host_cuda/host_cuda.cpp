@@ -36,7 +36,23 @@ struct FlatArguments {
     void* heatmaps;
 };
 
-enum class Kind { Combine, Heatmap, Flat };
+enum class Kind { Combine, Heatmap, Prepare, Flat };
+
+Kind kind_of(const std::string& kernel) {
+    const auto begins = [&](const char* with) { return kernel.rfind(with, 0) == 0; };
+    if (begins("combine")) return Kind::Combine;
+    if (begins("prepare")) return Kind::Prepare;
+    return begins("flat") ? Kind::Flat : Kind::Heatmap;
+}
+
+[[maybe_unused]] size_t size_of(Kind kind) {
+    switch (kind) {
+        case Kind::Combine: return sizeof(CombineArguments);
+        case Kind::Prepare: return sizeof(PrepareArguments);
+        case Kind::Flat: return sizeof(FlatArguments);
+        default: return sizeof(HeatmapArguments);
+    }
+}
 
 struct Launch {
     void* function;
@@ -47,16 +63,21 @@ struct Launch {
 
     void call() const {
         if (kind == Kind::Combine) {
-            reinterpret_cast<void (*)(CombineArguments)>(function)(
-                *static_cast<const CombineArguments*>(argument));
+            pass<CombineArguments>();
+        } else if (kind == Kind::Prepare) {
+            pass<PrepareArguments>();
         } else if (kind == Kind::Heatmap) {
-            reinterpret_cast<void (*)(HeatmapArguments)>(function)(
-                *static_cast<const HeatmapArguments*>(argument));
+            pass<HeatmapArguments>();
         } else {
             const auto& a = *static_cast<const FlatArguments*>(argument);
             reinterpret_cast<void (*)(const float*, int, int, int, int, int, void*)>(function)(
                 a.cams, a.rows, a.columns, a.height, a.width, a.strip, a.heatmaps);
         }
+    }
+
+    template <typename T>
+    void pass() const {
+        reinterpret_cast<void (*)(T)>(function)(*static_cast<const T*>(argument));
     }
 };
 
@@ -305,8 +326,7 @@ extern "C" void run(const char* kernel, const void* argument, const unsigned* gr
 #endif
     void* function = dlsym(self, kernel);
     if (!function) fail("no such kernel");
-    const auto begins = [&](const char* with) { return std::string(kernel).rfind(with, 0) == 0; };
-    const Kind kind = begins("combine") ? Kind::Combine : begins("flat") ? Kind::Flat : Kind::Heatmap;
+    const Kind kind = kind_of(kernel);
     run_blocks({function, kind, argument, {grid[0], grid[1], grid[2]}, threads, shared_bytes});
 }
 
@@ -337,6 +357,24 @@ extern "C" const int* layout_axis() {
 #define AT(field) static_cast<int>(offsetof(Axis, field))
     static const int found[] = {AT(size), AT(low), AT(high), AT(cells), AT(scale), AT(offset),
                                 static_cast<int>(sizeof(Axis))};
+#undef AT
+    return found;
+}
+
+extern "C" const int* layout_input_axis() {
+#define AT(field) static_cast<int>(offsetof(InputAxis, field))
+    static const int found[] = {AT(start), AT(factor), AT(cells), AT(first), AT(shown), AT(length),
+                                static_cast<int>(sizeof(InputAxis))};
+#undef AT
+    return found;
+}
+
+extern "C" const int* layout_prepare() {
+#define AT(field) static_cast<int>(offsetof(PrepareArguments, field))
+    static const int found[] = {
+        AT(images), AT(inputs), AT(image), AT(row), AT(column), AT(channel), AT(rows), AT(columns),
+        AT(channels), AT(halves_up), AT(share), AT(border), AT(scale), AT(shift),
+        static_cast<int>(sizeof(PrepareArguments))};
 #undef AT
     return found;
 }
