@@ -146,6 +146,11 @@ class DeviceArray:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.address, self.stream, self.device = buffer.address + offset, stream, device
 
+    def part(self, start: int, shape: tuple[int, ...]) -> DeviceArray:
+        """Returns elements of this array, from number `start` on, as an array that shares them."""
+        offset = self.address - self._buffer.address + start * self.dtype.itemsize
+        return DeviceArray(self._buffer, shape, self.dtype, self.stream, self.device, offset)
+
     @property
     def nbytes(self) -> int:
         """Returns the bytes of all elements."""

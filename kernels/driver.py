@@ -35,8 +35,8 @@ from sigcam.kernels.pool import MemoryPool
 __all__ = [
     "Context", "CudaUnavailableError", "DeviceBuffer", "DeviceInfo", "Event", "Graph",
     "KernelError", "MemoryPool", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "available",
-    "check", "check_stream",
-    "copy_on_device", "copy_to_device", "copy_to_host", "current_device", "device", "devices", "driver_version",
+    "check", "check_stream", "copy_on_device", "copy_to_device", "copy_to_host",
+    "current_device", "device", "devices", "driver_version",
     "handle_of", "is_capturing", "launch", "memset", "pointer_device", "retain_primary_context",
     "synchronize", "wait_for",
 ]  # fmt: skip
@@ -209,7 +209,7 @@ def copy_to_host(
 
 
 def copy_on_device(target: int, source: int, size: int, stream: Stream | int) -> None:
-    """Enqueues a copy from device memory to device memory.
+    """Enqueues a copy from device memory to device memory, or to what the device shares.
 
     Args:
         target: address to copy to.
@@ -220,7 +220,7 @@ def copy_on_device(target: int, source: int, size: int, stream: Stream | int) ->
     Example:
         copy_on_device(mine.address, theirs.address, theirs.size, stream)
     """
-    call("cuMemcpyDtoDAsync", target, source, size, handle_of(stream))
+    call("cuMemcpyAsync", target, source, size, handle_of(stream))
 
 
 def memset(address: int, value: int, size: int, stream: Stream | int) -> None:

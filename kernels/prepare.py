@@ -101,7 +101,9 @@ def plan(images: Images, rows: InputAxis, columns: InputAxis, values: Values) ->
     _check_axis("columns", columns, images.width)
     n = images.channels
     steps = (
-        (images.width, 1, images.height * images.width) if images.planar else (images.width * n, n, 1)
+        (images.width, 1, images.height * images.width)
+        if images.planar
+        else (images.width * n, n, 1)
     )
     area = rows.factor * columns.factor
     argument = PrepareArguments(

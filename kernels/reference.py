@@ -201,9 +201,9 @@ def prepared(image: Array, rows: InputAxis, columns: InputAxis, values: Values) 
     lines = means[top] * (1 - down) + means[below] * down
     levels = np.empty((rows.length, columns.length, channels), np.float64)
     levels[:] = values.border
-    levels[
-        rows.first : rows.first + rows.shown, columns.first : columns.first + columns.shown
-    ] = np.rint(lines[:, left] * (1 - across) + lines[:, right] * across)
+    levels[rows.first : rows.first + rows.shown, columns.first : columns.first + columns.shown] = (
+        np.rint(lines[:, left] * (1 - across) + lines[:, right] * across)
+    )
     if values.scale is None or values.shift is None:
         return levels.astype(np.uint8)
     made = levels * np.array(values.scale) + np.array(values.shift)

@@ -267,6 +267,17 @@ class ExportedModel:
             return "evidence_logits"
         return "sigmoid_logits" if "sigmoid_logits" in self._given else None
 
+    @property
+    def device_outputs(self) -> tuple[str, ...]:
+        """Names the outputs from which everything for an image is made on the device."""
+        evidence = ["evidence_logits"] if "evidence_logits" in self._given else []
+        return ("logits", "class_ids_out", *evidence, *self._own)
+
+    @property
+    def heatmap_options(self) -> HeatmapOptions:
+        """Says how a device makes heatmaps."""
+        return self._heatmaps
+
     def scores(self, batch: Array, class_ids: Array) -> Array:
         """Runs the network for the logits, before sigmoid or softmax, of the same classes.
 

@@ -11,14 +11,12 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 import cv2
-import numpy as np
 
 from sigcam.core.annotations import checked
 from sigcam.core.arguments import (
     instance_of,
     one_of,
     real_number,
-    shown,
     whole_number,
     yes_or_no,
 )
@@ -39,8 +37,10 @@ from sigcam.runtime.backends.base import (
     Precision,
 )
 from sigcam.runtime.classes import Classes, request_for
+from sigcam.runtime.device_explanations import DeviceExplanations, explain_on_device
 from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
 from sigcam.runtime.explanation import Explanation
+from sigcam.runtime.image_arguments import check_several
 from sigcam.runtime.model import ExportedModel
 from sigcam.runtime.multipass import multipass_method
 from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass
@@ -381,10 +381,50 @@ class Session:
             instance_of(stopwatch, Stopwatch, "stopwatch", "see sigcam.core.threads")
         call = self._call(classes, top_k, min_probability, method, method_options, progress)
         call = replace(call, readers=readers, stopwatch=stopwatch)
-        _check_several(images)
+        check_several(images)
         if on_error == "raise":
             return self._results(images, call)
         return self._here(replace(call, stop_at_error=False).explained(images, self._read))
+
+    def explain_device(
+        self,
+        images: Any,
+        classes: Classes | None = None,
+        *,
+        layout: Literal["NHWC", "NCHW"] | None = None,
+        stream: Any = None,
+    ) -> DeviceExplanations:
+        """Explains images that lie on the GPU, and leaves the results there.
+
+        A kernel makes the network's input as the CPU does, to one level of 255. All work is
+        enqueued behind what is on `stream`; the host waits for at most an earlier call's.
+
+        Args:
+            images: uint8, C-contiguous, with `__dlpack__` or `__cuda_array_interface__`: a batch
+                [B, H, W, n] or [B, n, H, W], or a list of images of any sizes [H, W, n] or
+                [n, H, W], n being the model's channels (RGB). They stay the caller's, are only
+                read, and must stay as they are until `stream` has come to the results.
+            classes: as for `explain`, the same for all images; None for the most probable class,
+                or all that the artifact chooses itself.
+            layout: "NHWC" or "NCHW"; None tells by the channels, and refuses what may be either.
+            stream: a stream of torch, CuPy or PyCUDA, or its handle, of the primary context of
+                the session's GPU; the legacy default stream when None. A handle's stream must
+                outlive the results.
+
+        Returns:
+            Heatmaps, CAMs and scores; they belong to the caller.
+
+        Raises:
+            UsageError: images, a stream or classes that don't fit, heatmaps beyond `heatmap_limit`,
+                or a backend, method or model that can't do this. The session works on afterwards.
+            UnknownClassError, BackendError: as for `explain`.
+
+        Example:
+            found = session.explain_device(batch, stream=torch.cuda.current_stream())
+            heatmaps = torch.from_dlpack(found.heatmaps)
+        """
+        call = self._call(classes, 1, None, None, NO_OPTIONS, progress=False)
+        return explain_on_device(self._model, images, call.request, layout, stream)
 
     def close(self) -> None:
         """Frees the backend. The Session can't be used afterwards; its results can.
@@ -480,22 +520,3 @@ class Session:
 
     def _read(self, source: ImageLike) -> NamedImage | ImageError:
         return read_image_for(source, self.spec.preprocessing, self._max_pixels)
-
-
-def _check_several(images: object) -> None:
-    """Refuses what isn't several images in an order, before a stream of it begins."""
-    one = isinstance(images, (str, bytes, bytearray, memoryview, np.ndarray, os.PathLike))
-    if one or not isinstance(images, Iterable) or hasattr(images, "read"):
-        raise UsageError(
-            f"stream takes several images, got {shown(images)}; pass one to explain, or put it in "
-            "[]"
-        )
-    if isinstance(images, (set, frozenset, Mapping)):
-        raise UsageError(
-            f"stream takes several images in an order, got {shown(images)}; pass a list of them"
-        )
-    if hasattr(images, "shape"):  # of tensors, the rows would be taken for images
-        raise UsageError(
-            f"stream takes several images, got {shown(images)}; pass a list of arrays "
-            "[H, W, channels]"
-        )

@@ -217,6 +217,8 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     makes_heatmaps: ClassVar[bool] = False
     """Whether `infer_heatmaps` works: features and CAM weights then never leave the device."""
+    explains_on_device: ClassVar[bool] = False
+    """Whether it takes images that lie on the device, as `cuda.on_device.DeviceRunner` says."""
     understands: ClassVar[frozenset[str]] = frozenset({"threads", "spinning"})
     """Names of the `BackendOptions` that mean something here; the others are refused."""
     inputs: tuple[TensorInfo, ...]

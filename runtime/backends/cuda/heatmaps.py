@@ -34,7 +34,15 @@ from sigcam.runtime.backends.cuda.layout import STAGED, Piece, cams_size, piece,
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
-__all__ = ["DeviceOutput", "DeviceTensor", "HeatmapMaker", "Pending", "axis_of", "kernel_errors"]
+__all__ = [
+    "DeviceOutput",
+    "DeviceTensor",
+    "HeatmapMaker",
+    "Pending",
+    "axes_of",
+    "axis_of",
+    "kernel_errors",
+]
 
 _MAX_KEPT = 64
 """Most plans, and most workspaces, that are kept for the next batch of the same shapes."""
@@ -239,7 +247,7 @@ class HeatmapMaker:
             )
             if len(self._plans) >= _MAX_KEPT:
                 self._plans.clear()
-            rows, columns = _axes(placements, height, width)
+            rows, columns = axes_of(placements, height, width)
             heatmaps = Heatmaps(rows, columns, bytes_=bytes_)
             self._plans[key] = self._kernel.plan(inputs, heatmaps)
         return self._plans[key]
@@ -338,7 +346,7 @@ class Work:
     lazy: bool
 
 
-def _axes(
+def axes_of(
     placements: Sequence[Placement], height: int, width: int
 ) -> tuple[KernelAxis, KernelAxis] | tuple[list[KernelAxis], list[KernelAxis]]:
     """Returns how heatmaps lie over CAMs: alike, each by itself, or for none as the CAMs do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from sigcam.runtime.backends.cuda.heatmaps import (
     Pending,
     kernel_errors,
 )
+
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
 
 
 class CudaStream:
@@ -45,6 +49,7 @@ class CudaStream:
         self._inputs: dict[str, tuple[driver.PinnedBuffer, driver.DeviceBuffer | None]] = {}
         self._outputs: dict[str, driver.PinnedBuffer] = {}
         self._heatmaps: HeatmapMaker | None = None
+        self._kernels: ClampCombine | None = None
         with kernel_errors():
             driver.available()
             self._context = driver.retain_primary_context(ordinal)
@@ -66,7 +71,32 @@ class CudaStream:
         from sigcam.kernels.clamp_combine import ClampCombine
 
         with self.current():
-            self._heatmaps = HeatmapMaker(ClampCombine(), shared=self._context.device.integrated)
+            kernels = self._kernels = ClampCombine()
+            self._heatmaps = HeatmapMaker(kernels, shared=self._context.device.integrated)
+
+    def kernels(self) -> ClampCombine:
+        """Returns the kernels, which are loaded now if they weren't.
+
+        Raises:
+            BackendUnavailableError, BackendError: as `load_kernels`.
+        """
+        if self._kernels is None:
+            self.load_kernels()
+        assert self._kernels is not None  # noqa: S101 (it was loaded)
+        return self._kernels
+
+    def follow(self, stream: int) -> None:
+        """Lets later work here begin after what is on a stream of the caller's now."""
+        driver.wait_for(self._stream, stream)
+
+    def lead(self, stream: int, outputs: Mapping[str, DeviceOutput]) -> dict[str, DeviceOutput]:
+        """Lets later work on a stream of the caller's begin after what is on this one now.
+
+        Returns:
+            The outputs, where that work can read them.
+        """
+        driver.wait_for(stream, self._stream)
+        return dict(outputs)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -154,7 +184,8 @@ class CudaStream:
                 self._inputs, self._outputs = {}, {}
                 if self._heatmaps is not None:
                     rest.callback(self._heatmaps.close)
-                    self._heatmaps = None  # the kernels are unloaded while there is a context
+                # The kernels are unloaded while there is a context.
+                self._heatmaps = self._kernels = None
 
     def _room(self, name: str, size: int) -> tuple[driver.PinnedBuffer, driver.DeviceBuffer | None]:
         """Returns memory of at least `size` bytes for an input, on the host and on the device.

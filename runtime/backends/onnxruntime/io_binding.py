@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,8 +17,15 @@ from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor
 from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.onnxruntime.common import OrtBase, dtype_of, run_error
 
+if TYPE_CHECKING:
+    from sigcam.kernels.clamp_combine import ClampCombine
+
 ON_DEVICE = ("features", "cam_weights")
 """The outputs that heatmaps are made of; they stay on the device."""
+
+
+_MOST_HELD = 8
+"""Runs on the device that may be under way before one more waits for them."""
 
 
 class Collectable(Protocol):
@@ -61,6 +68,18 @@ class DeviceStream(Protocol):
         """Enqueues the making of heatmaps."""
         ...
 
+    def kernels(self) -> ClampCombine:
+        """Returns the kernels, which are loaded now if they weren't."""
+        ...
+
+    def follow(self, stream: int) -> None:
+        """Lets later work here begin after what is on a stream of the caller's now."""
+        ...
+
+    def lead(self, stream: int, outputs: Mapping[str, DeviceOutput]) -> dict[str, DeviceOutput]:
+        """Lets later work on the caller's stream begin after what is here, and read the outputs."""
+        ...
+
     def synchronize(self) -> None:
         """Waits for everything that was enqueued, ONNX Runtime's work included."""
         ...
@@ -83,6 +102,7 @@ class BoundBackend(OrtBase):
     """
 
     makes_heatmaps = True
+    explains_on_device = True
 
     def __init__(self, session: Any, stream: DeviceStream, run_options: Any) -> None:
         """Takes over a session and its stream.
@@ -95,6 +115,8 @@ class BoundBackend(OrtBase):
         super().__init__(session)
         self._stream = stream
         self._lock = threading.Lock()
+        self._held: list[object] = []
+        """What runs that nobody waited for still use."""
         self._run_options = run_options
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
@@ -107,8 +129,43 @@ class BoundBackend(OrtBase):
         """Frees the backend's memory, after the call that is running in it."""
         with self._lock:
             if self._session is not None:
+                if self._held:
+                    with suppress(BackendError, KernelError), self._stream.current():
+                        self._settle()
                 super().close()  # the session uses the stream until it is gone
                 self._stream.close()
+
+    def device_context(self) -> AbstractContextManager[None]:
+        """Makes the GPU's context current inside the block."""
+        self._opened()
+        return self._stream.current()
+
+    def device_kernels(self) -> ClampCombine:
+        """Returns the kernels, loaded at the first time."""
+        with self._lock:
+            self._opened()
+            return self._stream.kernels()
+
+    @contextmanager
+    def device_run(
+        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> Iterator[dict[str, DeviceOutput]]:
+        """Runs the session behind what is on `stream`; see `DeviceRunner`."""
+        with self._running(settled=len(self._held) >= _MOST_HELD):
+            self._stream.follow(stream)
+            host = {} if class_ids is None else {"class_ids": class_ids}
+            with named("network"):
+                values = self._run_bound(host, {"image": image}, names)
+            self._held.append((host, values))
+            outputs = {name: _output(value, name) for name, value in values.items()}
+            yield self._stream.lead(stream, outputs)
+            self._stream.follow(stream)
+
+    def _settle(self) -> None:
+        """Waits for runs that nobody waited for."""
+        if self._held:
+            self._stream.synchronize()
+            self._held.clear()
 
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         with self._running():
@@ -135,12 +192,18 @@ class BoundBackend(OrtBase):
         return {name: view.copy() for name, view in views.items()}
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Keeps other callers out, and lets this thread use the device inside the block."""
+    def _running(self, *, settled: bool = True) -> Iterator[None]:
+        """Keeps other callers out, and lets this thread use the device inside the block.
+
+        Args:
+            settled: whether runs that nobody waited for are waited for first.
+        """
         with self._lock:
             self._opened()
             with self._stream.current(), named(self.name):
                 try:
+                    if settled:
+                        self._settle()
                     yield
                 except BaseException:
                     # Copies that are still under way would write to memory that is freed now.
@@ -151,23 +214,35 @@ class BoundBackend(OrtBase):
 
     def _run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Any]:
         """Enqueues a run; returns its outputs, which are on the device when the stream is there."""
-        session, stream = self._opened(), self._stream
+        stream = self._stream
         # Whole numbers are bound where they are, on the CPU: ONNX Runtime may give what reads
         # them to the CPU too, and would copy them back without waiting for our stream.
         staged = {name: array for name, array in feeds.items() if array.dtype != np.int64}
         with named("inputs"):
             addresses = stream.stage(staged)
+        device = {
+            name: DeviceOutput(addresses[name], array.dtype, array.shape)
+            for name, array in staged.items()
+        }
+        host = {name: feeds[name] for name in feeds.keys() - staged.keys()}
+        with named("network"):
+            return self._run_bound(host, device, names)
+
+    def _run_bound(
+        self, host: Mapping[str, Array], device: Mapping[str, DeviceOutput], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """Enqueues a run on inputs that lie on the host and on the device."""
+        session, stream = self._opened(), self._stream
+        place = (stream.device, stream.ordinal)
         try:
             binding = session.io_binding()
-            for name in feeds.keys() - staged.keys():
-                binding.bind_cpu_input(name, feeds[name])
-            for name, array in staged.items():
-                place = (stream.device, stream.ordinal)
-                binding.bind_input(name, *place, array.dtype, array.shape, addresses[name])
+            for name, array in host.items():
+                binding.bind_cpu_input(name, array)
+            for name, one in device.items():
+                binding.bind_input(name, *place, one.dtype, one.shape, one.address)
             for name in names:
-                binding.bind_output(name, stream.device, stream.ordinal)
-            with named("network"):
-                session.run_with_iobinding(binding, self._run_options)
+                binding.bind_output(name, *place)
+            session.run_with_iobinding(binding, self._run_options)
             outputs = binding.get_outputs()
         except Exception as exc:  # ONNX Runtime's errors share no narrower base
             raise run_error(exc) from exc

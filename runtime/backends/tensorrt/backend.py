@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ from sigcam.runtime.backends.base import (
     HeatmapRequest,
     TensorInfo,
 )
-from sigcam.runtime.backends.cuda.heatmaps import kernel_errors
+from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, kernel_errors
 from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 from sigcam.runtime.backends.tensorrt.executor import Call
@@ -44,6 +45,7 @@ class TensorRtBackend(Backend):
 
     name = "tensorrt"
     makes_heatmaps = True
+    explains_on_device = True
     understands = frozenset({"device", "cache"})
 
     def __init__(
@@ -52,8 +54,13 @@ class TensorRtBackend(Backend):
         self._engine = engine
         self._context = context
         self._kernel = kernel
-        shared = context.device.integrated
-        self._pool = Pool(lambda: Worker(self._engine, self._kernel, shared=shared))
+        device = context.device
+        self._pool = Pool(
+            lambda: Worker(
+                self._engine, self._kernel, shared=device.integrated, pools=device.pools
+            )
+        )  # fmt: skip
+        self._for_device = kernel
         self._lock = threading.Lock()
         self._closed = False
         self.inputs = tuple(_info(t) for t in engine.tensors if t.is_input)
@@ -112,6 +119,37 @@ class TensorRtBackend(Backend):
         device = self._context.device
         return f"{package.name} {package.version}, {sidecar.precision}, on {device.name}, {graphs}"
 
+    @contextmanager
+    def device_context(self) -> Iterator[None]:
+        """Makes the GPU's context current inside the block."""
+        if self._closed:
+            raise BackendError("the backend is closed; load the model again")
+        with kernel_errors(), self._context:
+            yield
+
+    def device_kernels(self) -> ClampCombine:
+        """Returns the kernels, loaded at the first time."""
+        with self._lock:
+            if self._for_device is None:
+                self._for_device = _load_kernel()
+            return self._for_device
+
+    @contextmanager
+    def device_run(
+        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> Iterator[dict[str, DeviceOutput]]:
+        """Runs the engine behind what is on `stream`; see `DeviceRunner`."""
+        sizes = {"image": image.shape}
+        if class_ids is not None:
+            sizes["class_ids"] = class_ids.shape
+        self._engine.check_sizes(sizes)
+        with (
+            self._pool.worker() as worker,
+            named("tensorrt"),
+            worker.on_device(image, class_ids, names, stream) as outputs,
+        ):
+            yield outputs
+
     def _infer(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
         return self._run(Call(feeds, tuple(wanted), None))[0]
 
@@ -126,7 +164,7 @@ class TensorRtBackend(Backend):
     def _run(self, call: Call) -> tuple[dict[str, Array], DeviceHeatmaps | None]:
         if self._closed:
             raise BackendError("the backend is closed; load the model again")
-        self._engine.check_sizes(call.feeds)
+        self._engine.check_sizes(dict(call.shapes))
         with kernel_errors(), self._context, self._pool.worker() as worker, named("tensorrt"):
             return worker.run(call)
 
@@ -140,7 +178,7 @@ class TensorRtBackend(Backend):
             self._pool.close()
             self._pool.wait()
             self._engine.close()
-            self._kernel = None  # unloaded while there still is a context
+            self._kernel = self._for_device = None  # unloaded while there still is a context
         with kernel_errors():
             self._context.close()
 
@@ -155,6 +193,10 @@ def _kernel(engine: Engine) -> ClampCombine | None:
     """Loads the heatmap kernels where the engine has what they take; None otherwise."""
     if not {"features", "cam_weights"} <= {tensor.name for tensor in engine.tensors}:
         return None
+    return _load_kernel()
+
+
+def _load_kernel() -> ClampCombine:
     from sigcam.kernels.clamp_combine import ClampCombine
 
     return ClampCombine()

@@ -19,7 +19,6 @@ import numpy as np
 from sigcam.core.errors import ArtifactError, BackendError, UsageError
 from sigcam.core.model_file import ModelFile
 from sigcam.core.sidecar import Sidecar, dotted, here, read_sidecar
-from sigcam.core.types import Array
 from sigcam.core.verify import engine_bytes
 from sigcam.kernels.calls import DeviceInfo
 from sigcam.runtime.backends.tensorrt.package import (
@@ -207,8 +206,8 @@ class Engine:
         """Returns TensorRT's errors in this thread as one line, and forgets them."""
         return str(self._log.take_errors())
 
-    def check_sizes(self, feeds: Mapping[str, Array]) -> None:
-        """Refuses shapes outside of the range that the engine was built for.
+    def check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses shapes of inputs outside of the range that the engine was built for.
 
         Raises:
             UsageError: a shape outside; says the range, and how to get a larger one.
@@ -216,7 +215,7 @@ class Engine:
         for tensor in self.tensors:
             if not tensor.is_input:
                 continue
-            shape = feeds[tensor.name].shape
+            shape = shapes[tensor.name]
             for axis, (low, size, high) in enumerate(
                 zip(tensor.low, shape, tensor.high, strict=True)
             ):

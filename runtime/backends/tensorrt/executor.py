@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +15,12 @@ from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, Pending
+from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor, HeatmapMaker, Pending
 from sigcam.runtime.backends.cuda.ranges import named
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Shapes of inputs by their names."""
 
 Results = tuple[dict[str, Array], DeviceHeatmaps | None]
 
@@ -37,7 +40,7 @@ class Call:
     request: HeatmapRequest | None
 
     @cached_property
-    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def shapes(self) -> Shapes:
         """Returns the inputs' shapes by name."""
         return tuple((name, array.shape) for name, array in self.feeds.items())
 
@@ -122,8 +125,64 @@ class Executor:
         self._rooms = {tensor.name: _Room(shared=shared) for tensor in engine.tensors}
         self._tensors = {tensor.name: tensor for tensor in engine.tensors}
         self._sizes: dict[str, tuple[int, ...]] = {}
-        self._bound: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+        self._bound: Shapes | None = None
         self._graph: driver.Graph | None = None
+        self._unsettled = False
+
+    @property
+    def stream(self) -> driver.Stream:
+        """Returns the stream that all work is enqueued on."""
+        return self._stream
+
+    def enqueue(
+        self, feeds: Mapping[str, DeviceOutput], names: Sequence[str]
+    ) -> dict[str, DeviceOutput]:
+        """Enqueues the engine on inputs that lie on the device, and waits for nothing.
+
+        Unless the shapes are others than those of the last call: that is waited for.
+
+        Args:
+            feeds: every input by name.
+            names: of the outputs.
+
+        Returns:
+            The outputs, in memory that the next call writes to.
+
+        Raises:
+            BackendError: TensorRT refuses the shapes or fails.
+            KernelError: a CUDA call failed.
+        """
+        shapes = tuple((name, one.shape) for name, one in feeds.items())
+        if self._bound != shapes:
+            self.settle()
+        self._bind(shapes)
+        self._unsettled = True
+        for name, one in feeds.items():
+            tensor = self._tensors[name]
+            if tensor.dtype != one.dtype:
+                raise BackendError(
+                    f"the engine takes {name} as {tensor.dtype}, and {one.dtype} was made on the "
+                    "device; build it again with `sigcam build-engine`"
+                )
+            size = self._bytes(tensor)
+            target = self._rooms[name].on_device(size)
+            driver.copy_on_device(target, one.address, size, self._stream)
+        if not self._execute():
+            reason = self._engine.take_errors()
+            raise BackendError(f"TensorRT failed while running the engine: {reason}")
+        return {
+            name: DeviceOutput(
+                self._rooms[name].on_device(self._bytes(self._tensors[name])),
+                self._tensors[name].dtype, self._sizes[name],
+            )
+            for name in names
+        }  # fmt: skip
+
+    def settle(self) -> None:
+        """Waits for what `enqueue` left under way."""
+        if self._unsettled:
+            self._stream.synchronize()
+            self._unsettled = False
 
     def run(self, call: Call) -> Results:
         """Enqueues the call's work, waits for it, and copies the results out.
@@ -133,7 +192,8 @@ class Executor:
             KernelError: a CUDA call failed.
         """
         with named("inputs"):
-            self._bind(call)
+            self.settle()
+            self._bind(call.shapes)
             self._fill(call)
             self._enqueue_copies_in(call)
         with named("network"):
@@ -202,12 +262,12 @@ class Executor:
     def _drop_context(self) -> None:
         self._context = None  # TensorRT frees it with its last reference
 
-    def _bind(self, call: Call) -> None:
+    def _bind(self, shapes: Shapes) -> None:
         """Sets shapes and addresses of all tensors, if they aren't those of the last call."""
-        if self._bound == call.shapes:
+        if self._bound == shapes:
             return
         self._bound = None
-        for name, shape in call.shapes:
+        for name, shape in shapes:
             self._accepted(self._context.set_input_shape(name, shape), f"the shape of {name}")
             self._sizes[name] = shape
         try:
@@ -226,7 +286,7 @@ class Executor:
             self._accepted(
                 self._context.set_tensor_address(name, address), f"the address of {name}"
             )
-        self._bound = call.shapes
+        self._bound = shapes
 
     def _output_shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of an output for the inputs' shapes."""

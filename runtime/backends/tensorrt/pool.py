@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sigcam.core.errors import BackendError
+from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
-from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker
+from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, HeatmapMaker
 from sigcam.runtime.backends.tensorrt.engine import Engine
 from sigcam.runtime.backends.tensorrt.executor import Call, Executor, Results
 
@@ -45,9 +46,14 @@ class Worker:
     """
 
     def __init__(
-        self, engine: Engine, kernel: ClampCombine | None, *, shared: bool = False
+        self,
+        engine: Engine,
+        kernel: ClampCombine | None,
+        *,
+        shared: bool = False,
+        pools: bool = True,
     ) -> None:
-        self._engine, self._shared = engine, shared
+        self._engine, self._shared, self._pools = engine, shared, pools
         self._stream = driver.Stream()
         with ExitStack() as stack:
             stack.callback(self._stream.close)
@@ -71,6 +77,7 @@ class Worker:
             KernelError: a CUDA call failed.
         """
         key = call.key
+        self.settle()  # all executors share the memory for heatmaps
         self._calls += 1
         if key in self._captured:
             self._captured.move_to_end(key)
@@ -83,6 +90,43 @@ class Worker:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         return self._plain.run(call)
+
+    @contextmanager
+    def on_device(
+        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> Iterator[dict[str, DeviceOutput]]:
+        """Runs the engine behind what is on a stream of the caller's; see `DeviceRunner`.
+
+        Raises:
+            BackendError: TensorRT failed.
+            KernelError: a CUDA call failed.
+        """
+        feeds = {"image": image}
+        with ExitStack() as ended:
+            if class_ids is not None:
+                ids = driver.StreamBuffer(class_ids.nbytes, stream) if self._pools else (
+                    driver.DeviceBuffer(class_ids.nbytes)
+                )  # fmt: skip
+                ended.callback(ids.close)
+                # From memory that isn't page-locked, so it is read before this returns.
+                driver.copy_to_device(ids.address, class_ids, class_ids.nbytes, stream)
+                feeds["class_ids"] = DeviceOutput(ids.address, class_ids.dtype, class_ids.shape)
+            try:
+                driver.wait_for(self._stream, stream)
+                outputs = self._plain.enqueue(feeds, names)
+                driver.wait_for(stream, self._stream)
+                yield outputs
+                driver.wait_for(self._stream, stream)
+            except BaseException:
+                with suppress(KernelError):  # the first error is the one to tell
+                    self._stream.synchronize()
+                raise
+            if not self._pools:
+                self._plain.settle()  # memory that isn't freed in the order of a stream
+
+    def settle(self) -> None:
+        """Waits for what `on_device` left under way."""
+        self._plain.settle()
 
     def close(self) -> None:
         """Frees the stream, the contexts and their memory."""

@@ -281,9 +281,10 @@ CU(cuMemcpyDtoHAsync, void* to, uintptr_t from, size_t size, void* stream)
     if (!status && !pinned && !queue->capturing) drain(queue, queue->queued);
     return status;
 END
-CU(cuMemcpyDtoDAsync, uintptr_t to, uintptr_t from, size_t size, void* stream)
-    if (!lies_in(device_memory, to, size) || !lies_in(device_memory, from, size))
-        return INVALID_VALUE;
+CU(cuMemcpyAsync, uintptr_t to, uintptr_t from, size_t size, void* stream)
+    for (const uintptr_t address : {to, from})
+        if (!lies_in(device_memory, address, size) && !lies_in(host_memory, address, size))
+            return INVALID_VALUE;
     return push(stream, [=] {
         std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), size);
     });
