@@ -404,12 +404,10 @@ class Session:
                 [B, H, W, n] or [B, n, H, W], or a list of images of any sizes [H, W, n] or
                 [n, H, W], n being the model's channels (RGB). They stay the caller's, are only
                 read, and must stay as they are until `stream` has come to the results.
-            classes: as for `explain`, the same for all images; None for the most probable class,
-                or all that the artifact chooses itself.
+            classes: as for `explain`; None for the most probable, or all that the artifact chooses.
             layout: "NHWC" or "NCHW"; None tells by the channels, and refuses what may be either.
-            stream: a stream of torch, CuPy or PyCUDA, or its handle, of the primary context of
-                the session's GPU; the legacy default stream when None. A handle's stream must
-                outlive the results.
+            stream: a stream of torch, CuPy or PyCUDA, or its handle (whose stream must outlive the
+                results), of the GPU's primary context; the legacy default stream when None.
 
         Returns:
             Heatmaps, CAMs and scores; they belong to the caller.

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 
 from tests.support.paths import EXAMPLES
+from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
 
-NAMES = ("pycuda_embed", "torch_embed")
+# ruff: noqa: F811 (fixtures come in as arguments of the same name)
+
+NAMES = (
+    "pycuda_embed", "torch_embed", "device_torch", "device_cupy", "device_pycuda",
+    "device_nvimgcodec",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,10 +29,11 @@ def test_compiles(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_gpu(name):
+def test_without_a_gpu(name, make_artifact):
+    more = [str(make_artifact(profile="split")), "cat.jpg"] if name.startswith("device") else []
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *more],
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr

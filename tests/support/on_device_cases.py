@@ -5,10 +5,12 @@ memory, "tensorrt" a stand-in of TensorRT on its streams.
 """
 
 import gc
+import importlib.util
 import sys
 import threading
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -24,9 +26,10 @@ from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
 from tests.support import ort_cuda_cases
 from tests.support.device_doubles import at
-from tests.support.fake_cuda import calls, live
+from tests.support.fake_cuda import calls, fake_pycuda, live
 from tests.support.fake_tensorrt import SHAPES, fake_module, write_engine
 from tests.support.ort_cuda_cases import gpu  # noqa: F401 (a fixture)
+from tests.support.paths import EXAMPLES
 from tests.support.sessions import make_artifact  # noqa: F401 (a fixture)
 
 # ruff: noqa: F811 (fixtures come in as arguments of the same name)
@@ -379,3 +382,40 @@ def test_a_session_that_is_closed(opened, context):
     assert found.heatmaps.to_host().max() == 1  # it was done before the session was gone
     with pytest.raises(UsageError, match="the session is closed"):
         session.explain_device(on_device(good, stream), stream=stream)
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pycuda_example(gpu, make_artifact, monkeypatch, capsys):
+    monkeypatch.setattr(ort_cuda, "CudaStream", DeviceStream)
+    fake_pycuda.install(monkeypatch)
+    assert example("device_pycuda").main(str(make_artifact(profile="split"))) == 0
+    assert "heatmaps (1, 1, 480, 640), the largest value 1.00" in capsys.readouterr().out
+
+
+def test_the_nvimgcodec_example(opened, context, capsys):
+    """With a stand-in of the package, whose images lie on the device; one can't be decoded."""
+    session, plain = opened(profile="split")
+    stream = driver.Stream()
+    photos = {"a.jpg": PHOTOS[0], "b.jpg": None, "c.jpg": PHOTOS[2]}
+
+    def decode(streams, params):
+        assert params == {"apply_exif_orientation": True, "sample_format": "RGB"}
+        images = [photos[name] for name in streams]
+        return [None if one is None else on_device(one, stream) for one in images]
+
+    package = SimpleNamespace(
+        DecodeParams=dict, SampleFormat=SimpleNamespace(I_RGB="RGB"), CodeStream=str,
+        Decoder=lambda device_id: SimpleNamespace(decode=decode),
+    )  # fmt: skip
+    assert example("device_nvimgcodec").explain(package, session, list(photos)) == 1
+    found = capsys.readouterr()
+    best = plain.explain(PHOTOS[0])[0]
+    assert f"a.jpg: {best.label}, heatmaps (1, 70, 90)" in found.out
+    assert "heatmaps (1, 41, 56)" in found.out
+    assert found.err.splitlines()[-1] == "b.jpg: nvImageCodec can't decode it"

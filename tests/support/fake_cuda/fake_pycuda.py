@@ -1,4 +1,4 @@
-"""As much of PyCUDA as examples/pycuda_embed.py uses, on the driver without a GPU."""
+"""As much of PyCUDA as the examples use, on the driver without a GPU."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ class _Pushed:
         self._context.close()
 
 
+class _Retained:
+    """Isn't current before it is pushed."""
+
+    def push(self):
+        self._pushed = _Pushed()
+
+    def pop(self):
+        self._pushed.pop()
+
+
 def to_gpu_async(host, stream):
     array = GPUArray(host.shape, host.dtype)
     driver.copy_to_device(array._buffer.address, host, host.nbytes, stream.handle)
@@ -67,6 +77,9 @@ class _Device:
 
     def make_context(self):
         return _Pushed()
+
+    def retain_primary_context(self):
+        return _Retained()
 
 
 def install(monkeypatch):
