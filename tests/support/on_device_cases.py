@@ -16,10 +16,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from sigcam.core.errors import UnknownClassError, UsageError
+from sigcam.core.errors import BackendError, UnknownClassError, UsageError
 from sigcam.images.preprocess import place, prepare
 from sigcam.kernels import driver
 from sigcam.kernels.arrays import DeviceArray
+from sigcam.kernels.errors import KernelError
 from sigcam.kernels.reference import normalised_heatmaps, to_bytes
 from sigcam.runtime.backends.cuda.heatmaps import axes_of
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
@@ -420,3 +421,23 @@ def test_the_nvimgcodec_example(opened, context, capsys):
     assert f"a.jpg: {best.label}, heatmaps (1, 70, 90)" in found.out
     assert "heatmaps (1, 41, 56)" in found.out
     assert found.err.splitlines()[-1] == "b.jpg: nvImageCodec can't decode it"
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_memory_that_is_used_up_and_the_next_call(opened, context, monkeypatch, after):
+    """At any of the allocations: what was made before goes back, and the session works on."""
+    session, plain = opened(profile="split")
+    stream = driver.Stream()
+    good = noise(2, 64, 80, 3)
+    given = on_device(good, stream)
+    real, count = driver.StreamBuffer, iter(range(100))
+
+    def full(*args, **kwargs):
+        if next(count) == after:
+            raise KernelError("cuMemAllocFromPoolAsync failed: CUDA_ERROR_OUT_OF_MEMORY (text)")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(BackendError, match="memory is used up"):
+        patch.setattr(driver, "StreamBuffer", full)
+        session.explain_device(given, stream=stream)
+    check(session.explain_device(given, stream=stream), plain, good, [-1])
