@@ -136,7 +136,10 @@ def build_classifier(
         raise UsageError("name an architecture (--arch) or a branch file (--sigmoid-branch)")
     own_channels = None if info is None else info.preprocessing.channels
     channels = own_channels if mean is None else len(mean)
-    loaded = load_model(arch, weights, num_classes, channels=channels)
+    sides = (size, size) if isinstance(size, int) else size
+    loaded = load_model(arch, weights, num_classes, channels=channels, size=sides)
+    if not loaded.knows_normalisation and info is None and mean is None:
+        raise _normalisation_unknown(arch)
     model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:
         task = task or (None if loaded.task == "binary" else loaded.task)
@@ -239,6 +242,17 @@ def _check_same_model(
                 f"{branch_file} was trained {what} {own}, not {given}; leave that option out, or "
                 "give the branch file of that model"
             )
+
+
+def _normalisation_unknown(arch: str) -> UsageError:
+    """Makes the error for a model that doesn't say how its input is normalised."""
+    return UsageError(
+        f"{arch} doesn't say how its input is normalised, so mean and std must be given. Usual are "
+        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 (torchvision, timm); --mean 0.5,0.5,0.5 "
+        "--std 0.5,0.5,0.5 (from -1 to 1: Keras's MobileNet, many transformers); --mean 0,0,0 "
+        "--std 1,1,1 (from 0 to 1); --mean 0,0,0 --std 0.00392157,0.00392157,0.00392157 (from 0 to "
+        "255): look at how the model was trained"
+    )
 
 
 def _agreed(asked: Task | None, found: Task | None, arch: str) -> Task | None:

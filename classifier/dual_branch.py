@@ -60,6 +60,7 @@ class DualBranch(nn.Module):
         input_size: (H, W) of the images in pixels; the graphs hold for this size.
         channels: number of channels of the images.
         architecture: the name of the model.
+        file_sha256: hash of the ONNX file that the model was read from; None for others.
 
     Example:
         >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
@@ -125,6 +126,7 @@ class DualBranch(nn.Module):
         self.input_size = (int(example.shape[2]), int(example.shape[3]))
         self.channels = int(example.shape[1])
         self.architecture = architecture or type(parts.traced.model).__name__
+        self.file_sha256: str | None = getattr(parts.traced.model, "file_sha256", None)
         self.features.requires_grad_(False)
         self.softmax_head.requires_grad_(False)
         self.train(False)

@@ -190,6 +190,8 @@ class Source:
         branch_sha256: the same hash of the sigmoid branch's tensors; None without a branch.
         trained_on: what the sigmoid branch was trained on, in words; None without a branch.
         versions: the packages that wrote the file, by name, with their versions.
+        file_sha256: hash of the ONNX file that the classifier was read from, which
+            `architecture` names; None for a classifier of another source.
     """
 
     architecture: str
@@ -197,6 +199,7 @@ class Source:
     branch_sha256: str | None = None
     trained_on: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    file_sha256: str | None = None
 
 
 @dataclass(frozen=True)

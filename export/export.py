@@ -245,4 +245,5 @@ def _source(dual: DualBranch, options: ExportOptions) -> Source:
         branch_sha256=dual.branch_sha256() if has_sigmoid else None,
         trained_on=options.trained_on if has_sigmoid else None,
         versions=versions_of("numpy", "sigcam", "torch", "onnx", "onnxscript", "onnxruntime"),
+        file_sha256=dual.file_sha256,
     )

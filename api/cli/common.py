@@ -227,7 +227,8 @@ model_options = options(
         help="Architecture: a torchvision classifier's name, timm/NAME, hf/NAME (transformers': a "
         "folder, or OWNER/NAME of the Hugging Face Hub), wsol-resnet50, wsol-vgg16 or "
         "wsol-inceptionv3 (the paper's), efficientnet_lite0 to 2, or your own as "
-        "package.module:callable or file.py:callable.",
+        "package.module:callable or file.py:callable; or a classifier without its source as "
+        "model.onnx (model.onnx#OUTPUT takes one of several outputs).",
     ),
     click.option(
         "--weights",

@@ -1,4 +1,4 @@
-"""Loads classifiers by name: torchvision's, timm's, the paper's, EfficientNet-Lite, the user's."""
+"""Loads classifiers: by name (torchvision's, timm's, the paper's, ...), the user's, ONNX files."""
 
 from __future__ import annotations
 

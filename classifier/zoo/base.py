@@ -31,6 +31,8 @@ class LoadedModel:
             `DualBranch.sigmoid_head.load_tensors` takes them; None without one.
         task: what the logits mean, where the source of the model says so; None where it doesn't.
         notes: sentences for the user: what was taken of a file of weights, or left out.
+        knows_normalisation: whether mean and std of `preprocessing` are the model's own; a bare
+            file may not say them, and none is assumed.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class LoadedModel:
     sigmoid_tensors: Mapping[str, Tensor] | None = None
     task: Task | None = None
     notes: tuple[str, ...] = ()
+    knows_normalisation: bool = True
 
 
 def imagenet_names() -> tuple[str, ...]:

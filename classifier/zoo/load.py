@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sigcam.classifier.zoo import efficientnet_lite, huggingface, user, wsol
+from sigcam.classifier.zoo import onnx as onnx_files
 from sigcam.classifier.zoo import timm as timm_models
 from sigcam.classifier.zoo import torchvision as torchvision_models
 from sigcam.classifier.zoo.base import LoadedModel, unknown_name, unknown_weights
@@ -29,6 +30,7 @@ def load_model(
     seed: int = 0,
     *,
     channels: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Loads a classifier.
 
@@ -57,7 +59,10 @@ def load_model(
             "wsol-inceptionv3", "wsol-vgg16-mlp";
             a callable of the user's own that returns a module: "package.module:name" or
             "path/to/file.py:name". It is called with `num_classes=...` if that is given,
-            and is the user's code: it is run.
+            and is the user's code: it is run;
+            an ONNX file, "path/to/model.onnx", which holds its weights; behind a "#" the output
+            that holds the logits, where there are several: "model.onnx#logits". It is read into
+            torch operators and compared with the file in ONNX Runtime.
         weights: a file (.safetensors, .pth, .pt, .ckpt, .bin, .pth.tar; read with
             `weights_only=True`), the .index.json of one in parts, or a folder with one of
             transformers'; behind a "#" the keys of the set of weights to take, where a file
@@ -71,7 +76,10 @@ def load_model(
         seed: the seed of fresh parameters; the global random state is left as it was.
         channels: number of channels of the images; when None, as many as a network of transformers
             says, and 3 for all others. timm's models can be made for any (it adapts trained
-            weights); a callable's model must have its own way; all others take RGB.
+            weights); a callable's model must have its own way; an ONNX file says its
+            own number; all others take RGB.
+        size: height and width at which an ONNX file is read that takes any; 224 when None. No
+            other source needs it.
 
     Raises:
         UsageError: an unknown name; lists near ones. Or other channels than the model can have.
@@ -85,6 +93,9 @@ def load_model(
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
+    if onnx_files.is_file(arch):
+        given = None if weights is None else str(weights)
+        return onnx_files.load(arch, given, num_classes, channels, size)
     file, chosen = weights_file(weights)
     name = None if file is not None or weights in (None, "random") else str(weights)
     with torch.random.fork_rng(devices=[]):
@@ -121,6 +132,8 @@ def takes_num_classes(arch: str) -> bool:
         >>> takes_num_classes("resnet50"), takes_num_classes("torch.nn:ReLU")
         (True, False)
     """
+    if onnx_files.is_file(arch):
+        return False
     own = ":" in arch and not arch.startswith(huggingface.PREFIX)
     return not own or user.takes_num_classes(arch)
 
@@ -146,7 +159,9 @@ def _by_name(arch: str, name: str | None, num_classes: int | None, channels: int
     known = [*known, *efficientnet_lite.SIZES, *wsol.NETWORKS]
     if timm_models.knows(arch):
         known = [timm_models.PREFIX + arch]
-    raise unknown_name("architecture", arch, known, "timm/NAME, hf/NAME or module:callable")
+    raise unknown_name(
+        "architecture", arch, known, "timm/NAME, hf/NAME, FILE.onnx or module:callable"
+    )
 
 
 def _untagged(arch: str) -> str:

@@ -1,0 +1,1 @@
+"""Reads a classifier out of a bare ONNX file into a module of torch operators."""

@@ -1,0 +1,110 @@
+"""Compares a graph that was read with the original file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sigcam.classifier.onnx.front import Input
+from sigcam.core.errors import ModelError, ParityError
+
+_IMAGES = 3
+_TINY = 1e-20
+"""Logits below are zeros; what is divided by it must be zero too."""
+_TYPES = {1: np.float32, 2: np.uint8, 10: np.float16, 11: np.float64}
+
+
+def probe_images(found: Input, size: tuple[int, int]) -> Any:
+    """Makes images like those that a graph is given, float32 [3, C, H, W].
+
+    Args:
+        found: what the graph takes.
+        size: height and width.
+    """
+    generator = np.random.default_rng(0)
+    shape = (_IMAGES, found.channels, *size)
+    if found.range is not None or found.is_bytes:
+        limit = 255 if found.is_bytes else found.range
+        return np.round(generator.uniform(0, 255, shape)).astype(np.float32) * (limit or 1) / 255
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def original_logits(model: Path | bytes, output: str, found: Input, images: Any) -> Any:
+    """Runs a file in ONNX Runtime.
+
+    Args:
+        model: the file, or its bytes.
+        output: the output's name.
+        found: what the graph takes.
+        images: float32 [B, C, H, W].
+
+    Returns:
+        The output of all images, [B, ...].
+
+    Raises:
+        ModelError: ONNX Runtime is missing or can't run the file.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as exc:
+        raise ModelError(
+            "reading a model.onnx needs ONNX Runtime, to compare with; pip install 'sigcam[export]'"
+        ) from exc
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is an error of ours
+    # As the file says: with optimisations, products with weights of 8 bits may be rounded.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = np.transpose(images, (0, 2, 3, 1)) if found.nhwc else images
+    given = np.ascontiguousarray(given).astype(_TYPES.get(found.element, np.float32))
+    parts = [given[i : i + 1] for i in range(len(given))] if found.one_image else [given]
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        results = [session.run([output], {found.name: part})[0] for part in parts]
+    except Exception as exc:  # ONNX Runtime's own errors have no common base
+        raise ModelError(
+            f"ONNX Runtime can't run the file itself, so there is nothing to compare with: "
+            f"{str(exc).partition(chr(10))[0]}; give a file that it runs"
+        ) from exc
+    rows = [r.reshape(len(p), -1) for r, p in zip(results, parts, strict=True)]
+    return np.concatenate(rows).astype(np.float32)
+
+
+def check_logits(read: torch.Tensor, original: Any, tolerance: float, where: str) -> float:
+    """Refuses a graph that was read wrongly.
+
+    Args:
+        read: the output of the graph that was read, [B, ...].
+        original: of the file, [B, C].
+        tolerance: the largest difference, as a share of the largest logit.
+        where: the file's name, for messages.
+
+    Returns:
+        The largest difference, likewise.
+
+    Raises:
+        ModelError: the original's values aren't finite.
+        ParityError: the difference is larger.
+    """
+    if not np.isfinite(original).all():
+        raise ModelError(
+            f"the logits of {where} must be finite, ONNX Runtime gives NaN or infinite ones; "
+            "export the model from a good checkpoint"
+        )
+    rows = read.reshape(len(read), -1).numpy()
+    if rows.shape != original.shape:
+        raise ParityError(
+            f"the graph read from {where} must give the shape of ONNX Runtime's output, "
+            f"{list(original.shape)}, it gives {list(rows.shape)}; export it with a dynamic batch"
+        )
+    error = float(np.abs(rows - original).max() / max(_TINY, float(np.abs(original).max())))
+    if not error <= tolerance:
+        raise ParityError(
+            f"the graph read from {where} must give ONNX Runtime's logits to within {tolerance:g}, "
+            f"it differs by {error:.3g}; please report the file's operators, and export it with "
+            "others or another opset until then"
+        )
+    return error

@@ -1,0 +1,141 @@
+"""Reads an ONNX file into a classifier, compared with the file in ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from sigcam.classifier.onnx.batch import plan_batch
+from sigcam.classifier.onnx.checks import check_graph, chosen_output
+from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
+from sigcam.classifier.onnx.file import read_onnx
+from sigcam.classifier.onnx.front import Input, find_input
+from sigcam.classifier.onnx.quantised_graph import float_path
+from sigcam.classifier.onnx.reader import OnnxGraph
+from sigcam.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+TOLERANCE = 1e-4
+_HALF_TOLERANCE = 2e-2
+_HALF = (10, 16)
+_SIZE = 224
+"""The side of images for a graph that takes any."""
+
+
+class OnnxClassifier(OnnxGraph):
+    """A classifier that was read out of an ONNX file, images to what the file's output holds.
+
+    It takes images float32 [B, C, H, W], whatever layout the file takes.
+
+    Attributes:
+        takes: what the file takes.
+        file_sha256: the file's hash.
+    """
+
+    def __init__(
+        self, graph: onnx.GraphProto, opset: int, takes: Input, output: str, digest: str
+    ) -> None:
+        """Reads a graph; see `OnnxGraph`."""
+        super().__init__(graph, opset, takes.name, output)
+        self.takes, self.file_sha256 = takes, digest
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the file's output for images float32 [B, C, H, W]."""
+        images = images.permute(0, 2, 3, 1) if self.takes.nhwc else images
+        return super().forward(images.to(torch.uint8) if self.takes.is_bytes else images)
+
+
+@dataclass(frozen=True)
+class ReadClassifier:
+    """What `read_classifier` found.
+
+    Attributes:
+        model: in inference mode.
+        takes: what the file takes.
+        size: height and width that it was compared at.
+        num_classes: the number of its outputs for an image.
+        difference: of its output from the file's in ONNX Runtime, as a share of the largest.
+        notes: sentences for the user.
+    """
+
+    model: nn.Module
+    takes: Input
+    size: tuple[int, int]
+    num_classes: int
+    difference: float
+    notes: tuple[str, ...]
+
+
+def read_classifier(
+    path: Path, output: str | None = None, size: tuple[int, int] | None = None
+) -> ReadClassifier:
+    """Reads a classifier out of an ONNX file.
+
+    Args:
+        path: the file.
+        output: the name of the output to take; None for the only one of the form [B, C].
+        size: height and width of the images, for a file that takes any; 224 when None.
+
+    Raises:
+        UsageError: there is no such output.
+        ModelError: the file isn't ONNX, no classifier's, or has what can't be read.
+        ParityError: the graph that was read doesn't give the file's logits.
+
+    Example:
+        read_classifier(Path("resnet50.onnx")).takes.nhwc  # False
+    """
+    from onnx.inliner import inline_local_functions
+
+    model = read_onnx(path)
+    source: Path | bytes = path
+    if model.functions:
+        model = inline_local_functions(model)
+    opset = check_graph(model, path.name)
+    takes = find_input(model, path.name)
+    name = chosen_output(model, output, path.name)
+    notes = []
+    pairs = float_path(model, opset)
+    if pairs:
+        notes.append(
+            f"{path.name} is quantised: the rounding at {pairs} places is left out, as no gradient "
+            "passes it; the logits are those of the network without it"
+        )
+        source = model.SerializeToString()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    read = OnnxClassifier(model.graph, opset, takes, name, digest)
+    read.eval().requires_grad_(False)
+    height, width = _size(takes, size, path.name)
+    shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
+    plan_batch(read, shape)
+    images = probe_images(takes, (height, width))
+    original = original_logits(source, name, takes, images)
+    with torch.no_grad():
+        found = read(torch.from_numpy(images))
+    half = any(t.data_type in _HALF for t in model.graph.initializer)
+    error = check_logits(found, original, _HALF_TOLERANCE if half else TOLERANCE, path.name)
+    if half:
+        notes.append(
+            f"{path.name} is in half precision; here it is computed in float32, which moves its "
+            f"logits by {error:.1e}"
+        )
+    return ReadClassifier(read, takes, (height, width), original.shape[1], error, tuple(notes))
+
+
+def _size(takes: Input, asked: tuple[int, int] | None, where: str) -> tuple[int, int]:
+    """Returns the size of the images: the file's, or the one that was asked for."""
+    own = (takes.height, takes.width)
+    for have, want in zip(own, asked or own, strict=True):
+        if have is not None and want is not None and have != want:
+            raise ModelError(
+                f"{where} takes images of {own[0]}x{own[1]}, the size asked for is "
+                f"{asked}; leave the size out, or export the model with another"
+            )
+    wanted = asked or (_SIZE, _SIZE)
+    return own[0] or wanted[0], own[1] or wanted[1]

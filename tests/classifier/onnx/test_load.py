@@ -1,0 +1,292 @@
+"""Whole files: what is found in them, what is refused, and what they are compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from sigcam.classifier.onnx.load import read_classifier
+from sigcam.classifier.zoo import load_model
+from sigcam.core.errors import ModelError, ParityError, UsageError
+
+CLASSES = 5
+
+
+def weight(*shape, seed=0):
+    values = np.random.default_rng(seed).standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+    return values.astype(np.float32)
+
+
+def classifier(
+    shape=("b", 3, 12, 10), front=(), back=(), logits="logits", middle=None, weights=None,
+    opset=13, element=TensorProto.FLOAT, outputs=(("logits", ("b", CLASSES)),),
+):  # fmt: skip
+    """Conv, Relu, pooling and a linear layer; nodes in front read "x" and give "image"."""
+    nodes = [
+        *front,
+        helper.make_node("Conv", ["image" if front else "x", "conv.weight"], ["c"], "conv",
+                         pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        *(middle or [helper.make_node("Flatten", ["p"], ["f"], "flatten")]),
+        helper.make_node("Gemm", ["f", "fc.weight", "fc.bias"], [logits], "fc", transB=1),
+        *back,
+    ]  # fmt: skip
+    stored = {"conv.weight": weight(6, 3, 3, 3), "fc.weight": weight(CLASSES, 6), **(weights or {}),
+              "fc.bias": weight(CLASSES)}  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", element, shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in stored.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def saved(tmp_path, model, **options):
+    path = tmp_path / "model.onnx"
+    onnx.save(model, str(path), **options)
+    return path
+
+
+def constants(**values):
+    return {n: np.array(v, np.float32) for n, v in values.items()}
+
+
+def test_a_classifier_keeps_the_names_of_its_tensors_and_nodes(tmp_path):
+    read = read_classifier(saved(tmp_path, classifier()))
+    assert {"conv.weight", "fc.weight", "fc.bias"} == {n for n, _ in read.model.named_parameters()}
+    assert {"conv", "relu", "pool", "fc"} <= {n for n, _ in read.model.named_modules()}
+    assert read.num_classes == CLASSES
+    assert read.difference < 1e-5
+    assert (read.takes.nhwc, read.takes.one_image, read.takes.range) == (False, False, None)
+
+
+def test_channels_last(tmp_path):
+    front = [helper.make_node("Transpose", ["x"], ["image"], perm=[0, 3, 1, 2])]
+    read = read_classifier(saved(tmp_path, classifier((1, 12, 10, 3), front)))
+    assert (read.takes.nhwc, read.size) == (True, (12, 10))
+    assert read.model(torch.zeros(4, 3, 12, 10)).shape == (4, CLASSES)
+
+
+def reshape(*target):
+    return ([helper.make_node("Reshape", ["p", "target"], ["f"], "flatten")],
+            {"target": np.array(target, np.int64)})  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [(1, -1), (1, 6), (-1, 6), (0, -1), (0, 6)])
+def test_a_batch_of_one_is_made_dynamic(tmp_path, target):
+    middle, weights = reshape(*target)
+    model = classifier((1, 3, 12, 10), middle=middle, weights=weights)
+    read = read_classifier(saved(tmp_path, model))
+    images = torch.randn(4, 3, 12, 10)
+    together = read.model(images)
+    one_by_one = torch.cat([read.model(image[None]) for image in images])
+    torch.testing.assert_close(together, one_by_one)
+
+
+def test_what_depends_on_one_image_is_refused_by_name(tmp_path):
+    # The mean over the batch's own axis: one image's features are mixed with the others'.
+    mean = helper.make_node("ReduceMean", ["q"], ["f"], "over_batch", axes=[0], keepdims=1)
+    middle = [helper.make_node("Flatten", ["p"], ["q"]), mean]
+    model = classifier((1, 3, 12, 10), middle=middle)
+    with pytest.raises(ModelError, match=r"must be logits \[B, C\] of B images, it is \[1, 5\]"):
+        read_classifier(saved(tmp_path, model))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "values", "limit"),
+    [
+        ([("Div", "d")], {"d": 255.0}, 255),
+        ([("Mul", "m"), ("Add", "a")], {"m": 1 / 127.5, "a": -1.0}, 255),
+        ([("Sub", "mean"), ("Div", "std")],
+         {"mean": [[[123.0]], [[116.0]], [[103.0]]], "std": [[[58.0]], [[57.0]], [[57.0]]]}, 255),
+        ([("Sub", "mean"), ("Div", "std")],
+         {"mean": [[[0.485]], [[0.456]], [[0.4]]], "std": [[[0.2]], [[0.2]], [[0.2]]]}, 1),
+        ([("Sub", "mean")], {"mean": [[[123.0]], [[116.0]], [[103.0]]]}, 255),
+        ([("Mul", "m"), ("Sub", "a")], {"m": 2.0, "a": 1.0}, 1),
+    ],
+)  # fmt: skip
+def test_normalisation_in_front_is_found(tmp_path, nodes, values, limit):
+    names = ["x", *(f"v{i}" for i in range(len(nodes) - 1)), "image"]
+    front = [
+        helper.make_node(operator, [names[i], other], [names[i + 1]])
+        for i, (operator, other) in enumerate(nodes)
+    ]
+    model = classifier(front=front, weights=constants(**values))
+    read = read_classifier(saved(tmp_path, model))
+    assert read.takes.range == limit
+    loaded = load_model(str(tmp_path / "model.onnx"))
+    assert loaded.knows_normalisation
+    # A white pixel arrives as the graph wants it.
+    white = 255 / loaded.preprocessing.scale - loaded.preprocessing.mean[0]
+    assert white / loaded.preprocessing.std[0] == pytest.approx(limit)
+
+
+def test_without_normalisation_nothing_is_assumed(tmp_path):
+    assert not load_model(str(saved(tmp_path, classifier()))).knows_normalisation
+
+
+def test_bytes(tmp_path):
+    front = [helper.make_node("Cast", ["x"], ["f32"], to=TensorProto.FLOAT),
+             helper.make_node("Div", ["f32", "d"], ["image"])]  # fmt: skip
+    model = classifier(front=front, weights=constants(d=255.0), element=TensorProto.UINT8)
+    assert read_classifier(saved(tmp_path, model)).takes.is_bytes
+
+
+def test_half_precision(tmp_path):
+    model = classifier()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(
+            numpy_helper.to_array(tensor).astype(np.float16), tensor.name))  # fmt: skip
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    read = read_classifier(saved(tmp_path, model))
+    assert {p.dtype for p in read.model.parameters()} == {torch.float32}
+    assert "half precision" in read.notes[0]
+
+
+def test_weights_in_another_file(tmp_path):
+    options = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0}
+    path = saved(tmp_path, classifier(), **options)
+    assert read_classifier(path).difference < 1e-5
+    (tmp_path / "w.bin").unlink()
+    with pytest.raises(ModelError, match=r"weights in w\.bin beside it, which isn't there; copy"):
+        read_classifier(path)
+
+
+def test_a_quantised_network_is_read_without_its_rounding(tmp_path):
+    """The Clip that takes the rounding's place does the ReLU that the quantiser left out."""
+    middle = [
+        helper.make_node("Flatten", ["p"], ["g"]),
+        helper.make_node("QuantizeLinear", ["g", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["f"]),
+    ]
+    figures = {"s": np.array(0.001, np.float32), "z": np.array(-128, np.int8)}
+    read = read_classifier(saved(tmp_path, classifier(middle=middle, weights=figures)))
+    assert "quantised" in read.notes[0]
+    features = read.model.get_submodule("f") if "f" in dict(read.model.named_modules()) else None
+    assert "Clip" in [step.call.operator for step in read.model.steps], features
+    images = torch.randn(2, 3, 12, 10, requires_grad=True)
+    read.model(images).sum().backward()
+    assert images.grad is not None
+
+
+def test_weights_that_are_computed_are_folded(tmp_path):
+    middle = [
+        helper.make_node("Flatten", ["p"], ["e"]),
+        helper.make_node("Transpose", ["w.t"], ["w"], perm=[1, 0]),
+        helper.make_node("DequantizeLinear", ["w8", "s"], ["w2"]),
+        helper.make_node("MatMul", ["e", "w"], ["m"], "first"),
+        helper.make_node("MatMul", ["m", "w2"], ["f"], "second"),
+    ]
+    whole = np.random.default_rng(1).integers(-100, 100, (6, 6)).astype(np.int8)
+    weights = {"w.t": weight(6, 6), "w8": whole, "s": np.array(0.01, np.float32)}
+    read = read_classifier(saved(tmp_path, classifier(middle=middle, weights=weights)))
+    assert {"w", "w2"} < {n for n, _ in read.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"), (b"PK\x03\x04" + b"x" * 60, "zip archive"),
+        (b"\x89HDF\r\n\x1a\n" + b"x" * 9, "HDF5"), (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
+        (b"\x10\x00\x00\x00ORTM", "own format"), (b"\x80\x02\x8a\nl", "pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"<html></html>", "web page"), (b"nothing that one knows", "22 bytes"),
+    ],
+)  # fmt: skip
+def test_other_files_are_named(tmp_path, content, words):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"must be an ONNX model") as error:
+        read_classifier(path)
+    assert words in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ModelError, match="there is no file"):
+        read_classifier(tmp_path / "model.onnx")
+
+
+def refused(tmp_path, model, pattern, kind=ModelError):
+    with pytest.raises(kind, match=pattern):
+        read_classifier(saved(tmp_path, model))
+
+
+def test_unknown_opsets_operators_and_domains(tmp_path):
+    refused(tmp_path, classifier(opset=6), r"opsets 7 to 22, it is of 6; convert it")
+    odd = helper.make_node("Det", ["p"], ["f"], "odd")
+    refused(tmp_path, classifier(middle=[odd]), r"aren't translated \(Det at odd\)")
+    custom = helper.make_node("FusedConv", ["p"], ["f"], "own", domain="com.microsoft")
+    refused(tmp_path, classifier(middle=[custom]), r"com\.microsoft\.FusedConv at own")
+
+
+def test_control_flow_detectors_and_training(tmp_path):
+    empty = helper.make_graph([], "e", [], [])
+    branch = helper.make_node("If", ["p"], ["f"], "if", then_branch=empty, else_branch=empty)
+    refused(tmp_path, classifier(middle=[branch]), r"control flow \(If at if\)")
+    boxes = helper.make_node("NonMaxSuppression", ["p", "p"], ["f"], "nms")
+    refused(tmp_path, classifier(middle=[boxes]), r"detector's graph \(NonMaxSuppression at nms\)")
+    norm = helper.make_node("BatchNormalization", ["p"] * 5, ["f"], "bn", training_mode=1)
+    refused(tmp_path, classifier(middle=[norm], opset=15), r"only training needs .*at bn")
+
+
+def test_outputs(tmp_path):
+    grid = (("masks", ("b", 5, 12, 10)),)
+    refused(tmp_path, classifier(outputs=grid), r"masks \['b', 5, 12, 10\], as segmentation")
+    both = (("logits", ("b", 5)), ("f", ("b", 6)))
+    model = classifier(outputs=both)
+    refused(tmp_path, model, r"several that may be it: logits .*model\.onnx#logits")
+    path = saved(tmp_path, model)
+    assert read_classifier(path, "logits").num_classes == CLASSES
+    assert load_model(f"{path}#logits").model.output_name == "logits"
+    with pytest.raises(UsageError, match="no output 'scores'; it has 'logits', 'f'"):
+        read_classifier(path, "scores")
+
+
+def test_inputs(tmp_path):
+    refused(tmp_path, classifier((8, 3, 12, 10)), r"any number of images, or one, it takes 8")
+    model = classifier()
+    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", 3)))
+    refused(tmp_path, model, r"one input of images, .* it has x .*, y \['b', 3\]")
+    refused(tmp_path, classifier(element=TensorProto.INT64), "floating or uint8")
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    broken = weight(6, 3, 3, 3)
+    broken[0, 0, 0, 0] = np.nan
+    model = classifier()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(broken, "conv.weight"))
+    refused(tmp_path, model, r"weight conv\.weight must be finite")
+
+
+def test_another_size_than_the_files(tmp_path):
+    path = saved(tmp_path, classifier())
+    with pytest.raises(ModelError, match=r"takes images of 12x10, the size asked for is"):
+        read_classifier(path, size=(64, 64))
+    free = saved(tmp_path, classifier(("b", 3, "h", "w")))
+    assert read_classifier(free, size=(20, 16)).size == (20, 16)
+
+
+def test_a_graph_that_was_read_wrongly_is_refused(tmp_path, monkeypatch):
+    from sigcam.classifier.onnx.operators import table
+
+    entry = table.TABLE["Relu"]
+    wrong = table.Operator(lambda call, x: x, entry.weights, entry.static)
+    monkeypatch.setitem(table.TABLE, "Relu", wrong)
+    refused(
+        tmp_path, classifier(), r"must give ONNX Runtime's logits to within 0.0001", ParityError
+    )
+
+
+def test_weights_and_classes_beside_the_file(tmp_path):
+    path = str(saved(tmp_path, classifier()))
+    for options, pattern in (
+        ({"weights": "DEFAULT"}, "leave the weights out"), ({"num_classes": 7}, "has 5 classes"),
+        ({"channels": 1}, "takes images of 3 channels"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=pattern):
+            load_model(path, **options)

@@ -1,0 +1,168 @@
+"""Files of torch.onnx's two exporters: read, split and exported again, with maps that agree."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from sigcam import ExportOptions, build_classifier, export_artifact
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.onnx.load import read_classifier
+
+pytestmark = pytest.mark.slow
+CHANNELS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+METHODS = ["gradcam", "gradcam++", "xgradcam", "layercam", "hirescam"]
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        self.down = nn.Conv2d(inputs, outputs, 1, 2)
+
+    def forward(self, x):
+        return torch.relu(self.conv2(torch.relu(self.bn1(self.conv1(x)))) + self.down(x))
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer1, self.layer2 = Block(3, 8), Block(8, 12)
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.fc(torch.flatten(self.pool(self.layer2(self.layer1(x))), 1))
+
+
+class ViT(nn.Module):
+    """A class token, positions, and torch's own attention."""
+
+    def __init__(self, *, batch_first=True):
+        super().__init__()
+        self.batch_first = batch_first
+        self.patch = nn.Conv2d(3, 16, 8, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.position = nn.Parameter(torch.randn(1, 17, 16) * 0.1)
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+        self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        x = x if self.batch_first else x.transpose(0, 1)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = x + self.mlp(self.norm2(x))
+        return self.head(self.norm(x)[:, 0])
+
+
+def network(name):
+    torch.manual_seed(0)
+    if name == "vit":
+        return ViT().eval()
+    if name == "sequence first":
+        return ViT(batch_first=False).eval()
+    return ResNet().eval()
+
+
+def write(model, path, *, opset=None, dynamic=False, size=32):
+    """Exports with the old exporter, or with the new one where no opset is given."""
+    example = torch.randn(2 if dynamic else 1, 3, size, size)
+    options = {"input_names": ["x"], "output_names": ["y"], "verbose": False}
+    if opset is None:
+        options["dynamo"] = True
+        if dynamic:
+            options["dynamic_shapes"] = ({0: torch.export.Dim("b")},)
+    else:
+        options |= {"dynamo": False, "opset_version": opset}
+        if dynamic:
+            options["dynamic_axes"] = {"x": {0: "b"}, "y": {0: "b"}}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (example,), str(path), **options)
+    return path
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("name", "opset"),
+    [*[("resnet", o) for o in (9, 11, 13, 17, None)], *[("vit", o) for o in (14, 17, None)],
+     ("sequence first", 17), ("sequence first", None)],
+)  # fmt: skip
+def test_logits_of_a_batch(tmp_path, name, opset, dynamic):
+    model = network(name)
+    read = read_classifier(write(model, tmp_path / "m.onnx", opset=opset, dynamic=dynamic))
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(read.model(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("resnet", 11), ("resnet", None), ("vit", 17)])
+def test_the_artifact_is_that_of_the_pytorch_model(tmp_path, name, opset):
+    """The maps of the file read equal those of the network that it was exported from."""
+    import onnxruntime as ort
+
+    model = network(name)
+    path = write(model, tmp_path / "m.onnx", opset=opset)
+    built = build_classifier(str(path), **CHANNELS)
+    direct = DualBranch(model, input_size=32)
+    assert built.dual.targets[0].layout == direct.targets[0].layout
+    options = ExportOptions(method="gradcam", branch="softmax", preprocessing=built.preprocessing)
+    image = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)
+    results = []
+    for i, classifier in enumerate((built, direct)):
+        out = tmp_path / f"{i}.onnx"
+        spec = export_artifact(classifier, out, options)
+        session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        results.append(session.run(["logits", "cams"], {session.get_inputs()[0].name: image}))
+        if classifier is built:
+            assert spec.source.architecture == str(path)
+            assert len(spec.source.file_sha256) == 64
+            properties = {p.key: p.value for p in onnx.load(str(out)).metadata_props}
+            assert spec.source.file_sha256 in json.dumps(properties)
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_every_method_in_the_graph(tmp_path):
+    path = write(network("resnet"), tmp_path / "m.onnx", opset=13, dynamic=True)
+    built = build_classifier(str(path), **CHANNELS)
+    for method in ("cam", *METHODS):
+        spec = export_artifact(
+            built, tmp_path / "o.onnx", ExportOptions(method=method, branch="softmax")
+        )
+        assert all(error.max_rel < 1e-4 for error in spec.parity.outputs.values())
+
+
+def test_a_softmax_at_the_end_is_taken_off(tmp_path):
+    model = nn.Sequential(network("resnet"), nn.Softmax(1))
+    built = build_classifier(str(write(model, tmp_path / "m.onnx", opset=13)), **CHANNELS)
+    assert built.dual.squashing == "softmax"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+@pytest.mark.parametrize("opset", [13, None])
+def test_networks_of_torchvision(tmp_path, name, opset):
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, num_classes=10).eval()
+    path = write(model, tmp_path / "m.onnx", opset=opset, size=64)
+    built = build_classifier(str(path), **CHANNELS)
+    spec = export_artifact(
+        built, tmp_path / "o.onnx", ExportOptions(method="gradcam", branch="softmax")
+    )
+    assert spec.parity.outputs["logits"].max_rel < 1e-4
