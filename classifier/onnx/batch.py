@@ -118,6 +118,8 @@ def _place(own: list[int], axis: int, target: list[int]) -> int | None:
             inner = math.prod(target[place + 1 :])
             if inner == stride or inner * target[place] == stride:
                 found.append(place)
-    # An axis of size 1 has no other reason to be there.
+    # An axis of size 1 has no other reason to be there. The last axis holds features; of the
+    # others the later one: an attention's heads rather than its tokens.
     alone = [place for place in found if target[place] == 1]
-    return next(iter([*alone, *found]), None)
+    inner_most = [place for place in sorted(found, reverse=True) if place < len(target) - 1]
+    return next(iter([*alone, *inner_most, *found]), None)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import onnx
 
 _SMALL = 64
-"""Integers of so few elements are part of shape computations, not weights."""
+"""Arrays of so few elements may be part of shape computations."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,14 @@ class OnnxGraph(Owner):
     def _run(self, step: Step, values: dict[str, Value]) -> Any:
         entry = TABLE[step.call.operator]
         inputs = [self._value(name, values) for name in step.inputs]
-        if entry.known is not None and not any(isinstance(v, Tensor) for v in inputs):
-            return entry.known(step.call, *inputs)
+        if entry.known is not None:
+            # Numbers that a shape computation takes are known, though tensors hold them too.
+            known = [
+                self.known.get(name) if isinstance(v, Tensor) else v
+                for name, v in zip(step.inputs, inputs, strict=True)
+            ]
+            if all(v is not None or not n for n, v in zip(step.inputs, known, strict=True)):
+                return entry.known(step.call, *known)
         for i, name in enumerate(step.inputs):
             if i in entry.static:
                 inputs[i] = self._static(step, name, inputs[i])
@@ -204,7 +210,11 @@ class OnnxGraph(Owner):
                     f"the graph's weight {name} must be finite, it holds NaN or infinite values; "
                     "export the model from a good checkpoint"
                 )
-            owner, leaf, path = store(self, name, torch.from_numpy(array), trained=trained)
+            if not trained and array.size <= _SMALL:
+                self.known[name] = array
+            owner, leaf, path = store(
+                self, name, torch.from_numpy(np.array(array)), trained=trained
+            )
             self.tensors[name] = path
             if trained and isinstance(owner, Owner):
                 _learn_drawing(owner, leaf, array.shape, uses[name])

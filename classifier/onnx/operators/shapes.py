@@ -139,7 +139,7 @@ def _known_squeeze(call: Call, x: Any, axes: Any = None) -> Any:
     return np.squeeze(array, tuple(own)) if own else np.squeeze(array)
 
 
-@operator("Squeeze", weights=(0,), known=_known_squeeze)
+@operator("Squeeze", weights=(0,), static=(1,), known=_known_squeeze)
 def squeeze(call: Call, x: Tensor, axes: Value = None) -> Tensor:
     """Takes axes of size 1 away; all of them where none is named."""
     ones = [i for i, n in enumerate(x.shape) if isinstance(n, int) and n == 1]
@@ -151,7 +151,7 @@ def _known_unsqueeze(call: Call, x: Any, axes: Any = None) -> Any:
     return np.expand_dims(np.asarray(x), tuple(axes_input(call, axes, [])))
 
 
-@operator("Unsqueeze", weights=(0,), known=_known_unsqueeze)
+@operator("Unsqueeze", weights=(0,), static=(1,), known=_known_unsqueeze)
 def unsqueeze(call: Call, x: Tensor, axes: Value = None) -> Tensor:
     """Adds axes of size 1, counted in the result."""
     own = axes_input(call, axes, [])

@@ -60,7 +60,7 @@ class ViT(nn.Module):
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
         x = x if self.batch_first else x.transpose(0, 1)
         y = self.norm1(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
