@@ -193,31 +193,28 @@ class OnnxGraph(Owner):
             for i, name in enumerate(step.inputs):
                 uses[name].append((step, i))
         for name, array in stored.items():
-            if not uses[name] and name != self.output_name:
-                continue
-            floating = array.dtype.kind == "f"
-            if not floating and array.size <= _SMALL:
-                self.known[name] = array
-                continue
-            static = [i in TABLE[s.call.operator].static for s, i in uses[name]]
-            if any(static):
-                self.known[name] = array
-            if all(static) and static:
-                continue
-            trained = floating and array.size > 1 and all(_is_weight(s, i) for s, i in uses[name])
-            if floating and not np.isfinite(array).all() and trained:
-                raise ModelError(
-                    f"the graph's weight {name} must be finite, it holds NaN or infinite values; "
-                    "export the model from a good checkpoint"
-                )
-            if not trained and array.size <= _SMALL:
-                self.known[name] = array
-            owner, leaf, path = store(
-                self, name, torch.from_numpy(np.array(array)), trained=trained
+            if uses[name] or name == self.output_name:
+                self._keep(name, array, uses[name])
+
+    def _keep(self, name: str, array: Any, uses: list[tuple[Step, int]]) -> None:
+        """Keeps one stored array in the form, or forms, in which the nodes take it."""
+        static = [i in TABLE[step.call.operator].static for step, i in uses]
+        floating, small = array.dtype.kind == "f", array.size <= _SMALL
+        trained = floating and array.size > 1 and all(_is_weight(s, i) for s, i in uses)
+        if any(static) or (small and not trained):
+            self.known[name] = array
+        if (all(static) and static) or (small and not floating):
+            return
+        if trained and not np.isfinite(array).all():
+            raise ModelError(
+                f"the graph's weight {name} must be finite, it holds NaN or infinite values; "
+                "export the model from a good checkpoint"
             )
-            self.tensors[name] = path
-            if trained and isinstance(owner, Owner):
-                _learn_drawing(owner, leaf, array.shape, uses[name])
+        value = torch.from_numpy(np.array(array))
+        owner, leaf, path = store(self, name, value, trained=trained)
+        self.tensors[name] = path
+        if trained:
+            _learn_drawing(owner, leaf, array.shape, uses)
 
 
 def _needed(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
