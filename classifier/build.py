@@ -138,7 +138,7 @@ def build_classifier(
     channels = own_channels if mean is None else len(mean)
     sides = (size, size) if isinstance(size, int) else size
     loaded = load_model(arch, weights, num_classes, channels=channels, size=sides)
-    if not loaded.knows_normalisation and info is None and mean is None:
+    if not loaded.knows_normalisation and info is None and (mean is None or std is None):
         raise _normalisation_unknown(arch)
     model, class_names = loaded.model, loaded.class_names
     if new_classes is not None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from sigcam.classifier.build import build_classifier
 from sigcam.classifier.onnx.load import read_classifier
 from sigcam.classifier.zoo import load_model
 from sigcam.core.errors import ModelError, ParityError, UsageError
@@ -127,6 +128,13 @@ def test_normalisation_in_front_is_found(tmp_path, nodes, values, limit):
 
 def test_without_normalisation_nothing_is_assumed(tmp_path):
     assert not load_model(str(saved(tmp_path, classifier()))).knows_normalisation
+
+
+@pytest.mark.parametrize("given", [{}, {"mean": (0.5,) * 3}, {"std": (0.5,) * 3}])
+def test_mean_and_std_are_asked_for(tmp_path, given):
+    path = saved(tmp_path, classifier())
+    with pytest.raises(UsageError, match=r"mean and std must be given\. Usual are --mean 0\.485"):
+        build_classifier(str(path), **given)
 
 
 def test_bytes(tmp_path):
