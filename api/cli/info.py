@@ -112,6 +112,8 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
         ("weights", source.weights_sha256[:16]),
         ("digest", (spec.digest or "none")[:16]),
     ]
+    if source.file_sha256 is not None:
+        rows.append(("read from", f"an ONNX file of SHA-256 {source.file_sha256[:16]}"))
     if source.branch_sha256 is not None:
         rows.append(("sigmoid branch", source.branch_sha256[:16]))
         rows.append(("trained on", source.trained_on or "not said"))
