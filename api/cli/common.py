@@ -310,7 +310,7 @@ _with_backend = options(
         type=click.Choice(["fp32", "fp16", "bf16"]),
         default="fp32",
         show_default=True,
-        help="What the backend_options may compute products in (openvino, ort-tensorrt).",
+        help="What the backend may compute products in (openvino, ort-tensorrt).",
     ),
     click.option(
         "--mode",
