@@ -15,6 +15,7 @@ from sigcam.core.arguments import instance_of, path_of
 from sigcam.core.artifact import HOW_TO_EXPORT
 from sigcam.core.errors import UsageError
 from sigcam.core.files import atomic_path, write_bytes, write_text
+from sigcam.core.inputs import inputs_kept
 from sigcam.core.types import Array
 from sigcam.images.boxes import THRESHOLD, Box, boxes_of
 from sigcam.images.overlay import DEFAULTS, OverlayOptions, draw, label_of
@@ -321,11 +322,17 @@ class Explanation:
             overlay: how it is drawn; only .png and .webp keep a map alone, which is transparent.
 
         Raises:
-            UsageError: another suffix, or an image too large for the format.
+            UsageError: another suffix, an image too large for the format, or the very file that
+                was explained.
             StorageError: the file can't be written.
             ImageError: as for `image`, if it is an overlay.
         """
         path = path_of(path, "the file to write")
+        file = (self.source or "").rpartition("#")[0]  # of a frame or page, "clip.gif#2"
+        with inputs_kept(*filter(None, (self.source, file))):
+            self._write(path, overlay)
+
+    def _write(self, path: Path, overlay: OverlayOptions) -> None:
         suffix = path.suffix.lower()
         if suffix in _OVERLAYS:
             write_bytes(path, _encoded(self.overlay(overlay), suffix))

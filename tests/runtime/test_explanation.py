@@ -265,3 +265,16 @@ def test_an_image_too_large_for_the_format(tmp_path):
         one.save(tmp_path / "out.webp")
     assert list(tmp_path.iterdir()) == []
     one.save(tmp_path / "out.png")
+
+
+@pytest.mark.parametrize("frame", ["", "#2"])
+def test_the_explained_file_is_not_written_over(tmp_path, frame):
+    image = tmp_path / "cat.png"
+    image.write_bytes(b"an image")
+    (tmp_path / "link.png").symlink_to(image)
+    one = explanation_of(two_spots(), source=f"{image}{frame}")
+    for path in (image, tmp_path / "link.png"):
+        with pytest.raises(UsageError, match=r"is an input .*name another file"):
+            one.save(path)
+    assert image.read_bytes() == b"an image"
+    one.save(tmp_path / "map.png")
