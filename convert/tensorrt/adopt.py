@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigcam.convert.tensorrt.build import Shapes
+from sigcam.convert.tensorrt.build import Shapes, artifact_of, engine_of
 from sigcam.convert.tensorrt.options import BuildOptions
-from sigcam.core.artifact import is_engine
-from sigcam.core.errors import ArtifactError, BackendError, UsageError
-from sigcam.core.files import check_writable
+from sigcam.core.errors import ArtifactError, BackendError
 from sigcam.core.inputs import inputs_kept
 from sigcam.core.model_file import ModelFile
-from sigcam.core.sidecar import Sidecar, dotted, here, sidecar_path, write_pair
+from sigcam.core.sidecar import Sidecar, dotted, here, write_pair
 from sigcam.core.types import Array
 from sigcam.core.versions import versions_of
 from sigcam.kernels import driver
@@ -71,16 +69,9 @@ def adopt_plan(
 
 def _adopted(model: Path, plan: Path, out: Path | None, options: BuildOptions) -> Path:
     """Checks the plan, and writes it."""
-    file = ModelFile(model)
-    if file.spec.kind != "artifact":
-        raise UsageError(f"{model} is a head graph; a plan is taken for the artifact itself")
-    file.verify()
+    file = artifact_of(model, "a plan is taken for")
     package = choose(options.package)
-    target = out if out is not None else model.with_suffix(package.suffix)
-    if not is_engine(target):
-        raise UsageError(f"an engine's name must end in .engine, got {target.name}")
-    for path in (target, sidecar_path(target)):
-        check_writable(path)
+    target = engine_of(model, out, package)
     data = _read(plan)
     with _on(options.device) as gpu:
         shapes = _shapes_of(package, plan, data)

@@ -87,18 +87,44 @@ def build_engine(
         return _checked(model, None if out is None else Path(out), options, progress)
 
 
-def _checked(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
-    """Checks what can be checked before the work, and builds."""
+def artifact_of(model: Path, what: str) -> ModelFile:
+    """Returns the file of an artifact, its digests compared.
+
+    Args:
+        model: the .onnx file.
+        what: what is done with it, for the error: "an engine is built of".
+
+    Raises:
+        UsageError: it is a head graph.
+        ArtifactError: it isn't an artifact, or damaged.
+    """
     file = ModelFile(model)
     if file.spec.kind != "artifact":
-        raise UsageError(f"{model} is a head graph; an engine is built of the artifact itself")
+        raise UsageError(f"{model} is a head graph; {what} the artifact itself")
     file.verify()
-    package = choose(options.package)
+    return file
+
+
+def engine_of(model: Path, out: Path | None, package: TensorRTPackage) -> Path:
+    """Returns where a model's engine goes; its sidecar lies beside it.
+
+    Raises:
+        UsageError: the name isn't that of an engine, or one of the two is an input.
+        StorageError: one of the two can't be written.
+    """
     target = out if out is not None else model.with_suffix(package.suffix)
     if not is_engine(target):
         raise UsageError(f"an engine's name must end in .engine, got {target.name}")
     check_writable(target)
     check_writable(sidecar_path(target))
+    return target
+
+
+def _checked(model: Path, out: Path | None, options: BuildOptions, progress: bool) -> Path:
+    """Checks what can be checked before the work, and builds."""
+    file = artifact_of(model, "an engine is built of")
+    package = choose(options.package)
+    target = engine_of(model, out, package)
     if options.timing_cache is not None:
         check_writable(options.timing_cache)
     if package.is_rtx or options.capabilities:

@@ -19,6 +19,7 @@ from sigcam.classifier.zoo import load_model
 from sigcam.classifier.zoo.checkpoint import read_checkpoint
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
+from tests.support.versioned import Versioned
 
 State = dict[str, Tensor]
 
@@ -273,19 +274,14 @@ def test_an_index_that_is_damaged(tmp_path, text):
         read_checkpoint(index)
 
 
-class Versioned(nn.Linear):
-    _version = 2
-
-    def _load_from_state_dict(self, state, prefix, metadata, *rest):
-        if metadata.get("version") != 2:
-            raise ValueError("version should be 2")
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
+class VersionedLinear(Versioned, nn.Linear):
+    pass
 
 
 def test_layers_that_ask_for_their_version_get_the_current_one(tmp_path):
     """As torchvision's MNASNet does; the names in the file are those of the model as it is."""
     save_file({"module.weight": torch.ones(1, 2), "module.bias": torch.zeros(1)},
               str(tmp_path / "a.safetensors"))  # fmt: skip
-    model = Versioned(2, 1)
+    model = VersionedLinear(2, 1)
     load_weights(model, tmp_path / "a.safetensors")
     assert model.weight.tolist() == [[1.0, 1.0]]

@@ -12,6 +12,7 @@ from sigcam.core.spec import Preprocessing
 from sigcam.export.export import export_artifact
 from sigcam.export.options import ExportOptions
 from sigcam.export.parity.original import check_original
+from tests.support.versioned import Versioned
 
 
 class Guided(torch.autograd.Function):
@@ -146,19 +147,12 @@ def test_a_model_without_a_backward_pass_of_its_own_has_nothing_to_compare(chang
     torch.testing.assert_close(dual(x).logits, model.net(x), rtol=1e-5, atol=1e-5)
 
 
-class Versioned(nn.Conv2d):
-    """As torchvision's MNASNet: without the version that a state dict carries, nothing loads."""
-
-    _version = 2
-
-    def _load_from_state_dict(self, state, prefix, metadata, *rest):
-        if metadata.get("version") != 2:
-            raise ValueError("version should be 2")
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
+class VersionedConv(Versioned, nn.Conv2d):
+    pass
 
 
 @pytest.mark.slow
 def test_layers_that_ask_for_their_version_are_checked():
     net = Net()
-    net.second = Versioned(6, 8, 3, 2, 1)
+    net.second = VersionedConv(6, 8, 3, 2, 1)
     check(net)

@@ -56,12 +56,8 @@ def explain_images(
     stopwatch = Stopwatch()
     results = session.stream(
         sources,
-        classes=plan.classes,
-        top_k=plan.top_k,
-        min_probability=plan.min_probability,
+        **plan.question,
         on_error="return",
-        method=plan.method,
-        method_options=plan.method_options,
         progress=meter.report,
         # Where an image takes many passes there is nothing to gain, and the bar counts them.
         readers=plan.readers if passes == 1 else 0,

@@ -18,7 +18,6 @@ from sigcam.cli.explain.video import (
     drawn,
     say_notes,
     say_written,
-    stream,
 )
 from sigcam.core.progress import Bar
 
@@ -76,7 +75,7 @@ def explain_live(
         rate_of = Rate(stopwatch)
         frames = Numbered(source.timed())
         # Without readers: they would hold frames that are old by the time of their turn.
-        results = stream(session, frames, plan, stopwatch, 0)
+        results = session.stream(frames, **plan.question, readers=0, stopwatch=stopwatch)
         stack.enter_context(closing(results))
 
         def write(result: list[Explanation]) -> None:

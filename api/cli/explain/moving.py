@@ -110,8 +110,8 @@ def _check_out(out: Path, plan: Plan) -> None:
             "an overlay video shows one class in every frame, and --min-probability asks for "
             "any number of them; leave out one of the two"
         )
-    count = plan.top_k if plan.classes is None else len(plan.classes)
-    if count > 1:
+    if plan.count > 1:
         raise UsageError(
-            f"an overlay video shows one class, got {count}; leave out --out, or call once for each"
+            f"an overlay video shows one class, got {plan.count}; leave out --out, or call "
+            "once for each"
         )

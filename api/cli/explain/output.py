@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sigcam.cli.common import echo, echo_json, say
 from sigcam.core.cpus import usable_cpus
@@ -50,6 +50,22 @@ class Plan:
     min_probability: float | None = None
     overlay: OverlayOptions | None = None
     shares_range: bool = False
+
+    @property
+    def count(self) -> int:
+        """Returns how many classes are named or counted."""
+        return self.top_k if self.classes is None else len(self.classes)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """Returns what is asked, as arguments of `Session.stream`."""
+        return {
+            "classes": self.classes,
+            "top_k": self.top_k,
+            "min_probability": self.min_probability,
+            "method": self.method,
+            "method_options": self.method_options,
+        }
 
 
 def default_readers() -> int:

@@ -84,8 +84,7 @@ def outputs_of(found: Found, plan: Plan, out: Path, suffix: str | None) -> Outpu
             place that would write over an image or add to the images of a folder.
         StorageError: nothing can be written there.
     """
-    count = plan.top_k if plan.classes is None else len(plan.classes)
-    several = count > 1 or plan.min_probability is not None
+    several = plan.count > 1 or plan.min_probability is not None
     file = file_named(out)
     if file is not None:
         if len(found.images) > 1 or several:

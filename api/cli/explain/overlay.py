@@ -94,12 +94,8 @@ def with_shared_range(plan: Plan, session: Session, images: Iterable[ImageLike])
         return plan
     results = session.stream(
         images,
-        classes=plan.classes,
-        top_k=plan.top_k,
-        min_probability=plan.min_probability,
+        **plan.question,
         on_error="return",
-        method=plan.method,
-        method_options=plan.method_options,
         readers=plan.readers,
     )
     found = shared_cam_range(one for one in results if isinstance(one, list))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sigcam.core.threads import Stopwatch
     from sigcam.images.overlay import OverlayOptions
     from sigcam.images.video.frames import Frame, Wanted
     from sigcam.images.video.reader import VideoReader
@@ -97,7 +96,7 @@ def explain_video(
         overlays = None if out is None else _overlays(stack, video, out, choice, plan.overlay)
         rate = Rate(stopwatch)
         frames = Numbered(video.timed(choice.wanted()))
-        results = stream(session, frames, plan, stopwatch, plan.readers)
+        results = session.stream(frames, **plan.question, readers=plan.readers, stopwatch=stopwatch)
         stack.enter_context(closing(results))
 
         def write(result: list[Explanation]) -> None:
@@ -151,26 +150,6 @@ def check_model(session: Session) -> None:
             f"a video has frames of 8 bits in RGB, this model takes {preprocessing.channels} "
             f"channels with the scale {preprocessing.scale:g}; explain images as files or arrays"
         )
-
-
-def stream(
-    session: Session,
-    images: Iterable[npt.NDArray[np.uint8]],
-    plan: Plan,
-    stopwatch: Stopwatch,
-    readers: int,
-) -> Generator[list[Explanation], None, None]:
-    """Explains images as the plan says."""
-    return session.stream(
-        images,
-        classes=plan.classes,
-        top_k=plan.top_k,
-        min_probability=plan.min_probability,
-        method=plan.method,
-        method_options=plan.method_options,
-        readers=readers,
-        stopwatch=stopwatch,
-    )
 
 
 def say_written(out: Path | None, writer: VideoWriter, width: int, height: int) -> None:
