@@ -255,7 +255,12 @@ class ModelFile:
 
     @cached_property
     def _external_names(self) -> list[str]:
-        """Returns the names of the files that hold weights, as the graph says them."""
+        """Returns the names of the files that hold weights, as the graph says them.
+
+        An engine is no graph, and holds its weights itself.
+        """
+        if self.is_engine:
+            return []
         with self._opened() as stream:
             names = external_files(stream, self.name)
         for name in names:

@@ -106,8 +106,9 @@ class EvaluatedModel:
             ArtifactError, BackendUnavailableError, UsageError: as `sigcam.load`.
         """
         self.name, self.path, self.stopwatch = name, path, stopwatch
-        self.digest = ModelFile(path).contents_sha256()
-        self._model = ExportedModel.open(path, backend, options, with_head=False)
+        file = ModelFile(path)
+        self.digest = file.contents_sha256()
+        self._model = ExportedModel.open(file, backend, options, with_head=False)
         self.spec, self.backend_name = self._model.spec, self._model.backend.name
         if self.spec.profile == "features":
             self.close()

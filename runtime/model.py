@@ -7,7 +7,6 @@ spec, opens the backend and, when one is needed, the head graph; it combines the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,7 @@ class ExportedModel:
     @classmethod
     def open(
         cls,
-        path: ModelSource,
+        path: ModelSource | ModelFile,
         backend: str = "auto",
         options: BackendOptions | None = None,
         head: ModelSource | None = None,
@@ -165,7 +164,9 @@ class ExportedModel:
             ArtifactError, BackendUnavailableError, BackendError, UsageError, HubError: as
                 `sigcam.load`.
         """
-        file = ModelFile(local(path) if isinstance(path, (str, Path)) else path)
+        if not isinstance(path, ModelFile):
+            path = ModelFile(local(path) if isinstance(path, (str, Path)) else path)
+        file = path
         options = options or BackendOptions()
         spec = file.spec
         if spec.kind != "artifact":
@@ -311,7 +312,7 @@ class ExportedModel:
         In a process that was forked from the one that loaded it, nothing is freed: that would
         wait for threads that aren't there.
         """
-        if os.getpid() != self._process.pid:
+        if not self._process.is_here:
             return
         self.backend.close()
         if self.head_graph is not None:

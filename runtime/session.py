@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -471,8 +470,7 @@ class Session:
         method_options: Mapping[str, float],
         progress: bool | Report,
     ) -> ExplainCall:
-        if os.getpid() != self._own.pid:
-            self._own.refuse()
+        self._own.check()
         if self._closed:
             raise UsageError("the session is closed; load the model again")
         if not callable(progress):
@@ -504,8 +502,7 @@ class Session:
         """
         try:
             while True:
-                if os.getpid() != self._own.pid:
-                    self._own.refuse()
+                self._own.check()
                 try:
                     slot = next(found)
                 except StopIteration:
@@ -513,7 +510,7 @@ class Session:
                 yield slot
                 del slot
         finally:
-            if os.getpid() == self._own.pid:
+            if self._own.is_here:
                 found.close()
 
     def _read(self, source: ImageLike) -> NamedImage | ImageError:

@@ -1,5 +1,6 @@
 """Models that come as paths or bytes, and files that change while and after they are loaded."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -247,3 +248,12 @@ def test_a_path_with_a_tilde(make_artifact, monkeypatch):
     monkeypatch.setenv("HOME", str(path.parent))
     with load("~/model.onnx") as session:
         assert session.spec == read_spec(path)
+
+
+def test_an_engine_is_one_file_whose_bytes_are_its_contents(tmp_path):
+    """It is no graph, so no weights are looked for beside it; an evaluation keeps this hash."""
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"ftrt" + np.random.default_rng(0).bytes(500))
+    wanted = hashlib.sha256(engine.read_bytes()).hexdigest()
+    assert ModelFile(engine).contents_sha256() == wanted
+    assert not ModelFile(engine).has_external_data
