@@ -9,6 +9,7 @@ import io
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from sigcam.core.errors import ImageError
 from sigcam.images.formats import bmp, boxes, gif, jpeg, npy, png, pnm, tiff, webp
@@ -50,8 +51,10 @@ def size_of_file(path: Path) -> tuple[int, int]:
             return 0, 0
         try:
             found = read_header(kind, data, str(path))
-            # PNG and WebP may say after the pixels which way up they are.
-            if len(data) == BEGINNING and (not found.width or kind in ("PNG", "WebP")):
+            if len(data) == BEGINNING and kind in _AFTER_PIXELS:
+                stream.seek(0)
+                found = read_header(kind, _AFTER_PIXELS[kind](stream), str(path))
+            elif len(data) == BEGINNING and not found.width:
                 found = read_header(kind, data + stream.read(), str(path))
         except ImageError:
             return 0, 0
@@ -99,6 +102,13 @@ _HEADERS: dict[str, Callable[[bytes], Header]] = {
     "AVIF": boxes.header,
     "HEIC": boxes.heic_header,
     "JPEG 2000": boxes.jpeg2000_header,
+}
+
+
+# They may say after the pixels which way up they are.
+_AFTER_PIXELS: dict[str, Callable[[BinaryIO], bytes]] = {
+    "PNG": png.without_pixels,
+    "WebP": webp.without_pixels,
 }
 
 

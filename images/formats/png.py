@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import BinaryIO
 
 from sigcam.images.formats.exif import exif_orientation, xmp_orientation
 from sigcam.images.formats.header import Header
@@ -37,6 +38,30 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
             return
         yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length], at
         at += 12 + length
+
+
+def without_pixels(stream: BinaryIO) -> bytes:
+    """Reads a file but for the payloads that hold pixels, for `header`.
+
+    Args:
+        stream: of the file, at its beginning.
+
+    Example:
+        >>> import io
+        >>> pixels = (1).to_bytes(4, "big") + b"IDAT" + bytes(5)
+        >>> without_pixels(io.BytesIO(SIGNATURE + pixels)) == SIGNATURE
+        True
+    """
+    found = [stream.read(len(SIGNATURE))]
+    while len(head := stream.read(8)) == 8:
+        rest = int.from_bytes(head[:4], "big") + 4
+        if head[4:] in (b"IDAT", b"fdAT"):
+            stream.seek(rest, 1)
+        else:
+            found += [head, stream.read(rest)]
+        if head[4:] == b"IEND":
+            break
+    return b"".join(found)
 
 
 def header(data: bytes) -> Header:

@@ -56,7 +56,6 @@ class TiffHeader:
         photometric: what the values mean.
         is_interleaved: whether a pixel's values lie side by side.
         alpha: whether there is an alpha channel that colours weren't multiplied by.
-        orientation: as in EXIF, 1 to 8.
         compression: as in the tag.
         tiled: whether pixels lie in tiles and not in strips.
         is_raw: whether it is a camera's raw file (DNG), whose pages are sensor values or a preview.
@@ -69,7 +68,6 @@ class TiffHeader:
     photometric: int
     is_interleaved: bool
     alpha: bool
-    orientation: int
     compression: int
     tiled: bool
     is_raw: bool
@@ -242,7 +240,6 @@ def tiff_header(data: bytes, page: int | None = None) -> TiffHeader | None:
         _first(tags, _PHOTOMETRIC, 0),
         _first(tags, _PLANAR, _INTERLEAVED) == _INTERLEAVED,
         _first(tags, _EXTRA, 0) == _UNASSOCIATED_ALPHA,
-        _first(tags, ORIENTATION, 1),
         _first(tags, _COMPRESSION, 1),
         _TILE_WIDTH in tags,
         any(_DNG in page or _first(page, _PHOTOMETRIC, 0) in _SENSOR for page in pages),

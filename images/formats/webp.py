@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import BinaryIO
 
 from sigcam.images.formats.exif import exif_orientation, xmp_orientation
 from sigcam.images.formats.header import Header
+
+_PIXELS = frozenset((b"VP8 ", b"VP8L", b"ALPH", b"ANMF"))
+_SIZED = 10  # bytes at the beginning of pixels, in which their size stands
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -24,6 +28,30 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         yield data[at : at + 4], data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
+
+
+def without_pixels(stream: BinaryIO) -> bytes:
+    r"""Reads a file but for most of the payloads that hold pixels, for `header`.
+
+    Args:
+        stream: of the file, at its beginning.
+
+    Example:
+        >>> import io
+        >>> alpha = b"ALPH" + (40).to_bytes(4, "little") + bytes(40)
+        >>> list(chunks(without_pixels(io.BytesIO(b"RIFF\0\0\0\0WEBP" + alpha)))) == [
+        ...     (b"ALPH", bytes(10))
+        ... ]
+        True
+    """
+    found = [stream.read(12)]
+    while len(head := stream.read(8)) == 8:
+        length = int.from_bytes(head[4:], "little")
+        kept = min(length, _SIZED) if head[:4] in _PIXELS else length
+        payload = stream.read(kept)
+        found += [head[:4], len(payload).to_bytes(4, "little"), payload, bytes(len(payload) % 2)]
+        stream.seek(length + length % 2 - kept, 1)
+    return b"".join(found)
 
 
 def header(data: bytes) -> Header:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from sigcam.core.errors import ImageError
 from sigcam.images.decode import read_image
@@ -94,3 +95,35 @@ def test_a_tiff_that_has_fewer_strips_than_its_size_asks_for(tile, planar):
               for i in range(count)}  # fmt: skip
     struct.pack_into("<HHII", data, places[257], 257, 4, 1, 4000)
     assert re.fullmatch(r"[1-9]\d+ of its \d+ (strips|tiles) are missing", damage(bytes(data)))
+
+
+@pytest.mark.parametrize("kind", [".png", ".webp"])
+@pytest.mark.parametrize("cut", [None, 70_000])
+def test_a_large_files_size_is_read_without_its_pixels(tmp_path, kind, cut, monkeypatch):
+    """The tag that turns it lies behind the pixels; what is read is far less than the file."""
+    path = tmp_path / f"large{kind}"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(path, exif=exif, lossless=True)
+    if kind == ".png":  # Pillow writes it before the pixels
+        data = path.read_bytes()
+        at = data.index(b"eXIf") - 4
+        length = int.from_bytes(data[at : at + 4], "big") + 12
+        chunk, rest = data[at : at + length], data[:at] + data[at + length :]
+        path.write_bytes(rest[:-12] + chunk + rest[-12:])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    read = 0
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            nonlocal read
+            data = super().read(size)
+            read += len(data)
+            return data
+
+    monkeypatch.setattr(type(path), "open", lambda self, mode: Counting(self, mode))
+    assert size_of_file(path) == ((300, 400) if cut is None else (400, 300))
+    assert len(whole) > 300_000
+    assert read < 70_000
