@@ -176,7 +176,7 @@ def read_branch_info(path: str | Path) -> BranchInfo:
 
 
 def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
-    """Loads a branch file into a model: the sigmoid head, and a re-made softmax head.
+    """Loads a branch file into a model: `read_branch` and `Branch.give`.
 
     Args:
         path: the branch file.
@@ -186,21 +186,61 @@ def load_branch(path: str | Path, dual: DualBranch) -> BranchInfo:
         What the file says about itself.
 
     Raises:
-        BranchMismatchError: the branch was trained for another backbone, branch layer, head
-            or number of classes; says for which.
-        ModelError: the file is missing or damaged, or a value isn't finite.
-        SchemaError: malformed metadata, or written by a newer sigcam.
+        BranchMismatchError, ModelError, SchemaError: as the two.
 
     Example:
         classifier = build_classifier("efficientnet_lite0", weights="DEFAULT")
         info = load_branch("branch.safetensors", classifier.dual)
     """
-    info, tensors = _read(Path(path))
-    _check_fits(path, info, tensors, dual)
-    dual.sigmoid_head.load_tensors(_part(tensors, "sigmoid."))
-    if info.replaced_classes:
-        dual.softmax_head.load_tensors(_part(tensors, "softmax."))
-    return info
+    branch = read_branch(path)
+    branch.give(dual)
+    return branch.info
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A branch file that was read whole.
+
+    Attributes:
+        path: the file.
+        info: what it says about itself.
+        tensors: of the sigmoid head, and of a re-made softmax head.
+    """
+
+    path: Path
+    info: BranchInfo
+    tensors: Mapping[str, torch.Tensor]
+
+    def give(self, dual: DualBranch) -> None:
+        """Puts the tensors into a model: the sigmoid head, and a re-made softmax head.
+
+        Args:
+            dual: the model; nothing of it changes if the file is refused.
+
+        Raises:
+            BranchMismatchError: the branch was trained for another backbone, branch layer, head
+                or number of classes; says for which.
+            ModelError: a value isn't finite.
+        """
+        _check_fits(self.path, self.info, self.tensors, dual)
+        dual.sigmoid_head.load_tensors(_part(self.tensors, "sigmoid."))
+        if self.info.replaced_classes:
+            dual.softmax_head.load_tensors(_part(self.tensors, "softmax."))
+
+
+def read_branch(path: str | Path) -> Branch:
+    """Reads a branch file, for who needs what it says before there is a model.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+        SchemaError: malformed metadata, or written by a newer sigcam.
+
+    Example:
+        branch = read_branch("branch.safetensors")
+        classifier = build_classifier(branch.info.architecture)
+        branch.give(classifier.dual)
+    """
+    return Branch(Path(path), *_read(Path(path)))
 
 
 def backbone_sha256(dual: DualBranch, replaced_classes: bool = False) -> str:

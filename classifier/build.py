@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sigcam.classifier.branch_file import BranchInfo, load_branch, read_branch_info
+from sigcam.classifier.branch_file import BranchInfo, read_branch
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.fresh import computed_copy
 from sigcam.classifier.task import names_for
@@ -121,11 +121,12 @@ def build_classifier(
         >>> grey.dual.channels, grey.dual.input_size
         (1, (32, 64))
     """
-    info = None
+    branch = info = None
     if branch_file is not None:
         if new_classes is not None:
             raise UsageError("a branch file says itself which classes are new; leave them out")
-        info = read_branch_info(branch_file)
+        branch = read_branch(branch_file)
+        info = branch.info
         channels = None if mean is None else len(mean)
         _check_same_model(branch_file, info, arch, branch_layer, num_classes, channels, task)
         arch, branch_layer, task = info.architecture, info.branch_layer, info.task
@@ -161,9 +162,9 @@ def build_classifier(
     )
     class_names = names_for(dual.task, class_names)
     checkpoint = None
-    if info is not None and branch_file is not None:
-        load_branch(branch_file, dual)
-        class_names = info.class_names or class_names
+    if branch is not None:
+        branch.give(dual)
+        class_names = branch.info.class_names or class_names
     elif new_classes is None and _load_sigmoid(dual, loaded.sigmoid_tensors):
         checkpoint = Path(str(weights)).name
     return BuiltClassifier(
