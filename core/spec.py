@@ -88,7 +88,6 @@ class Preprocessing:
         check_fields(self)
         _positive("height", self.height)
         _positive("width", self.width)
-        _choice("resize rule", self.rule, get_args(ResizeRule))
         if self.rule == "crop":
             if self.resize is None:
                 object.__setattr__(self, "resize", min(self.height, self.width))
@@ -123,7 +122,6 @@ class Preprocessing:
             raise UsageError(f"scale must be a finite number above 0, got {self.scale}")
         if self.layout is None:
             object.__setattr__(self, "layout", "uint8_nhwc" if self.takes_bytes else "float32_nhwc")
-        _choice("input layout", self.layout, get_args(InputLayout))
         if self.layout == "uint8_nhwc" and not self.takes_bytes:
             raise UsageError(
                 f"the layout uint8_nhwc is for 8-bit images, whose scale is 255, got the scale "
@@ -174,7 +172,6 @@ class ClassSelection:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _choice("class selection", self.mode, get_args(SelectionMode))
         _positive("k", self.k)
         if self.mode != "topk" and self.k != 1:
             raise UsageError(f"k belongs to the class selection 'topk', not to {self.mode!r}")

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sigcam.core.annotations import check_fields, checked
 from sigcam.core.cpus import usable_cpus
@@ -92,10 +92,6 @@ class EvaluateOptions:
         check_fields(self)
         check_faithfulness(self.faithfulness)
         threshold_index(self.threshold)
-        if self.interpolation not in get_args(Interpolation):
-            raise UsageError(
-                f"interpolation must be bicubic or bilinear, got {self.interpolation!r}"
-            )
         if self.tolerance < 0:
             raise UsageError(f"tolerance must be >= 0 pixels, got {self.tolerance}")
         for name in ("batch_size", "workers", "steps"):

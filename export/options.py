@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
@@ -111,8 +110,6 @@ class ExportOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         method = method_of(self.method)
-        _check_choice("branch", self.branch, get_args(Branch))
-        _check_choice("profile", self.profile, get_args(Profile))
         _check_choice("opset", self.opset, OPSETS)
         self._settle_profile(method)
         self._check_purpose()
@@ -186,7 +183,6 @@ class ExportOptions:
     def _check_purpose(self) -> None:
         if self.purpose is None:
             return
-        _check_choice("purpose", self.purpose, get_args(Purpose))
         wanted = PURPOSES[self.purpose]
         if self.signed or self.nwc not in (None, wanted):
             what = "signed" if self.signed else "nwc"

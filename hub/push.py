@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from sigcam.core.artifact import is_engine, read_spec
 from sigcam.core.errors import ArtifactError, ModelError, UsageError
+from sigcam.core.scratch import scratch_folder
 from sigcam.core.spec import Spec
 from sigcam.core.verify import branch_digest, verified
 from sigcam.hub.card import model_card
@@ -67,12 +67,12 @@ def push(
     if branch is not None:
         branch_digest(branch)
     hub = client()
-    with tempfile.TemporaryDirectory() as folder:
-        _gather(Path(folder), path, spec, branch)
+    with scratch_folder("push") as folder:
+        _gather(folder, path, spec, branch)
         if card:
             name = None if branch is None else branch.name
             text = model_card(spec, asked.repository, path.name, license_name, name)
-            (Path(folder) / CARD).write_text(text, encoding="utf-8")
+            (folder / CARD).write_text(text, encoding="utf-8")
         with told(asked.repository):
             api = hub.HfApi()
             api.create_repo(asked.repository, private=private or None, exist_ok=True)
@@ -80,7 +80,7 @@ def push(
                 api.create_branch(asked.repository, branch=asked.revision, exist_ok=True)
             api.upload_folder(
                 repo_id=asked.repository,
-                folder_path=folder,
+                folder_path=str(folder),
                 revision=asked.revision,
                 commit_message=f"{path.name}, exported by sigcam",
             )

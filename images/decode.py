@@ -215,8 +215,7 @@ class Encoded:
 
     def _upright(self, image: Array) -> Array:
         """Turns what `_stored` gives, unless the decoder has done so by itself."""
-        turned = self.kind == "HEIC" or (self.tiff is not None and not self._has_bands)
-        if turned or self.header.orientation == 1:
+        if self.kind in ("HEIC", "TIFF") or self.header.orientation == 1:
             return image
         return upright(image, self.header.orientation)
 
@@ -247,8 +246,7 @@ class Encoded:
         if self._has_bands and tags.pages > 1 and in_colour:
             self._tell_of_pages(tags.pages, pixels)
         if self._has_bands or not (in_colour or tags.is_exact):
-            bands = tiff.read_bands(self.data, self.name, self.frame)
-            return bands if self._has_bands else upright(bands, tags.orientation)
+            return self._bands()
         in_colour = in_colour and tags.is_unsigned and tags.bits <= 8
         try:
             return self._decoded(in_colour)
@@ -258,7 +256,12 @@ class Encoded:
                     f"{self.name} is a TIFF of a kind that isn't read ({tags.kind}); save it as "
                     "RGB of 8 bits, uncompressed or with LZW, or as PNG"
                 ) from exc
-        return upright(tiff.read_bands(self.data, self.name, self.frame), tags.orientation)
+        return self._bands()
+
+    def _bands(self) -> Array:
+        """Lets tifffile decode, which turns nothing; OpenCV turns TIFFs by itself."""
+        bands = tiff.read_bands(self.data, self.name, self.frame)
+        return upright(bands, self.header.orientation)
 
     def _tell_of_pages(self, pages: int, pixels: PixelFormat) -> None:
         """Refuses grey pages that can't be colours, and warns where they are taken for these."""
@@ -336,16 +339,11 @@ class Encoded:
 
     def _cause(self) -> str:
         """Says what is to be told where OpenCV gives no image, and no reason."""
-        size = max(self.header.width, self.header.height)
-        pixels = self.header.width * self.header.height
-        if (
-            size > MOST_SIDE
-            or pixels > MOST_DECODED
-            or (self.kind == "PNG" and size > png.MOST_SIDE)
-        ):
-            side = png.MOST_SIDE if self.kind == "PNG" else MOST_SIDE
+        side = png.MOST_SIDE if self.kind == "PNG" else MOST_SIDE
+        width, height = self.header.width, self.header.height
+        if max(width, height) > side or width * height > MOST_DECODED:
             return (
-                f"{self.name} has {self.header.width} x {self.header.height} pixels, and OpenCV "
+                f"{self.name} has {width} x {height} pixels, and OpenCV "
                 f"decodes {self.kind} files up to {side} each way and {MOST_DECODED} in all; cut "
                 "it into parts"
             )

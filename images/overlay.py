@@ -16,7 +16,6 @@ from sigcam.core.arguments import real_number
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
 from sigcam.images import colour_maps, pixels
-from sigcam.images.boxes import THRESHOLD
 from sigcam.images.text import blend, check_font, letters, text_size, write_lines
 
 Opacity = Literal["value", "even"]
@@ -208,17 +207,12 @@ def _contours(part: Array, values: Array, options: OverlayOptions, line: int) ->
         part[:] = canvas
 
 
-def draw_boxes(
-    drawn: Array,
-    boxes: Iterable[tuple[int, int, int, int]],
-    colour: tuple[int, int, int] = (255, 255, 255),
-) -> None:
-    """Draws boxes with a dark edge, in place.
+def draw_boxes(drawn: Array, boxes: Iterable[tuple[int, int, int, int]]) -> None:
+    """Draws white boxes with a dark edge, in place.
 
     Args:
         drawn: uint8 [H, W, 3] RGB or [H, W, 4] RGBA.
         boxes: x0, y0, x1, y1 each, ends out.
-        colour: red, green and blue, 0 to 255.
 
     Example:
         >>> image = np.zeros((9, 9, 3), np.uint8)
@@ -229,7 +223,7 @@ def draw_boxes(
     line = line_width(drawn)
     for x0, y0, x1, y1 in boxes:
         corners = (x0, y0), (x1 - 1, y1 - 1)
-        for shade, width in (((0, 0, 0), 3 * line), (colour, line)):
+        for shade, width in (((0, 0, 0), 3 * line), ((255, 255, 255), line)):
             opaque = (*shade, 255)[: drawn.shape[2]]
             cv2.rectangle(drawn, *corners, color=opaque, thickness=width)
 
@@ -266,7 +260,3 @@ def label_of(name: str, probability: float, evidence: float | None) -> list[str]
     """
     more = "" if evidence is None else f", evidence {evidence:.2f}"
     return [name, f"probability {probability:.2f}{more}"]
-
-
-BOXES = THRESHOLD
-"""The share of the maximum at which boxes are drawn where a command asks for boxes alone."""

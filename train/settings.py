@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sigcam.classifier.fresh import Init
 from sigcam.core.annotations import check_fields
@@ -99,19 +99,13 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _choice("optimizer", self.optimizer, get_args(Optimizer))
-        _choice("schedule", self.schedule, get_args(Schedule))
-        _choice("labels", self.labels, get_args(Labels))
-        if self.init is not None:
-            _choice("init", self.init, get_args(Init))
-        _choice("cache_dtype", self.cache_dtype, get_args(CacheType))
         rate, epochs, batch = _DEFAULTS[self.optimizer]
         for name, value in (("learning_rate", rate), ("epochs", epochs), ("batch_size", batch)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if value < 1:
                 raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
         self._check_numbers()
         if self.optimizer == "lbfgs" and self.schedule != "constant":
@@ -179,11 +173,6 @@ def default_weight_decay(num_classes: int, own: bool) -> float:
         (0.0375, 0.0005)
     """
     return 0.15 / num_classes if own else 5e-4
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sigcam.classifier.onnx.front import Input
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ModelError, ParityError
 
 _IMAGES = 3
@@ -55,6 +56,7 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
         ) from exc
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is an error of ours
+    options.intra_op_num_threads = thread_limit() or 0
     # As the file says: with optimisations, products with weights of 8 bits may be rounded.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = np.transpose(images, (0, 2, 3, 1)) if found.nhwc else images

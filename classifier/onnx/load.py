@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from sigcam.classifier.onnx.file import read_onnx
 from sigcam.classifier.onnx.front import Input, find_input
 from sigcam.classifier.onnx.quantised_graph import float_path
 from sigcam.classifier.onnx.reader import OnnxGraph
+from sigcam.core.digest import digest_of
 from sigcam.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def read_classifier(
             "passes it; the logits are those of the network without it"
         )
         source = model.SerializeToString()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as stream:
+        digest = digest_of(stream)
     read = OnnxClassifier(model.graph, opset, takes, name, digest)
     read.eval().requires_grad_(False)
     height, width = _size(takes, size, path.name)

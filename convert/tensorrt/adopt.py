@@ -7,7 +7,6 @@ anything is written, on images and classes of its own range.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from sigcam.convert.tensorrt.options import BuildOptions
 from sigcam.core.errors import ArtifactError, BackendError
 from sigcam.core.inputs import inputs_kept
 from sigcam.core.model_file import ModelFile
+from sigcam.core.scratch import scratch_folder
 from sigcam.core.sidecar import Sidecar, dotted, here, write_pair
 from sigcam.core.types import Array
 from sigcam.core.versions import versions_of
@@ -93,9 +93,9 @@ def _adopted(model: Path, plan: Path, out: Path | None, options: BuildOptions) -
         version_compatible=options.version_compatible,
         versions=versions_of("sigcam"),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("adopt") as folder:
         # Beside no model: a comparison comes first, and the real pair last.
-        trial = Path(folder) / target.name
+        trial = folder / target.name
         write_pair(trial, memoryview(data), sidecar)
         _compare(trial, file, plan, shapes, options)
     file.check_unchanged()

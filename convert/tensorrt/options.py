@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
@@ -103,9 +102,6 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.precision not in get_args(EnginePrecision):
-            names = ", ".join(get_args(EnginePrecision))
-            raise UsageError(f"precision must be one of {names}, got {self.precision!r}")
         if self.package is not None and self.package not in PACKAGES:
             raise UsageError(f"package must be one of {', '.join(PACKAGES)}, got {self.package!r}")
         if self.workspace is not None and self.workspace < 1:
@@ -117,9 +113,6 @@ class BuildOptions:
                 "device is for the package 'tensorrt', which builds on a GPU; 'tensorrt_rtx' "
                 "builds for compute capabilities: use capabilities (--capability)"
             )
-        if self.hardware not in get_args(Hardware):
-            names = ", ".join(get_args(Hardware))
-            raise UsageError(f"hardware must be one of {names}, got {self.hardware!r}")
         for one in self.capabilities:
             parse_capability(one)
         if len(set(self.capabilities)) != len(self.capabilities):

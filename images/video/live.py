@@ -19,9 +19,9 @@ from sigcam.core.errors import UsageError, VideoError
 from sigcam.core.types import Array
 from sigcam.images.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from sigcam.images.video.frames import Frame, Source, Wanted, every_nth
-from sigcam.images.video.notes import without_password
+from sigcam.images.video.notes import too_large, without_password
 from sigcam.images.video.opencv import OpenCVSource
-from sigcam.images.video.pyav import PyAVSource, has_pyav
+from sigcam.images.video.pyav import PyAVSource, uses_pyav
 
 _CAMERA = "camera:"
 _SCHEMES = frozenset(
@@ -205,10 +205,7 @@ class LiveSource:
         size = source.width, source.height
         if self._max_pixels is not None and size[0] * size[1] > self._max_pixels:
             source.close()
-            raise VideoError(
-                f"{self.name} has frames of {size[0]} x {size[1]} pixels, more than max_pixels = "
-                f"{self._max_pixels}; scale it down or raise max_pixels"
-            )
+            raise VideoError(too_large(self.name, *size, self._max_pixels))
         with self._changed:
             if self._source is None:
                 self._source = source
@@ -257,7 +254,7 @@ def open_live(name: str, timeout: float) -> Source:
     if not on_network and not Path(name).exists():
         raise VideoError(f"there is no {name}; check the path")
     limit = timeout if on_network else None
-    if not has_pyav():
+    if not uses_pyav("auto"):
         return OpenCVSource(name, timeout=limit)
     return PyAVSource(name, timeout=limit, options=_OPTIONS.get(scheme), live=True)
 

@@ -83,6 +83,19 @@ def no_video(target: str) -> str:
     return f"{target} has no video, only sound or other data; name a file with frames"
 
 
+def too_large(name: str, width: int, height: int, most: int) -> str:
+    """Says that frames have more pixels than `max_pixels`.
+
+    Example:
+        >>> too_large("clip.mp4", 640, 480, 100)[:41]
+        'clip.mp4 has frames of 640 x 480 pixels, '
+    """
+    return (
+        f"{name} has frames of {width} x {height} pixels, more than max_pixels = {most}; scale it "
+        "down or raise max_pixels"
+    )
+
+
 def damage(header: Header | None) -> str:
     """Says what is wrong with a file that can't be read, as far as its header tells.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigcam.core.errors import VideoError
+from sigcam.core.errors import UsageError, VideoError
 from sigcam.core.types import Array
 from sigcam.images.video.frames import Clock, Frame, Shape, Wanted
 from sigcam.images.video.header import Header
@@ -45,6 +45,21 @@ def has_pyav() -> bool:
 
 
 _BT709 = 1
+
+
+def uses_pyav(choice: str) -> bool:
+    """Says whether PyAV is the reader or writer: "pyav", or "auto" where it is installed.
+
+    Raises:
+        UsageError: PyAV is asked for and not installed.
+
+    Example:
+        >>> uses_pyav("opencv")
+        False
+    """
+    if choice == "pyav" and not has_pyav():
+        raise UsageError('PyAV is not installed; pip install "sigcam[video]"')
+    return has_pyav() if choice == "auto" else choice == "pyav"
 
 
 class PyAVSource:

@@ -12,13 +12,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from sigcam.core.errors import UsageError, VideoError
+from sigcam.core.errors import VideoError
 from sigcam.core.types import Array
 from sigcam.images.video.frames import Frame, Source, Wanted, every_nth
 from sigcam.images.video.header import read_header
-from sigcam.images.video.notes import without_password
+from sigcam.images.video.notes import too_large, without_password
 from sigcam.images.video.opencv import OpenCVSource
-from sigcam.images.video.pyav import PyAVSource, has_pyav
+from sigcam.images.video.pyav import PyAVSource, uses_pyav
 
 
 class VideoReader:
@@ -60,10 +60,7 @@ class VideoReader:
             if not self.path.is_file():
                 raise VideoError(f"there is no video file {path}; check the path")
             self._header = read_header(self.path)
-        if reader == "pyav" and not has_pyav():
-            raise UsageError('PyAV is not installed; pip install "sigcam[video]"')
-        pyav = has_pyav() if reader == "auto" else reader == "pyav"
-        opened = PyAVSource if pyav else OpenCVSource
+        opened = PyAVSource if uses_pyav(reader) else OpenCVSource
         try:
             self.source: Source = opened(str(path), self._header, _TIMEOUT)
         except VideoError as exc:
@@ -73,10 +70,7 @@ class VideoReader:
         self.width, self.height = self.source.width, self.source.height
         if max_pixels is not None and self.width * self.height > max_pixels:
             self.source.close()
-            raise VideoError(
-                f"{path} has frames of {self.width} x {self.height} pixels, more than "
-                f"max_pixels = {max_pixels}; scale it down or raise max_pixels"
-            )
+            raise VideoError(too_large(str(path), self.width, self.height, max_pixels))
         self.fps, self.promised = self.source.fps, self.source.promised
         self.problem: str | None = None
 

@@ -21,7 +21,7 @@ from sigcam.images.decode import quiet_opencv
 from sigcam.images.video.header import read_header
 from sigcam.images.video.notes import plausible_rate
 from sigcam.images.video.opencv import READER, quiet_ffmpeg
-from sigcam.images.video.pyav import has_pyav
+from sigcam.images.video.pyav import uses_pyav
 from sigcam.images.video.pyav_writer import PyAVSink
 from sigcam.images.video.reader import VideoReader
 
@@ -190,9 +190,7 @@ def write_video(
         raise UsageError(f"a video has at least 2 x 2 pixels, got {width} x {height}")
     if fps is not None and plausible_rate(fps) is None:
         raise UsageError(f"fps must be above 0 and below 1000, got {fps}")
-    if writer == "pyav" and not has_pyav():
-        raise UsageError('PyAV is not installed; pip install "sigcam[video]"')
-    pyav = has_pyav() if writer == "auto" else writer == "pyav"
+    pyav = uses_pyav(writer)
     rate = fps or _UNKNOWN_RATE
     one_rate = not pyav or path.suffix.lower() == ".avi"
     if one_rate and source is not None and not source.is_steady():

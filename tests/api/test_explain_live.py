@@ -21,8 +21,7 @@ READERS = [False, pytest.param(True, marks=pytest.mark.skipif(not has_pyav(), re
 @pytest.fixture(params=READERS)
 def pyav(request, monkeypatch):
     """With PyAV and without it."""
-    for module in ("live", "reader", "writer"):
-        monkeypatch.setattr(f"sigcam.images.video.{module}.has_pyav", lambda: request.param)
+    monkeypatch.setattr("sigcam.images.video.pyav.has_pyav", lambda: request.param)
     return request.param
 
 

@@ -86,8 +86,7 @@ def test_uneven_times_and_sound_come_through(work, cli, tmp_path, options):
 def test_without_pyav_the_time_is_kept_too(work, cli, tmp_path, monkeypatch):
     pytest.importorskip("av")
     path = videos.write_clip(tmp_path / "clip.mp4", sound="aac")
-    for module in ("reader", "writer"):
-        monkeypatch.setattr(f"sigcam.images.video.{module}.has_pyav", lambda: False)
+    monkeypatch.setattr("sigcam.images.video.pyav.has_pyav", lambda: False)
     out = tmp_path / "overlay.mp4"
     found = cli("explain", work.top1, path, "--json", "--out", out)
     assert found.exit_code == 0, found.stderr

@@ -21,7 +21,7 @@ READERS = ["opencv", pytest.param("pyav", marks=pytest.mark.skipif(not has_pyav(
 @pytest.fixture(params=READERS)
 def reader(request, monkeypatch):
     """Reads addresses and pipes by each library."""
-    monkeypatch.setattr("sigcam.images.video.live.has_pyav", lambda: request.param == "pyav")
+    monkeypatch.setattr("sigcam.images.video.pyav.has_pyav", lambda: request.param == "pyav")
     return {"opencv": "OpenCV", "pyav": "PyAV"}[request.param]
 
 

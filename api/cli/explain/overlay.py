@@ -44,7 +44,8 @@ def overlay_options(given: Iterable[str]) -> tuple[OverlayOptions, bool]:
         >>> options.label, options.contours, shared
         (True, (0.3, 0.6), True)
     """
-    from sigcam.images.overlay import BOXES, OverlayOptions
+    from sigcam.images.boxes import THRESHOLD
+    from sigcam.images.overlay import OverlayOptions
 
     fields: dict[str, Any] = {}
     for text in given:
@@ -61,7 +62,8 @@ def overlay_options(given: Iterable[str]) -> tuple[OverlayOptions, bool]:
             raise UsageError(f"--overlay {name} is given twice; give it once")
         if not value and name not in ("label", "legend", "boxes"):
             raise UsageError(f"--overlay {name} needs a value; write --overlay {name}=VALUE")
-        fields[field] = read(name, value.strip()) if value else (BOXES if name == "boxes" else True)
+        alone = THRESHOLD if name == "boxes" else True
+        fields[field] = read(name, value.strip()) if value else alone
     shared = fields.get("cam_range") == SHARED
     if shared:
         del fields["cam_range"]

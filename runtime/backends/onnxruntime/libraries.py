@@ -9,13 +9,12 @@ import ctypes
 import importlib
 import mmap
 import re
-from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sigcam.core.errors import BackendUnavailableError
+from sigcam.core.versions import versions_of
 
 FOR_CUDA_12 = '"onnxruntime-gpu>=1.24,<1.27" for one of CUDA 12 (`pip install "sigcam[gpu-cu12]"`)'
 """What fits drivers of CUDA 12: on PyPI, the builds from 1.27 on are for CUDA 13."""
@@ -129,7 +128,11 @@ def why_not(ort: Any, provider: str) -> str:
 
 def _no_tensorrt(ort: Any, provider: str, name: str, major: int, exc: OSError) -> str:
     """Returns the message about a library of TensorRT that can't be loaded."""
-    here = ", ".join(_installed(_DISTRIBUTIONS)) or "no package of TensorRT"
+    installed = versions_of(*_DISTRIBUTIONS)
+    here = (
+        ", ".join(f"{name} {version}" for name, version in installed.items())
+        or "no package of TensorRT"
+    )
     least = "10.13" if major == _WITH_CUDA_13 else str(major)
     end = "-cu12" if str(getattr(ort, "cuda_version", "")).startswith("12.") else ""
     return (
@@ -138,11 +141,3 @@ def _no_tensorrt(ort: Any, provider: str, name: str, major: int, exc: OSError) -
         f'belongs to it, `pip install "tensorrt{end}>={least},<{major + 1}"` '
         f'(`pip install "sigcam[ort-tensorrt{end}]"` brings both)'
     )
-
-
-def _installed(distributions: Iterable[str]) -> list[str]:
-    found = []
-    for name in distributions:
-        with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return found

@@ -294,9 +294,7 @@ def check_fit(engine: Path, sidecar: Sidecar, package: TensorRTPackage, gpu: Dev
             f"{engine} can't run on {gpu.name}: {unsupported(package, (mine,))}; there, run "
             f"`sigcam build-engine {sidecar.source} --package tensorrt`"
         )
-    if sidecar.hardware == "ampere":
-        fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"
-    elif sidecar.capabilities:
+    if sidecar.capabilities and sidecar.hardware != "ampere":
         fits, wanted = mine in sidecar.capabilities, ", ".join(sidecar.capabilities)
     else:
         fits, wanted = gpu.capability >= _BY_DEFAULT, "8.0 and later"

@@ -129,11 +129,6 @@ class Executor:
         self._graph: driver.Graph | None = None
         self._unsettled = False
 
-    @property
-    def stream(self) -> driver.Stream:
-        """Returns the stream that all work is enqueued on."""
-        return self._stream
-
     def enqueue(
         self, feeds: Mapping[str, DeviceOutput], names: Sequence[str]
     ) -> dict[str, DeviceOutput]:
