@@ -32,34 +32,30 @@ class OwnProcess:
     Args:
         what: what belongs to that process, for the message.
 
+    Attributes:
+        pid: the process's number.
+
     Example:
         >>> own = OwnProcess("the session")
-        >>> own.check()
-        >>> own.is_here
-        True
+        >>> if os.getpid() != own.pid:
+        ...     own.refuse()
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._pid = os.getpid()
+        self.pid = os.getpid()
 
-    @property
-    def is_here(self) -> bool:
-        """Says whether this is the process that it was made in."""
-        return os.getpid() == self._pid
-
-    def check(self) -> None:
-        """Refuses a process that isn't the one that it was made in.
+    def refuse(self) -> NoReturn:
+        """Refuses this process, which isn't the one that it was made in.
 
         Raises:
-            UsageError: this one was forked from it; says what to do.
+            UsageError: always; says what to do.
         """
-        if not self.is_here:
-            raise UsageError(
-                f"{self._what} was loaded in the process {self._pid} and can't be used in "
-                f"{os.getpid()}, which was forked from it: the backend's threads aren't there; "
-                f"{_ADVICE}"
-            )
+        raise UsageError(
+            f"{self._what} was loaded in the process {self.pid} and can't be used in "
+            f"{os.getpid()}, which was forked from it: the backend's threads aren't there; "
+            f"{_ADVICE}"
+        )
 
 
 def no_pickle(what: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -79,7 +80,7 @@ class HeadGraph:
 
         In a process that was forked from the one that loaded it, nothing is freed.
         """
-        if not self._own.is_here:
+        if os.getpid() != self._own.pid:
             return
         with self._lock:
             self._closed = True
@@ -96,7 +97,8 @@ class HeadGraph:
         no_pickle("a HeadGraph")
 
     def _opened(self) -> Backend:
-        self._own.check()  # before the lock, which may have been held at the fork
+        if os.getpid() != self._own.pid:  # before the lock, which may have been held at the fork
+            self._own.refuse()
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed; load the model again")

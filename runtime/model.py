@@ -7,6 +7,7 @@ spec, opens the backend and, when one is needed, the head graph; it combines the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -312,7 +313,7 @@ class ExportedModel:
         In a process that was forked from the one that loaded it, nothing is freed: that would
         wait for threads that aren't there.
         """
-        if not self._process.is_here:
+        if os.getpid() != self._process.pid:
             return
         self.backend.close()
         if self.head_graph is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -470,7 +471,8 @@ class Session:
         method_options: Mapping[str, float],
         progress: bool | Report,
     ) -> ExplainCall:
-        self._own.check()
+        if os.getpid() != self._own.pid:
+            self._own.refuse()
         if self._closed:
             raise UsageError("the session is closed; load the model again")
         if not callable(progress):
@@ -502,7 +504,8 @@ class Session:
         """
         try:
             while True:
-                self._own.check()
+                if os.getpid() != self._own.pid:
+                    self._own.refuse()
                 try:
                     slot = next(found)
                 except StopIteration:
@@ -510,7 +513,7 @@ class Session:
                 yield slot
                 del slot
         finally:
-            if self._own.is_here:
+            if os.getpid() == self._own.pid:
                 found.close()
 
     def _read(self, source: ImageLike) -> NamedImage | ImageError:

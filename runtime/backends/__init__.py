@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 from pathlib import Path
 
+from sigcam.core.artifact import is_engine
 from sigcam.core.errors import BackendUnavailableError, UsageError
 from sigcam.core.model_file import ModelFile
 from sigcam.runtime.backends.base import Backend, BackendOptions
@@ -67,18 +68,19 @@ def open_backend(model: Path | ModelFile, name: str, options: BackendOptions) ->
         backend = open_backend(Path("model.onnx"), "auto", BackendOptions(threads=2))
         outputs = backend.infer({"image": batch}, ["logits", "cams"])
     """
-    file = model if isinstance(model, ModelFile) else ModelFile(model)
-    if name == "auto" and file.is_engine:
+    is_an_engine = model.is_engine if isinstance(model, ModelFile) else is_engine(model)
+    if name == "auto" and is_an_engine:
         name = "tensorrt"
     if name != "auto":
         kind = backend_class(name)
         _refuse_unknown(kind, options)
-        if file.is_engine and name != "tensorrt":
+        if is_an_engine and name != "tensorrt":
+            named = model.name if isinstance(model, ModelFile) else model
             raise UsageError(
-                f"{file.name} is a TensorRT engine, which only the backend 'tensorrt' runs, not "
+                f"{named} is a TensorRT engine, which only the backend 'tensorrt' runs, not "
                 f"{name!r}; load the .onnx file that it was built from"
             )
-        return kind.open(file, options)
+        return kind.open(model, options)
     given = options.given()
     kinds = [kind for kind in map(backend_class, AUTO_ORDER) if kind.understands.issuperset(given)]
     if not kinds:
@@ -89,7 +91,7 @@ def open_backend(model: Path | ModelFile, name: str, options: BackendOptions) ->
     missing = []
     for kind in kinds:
         try:
-            return kind.open(file, options)
+            return kind.open(model, options)
         except BackendUnavailableError as exc:  # noqa: PERF203 (there are few backends)
             missing.append(exc)
     raise BackendUnavailableError(

@@ -7,6 +7,7 @@ The public `infer` checks, the private `_infer` computes.
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -289,8 +290,8 @@ class Backend(abc.ABC):
 
     def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
         """Checks feeds and names of outputs; returns the names of the outputs to return."""
-        if self._own is not None:
-            self._own.check()
+        if self._own is not None and os.getpid() != self._own.pid:
+            self._own.refuse()
         expected = {info.name: info for info in self.inputs}
         if feeds.keys() != expected.keys():
             raise UsageError(f"the model takes the inputs {sorted(expected)}, got {sorted(feeds)}")

@@ -378,7 +378,7 @@ def test_a_tensorrt_of_another_version(
             raise PackageNotFoundError(name)
         return installed[name]
 
-    monkeypatch.setattr(libraries, "version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
     with pytest.raises(BackendUnavailableError) as caught:
         load(make_artifact(), "ort-tensorrt", cache=tmp_path)
     text = str(caught.value)
