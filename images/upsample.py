@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,6 +25,15 @@ _NEAR = 4.0
 """Cells of at most `_NEAR` are enlarged with an error below `_MARGIN`, so a heatmap that is
 scaled to that distance from 0 and 1 stays between them. Cutting every pixel off there
 takes longer than enlarging the CAM."""
+
+_UNIT = (0.0, 1.0)
+
+_FLOATS = 2**19
+"""Pixels that are made as floats before they become bytes: two megabytes."""
+
+_PRODUCT = 2**18
+"""Multiplications in one product, at most. OpenBLAS starts threads for more; while a backend's
+own threads spin, these wait for a core: 30 ms were seen on two cores instead of 0.1 ms."""
 
 
 def spread(cam: Array, placement: Placement, interpolation: Interpolation = "bilinear") -> Array:
@@ -60,46 +70,98 @@ def _enlarged(
     """Enlarges as `spread` does, with values cut to `bounds` if there are any."""
     # New memory costs more than all the arithmetic, and what stays zero isn't touched.
     out = np.zeros((placement.height, placement.width), np.float32)
-    _enlarge(cam, placement, interpolation, bounds, out)
+    _enlarge(cam, _factors(placement, cam.shape, interpolation), bounds, out)
     return out
 
 
-def _enlarge(
-    cam: Array,
-    placement: Placement,
-    interpolation: Interpolation,
-    bounds: tuple[float, float] | None,
-    out: Array,
-) -> None:
-    for part, values in _blocks(cam, placement, interpolation, out):
-        np.matmul(*values, out=part)
+class _Factors(NamedTuple):
+    """What a CAM is multiplied with, from the right and then from the left.
+
+    Attributes:
+        columns: the columns of the image in the crop box.
+        across: the cells' weights for each of them, float32 [columns, w].
+        bands: for rows of the image, in order and few enough for one product: the rows, the
+            cells that all of them lie between, and the weights of these, float32 [rows, cells].
+    """
+
+    columns: slice
+    across: Array
+    bands: tuple[tuple[slice, slice, Array], ...]
+
+
+@lru_cache(maxsize=32)
+def _factors(
+    placement: Placement, cells: tuple[int, int], interpolation: Interpolation
+) -> _Factors:
+    """Finds the factors for CAMs [h, w] of `cells`.
+
+    A band of a bilinear heatmap lies between two rows of cells. With all seven of a usual CAM
+    its product takes twice the time.
+    """
+    x0, _, x1, _ = placement.crop_box
+    bands = []
+    for rows in _between_cells(placement.rows, cells[0]):
+        weights = _matrix(placement.rows, cells[0], interpolation)[rows]
+        used = np.flatnonzero(weights.any(axis=0))
+        # For a single cell NumPy takes a loop of its own, which is slower than BLAS with two.
+        low = min(int(used[0]), max(cells[0] - 2, 0))
+        inner = slice(low, max(int(used[-1]) + 1, min(low + 2, cells[0])))
+        most = max(2, _PRODUCT // ((inner.stop - low) * (x1 - x0)))
+        for first in range(0, len(weights), most):
+            part = np.ascontiguousarray(weights[first : first + most, inner])
+            start = rows.start + first
+            bands.append((slice(start, start + len(part)), inner, part))
+    across = _matrix(placement.columns, cells[1], interpolation)[x0:x1]
+    return _Factors(slice(x0, x1), across, tuple(bands))
+
+
+def _between_cells(axis: Axis, cells: int) -> Iterator[slice]:
+    """Yields the pixels in the crop box that lie between the same two cells, in order."""
+    cell = np.floor(_cell_coordinate(axis, cells, np.arange(axis.low, axis.high)))
+    edges = [0, *(np.flatnonzero(np.diff(cell)) + 1).tolist(), len(cell)]
+    for first, last in itertools.pairwise(edges):
+        yield slice(axis.low + first, axis.low + last)
+
+
+def _enlarge(cam: Array, factors: _Factors, bounds: tuple[float, float] | None, out: Array) -> None:
+    wide = _wide(cam, factors.across)
+    for rows, cells, weights in factors.bands:
+        part = out[rows, factors.columns]
+        np.matmul(weights, wide[cells], out=part)
         if bounds is not None:
             np.clip(part, *bounds, out=part)
 
 
-def _blocks(
-    cam: Array, placement: Placement, interpolation: Interpolation, out: Array
-) -> Iterator[tuple[Array, tuple[Array, Array]]]:
-    """Yields parts of `out`, which make up the crop box, and the two factors of their values.
+def _enlarge_to_bytes(cam: Array, factors: _Factors, floats: Array, out: Array) -> None:
+    """Writes 255 times the enlarged CAM, rounded, and cut off at 0 and 255.
 
-    OpenBLAS starts threads for products of more than 2^18 multiplications. While a
-    backend's own threads spin, these wait for a core: 30 ms were seen on two cores instead
-    of 0.1 ms. So the rows are done in blocks that stay below, and whatever else is done with
-    one is done while it is still in the processor's cache.
+    Args:
+        cam: float32 [h, w].
+        factors: for it.
+        floats: float32 [rows, columns] to work in, with room for the largest band. Made into
+            bytes when they are full, while they are still in the processor's cache.
+        out: uint8 [H, W].
     """
-    x0, y0, x1, y1 = placement.crop_box
-    down = _matrix(placement.rows, cam.shape[0], interpolation)
-    wide = _wide(cam, _matrix(placement.columns, cam.shape[1], interpolation)[x0:x1])
-    block = max(2, 2**18 // wide.size)
-    for first in range(y0, y1, block):
-        rows = slice(first, min(first + block, y1))
-        yield out[rows, x0:x1], (down[rows], wide)
+    wide = _wide(cam, factors.across)
+    first = last = factors.bands[0][0].start
+
+    def write() -> None:
+        part = out[first:last, factors.columns]
+        cv2.convertScaleAbs(floats[: last - first], dst=part, alpha=255)
+
+    for rows, cells, weights in factors.bands:
+        if rows.stop - first > len(floats):
+            write()
+            first = last
+        np.matmul(weights, wide[cells], out=floats[rows.start - first : rows.stop - first])
+        last = rows.stop
+    write()
 
 
 def _wide(cam: Array, across: Array) -> Array:
     """Enlarges the columns of a CAM, [h, W]; no product large enough for threads."""
     wide = np.empty((len(cam), len(across)), np.float32)
-    block = max(2, 2**18 // cam.size)
+    block = max(2, _PRODUCT // cam.size)
     for first in range(0, len(across), block):
         np.matmul(cam, across[first : first + block].T, out=wide[:, first : first + block])
     return wide
@@ -133,46 +195,51 @@ def to_heatmap(
         >>> (8 * heatmap[0]).round().astype(int).tolist(), valid
         ([0, 0, 1, 3, 5, 7, 8, 8], True)
     """
-    found = _normalised(cam, placement, interpolation)
-    if found is None:
+    cells, valid, bounded = _normalised(cam[None], placement, interpolation)
+    if not valid[0]:
         return np.zeros((placement.height, placement.width), np.float32), False
-    return _enlarged(found[0], placement, interpolation, found[1]), True
+    return _enlarged(cells[0], placement, interpolation, _UNIT if bounded[0] else None), True
 
 
-def write_heatmap(cam: Array, placement: Placement, out: Array) -> bool:
-    """Writes the heatmap of a CAM into an array, as it is or as bytes.
+def write_heatmaps(cams: Array, placement: Placement, out: Array) -> list[bool]:
+    """Writes the heatmaps of an image's CAMs into an array, as they are or as bytes.
 
     Args:
-        cam: float32 [h, w] over the whole input.
+        cams: float32 [K, h, w] over the whole input.
         placement: of the input in the image.
-        out: [H, W], all of it zero. float32: for what `to_heatmap` makes. uint8: for 255 times
-            as much, rounded. May be a part of a larger array.
+        out: [K, H, W], whatever is in it. float32: for what `to_heatmap` makes. uint8: for 255
+            times as much, rounded. May be a part of a larger array.
 
     Returns:
-        Whether the heatmap is valid; if not, `out` stays as it is.
+        For each whether it is valid; those that aren't are all zeros.
 
     Example:
         >>> from sigcam.core.spec import Preprocessing
         >>> from sigcam.images.preprocess import place
-        >>> out, placement = np.zeros((1, 4), np.uint8), place(Preprocessing(1, 4, "stretch"), 1, 4)
-        >>> write_heatmap(np.array([[0.0, 2.0]], np.float32), placement, out), out.tolist()
-        (True, [[0, 64, 191, 255]])
+        >>> out = np.empty((2, 1, 4), np.uint8)
+        >>> cams = np.array([[[0.0, 2.0]], [[1.0, 1.0]]], np.float32)
+        >>> write_heatmaps(cams, place(Preprocessing(1, 4, "stretch"), 1, 4), out)
+        [True, False]
+        >>> out.tolist()
+        [[[0, 64, 191, 255]], [[0, 0, 0, 0]]]
     """
-    found = _normalised(cam, placement, "bilinear")
-    if found is None:
-        return False
-    if out.dtype == np.float32:
-        _enlarge(found[0], placement, "bilinear", found[1], out)
-        return True
-    scratch: Array = np.empty((0, 0), np.float32)
-    for part, values in _blocks(found[0], placement, "bilinear", out):
-        if scratch.shape != part.shape:
-            scratch = np.empty(part.shape, np.float32)
-        np.matmul(*values, out=scratch)
-        if found[1] is not None:
-            np.clip(scratch, *found[1], out=scratch)
-        part[:] = cv2.convertScaleAbs(scratch, alpha=255)
-    return True
+    cells, valid, bounded = _normalised(cams, placement, "bilinear")
+    x0, y0, x1, y1 = placement.crop_box
+    for outside in (out[:, :y0], out[:, y1:], out[:, y0:y1, :x0], out[:, y0:y1, x1:]):
+        outside[:] = 0
+    factors = _factors(placement, cams.shape[1:], "bilinear")
+    floats: Array = np.empty((0, 0), np.float32)
+    if out.dtype == np.uint8:
+        most = max(_FLOATS // (x1 - x0), *(len(weights) for _, _, weights in factors.bands))
+        floats = np.empty((min(most, y1 - y0), x1 - x0), np.float32)
+    for cam, one, is_valid, is_bounded in zip(cells, out, valid, bounded, strict=True):
+        if not is_valid:
+            one[:] = 0
+        elif out.dtype == np.uint8:
+            _enlarge_to_bytes(cam, factors, floats, one)
+        else:
+            _enlarge(cam, factors, _UNIT if is_bounded else None, one)
+    return [bool(one) for one in valid]
 
 
 def to_values(cam: Array, placement: Placement, cam_range: tuple[float, float]) -> Array:
@@ -197,7 +264,7 @@ def to_values(cam: Array, placement: Placement, cam_range: tuple[float, float]) 
     scaled = (cam.astype(np.float64) - low) / (high - low)
     # Cells far outside would be infinite in float32, and give NaN where their weight is 0.
     inner = scaled.clip(-1e30, 1e30).astype(np.float32)
-    return _enlarged(inner, placement, "bilinear", (0.0, 1.0))
+    return _enlarged(inner, placement, "bilinear", _UNIT)
 
 
 def cam_range(cam: Array, placement: Placement) -> tuple[float, float] | None:
@@ -218,40 +285,51 @@ def cam_range(cam: Array, placement: Placement) -> tuple[float, float] | None:
     """
     if not np.isfinite(cam).all():
         return None
-    return _extremes(cam.astype(np.float64), placement, "bilinear")
+    low, high = _extremes(cam[None], placement, "bilinear")
+    return float(low[0]), float(high[0])
 
 
 def _normalised(
-    cam: Array, placement: Placement, interpolation: Interpolation
-) -> tuple[Array, tuple[float, float] | None] | None:
-    """Scales a CAM so that the enlarged one runs from 0 to 1.
+    cams: Array, placement: Placement, interpolation: Interpolation
+) -> tuple[Array, Array, Array]:
+    """Scales CAMs so that each enlarged one runs from 0 to 1.
+
+    Args:
+        cams: float32 [K, h, w].
+        placement: of the input in the image.
+        interpolation: as for `spread`.
 
     Returns:
-        The cells, float32 [h, w], and what the enlarged values must be cut to, if they must;
-        None for a CAM that is constant or not finite.
+        The cells, float32 [K, h, w]; whether each is valid, bool [K]: neither constant nor not
+        finite; and whether its enlarged values must be cut to 0 to 1, bool [K].
     """
-    if not np.isfinite(cam).all():
-        return None
-    low, high = _extremes(cam.astype(np.float64), placement, interpolation)
+    finite = np.asarray(np.isfinite(cams).all(axis=(1, 2)))
+    cells = cams if finite.all() else np.where(finite[:, None, None], cams, np.float32(0))
+    low, high = _extremes(cells, placement, interpolation)
     extent = high - low
-    flat = max(FLAT * max(abs(low), abs(high)), float(np.finfo(np.float32).tiny))
-    if not flat < extent < np.finfo(np.float32).max:
-        return None
-    scaled = (cam - low) / extent
+    flat = FLAT * np.maximum(np.abs(low), np.abs(high))
+    largest, tiny = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+    valid: Array = finite & (np.maximum(flat, tiny) < extent) & (extent < largest)
+    extent = np.where(valid, extent, 1.0)
+    scaled = (cells - _float32(low)) / _float32(extent)
     # Cells may lie outside 0 to 1 where no pixel does: far outside in an image of a few
     # pixels, whose rounding errors then have to be cut off.
-    bounds = (0.0, 1.0) if np.abs(scaled).max() > _NEAR else None
-    return (_MARGIN + scaled * (1 - 2 * _MARGIN)).astype(np.float32), bounds
+    bounded: Array = np.abs(scaled).max(axis=(1, 2)) > _NEAR
+    return _MARGIN + scaled * (1 - 2 * _MARGIN), valid, bounded
+
+
+def _float32(values: Array) -> Array:
+    return values.astype(np.float32)[:, None, None]
 
 
 def _extremes(
-    cam: Array, placement: Placement, interpolation: Interpolation
-) -> tuple[float, float]:
-    """Finds the smallest and largest value of the enlarged CAM inside the crop box."""
-    rows = _candidates(placement.rows, cam.shape[0], interpolation)
-    columns = _candidates(placement.columns, cam.shape[1], interpolation)
-    values = (rows @ cam) @ columns.T
-    return float(values.min()), float(values.max())
+    cams: Array, placement: Placement, interpolation: Interpolation
+) -> tuple[Array, Array]:
+    """Finds smallest and largest value, float64 [K], of enlarged CAMs inside the crop box."""
+    rows = _candidates(placement.rows, cams.shape[1], interpolation)
+    columns = _candidates(placement.columns, cams.shape[2], interpolation)
+    values = (rows @ cams.astype(np.float64)) @ columns.T
+    return values.min(axis=(1, 2)), values.max(axis=(1, 2))
 
 
 @lru_cache(maxsize=32)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +22,7 @@ from sigcam.core.types import Array
 from sigcam.images.boxes import THRESHOLD, Box, boxes_of
 from sigcam.images.overlay import DEFAULTS, OverlayOptions, draw, label_of
 from sigcam.images.preprocess import Original, Placement
-from sigcam.images.upsample import cam_range, to_heatmap, to_values, write_heatmap
+from sigcam.images.upsample import cam_range, to_heatmap, to_values, write_heatmaps
 from sigcam.runtime.classes import Classes
 
 _OVERLAYS = (".png", ".jpg", ".jpeg", ".webp")
@@ -167,6 +169,11 @@ class Explanation:
         return array, valid
 
     @property
+    def _there(self) -> tuple[Array, bool] | None:
+        """Returns the heatmap, floats or bytes, where it was made before."""
+        return self._made or self.__dict__.get("_heatmap")
+
+    @property
     def heatmap(self) -> Array:
         """Returns the CAM enlarged to the image, float32 [H, W] in [0, 1].
 
@@ -179,11 +186,11 @@ class Explanation:
         """Writes the heatmap into an array of the caller's; keeps nothing.
 
         Args:
-            out: float32 [H, W], or uint8 for 255 times as much, rounded; all of it zero. May be
-                a part of a larger array.
+            out: float32 [H, W], or uint8 for 255 times as much, rounded; whatever is in it. May
+                be a part of a larger array.
 
         Returns:
-            Whether the heatmap is valid; if not, `out` stays as it is.
+            Whether the heatmap is valid; if not, `out` is all zeros.
 
         Raises:
             UsageError: an array of another shape or type.
@@ -194,9 +201,9 @@ class Explanation:
                 f"out must be uint8 or float32 {list(self.size[::-1])}, got {out.dtype} "
                 f"{list(out.shape)}"
             )
-        made = self._made or self.__dict__.get("_heatmap")
+        made = self._there
         if made is None:
-            return write_heatmap(self.cam, self._image.placement, out)
+            return write_heatmaps(self.cam[None], self._image.placement, out[None])[0]
         array, valid = made
         if array.dtype == out.dtype:
             out[:] = array
@@ -352,6 +359,30 @@ class Explanation:
                 f"cannot save as {path.name!r}; the suffixes are {', '.join(_OVERLAYS)} "
                 "(overlay), .npz (arrays) and .json"
             )
+
+
+def write_each(explanations: Sequence[Explanation], out: Array) -> None:
+    """Writes heatmaps into an array, those of an image's classes at once; keeps nothing.
+
+    Args:
+        explanations: K of them, of images of one size.
+        out: [K, H, W], as for `Explanation.write_heatmap`.
+    """
+    first = 0
+    for placed, alike in groupby(explanations, _to_enlarge):
+        some = list(alike)
+        part = out[first : first + len(some)]
+        first += len(some)
+        if placed is not None:
+            write_heatmaps(np.stack([one.cam for one in some]), placed[0], part)
+            continue
+        for one, heatmap in zip(some, part, strict=True):
+            one.write_heatmap(heatmap)
+
+
+def _to_enlarge(one: Explanation) -> tuple[Placement, tuple[int, ...]] | None:
+    """Returns what CAMs that are enlarged together share; None where a heatmap is there."""
+    return None if one._there is not None else (one._image.placement, one.cam.shape)
 
 
 def _check_image(image: Array, size: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ from sigcam.core.arguments import shown
 from sigcam.core.errors import UsageError
 from sigcam.core.types import Array
 from sigcam.images.upsample import FLAT
-from sigcam.runtime.explanation import Explanation
+from sigcam.runtime.explanation import Explanation, write_each
 
 
 def stack_heatmaps(explanations: Iterable[Explanation], dtype: npt.DTypeLike = np.uint8) -> Array:
@@ -53,9 +53,8 @@ def stack_heatmaps(explanations: Iterable[Explanation], dtype: npt.DTypeLike = n
             "each size by themselves"
         )
     width, height = sizes[0]
-    stacked: Array = np.zeros((len(found), height, width), wanted)
-    for one, out in zip(found, stacked, strict=True):
-        one.write_heatmap(out)
+    stacked: Array = np.empty((len(found), height, width), wanted)
+    write_each(found, stacked)
     return stacked
 
 

@@ -224,11 +224,12 @@ def test_channels_are_prepared_one_by_one(rule, size, channels, scale):
             want, placed = prepare(three, Preprocessing(*common, *same, layout, scale))
             assert placement == placed
             axis = 2 if layout is None else 0
-            # OpenCV may round a byte otherwise where there are other channels beside it.
-            atol = 1e-3 if scale != 255 else 1 if layout is None else 1.01 / 255 / stds[channel]
+            # OpenCV may round a byte otherwise where there are other channels beside it, in both
+            # of its steps.
+            level = 1e-3 if scale != 255 else 1 if layout is None else 1.01 / 255 / stds[channel]
             difference = got.take(channel, axis).astype(float) - want.take(0, axis)
-            assert np.abs(difference).max() <= atol
-            assert np.abs(difference).mean() <= atol / 5
+            assert np.abs(difference).max() <= 2 * level
+            assert np.abs(difference).mean() <= level / 5
 
 
 def test_a_large_jpeg_for_a_grey_model():

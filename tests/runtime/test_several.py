@@ -47,6 +47,36 @@ def test_one_array_holds_the_heatmaps(preprocessing, size):
     assert not as_bytes[:, outside].any()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("preprocessing", RULES, ids=lambda one: one.rule)
+def test_images_of_one_size_and_maps_that_are_not_valid(preprocessing, dtype):
+    """Whatever is enlarged together: other cells, constant and infinite maps, ones made before."""
+    rng = np.random.default_rng(1)
+    cams = [
+        *rng.random((3, 7, 7)), np.ones((7, 7)), np.full((7, 7), np.inf), rng.random((7, 7)),
+        rng.random((4, 9)), rng.random((1, 1)), rng.random((1, 3)), rng.random((40, 3)),
+    ]  # fmt: skip
+    found = explained(cams, (31, 57), preprocessing) + explained(cams[:2], (31, 57), RULES[0])
+    found[1].heatmap  # noqa: B018
+    wanted = np.stack([copy.copy(one).heatmap for one in found])
+    if dtype == np.uint8:
+        np.testing.assert_allclose(stack_heatmaps(found, dtype), 255.0 * wanted, atol=0.501)
+    else:
+        np.testing.assert_array_equal(stack_heatmaps(found, dtype), wanted)
+    assert not stack_heatmaps(found[3:5], dtype).any()
+
+
+def test_what_is_in_an_array_is_written_over():
+    one = explained(some_cams(1), (90, 130), RULES[1])[0]
+    for dtype in (np.uint8, np.float32):
+        out = np.full((90, 130), 77, dtype)
+        assert one.write_heatmap(out)
+        np.testing.assert_array_equal(out, stack_heatmaps([one], dtype)[0])
+    flat = explained([np.ones((7, 7))])[0]
+    assert not flat.write_heatmap(out)
+    assert not out.any()
+
+
 def test_nothing_is_kept():
     """A heatmap that was made before is taken; one that wasn't is not kept by the stack."""
     found = explained(some_cams())
