@@ -21,22 +21,26 @@ _MOST_METADATA = 16 << 20  # bytes that a compressed chunk may unfold to
 _COMPONENTS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
     """Yields name, payload and start of each chunk that is there in full.
 
     Args:
-        data: of the file, or its beginning.
+        data: of the file, or its beginning. Payloads are views of it: most of a file are pixels,
+            which needn't be copied.
 
     Example:
-        >>> list(chunks(SIGNATURE + bytes(4) + b"IEND" + bytes(4)))
-        [(b'IEND', b'', 8)]
+        >>> [(name, len(payload), at) for name, payload, at in chunks(
+        ...     SIGNATURE + bytes(4) + b"IEND" + bytes(4)
+        ... )]
+        [(b'IEND', 0, 8)]
     """
+    view = memoryview(data)
     at = len(SIGNATURE)
     while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         if at + 12 + length > len(data):
             return
-        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length], at
+        yield data[at + 4 : at + 8], view[at + 8 : at + 8 + length], at
         at += 12 + length
 
 
@@ -81,7 +85,10 @@ def header(data: bytes) -> Header:
     """
     found = Header()
     exif = xmp = 0
-    for name, payload, _ in chunks(data):
+    for name, view, _ in chunks(data):
+        if name in (b"IDAT", b"fdAT"):
+            continue
+        payload = bytes(view)
         if name == b"IHDR" and len(payload) == 13:
             found = replace(
                 found,
