@@ -131,7 +131,7 @@ class Call:
                 stream=self._handle, **given,
             )  # fmt: skip
         finally:
-            if not self._kernel.device.pools:
+            if self._kernel.pool is None:
                 # Freed without the stream's order: that this waits isn't promised.
                 driver.synchronize(self._handle)
             workspace.close()
@@ -140,13 +140,7 @@ class Call:
         """Returns the heatmaps, each image's by itself where they have sizes of their own."""
         if plan.places is None:
             return whole
-        return [
-            DeviceArray(
-                whole._buffer, (plan.inputs.classes, place.rows.size, place.columns.size),
-                whole.dtype, whole.stream, whole.device, place.start * whole.dtype.itemsize,
-            )
-            for place in plan.places
-        ]  # fmt: skip
+        return [whole.part(start, shape) for start, shape in plan.images()]
 
     def _allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -154,10 +148,7 @@ class Call:
         return DeviceArray(self._buffer(size), shape, dtype, self._handle, device)
 
     def _buffer(self, size: int) -> driver.DeviceBuffer | driver.StreamBuffer:
-        if self._kernel.device.pools:
-            pool = self._kernel.pool
-            return driver.StreamBuffer(size, self._handle, keep=self._stream, pool=pool)
-        return driver.DeviceBuffer(size)
+        return driver.allocate(size, self._handle, self._kernel.pool, keep=self._stream)
 
 
 def _shape(plan: Plan) -> tuple[int, ...]:

@@ -30,12 +30,12 @@ from sigcam.kernels.calls import (
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.graph import Graph, is_capturing
 from sigcam.kernels.memory import DeviceBuffer, Owned, PinnedBuffer, StreamBuffer
-from sigcam.kernels.pool import MemoryPool
+from sigcam.kernels.pool import MemoryPool, allocate
 
 __all__ = [
     "Context", "CudaUnavailableError", "DeviceBuffer", "DeviceInfo", "Event", "Graph",
-    "KernelError", "MemoryPool", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "available",
-    "check", "check_stream", "copy_on_device", "copy_to_device", "copy_to_host",
+    "KernelError", "MemoryPool", "Module", "PinnedBuffer", "Stream", "StreamBuffer", "allocate",
+    "available", "check", "check_stream", "copy_on_device", "copy_to_device", "copy_to_host",
     "current_device", "device", "devices", "driver_version",
     "handle_of", "is_capturing", "launch", "memset", "pointer_device", "retain_primary_context",
     "synchronize", "wait_for",

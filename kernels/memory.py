@@ -78,24 +78,17 @@ class StreamBuffer(Owned):
     Args:
         size: bytes of the memory.
         stream: the stream on which it is allocated and freed.
+        pool: where the memory comes from and goes back to.
         keep: the object that owns the stream, where `stream` is only its number.
-        pool: where the memory comes from and goes back to; the device's default pool when None.
     """
 
     def __init__(
-        self,
-        size: int,
-        stream: HasHandle | int,
-        keep: object = None,
-        pool: HasHandle | None = None,
+        self, size: int, stream: HasHandle | int, pool: HasHandle, keep: object = None
     ) -> None:
         _check_size(size)
         handle = handle_of(stream)
         self.size = size
-        if pool is None:
-            self.address = int(call("cuMemAllocAsync", size, handle))
-        else:
-            self.address = int(call("cuMemAllocFromPoolAsync", size, pool.handle, handle))
+        self.address = int(call("cuMemAllocFromPoolAsync", size, pool.handle, handle))
         super().__init__("cuMemFreeAsync", self.address, handle, keep=(stream, keep, pool))
 
 

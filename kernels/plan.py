@@ -189,6 +189,22 @@ class Plan:
         found.append((self.enlarge, heatmap))
         return found
 
+    def images(self) -> list[tuple[int, tuple[int, int, int]]]:
+        """Returns for each image the number of pixels before its heatmaps, and their [K, H, W].
+
+        Example:
+            >>> from sigcam.kernels.arguments import whole
+            >>> cams, axes = Cams(2, 5, 7, 7), [whole(20, 7), whole(30, 7)]
+            >>> plan(cams, Heatmaps(axes, axes), processors=84).images()
+            [(0, (5, 20, 20)), (2000, (5, 30, 30))]
+        """
+        axes = self.heatmaps.axes()
+        found, start = [], 0
+        for rows, columns in axes if self.heatmaps.ragged else axes * self.inputs.batch:
+            found.append((start, (self.inputs.classes, rows.size, columns.size)))
+            start += self.inputs.classes * rows.size * columns.size
+        return found
+
     @staticmethod
     def _refuse(alignment: int, **addresses: int) -> None:
         for name, address in addresses.items():

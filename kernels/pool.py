@@ -8,8 +8,8 @@ the default one.
 
 from __future__ import annotations
 
-from sigcam.kernels.calls import bindings, call
-from sigcam.kernels.memory import Owned
+from sigcam.kernels.calls import HasHandle, bindings, call
+from sigcam.kernels.memory import DeviceBuffer, Owned, StreamBuffer
 
 KEPT = 1 << 28
 """Bytes that a pool keeps: the heatmaps of 5 classes at 12 megapixels, or 13 at 4K, in float32."""
@@ -33,7 +33,7 @@ class MemoryPool(Owned):
 
     Example:
         pool = MemoryPool(0)
-        buffer = StreamBuffer(4096, stream, pool=pool)
+        buffer = StreamBuffer(4096, stream, pool)
     """
 
     def __init__(self, ordinal: int, kept: int = KEPT) -> None:
@@ -50,3 +50,25 @@ class MemoryPool(Owned):
         super().__init__("cuMemPoolDestroy", self.handle)
         threshold = cuda.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         call("cuMemPoolSetAttribute", self.handle, threshold, cuda.cuuint64_t(kept))
+
+
+def allocate(
+    size: int, stream: HasHandle | int, pool: MemoryPool | None, keep: object = None
+) -> StreamBuffer | DeviceBuffer:
+    """Takes device memory in the order of a stream, where the GPU can.
+
+    Args:
+        size: bytes; at least one is taken.
+        stream: the stream whose later work uses the memory.
+        pool: where it comes from; None on GPUs without pools, whose freeing waits for the device.
+        keep: the object that owns the stream, where `stream` is only its number.
+
+    Raises:
+        KernelError: a CUDA call failed, memory that is used up included.
+
+    Example:
+        pool = MemoryPool(0) if device(0).pools else None
+        buffer = allocate(4096, stream, pool)
+    """
+    size = max(1, size)
+    return DeviceBuffer(size) if pool is None else StreamBuffer(size, stream, pool, keep)

@@ -126,7 +126,7 @@ class ExportedModel:
         self._heatmaps = heatmaps or HeatmapOptions()
         self._given = {info.name for info in backend.outputs}
         self._own = _OWN_OUTPUTS[spec.profile]
-        self._on_device = backend.makes_heatmaps and spec.profile == "split"
+        self._made_of = self._heatmaps.made_of(self._own) if backend.makes_heatmaps else ()
         self._check_graph()
         self._names: dict[Wanted, list[str]] = {
             "logits": ["logits"],
@@ -235,9 +235,9 @@ class ExportedModel:
             )
         feeds = self._feeds(batch, class_ids)
         heatmaps: DeviceHeatmaps | None = None
-        if wanted == "cams" and placements is not None and self._on_device:
+        if wanted == "cams" and placements is not None and self._made_of:
             request = HeatmapRequest(
-                tuple(placements), self.spec.nwc, self.spec.signed, self._heatmaps
+                tuple(placements), self.spec.nwc, self.spec.signed, self._heatmaps, self._made_of
             )
             found, made = self.backend.infer_heatmaps(feeds, self._beside_heatmaps, request)
             cams: Array | None = made.cams

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -91,6 +91,25 @@ class HeatmapOptions:
         """Returns the bytes of a heatmap's pixel."""
         return 1 if self.made == "uint8" else 4
 
+    def made_of(self, outputs: Iterable[str]) -> tuple[str, ...]:
+        """Names those of a graph's outputs of which a device makes what is asked for.
+
+        Nothing remains to be made of CAMs that the graph gives, where CAMs alone are wanted.
+
+        Example:
+            >>> HeatmapOptions().made_of(["logits", "features", "cam_weights"])
+            ('features', 'cam_weights')
+            >>> HeatmapOptions().made_of(["logits", "features", "cams"])
+            ('cams',)
+            >>> HeatmapOptions("lazy").made_of(["logits", "cams"])
+            ()
+        """
+        given = set(outputs)
+        if "cams" in given:
+            return () if self.made == "lazy" else ("cams",)
+        weighted = ("features", "cam_weights")
+        return weighted if given.issuperset(weighted) else ()
+
 
 @dataclass(frozen=True)
 class BackendOptions:
@@ -164,19 +183,22 @@ class BackendOptions:
 
 @dataclass(frozen=True)
 class HeatmapRequest:
-    """The heatmaps that are wanted of a batch whose features and CAM weights stay on a device.
+    """The heatmaps that are wanted of a batch.
 
     Attributes:
         placements: where each image's input lies in the image, in the order of the batch.
         clamp: whether negative weights count as 0 (NWC).
         signed: whether CAMs keep the sign of the weighted sum.
         options: how heatmaps are made.
+        made_of: names of the outputs that they are made of, which stay on the device: features
+            and CAM weights, or the graph's own CAMs, which are clamped and signed already.
     """
 
     placements: tuple[Placement, ...]
     clamp: bool
     signed: bool = False
     options: HeatmapOptions = HeatmapOptions()
+    made_of: tuple[str, ...] = ("features", "cam_weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +225,8 @@ class Backend(abc.ABC):
     """
 
     name: ClassVar[str]
-    makes_heatmaps: ClassVar[bool] = False
-    """Whether `infer_heatmaps` works: features and CAM weights then never leave the device."""
+    makes_heatmaps: bool = False
+    """Whether `infer_heatmaps` works: what heatmaps are made of then stays on the device."""
     explains_on_device: ClassVar[bool] = False
     """Whether it takes images that lie on the device, as `cuda.on_device.DeviceRunner` says."""
     understands: ClassVar[frozenset[str]] = frozenset({"threads", "spinning"})
@@ -265,7 +287,7 @@ class Backend(abc.ABC):
     def infer_heatmaps(
         self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
-        """Runs a graph of the profile "split" once and makes the heatmaps where its outputs are.
+        """Runs the graph once and makes the heatmaps where its outputs are.
 
         Args:
             feeds: every input by name, as `infer` takes them.
@@ -276,11 +298,12 @@ class Backend(abc.ABC):
             The outputs by name, and the heatmaps; both belong to the caller.
 
         Raises:
-            UsageError: a missing or unknown name, a wrong dtype or shape, or another number of
-                placements than of images.
+            UsageError: a missing or unknown name, a wrong dtype or shape, another number of
+                placements than of images, or heatmaps beyond the limit.
+            ArtifactError: outputs that don't belong together.
             BackendError: the backend or a kernel failed, or this backend makes no heatmaps.
         """
-        chosen = self._checked(feeds, wanted)
+        chosen = self._checked(feeds, [*wanted, *request.made_of])[: len(wanted)]
         if len(request.placements) != len(feeds["image"]):
             raise UsageError(
                 f"there must be a placement for each of {len(feeds['image'])} images, got "

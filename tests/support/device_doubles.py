@@ -8,6 +8,7 @@ import numpy as np
 
 from sigcam.kernels.plan import plan as make_plan
 from sigcam.kernels.reference import clamp_combine, normalised_heatmaps, to_bytes
+from sigcam.kernels.shapes import Cams
 from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker
 
 STREAM = 7
@@ -85,18 +86,11 @@ class ReferenceKernel:
         self.launches.append((plan, addresses))
         self.driver.queue.append(lambda: self.run(plan, **addresses))
 
-    def run(self, plan, *, features, weights, heatmaps, valid, workspace):
+    def run(self, plan, *, heatmaps, valid, workspace, **given):
         i, m, parts = plan.inputs, plan.heatmaps, plan.workspace
         counters = at(workspace + parts.arrived, np.uint8, (parts.counters,))
         assert not counters.any(), "the workspace wasn't prepared"
-        assert features % i.alignment == 0 == weights % i.alignment
-        kind = np.float16 if i.half else np.float32
-        tail = (i.height, i.width) if i.per_position else ()
-        given = at(features, kind, (i.batch, i.channels, i.height, i.width))
-        used = at(weights, kind, (i.batch, i.classes, i.channels, *tail))
-        cams = clamp_combine(
-            given.astype(np.float32), used.astype(np.float32), i.clamp, signed=i.signed
-        )
+        cams = self.cams(i, **given)
         flags = at(valid, np.uint8, (i.batch, i.classes))
         for image, place in enumerate(m.places(i.classes) if m.ragged else [None]):
             part = slice(image, image + 1) if m.ragged else slice(None)
@@ -105,7 +99,23 @@ class ReferenceKernel:
             pixel = np.dtype(np.uint8 if m.bytes_ else np.float32)
             start = place.start * pixel.itemsize if m.ragged else 0
             at(heatmaps + start, pixel, made.shape)[...] = to_bytes(made) if m.bytes_ else made
-        at(workspace + parts.cams, np.float32, cams.shape)[...] = cams
+        if "cams" not in given:
+            at(workspace + parts.cams, np.float32, cams.shape)[...] = cams
+
+    @staticmethod
+    def cams(i, features=None, weights=None, cams=None):
+        """The CAMs that are given, or those of features and weights."""
+        if cams is not None:
+            assert isinstance(i, Cams)
+            return at(cams, np.float32, (i.batch, i.classes, i.height, i.width))
+        assert features % i.alignment == 0 == weights % i.alignment
+        kind = np.float16 if i.half else np.float32
+        tail = (i.height, i.width) if i.per_position else ()
+        given = at(features, kind, (i.batch, i.channels, i.height, i.width))
+        used = at(weights, kind, (i.batch, i.classes, i.channels, *tail))
+        return clamp_combine(
+            given.astype(np.float32), used.astype(np.float32), i.clamp, signed=i.signed
+        )
 
 
 class HostKernel(ReferenceKernel):
@@ -166,9 +176,9 @@ class CpuStream:
             views[name] = view.view(one.dtype).reshape(one.shape)
         return views
 
-    def enqueue_heatmaps(self, features, weights, request):
+    def enqueue_heatmaps(self, source, request):
         self.done.append("heatmaps")
-        return self._heatmaps.enqueue(features, weights, request, self.handle)
+        return self._heatmaps.enqueue(source, request, self.handle)
 
     def synchronize(self):
         self.done.append("synchronize")

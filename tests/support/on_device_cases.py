@@ -4,12 +4,12 @@ Run by tests/runtime/test_explain_device.py. "ort" runs ONNX Runtime's CPU provi
 memory, "tensorrt" a stand-in of TensorRT on its streams.
 """
 
+import ctypes
 import gc
 import importlib.util
 import sys
 import threading
 import weakref
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -26,7 +26,6 @@ from sigcam.runtime.backends.cuda.heatmaps import axes_of
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
 from tests.support import ort_cuda_cases
-from tests.support.device_doubles import at
 from tests.support.fake_cuda import calls, fake_pycuda, live
 from tests.support.fake_tensorrt import SHAPES, fake_module, write_engine
 from tests.support.ort_cuda_cases import gpu  # noqa: F401 (a fixture)
@@ -63,12 +62,7 @@ class DeviceStream(ort_cuda_cases.DeviceStream):
 
     def lead(self, stream, outputs):
         self.close_moved()
-        found = {}
-        for name, one in outputs.items():
-            buffer = self.moved[name] = driver.DeviceBuffer(max(1, one.nbytes))
-            host = at(one.address, np.uint8, (one.nbytes,))
-            driver.copy_to_device(buffer.address, host, one.nbytes, self.handle)
-            found[name] = replace(one, address=buffer.address)
+        found = {name: self.move(name, one) for name, one in outputs.items()}
         return super().lead(stream, found)
 
 
@@ -76,20 +70,31 @@ class DriverStreams:
     """The stand-in driver's streams, as the stand-in of TensorRT wants them."""
 
     engines: ClassVar = weakref.WeakSet()
+    library = ctypes.CDLL("libcuda.so.1")
+    kept: ClassVar = []
+    """Callbacks, which streams and graphs refer to."""
 
     class streams:  # noqa: N801
         class _One:
-            capturing = None
-
             def __init__(self, handle):
                 self.handle = handle
 
+            @property
+            def capturing(self):
+                return True if driver.is_capturing(self.handle) else None
+
             def add(self, work):
-                driver.synchronize(self.handle)
-                work()
+                """Work of a network runs when the stream has come to it, or is captured."""
+                callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
+                DriverStreams.kept.append(callback)
+                stream = ctypes.c_void_p(self.handle)
+                assert DriverStreams.library.cuLaunchHostFunc(stream, callback, None) == 0
 
         def __class_getitem__(cls, handle):
             return cls._One(handle)
+
+        def __contains__(self, handle):
+            return True
 
 
 @pytest.fixture(params=["ort", "tensorrt"])
@@ -103,7 +108,6 @@ def opened(request, make_artifact, monkeypatch, tmp_path):
             monkeypatch.setattr(ort_cuda, "CudaStream", DeviceStream)
             return load(path, "ort-cuda", threads=1, **options)
         module = fake_module(DriverStreams, SHAPES)
-        module.can_capture = False
         monkeypatch.setitem(sys.modules, "tensorrt", module)
         return load(engine_of(tmp_path, changes), **options)
 
@@ -248,19 +252,73 @@ def test_kinds_of_heatmaps(opened, context, kind, per_position):
 
 
 def test_nothing_waits(opened, context):
-    """The stand-ins of the networks do, once; after them nothing does."""
+    """ONNX Runtime's stand-in does, once; after it nothing does. TensorRT's doesn't either."""
     session, _ = opened(profile="split")
+    waits = session.backend_name != "tensorrt"
     stream = driver.Stream()
     given = [on_device(one, stream) for one in PHOTOS[:2]]
-    kept = [session.explain_device(given, stream=stream)]
-    calls()
-    kept.append(session.explain_device(given, stream=stream))
-    done = calls()
-    assert done.count("cuStreamSynchronize") == 1
-    rest = done[done.index("cuStreamSynchronize") :]
+    kept = []
+    for _ in range(4):  # plainly, captured, and as a graph
+        calls()
+        kept.append(session.explain_device(given, stream=stream))
+        done = calls()
+    assert done.count("cuStreamSynchronize") == waits
+    rest = done[done.index("cuStreamSynchronize" if waits else "cuGraphLaunch") :]
     assert rest.count("cuLaunchKernel") == 2  # heatmaps of two sizes
     assert done.count("cuLaunchKernel") == 4
     assert "cuMemcpyDtoHAsync" not in done
+    assert done.count("cuGraphLaunch") == (not waits)
+
+
+@pytest.mark.parametrize("opened", ["tensorrt"], indirect=True)
+@pytest.mark.parametrize("profile", ["split", "fused"])
+def test_graphs_of_shapes_that_come_again(opened, context, profile, caplog):
+    """On streams that take turns, beside calls on the host, and images anywhere in memory."""
+    session, plain = opened(profile=profile)
+    streams = [driver.Stream(), driver.Stream(), 0]
+    found = []
+    for turn in range(10):
+        images = noise(2, 50 + 7 * turn, 60, 3, seed=turn)
+        stream = streams[turn % 3]
+        ids = [turn % 4, -1]
+        given = on_device(images, stream)
+        found.append((session.explain_device(given, ids, stream=stream), images, ids, given))
+        if turn % 4 == 1:
+            session.explain(list(images))
+    assert calls().count("cuGraphLaunch") >= 8
+    for one, images, ids, _ in found:
+        check(one, plain, images, ids)
+    assert session._model.backend.description.endswith("with CUDA graphs")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("opened", ["tensorrt"], indirect=True)
+def test_more_shapes_than_graphs(opened, context):
+    session, plain = opened(profile="split")
+    stream = driver.Stream()
+    found = []
+    for turn in range(3):
+        for batch in (1, 2, 3, 4):
+            images = noise(batch, 64, 80, 3, seed=10 * turn + batch)
+            given = on_device(images, stream)
+            found.append((session.explain_device(given, stream=stream), images, given))
+    assert calls().count("cuGraphLaunch") == 2
+    for one, images, _ in found:
+        check(one, plain, images, [-1])
+
+
+@pytest.mark.parametrize("opened", ["tensorrt"], indirect=True)
+def test_a_network_that_cannot_be_captured(opened, context, caplog):
+    session, plain = opened(profile="split")
+    sys.modules["tensorrt"].can_capture = False
+    stream = driver.Stream()
+    for turn in range(4):
+        images = noise(2, 64, 80, 3, seed=turn)
+        found = session.explain_device(on_device(images, stream), stream=stream)
+        check(found, plain, images, [-1])
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "without CUDA graphs: TensorRT can't be captured: not permitted" in said
+    assert "cuGraphLaunch" not in calls()
 
 
 def test_results_stay_what_they_were(opened, context):
@@ -430,7 +488,7 @@ def test_memory_that_is_used_up_and_the_next_call(opened, context, monkeypatch, 
     stream = driver.Stream()
     good = noise(2, 64, 80, 3)
     given = on_device(good, stream)
-    real, count = driver.StreamBuffer, iter(range(100))
+    real, count = driver.allocate, iter(range(100))
 
     def full(*args, **kwargs):
         if next(count) == after:
@@ -438,6 +496,6 @@ def test_memory_that_is_used_up_and_the_next_call(opened, context, monkeypatch, 
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(BackendError, match="memory is used up"):
-        patch.setattr(driver, "StreamBuffer", full)
+        patch.setattr(driver, "allocate", full)
         session.explain_device(given, stream=stream)
     check(session.explain_device(given, stream=stream), plain, good, [-1])

@@ -13,6 +13,7 @@ import pytest
 from sigcam.core.errors import BackendError, BackendUnavailableError, UsageError
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
+from sigcam.runtime.backends.cuda.source import FinishedCams
 from sigcam.runtime.backends.cuda.stream import CudaStream
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.session import load
@@ -29,26 +30,33 @@ IMAGES = [
 
 
 class DeviceStream(CudaStream):
-    """A stream that ONNX Runtime's CPU can work on, which isn't on the stream."""
+    """A stream that ONNX Runtime's CPU can work on, which isn't on the stream.
+
+    The CPU leaves outputs in memory that the driver doesn't know: what is copied is moved first.
+    """
 
     device = "cpu"
 
     def stage(self, feeds):
+        self.close_moved()
         found = super().stage(feeds)
         self.synchronize()
         return found
 
     def fetch(self, outputs):
-        """The CPU leaves outputs in memory that the driver doesn't know: they are moved first."""
-        self.close_moved()
-        found = {}
-        for name, one in outputs.items():
-            buffer = self.moved[name] = driver.DeviceBuffer(max(1, one.nbytes))
-            driver.copy_to_device(
-                buffer.address, at(one.address, np.uint8, (one.nbytes,)), one.nbytes, self.handle
-            )
-            found[name] = replace(one, address=buffer.address)
-        return super().fetch(found)
+        return super().fetch({name: self.move(name, one) for name, one in outputs.items()})
+
+    def enqueue_heatmaps(self, source, request):
+        if isinstance(source, FinishedCams):
+            source = FinishedCams(self.move("cams", source.cams))
+        return super().enqueue_heatmaps(source, request)
+
+    def move(self, name, one):
+        buffer = self.moved[name] = driver.DeviceBuffer(max(1, one.nbytes))
+        driver.copy_to_device(
+            buffer.address, at(one.address, np.uint8, (one.nbytes,)), one.nbytes, self.handle
+        )
+        return replace(one, address=buffer.address)
 
     def close_moved(self):
         for buffer in getattr(self, "moved", {}).values():
@@ -135,12 +143,13 @@ def test_shared_memory_is_not_copied(gpu, make_artifact):
     assert cams == launches + 3  # each sequence's CAMs, and logits, class ids and evidence
 
 
+@pytest.mark.parametrize("profile", ["split", "fused"])
 @pytest.mark.parametrize("which", ["DeviceBuffer", "PinnedBuffer"])
-def test_memory_that_is_used_up_and_the_next_call(gpu, make_artifact, monkeypatch, which):
+def test_memory_that_is_used_up_and_the_next_call(gpu, make_artifact, monkeypatch, which, profile):
     def full(size):
         raise KernelError("cuMemAlloc failed: CUDA_ERROR_OUT_OF_MEMORY (text)")
 
-    path = make_artifact(profile="split")
+    path = make_artifact(profile=profile)
     with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
         session.explain(IMAGES[0])
         for _ in range(2):
@@ -162,12 +171,32 @@ def test_an_image_over_the_limit_and_the_next(gpu, make_artifact):
         assert session.explain(IMAGES[0])[0].heatmap.shape == (70, 90)
 
 
-def test_the_profile_fused(gpu, make_artifact):
-    path = make_artifact()
-    with load(path, "ort-cuda", threads=1) as session, load(path, "ort", threads=1) as plain:
-        got, want = session.explain(IMAGES[0])[0], plain.explain(IMAGES[0])[0]
-        assert got._made is None
-        np.testing.assert_array_equal(got.heatmap, want.heatmap)
+@pytest.mark.parametrize("kind", ["float32", "uint8", "lazy"])
+def test_the_profile_fused(gpu, make_artifact, kind):
+    """Heatmaps of the graph's own CAMs: those of many classes, named more than once here."""
+    path, before = make_artifact(), live()
+    kernels, plain = (load(path, name, threads=1, heatmaps=kind) for name in ("ort-cuda", "ort"))
+    with kernels as session, plain:
+        for question in ({}, {"classes": [0, -2, 3] * 12}, {"top_k": 2}):
+            calls()
+            got, want = session.explain(IMAGES, **question), plain.explain(IMAGES, **question)
+            assert calls().count("cuLaunchKernel") == (0 if kind == "lazy" else 2)
+            for one, other in zip(got, want, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    assert (a._made is None) == (kind == "lazy")
+                    assert (a.class_id, a.valid) == (b.class_id, b.valid)
+                    np.testing.assert_array_equal(a.cam, b.cam)
+                    off = 0.51 / 255 if kind == "uint8" else 3e-5
+                    np.testing.assert_allclose(a.heatmap, b.heatmap, atol=off)
+    del session, kernels, a, got
+    assert live() == before
+
+
+def test_a_fused_artifact_over_the_limit_and_the_next_call(gpu, make_artifact):
+    with load(make_artifact(), "ort-cuda", threads=1, heatmap_limit=4 * 40 * 120 * 200) as session:
+        with pytest.raises(UsageError, match=r'41 classes take .*heatmaps="lazy"'):
+            session.explain(IMAGES[3], classes=[1] * 41)
+        assert len(session.explain(IMAGES[3], classes=[1] * 40)) == 40
 
 
 def test_a_gpu_that_is_not_there(gpu, make_artifact):

@@ -1,4 +1,4 @@
-"""Heatmaps made on a GPU, from features and CAM weights that a backend left there.
+"""Heatmaps made on a GPU, from what a backend left there: features and CAM weights, or CAMs.
 
 One launch makes the heatmaps of images of any sizes: it reads where each image's lie from a list in
 device memory. Results go through memory of a fixed size, so a batch of large images is made piece
@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigcam.core.errors import (
-    ArtifactError,
-    BackendError,
-    BackendUnavailableError,
-    UsageError,
-)
+from sigcam.core.errors import BackendError, BackendUnavailableError, UsageError
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Axis, Placement
 from sigcam.kernels import driver
@@ -27,16 +22,15 @@ from sigcam.kernels.arguments import Axis as KernelAxis
 from sigcam.kernels.arguments import whole
 from sigcam.kernels.errors import CudaUnavailableError, KernelError
 from sigcam.kernels.plan import Plan, Workspace
-from sigcam.kernels.shapes import Heatmaps, Inputs
+from sigcam.kernels.shapes import Heatmaps
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
 from sigcam.runtime.backends.cuda.layout import STAGED, Piece, cams_size, piece, pieces_of
+from sigcam.runtime.backends.cuda.source import Source
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
 
 __all__ = [
-    "DeviceOutput",
-    "DeviceTensor",
     "HeatmapMaker",
     "Pending",
     "axes_of",
@@ -134,35 +128,30 @@ class HeatmapMaker:
         self._host: driver.PinnedBuffer | None = None
         self._view: Array | None = None
 
-    def enqueue(
-        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest, stream: int
-    ) -> Pending:
+    def enqueue(self, source: Source, request: HeatmapRequest, stream: int) -> Pending:
         """Enqueues the kernels and the copies of their results to the host.
 
         Nothing waits, unless memory must be made anew while it is in use. The tensors must stay
         until the results are collected.
 
         Args:
-            features: features [B, N, h, w].
-            weights: CAM weights [B, K, N] or [B, K, N, h, w], of the same type.
+            source: what heatmaps are made of.
             request: the heatmaps to make.
             stream: handle of the stream that the tensors are made on.
 
         Raises:
-            ArtifactError: shapes or types that don't belong together.
             UsageError: the heatmaps are more than the request's limit.
             BackendError: a CUDA call failed, memory that is used up included.
         """
-        check_tensors(features, weights, len(request.placements))
-        if request.options.made != "lazy":
-            check_limit(request, weights.shape[1])
+        lazy = request.options.made == "lazy"
+        if not lazy:
+            check_limit(request, source.classes)
         with kernel_errors():
             pieces = tuple(
-                piece(first, self._plan(features, weights, first, count, request))
-                for first, count in self._cut(features, weights, request)
+                piece(first, self._plan(source, first, count, request))
+                for first, count in self._cut(source, request)
             )
-            lazy = request.options.made == "lazy"
-            work = Work(features, weights, pieces, stream, lazy)
+            work = Work(source, pieces, stream, lazy)
             self._grow(work)
             self.launch(work, work.pieces[0])
         return Pending(self, work)
@@ -173,19 +162,19 @@ class HeatmapMaker:
         if target is None or memory is None:
             raise KernelError("the memory for heatmaps was freed")
         plan, stream = one.plan, work.stream
-        workspace = self._workspace(plan, stream)
+        workspace, given = self._workspace(plan, stream), work.source.addresses(one.first)
         self._kernel.launch(
             plan,
-            features=address_of(work.features, one.first),
-            weights=address_of(work.weights, one.first),
             heatmaps=target.address,
             valid=target.address + one.valid,
             workspace=workspace,
             stream=stream,
+            **given,
         )
         size = cams_size(plan)
         cams = memory[one.cams : one.cams + size]
-        driver.copy_to_host(cams, workspace + plan.workspace.cams, size, stream)
+        made = given.get("cams", workspace + plan.workspace.cams)
+        driver.copy_to_host(cams, made, size, stream)
         if not self._shared:
             driver.copy_to_host(memory, target.address, one.cams, stream)
 
@@ -201,55 +190,28 @@ class HeatmapMaker:
             workspace.close()
         self._workspaces.clear()
 
-    def _cut(
-        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
-    ) -> list[tuple[int, int]]:
+    def _cut(self, source: Source, request: HeatmapRequest) -> list[tuple[int, int]]:
         """Cuts a batch into pieces; CAMs alone are all made at once."""
         if request.options.made == "lazy":
-            return [(0, features.shape[0])]
-        pixel = weights.shape[1] * request.options.itemsize
+            return [(0, len(request.placements))]
+        pixel = source.classes * request.options.itemsize
         return list(pieces_of(request.placements, pixel))
 
-    def _plan(
-        self,
-        features: DeviceTensor,
-        weights: DeviceTensor,
-        first: int,
-        count: int,
-        request: HeatmapRequest,
-    ) -> Plan:
+    def _plan(self, source: Source, first: int, count: int, request: HeatmapRequest) -> Plan:
         """Plans a piece's launches, or takes the plan of an earlier one like it."""
-        addresses = address_of(features, first) | address_of(weights, first)
-        alignment = min(16, addresses & -addresses)
+        inputs = source.inputs(first, count, request)
         placements = request.placements[first : first + count]
         if request.options.made == "lazy":
             placements = ()  # CAMs don't depend on where the images lie
         elif len(set(placements)) == 1:
             placements = placements[:1]
         bytes_ = request.options.made == "uint8"
-        key = (
-            features.shape[1:], weights.shape[1:], features.half, count, placements,
-            request.clamp, request.signed, alignment, bytes_,
-        )  # fmt: skip
+        key = (inputs, placements, bytes_)
         if key not in self._plans:
-            _, channels, height, width = features.shape
-            inputs = Inputs(
-                batch=count,
-                channels=channels,
-                height=height,
-                width=width,
-                classes=weights.shape[1],
-                half=features.half,
-                per_position=len(weights.shape) == 5,
-                clamp=request.clamp,
-                signed=request.signed,
-                alignment=alignment,
-            )
             if len(self._plans) >= _MAX_KEPT:
                 self._plans.clear()
-            rows, columns = axes_of(placements, height, width)
-            heatmaps = Heatmaps(rows, columns, bytes_=bytes_)
-            self._plans[key] = self._kernel.plan(inputs, heatmaps)
+            rows, columns = axes_of(placements, inputs.height, inputs.width)
+            self._plans[key] = self._kernel.plan(inputs, Heatmaps(rows, columns, bytes_=bytes_))
         return self._plans[key]
 
     def _workspace(self, plan: Plan, stream: int) -> int:
@@ -291,56 +253,17 @@ class HeatmapMaker:
 
 
 @dataclass(frozen=True)
-class DeviceOutput:
-    """An output of a network in device memory.
-
-    Attributes:
-        address: where its first element lies.
-        dtype, shape: as NumPy's; it is C-contiguous.
-
-    Example:
-        >>> DeviceOutput(0x1000, np.dtype(np.int64), (2, 5)).nbytes
-        80
-    """
-
-    address: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Returns the bytes of all elements."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class DeviceTensor:
-    """A tensor in device memory.
-
-    Attributes:
-        address: where its first element lies.
-        shape: its sizes; it is C-contiguous.
-        half: whether it is float16 rather than float32.
-    """
-
-    address: int
-    shape: tuple[int, ...]
-    half: bool
-
-
-@dataclass(frozen=True)
 class Work:
     """What is done for one batch.
 
     Attributes:
-        features, weights: what heatmaps are made of.
+        source: what heatmaps are made of.
         pieces: the batch, one piece after the other.
         stream: handle of the stream.
         lazy: whether only CAMs are wanted.
     """
 
-    features: DeviceTensor
-    weights: DeviceTensor
+    source: Source
     pieces: tuple[Piece, ...]
     stream: int
     lazy: bool
@@ -409,47 +332,3 @@ def axis_of(axis: Axis, cells: int) -> KernelAxis:
     step, share = axis.shown / axis.used, cells / axis.length
     offset = ((0.5 - axis.start) * step + axis.first) * share - 0.5
     return KernelAxis(axis.size, axis.low, axis.high, cells, step * share, offset)
-
-
-def address_of(tensor: DeviceTensor, image: int) -> int:
-    """Returns where the part of the batch begins that belongs to an image.
-
-    Example:
-        >>> tensor = DeviceTensor(0x1000, (2, 3, 4), half=False)
-        >>> address_of(tensor, image=1) - tensor.address  # 12 floats on
-        48
-    """
-    elements = int(np.prod(tensor.shape[1:], dtype=np.int64))
-    return tensor.address + image * elements * (2 if tensor.half else 4)
-
-
-def check_tensors(features: DeviceTensor, weights: DeviceTensor, images: int) -> None:
-    """Refuses tensors that the kernels don't take.
-
-    Raises:
-        ArtifactError: shapes or types that don't belong together.
-
-    Example:
-        >>> features = DeviceTensor(0x1000, (2, 512, 7, 7), half=False)
-        >>> check_tensors(features, DeviceTensor(0x9000, (2, 5, 512), half=False), images=2)
-        >>> weights = DeviceTensor(0x9000, (2, 5, 256), half=False)
-        >>> check_tensors(features, weights, images=2)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        sigcam.core.errors.ArtifactError: the graph's outputs don't belong together: the ...
-    """
-    shape, other = features.shape, weights.shape
-    fits = len(shape) == 4 and len(other) in (3, 5) and shape[0] == other[0] == images
-    if (
-        not fits
-        or other[2] != shape[1]
-        or (len(other) == 5 and other[3:] != shape[2:])
-        or features.half != weights.half
-        or 0 in (*shape, *other)
-    ):
-        kinds = ["float16" if tensor.half else "float32" for tensor in (features, weights)]
-        raise ArtifactError(
-            f"the graph's outputs don't belong together: the weights must be [{images}, K, N] or "
-            f"[{images}, K, N, h, w] for features [{images}, N, h, w] of the same type, got "
-            f"{kinds[1]} {list(other)} and {kinds[0]} {list(shape)}; export the model again"
-        )

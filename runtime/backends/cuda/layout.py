@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -47,17 +48,13 @@ class Piece:
         Args:
             memory: uint8, the memory that holds the results; what is returned are views of it.
         """
-        inputs, heatmaps = self.plan.inputs, self.plan.heatmaps
-        kind = np.dtype(np.uint8 if heatmaps.bytes_ else np.float32)
+        inputs, kind = self.plan.inputs, np.uint8 if self.plan.heatmaps.bytes_ else np.float32
         count = (inputs.batch, inputs.classes)
-        pixels = memory[: self.plan.pixels * kind.itemsize].view(kind)
-        images, start = [], 0
-        axes = heatmaps.axes()
-        for rows, columns in axes if heatmaps.ragged else axes * inputs.batch:
-            shape = (inputs.classes, rows.size, columns.size)
-            size = shape[0] * shape[1] * shape[2]
-            images.append(pixels[start : start + size].reshape(shape))
-            start += size
+        pixels = memory[: self.valid].view(kind)
+        images = [
+            pixels[start : start + prod(shape)].reshape(shape)
+            for start, shape in self.plan.images()
+        ]  # fmt: skip
         valid = memory[self.valid : self.valid + count[0] * count[1]].reshape(count)
         cams = memory[self.cams : self.cams + cams_size(self.plan)].view(np.float32)
         return images, valid, cams.reshape(*count, inputs.height, inputs.width)

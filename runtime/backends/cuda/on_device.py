@@ -14,26 +14,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sigcam.core.errors import BackendError, UsageError
+from sigcam.core.errors import UsageError
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
 from sigcam.images.preprocess import Placement, place
 from sigcam.kernels import driver
 from sigcam.kernels.arrays import DeviceArray, View, stream_handle, taken
-from sigcam.kernels.checks import alignment
 from sigcam.kernels.errors import KernelError
+from sigcam.kernels.plan import Plan
 from sigcam.kernels.prepare import Images
 from sigcam.kernels.prepare import plan as plan_of
-from sigcam.kernels.shapes import Cams, Heatmaps, Inputs
+from sigcam.kernels.shapes import Heatmaps
 from sigcam.runtime.backends.base import HeatmapOptions, HeatmapRequest
-from sigcam.runtime.backends.cuda.heatmaps import (
-    DeviceOutput,
-    DeviceTensor,
-    axes_of,
-    check_limit,
-    check_tensors,
-)
+from sigcam.runtime.backends.cuda.heatmaps import axes_of, check_limit
 from sigcam.runtime.backends.cuda.preparation import input_axis, values_of
+from sigcam.runtime.backends.cuda.source import DeviceTensor, source_of
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
@@ -51,8 +46,8 @@ class DeviceRunner(Protocol):
         ...
 
     def device_run(
-        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
-    ) -> AbstractContextManager[dict[str, DeviceOutput]]:
+        self, image: DeviceTensor, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> AbstractContextManager[dict[str, DeviceTensor]]:
         """Runs the network behind what is on a stream of the caller's.
 
         Args:
@@ -130,7 +125,7 @@ def answer(runner: DeviceRunner, question: DeviceQuestion) -> DeviceAnswer:
             ids = None
             if question.class_ids is not None:
                 ids = np.tile(np.array(question.class_ids, np.int64), (inputs.shape[0], 1))
-            image = DeviceOutput(inputs.address, inputs.dtype, inputs.shape)
+            image = DeviceTensor(inputs.address, inputs.dtype, inputs.shape)
             with runner.device_run(image, ids, question.outputs, work.handle) as outputs:
                 return work.answered(inputs, outputs)
         except BaseException:
@@ -166,9 +161,11 @@ class _Work:
             where for one, where in zip(self._images, placed, strict=True)
             for _ in range(one.batch)
         )  # fmt: skip
+        self._request = HeatmapRequest(
+            self.placements, question.clamp, question.signed, question.options
+        )
         if question.options.made != "lazy":
-            request = HeatmapRequest(self.placements, question.clamp, options=question.options)
-            check_limit(request, question.classes)
+            check_limit(self._request, question.classes)
 
     def prepared(self) -> DeviceArray:
         """Enqueues the making of the network's inputs."""
@@ -189,81 +186,39 @@ class _Work:
             first += images.batch
         return inputs
 
-    def answered(self, inputs: DeviceArray, outputs: Mapping[str, DeviceOutput]) -> DeviceAnswer:
+    def answered(self, inputs: DeviceArray, outputs: Mapping[str, DeviceTensor]) -> DeviceAnswer:
         """Enqueues the copies of the scores, and the heatmaps."""
         kept = [name for name in outputs if name not in ("features", "cam_weights")]
-        copies = {name: self._copied(outputs[name]) for name in kept}
-        cams = copies.pop("cams", None)
-        source: dict[str, int]
-        made: Inputs | Cams
-        if cams is not None:
-            if cams.dtype != np.float32 or len(cams.shape) != 4 or 0 in cams.shape:
-                raise BackendError(
-                    f"the CAMs must be float32 [B, K, h, w] to make heatmaps of, got {cams.dtype} "
-                    f"{list(cams.shape)}; export the model again"
-                )
-            made, source = Cams(*cams.shape), {"cams": cams.address}
-        else:
-            made, source = self._inputs(outputs["features"], outputs["cam_weights"])
-        return self._answer(inputs, copies, cams, made, source)
-
-    def _inputs(
-        self, features: DeviceOutput, weights: DeviceOutput
-    ) -> tuple[Inputs, dict[str, int]]:
-        """Returns the shapes that CAMs are made of, and the addresses."""
-        given, used = (
-            DeviceTensor(one.address, one.shape, one.dtype == np.float16)
-            for one in (features, weights)
-        )
-        check_tensors(given, used, len(self.placements))
-        batch, channels, height, width = given.shape
-        inputs = Inputs(
-            batch=batch, channels=channels, height=height, width=width, classes=used.shape[1],
-            half=given.half, per_position=len(used.shape) == 5, clamp=self._question.clamp,
-            signed=self._question.signed, alignment=alignment(given.address | used.address),
-        )  # fmt: skip
-        return inputs, {"features": given.address, "weights": used.address}
-
-    def _answer(
-        self,
-        inputs: DeviceArray,
-        scores: dict[str, DeviceArray],
-        cams: DeviceArray | None,
-        made: Inputs | Cams,
-        source: dict[str, int],
-    ) -> DeviceAnswer:
-        """Enqueues the kernels that make CAMs and heatmaps."""
-        options, placements = self._question.options, self.placements
-        lazy = options.made == "lazy"
+        scores = {name: self._copied(outputs[name]) for name in kept}
+        cams = scores.pop("cams", None)
+        source = source_of(outputs, len(self.placements))
+        placements, options = self.placements, self._request.options
+        given, lazy = source.inputs(0, len(placements), self._request), options.made == "lazy"
         alike = placements[:1] if len(set(placements)) == 1 else placements
-        rows, columns = axes_of(() if lazy else alike, made.height, made.width)
-        plan = self._kernels.plan(made, Heatmaps(rows, columns, bytes_=options.made == "uint8"))
+        rows, columns = axes_of(() if lazy else alike, given.height, given.width)
+        plan = self._kernels.plan(given, Heatmaps(rows, columns, bytes_=options.made == "uint8"))
         pixel = np.dtype(np.uint8 if options.made == "uint8" else np.float32)
         whole = self._allocate((plan.pixels,), pixel)
-        valid = self._allocate((made.batch, made.classes), bool)
+        valid = self._allocate((given.batch, given.classes), bool)
         workspace = self._buffer(plan.workspace.size)
         self._kernels.prepare_workspace(plan, workspace.address, self.handle)
         self._kernels.launch(
             plan, heatmaps=whole.address, valid=valid.address, workspace=workspace.address,
-            stream=self.handle, **source,
+            stream=self.handle, **source.addresses(0),
         )  # fmt: skip
         if cams is None:  # they lie in the workspace, which they keep
-            shape = (made.batch, made.classes, made.height, made.width)
+            shape = (given.batch, given.classes, given.height, given.width)
             offset = plan.workspace.cams
             cams = DeviceArray(workspace, shape, np.float32, self.handle, self._device, offset)
-        heatmaps = None if lazy else self._heatmaps(whole, made.classes)
+        heatmaps = None if lazy else self._heatmaps(plan, whole)
         return DeviceAnswer(placements, inputs, scores, cams, valid, heatmaps)
 
-    def _heatmaps(self, whole: DeviceArray, classes: int) -> DeviceArray | tuple[DeviceArray, ...]:
+    def _heatmaps(self, plan: Plan, whole: DeviceArray) -> DeviceArray | tuple[DeviceArray, ...]:
         """Returns the heatmaps as one array, or those of each image of a list."""
-        shapes = [(classes, one.height, one.width) for one in self.placements]
+        images = plan.images()
         if not self._several:
-            return whole.part(0, (len(shapes), *shapes[0]))
-        starts = np.cumsum([0, *(int(np.prod(shape, dtype=np.int64)) for shape in shapes)])
-        return tuple(
-            whole.part(int(start), shape)
-            for start, shape in zip(starts[:-1], shapes, strict=True)
-        )  # fmt: skip
+            return whole.part(0, (len(images), *images[0][1]))
+        return tuple(whole.part(start, shape) for start, shape in images)
 
     def _sizes(self, view: View, name: str) -> Images:
         """Returns the sizes of what was given, in the model's channels."""
@@ -296,7 +251,7 @@ class _Work:
     def _name(self, number: int) -> str:
         return f"images[{number}]" if isinstance(self._question.images, (list, tuple)) else "images"
 
-    def _copied(self, output: DeviceOutput) -> DeviceArray:
+    def _copied(self, output: DeviceTensor) -> DeviceArray:
         """Enqueues a copy of an output to memory of the caller's."""
         made = self._allocate(output.shape, output.dtype)
         if output.nbytes:
@@ -308,12 +263,7 @@ class _Work:
         return DeviceArray(self._buffer(size), shape, dtype, self.handle, self._device)
 
     def _buffer(self, size: int) -> driver.DeviceBuffer | driver.StreamBuffer:
-        pool = self._kernels.pool
-        if pool is None:
-            return driver.DeviceBuffer(max(1, size))
-        return driver.StreamBuffer(
-            max(1, size), self.handle, keep=self._question.stream, pool=pool
-        )  # fmt: skip
+        return driver.allocate(size, self.handle, self._kernels.pool, keep=self._question.stream)
 
 
 @contextmanager

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.runtime.backends.base import HeatmapRequest
 from sigcam.runtime.backends.cuda.heatmaps import (
-    DeviceOutput,
-    DeviceTensor,
     HeatmapMaker,
     Pending,
     kernel_errors,
 )
+from sigcam.runtime.backends.cuda.source import DeviceTensor, Source
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
@@ -89,7 +87,7 @@ class CudaStream:
         """Lets later work here begin after what is on a stream of the caller's now."""
         driver.wait_for(self._stream, stream)
 
-    def lead(self, stream: int, outputs: Mapping[str, DeviceOutput]) -> dict[str, DeviceOutput]:
+    def lead(self, stream: int, outputs: Mapping[str, DeviceTensor]) -> dict[str, DeviceTensor]:
         """Lets later work on a stream of the caller's begin after what is on this one now.
 
         Returns:
@@ -121,7 +119,7 @@ class CudaStream:
             addresses[name] = device.address
         return addresses
 
-    def fetch(self, outputs: Mapping[str, DeviceOutput]) -> dict[str, Array]:
+    def fetch(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, Array]:
         """Enqueues the copies of outputs to page-locked memory.
 
         Copies to other memory would wait for the network on the host, and the heatmap kernels
@@ -149,21 +147,16 @@ class CudaStream:
             views[name] = kept.view(one.dtype, one.shape)
         return views
 
-    def enqueue_heatmaps(
-        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
-    ) -> Pending:
+    def enqueue_heatmaps(self, source: Source, request: HeatmapRequest) -> Pending:
         """Enqueues the heatmaps of what the backend left on the device; see `HeatmapMaker`.
 
         Raises:
-            BackendError: the kernels weren't loaded, or a CUDA call failed.
-            ArtifactError: tensors that don't belong together.
+            UsageError: the heatmaps are more than the request's limit.
+            BackendUnavailableError, BackendError: as `load_kernels`, or a CUDA call failed.
         """
-        if self._heatmaps is None:
-            raise BackendError(
-                "this model has no features and CAM weights to make heatmaps of; export it with "
-                "the profile 'split'"
-            )
-        return self._heatmaps.enqueue(features, weights, request, self.handle)
+        self.kernels()
+        assert self._heatmaps is not None  # noqa: S101 (it comes with the kernels)
+        return self._heatmaps.enqueue(source, request, self.handle)
 
     def synchronize(self) -> None:
         """Waits until everything on the stream is done."""

@@ -18,7 +18,7 @@ from sigcam.runtime.backends.onnxruntime.common import (
     open_session,
     session_options,
 )
-from sigcam.runtime.backends.onnxruntime.io_binding import ON_DEVICE, BoundBackend, DeviceStream
+from sigcam.runtime.backends.onnxruntime.io_binding import BoundBackend, DeviceStream
 from sigcam.runtime.backends.onnxruntime.libraries import FOR_CUDA_12, why_not
 
 _CPU = "CPUExecutionProvider"
@@ -106,7 +106,8 @@ class OrtCudaBackend(BoundBackend):
         """Opens the model on a stream, and refuses one of which the CPU would run a part."""
         cls._load_libraries(ort)
         backend = cls._loaded(stream, ort, model, options)
-        if {info.name for info in backend.outputs}.issuperset(ON_DEVICE):
+        is_artifact = "image" in {info.name for info in backend.inputs}  # no head graph
+        if is_artifact and options.heatmaps.made_of(info.name for info in backend.outputs):
             stream.load_kernels()
         return backend
 

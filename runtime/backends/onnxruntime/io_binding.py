@@ -13,16 +13,12 @@ from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor
 from sigcam.runtime.backends.cuda.ranges import named
+from sigcam.runtime.backends.cuda.source import DeviceTensor, Source, source_of
 from sigcam.runtime.backends.onnxruntime.common import OrtBase, dtype_of, run_error
 
 if TYPE_CHECKING:
     from sigcam.kernels.clamp_combine import ClampCombine
-
-ON_DEVICE = ("features", "cam_weights")
-"""The outputs that heatmaps are made of; they stay on the device."""
-
 
 _MOST_HELD = 8
 """Runs on the device that may be under way before one more waits for them."""
@@ -58,13 +54,11 @@ class DeviceStream(Protocol):
         """Enqueues the copies of the inputs to the device; returns their addresses there."""
         ...
 
-    def fetch(self, outputs: Mapping[str, DeviceOutput]) -> dict[str, Array]:
+    def fetch(self, outputs: Mapping[str, DeviceTensor]) -> dict[str, Array]:
         """Enqueues the copies of outputs; returns views that a synchronisation fills."""
         ...
 
-    def enqueue_heatmaps(
-        self, features: DeviceTensor, weights: DeviceTensor, request: HeatmapRequest
-    ) -> Collectable:
+    def enqueue_heatmaps(self, source: Source, request: HeatmapRequest) -> Collectable:
         """Enqueues the making of heatmaps."""
         ...
 
@@ -76,7 +70,7 @@ class DeviceStream(Protocol):
         """Lets later work here begin after what is on a stream of the caller's now."""
         ...
 
-    def lead(self, stream: int, outputs: Mapping[str, DeviceOutput]) -> dict[str, DeviceOutput]:
+    def lead(self, stream: int, outputs: Mapping[str, DeviceTensor]) -> dict[str, DeviceTensor]:
         """Lets later work on the caller's stream begin after what is here, and read the outputs."""
         ...
 
@@ -148,8 +142,8 @@ class BoundBackend(OrtBase):
 
     @contextmanager
     def device_run(
-        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
-    ) -> Iterator[dict[str, DeviceOutput]]:
+        self, image: DeviceTensor, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> Iterator[dict[str, DeviceTensor]]:
         """Runs the session behind what is on `stream`; see `DeviceRunner`."""
         with self._running(settled=len(self._held) >= _MOST_HELD):
             self._stream.follow(stream)
@@ -176,10 +170,11 @@ class BoundBackend(OrtBase):
         self, feeds: Mapping[str, Array], wanted: Sequence[str], request: HeatmapRequest
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
         with self._running():
-            values = self._run(feeds, list(dict.fromkeys((*wanted, *ON_DEVICE))))
-            features, weights = (_tensor(values[name], name) for name in ON_DEVICE)
+            values = self._run(feeds, list(dict.fromkeys((*wanted, *request.made_of))))
+            made_of = {name: _output(values[name], name) for name in request.made_of}
+            source = source_of(made_of, len(request.placements))
             with named("heatmaps"):
-                pending = self._stream.enqueue_heatmaps(features, weights, request)
+                pending = self._stream.enqueue_heatmaps(source, request)
             outputs = self._fetched(values, wanted)
             with named("results"):
                 return outputs, pending.collect()
@@ -221,7 +216,7 @@ class BoundBackend(OrtBase):
         with named("inputs"):
             addresses = stream.stage(staged)
         device = {
-            name: DeviceOutput(addresses[name], array.dtype, array.shape)
+            name: DeviceTensor(addresses[name], array.dtype, array.shape)
             for name, array in staged.items()
         }
         host = {name: feeds[name] for name in feeds.keys() - staged.keys()}
@@ -229,7 +224,7 @@ class BoundBackend(OrtBase):
             return self._run_bound(host, device, names)
 
     def _run_bound(
-        self, host: Mapping[str, Array], device: Mapping[str, DeviceOutput], names: Sequence[str]
+        self, host: Mapping[str, Array], device: Mapping[str, DeviceTensor], names: Sequence[str]
     ) -> dict[str, Any]:
         """Enqueues a run on inputs that lie on the host and on the device."""
         session, stream = self._opened(), self._stream
@@ -249,13 +244,7 @@ class BoundBackend(OrtBase):
         return dict(zip(names, outputs, strict=True))
 
 
-def _output(value: Any, name: str) -> DeviceOutput:
-    """Returns an OrtValue as it is copied to the host."""
+def _output(value: Any, name: str) -> DeviceTensor:
+    """Returns where an OrtValue lies."""
     dtype = dtype_of(value.data_type(), name)
-    return DeviceOutput(value.data_ptr(), dtype, tuple(value.shape()))
-
-
-def _tensor(value: Any, name: str) -> DeviceTensor:
-    """Returns an OrtValue as the heatmap kernels take it."""
-    half = dtype_of(value.data_type(), name) == np.float16
-    return DeviceTensor(value.data_ptr(), tuple(value.shape()), half)
+    return DeviceTensor(value.data_ptr(), dtype, tuple(value.shape()))

@@ -23,11 +23,13 @@ from sigcam.runtime.backends.base import (
     Backend,
     BackendOptions,
     DeviceHeatmaps,
+    HeatmapOptions,
     HeatmapRequest,
     TensorInfo,
 )
-from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, kernel_errors
+from sigcam.runtime.backends.cuda.heatmaps import kernel_errors
 from sigcam.runtime.backends.cuda.ranges import named
+from sigcam.runtime.backends.cuda.source import DeviceTensor
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 from sigcam.runtime.backends.tensorrt.executor import Call
 from sigcam.runtime.backends.tensorrt.pool import Pool, Worker
@@ -39,12 +41,11 @@ if TYPE_CHECKING:
 class TensorRtBackend(Backend):
     """An engine on one GPU, for several callers at once.
 
-    Calls of the same kind are captured into a CUDA graph: copies to the device, the engine,
-    the heatmap kernels and the copies back are then launched as one.
+    Calls of the same kind are captured into a CUDA graph: copies to the device, the engine and
+    the copies back are then launched as one.
     """
 
     name = "tensorrt"
-    makes_heatmaps = True
     explains_on_device = True
     understands = frozenset({"device", "cache"})
 
@@ -54,11 +55,10 @@ class TensorRtBackend(Backend):
         self._engine = engine
         self._context = context
         self._kernel = kernel
+        self.makes_heatmaps = kernel is not None
         device = context.device
         self._pool = Pool(
-            lambda: Worker(
-                self._engine, self._kernel, shared=device.integrated, pools=device.pools
-            )
+            lambda: Worker(self._engine, self._kernel, shared=device.integrated)
         )  # fmt: skip
         self._for_device = kernel
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class TensorRtBackend(Backend):
             with kernel_errors(), context:
                 engine = Engine.open(path, context.device, options.cache)
                 try:
-                    return cls(engine, context, _kernel(engine))
+                    return cls(engine, context, _kernel(engine, options.heatmaps))
                 except BaseException:
                     engine.close()  # while there still is a context
                     raise
@@ -136,8 +136,8 @@ class TensorRtBackend(Backend):
 
     @contextmanager
     def device_run(
-        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
-    ) -> Iterator[dict[str, DeviceOutput]]:
+        self, image: DeviceTensor, class_ids: Array | None, names: Sequence[str], stream: int
+    ) -> Iterator[dict[str, DeviceTensor]]:
         """Runs the engine behind what is on `stream`; see `DeviceRunner`."""
         sizes = {"image": image.shape}
         if class_ids is not None:
@@ -146,7 +146,9 @@ class TensorRtBackend(Backend):
         with (
             self._pool.worker() as worker,
             named("tensorrt"),
-            worker.on_device(image, class_ids, names, stream) as outputs,
+            worker.on_device(
+                image, class_ids, names, stream, self.device_kernels().pool
+            ) as outputs,
         ):
             yield outputs
 
@@ -158,7 +160,10 @@ class TensorRtBackend(Backend):
     ) -> tuple[dict[str, Array], DeviceHeatmaps]:
         outputs, heatmaps = self._run(Call(feeds, tuple(wanted), request))
         if heatmaps is None:
-            raise BackendError("this engine has no features and CAM weights to make heatmaps of")
+            raise BackendError(
+                "this engine was loaded without the kernels that make heatmaps: it has nothing "
+                'that they take, or was loaded with heatmaps="lazy"'
+            )
         return outputs, heatmaps
 
     def _run(self, call: Call) -> tuple[dict[str, Array], DeviceHeatmaps | None]:
@@ -189,9 +194,15 @@ def _info(tensor: Tensor) -> TensorInfo:
     return TensorInfo(tensor.name, kind, tensor.shape)
 
 
-def _kernel(engine: Engine) -> ClampCombine | None:
-    """Loads the heatmap kernels where the engine has what they take; None otherwise."""
-    if not {"features", "cam_weights"} <= {tensor.name for tensor in engine.tensors}:
+def _kernel(engine: Engine, options: HeatmapOptions) -> ClampCombine | None:
+    """Loads the heatmap kernels where the engine has what they take; None otherwise.
+
+    CAMs of float16, which plans of trtexec may have, they don't take: their heatmaps are made on
+    the CPU.
+    """
+    kinds = {tensor.name: tensor.dtype for tensor in engine.tensors if not tensor.is_input}
+    made_of = options.made_of(kinds)
+    if not made_of or (made_of == ("cams",) and kinds["cams"] != np.float32):
         return None
     return _load_kernel()
 

@@ -15,8 +15,9 @@ from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
 from sigcam.runtime.backends.base import DeviceHeatmaps, HeatmapRequest
-from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, DeviceTensor, HeatmapMaker, Pending
+from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker, Pending
 from sigcam.runtime.backends.cuda.ranges import named
+from sigcam.runtime.backends.cuda.source import DeviceTensor, source_of
 from sigcam.runtime.backends.tensorrt.engine import Engine, Tensor
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -32,7 +33,7 @@ class Call:
     Attributes:
         feeds: every input by name, C-contiguous, within the engine's sizes.
         wanted: names of the outputs to copy to the host.
-        request: the heatmaps to make of features and CAM weights; None for none.
+        request: the heatmaps to make; None for none.
     """
 
     feeds: Mapping[str, Array]
@@ -130,9 +131,9 @@ class Executor:
         self._unsettled = False
 
     def enqueue(
-        self, feeds: Mapping[str, DeviceOutput], names: Sequence[str]
-    ) -> dict[str, DeviceOutput]:
-        """Enqueues the engine on inputs that lie on the device, and waits for nothing.
+        self, feeds: Mapping[str, DeviceTensor], names: Sequence[str]
+    ) -> dict[str, DeviceTensor]:
+        """Enqueues the engine, or its graph, on inputs that lie on the device; waits for nothing.
 
         Unless the shapes are others than those of the last call: that is waited for.
 
@@ -162,16 +163,11 @@ class Executor:
             size = self._bytes(tensor)
             target = self._rooms[name].on_device(size)
             driver.copy_on_device(target, one.address, size, self._stream)
-        if not self._execute():
-            reason = self._engine.take_errors()
-            raise BackendError(f"TensorRT failed while running the engine: {reason}")
-        return {
-            name: DeviceOutput(
-                self._rooms[name].on_device(self._bytes(self._tensors[name])),
-                self._tensors[name].dtype, self._sizes[name],
-            )
-            for name in names
-        }  # fmt: skip
+        if self._graph is not None:
+            self._graph.launch(self._stream)
+        else:
+            self._run_engine()
+        return {name: self._on_device(name) for name in names}
 
     def settle(self) -> None:
         """Waits for what `enqueue` left under way."""
@@ -192,18 +188,20 @@ class Executor:
             self._fill(call)
             self._enqueue_copies_in(call)
         with named("network"):
-            if not self._execute():
-                reason = self._engine.take_errors()
-                raise BackendError(f"TensorRT failed while running the engine: {reason}")
+            self._run_engine()
             self._enqueue_copies_out(call)
         return self._finished(call)
 
-    def capture(self, call: Call) -> str | None:
+    def capture(self, call: Call | None) -> str | None:
         """Captures the copies and the engine of a call that `run` has just done into a CUDA graph.
 
         The heatmap kernels stay outside: their work depends on where each image lies, and a graph
         of theirs would fit no other folder of photos. A run comes first because TensorRT brings
         its state up to date with new shapes in the first one, which a graph can't hold.
+
+        Args:
+            call: the call; None captures the engine alone, after `enqueue`. What is still under
+                way on the stream then is no part of the graph, nor is what the stream waits for.
 
         Returns:
             None, or why TensorRT or CUDA can't capture it; the executor must then be closed.
@@ -215,11 +213,13 @@ class Executor:
         refused = False
         try:
             with driver.Graph.capture(self._stream) as graph:
-                self._enqueue_copies_in(call)
+                if call is not None:
+                    self._enqueue_copies_in(call)
                 refused = not self._execute()
                 if refused:
                     raise KernelError("the engine was not captured")
-                self._enqueue_copies_out(call)
+                if call is not None:
+                    self._enqueue_copies_out(call)
         except (BackendError, KernelError) as exc:
             if refused:
                 return f"TensorRT can't be captured: {self._engine.take_errors()}"
@@ -327,6 +327,11 @@ class Executor:
         """Enqueues the engine; returns whether TensorRT did."""
         return bool(self._context.execute_async_v3(self._stream.handle))
 
+    def _run_engine(self) -> None:
+        if not self._execute():
+            reason = self._engine.take_errors()
+            raise BackendError(f"TensorRT failed while running the engine: {reason}")
+
     def _finished(self, call: Call) -> Results:
         """Enqueues the heatmaps behind the engine, waits for all, and copies the results out."""
         with named("heatmaps"):
@@ -338,15 +343,12 @@ class Executor:
 
     def _enqueue_heatmaps(self, call: Call) -> Pending | None:
         """Enqueues the heatmaps, where they are asked for."""
-        pending = None
-        if call.request is not None and self._heatmaps is not None:
-            pending = self._heatmaps.enqueue(
-                self._on_device("features"),
-                self._on_device("cam_weights"),
-                call.request,
-                self._stream.handle,
-            )
-        return pending
+        request = call.request
+        if request is None or self._heatmaps is None:
+            return None
+        made_of = {name: self._on_device(name) for name in request.made_of}
+        source = source_of(made_of, len(request.placements))
+        return self._heatmaps.enqueue(source, request, self._stream.handle)
 
     def _enqueue_copies_out(self, call: Call) -> None:
         for name in () if self._shared else call.wanted:
@@ -357,10 +359,10 @@ class Executor:
             )
 
     def _on_device(self, name: str) -> DeviceTensor:
-        """Returns an output as the heatmap kernels take it."""
+        """Returns where an output lies, until the next call."""
         tensor = self._tensors[name]
         address = self._rooms[name].on_device(self._bytes(tensor))
-        return DeviceTensor(address, self._sizes[name], tensor.dtype == np.float16)
+        return DeviceTensor(address, tensor.dtype, self._sizes[name])
 
     def _collected(self, call: Call, pending: Pending | None) -> Results:
         """Copies the results out of memory that the next call overwrites; floats as float32."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from sigcam.core.errors import BackendError
 from sigcam.core.types import Array
 from sigcam.kernels import driver
 from sigcam.kernels.errors import KernelError
-from sigcam.runtime.backends.cuda.heatmaps import DeviceOutput, HeatmapMaker
+from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker
+from sigcam.runtime.backends.cuda.source import DeviceTensor
 from sigcam.runtime.backends.tensorrt.engine import Engine
 from sigcam.runtime.backends.tensorrt.executor import Call, Executor, Results
 
@@ -40,9 +41,11 @@ class Worker:
 
     The first call of its kind (shapes, outputs) runs in the executor for any call. The second one
     runs in an executor of its own and is then captured there; from the third on, the graph is
-    launched, wherever the images lie. Where all graphs are in use, further kinds stay without one:
-    making an executor costs far more than a graph saves, so kinds that take turns must not push
-    each other out.
+    launched, wherever the images lie. Calls for images on the device are kinds of their own, whose
+    graphs hold the engine alone: copies from addresses that change, and the waits between this
+    stream and the caller's, stay outside. Where all graphs are in use, further kinds stay without
+    one: making an executor costs far more than a graph saves, so kinds that take turns must not
+    push each other out.
     """
 
     def __init__(
@@ -51,9 +54,8 @@ class Worker:
         kernel: ClampCombine | None,
         *,
         shared: bool = False,
-        pools: bool = True,
     ) -> None:
-        self._engine, self._shared, self._pools = engine, shared, pools
+        self._engine, self._shared = engine, shared
         self._stream = driver.Stream()
         with ExitStack() as stack:
             stack.callback(self._stream.close)
@@ -77,25 +79,31 @@ class Worker:
             KernelError: a CUDA call failed.
         """
         key = call.key
-        self.settle()  # all executors share the memory for heatmaps
-        self._calls += 1
-        if key in self._captured:
-            self._captured.move_to_end(key)
-            self._used[key] = self._calls
-            return self._captured[key].replay(call)
-        if key in self._seen and self._engine.no_capture is None and self._has_room():
+        self.settle()
+        kept = self._kept(key)
+        if kept is not None:
+            return kept.replay(call)
+        if self._comes_again(key):
             return self._run_and_capture(call)
-        self._seen[key] = None
-        self._seen.move_to_end(key)
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
         return self._plain.run(call)
 
     @contextmanager
     def on_device(
-        self, image: DeviceOutput, class_ids: Array | None, names: Sequence[str], stream: int
-    ) -> Iterator[dict[str, DeviceOutput]]:
+        self,
+        image: DeviceTensor,
+        class_ids: Array | None,
+        names: Sequence[str],
+        stream: int,
+        pool: driver.MemoryPool | None,
+    ) -> Iterator[dict[str, DeviceTensor]]:
         """Runs the engine behind what is on a stream of the caller's; see `DeviceRunner`.
+
+        Args:
+            image: the network's input.
+            class_ids: the input of that name, on the host, if there is one.
+            names: of the outputs.
+            stream: of the caller.
+            pool: of device memory; None on GPUs without.
 
         Raises:
             BackendError: TensorRT failed.
@@ -104,16 +112,14 @@ class Worker:
         feeds = {"image": image}
         with ExitStack() as ended:
             if class_ids is not None:
-                ids = driver.StreamBuffer(class_ids.nbytes, stream) if self._pools else (
-                    driver.DeviceBuffer(class_ids.nbytes)
-                )  # fmt: skip
+                ids = driver.allocate(class_ids.nbytes, stream, pool)
                 ended.callback(ids.close)
                 # From memory that isn't page-locked, so it is read before this returns.
                 driver.copy_to_device(ids.address, class_ids, class_ids.nbytes, stream)
-                feeds["class_ids"] = DeviceOutput(ids.address, class_ids.dtype, class_ids.shape)
+                feeds["class_ids"] = DeviceTensor(ids.address, class_ids.dtype, class_ids.shape)
             try:
                 driver.wait_for(self._stream, stream)
-                outputs = self._plain.enqueue(feeds, names)
+                outputs = self._enqueued(feeds, names)
                 driver.wait_for(stream, self._stream)
                 yield outputs
                 driver.wait_for(self._stream, stream)
@@ -121,12 +127,16 @@ class Worker:
                 with suppress(KernelError):  # the first error is the one to tell
                     self._stream.synchronize()
                 raise
-            if not self._pools:
-                self._plain.settle()  # memory that isn't freed in the order of a stream
+            if pool is None:
+                self.settle()  # the class ids' memory isn't freed in the order of a stream
 
     def settle(self) -> None:
-        """Waits for what `on_device` left under way."""
-        self._plain.settle()
+        """Waits for what `on_device` left under way.
+
+        Calls on the host write to memory that it may still use.
+        """
+        for executor in (self._plain, *self._captured.values()):
+            executor.settle()
 
     def close(self) -> None:
         """Frees the stream, the contexts and their memory."""
@@ -139,6 +149,25 @@ class Worker:
                 stack.callback(executor.close)
             self._captured.clear()
 
+    def _kept(self, key: Any) -> Executor | None:
+        """Returns the executor that holds the graph of a kind of calls; None without one."""
+        self._calls += 1
+        if key not in self._captured:
+            return None
+        self._captured.move_to_end(key)
+        self._used[key] = self._calls
+        return self._captured[key]
+
+    def _comes_again(self, key: Any) -> bool:
+        """Returns whether a kind of calls was seen before, and is to be captured now."""
+        if key in self._seen and self._engine.no_capture is None and self._has_room():
+            return True
+        self._seen[key] = None
+        self._seen.move_to_end(key)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return False
+
     def _has_room(self) -> bool:
         """Returns whether there is room for a graph, or one that was not used for long."""
         if len(self._captured) < MAX_GRAPHS:
@@ -147,6 +176,29 @@ class Worker:
         return self._calls - self._used[oldest] > _REMEMBERED
 
     def _run_and_capture(self, call: Call) -> Results:
+        with self._own_executor() as executor:
+            results = executor.run(call)
+            self._keep(call.key, executor, executor.capture(call))
+        return results
+
+    def _enqueued(
+        self, feeds: Mapping[str, DeviceTensor], names: Sequence[str]
+    ) -> dict[str, DeviceTensor]:
+        """Enqueues the engine on inputs on the device, as a graph where there is one."""
+        key = ("on the device", *((name, one.shape) for name, one in feeds.items()))
+        kept = self._kept(key)
+        if kept is not None:
+            return kept.enqueue(feeds, names)
+        if self._comes_again(key):
+            with self._own_executor() as executor:
+                outputs = executor.enqueue(feeds, names)
+                if self._keep(key, executor, executor.capture(None)):
+                    return outputs
+        return self._plain.enqueue(feeds, names)  # in memory that stays
+
+    @contextmanager
+    def _own_executor(self) -> Iterator[Executor]:
+        """Makes an executor for one kind of calls; it is closed unless `_keep` kept it."""
         if len(self._captured) >= MAX_GRAPHS:
             key, oldest = self._captured.popitem(last=False)
             del self._used[key]
@@ -156,18 +208,19 @@ class Worker:
             shared=self._shared, settled=True,
         )  # fmt: skip
         try:
-            results = executor.run(call)
-            refusal = executor.capture(call)
-        except BaseException:
-            executor.close()
-            raise
-        if refusal is None:
-            self._captured[call.key] = executor
-            self._used[call.key] = self._calls
-        else:
+            yield executor
+        finally:
+            if executor not in self._captured.values():
+                executor.close()
+
+    def _keep(self, key: Any, executor: Executor, refusal: str | None) -> bool:
+        """Keeps an executor with the graph of a kind of calls, unless capturing was refused."""
+        if refusal is not None:
             self._engine.refuse_capture(refusal)
-            executor.close()
-        return results
+            return False
+        self._captured[key] = executor
+        self._used[key] = self._calls
+        return True
 
 
 class Pool:

@@ -24,7 +24,8 @@ from sigcam.kernels.shapes import Heatmaps, Inputs
 from sigcam.runtime.backends.base import HeatmapOptions, HeatmapRequest
 from sigcam.runtime.backends.cuda import heatmaps as device_heatmaps
 from sigcam.runtime.backends.cuda import layout
-from sigcam.runtime.backends.cuda.heatmaps import DeviceTensor, HeatmapMaker, axis_of
+from sigcam.runtime.backends.cuda.heatmaps import HeatmapMaker, axis_of
+from sigcam.runtime.backends.cuda.source import DeviceTensor, source_of
 from tests.support.device_doubles import STREAM, Buffer, FakeDriver, HostKernel, ReferenceKernel
 
 GEOMETRIES = [
@@ -82,15 +83,19 @@ class Tensor:
         start = -self._memory.ctypes.data % 16 + off
         self._memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
         address = self._memory.ctypes.data + start
-        self.tensor = DeviceTensor(address, array.shape, array.dtype == np.float16)
+        self.tensor = DeviceTensor(address, array.dtype, array.shape)
 
 
 def made(heatmaps, driver, features, weights, sizes, off=0, clamp=True, options=None):
-    held = Tensor(features, off), Tensor(weights, off)
+    given = {"features": features, "cam_weights": weights}
+    return made_of(heatmaps, driver, given, sizes, off, clamp, options)
+
+
+def made_of(heatmaps, driver, given, sizes, off=0, clamp=True, options=None):
+    held = {name: Tensor(array, off) for name, array in given.items()}
     placed = tuple(place(GEOMETRIES[0], *size) for size in sizes)
     pending = heatmaps.enqueue(
-        held[0].tensor,
-        held[1].tensor,
+        source_of({name: one.tensor for name, one in held.items()}, len(placed)),
         HeatmapRequest(placed, clamp, options=options or HeatmapOptions()),
         STREAM,
     )
@@ -331,16 +336,85 @@ def test_results_outlive_the_next_batch(driver):
         ((2, 8, 7, 7), (2, 0, 8), (0, 0), 2),
     ],
 )
-def test_tensors_that_do_not_belong_together(driver, features, weights, half, images):
-    heatmaps = HeatmapMaker(ReferenceKernel(driver))
-    request = HeatmapRequest((place(GEOMETRIES[0], 9, 9),) * images, clamp=True)
+def test_tensors_that_do_not_belong_together(features, weights, half, images):
     first, second = (
-        DeviceTensor(4096, shape, bool(kind))
+        DeviceTensor(4096, np.dtype(np.float16 if kind else np.float32), shape)
         for shape, kind in zip((features, weights), half, strict=True)
     )
     with pytest.raises(ArtifactError, match="don't belong together"):
-        heatmaps.enqueue(first, second, request, STREAM)
-    assert not driver.queue
+        source_of({"features": first, "cam_weights": second}, images)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "text"),
+    [
+        ((2, 3, 7), np.float32, r"got float32 \[2, 3, 7\]; export the model again"),
+        ((1, 3, 7, 7), np.float32, "export the model again"),
+        ((2, 0, 7, 7), np.float32, "export the model again"),
+        ((2, 3, 7, 7), np.float64, "got float64"),
+        ((2, 3, 7, 7), np.float16, "got float16.*outputIOFormats=fp32:chw"),
+    ],
+)
+def test_cams_that_the_kernels_do_not_take(shape, kind, text):
+    with pytest.raises(ArtifactError, match=text):
+        source_of({"cams": DeviceTensor(4096, np.dtype(kind), shape)}, images=2)
+
+
+@pytest.fixture(scope="module")
+def library_on_the_cpu(tmp_path_factory):
+    from tests.support.host_cuda import library
+
+    return library(tmp_path_factory.mktemp("host") / "kernel.so")
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+@pytest.mark.parametrize("classes", [1, 31, 32, 33, 1000])
+def test_heatmaps_of_cams_that_the_network_made(
+    driver, monkeypatch, library_on_the_cpu, classes, kind
+):
+    """The kernels themselves, over images of several sizes in several pieces of memory."""
+    for module in (layout, device_heatmaps):
+        monkeypatch.setattr(module, "STAGED", 100_000)
+    sizes = [(40, 30), (40, 30), (21, 57), (64, 48)][: 4 if classes < 1000 else 2]
+    rng = np.random.default_rng(classes)
+    cams = rng.normal(size=(len(sizes), classes, 7, 5)).clip(0).astype(np.float32)
+    cams[1, -1] = 0  # nothing to see
+    cams[0, 0, 3, 2] = np.nan
+    kernel = HostKernel(driver, library_on_the_cpu)
+    maker = HeatmapMaker(kernel)
+    options = HeatmapOptions(kind)
+    for _ in range(2):
+        found, placed = made_of(maker, driver, {"cams": cams}, sizes, 4, options=options)
+        np.testing.assert_array_equal(found.cams, cams)
+        for row, placement in enumerate(placed):
+            assert found.heatmaps[row].dtype == kind
+            assert found.heatmaps[row].shape == (classes, placement.height, placement.width)
+            for rank in range(classes):
+                got = found.heatmaps[row][rank]
+                if np.isnan(cams[row, rank]).any():
+                    want, valid, off = 0, False, 0
+                else:
+                    want, valid = to_heatmap(cams[row, rank], placement)
+                    off = 2e-5
+                assert found.valid[row, rank] == valid
+                scale, off = (255, 0.51 / 255) if kind == "uint8" else (1, off)
+                np.testing.assert_allclose(got / np.float32(scale), want, atol=off)
+    assert len(kernel.launches) >= (4 if classes >= 31 else 2)
+    assert sum(plan.inputs.batch for plan, _ in kernel.launches) == 2 * len(sizes)
+
+
+def test_cams_over_the_limit_and_the_next(driver):
+    cams = np.random.default_rng(0).random((2, 40, 7, 7), np.float32)
+    kernel = ReferenceKernel(driver)
+    maker = HeatmapMaker(kernel)
+    less = HeatmapOptions("float32", 4 * 40 * 2 * 300 * 400 - 1)
+    with pytest.raises(UsageError, match=r"2 images and 40 classes take .*\"uint8\"") as caught:
+        made_of(maker, driver, {"cams": cams}, SIZES[:2], options=less)
+    assert 'heatmaps="lazy"' in str(caught.value)
+    assert not kernel.launches
+    found, placed = made_of(maker, driver, {"cams": cams[:1]}, SIZES[:1], options=less)
+    want, _ = to_heatmap(cams[0, 39], placed[0])
+    np.testing.assert_allclose(found.heatmaps[0][39], want, atol=2e-5)
 
 
 @pytest.mark.parametrize(

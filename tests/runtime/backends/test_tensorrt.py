@@ -348,13 +348,46 @@ def test_float16_tensors_reach_the_kernel_and_come_back_as_float32(machine, feed
     np.testing.assert_allclose(heatmaps.cams, cams, rtol=2e-3, atol=2e-3)
 
 
-def test_an_engine_without_features_gives_cams(machine, feeds):
-    backend = machine.open(write_engine(machine.folder, profile="fused"))
-    given = feeds()
+@pytest.mark.parametrize("package", ["tensorrt", "tensorrt_rtx"])
+def test_heatmaps_of_the_graphs_own_cams(machine, feeds, package):
+    machine.install(package)
+    backend = machine.open(write_engine(machine.folder, package, profile="fused"))
+    assert backend.makes_heatmaps
     cpu = OrtBackend.open(machine.folder / "model.onnx", BackendOptions(threads=1))
-    np.testing.assert_array_equal(backend.infer(given, ["cams"])["cams"], cpu.infer(given)["cams"])
-    with pytest.raises(BackendError, match="no features and CAM weights"):
-        backend.infer_heatmaps(given, ["logits"], request_for(2))
+    for turn in range(4):  # plainly, captured, and as a graph
+        given = feeds(4, 3, seed=turn)
+        request = replace(request_for(4, SIZES[turn % 2 :] + SIZES[: turn % 2]), made_of=("cams",))
+        outputs, found = backend.infer_heatmaps(given, ["logits"], request)
+        want = cpu.infer(given)
+        assert list(outputs) == ["logits"]
+        np.testing.assert_array_equal(found.cams, want["cams"])
+        for image, placement in enumerate(request.placements):
+            for rank in range(3):
+                exact, valid = to_heatmap(want["cams"][image, rank], placement)
+                np.testing.assert_allclose(found.heatmaps[image][rank], exact, atol=3e-5)
+                assert found.valid[image, rank] == valid
+    assert machine.cuda.captured == 1
+    assert machine.cuda.launched == 2
+    with pytest.raises(UsageError, match=r"not .'cam_weights', 'features'."):
+        backend.infer_heatmaps(given, ["logits"], request_for(4))
+
+
+def test_cams_that_the_kernels_cannot_take(machine, feeds):
+    """Those of float16, which a plan of trtexec may give, and ones that are to stay CAMs."""
+    engine = write_engine(machine.folder, profile="fused")
+    lazy = machine.open(engine, heatmaps=HeatmapOptions("lazy"))
+    machine.module.half = {"cams"}
+    half = machine.open(engine)
+    for backend in (lazy, half):
+        assert not backend.makes_heatmaps
+        with pytest.raises(BackendError, match="loaded without the kernels that make heatmaps"):
+            backend.infer_heatmaps(feeds(2), ["logits"], replace(request_for(2), made_of=("cams",)))
+    image = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    with load(engine) as session, load(machine.folder / "model.onnx", "ort") as plain:
+        assert session._model.backend.makes_heatmaps is False
+        got, want = session.explain(image)[0], plain.explain(image)[0]
+        assert got._made is None
+        np.testing.assert_allclose(got.heatmap, want.heatmap, atol=2e-3)
 
 
 def test_sizes_outside_the_engines(machine, feeds):

@@ -289,6 +289,9 @@ CU(cuMemcpyAsync, uintptr_t to, uintptr_t from, size_t size, void* stream)
         std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), size);
     });
 END
+CU(cuLaunchHostFunc, void* stream, void (*work)(void*), void* data)
+    return push(stream, [=] { work(data); });
+END
 CU(cuMemsetD8Async, uintptr_t to, unsigned char value, size_t size, void* stream)
     if (!lies_in(device_memory, to, size)) return INVALID_VALUE;
     return push(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, size); });
