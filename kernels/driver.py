@@ -209,7 +209,7 @@ def copy_to_host(
 
 
 def copy_on_device(target: int, source: int, size: int, stream: Stream | int) -> None:
-    """Enqueues a copy from device memory to device memory, or to what the device shares.
+    """Enqueues a copy between places that the device sees: its memory, and page-locked memory.
 
     Args:
         target: address to copy to.

@@ -35,9 +35,10 @@ def test_on_the_stand_in_driver(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["FAKE_CUDA_POOLS=0", "FAKE_CUDA_INTEGRATED=1"])
-def test_other_gpus(folder, variable):
+@pytest.mark.parametrize("case", ["a_list_of_any_sizes", "graphs_of_shapes_that_come_again"])
+def test_other_gpus(folder, variable, case):
     """Without memory pools, and where CPU and GPU share their memory."""
-    run_cases(f"{CASES}::test_a_list_of_any_sizes", folder, **dict([variable.split("=")]))
+    run_cases(f"{CASES}::test_{case}", folder, **dict([variable.split("=")]))
 
 
 @pytest.mark.slow

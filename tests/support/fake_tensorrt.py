@@ -154,6 +154,9 @@ class FakeCuda:
         target = target if isinstance(target, int) else target.ctypes.data
         self._copy(target, address, size, stream)
 
+    def copy_on_device(self, to, source, size, stream):
+        self._copy(to, source, size, stream)
+
     def _copy(self, to, source, size, stream):
         def work():
             at(to, np.uint8, (size,))[:] = at(source, np.uint8, (size,))

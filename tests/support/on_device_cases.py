@@ -253,6 +253,8 @@ def test_kinds_of_heatmaps(opened, context, kind, per_position):
 
 def test_nothing_waits(opened, context):
     """ONNX Runtime's stand-in does, once; after it nothing does. TensorRT's doesn't either."""
+    if not driver.devices()[0].pools:
+        pytest.skip("without pools, memory goes back by waiting")
     session, _ = opened(profile="split")
     waits = session.backend_name != "tensorrt"
     stream = driver.Stream()

@@ -139,8 +139,9 @@ def test_shared_memory_is_not_copied(gpu, make_artifact):
         done = calls()
     ends = done.index("cuLaunchKernel")
     assert "cuMemcpyHtoDAsync" not in done[:ends]
-    launches, cams = done.count("cuLaunchKernel") // 2, done[ends:].count("cuMemcpyDtoHAsync")
-    assert cams == launches + 3  # each sequence's CAMs, and logits, class ids and evidence
+    copies = [name for name in done[ends:] if name.startswith("cuMemcpy")]
+    # CAMs go from memory to memory, and logits, class ids and evidence to the host.
+    assert sorted(copies) == ["cuMemcpyAsync", *["cuMemcpyDtoHAsync"] * 3]
 
 
 @pytest.mark.parametrize("profile", ["split", "fused"])

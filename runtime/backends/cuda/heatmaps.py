@@ -174,8 +174,10 @@ class HeatmapMaker:
         size = cams_size(plan)
         cams = memory[one.cams : one.cams + size]
         made = given.get("cams", workspace + plan.workspace.cams)
-        driver.copy_to_host(cams, made, size, stream)
-        if not self._shared:
+        if self._shared:  # a network's CAMs may lie in page-locked memory
+            driver.copy_on_device(cams.ctypes.data, made, size, stream)
+        else:
+            driver.copy_to_host(cams, made, size, stream)
             driver.copy_to_host(memory, target.address, one.cams, stream)
 
     def results(self, one: Piece) -> tuple[list[Array], Array, Array]:

@@ -79,7 +79,6 @@ class Worker:
             KernelError: a CUDA call failed.
         """
         key = call.key
-        self.settle()
         kept = self._kept(key)
         if kept is not None:
             return kept.replay(call)
@@ -128,15 +127,7 @@ class Worker:
                     self._stream.synchronize()
                 raise
             if pool is None:
-                self.settle()  # the class ids' memory isn't freed in the order of a stream
-
-    def settle(self) -> None:
-        """Waits for what `on_device` left under way.
-
-        Calls on the host write to memory that it may still use.
-        """
-        for executor in (self._plain, *self._captured.values()):
-            executor.settle()
+                self._stream.synchronize()  # the ids' memory isn't freed in a stream's order
 
     def close(self) -> None:
         """Frees the stream, the contexts and their memory."""
