@@ -112,23 +112,23 @@ __device__ __forceinline__ void draw(
     for (int y = bottom; y < end; ++y) target.store(nothing);
 }
 
-// A warp writes a strip of as many columns as its threads have, and `strip` rows, of one heatmap.
+// A warp writes a strip of as many columns as its threads have, and `strip` rows, of one heatmap,
+// which begins at `out`. `together`: whether each row allows what a thread stores at once.
 template <typename Pixel, bool CUBIC>
-__device__ __forceinline__ void enlarge(const HeatmapArguments& a) {
+__device__ __forceinline__ void draw_strip(
+    const HeatmapArguments& a, const Place& place, long long heatmap, Pixel* out, int strip,
+    bool together) {
     constexpr int COUNT = COLUMNS<Pixel, CUBIC>;
     const int lane = static_cast<int>(threadIdx.x) % WARP;
     const int warp = static_cast<int>(threadIdx.x) / WARP;
     const int warps = static_cast<int>(blockDim.x) / WARP;
-    const unsigned heatmap = blockIdx.x, classes = static_cast<unsigned>(a.classes);
-    const Place place = place_of(a, heatmap / classes);
     const int height = place.rows.size, width = place.columns.size;
-    const int first = (static_cast<int>(blockIdx.y) * warps + warp) * a.strip;
+    const int first = (static_cast<int>(blockIdx.y) * warps + warp) * strip;
     const int tile = static_cast<int>(blockIdx.z) * WARP * COUNT;
     if (first >= height || tile >= width) return;
-    const int end = min(first + a.strip, height);
-    Pixel* out = static_cast<Pixel*>(a.heatmaps) + place.start +
-                 (static_cast<long long>(heatmap % classes) * height + first) * width;
-    if (a.aligned && width % COUNT == 0 && place.start % COUNT == 0) {
+    const int end = min(first + strip, height);
+    out += static_cast<long long>(first) * width;
+    if (together) {
         const int x = tile + COUNT * lane;
         if (x < width)
             draw<Pixel, COUNT, CUBIC, true>(a, place, heatmap, first, end, {out + x, x, width});
@@ -136,6 +136,18 @@ __device__ __forceinline__ void enlarge(const HeatmapArguments& a) {
         const int x = tile + lane;
         draw<Pixel, COUNT, CUBIC, false>(a, place, heatmap, first, end, {out + x, x, width});
     }
+}
+
+template <typename Pixel, bool CUBIC>
+__device__ __forceinline__ void enlarge(const HeatmapArguments& a) {
+    constexpr int COUNT = COLUMNS<Pixel, CUBIC>;
+    const unsigned heatmap = blockIdx.x, classes = static_cast<unsigned>(a.classes);
+    const Place place = place_of(a, heatmap / classes);
+    const int height = place.rows.size, width = place.columns.size;
+    Pixel* out = static_cast<Pixel*>(a.heatmaps) + place.start +
+                 static_cast<long long>(heatmap % classes) * height * width;
+    draw_strip<Pixel, CUBIC>(a, place, heatmap, out, a.strip,
+                             a.aligned && width % COUNT == 0 && place.start % COUNT == 0);
 }
 
 }  // namespace

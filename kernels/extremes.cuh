@@ -40,8 +40,7 @@ __device__ __forceinline__ Extremes over_block(Extremes (&mine)[COUNT], float* s
         for (int offset = WARP / 2; offset > 0; offset /= 2) {
             const float low = __shfl_xor_sync(0xffffffffu, mine[k].low, offset);
             const float high = __shfl_xor_sync(0xffffffffu, mine[k].high, offset);
-            mine[k].low = fminf(mine[k].low, low);
-            mine[k].high = fmaxf(mine[k].high, high);
+            mine[k].add({low, high});
         }
         if (thread % WARP == 0) {
             scratch[2 * (thread / WARP * COUNT + k)] = mine[k].low;
@@ -52,8 +51,8 @@ __device__ __forceinline__ Extremes over_block(Extremes (&mine)[COUNT], float* s
     Extremes all;
     if (thread < COUNT) {
         for (int warp = 0; warp < static_cast<int>(blockDim.x) / WARP; ++warp) {
-            all.low = fminf(all.low, scratch[2 * (warp * COUNT + thread)]);
-            all.high = fmaxf(all.high, scratch[2 * (warp * COUNT + thread) + 1]);
+            const float* of_warp = scratch + 2 * (warp * COUNT + thread);
+            all.add({of_warp[0], of_warp[1]});
         }
     }
     return all;
@@ -169,8 +168,7 @@ __device__ __forceinline__ void extremes(const HeatmapArguments& a) {
     if (thread == 0) {
         bool finite = true;
         for (int i = 0; i < blocks; ++i) {
-            found.low = fminf(found.low, partial[3 * i]);
-            found.high = fmaxf(found.high, partial[3 * i + 1]);
+            found.add({partial[3 * i], partial[3 * i + 1]});
             finite = finite && partial[3 * i + 2] != 0.f;
         }
         a.bounds[2 * heatmap] = found.low;

@@ -57,22 +57,9 @@ __device__ __forceinline__ void heatmaps_of(
     a.valid = reinterpret_cast<unsigned char*>(header + 2);
     find_extremes(place, a.cams, a.bounds, a.valid, reinterpret_cast<unsigned*>(header + 3),
                   header + HEADER);
-    const int lane = static_cast<int>(threadIdx.x) % WARP;
-    const int warp = static_cast<int>(threadIdx.x) / WARP;
-    const int warps = static_cast<int>(blockDim.x) / WARP;
-    const int first = (static_cast<int>(blockIdx.y) * warps + warp) * strip;
-    const int tile = static_cast<int>(blockIdx.z) * WARP * COUNT;
-    if (first >= height || tile >= width) return;
-    const int end = min(first + strip, height);
-    Pixel* out = heatmaps + (heatmap * height + first) * width;
     constexpr size_t STORED = COUNT * sizeof(Pixel);
-    if (width % COUNT == 0 && reinterpret_cast<size_t>(heatmaps) % STORED == 0) {
-        const int x = tile + COUNT * lane;
-        if (x < width) draw<Pixel, COUNT, false, true>(a, place, 0, first, end, {out + x, x, width});
-    } else {
-        const int x = tile + lane;
-        draw<Pixel, COUNT, false, false>(a, place, 0, first, end, {out + x, x, width});
-    }
+    draw_strip<Pixel, false>(a, place, 0, heatmaps + heatmap * height * width, strip,
+                             width % COUNT == 0 && reinterpret_cast<size_t>(heatmaps) % STORED == 0);
 }
 
 }  // namespace

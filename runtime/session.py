@@ -113,10 +113,10 @@ def load(
             "heuristic"; "exhaustive", which times all of them at the first run of each batch size,
             for hundreds of milliseconds, and may find faster ones; or "default", which takes one
             that always works.
-        heatmaps: what backends on a GPU make of an artifact of the profile "split": "float32", the
-            heatmaps of all classes with each batch; "uint8", the same in a quarter of the memory,
-            as 256 levels; "lazy", CAMs alone, from which each heatmap is made on the CPU when it
-            is asked for. Backends on the CPU are always lazy.
+        heatmaps: what backends on a GPU make: "float32", the heatmaps of all classes with each
+            batch; "uint8", the same in a quarter of the memory, as 256 levels; "lazy", CAMs alone,
+            from which each heatmap is made on the CPU when it is asked for. Backends on the CPU
+            are always lazy, as are methods whose CAMs the runtime makes.
         heatmap_limit: most bytes that the heatmaps of one batch may take, where they aren't lazy.
         max_pixels: largest image file that is decoded; None for no limit.
 

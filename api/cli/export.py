@@ -32,7 +32,8 @@ LAYOUTS = {"uint8": "uint8_nhwc", "raw": "float32_nhwc", "float32": "float32_nch
     type=click.Choice(["fused", "split"]),
     default="fused",
     show_default=True,
-    help="Finished CAMs out of the graph, or features and CAM weights.",
+    help="Finished CAMs out of the graph, or features and CAM weights, for GPUs and up to about 30 "
+    "classes.",
 )
 @click.option(
     "--classes",

@@ -107,8 +107,7 @@ _run_options = options(
     type=click.Choice(["float32", "uint8", "lazy"]),
     default="float32",
     show_default=True,
-    help="What a GPU makes of an artifact of the profile split: heatmaps, or CAMs alone (lazy), of "
-    "which the CPU makes heatmaps.",
+    help="What a GPU makes: heatmaps, or CAMs alone (lazy), of which the CPU makes heatmaps.",
 )
 @click.option(
     "--max-pixels", type=click.IntRange(min=1), help="Refuse images with more pixels than this."
