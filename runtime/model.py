@@ -2,8 +2,8 @@
 
 `sigcam.load`, evaluation and quantisation all run models through `ExportedModel`. It reads the
 spec, opens the backend and, when one is needed, the head graph; it combines the profile
-"split" to CAMs; it has heatmaps made on the device where the backend can; and it refuses values that
-aren't finite.
+"split" to CAMs; it has heatmaps made on the device where the backend can; and it refuses values
+that aren't finite.
 """
 
 from __future__ import annotations

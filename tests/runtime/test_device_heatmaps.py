@@ -28,7 +28,7 @@ def both(stream, make_artifact):
     """both(**spec changes) -> a session with made maps, and a plain one."""
     opened = []
 
-    def make(emit=(), heatmaps=None, **changes):
+    def make(emit=(), heatmaps=None, profile="split", **changes):
         from sigcam.core.artifact import read_spec
         from sigcam.core.model_file import ModelFile
         from sigcam.runtime.backends import open_backend
@@ -36,7 +36,7 @@ def both(stream, make_artifact):
         from sigcam.runtime.head_graph import HeadGraph, find_head_graph
         from sigcam.runtime.model import ExportedModel
 
-        path = make_artifact(profile="split", emit=emit, **changes)
+        path = make_artifact(profile=profile, emit=emit, **changes)
         spec = read_spec(path)
         file = find_head_graph(ModelFile(path))
         head = file and HeadGraph(
@@ -65,9 +65,15 @@ def same(got, want):
     np.testing.assert_allclose(got.boxes(0.5), want.boxes(0.5), atol=1)
 
 
+@pytest.fixture(params=["split", "fused"])
+def profile(request):
+    """Heatmaps are made of features and CAM weights, or of CAMs that the graph made."""
+    return request.param
+
+
 @pytest.mark.parametrize("request_", [{}, {"top_k": 3}, {"classes": ["blue", 0, 3]}])
-def test_the_same_answers(both, stream, request_):
-    session, plain = both()
+def test_the_same_answers(both, stream, request_, profile):
+    session, plain = both(profile=profile)
     made, want = session.explain(IMAGES, **request_), plain.explain(IMAGES, **request_)
     for got, exact in zip(made, want, strict=True):
         for one, other in zip(got, exact, strict=True):
@@ -75,9 +81,31 @@ def test_the_same_answers(both, stream, request_):
     assert "heatmaps" in stream.done
 
 
-def test_heatmaps_of_bytes(both):
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 1000])
+def test_numbers_of_classes(both, stream, profile, count):
+    session, plain = both(profile=profile)
+    images = [IMAGES[4], IMAGES[2][:20, :30]]
+    classes = [(7 * n) % 4 if n % 3 else -1 - n % 4 for n in range(count)]
+    made, want = session.explain(images, classes=classes), plain.explain(images, classes=classes)
+    for got, exact in zip(made, want, strict=True):
+        assert len(got) == count
+        for one, other in zip(got, exact, strict=True):
+            assert (one.class_id, one.valid) == (other.class_id, other.valid)
+            np.testing.assert_allclose(one.heatmap, other.heatmap, atol=3e-5)
+    assert len(stream.kernel.launches) == 1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_cams_of_a_graph_are_taken_as_they_are(both, signed):
+    """Clamped or not, with their signs or not: the graph did all of that."""
+    session, plain = both(profile="fused", nwc=False, signed=signed)
+    for got, want in zip(session.explain(IMAGES, 3), plain.explain(IMAGES, 3), strict=True):
+        same(got[0], want[0])
+
+
+def test_heatmaps_of_bytes(both, profile):
     """A quarter of the memory; `heatmap` stays float32, at 256 levels."""
-    session, plain = both(heatmaps=HeatmapOptions("uint8"))
+    session, plain = both(heatmaps=HeatmapOptions("uint8"), profile=profile)
     made, want = session.explain(IMAGES, top_k=2), plain.explain(IMAGES, top_k=2)
     for got, exact in zip(made, want, strict=True):
         for one, other in zip(got, exact, strict=True):
@@ -97,11 +125,12 @@ def test_heatmaps_of_bytes(both):
     np.testing.assert_array_equal(stacked, np.stack([one._made[0] for one in made[0]]))
 
 
-def test_heatmaps_that_are_made_when_they_are_asked_for(both, stream):
-    session, plain = both(heatmaps=HeatmapOptions("lazy", limit=1))
+def test_heatmaps_that_are_made_when_they_are_asked_for(both, stream, profile):
+    session, plain = both(heatmaps=HeatmapOptions("lazy", limit=1), profile=profile)
     made, want = session.explain(IMAGES, top_k=3), plain.explain(IMAGES, top_k=3)
-    assert "heatmaps" in stream.done  # the CAMs came from the device
-    assert len(stream.kernel.launches) == 1  # for images of four sizes
+    # Features become CAMs on the device, in one launch for images of four sizes; a graph's own
+    # CAMs are there already.
+    assert len(stream.kernel.launches) == (profile == "split")
     for got, exact in zip(made, want, strict=True):
         for one, other in zip(got, exact, strict=True):
             assert one._made is None
@@ -109,9 +138,9 @@ def test_heatmaps_that_are_made_when_they_are_asked_for(both, stream):
             np.testing.assert_allclose(one.heatmap, other.heatmap, atol=3e-5)
 
 
-def test_images_larger_than_the_limit(both):
+def test_images_larger_than_the_limit(both, profile):
     """The session works on afterwards, with what the message advises too."""
-    session, plain = both(heatmaps=HeatmapOptions(limit=4 * 2 * 70 * 90))
+    session, plain = both(heatmaps=HeatmapOptions(limit=4 * 2 * 70 * 90), profile=profile)
     with pytest.raises(UsageError, match=r"1 images and 2 classes take 0\.00048 GB, more than"):
         session.explain(IMAGES[3], top_k=2)
     same(session.explain(IMAGES[0], top_k=2)[1], plain.explain(IMAGES[0], top_k=2)[1])
@@ -133,8 +162,8 @@ def test_without_clamping(both):
     same(session.explain(IMAGES[0], "Warm")[0], plain.explain(IMAGES[0], "Warm")[0])
 
 
-def test_fewer_classes_than_the_artifact_gives(both):
-    session, plain = both(classes=ClassSelection("topk", 3))
+def test_fewer_classes_than_the_artifact_gives(both, profile):
+    session, plain = both(classes=ClassSelection("topk", 3), profile=profile)
     got, want = session.explain(IMAGES[0], top_k=2), plain.explain(IMAGES[0], top_k=2)
     assert len(got) == 2
     for one, other in zip(got, want, strict=True):
@@ -156,14 +185,14 @@ def outputs_asked_for(session):
     return seen
 
 
-def test_features_and_weights_stay_on_the_device(both, stream):
-    session, _ = both()
+def test_features_and_weights_stay_on_the_device(both, stream, profile):
+    session, _ = both(profile=profile)
     assert outputs_asked_for(session) >= {"logits", "class_ids_out"}
     assert not {"features", "cam_weights", "cams"} & outputs_asked_for(session)
 
 
-def test_a_map_that_is_none(both):
-    session, plain = both()
+def test_a_map_that_is_none(both, profile):
+    session, plain = both(profile=profile)
     grey = np.full((40, 50, 3), 128, np.uint8)
     [got], [want] = session.explain(grey), plain.explain(grey)
     same(got, want)
@@ -172,8 +201,8 @@ def test_a_map_that_is_none(both):
 
 
 @pytest.mark.parametrize("head_input", ["features", "head_input"])
-def test_further_classes_are_made_of_their_own_cams(both, head_input):
-    session, plain = both(head_input=head_input)
+def test_further_classes_are_made_of_their_own_cams(both, head_input, profile):
+    session, plain = both(head_input=head_input, profile=profile)
     asked = outputs_asked_for(session)
     assert head_input in asked
     assert "cam_weights" not in asked
@@ -184,8 +213,8 @@ def test_further_classes_are_made_of_their_own_cams(both, head_input):
         np.testing.assert_allclose(got.heatmap, want.heatmap, atol=1e-5)
 
 
-def test_methods_of_several_passes_make_their_own(both, stream):
-    session, plain = both()
+def test_methods_of_several_passes_make_their_own(both, stream, profile):
+    session, plain = both(profile=profile, emit=("features",))
     got = session.explain(IMAGES[0], method="scorecam")[0]
     want = plain.explain(IMAGES[0], method="scorecam")[0]
     assert got._made is None
