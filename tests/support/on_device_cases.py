@@ -18,7 +18,7 @@ import pytest
 
 from sigcam.core.errors import BackendError, UnknownClassError, UsageError
 from sigcam.images.preprocess import place, prepare
-from sigcam.kernels import driver
+from sigcam.kernels import dlpack, driver
 from sigcam.kernels.arrays import DeviceArray
 from sigcam.kernels.errors import KernelError
 from sigcam.kernels.reference import normalised_heatmaps, to_bytes
@@ -156,6 +156,32 @@ def on_device(host, stream, device=0):
     buffer = driver.DeviceBuffer(max(1, host.nbytes))
     driver.copy_to_device(buffer.address, host, host.nbytes, stream)
     return DeviceArray(buffer, host.shape, host.dtype, driver.handle_of(stream), device)
+
+
+class Strided:
+    """An array as torch hands out every second row of images: with gaps, by DLPack."""
+
+    def __init__(self, host, stream):
+        self.array = on_device(host, stream)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **how):
+        capsule = self.array.__dlpack__(**how)
+        versioned = how.get("max_version") is not None
+        name = b"dltensor_versioned" if versioned else b"dltensor"
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        kind = dlpack._Versioned if versioned else dlpack._Managed
+        tensor = kind.from_address(get(capsule, name)).tensor
+        sizes = [tensor.shape[i] for i in range(tensor.ndim)]
+        steps = np.cumprod([1, *sizes[:0:-1]])[::-1]
+        self.strides = (ctypes.c_int64 * tensor.ndim)(*map(int, steps))
+        self.strides[1] *= 2
+        tensor.strides = self.strides
+        tensor.shape[1] = sizes[1] // 2
+        return capsule
 
 
 class Interface:
@@ -377,6 +403,7 @@ def test_bad_images_and_the_next_call(opened, context):
         (good, r"images must lie in the GPU's memory .*got type 1; move it to the GPU"),
         (on_device(good, stream, device=1), "must lie on GPU 0, whose context is current, got"),
         (Interface(good, stream, strides=(1, 2, 3, 4)), "images: the array must be C-contiguous"),
+        (Strided(good, stream), "images: the array must be C-contiguous.*make a contiguous copy"),
         (on_device(good.astype(np.float32), stream), "images must be uint8, .* got float32"),
         (on_device(good[0], stream), r"images must be \[B, H, W, 3\] or .*, got \[64, 80, 3\]"),
         ([given], r"images\[0\] must be \[H, W, 3\] or \[3, H, W\], got \[2, 64, 80, 3\]"),
@@ -483,17 +510,35 @@ def test_the_nvimgcodec_example(opened, context, capsys):
     assert found.err.splitlines()[-1] == "b.jpg: nvImageCodec can't decode it"
 
 
-@pytest.mark.parametrize("after", range(6))
-def test_memory_that_is_used_up_and_the_next_call(opened, context, monkeypatch, after):
+@pytest.mark.parametrize("opened", ["tensorrt"], indirect=True)
+def test_more_than_the_engine_is_for_and_the_next_call(opened, context):
+    """The stand-in's engine takes 4 images and 3 classes of each."""
+    session, plain = opened(profile="fused")
+    stream = driver.Stream()
+    images = noise(5, 64, 80, 3)
+    given, fewer = on_device(images, stream), on_device(images[:4], stream)
+    for _ in range(3):
+        with pytest.raises(UsageError, match="takes 1 to 4 images in one run, got 5"):
+            session.explain_device(given, stream=stream)
+        with pytest.raises(UsageError, match="makes CAMs of 1 to 3 classes for each image, got 4"):
+            session.explain_device(fewer, [0, 1, 2, 3], stream=stream)
+        check(session.explain_device(fewer, [0, 1, 3], stream=stream), plain, images[:4], [0, 1, 3])
+
+
+@pytest.mark.parametrize("profile", ["split", "fused"])
+@pytest.mark.parametrize("after", range(9))
+def test_memory_that_is_used_up_and_the_next_call(opened, context, monkeypatch, after, profile):
     """At any of the allocations: what was made before goes back, and the session works on."""
-    session, plain = opened(profile="split")
+    session, plain = opened(profile=profile)
     stream = driver.Stream()
     good = noise(2, 64, 80, 3)
     given = on_device(good, stream)
     real, count = driver.allocate, iter(range(100))
+    # ONNX Runtime takes the class ids from the host.
+    allocations = 7 + (profile == "fused") + (session.backend_name == "tensorrt")
 
     def full(*args, **kwargs):
-        if next(count) == after:
+        if next(count) == min(after, allocations - 1):
             raise KernelError("cuMemAllocFromPoolAsync failed: CUDA_ERROR_OUT_OF_MEMORY (text)")
         return real(*args, **kwargs)
 

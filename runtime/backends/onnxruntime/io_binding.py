@@ -145,6 +145,10 @@ class BoundBackend(OrtBase):
         self, image: DeviceTensor, class_ids: Array | None, names: Sequence[str], stream: int
     ) -> Iterator[dict[str, DeviceTensor]]:
         """Runs the session behind what is on `stream`; see `DeviceRunner`."""
+        shapes = {"image": image.shape}
+        if class_ids is not None:
+            shapes["class_ids"] = class_ids.shape
+        self._check_sizes(shapes)
         with self._running(settled=len(self._held) >= _MOST_HELD):
             self._stream.follow(stream)
             host = {} if class_ids is None else {"class_ids": class_ids}
@@ -154,6 +158,13 @@ class BoundBackend(OrtBase):
             outputs = {name: _output(value, name) for name, value in values.items()}
             yield self._stream.lead(stream, outputs)
             self._stream.follow(stream)
+
+    def _check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses inputs of sizes that the session isn't for; there are none here.
+
+        Raises:
+            UsageError: it isn't for them; says what to do.
+        """
 
     def _settle(self) -> None:
         """Waits for runs that nobody waited for."""

@@ -137,15 +137,18 @@ class OrtTensorrtBackend(OrtCudaBackend):
 
     def _checked(self, feeds: Mapping[str, Array], wanted: Sequence[str] | None) -> list[str]:
         chosen = super()._checked(feeds, wanted)
+        self._check_sizes({name: array.shape for name, array in feeds.items()})
+        return chosen
+
+    def _check_sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, largest in self.sizes.items():
-            for option, size, high in zip(_OPTIONS, feeds[name].shape, largest.dynamic):  # noqa: B905
+            for option, size, high in zip(_OPTIONS, shapes[name], largest.dynamic):  # noqa: B905
                 if size > high:
                     what = "images" if option == "batch_size" else "classes for each image"
                     raise UsageError(
                         f"the engine was built for {high} {what} at most, got {size}; ask for "
                         f"fewer at once, or load the model with {option}={size}"
                     )
-        return chosen
 
 
 def sizes_for(ort: Any, model: ModelFile, options: BackendOptions) -> Sizes:

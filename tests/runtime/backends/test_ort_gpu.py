@@ -4,6 +4,7 @@ The providers themselves can't run here; a double of the module stands for a GPU
 """
 
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import ClassVar
@@ -25,6 +26,7 @@ from sigcam.kernels import driver
 from sigcam.kernels.errors import CudaUnavailableError
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions
+from sigcam.runtime.backends.cuda.source import DeviceTensor
 from sigcam.runtime.backends.onnxruntime import cuda as ort_cuda
 from sigcam.runtime.backends.onnxruntime import libraries
 from sigcam.runtime.backends.onnxruntime.cuda import INDEX_ARITHMETIC, assigned_nodes, refuse_cpu
@@ -195,13 +197,19 @@ def test_what_is_asked_of_the_cuda_provider(make_artifact, gpu):
     assert stream.done[-1] == "close"
 
 
-def test_kernels_are_loaded_only_for_the_profile_split(make_artifact, gpu):
+@pytest.mark.parametrize("kind", ["float32", "uint8", "lazy"])
+def test_kernels_are_loaded_where_heatmaps_are_made(make_artifact, gpu, kind):
+    """A graph's own CAMs, as they are, need none; nor does a head graph, which gives CAMs too."""
     on_gpu(gpu(), {"CUDAExecutionProvider": ["Conv"]})
-    with load(make_artifact(), "ort-cuda") as session:
-        assert not Recording.opened[0].loaded
+    with load(make_artifact(head_input="features"), "ort-cuda", heatmaps=kind) as session:
+        assert Recording.opened[0].loaded == (kind != "lazy")
         [one] = session.explain(np.full((40, 60, 3), (9, 99, 9), np.uint8), classes="green")
-        assert one._made is None
+        assert (one._made is None) == (kind == "lazy")
         assert one.heatmap.shape == (40, 60)
+        assert len(one.for_classes([0, 2])) == 2
+        head = Recording.opened[1:]
+        assert head
+        assert not any(stream.loaded for stream in head)
 
 
 def test_what_is_asked_of_the_tensorrt_provider(make_artifact, gpu, tmp_path):
@@ -266,6 +274,13 @@ def test_engines_are_for_the_sizes_that_are_asked_for(make_artifact, gpu, tmp_pa
         feeds = {"image": np.zeros((3, 56, 56, 3), np.uint8), "class_ids": np.zeros((3, 1), int)}
         with pytest.raises(UsageError, match=r"for 2 images at most, got 3.*batch_size=3"):
             backend.infer(feeds)
+        on_device = DeviceTensor(4096, np.dtype(np.uint8), (3, 56, 56, 3))
+        for tensor, ids, said in (
+            (on_device, np.zeros((3, 1), int), r"for 2 images at most, got 3.*batch_size=3"),
+            (replace(on_device, shape=(1, 56, 56, 3)), np.zeros((1, 4), int), "max_classes=4"),
+        ):
+            with pytest.raises(UsageError, match=said), backend.device_run(tensor, ids, [], 0):
+                pass
         assert session.explain(image, classes="green")[0].label == "green"  # it works on afterwards
     backend = backend_class("ort-tensorrt").open(path, BackendOptions(cache=tmp_path))
     assert not any("profile" in name for name in dict(module.asked[:1]).popitem()[1])
