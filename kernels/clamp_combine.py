@@ -200,7 +200,7 @@ class ClampCombine:
         """Makes normalised heatmaps from arrays on the GPU; enqueues only, waits for nothing.
 
         The results are there once `stream` has come to them. Memory that isn't given is
-        allocated, in the order of the stream where the GPU can (`cuMemAllocAsync`).
+        allocated from `pool`, in the order of the stream; by `cuMemAlloc` where there is none.
 
         Args:
             features: float32 or float16 [B, N, h, w]: anything with `__dlpack__` or

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
     "network": the classification graph alone, which the others are compared with. TensorRT's
     backends are built of artifacts only, so there it has none, and "logits" is the backend of
     the maps with nothing but the logits copied back: no baseline, as it works out the rest
-    too. "CAMs": the profile fused. "maps": the profile split, with finished maps.
-    "explain": all of it, from the decoded image.
+    too. "cams": the profile fused. "heatmaps of cams": the same with heatmaps made of them.
+    "heatmaps": the profile split, with heatmaps. "explain": all of it, from the decoded image.
     """
     missing = missing_backend(backend)
     if missing is not None:
@@ -150,11 +151,14 @@ def check_latency(backend: str, folder: Path, rounds: int) -> dict[str, Any]:
         calls: dict[str, Callable[[], object]] = {
             first: lambda: kept[first].infer({"image": pixels}, ["logits"]),
             "cams": lambda: kept["cams"].infer({"image": pixels}, [*head, "cams"]),
+            "heatmaps of cams": lambda: kept["cams"].infer_heatmaps(
+                {"image": pixels}, head, replace(request, made_of=("cams",))
+            ),
             "heatmaps": lambda: kept["heatmaps"].infer_heatmaps({"image": pixels}, head, request),
             "explain": lambda: session.explain(image)[0].heatmap,
         }
         clocks = {name: _clock(one, stack) for name, one in kept.items() if _handle(one)}
-        against = [] if backend == "tensorrt" else ["cams", "heatmaps", "explain"]
+        against = [] if backend == "tensorrt" else [name for name in calls if name != first]
         baselines = dict.fromkeys(against, first)
         found = measure(calls, clocks, baselines, rounds=rounds, warmup=max(20, rounds // 10))
     return {"latency": found, "rounds": rounds}

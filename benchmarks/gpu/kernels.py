@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -307,14 +308,9 @@ class Job:
 
 def images_of(plan: Plan, heatmaps: Array) -> list[Array]:
     """The maps [K, H, W] of each image, of those of all of them one after the other."""
-    classes, each = plan.inputs.classes, plan.heatmaps.axes()
-    sizes = [(rows.size, columns.size) for rows, columns in each]
-    if plan.places is None:
-        return list(heatmaps.reshape(plan.inputs.batch, classes, *sizes[0]))
-    starts = [place.start for place in plan.places]
+    pixels = heatmaps.reshape(-1)
     return [
-        heatmaps[start : start + classes * height * width].reshape(classes, height, width)
-        for start, (height, width) in zip(starts, sizes, strict=True)
+        pixels[start : start + math.prod(shape)].reshape(shape) for start, shape in plan.images()
     ]
 
 

@@ -128,8 +128,8 @@ FAULTS = {
     ("address", "write"): ("if (column(i) < width) out[WARP * i]", "out[WARP * i]"),
     # A row of a strip after the heatmaps' end.
     ("address", "strip"): (
-        "const int end = min(first + a.strip, height);",
-        "const int end = first + a.strip;",
+        "const int end = min(first + strip, height);",
+        "const int end = first + strip;",
     ),
     # The elements after the last channel, where only a part of a vector is left.
     ("address", "read"): (

@@ -221,10 +221,6 @@ CU(cuMemFree, uintptr_t address)
     give_back(address, device_memory);
     return SUCCESS;
 END
-CU(cuMemAllocAsync, uintptr_t* out, size_t size, void* stream)
-    if (!queue_of(stream)) return INVALID_HANDLE;
-    return allocate(out, size, device_memory);
-END
 CU(cuMemPoolCreate, void** out, const int* wish)
     // Allocation type PINNED, no handles to share, and a device that there is.
     if (wish[0] != 1 || wish[1] != 0 || wish[2] != 1) return INVALID_VALUE;
