@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from sigcam.core.arguments import instance_of, real_number
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.progress import Report, reporter
 from sigcam.core.spec import Preprocessing, Spec
@@ -30,7 +33,8 @@ from sigcam.runtime.model import (
     evidence_of,
     probabilities_of,
 )
-from sigcam.runtime.multipass.base import MultiPass, Subject
+from sigcam.runtime.multipass import multipass_method
+from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass, Subject
 
 Slot = list[Explanation] | ImageError
 """What comes of an image: its Explanations, or why it can't be read."""
@@ -153,20 +157,29 @@ class ExplainCall:
             ArtifactError: the graph's outputs don't belong together.
         """
         outputs = self._run(images, self.request.ids)
+        return [self.explain_row(image, outputs, row) for row, image in enumerate(images)]
+
+    @property
+    def kind(self) -> tuple[Wanted, int | None]:
+        """Says what calls have in common whose images may be run in one batch."""
+        ids = self.request.ids
+        return _wanted(self.method), None if ids is None else len(ids)
+
+    def explain_row(self, image: NamedImage, outputs: ModelOutputs, row: int) -> list[Explanation]:
+        """Makes the results of one image, which is a row of what a run gave.
+
+        Raises:
+            UsageError: there are more classes of the least probability than CAMs.
+            BackendError: a method of several passes, or a second run, failed.
+            ArtifactError: the graph's outputs don't belong together.
+        """
         explain = self._explain if self.request.min_probability is None else self._probable
-        return [explain(image, outputs, row) for row, image in enumerate(images)]
+        return explain(image, outputs, row)
 
     def _run(self, images: list[NamedImage], ids: tuple[int, ...] | None) -> ModelOutputs:
-        first = images[0].tensor
-        batch = first[None] if len(images) == 1 else np.stack([one.tensor for one in images])
         asked = None if ids is None else np.tile(np.array(ids, np.int64), (len(images), 1))
         with self._timed():
-            return self.model.run(
-                batch,
-                asked,
-                wanted=_wanted(self.method),
-                placements=[one.placement for one in images] if self.method is None else None,
-            )
+            return _run(self.model, images, asked, _wanted(self.method))
 
     def _probable(self, image: NamedImage, outputs: ModelOutputs, row: int) -> list[Explanation]:
         """Makes the results of every class that is probable enough, the most probable first.
@@ -241,6 +254,103 @@ class ExplainCall:
 
     def _timed(self) -> Stopwatch | nullcontext[None]:
         return nullcontext() if self.stopwatch is None else self.stopwatch
+
+
+def call_of(
+    model: ExportedModel,
+    batch_size: int,
+    classes: Classes | None = None,
+    top_k: int = 1,
+    min_probability: float | None = None,
+    method: str | None = None,
+    method_options: Mapping[str, float] = NO_OPTIONS,
+    progress: bool | Report = False,
+) -> ExplainCall:
+    """Checks what is asked of a model, before any image is read.
+
+    Args:
+        model: runs the network.
+        batch_size: most images in one run.
+        classes: as for `Session.explain`; so are the others.
+        top_k: how many of the most probable classes.
+        min_probability: asks for every class of at least this probability.
+        method: None for the artifact's own.
+        method_options: numbers that the method is called with.
+        progress: who is told the passes.
+
+    Raises:
+        UnknownClassError: a class that the model doesn't have.
+        UsageError: classes, a top_k, a method or options that this artifact can't give.
+
+    Example:
+        with ExportedModel.open("model.onnx") as model:
+            call = call_of(model, 8, classes=["cat", "dog"])
+            call.explain_batch([read_image_for("cat.jpg", model.spec.preprocessing, None)])
+    """
+    request = request_for(classes, top_k, model.spec, min_probability)
+    found = method_of(model, batch_size, method, method_options)
+    # One image at a time where each takes long: the first result needn't wait.
+    size = batch_size if found is None or found.most_passes == 1 else 1
+    report = reporter(progress, method or model.spec.method) if progress else None
+    return ExplainCall(model, request, size, found, report)
+
+
+def method_of(
+    model: ExportedModel, batch_size: int, name: str | None, options: Mapping[str, float]
+) -> MultiPass | None:
+    """Returns the method of that name; None for one whose CAMs the graph gives.
+
+    Args:
+        model: runs the network and its head graph.
+        batch_size: most images in one run.
+        name: of the method; None for the artifact's own.
+        options: numbers that it is called with, by name.
+
+    Raises:
+        UsageError: a method that this artifact can't give, or options that it doesn't have.
+
+    Example:
+        method = method_of(model, 8, "rise", {"masks": 100})
+        method.most_passes  # 101
+    """
+    if name is not None:
+        instance_of(name, str, "method", "leave it out for the artifact's own")
+    instance_of(options, Mapping, "method_options", "pass a dict of numbers by name")
+    given: Mapping[Any, Any] = options
+    for key, value in given.items():
+        instance_of(key, str, "a name in method_options")
+        if not isinstance(value, float):  # whether it is in range is the method's affair
+            real_number(value, f"method_options[{key!r}]", -math.inf, math.inf)
+    return multipass_method(name, model, batch_size, options)
+
+
+def run_together(calls: Sequence[ExplainCall], images: Sequence[NamedImage]) -> ModelOutputs:
+    """Runs images of several calls in one batch; `ExplainCall.explain_row` takes its rows.
+
+    Args:
+        calls: the call of each image; all of one model and of one `kind`.
+        images: as many images.
+
+    Raises:
+        BackendError: the backend failed, or what it gave isn't finite.
+        ArtifactError: the graph's outputs don't belong together.
+
+    Example:
+        outputs = run_together([ask_cat, ask_dog], [first, second])
+        ask_dog.explain_row(second, outputs, row=1)
+    """
+    wanted, count = calls[0].kind
+    ids = None if count is None else np.array([one.request.ids for one in calls], np.int64)
+    return _run(calls[0].model, images, ids, wanted)
+
+
+def _run(
+    model: ExportedModel, images: Sequence[NamedImage], ids: Array | None, wanted: Wanted
+) -> ModelOutputs:
+    first = images[0].tensor
+    batch = first[None] if len(images) == 1 else np.stack([one.tensor for one in images])
+    placements = [one.placement for one in images] if wanted == "cams" else None
+    return model.run(batch, ids, wanted=wanted, placements=placements)
 
 
 def _wanted(method: MultiPass | None) -> Wanted:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
@@ -16,7 +15,6 @@ from sigcam.core.annotations import checked
 from sigcam.core.arguments import (
     instance_of,
     one_of,
-    real_number,
     whole_number,
     yes_or_no,
 )
@@ -24,7 +22,7 @@ from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.model_file import ModelSource
 from sigcam.core.processes import OwnProcess, no_pickle
-from sigcam.core.progress import Report, reporter
+from sigcam.core.progress import Report
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
 from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
@@ -36,14 +34,20 @@ from sigcam.runtime.backends.base import (
     Mode,
     Precision,
 )
-from sigcam.runtime.classes import Classes, request_for
+from sigcam.runtime.classes import Classes
 from sigcam.runtime.device_explanations import DeviceExplanations, explain_on_device
-from sigcam.runtime.explain import ExplainCall, NamedImage, Slot, read_image_for
+from sigcam.runtime.explain import (
+    ExplainCall,
+    NamedImage,
+    Slot,
+    call_of,
+    method_of,
+    read_image_for,
+)
 from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.image_arguments import check_several
 from sigcam.runtime.model import ExportedModel
-from sigcam.runtime.multipass import multipass_method
-from sigcam.runtime.multipass.base import NO_OPTIONS, MultiPass
+from sigcam.runtime.multipass.base import NO_OPTIONS
 
 P = TypeVar("P", bound=ImageLike)
 
@@ -148,7 +152,7 @@ def load(
         conv_search=conv_search,
         heatmaps=HeatmapOptions(heatmaps, heatmap_limit),
     )
-    _limit_opencv()
+    limit_opencv()
     model = ExportedModel.open(path, backend, options, head, verify=verify)
     try:
         return Session(model, batch_size=batch_size, max_pixels=max_pixels)
@@ -157,8 +161,12 @@ def load(
         raise
 
 
-def _limit_opencv() -> None:
-    """Keeps OpenCV, which reads the images, within what this process may use."""
+def limit_opencv() -> None:
+    """Keeps OpenCV, which reads the images, within what this process may use.
+
+    Example:
+        >>> limit_opencv()
+    """
     limit = thread_limit()
     if limit is not None and cv2.getNumThreads() > limit:
         cv2.setNumThreads(limit)
@@ -221,7 +229,7 @@ class Session:
         Raises:
             UsageError: a method that this artifact can't give, or options that it doesn't have.
         """
-        found = self._method(method, method_options)
+        found = method_of(self._model, self._batch_size, method, method_options)
         return 1 if found is None else found.most_passes
 
     @overload
@@ -451,17 +459,6 @@ class Session:
     ) -> None:
         self.close()
 
-    def _method(self, name: str | None, options: Mapping[str, float]) -> MultiPass | None:
-        if name is not None:
-            instance_of(name, str, "method", "leave it out for the artifact's own")
-        instance_of(options, Mapping, "method_options", "pass a dict of numbers by name")
-        given: Mapping[Any, Any] = options
-        for key, value in given.items():
-            instance_of(key, str, "a name in method_options")
-            if not isinstance(value, float):  # whether it is in range is the method's affair
-                real_number(value, f"method_options[{key!r}]", -math.inf, math.inf)
-        return multipass_method(name, self._model, self._batch_size, options)
-
     def _call(
         self,
         classes: Classes | None,
@@ -477,12 +474,16 @@ class Session:
             raise UsageError("the session is closed; load the model again")
         if not callable(progress):
             progress = yes_or_no(progress, "progress")
-        request = request_for(classes, top_k, self.spec, min_probability)
-        found = self._method(method, method_options)
-        # One image at a time where each takes long: the first result needn't wait.
-        size = self._batch_size if found is None or found.most_passes == 1 else 1
-        report = reporter(progress, method or self.spec.method) if progress else None
-        return ExplainCall(self._model, request, size, found, report)
+        return call_of(
+            self._model,
+            self._batch_size,
+            classes,
+            top_k,
+            min_probability,
+            method,
+            method_options,
+            progress,
+        )
 
     def _results(
         self, images: Iterable[ImageLike], call: ExplainCall
