@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TypeAlias, cast
 import cv2
 import numpy as np
 
+from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ImageError, ImageWarning, UsageError
 from sigcam.core.types import Array
 from sigcam.images.formats import bmp, heic, jpeg, npy, png, pnm, tiff
@@ -453,6 +454,17 @@ def _check_size(found: Header, name: str, max_pixels: int | None) -> None:
             f"{name} has {width} x {height} pixels, more than max_pixels = {max_pixels}; "
             "scale it down or raise max_pixels"
         )
+
+
+def limit_opencv() -> None:
+    """Keeps OpenCV, which reads the images, within what this process may use.
+
+    Example:
+        >>> limit_opencv()
+    """
+    limit = thread_limit()
+    if limit is not None and cv2.getNumThreads() > limit:
+        cv2.setNumThreads(limit)
 
 
 _quiet_lock = threading.Lock()

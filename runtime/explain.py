@@ -22,7 +22,7 @@ from sigcam.images.decode import ImageLike
 from sigcam.images.frames import Frame
 from sigcam.images.preprocess import Prepared, read_input
 from sigcam.runtime.backends.base import DeviceHeatmaps
-from sigcam.runtime.classes import Classes, ClassRequest, resolve_classes
+from sigcam.runtime.classes import Classes, ClassRequest, request_for, resolve_classes
 from sigcam.runtime.explanation import ClassResult, ExplainedImage, Explanation
 from sigcam.runtime.head_graph import HeadGraph
 from sigcam.runtime.model import (

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
-import cv2
-
 from sigcam.core.annotations import checked
 from sigcam.core.arguments import (
     instance_of,
@@ -18,14 +16,13 @@ from sigcam.core.arguments import (
     whole_number,
     yes_or_no,
 )
-from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ImageError, UsageError
 from sigcam.core.model_file import ModelSource
 from sigcam.core.processes import OwnProcess, no_pickle
 from sigcam.core.progress import Report
 from sigcam.core.spec import Spec
 from sigcam.core.threads import Stopwatch
-from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike
+from sigcam.images.decode import DEFAULT_MAX_PIXELS, ImageLike, limit_opencv
 from sigcam.runtime.backends.base import (
     BackendOptions,
     ConvSearch,
@@ -159,17 +156,6 @@ def load(
     except BaseException:
         model.close()
         raise
-
-
-def limit_opencv() -> None:
-    """Keeps OpenCV, which reads the images, within what this process may use.
-
-    Example:
-        >>> limit_opencv()
-    """
-    limit = thread_limit()
-    if limit is not None and cv2.getNumThreads() > limit:
-        cv2.setNumThreads(limit)
 
 
 class Session:
