@@ -15,7 +15,7 @@ SEED ?= 1
 # PyTorch: the processes share the cores. A process that dies ends the run: with
 # --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
 PYTEST = OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
-PARTS := core images kernels hub runtime classifier data train export convert evaluate api demo
+PARTS := core images kernels hub runtime serve classifier data train export convert evaluate api demo
 
 .PHONY: demo test quick check lint types unit fuzz budget docs docs-check format bench clean
 

@@ -342,7 +342,7 @@ class Explanation:
     def _write(self, path: Path, overlay: OverlayOptions) -> None:
         suffix = path.suffix.lower()
         if suffix in _OVERLAYS:
-            write_bytes(path, _encoded(self.overlay(overlay), suffix))
+            write_bytes(path, encode_image(self.overlay(overlay), suffix))
         elif suffix == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
             write_text(path, text + "\n")
@@ -396,8 +396,20 @@ def _check_image(image: Array, size: tuple[int, int]) -> None:
         )
 
 
-def _encoded(image: Array, suffix: str) -> bytes:
-    """Encodes RGB or RGBA pixels as an image file of that suffix."""
+def encode_image(image: Array, suffix: str) -> bytes:
+    r"""Encodes pixels as an image file.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, or [H, W, 4] RGBA.
+        suffix: ".png", ".jpg", ".jpeg" or ".webp".
+
+    Raises:
+        UsageError: an image too large for the format, or transparent where it can't be.
+
+    Example:
+        >>> encode_image(np.zeros((4, 6, 3), np.uint8), ".png")[:4]
+        b'\x89PNG'
+    """
     height, width, channels = image.shape
     if channels == 4 and suffix not in _TRANSPARENT:
         raise UsageError(

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "kernels": frozenset({"core"}),
     "hub": frozenset({"core"}),
     "runtime": frozenset({"core", "images", "kernels", "hub"}),
+    "serve": frozenset({"core", "images", "runtime"}),
     "classifier": frozenset({"core", "hub"}),
     "data": frozenset({"core", "images"}),
     "train": frozenset({"core", "images", "classifier", "data"}),
@@ -29,8 +30,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
          "convert", "evaluate"}
     ),
     "api": frozenset(
-        {"core", "images", "kernels", "hub", "runtime", "classifier", "data", "train", "export",
-         "convert", "evaluate", "demo"}
+        {"core", "images", "kernels", "hub", "runtime", "serve", "classifier", "data", "train",
+         "export", "convert", "evaluate", "demo"}
     ),
 }  # fmt: skip
 
@@ -41,6 +42,7 @@ MUST_NOT_IMPORT: dict[str, frozenset[str]] = {
     "kernels": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "cv2"}),
     "hub": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino", "cv2"}),
     "runtime": frozenset({"torch", "torchvision", "onnx", "huggingface_hub"}),
+    "serve": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino"}),
     "data": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),
     "convert": frozenset({"torch", "torchvision"}),
     "evaluate": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),

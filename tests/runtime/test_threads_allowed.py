@@ -14,7 +14,7 @@ def limited(monkeypatch):
 
     def limit(number):
         monkeypatch.setattr("sigcam.runtime.backends.base.thread_limit", lambda: number)
-        monkeypatch.setattr("sigcam.runtime.session.thread_limit", lambda: number)
+        monkeypatch.setattr("sigcam.images.decode.thread_limit", lambda: number)
 
     yield limit
     cv2.setNumThreads(threads)

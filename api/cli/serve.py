@@ -1,0 +1,183 @@
+"""`sigcam serve`: predictions and maps over the Open Inference Protocol."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sigcam.cli.common import backend_options, options, reports_errors, say
+from sigcam.core.errors import UsageError
+
+TOKEN_VARIABLE = "SIGCAM_SERVE_TOKEN"  # noqa: S105 (the variable's name)
+KEY_PASSWORD_VARIABLE = "SIGCAM_SERVE_KEY_PASSWORD"  # noqa: S105
+
+_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "JPEG 2000", "PNM", "NPY")
+
+
+def _count(name: str, default: int, help_text: str, least: int = 1) -> Any:
+    return click.option(
+        name, type=click.IntRange(min=least), default=default, show_default=True, help=help_text
+    )
+
+
+def _seconds(name: str, default: float, help_text: str) -> Any:
+    return click.option(
+        name, type=click.FloatRange(min=0), default=default, show_default=True, help=help_text
+    )
+
+
+_limit_options = options(
+    _count("--batch-size", 8, "Most images in one run of a model."),
+    _count(
+        "--batch-delay",
+        0,
+        "Most microseconds that the first image of a batch waits for others; with 0, what waits "
+        "when the backend is free makes a batch.",
+        0,
+    ),
+    _count("--queue-images", 32, "Most images of a model that wait or are in work; then 429."),
+    _count("--request-images", 16, "Most images in a request."),
+    _count("--request-bytes", 32 << 20, "Most bytes of a request's body."),
+    _count("--max-pixels", 25_000_000, "Most pixels of an image, by its header."),
+    _count("--max-request-classes", 100, "Most classes that maps are made of for an image."),
+    _count(
+        "--max-passes",
+        64,
+        "Most runs of an image that a request's method may take (scorecam, ablationcam, rise).",
+    ),
+    _count("--response-bytes", 256 << 20, "Most bytes of an answer's maps, before compression."),
+    _seconds("--request-timeout", 60.0, "Seconds after which a request is given up."),
+    _seconds("--body-timeout", 30.0, "Seconds in which a request's body must arrive."),
+    _seconds(
+        "--drain-delay",
+        0.0,
+        "Seconds that the server goes on after SIGTERM, no longer ready, for load balancers to "
+        "notice.",
+    ),
+    _seconds("--drain-timeout", 30.0, "Seconds that it then waits for running requests."),
+    click.option(
+        "--image-format",
+        "image_formats",
+        type=click.Choice(_FORMATS, case_sensitive=False),
+        multiple=True,
+        default=("JPEG", "PNG", "WebP"),
+        show_default="JPEG, PNG, WebP",
+        help="A format of encoded images that is read; repeats.",
+    ),
+    click.option(
+        "--model-control/--no-model-control",
+        default=True,
+        show_default=True,
+        help="Whether clients may load and unload the models of a folder.",
+    ),
+)
+
+_server_options = options(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="Port to listen on; 0 for any that is free.",
+    ),
+    click.option(
+        "--token-file",
+        type=click.Path(path_type=Path),
+        help="File with the bearer token that requests must have.  [default: the environment's "
+        f"{TOKEN_VARIABLE}]",
+    ),
+    click.option(
+        "--allow-origin",
+        "origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Origin of web pages that may ask, as https://example.org; repeats.",
+    ),
+    click.option("--tls-certificate", "certificate", type=click.Path(path_type=Path),
+                 help="Certificate file (PEM): serves HTTPS."),
+    click.option("--tls-key", "key", type=click.Path(path_type=Path),
+                 help="The certificate's key; its password is taken from the environment's "
+                 f"{KEY_PASSWORD_VARIABLE}."),
+    click.option("--tls-client-ca", "client_ca", type=click.Path(path_type=Path),
+                 help="Authorities (PEM) whose certificate clients must show."),
+    click.option("--no-verify", is_flag=True,
+                 help="Load models without comparing them with their digests."),
+)  # fmt: skip
+
+
+@click.command(name="serve")
+@click.argument("models", nargs=-1, required=True)
+@_server_options
+@_limit_options
+@backend_options
+@reports_errors
+def command(
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    token_file: Path | None,
+    no_verify: bool,
+    backend_options: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Serve MODELS over HTTP, by the Open Inference Protocol, version 2.
+
+    MODELS are exported models (.onnx), engines, addresses on the Hub (hf://OWNER/NAME), each known
+    to clients by the file's name or as NAME=FILE, and folders, which hold NAME.onnx files or
+    NAME/VERSION/model.onnx and whose models clients may load and unload. docs/serving.md shows
+    requests.
+    """
+    import uvicorn  # noqa: F401 (before anything else: tells what is to be installed)
+
+    from sigcam.runtime.backends.base import BackendOptions
+    from sigcam.serve.options import ServeOptions
+    from sigcam.serve.served import BackendChoice
+    from sigcam.serve.server import ServerSettings, listen, run_server
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    settings_of_server = {
+        name: more.pop(name) for name in ("origins", "certificate", "key", "client_ca")
+    }
+    more["max_classes"] = more.pop("max_request_classes")
+    limits = ServeOptions(**more)
+    name = backend_options.pop("backend")
+    backend = BackendOptions(**backend_options, batch_size=limits.batch_size)
+    settings = ServerSettings(
+        models,
+        BackendChoice(name, backend, not no_verify),
+        limits,
+        _token(token_file),
+        key_password=os.environ.get(KEY_PASSWORD_VARIABLE),
+        **settings_of_server,
+    )
+    listener = listen(host, port)
+    if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        say("anybody who reaches this address may ask: there is no --token-file")
+    shown = f"[{host}]" if ":" in host else host
+    url = f"{settings.scheme}://{shown}:{listener.getsockname()[1]}"
+    say(f"listening on {url}; loading")
+    run_server(settings, listener, lambda: say(f"ready on {url}"))
+
+
+def _token(file: Path | None) -> str | None:
+    """Reads the token, of a file or of the environment."""
+    if file is None:
+        text = os.environ.get(TOKEN_VARIABLE)
+        where = f"the variable {TOKEN_VARIABLE}"
+    else:
+        where = f"the token's file {file}"
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as exc:
+            raise UsageError(f"cannot read {where}: {exc}; check the path") from exc
+    if text is None:
+        return None
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"{where} must hold a token: printable ASCII characters without spaces")
+    return token

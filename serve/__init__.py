@@ -1,0 +1,1 @@
+"""`sigcam serve`: prediction and map over the Open Inference Protocol."""

@@ -1,0 +1,64 @@
+"""The route that infers, over HTTP."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive
+
+from sigcam.serve.http.answers import HEADER_LENGTH, error_response, infer_answer
+from sigcam.serve.http.body import header, read_body
+from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.protocol.requests import decode_request
+from sigcam.serve.service import GONE, Service
+
+__all__ = ["client_gone", "infer_routes"]
+
+
+def infer_routes(service: Service) -> list[Route]:
+    """Returns the routes.
+
+    Args:
+        service: answers.
+    """
+
+    async def infer(request: Request) -> Response:
+        name = request.path_params["name"]
+        scope, receive, options = request.scope, request.receive, service.options
+        with service.admit(name, request.path_params.get("version")) as ticket:
+            length = _header_length(header(scope, HEADER_LENGTH.lower().encode()))
+            try:
+                body = await read_body(scope, receive, options.request_bytes, options.body_timeout)
+            except ClientDisconnect:
+                return error_response(RequestError("the client has gone", GONE))
+            return await service.infer(
+                ticket,
+                partial(decode_request, body, length, name),
+                infer_answer,
+                partial(client_gone, receive),
+                by_json=True,
+            )
+
+    model = "/v2/models/{name}"
+    return [
+        Route(f"{model}/infer", infer, methods=["POST"]),
+        Route(f"{model}/versions/{{version}}/infer", infer, methods=["POST"]),
+    ]
+
+
+async def client_gone(receive: Receive) -> None:
+    """Returns when the client of a request has gone, whose body was read."""
+    while True:
+        if (await receive())["type"] == "http.disconnect":
+            return
+
+
+def _header_length(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise RequestError(f"{HEADER_LENGTH} must be a whole number of bytes, got {text[:40]!r}")
+    return int(text)

@@ -1,0 +1,198 @@
+"""One process that serves: it listens while models load, and ends without dropping a request."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from sigcam.core.errors import SigcamError, UsageError
+from sigcam.serve.http.app import make_app
+from sigcam.serve.options import ServeOptions
+from sigcam.serve.repository import Repository
+from sigcam.serve.served import BackendChoice
+from sigcam.serve.service import Service
+
+__all__ = ["ServerSettings", "listen", "run_server"]
+
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than the pools of clients and proxies."""
+
+_log = logging.getLogger("sigcam.serve")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """All that a serving process is told. It can be sent to another process.
+
+    Attributes:
+        sources: the models, as `Repository` takes them.
+        choice: how they are opened.
+        options: limits and habits.
+        token: that requests must bear; None lets all in.
+        origins: of web pages that may ask, beside the server's own.
+        certificate: file of the certificate for TLS; None for plain HTTP.
+        key: file of its key.
+        key_password: of the key's file.
+        client_ca: file of the authorities whose certificates clients must have; None asks for none.
+    """
+
+    sources: tuple[str, ...]
+    choice: BackendChoice = field(default_factory=BackendChoice)
+    options: ServeOptions = field(default_factory=ServeOptions)
+    token: str | None = field(default=None, repr=False)
+    origins: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    key_password: str | None = field(default=None, repr=False)
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.key is not None and self.certificate is None:
+            raise UsageError("a key for TLS belongs to a certificate; name its file too")
+        if self.client_ca is not None and self.certificate is None:
+            raise UsageError("clients show certificates over TLS only; name the server's own too")
+
+    @property
+    def scheme(self) -> str:
+        """Returns "https" with a certificate, else "http"."""
+        return "http" if self.certificate is None else "https"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Opens the port that requests come to.
+
+    Args:
+        host: name or address of the interface.
+        port: its number; 0 for any that is free.
+
+    Raises:
+        UsageError: the port is taken, or the address isn't this machine's.
+
+    Example:
+        >>> with listen("127.0.0.1", 0) as found:
+        ...     found.getsockname()[0]
+        '127.0.0.1'
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        made = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as exc:
+        raise UsageError(
+            f"cannot listen on {host}, port {port}: {exc.strerror or exc}; choose "
+            "another --port or --host"
+        ) from exc
+    made.set_inheritable(True)
+    return made
+
+
+def run_server(
+    settings: ServerSettings,
+    listener: socket.socket,
+    when_ready: Callable[[], None] = lambda: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serves until the process is told to end, by SIGTERM or Ctrl-C.
+
+    Args:
+        settings: what is served.
+        listener: of `listen`; closed at the end.
+        when_ready: called when all models are loaded.
+        stop: ends the server likewise, once it is set.
+
+    Raises:
+        SigcamError: a model can't be loaded.
+    """
+    service = Service(Repository(settings.sources), settings.choice, settings.options)
+    app = make_app(service, settings.token, settings.origins)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(settings.options.drain_timeout) or 1,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+        ssl_keyfile_password=settings.key_password,
+        ssl_ca_certs=None if settings.client_ca is None else str(settings.client_ca),
+        ssl_cert_reqs=0 if settings.client_ca is None else 2,  # ssl.CERT_NONE, CERT_REQUIRED
+    )
+    server = _Server(config, service, stop or threading.Event())
+    loader = threading.Thread(target=server.load, args=(when_ready,), name="sigcam-load")
+    loader.start()
+    try:
+        server.run([listener])
+    finally:
+        loader.join()
+        service.close()
+    if server.error is not None:
+        raise server.error
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which drains before it ends.
+
+    Told to end, it is no longer ready, but goes on for `drain_delay` seconds. Then it lets no
+    further request in and waits for those that are running, `drain_timeout` seconds at most; the
+    port stays open until then, so that whoever asks gets an answer. Told a second time, it ends.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, stop: threading.Event) -> None:
+        super().__init__(config)
+        self._service = service
+        self._stop = stop
+        self._since: float | None = None
+        self.error: SigcamError | None = None
+
+    def load(self, when_ready: Callable[[], None]) -> None:
+        """Loads the models; ends the server where that fails."""
+        try:
+            self._service.models.load_all()
+        except SigcamError as exc:
+            self.error = exc
+            self.should_exit = True
+        except BaseException:
+            self.should_exit = True
+            raise
+        else:
+            when_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to end."""
+        del frame
+        if self._since is not None and sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+        self._drain()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Looks ten times a second whether it may end."""
+        if self._stop.is_set():
+            self._drain()
+        if self._since is not None:
+            options, seconds = self._service.options, time.monotonic() - self._since
+            if seconds >= options.drain_delay:
+                self._service.closing = True
+                late = seconds >= options.drain_delay + options.drain_timeout
+                if late and self._service.running:
+                    _log.warning("%d requests are given up", self._service.running)
+                if late or not self._service.running:
+                    self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _drain(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            self._service.draining = True

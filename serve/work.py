@@ -1,0 +1,262 @@
+"""A request between its arrival and its answer: read, run, written, in the threads that do it.
+
+The server's event loop only carries bytes. A thread of the pool reads the request and prepares its
+images; a model's own thread runs them, in batches with those of other requests; a thread of the
+pool makes maps and writes the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from sigcam.core.errors import BackendError
+from sigcam.runtime.explain import ExplainCall, NamedImage
+from sigcam.runtime.explanation import Explanation
+from sigcam.runtime.model import ModelOutputs, probabilities_of
+from sigcam.serve.batching import Item
+from sigcam.serve.inputs import can_draw, image_tensor, is_encoded, read_inputs
+from sigcam.serve.options import ServeOptions
+from sigcam.serve.outputs import (
+    OUTPUTS,
+    ImageResult,
+    check_outputs,
+    check_size,
+    default_outputs,
+    make_outputs,
+)
+from sigcam.serve.protocol.errors import RequestError, too_late
+from sigcam.serve.protocol.messages import InferRequest, InferResponse, RequestedOutput
+from sigcam.serve.records import Record
+from sigcam.serve.served import Ticket
+from sigcam.serve.wishes import Wishes, timeout_of, wishes_of
+
+__all__ = ["Work"]
+
+T = TypeVar("T")
+
+
+class Work(Generic[T]):
+    """One request in work. Its future gets the answer, as `write` returned it, or an error.
+
+    Attributes:
+        future: of the event loop.
+        record: its course.
+    """
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        options: ServeOptions,
+        pool: Executor,
+        read: Callable[[], InferRequest],
+        write: Callable[[InferResponse], T],
+        *,
+        by_json: bool,
+    ) -> None:
+        """Prepares the work; called in the event loop.
+
+        Args:
+            ticket: lets it use the model.
+            options: the limits.
+            pool: the threads that read and write.
+            read: reads the request.
+            write: writes the answer.
+            by_json: whether the carrier has no bytes but those asked for as binary data.
+        """
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+        self._ticket, self._served = ticket, ticket.served
+        self._options, self._pool = options, pool
+        self._read_request, self._write, self._by_json = read, write, by_json
+        self._deadline = ticket.arrived + options.request_timeout
+        self._timer = self._loop.call_at(
+            self._loop.time() + self._deadline - time.perf_counter(), self._expire
+        )
+        self._over = False
+        self._from_floats = False
+        self._images: list[NamedImage] = []
+        self._calls: list[ExplainCall] = []
+        self._rows: list[tuple[ModelOutputs, int, list[Explanation] | None] | None] = []
+        self._left = 0
+        self.record = Record(
+            self._served.name, self._served.version, arrived=ticket.arrived,
+            received=time.perf_counter(),
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Begins."""
+        self._submit(self._read)
+
+    def cancel(self) -> None:
+        """Ends it where nobody waits for the answer; what isn't running won't be run."""
+        self._over = True
+        self._timer.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        """Says whether nobody waits for it any more."""
+        return self._over or time.perf_counter() > self._deadline
+
+    def begin(self, time: float) -> None:
+        """Notes when the first image is run."""
+        self.record.started = self.record.started or time
+
+    def check(self, done: int, total: int) -> None:
+        """Stops a method of several passes where nobody waits any more.
+
+        Raises:
+            RequestError: so it is.
+        """
+        del done, total
+        if self.is_over:
+            raise too_late()
+
+    def in_batch(self, images: int, seconds: float) -> None:
+        """Notes a run."""
+        self.record.batches.append(images)
+        self.record.backend += seconds
+
+    def ran(
+        self, index: int, outputs: ModelOutputs, row: int, made: list[Explanation] | None = None
+    ) -> None:
+        """Takes what became of an image; the last one lets the answer be written."""
+        self._rows[index] = outputs, row, made
+        self._left -= 1
+        if not self._left:
+            self.record.ran = time.perf_counter()
+            self._submit(self._finish)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends it with an error.
+
+        Where the client sent the network's input as float32, overflow is no fault of the server.
+        """
+        if self._from_floats and isinstance(error, BackendError):
+            error = RequestError(
+                "the model gives no finite values for this input; check its values and their scale"
+            )
+        self._over = True
+        self._deliver(error)
+
+    def _submit(self, step: Callable[[], None]) -> None:
+        def guarded() -> None:
+            if self.is_over:
+                return
+            try:
+                step()
+            except BaseException as exc:
+                self.fail(exc)
+
+        self._pool.submit(guarded)
+
+    def _read(self) -> None:
+        """Reads the request, prepares its images and lets them wait for their runs."""
+        served, options = self._served, self._options
+        model, name = served.model, served.name
+        request = self._read_request()
+        self.record.id = request.id
+        self._shorten(timeout_of(request.parameters, options.request_timeout))
+        wishes = wishes_of(request.parameters)
+        tensor = image_tensor(request, model, name, options.request_images)
+        self.record.images = tensor.shape[0]
+        self._from_floats = not is_encoded(tensor) and tensor.datatype != "UINT8"
+        wanted = request.outputs or default_outputs(model, binary=request.binary)
+        draws = can_draw(tensor, model)
+        check_outputs(wanted, model, name, has_images=draws, by_json=self._by_json)
+        call = wishes.call(model, options)
+        self._ticket.hold(tensor.shape[0])
+        keep = any(OUTPUTS[one.name].draws for one in wanted)
+        inputs = read_inputs(request, model, name, options, keep_images=keep)
+        if inputs.requests is not None and wishes.names_classes:
+            raise RequestError(
+                "classes are named by the input class_ids or by parameters, not by both; leave out "
+                "one of them"
+            )
+        self._images, self._calls = inputs.images, inputs.calls(call)
+        counts = [one.request.count for one in self._calls]
+        check_size(wanted, self._images, counts, options)
+        self._wishes, self._wanted, self._id = wishes, wanted, request.id
+        self._rows = [None] * len(self._images)
+        self._left = len(self._images)
+        self.record.decoded = time.perf_counter()
+        served.put(
+            [
+                Item(self, index, *pair)
+                for index, pair in enumerate(zip(self._calls, self._images, strict=True))
+            ]
+        )
+
+    _wishes: Wishes
+    _wanted: tuple[RequestedOutput, ...]
+    _id: str | None
+
+    def _finish(self) -> None:
+        """Makes the maps that are asked for, and writes the answer."""
+        begin = time.perf_counter()
+        results = [
+            self._result(index, *row) for index, row in enumerate(self._rows) if row is not None
+        ]
+        outputs = make_outputs(self._wanted, results)
+        self.record.map_seconds = time.perf_counter() - begin
+        served = self._served
+        answer = self._write(InferResponse(served.name, served.version, outputs, self._id))
+        self._deliver(answer)
+
+    def _result(
+        self, index: int, outputs: ModelOutputs, row: int, made: list[Explanation] | None
+    ) -> ImageResult:
+        image, call = self._images[index], self._calls[index]
+        if made is None:
+            self._check_probable(image, call, outputs, row)
+            made = call.explain_row(image, outputs, row)
+        return ImageResult(made, outputs, row, call, self._wishes.threshold)
+
+    def _check_probable(
+        self, image: NamedImage, call: ExplainCall, outputs: ModelOutputs, row: int
+    ) -> None:
+        """Refuses more classes of a least probability than may have maps."""
+        least = call.request.min_probability
+        if least is None:
+            return
+        probabilities = probabilities_of(outputs.logits[row], call.model.spec.task)
+        count = int(np.count_nonzero(probabilities >= least))
+        if count > self._options.max_classes:
+            raise RequestError(
+                f"{count} classes have a probability of at least {least:g}, and this server makes "
+                f"maps of at most {self._options.max_classes} for an image; ask for a higher "
+                "probability"
+            )
+        check_size(self._wanted, [image], [count], self._options)
+
+    def _shorten(self, seconds: float) -> None:
+        """Brings the deadline forward, as the request asks for."""
+        if seconds < self._options.request_timeout:
+            self._deadline = self._ticket.arrived + seconds
+            left = self._deadline - time.perf_counter()
+            self._loop.call_soon_threadsafe(self._loop.call_later, max(0.0, left), self._expire)
+
+    def _expire(self) -> None:
+        """Ends it at its deadline; in the event loop."""
+        self._over = True
+        self._settle(too_late())
+
+    def _deliver(self, result: T | BaseException) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._settle, result)
+        except RuntimeError:  # the loop is closed: the server has ended
+            self._over = True
+
+    def _settle(self, result: T | BaseException) -> None:
+        self._timer.cancel()
+        if self.future.done():
+            return
+        if isinstance(result, BaseException):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
