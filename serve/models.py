@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from sigcam.serve.repository import ModelPlace, Repository
 from sigcam.serve.served import BackendChoice, BatchRan, ServedModel
 
 __all__ = ["Models"]
+
+
+_UNLOADED = "unloaded"
 
 
 @dataclass
@@ -50,8 +54,11 @@ class Models:
         self._lock = threading.Lock()
         """Held while models change; looking one up needs no lock, as whole dicts are replaced."""
 
-    def load_all(self) -> None:
+    def load_all(self, but: Collection[str] = ()) -> None:
         """Loads every version of every model.
+
+        Args:
+            but: names of models that were unloaded before, and stay so.
 
         Raises:
             SigcamError: as `sigcam.load`; nothing stays loaded then.
@@ -59,7 +66,11 @@ class Models:
         with self._lock:
             try:
                 for name, places in self._repository.places().items():
-                    self._replace(name, places)
+                    if name in but:
+                        for one in places:
+                            self._states[name, one.version] = _State(ready=False, reason=_UNLOADED)
+                    else:
+                        self._replace(name, places)
             except BaseException:
                 self._close_all()
                 raise
@@ -82,6 +93,8 @@ class Models:
         """
         versions = self._served.get(name)
         if not versions:
+            if not self._loaded:
+                raise RequestError("the server is loading its models; try again soon", 503, 1)
             if any(known == name for known, _ in self._states):
                 raise RequestError(
                     f"Request for unknown model: '{name}' has no available versions", 404
@@ -159,7 +172,7 @@ class Models:
                 return
             self._served = {key: one for key, one in self._served.items() if key != name}
             for one in versions.values():
-                self._states[name, one.version] = _State(ready=False, reason="unloaded")
+                self._states[name, one.version] = _State(ready=False, reason=_UNLOADED)
         for one in versions.values():
             one.close()
 
@@ -190,7 +203,7 @@ class Models:
         before = self._served.get(name, {})
         self._served = {**self._served, name: made}
         for version in before:
-            self._states[name, version] = _State(ready=False, reason="unloaded")
+            self._states[name, version] = _State(ready=False, reason=_UNLOADED)
         for version in made:
             self._states[name, version] = _State(ready=True)
         for one in before.values():

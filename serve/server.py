@@ -8,14 +8,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
 from sigcam.core.errors import SigcamError, UsageError
+from sigcam.serve.control import Control
 from sigcam.serve.http.app import make_app
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.repository import Repository
@@ -23,6 +25,8 @@ from sigcam.serve.served import BackendChoice
 from sigcam.serve.service import Service
 
 __all__ = ["ServerSettings", "listen", "run_server"]
+
+_BACKLOG = 2048
 
 _KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than the pools of clients and proxies."""
@@ -68,12 +72,14 @@ class ServerSettings:
         return "http" if self.certificate is None else "https"
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, shared: bool = False, hold: bool = False) -> socket.socket:
     """Opens the port that requests come to.
 
     Args:
         host: name or address of the interface.
         port: its number; 0 for any that is free.
+        shared: whether several processes may open it.
+        hold: whether it is only taken, and others listen.
 
     Raises:
         UsageError: the port is taken, or the address isn't this machine's.
@@ -84,38 +90,72 @@ def listen(host: str, port: int) -> socket.socket:
         '127.0.0.1'
     """
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.create_server((host, port), family=family, backlog=2048)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if not hold:
+            return socket.create_server(
+                address[:2], family=family, backlog=_BACKLOG, reuse_port=shared
+            )
+        made = socket.socket(family)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            made.bind(address)
+        except BaseException:
+            made.close()
+            raise
+        return made
     except OSError as exc:
         raise UsageError(
             f"cannot listen on {host}, port {port}: {exc.strerror or exc}; choose "
             "another --port or --host"
         ) from exc
-    made.set_inheritable(True)
-    return made
 
 
 def run_server(
     settings: ServerSettings,
-    listener: socket.socket,
+    opened: Callable[[], socket.socket],
     when_ready: Callable[[], None] = lambda: None,
-    stop: threading.Event | None = None,
+    *,
+    control: Control | None = None,
+    load_first: bool = False,
+    but: Collection[str] = (),
 ) -> None:
     """Serves until the process is told to end, by SIGTERM or Ctrl-C.
 
     Args:
         settings: what is served.
-        listener: of `listen`; closed at the end.
+        opened: opens the port, as `listen` does; it is closed at the end.
         when_ready: called when all models are loaded.
-        stop: ends the server likewise, once it is set.
+        control: connects it with other processes that serve the same; None for one alone.
+        load_first: whether the port is opened when all models are loaded, and not before.
+        but: models that were unloaded in the other processes.
 
     Raises:
         SigcamError: a model can't be loaded.
     """
     service = Service(Repository(settings.sources), settings.choice, settings.options)
-    app = make_app(service, settings.token, settings.origins)
-    config = uvicorn.Config(
-        app,
+    stop = threading.Event() if control is None else control.stop
+    server = _Server(_config(settings, service), service, stop)
+    if control is not None:
+        control.listen({"load": service.models.load, "unload": service.models.unload})
+        service.load = partial(control.change, "load")
+        service.unload = partial(control.change, "unload")
+    loader = threading.Thread(target=server.load, args=(when_ready, but), name="sigcam-load")
+    loader.start()
+    try:
+        if load_first:
+            loader.join()
+        if server.error is None:
+            server.run([opened()])
+    finally:
+        loader.join()
+        service.close()
+    if server.error is not None:
+        raise server.error
+
+
+def _config(settings: ServerSettings, service: Service) -> uvicorn.Config:
+    return uvicorn.Config(
+        make_app(service, settings.token, settings.origins),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -130,16 +170,6 @@ def run_server(
         ssl_ca_certs=None if settings.client_ca is None else str(settings.client_ca),
         ssl_cert_reqs=0 if settings.client_ca is None else 2,  # ssl.CERT_NONE, CERT_REQUIRED
     )
-    server = _Server(config, service, stop or threading.Event())
-    loader = threading.Thread(target=server.load, args=(when_ready,), name="sigcam-load")
-    loader.start()
-    try:
-        server.run([listener])
-    finally:
-        loader.join()
-        service.close()
-    if server.error is not None:
-        raise server.error
 
 
 class _Server(uvicorn.Server):
@@ -157,10 +187,10 @@ class _Server(uvicorn.Server):
         self._since: float | None = None
         self.error: SigcamError | None = None
 
-    def load(self, when_ready: Callable[[], None]) -> None:
+    def load(self, when_ready: Callable[[], None], but: Collection[str]) -> None:
         """Loads the models; ends the server where that fails."""
         try:
-            self._service.models.load_all()
+            self._service.models.load_all(but)
         except SigcamError as exc:
             self.error = exc
             self.should_exit = True

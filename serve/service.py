@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sigcam.core.cpus import usable_cpus
+from sigcam.core.cpus import thread_limit, usable_cpus
 from sigcam.core.errors import ImageError, SigcamError, UsageError
 from sigcam.images.decode import limit_opencv
 from sigcam.serve.models import Models
@@ -39,6 +39,8 @@ class Service:
         models: by name and version.
         draining: whether the server was told to end: it is no longer ready.
         closing: whether no further request is let in.
+        load: loads a model by name, and `unload` unloads it: here, or in all processes of a
+            server that has several.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class Service:
         self.options = options or ServeOptions()
         self.observers = list(observers)
         self.models = Models(repository, choice or BackendChoice(), self.options, self._batch_ran)
-        self._pool = ThreadPoolExecutor(max(2, usable_cpus()), "sigcam-serve")
+        self._pool = ThreadPoolExecutor(max(2, thread_limit() or usable_cpus()), "sigcam-serve")
+        self.load: Callable[[str], None] = self.models.load
+        self.unload: Callable[[str], None] = self.models.unload
         self.draining = False
         self.closing = False
 

@@ -86,6 +86,13 @@ _server_options = options(
         help="Port to listen on; 0 for any that is free.",
     ),
     click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes on the port, which share the processors; each loads the models.",
+    ),
+    click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         help="File with the bearer token that requests must have.  [default: the environment's "
@@ -120,6 +127,7 @@ def command(
     models: tuple[str, ...],
     host: str,
     port: int,
+    workers: int,
     token_file: Path | None,
     no_verify: bool,
     backend_options: dict[str, Any],
@@ -136,6 +144,7 @@ def command(
 
     from sigcam.runtime.backends.base import BackendOptions
     from sigcam.serve.options import ServeOptions
+    from sigcam.serve.processes import run_workers
     from sigcam.serve.served import BackendChoice
     from sigcam.serve.server import ServerSettings, listen, run_server
 
@@ -155,13 +164,16 @@ def command(
         key_password=os.environ.get(KEY_PASSWORD_VARIABLE),
         **settings_of_server,
     )
-    listener = listen(host, port)
+    opened = listen(host, port, shared=workers > 1, hold=workers > 1)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
         say("anybody who reaches this address may ask: there is no --token-file")
     shown = f"[{host}]" if ":" in host else host
-    url = f"{settings.scheme}://{shown}:{listener.getsockname()[1]}"
+    url = f"{settings.scheme}://{shown}:{opened.getsockname()[1]}"
     say(f"listening on {url}; loading")
-    run_server(settings, listener, lambda: say(f"ready on {url}"))
+    if workers == 1:
+        run_server(settings, lambda: opened, lambda: say(f"ready on {url}"))
+    else:
+        run_workers(settings, host, opened, workers, lambda: say(f"ready on {url}"))
 
 
 def _token(file: Path | None) -> str | None:

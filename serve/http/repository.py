@@ -48,10 +48,10 @@ def repository_routes(service: Service) -> list[Route]:
         return Response(status_code=200)
 
     async def load(request: Request) -> Response:
-        return await change(request, service.models.load)
+        return await change(request, service.load)
 
     async def unload(request: Request) -> Response:
-        return await change(request, service.models.unload)
+        return await change(request, service.unload)
 
     async def _body(request: Request) -> dict[str, Any]:
         seconds = service.options.body_timeout

@@ -57,8 +57,9 @@ def test_every_output_of_an_encoded_image(client, session, png):
 
 def test_the_networks_own_input(client, session):
     image = np.random.default_rng(0).integers(0, 255, (2, 56, 56, 3), dtype=np.uint8)
-    found = tensors(client.post(INFER, **binary({"image": ("UINT8", image.shape, image.tobytes())},
-                                                ["logits", "cams", "heatmap", "overlay_png"])))  # fmt: skip
+    asked = {"image": ("UINT8", image.shape, image.tobytes())}
+    names = ["logits", "cams", "heatmap", "overlay_png"]
+    found = tensors(client.post(INFER, **binary(asked, names)))
     outputs = session._model.run(image)
     assert np.array_equal(found["logits"], outputs.logits)
     assert np.array_equal(found["cams"], outputs.cams)
