@@ -55,7 +55,7 @@ class ServeOptions:
 
     Example:
         >>> ServeOptions(batch_size=16).queue_images
-        32
+        24
         >>> ServeOptions(queue_images=4)
         Traceback (most recent call last):
             ...
@@ -64,7 +64,7 @@ class ServeOptions:
 
     batch_size: int = 8
     batch_delay: int = 0
-    queue_images: int = 32
+    queue_images: int = 24
     request_images: int = 16
     request_bytes: int = 32 << 20
     max_pixels: int = 25_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -19,6 +20,7 @@ import uvicorn
 from sigcam.core.errors import SigcamError, UsageError
 from sigcam.serve.control import Control
 from sigcam.serve.http.app import make_app
+from sigcam.serve.http.connection import Connection
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice
@@ -133,6 +135,7 @@ def run_server(
         SigcamError: a model can't be loaded.
     """
     service = Service(Repository(settings.sources), settings.choice, settings.options)
+    _allow_connections()
     stop = threading.Event() if control is None else control.stop
     server = _Server(_config(settings, service), service, stop)
     if control is not None:
@@ -153,9 +156,24 @@ def run_server(
         raise server.error
 
 
+def _allow_connections() -> None:
+    """Lets the process have as many connections open as the system allows it at most.
+
+    The usual limit of 1024 files is reached by a thousand clients that keep theirs open.
+    """
+    try:
+        import resource
+    except ImportError:  # no such thing on Windows
+        return
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _config(settings: ServerSettings, service: Service) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(service, settings.token, settings.origins),
+        http=Connection,
         lifespan="off",
         ws="none",
         log_config=None,

@@ -39,7 +39,7 @@ _limit_options = options(
         "when the backend is free makes a batch.",
         0,
     ),
-    _count("--queue-images", 32, "Most images of a model that wait or are in work; then 429."),
+    _count("--queue-images", 24, "Most images of a model that wait or are in work; then 429."),
     _count("--request-images", 16, "Most images in a request."),
     _count("--request-bytes", 32 << 20, "Most bytes of a request's body."),
     _count("--max-pixels", 25_000_000, "Most pixels of an image, by its header."),
