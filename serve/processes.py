@@ -48,7 +48,7 @@ def run_workers(
     Args:
         settings: what each of them serves.
         host: address that they listen on.
-        holder: holds the port, bound and not listening; closed at the end.
+        holder: holds the port, bound and not listening.
         count: how many.
         when_ready: called when all of them have loaded their models.
 
@@ -67,7 +67,6 @@ def run_workers(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        holder.close()
 
 
 @dataclass(eq=False)

@@ -164,16 +164,16 @@ def command(
         key_password=os.environ.get(KEY_PASSWORD_VARIABLE),
         **settings_of_server,
     )
-    opened = listen(host, port, shared=workers > 1, hold=workers > 1)
     if settings.token is None and host not in ("127.0.0.1", "::1", "localhost"):
         say("anybody who reaches this address may ask: there is no --token-file")
     shown = f"[{host}]" if ":" in host else host
-    url = f"{settings.scheme}://{shown}:{opened.getsockname()[1]}"
-    say(f"listening on {url}; loading")
-    if workers == 1:
-        run_server(settings, lambda: opened, lambda: say(f"ready on {url}"))
-    else:
-        run_workers(settings, host, opened, workers, lambda: say(f"ready on {url}"))
+    with listen(host, port, hold=workers > 1) as opened:
+        url = f"{settings.scheme}://{shown}:{opened.getsockname()[1]}"
+        say(f"listening on {url}; loading")
+        if workers == 1:
+            run_server(settings, lambda: opened, lambda: say(f"ready on {url}"))
+        else:
+            run_workers(settings, host, opened, workers, lambda: say(f"ready on {url}"))
 
 
 def _token(file: Path | None) -> str | None:

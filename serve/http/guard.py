@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -72,14 +71,13 @@ class Guard:
 
     def _refused(self, scope: Scope) -> RequestError | None:
         origin = header(scope, b"origin")
-        if origin is not None and origin not in self._origins:
-            host = header(scope, b"host") or ""
-            if urlsplit(origin).netloc != host:
-                return RequestError(
-                    "this server doesn't answer to pages of other origins; start it with "
-                    "--allow-origin and the page's origin",
-                    403,
-                )
+        own = "" if origin is None else origin.partition("://")[2]
+        if origin is not None and origin not in self._origins and own != header(scope, b"host"):
+            return RequestError(
+                "this server doesn't answer to pages of other origins; start it with "
+                "--allow-origin and the page's origin",
+                403,
+            )
         if self._token is None or scope["path"] in self._open_paths:
             return None
         if scope["method"] == "OPTIONS" and origin in self._origins:

@@ -105,7 +105,9 @@ def test_class_ids(client, png, ids, wanted):
     assert wanted in reason(client.post(INFER, json=body(encoded(png), given)))
 
 
-def test_class_ids_beside_parameters_or_without_an_input_for_them(client, serve, make_artifact, png):
+def test_class_ids_beside_parameters_or_without_an_input_for_them(
+    client, serve, make_artifact, png
+):
     ids = {"name": "class_ids", "datatype": "INT64", "shape": [1, 1], "data": [0]}
     asked = body(encoded(png), ids, parameters={"top_k": 2})
     assert "not by both" in reason(client.post(INFER, json=asked))

@@ -204,9 +204,7 @@ def test_a_request_whose_client_has_gone_is_not_run(client, monkeypatch, png):
 def test_many_passes_stop_when_nobody_waits(serve, make_artifact, png):
     client = serve(f"tiny={make_artifact(emit=('features',))}",
                    options=ServeOptions(max_passes=1_000_000))  # fmt: skip
-    asked = body(
-        encoded(png), parameters={"method": "rise", "masks": 500_000, "timeout": 200_000}
-    )
+    asked = body(encoded(png), parameters={"method": "rise", "masks": 500_000, "timeout": 200_000})
     begin = time.perf_counter()
     assert reason(client.post(INFER, json=asked), 503) == "Request timeout expired"
     quick = body(encoded(png), parameters={"method": "rise", "masks": 2})
