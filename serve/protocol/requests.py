@@ -31,14 +31,19 @@ _MOST_AXES = 32  # NumPy's most
 _LARGEST = 1 << 63
 
 
-def decode_request(body: bytes, header_length: int | None, model: str) -> InferRequest:
+def decode_request(
+    body: bytes, header_length: int | None, model: str, raw_input: str = "encoded_image"
+) -> InferRequest:
     r"""Reads an inference request.
 
     Args:
         body: the request's.
         header_length: bytes of the JSON at the body's beginning, by the header
-            Inference-Header-Content-Length; None where all of it is JSON.
+            Inference-Header-Content-Length; None where all of it is JSON. 0 stands for a raw
+            request: the body is the one element of an input of BYTES, and the answer has the
+            model's own outputs as binary data.
         model: the model's name, for messages.
+        raw_input: name of the input that a raw request is for.
 
     Raises:
         RequestError: something is missing, of another type, too long or too short; says what.
@@ -54,6 +59,8 @@ def decode_request(body: bytes, header_length: int | None, model: str) -> InferR
         >>> found.inputs[0].data.tolist()
         [1, 2]
     """
+    if header_length == 0:
+        return InferRequest((InputTensor(raw_input, "BYTES", (1,), [body]),), binary=True)
     length = len(body) if header_length is None else header_length
     if length > len(body):
         raise RequestError(

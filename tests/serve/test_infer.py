@@ -166,6 +166,16 @@ def test_a_photograph_is_turned_upright(client, image):
     assert told["label"] == "red"
 
 
+def test_a_raw_request_is_a_file_and_nothing_else(client, png):
+    headers = {"Inference-Header-Content-Length": "0"}
+    response = client.post(INFER, content=png, headers=headers)
+    found = tensors(response)
+    wanted = tensors(client.post(INFER, json=body(encoded(png))))
+    assert list(found) == ["logits", "class_ids_out", "evidence_logits", "cams"]
+    assert all(np.array_equal(found[name], wanted[name]) for name in found)
+    assert "something else" in reason(client.post(INFER, content=b"{}", headers=headers))
+
+
 def test_bytes_as_base64(client, png):
     output = {"name": "heatmap_png", "parameters": {"content_type": "base64"}}
     (text,) = tensors(client.post(INFER, json=body(encoded(png), outputs=[output])))["heatmap_png"]
