@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -67,6 +68,23 @@ class ServerSettings:
             raise UsageError("a key for TLS belongs to a certificate; name its file too")
         if self.client_ca is not None and self.certificate is None:
             raise UsageError("clients show certificates over TLS only; name the server's own too")
+        if self.certificate is not None:
+            self._check_tls(self.certificate)
+
+    def _check_tls(self, certificate: Path) -> None:
+        """Refuses files that TLS can't begin with, before anything is loaded."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # An empty password, where there is none: OpenSSL would ask the terminal otherwise.
+            context.load_cert_chain(certificate, self.key, self.key_password or "")
+            if self.client_ca is not None:
+                context.load_verify_locations(self.client_ca)
+        except OSError as exc:  # SSLError is one
+            files = ", ".join(str(one) for one in (certificate, self.key, self.client_ca) if one)
+            raise UsageError(
+                f"TLS can't begin with {files}: {exc}; give PEM files, the certificate with the "
+                "key that belongs to it, and the key's password in the environment"
+            ) from exc
 
     @property
     def scheme(self) -> str:
@@ -184,9 +202,9 @@ def _config(settings: ServerSettings, service: Service) -> uvicorn.Config:
         timeout_graceful_shutdown=math.ceil(settings.options.drain_timeout) or 1,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
-        ssl_keyfile_password=settings.key_password,
+        ssl_keyfile_password=settings.key_password or "",
         ssl_ca_certs=None if settings.client_ca is None else str(settings.client_ca),
-        ssl_cert_reqs=0 if settings.client_ca is None else 2,  # ssl.CERT_NONE, CERT_REQUIRED
+        ssl_cert_reqs=ssl.CERT_NONE if settings.client_ca is None else ssl.CERT_REQUIRED,
     )
 
 

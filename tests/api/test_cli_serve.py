@@ -19,6 +19,8 @@ from sigcam.cli import main
         (["{artifact}", "--token-file", "{folder}/spaces"], 2, "must hold a token"),
         (["{artifact}", "--tls-key", "key.pem"], 2, "belongs to a certificate"),
         (["{artifact}", "--tls-client-ca", "ca.pem"], 2, "over TLS only"),
+        (["{artifact}", "--tls-certificate", "none.pem"], 2, "TLS can't begin with none.pem"),
+        (["{artifact}", "--tls-certificate", "{folder}/empty"], 2, "TLS can't begin with"),
         (["{artifact}", "--host", "203.0.113.1"], 2, "cannot listen on 203.0.113.1"),
         (["{artifact}", "--backend", "abacus"], 2, "backend must be"),
         (["{artifact}", "--image-format", "SVG"], 2, "SVG"),

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -236,3 +237,30 @@ def _children(pid):
 def _workers(pid):
     """The children of the process that workers are forked from, which is a child of the server."""
     return [worker for child in _children(pid) for worker in _children(child)]
+
+
+def test_tls(started, artifact, tmp_path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-passout", "pass:secret", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    files = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", certificate)
+    password = {"SIGCAM_SERVE_KEY_PASSWORD": "secret"}
+    server = started(f"tiny={artifact}", *files, env=password).wait_for("ready on https")
+    context = ssl.create_default_context(cafile=certificate)
+    context.load_cert_chain(certificate, key, "secret")
+
+    def ask(context):
+        connection = http.client.HTTPSConnection("localhost", server.port, context=context)
+        with contextlib.closing(connection):
+            return server.ask("GET", "/v2/health/ready", connection=connection)[0]
+
+    assert ask(context) == 200
+    with pytest.raises(OSError):  # without a certificate of the client's own
+        ask(ssl.create_default_context(cafile=certificate))

@@ -15,7 +15,7 @@ from sigcam.serve.protocol.requests import decode_request
 
 def decoded(data, rest=b"", *, length=True):
     head = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return decode_request(head + rest, len(head) if length else None, "cats")
+    return decode_request(head + rest, len(head) if length and head else None, "cats")
 
 
 def with_input(**changes):
