@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sigcam.serve.http.answers import json_response
-from sigcam.serve.protocol.metadata import server_metadata
+from sigcam.serve.protocol.metadata import model_config, server_metadata
 from sigcam.serve.service import Service
 from sigcam.serve.statistics import Statistics
 
@@ -35,6 +35,16 @@ def health_routes(service: Service, statistics: Statistics) -> list[Route]:
     async def model_metadata(request: Request) -> Response:
         return json_response(service.models.metadata(*_asked(request)))
 
+    async def configuration(request: Request) -> Response:
+        limits = service.options
+        made = model_config(
+            service.models.metadata(*_asked(request)),
+            limits.request_images,
+            limits.batch_size,
+            limits.batch_delay,
+        )
+        return json_response(made)
+
     async def model_ready(request: Request) -> Response:
         name, version = _asked(request)
         service.models.get(name, version)
@@ -58,6 +68,8 @@ def health_routes(service: Service, statistics: Statistics) -> list[Route]:
         Route("/v2/models/stats", model_statistics),
         Route(model, model_metadata),
         Route(f"{model}{version}", model_metadata),
+        Route(f"{model}/config", configuration),
+        Route(f"{model}{version}/config", configuration),
         Route(f"{model}/ready", model_ready),
         Route(f"{model}{version}/ready", model_ready),
         Route(f"{model}/stats", model_statistics),

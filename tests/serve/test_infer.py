@@ -202,6 +202,14 @@ def test_a_normalised_input(serve, make_artifact, png):
     assert tensors(client.post(INFER, json=body(encoded(png), outputs=["labels"])))
 
 
+def test_configuration(client):
+    found = client.get("/v2/models/tiny/config").json()
+    assert (found["name"], found["max_batch_size"]) == ("tiny", 16)
+    dims = {one["name"]: (one["data_type"], one["dims"]) for one in found["input"]}
+    assert dims["image"] == ("TYPE_UINT8", [56, 56, 3])
+    assert dims["encoded_image"] == ("TYPE_STRING", [1])
+
+
 def test_names_of_classes(client):
     assert client.get("/v2/models/tiny").json()["outputs"][0]["shape"] == [-1, len(NAMES)]
 

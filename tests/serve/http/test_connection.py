@@ -1,0 +1,67 @@
+"""Connections that ask nothing, or never finish asking, are closed; others stay."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from sigcam.serve.http.connection import Connection
+from sigcam.serve.server import listen
+
+SECONDS = 1
+
+
+@pytest.fixture
+def port(client):
+    with listen("127.0.0.1", 0) as opened:
+        config = uvicorn.Config(
+            client.app, http=Connection, lifespan="off", log_config=None,
+            timeout_keep_alive=SECONDS,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([opened],))
+        thread.start()
+        yield opened.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def closed_after(connection, slowly=b""):
+    """The seconds until the server closes; meanwhile `slowly` goes byte by byte."""
+    begin = time.monotonic()
+    connection.settimeout(0.1)
+    for at in range(60):
+        with contextlib.suppress(OSError):
+            connection.sendall(slowly[at : at + 1])
+        try:
+            if connection.recv(65536) == b"":
+                return time.monotonic() - begin
+        except TimeoutError:
+            continue
+        except OSError:
+            return time.monotonic() - begin
+    pytest.fail("the connection stays open")
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"X-A: b\r\n" * 9])
+def test_who_does_not_ask(port, said):
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        assert 0.8 * SECONDS < closed_after(connection, said) < 4 * SECONDS
+
+
+@pytest.mark.slow
+def test_who_asks_stays_for_as_long_as_he_goes_on(port):
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(4):
+            connection.sendall(request[:20])
+            time.sleep(0.2)
+            connection.sendall(request[20:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.3 * SECONDS)
+        assert 0.5 * SECONDS < closed_after(connection) < 4 * SECONDS
