@@ -16,7 +16,7 @@ from sigcam.classifier.task import names_for
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.core.annotations import checked
 from sigcam.core.errors import BranchMismatchError, ModelError, UsageError
-from sigcam.core.spec import Preprocessing, Task
+from sigcam.core.spec import ChannelOrder, Preprocessing, Task
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def build_classifier(
     scale: float | None = None,
     new_classes: int | None = None,
     task: Task | None = None,
+    channel_order: ChannelOrder | None = None,
 ) -> BuiltClassifier:
     """Loads a classifier and, if there is one, its trained sigmoid branch.
 
@@ -106,6 +107,9 @@ def build_classifier(
             training. Not together with a branch file, which says this itself.
         task: what the logits mean; see `Spec.task`. None: what the branch file, the source of
             the model or the model's end says (see `DualBranch`), or "single-label".
+        channel_order: the order in which the network of an ONNX file takes three channels, "rgb"
+            or "bgr"; mean and std are R, G, B in any case. None: what the branch file or the
+            ONNX file says, or "rgb".
 
     Raises:
         UsageError: neither a branch file nor an architecture, or `new_classes` with a branch
@@ -128,7 +132,10 @@ def build_classifier(
         branch = read_branch(branch_file)
         info = branch.info
         channels = None if mean is None else len(mean)
-        _check_same_model(branch_file, info, arch, branch_layer, num_classes, channels, task)
+        _check_same_model(
+            branch_file, info, arch, branch_layer, num_classes, channels, task, channel_order
+        )
+        channel_order = info.preprocessing.channel_order
         arch, branch_layer, task = info.architecture, info.branch_layer, info.task
         weights = weights or info.weights
         num_classes = _loaded_classes(info)
@@ -138,7 +145,9 @@ def build_classifier(
     own_channels = None if info is None else info.preprocessing.channels
     channels = own_channels if mean is None else len(mean)
     sides = (size, size) if isinstance(size, int) else size
-    loaded = load_model(arch, weights, num_classes, channels=channels, size=sides)
+    loaded = load_model(
+        arch, weights, num_classes, channels=channels, size=sides, channel_order=channel_order
+    )
     if not loaded.knows_normalisation and info is None and (mean is None or std is None):
         raise _normalisation_unknown(arch)
     model, class_names = loaded.model, loaded.class_names
@@ -227,6 +236,7 @@ def _check_same_model(
     num_classes: int | None,
     channels: int | None,
     task: Task | None,
+    channel_order: ChannelOrder | None,
 ) -> None:
     """Refuses what was given beside a branch file and contradicts it."""
     if info.task == "binary" and num_classes == 1:  # as the model has it, with one logit
@@ -237,6 +247,7 @@ def _check_same_model(
         ("for the number of classes", num_classes, info.num_classes),
         ("for the number of channels", channels, info.preprocessing.channels),
         ("for the task", task, info.task),
+        ("for the channel order", channel_order, info.preprocessing.channel_order),
     ):
         if given is not None and given != own:
             raise BranchMismatchError(
@@ -247,13 +258,24 @@ def _check_same_model(
 
 def _normalisation_unknown(arch: str) -> UsageError:
     """Makes the error for a model that doesn't say how its input is normalised."""
+    usual = "; ".join(f"{options} ({what})" for what, options in USUAL.items())
     return UsageError(
-        f"{arch} doesn't say how its input is normalised, so mean and std must be given. Usual are "
-        "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 (torchvision, timm); --mean 0.5,0.5,0.5 "
-        "--std 0.5,0.5,0.5 (from -1 to 1: Keras's MobileNet, many transformers); --mean 0,0,0 "
-        "--std 1,1,1 (from 0 to 1); --mean 0,0,0 --std 0.00392157,0.00392157,0.00392157 (from 0 to "
-        "255): look at how the model was trained"
+        f"{arch} doesn't say how its input is normalised, so mean and std must be given. Usual "
+        f"are {usual}: look at how the model was trained"
     )
+
+
+_FROM_255 = "0.00392157,0.00392157,0.00392157"
+
+USUAL = {
+    "ImageNet's: torchvision, timm": "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+    "from -1 to 1: Keras's mode tf, many transformers": "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5",
+    "from 0 to 1": "--mean 0,0,0 --std 1,1,1",
+    "from 0 to 255": f"--mean 0,0,0 --std {_FROM_255}",
+    "Caffe's, in the order B, G, R: Keras's ResNet and VGG": f"--mean 0.48502,0.45795,0.40761 "
+    f"--std {_FROM_255} --channel-order bgr",
+}
+"""How classifiers' inputs are usually normalised, and the options that say so."""
 
 
 def _agreed(asked: Task | None, found: Task | None, arch: str) -> Task | None:

@@ -19,7 +19,7 @@ from sigcam.classifier.head import Head
 from sigcam.classifier.split import split
 from sigcam.classifier.task import task_of
 from sigcam.core.errors import ModelError, UsageError
-from sigcam.core.spec import Task
+from sigcam.core.spec import ChannelOrder, Task
 
 _LISTED = 6
 
@@ -61,6 +61,8 @@ class DualBranch(nn.Module):
         channels: number of channels of the images.
         architecture: the name of the model.
         file_sha256: hash of the ONNX file that the model was read from; None for others.
+        channel_order: the order in which that file takes three channels; the model turns R, G, B
+            into it.
 
     Example:
         >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
@@ -127,6 +129,7 @@ class DualBranch(nn.Module):
         self.channels = int(example.shape[1])
         self.architecture = architecture or type(parts.traced.model).__name__
         self.file_sha256: str | None = getattr(parts.traced.model, "file_sha256", None)
+        self.channel_order: ChannelOrder = getattr(parts.traced.model, "channel_order", "rgb")
         self.features.requires_grad_(False)
         self.softmax_head.requires_grad_(False)
         self.train(False)

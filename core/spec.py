@@ -37,6 +37,7 @@ Task = Literal["single-label", "multi-label", "binary"]
 """What a classifier's logits mean; see `Spec.task`."""
 ResizeRule = Literal["crop", "stretch", "letterbox"]
 InputLayout = Literal["uint8_nhwc", "float32_nhwc", "float32_nchw"]
+ChannelOrder = Literal["rgb", "bgr"]
 SelectionMode = Literal["top1", "topk", "input"]
 QuantizedPrecision = Literal["int8", "int8-head", "fp16", "bf16"]
 
@@ -61,6 +62,8 @@ class Preprocessing:
         layout: "uint8_nhwc": raw bytes, normalised in the graph; "float32_nhwc": the same for a
             scale other than 255, raw values; "float32_nchw": (pixel / scale - mean) / std, done
             by the caller. None takes the raw one of the two that belongs to the scale.
+        channel_order: the order in which the network itself takes three channels. Images, mean
+            and std are R, G, B whatever it is: the graph turns them into that order.
 
     Raises:
         UsageError: a value out of range, or ones that contradict each other.
@@ -83,6 +86,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     layout: InputLayout | None = None
     scale: float = 255.0
+    channel_order: ChannelOrder = "rgb"
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -203,7 +203,7 @@ def preprocessing_of(
             f"got a mean and std of {preprocessing.channels}; give {channels} numbers each in "
             "ExportOptions.preprocessing"
         )
-    return preprocessing
+    return dataclasses.replace(preprocessing, channel_order=dual_of(classifier).channel_order)
 
 
 def _on_cpu(dual: DualBranch) -> DualBranch:

@@ -287,6 +287,12 @@ preprocessing_options = options(
         help="Pixel value that counts as 1. 255, the default, is for 8 bits; with any other, such "
         "as 65535 or 1, values are read as they are.",
     ),
+    click.option(
+        "--channel-order",
+        type=click.Choice(["rgb", "bgr"]),
+        help="Order in which the network of a model.onnx takes three channels; mean and deviation "
+        "are R, G, B in any case.  [default: as the file says, else rgb]",
+    ),
 )
 
 _BACKEND_OPTIONS = (

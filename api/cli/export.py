@@ -20,7 +20,7 @@ from sigcam.cli.maps import build_named, check_branch_named, map_options
 from sigcam.core.artifact import head_path
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import ChannelOrder, Preprocessing
 
 LAYOUTS = {"uint8": "uint8_nhwc", "raw": "float32_nhwc", "float32": "float32_nchw"}
 
@@ -84,6 +84,7 @@ def command(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     scale: float | None,
+    channel_order: ChannelOrder | None,
     **written: Any,
 ) -> None:
     """Write the artifact: one graph with the prediction and the map.
@@ -103,8 +104,9 @@ def command(
     # Built before the model is loaded: what contradicts itself is told at once.
     options = ExportOptions(class_names=names, **chosen, **written)
     built = build_named(
-        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
-    )
+        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale,
+        channel_order=channel_order,
+    )  # fmt: skip
     preprocessing = changed_preprocessing(
         built.preprocessing, rule=rule, resize=resize, layout=_layout(layout, built.preprocessing)
     )

@@ -71,7 +71,8 @@ def _channels(preprocessing: Preprocessing) -> str:
         ", ".join(f"{value:g}" for value in values)
         for values in (preprocessing.mean, preprocessing.std)
     )
-    return f"{preprocessing.channels}: mean {mean}; std {std}; scale {preprocessing.scale:g}"
+    order = "; turned to BGR in the graph" if preprocessing.channel_order == "bgr" else ""
+    return f"{preprocessing.channels}: mean {mean}; std {std}; scale {preprocessing.scale:g}{order}"
 
 
 def _rows(spec: Spec) -> list[tuple[str, str]]:

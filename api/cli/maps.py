@@ -127,7 +127,8 @@ def build_named(
     Args:
         classifier: as `map_options` passes it.
         needs_sigmoid: whether there must be a trained sigmoid branch.
-        preprocessing: size, mean, std, scale, as for `build_classifier`; None for the model's own.
+        preprocessing: size, mean, std, scale, channel_order, as for `build_classifier`; None for
+            the model's own.
 
     Raises:
         UsageError: a trained sigmoid branch is needed, and the weights hold none.

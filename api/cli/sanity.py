@@ -25,6 +25,7 @@ from sigcam.core.inputs import refuse_input
 from sigcam.core.progress import Bar
 
 if TYPE_CHECKING:
+    from sigcam.core.spec import ChannelOrder
     from sigcam.data import Sample
     from sigcam.evaluate.results.bootstrap import Estimate
     from sigcam.evaluate.sanity import SanityReport
@@ -60,6 +61,7 @@ def command(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     scale: float | None,
+    channel_order: ChannelOrder | None,
     limit: int,
     seed: int,
     out: Path | None,
@@ -84,8 +86,9 @@ def command(
     options = ExportOptions(**chosen)
     samples = spread(open_named(data, multi_label=True).samples, limit)  # no label is used
     built = build_named(
-        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale
-    )
+        classifier, needs_sigmoid=needs_sigmoid, size=size, mean=mean, std=std, scale=scale,
+        channel_order=channel_order,
+    )  # fmt: skip
     if out is not None:
         refuse_input(out)  # now that all is known that is read
     preprocessing = changed_preprocessing(built.preprocessing, rule=rule, resize=resize)

@@ -26,7 +26,7 @@ from sigcam.core.inputs import refuse_input
 from sigcam.core.progress import somebody_waits
 
 if TYPE_CHECKING:
-    from sigcam.core.spec import Task
+    from sigcam.core.spec import ChannelOrder, Task
     from sigcam.data import Dataset
     from sigcam.train.settings import TrainResult
 
@@ -177,6 +177,7 @@ def command(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     scale: float | None,
+    channel_order: ChannelOrder | None,
     run_dir: Path | None,
     resume: bool,
     dtype: str,
@@ -217,6 +218,7 @@ def command(
         mean=mean,
         std=std,
         scale=scale,
+        channel_order=channel_order,
         new_classes=images.of(task).num_classes if new_classes else None,
     )
     for line in built.notes:

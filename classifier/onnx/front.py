@@ -1,14 +1,13 @@
-"""Finds out what an ONNX graph takes: its input, the layout, and the normalisation in front."""
+"""Finds out what an ONNX graph takes: its input, the layout, the order of the channels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sigcam.classifier.onnx.tensors import array_of, constant_of
+from sigcam.classifier.onnx.preprocessing import Front, find_front
 from sigcam.core.errors import ModelError
+from sigcam.core.spec import ChannelOrder
 
 if TYPE_CHECKING:
     import onnx
@@ -19,10 +18,6 @@ _USUAL = (1, 3, 4)
 """Numbers of channels that win where both axes are short."""
 _FLOATS = (1, 10, 11, 16)
 _UINT8 = 2
-_RAW = 0.2
-"""A network that multiplies its input by less is given pixels up to 255, else up to 1."""
-_FAR = 3.0
-"""One that takes off more than that without scaling is given pixels up to 255."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +30,9 @@ class Input:
         channels: their number.
         height, width: in pixels; None where the graph leaves them open.
         one_image: whether the batch is fixed to 1.
-        range: the largest pixel value that the graph's own normalisation is written for, 1 or
-            255; None where nothing in front normalises.
         element: the input's type, as ONNX numbers them.
+        front: what the graph's first nodes and its metadata say of its preprocessing.
+        order: the order in which the graph takes three channels.
     """
 
     name: str
@@ -46,8 +41,17 @@ class Input:
     height: int | None
     width: int | None
     one_image: bool
-    range: int | None
     element: int
+    front: Front = field(default_factory=Front)
+    order: ChannelOrder = "rgb"
+
+    @property
+    def range(self) -> int | None:
+        """Returns the largest pixel value, 1 or 255, that the graph's own normalisation takes.
+
+        None where nothing in front normalises.
+        """
+        return self.front.limit
 
     @property
     def is_bytes(self) -> bool:
@@ -55,12 +59,13 @@ class Input:
         return self.element == _UINT8
 
 
-def find_input(model: onnx.ModelProto, where: str) -> Input:
+def find_input(model: onnx.ModelProto, where: str, order: ChannelOrder | None = None) -> Input:
     """Finds the images among a graph's inputs.
 
     Args:
         model: the graph.
         where: the file's name, for messages.
+        order: the order of the channels; None for what the file says, or RGB.
 
     Raises:
         ModelError: no input, or several, of the form of images; or a batch fixed to several.
@@ -94,8 +99,11 @@ def find_input(model: onnx.ModelProto, where: str) -> Input:
     if not isinstance(channels, int):
         channels = _channels_of_first_conv(model, stored)
     size = [n if isinstance(n, int) else None for n in (dims[1:3] if nhwc else dims[2:4])]
-    limit = _range(model, value.name, stored)
-    return Input(value.name, nhwc, channels, size[0], size[1], batch == 1, limit, element)
+    front = find_front(model, value.name, nhwc)
+    order = order or front.order or "rgb"
+    return Input(
+        value.name, nhwc, channels, size[0], size[1], batch == 1, element, front, order
+    )  # fmt: skip
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -115,46 +123,3 @@ def _channels_of_first_conv(model: onnx.ModelProto, stored: dict[str, Any]) -> i
             group = next((a.i for a in node.attribute if a.name == "group"), 1)
             return int(stored[node.input[1]].dims[1]) * group
     return 3
-
-
-def _range(model: onnx.ModelProto, name: str, stored: dict[str, Any]) -> int | None:
-    """Returns the largest pixel value that the nodes in front expect; None without such nodes."""
-    known = {n: array_of(t) for n, t in stored.items() if np.prod(list(t.dims)) <= _MOST_CHANNELS}
-    users: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            known[node.output[0]] = constant_of(node)
-        for used in node.input:
-            users.setdefault(used, []).append(node)
-    factor, shift, found = 1.0, 0.0, False
-    while len(users.get(name, [])) == 1:
-        node = users[name][0]
-        if node.op_type in ("Cast", "Transpose", "Identity"):
-            name = node.output[0]
-            continue
-        step = _affine(node, name, known)
-        if step is None:
-            break
-        factor, shift, found = factor * step[0], shift * step[0] + step[1], True
-        name = node.output[0]
-    if not found:
-        return None
-    return 255 if abs(factor) < _RAW or (factor == 1.0 and abs(shift) > _FAR) else 1
-
-
-def _affine(node: Any, name: str, known: dict[str, Any]) -> tuple[float, float] | None:
-    """Returns (a, b) of a node that computes a x + b, as means over the channels."""
-    others = [n for n in node.input if n != name]
-    if node.op_type not in ("Add", "Sub", "Mul", "Div") or len(node.input) != 2:
-        return None
-    if len(others) != 1 or others[0] not in known:
-        return None
-    number = float(np.mean(known[others[0]]))
-    first = node.input[0] == name
-    if node.op_type == "Add":
-        return 1.0, number
-    if node.op_type == "Mul":
-        return number, 0.0
-    if node.op_type == "Sub":
-        return (1.0, -number) if first else (-1.0, number)
-    return (1.0 / number, 0.0) if first and number else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sigcam.classifier.onnx.batch import plan_batch
+from sigcam.classifier.onnx.channel_order import in_order, take_rgb
 from sigcam.classifier.onnx.checks import check_graph, chosen_output
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
 from sigcam.classifier.onnx.file import read_onnx
@@ -18,6 +19,7 @@ from sigcam.classifier.onnx.quantised_graph import float_path
 from sigcam.classifier.onnx.reader import OnnxGraph
 from sigcam.core.digest import digest_of
 from sigcam.core.errors import ModelError
+from sigcam.core.spec import ChannelOrder
 
 if TYPE_CHECKING:
     import onnx
@@ -32,11 +34,12 @@ _SIZE = 224
 class OnnxClassifier(OnnxGraph):
     """A classifier that was read out of an ONNX file, images to what the file's output holds.
 
-    It takes images float32 [B, C, H, W], whatever layout the file takes.
+    It takes images float32 [B, C, H, W], whatever layout and order of channels the file takes.
 
     Attributes:
         takes: what the file takes.
         file_sha256: the file's hash.
+        channel_order: the order in which the file takes three channels; here it is RGB.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class OnnxClassifier(OnnxGraph):
     ) -> None:
         """Reads a graph; see `OnnxGraph`."""
         super().__init__(graph, opset, takes.name, output)
-        self.takes, self.file_sha256 = takes, digest
+        self.takes, self.file_sha256, self.channel_order = takes, digest, takes.order
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the file's output for images float32 [B, C, H, W]."""
@@ -74,7 +77,10 @@ class ReadClassifier:
 
 
 def read_classifier(
-    path: Path, output: str | None = None, size: tuple[int, int] | None = None
+    path: Path,
+    output: str | None = None,
+    size: tuple[int, int] | None = None,
+    channel_order: ChannelOrder | None = None,
 ) -> ReadClassifier:
     """Reads a classifier out of an ONNX file.
 
@@ -82,9 +88,11 @@ def read_classifier(
         path: the file.
         output: the name of the output to take; None for the only one of the form [B, C].
         size: height and width of the images, for a file that takes any; 224 when None.
+        channel_order: the order in which the file takes three channels; None for what it says
+            itself, or RGB.
 
     Raises:
-        UsageError: there is no such output.
+        UsageError: there is no such output, or no such order of the channels.
         ModelError: the file isn't ONNX, no classifier's, or has what can't be read.
         ParityError: the graph that was read doesn't give the file's logits.
 
@@ -98,7 +106,7 @@ def read_classifier(
     if model.functions:
         model = inline_local_functions(model)
     opset = check_graph(model, path.name)
-    takes = find_input(model, path.name)
+    takes = find_input(model, path.name, channel_order)
     name = chosen_output(model, output, path.name)
     notes = []
     pairs = float_path(model, opset)
@@ -108,6 +116,12 @@ def read_classifier(
             "passes it; the logits are those of the network without it"
         )
         source = model.SerializeToString()
+    if takes.order == "bgr":
+        take_rgb(model, takes, path.name)
+        by = "" if channel_order else f" ({takes.front.reason} says so)"
+        notes.append(
+            f"{path.name} takes its channels as B, G, R{by}; the graph turns RGB into that"
+        )
     with path.open("rb") as stream:
         digest = digest_of(stream)
     read = OnnxClassifier(model.graph, opset, takes, name, digest)
@@ -116,7 +130,7 @@ def read_classifier(
     shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
     plan_batch(read, shape)
     images = probe_images(takes, (height, width))
-    original = original_logits(source, name, takes, images)
+    original = original_logits(source, name, takes, in_order(images, takes))
     with torch.no_grad():
         found = read(torch.from_numpy(images))
     half = any(t.data_type in _HALF for t in model.graph.initializer)

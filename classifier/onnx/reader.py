@@ -235,21 +235,33 @@ def _call(node: onnx.NodeProto, opset: int) -> Call:
 
 def _fold(node: onnx.NodeProto, call: Call, stored: dict[str, Any]) -> None:
     """Computes a node whose inputs are all stored, in place of it."""
-    entry = TABLE[call.operator]
     arrays = [stored[name] if name else None for name in node.input]
-    if entry.known is not None:
-        found = entry.known(call, *arrays)
-    else:
-        inputs = [
-            a if a is None or i in entry.static else torch.from_numpy(np.array(a))
-            for i, a in enumerate(arrays)
-        ]
-        found = entry.function(call, *inputs)
+    try:
+        found = _computed(call, arrays)
+    except ModelError:
+        raise
+    except Exception as exc:  # NumPy's and torch's many errors
+        shapes = ", ".join("left out" if a is None else str(list(a.shape)) for a in arrays)
+        reason = str(exc).strip().partition("\n")[0]
+        raise call.refused(
+            "inputs that it can be computed of", f"{shapes} ({reason})", "export the model anew"
+        ) from exc
     results = found if isinstance(found, tuple) else (found,)
     for name, value in zip(node.output, results, strict=False):
         array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
         # Shape computations leave arrays of Python's integers.
         stored[name] = array if array.dtype != object else array.astype(np.int64)
+
+
+def _computed(call: Call, arrays: list[Any]) -> Any:
+    entry = TABLE[call.operator]
+    if entry.known is not None:
+        return entry.known(call, *arrays)
+    inputs = [
+        a if a is None or i in entry.static else torch.from_numpy(np.array(a))
+        for i, a in enumerate(arrays)
+    ]
+    return entry.function(call, *inputs)
 
 
 def _is_weight(step: Step, index: int) -> bool:

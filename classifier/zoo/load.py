@@ -14,6 +14,7 @@ from sigcam.classifier.zoo import torchvision as torchvision_models
 from sigcam.classifier.zoo.base import LoadedModel, unknown_name, unknown_weights
 from sigcam.classifier.zoo.weights import load_weights
 from sigcam.core.errors import ModelError, UsageError
+from sigcam.core.spec import ChannelOrder
 
 _LOCALISATION_FORMS = {
     "resnet50": "wsol-resnet50",
@@ -31,6 +32,7 @@ def load_model(
     *,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
+    channel_order: ChannelOrder | None = None,
 ) -> LoadedModel:
     """Loads a classifier.
 
@@ -80,6 +82,8 @@ def load_model(
             own number; all others take RGB.
         size: height and width at which an ONNX file is read that takes any; 224 when None. No
             other source needs it.
+        channel_order: the order in which an ONNX file takes three channels; None for what it
+            says itself, or RGB. Every other source is known to take RGB.
 
     Raises:
         UsageError: an unknown name; lists near ones. Or other channels than the model can have.
@@ -95,7 +99,12 @@ def load_model(
         raise UsageError(f"num_classes must be at least 1, got {num_classes}")
     if onnx_files.is_file(arch):
         given = None if weights is None else str(weights)
-        return onnx_files.load(arch, given, num_classes, channels, size)
+        return onnx_files.load(arch, given, num_classes, channels, size, channel_order)
+    if channel_order == "bgr":
+        raise UsageError(
+            f"the channel order is a question for ONNX files, {arch} takes RGB; leave it out, or "
+            "let forward turn the channels round in a module of your own (images.flip(1))"
+        )
     file, chosen = weights_file(weights)
     name = None if file is not None or weights in (None, "random") else str(weights)
     with torch.random.fork_rng(devices=[]):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sigcam.classifier.onnx.front import Input
 from sigcam.classifier.zoo.base import LoadedModel
 from sigcam.core.errors import UsageError
-from sigcam.core.spec import Preprocessing
+from sigcam.core.spec import ChannelOrder, Preprocessing
 
 SUFFIX = ".onnx"
 _MARGIN = 256 / 224  # the shorter side is resized to as much more than the input
@@ -29,6 +30,7 @@ def load(
     num_classes: int | None,
     channels: int | None = None,
     size: tuple[int, int] | None = None,
+    channel_order: ChannelOrder | None = None,
 ) -> LoadedModel:
     """Reads a file, and compares what was read with it in ONNX Runtime.
 
@@ -39,6 +41,7 @@ def load(
         num_classes: must be None or the file's.
         channels: must be None or the file's.
         size: height and width, for a file that takes any; 224 when None.
+        channel_order: in which the file takes three channels; None for what it says, or RGB.
 
     Raises:
         UsageError: weights, or other channels or classes than the file's.
@@ -53,7 +56,7 @@ def load(
         raise UsageError(f"{arch} holds its weights itself, got {name!r}; leave the weights out")
     file, mark, output = arch.partition(f"{SUFFIX}#")
     path = Path(f"{file}{SUFFIX}" if mark else file).expanduser()
-    found = read_classifier(path, output or None, size)
+    found = read_classifier(path, output or None, size, channel_order)
     if num_classes is not None and num_classes != found.num_classes:
         raise UsageError(
             f"{arch} has {found.num_classes} classes, not {num_classes}; leave the number out"
@@ -63,14 +66,40 @@ def load(
             f"{arch} takes images of {found.takes.channels} channels, got a mean and std of "
             f"{channels}; give {found.takes.channels} numbers each"
         )
+    preprocessing = known_preprocessing(found.takes, found.size)
     return LoadedModel(
-        found.model, arch, _preprocessing(found.takes, found.size), (), notes=found.notes,
-        knows_normalisation=found.takes.range is not None or found.takes.is_bytes,
+        found.model, arch, preprocessing or _plain(found.takes, found.size), (), notes=found.notes,
+        knows_normalisation=preprocessing is not None,
     )  # fmt: skip
 
 
-def _preprocessing(takes: Input, size: tuple[int, int]) -> Preprocessing:
-    """Returns the pixels as the graph's own normalisation takes them: from 0 to 1, or to 255."""
-    raw = takes.is_bytes or takes.range == 255
-    mean, std = (0.0,) * takes.channels, (1 / 255 if raw else 1.0,) * takes.channels
-    return Preprocessing(*size, "crop", round(min(size) * _MARGIN), mean, std)
+def known_preprocessing(takes: Input, size: tuple[int, int]) -> Preprocessing | None:
+    """Returns the preprocessing that a file says: by its nodes in front, type or metadata.
+
+    Pixels arrive as the graph's own normalisation takes them, from 0 to 1, or to 255.
+
+    Args:
+        takes: what the file takes.
+        size: height and width of its input.
+
+    Returns:
+        None where the file says nothing, so that mean and deviation must be given.
+    """
+    if takes.range == 255 or takes.is_bytes:
+        low, high = 0.0, 255.0
+    elif takes.range is not None:
+        low, high = 0.0, 1.0
+    elif takes.front.values is not None:
+        low, high = takes.front.values
+    else:
+        return None
+    n, width = takes.channels, high - low
+    return replace(_plain(takes, size), mean=(-low / width,) * n, std=(1 / width,) * n)
+
+
+def _plain(takes: Input, size: tuple[int, int]) -> Preprocessing:
+    n = takes.channels
+    return Preprocessing(
+        *size, "crop", round(min(size) * _MARGIN), (0.0,) * n, (1.0,) * n,
+        channel_order=takes.order,
+    )  # fmt: skip
