@@ -1,4 +1,4 @@
-"""Makes the batch of a graph dynamic that was written for one image.
+"""Makes the batch of a graph dynamic that was written for one image, or for a fixed number.
 
 A graph for one image has 1 where others have the batch: in the targets of its Reshapes, mostly,
 also multiplied with other sizes (the heads of an attention). Where the batch goes is found by a
@@ -31,18 +31,20 @@ class _Probe(OnnxGraph):
         if step.call.operator == "Reshape":
             x, target = (self._value(name, values) for name in step.inputs[:2])
             if isinstance(x, Tensor) and not isinstance(target, Tensor):
-                planned = _planned(step.call, x.shape, ints(target))
+                target = _for_one(ints(target), list(x.shape), self.written_for)
+                planned = _planned(step.call, x.shape, target)
                 if planned is not None:
                     self.targets[step.call.name] = planned
         return super()._run(step, values)
 
 
-def plan_batch(graph: OnnxGraph, shape: Sequence[int]) -> tuple[int, ...]:
+def plan_batch(graph: OnnxGraph, shape: Sequence[int], batch: int = 1) -> tuple[int, ...]:
     """Finds the targets that leave the batch dynamic, and puts them into the graph.
 
     Args:
         graph: the graph; its `targets` are set.
         shape: of one input, without the batch, in the graph's own layout.
+        batch: the number of images that the graph was written for.
 
     Returns:
         The output's shape without the batch.
@@ -53,6 +55,7 @@ def plan_batch(graph: OnnxGraph, shape: Sequence[int]) -> tuple[int, ...]:
     kind = type(graph)
     # The same object under another class, so that no weight is copied.
     graph.__class__ = _Probe
+    graph.written_for = batch
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             found = graph(torch.empty(_PRIME, *shape))
@@ -65,6 +68,17 @@ def plan_batch(graph: OnnxGraph, shape: Sequence[int]) -> tuple[int, ...]:
             "name another output (model.onnx#NAME), or export the model with a dynamic batch"
         )
     return tuple(int(n) for n in found.shape[1:])
+
+
+def _for_one(target: list[Any], sizes: list[Any], batch: int) -> list[Any]:
+    """Returns a target for a fixed number of images as it would be for one.
+
+    Only the outermost axis is looked at, and only of values that begin with the batch.
+    """
+    first = target[0] if target else 0
+    if batch == 1 or not isinstance(first, int) or first <= 0 or first % batch:
+        return target
+    return [first // batch, *target[1:]] if sizes[0] % _PRIME == 0 else target
 
 
 def _planned(call: Call, sizes: Sequence[int], target: list[Any]) -> list[int] | None:

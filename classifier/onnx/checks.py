@@ -1,32 +1,35 @@
-"""Checks that a graph can be read: that it is a classifier's, and has a translation."""
+"""Checks that a graph can be read: that it is of an opset that is known, and has a translation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.operators.table import TABLE
-from sigcam.core.errors import ModelError, UsageError
+from sigcam.classifier.onnx.tensors import array_of, constant_of
+from sigcam.classifier.onnx.values import OWN, dims_of, needed, placed
+from sigcam.core.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
 
 OPSETS = range(7, 23)
 """The versions of ONNX's operators that the table is written for."""
+_USUAL_OPSET = 18
 
-_OWN = ("", "ai.onnx")
-_CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
-_DETECTION = {"NonMaxSuppression", "RoiAlign", "MaxRoiPool"}
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+DETECTION = {"NonMaxSuppression", "RoiAlign", "MaxRoiPool"}
 _STEPS = {"Gradient", "Momentum", "Adam", "Adagrad", "SoftmaxCrossEntropyLoss",
           "NegativeLogLikelihoodLoss"}  # fmt: skip
-_LISTED = 6
+_OWN_METADATA = "sigcam"
 
 
-def check_graph(model: onnx.ModelProto, where: str) -> int:
-    """Refuses graphs that hold what the reader has no translation for.
+def check_graph(model: onnx.ModelProto, output: str, where: str) -> int:
+    """Refuses graphs whose output needs what the reader has no translation for.
 
     Args:
         model: the graph, without functions of its own.
+        output: the value that is wanted; nodes that it doesn't need may be anything.
         where: the file's name, for messages.
 
     Returns:
@@ -36,124 +39,102 @@ def check_graph(model: onnx.ModelProto, where: str) -> int:
         ModelError: an unknown version, domain or operator, control flow, a detector's operators,
             or what only training needs.
     """
-    _refuse_training(model, where)
-    nodes = list(model.graph.node)
-    found = _named(n for n in nodes if n.op_type in _CONTROL_FLOW and n.domain in _OWN)
-    if found:
-        raise ModelError(
-            f"{where} must be one fixed computation, it has control flow ({found}); export the "
-            "model without it, or simplify it with fixed input sizes (onnxsim takes constant "
-            "branches out)"
-        )
-    found = _named(n for n in nodes if n.op_type in _DETECTION and n.domain in _OWN)
-    if found:
-        raise ModelError(
-            f"{where} must be a classifier, it is a detector's graph ({found}); give a classifier"
-        )
-    found = _named(n for n in nodes if n.domain not in _OWN)
-    if found:
-        raise ModelError(
-            f"{where} must consist of ONNX's own operators, it has others ({found}); export it "
-            "anew without fused operators, or give the file from before the optimisation"
-        )
-    version = _version(model, where)
-    found = _named(n for n in nodes if n.op_type not in TABLE and n.op_type != "Constant")
-    if found:
-        raise ModelError(
-            f"{where} has operators that aren't translated ({found}); export the model with "
-            "others, or give its PyTorch source as --arch file.py:NAME"
-        )
-    return version
+    for problem in problems(model, needed(model.graph, output), where):
+        raise ModelError(problem)
+    return opset_of(model) or 0
 
 
-def chosen_output(model: onnx.ModelProto, name: str | None, where: str) -> str:
-    """Returns the name of the output that holds the logits.
+def problems(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> Iterator[str]:
+    """Yields a sentence about each thing that keeps nodes of a graph from being read.
 
     Args:
         model: the graph.
-        name: the output that was asked for; None for the only one of the form [B, C].
+        nodes: those of its nodes that are wanted.
         where: the file's name, for messages.
-
-    Raises:
-        UsageError: there is no such output.
-        ModelError: no output is [B, C], or several are and none was named.
     """
-    outputs = {o.name: _shape(o) for o in model.graph.output}
-    if name is not None:
-        if name not in outputs:
-            raise UsageError(
-                f"{where} has no output {name!r}; it has {', '.join(map(repr, outputs))}"
-            )
-        return name
-    fitting: list[str] = [n for n, shape in outputs.items() if shape is None or _is_matrix(shape)]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = ", ".join(f"{n} {'of unknown shape' if s is None else s}" for n, s in outputs.items())
-    if fitting:
-        raise ModelError(
-            f"{where} must have one output of logits [B, C], it has several that may be it: "
-            f"{listed}; name one behind the file: {where}#{fitting[0]}"
+    if any(entry.key == _OWN_METADATA for entry in model.metadata_props):
+        yield (
+            f"{where} must be a plain classifier, it is an exported model of sigcam's; run it as "
+            "it is (sigcam explain), and export other maps from what it was made of (sigcam info)"
         )
-    kind = _kind_of(list(outputs.values()))
-    raise ModelError(
-        f"{where} must be a classifier with an output [B, C], it has {listed}{kind}; give a "
-        "classifier, or cut the graph at its logits"
+    yield from _training(model, nodes, where)
+    own = [node for node in nodes if node.domain in OWN]
+    found = placed(n for n in own if n.op_type in CONTROL_FLOW)
+    if found:
+        yield (
+            f"{where} must be one fixed computation, it has control flow ({found}); simplify it "
+            f"with a fixed input size, which takes constant branches out (onnxsim {where} "
+            "simplified.onnx), or export the model without it"
+        )
+    found = placed(n for n in own if n.op_type in DETECTION)
+    if found:
+        yield f"{where} must be a classifier, it is a detector's graph ({found}); give a classifier"
+    found = placed(n for n in nodes if n.domain not in OWN and n.op_type not in _STEPS)
+    if found:
+        yield (
+            f"{where} must consist of ONNX's own operators, it has others ({found}); give the file "
+            "from before it was optimised, or export it anew without fused operators"
+        )
+    if opset_of(model) not in OPSETS:
+        yield _other_opset(model, where)
+    found = placed(n for n in untranslated(nodes) if n.op_type not in CONTROL_FLOW | DETECTION)
+    if found:
+        yield (
+            f"{where} has operators that aren't translated ({found}); export the model with "
+            "others, or give its PyTorch source as --arch file.py:NAME"
+        )
+
+
+def untranslated(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Returns the nodes of ONNX's own operators that the table has no entry for."""
+    known = {*TABLE, "Constant", *_STEPS}
+    return [n for n in nodes if n.domain in OWN and n.op_type not in known]
+
+
+def opset_of(model: onnx.ModelProto) -> int | None:
+    """Returns the version of ONNX's own operators; None where the file doesn't say it."""
+    versions = [int(o.version) for o in model.opset_import if o.domain in OWN]
+    return versions[0] if versions else None
+
+
+def _other_opset(model: onnx.ModelProto, where: str) -> str:
+    version = opset_of(model)
+    fixed, first = where, ""
+    names = {str(d) for i in model.graph.input for d in dims_of(i) or () if isinstance(d, str)}
+    if version is not None and version < OPSETS[0] and names - {"?"}:
+        # The converter wants numbers where operators broadcast.
+        for name in sorted(names - {"?"}):
+            step = "python -m onnxruntime.tools.make_dynamic_shape_fixed"
+            first += f"{step} --dim_param {name} --dim_value 1 {fixed} fixed.onnx && "
+            fixed = "fixed.onnx"
+    return (
+        f"{where} must be of the opsets {OPSETS[0]} to {OPSETS[-1]}, it is of "
+        f'{version or "none"}; convert it: {first}python -c "import onnx, onnx.version_converter '
+        f"as v; onnx.save(v.convert_version(onnx.load('{fixed}'), {_USUAL_OPSET}), "
+        "'converted.onnx')\""
     )
 
 
-def _kind_of(shapes: list[list[int | str] | None]) -> str:
-    ranks = {len(s) for s in shapes if s is not None}
-    if 4 in ranks or (3 in ranks and len(ranks) == 1 and len(shapes) == 1):
-        return ", as segmentation networks, detectors and feature extractors do"
-    return ""
+def _training(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> Iterator[str]:
+    stored = {t.name: t for t in model.graph.initializer}
+    made = {n.output[0]: n for n in nodes if n.op_type == "Constant" and n.output}
 
+    def holds(name: str) -> bool:
+        if name in stored:
+            return bool(array_of(stored[name]).any())
+        return name in made and bool(constant_of(made[name]).any())
 
-def _is_matrix(shape: list[int | str]) -> bool:
-    """Returns whether a shape may be [B, C], also with axes of size 1 behind."""
-    return len(shape) == 2 or (len(shape) > 2 and all(n == 1 for n in shape[2:]))
+    def is_training(node: onnx.NodeProto) -> bool:
+        if node.op_type == "BatchNormalization":  # before opset 14 further outputs say so
+            mode = any(a.name == "training_mode" and a.i == 1 for a in node.attribute)
+            return mode or sum(map(bool, node.output)) > 1
+        if node.op_type == "Dropout":
+            return len(node.input) > 2 and holds(node.input[2])
+        return node.op_type in _STEPS
 
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
-
-
-def _refuse_training(model: onnx.ModelProto, where: str) -> None:
-    batch_norms = [
-        node
-        for node in model.graph.node
-        if node.op_type == "BatchNormalization"
-        and any(a.name == "training_mode" and a.i == 1 for a in node.attribute)
-    ]
-    found = _named([*batch_norms, *(n for n in model.graph.node if n.op_type in _STEPS)])
+    found = placed(n for n in nodes if is_training(n))
     if found or model.training_info:
-        raise ModelError(
+        yield (
             f"{where} must be a graph for inference, it has what only training needs "
             f"({found or 'training_info'}); export the model in inference mode (model.eval())"
         )
-
-
-def _version(model: onnx.ModelProto, where: str) -> int:
-    versions = [o.version for o in model.opset_import if o.domain in _OWN]
-    if not versions or versions[0] not in OPSETS:
-        raise ModelError(
-            f"{where} must be of the opsets {OPSETS[0]} to {OPSETS[-1]}, it is of "
-            f"{versions[0] if versions else 'none'}; convert it with "
-            f"onnx.version_converter.convert_version(model, {OPSETS[-5]})"
-        )
-    return int(versions[0])
-
-
-def _named(nodes: Iterable[onnx.NodeProto]) -> str:
-    """Lists operators with one node of each, as "Loop at body/1"."""
-    first: dict[str, str] = {}
-    for node in nodes:
-        domain = f"{node.domain}." if node.domain else ""
-        first.setdefault(
-            domain + node.op_type, node.name or (node.output[0] if node.output else "?")
-        )
-    texts = [f"{operator} at {name}" for operator, name in first.items()]
-    more = f" and {len(texts) - _LISTED} more" if len(texts) > _LISTED else ""
-    return ", ".join(texts[:_LISTED]) + more

@@ -61,7 +61,9 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = np.transpose(images, (0, 2, 3, 1)) if found.nhwc else images
     given = np.ascontiguousarray(given).astype(_TYPES.get(found.element, np.float32))
-    parts = [given[i : i + 1] for i in range(len(given))] if found.one_image else [given]
+    number = found.batch or len(given)
+    parts = [np.resize(given[i : i + number], (number, *given.shape[1:]))
+             for i in range(0, len(given), number)]  # fmt: skip
     try:
         source = model if isinstance(model, bytes) else str(model)
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -71,8 +73,8 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
             f"ONNX Runtime can't run the file itself, so there is nothing to compare with: "
             f"{str(exc).partition(chr(10))[0]}; give a file that it runs"
         ) from exc
-    rows = [r.reshape(len(p), -1) for r, p in zip(results, parts, strict=True)]
-    return np.concatenate(rows).astype(np.float32)
+    rows = [np.asarray(r).reshape(len(p), -1) for r, p in zip(results, parts, strict=True)]
+    return np.concatenate(rows)[: len(images)].astype(np.float32)
 
 
 def check_logits(read: torch.Tensor, original: Any, tolerance: float, where: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +14,55 @@ if TYPE_CHECKING:
     import onnx
 
 _KINDS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"PK\x03\x04", "a zip archive, as PyTorch's checkpoints, TorchScript and .keras files are"),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
     (4, b"TFL3", "a TensorFlow Lite model"),
     (4, b"ORTM", "a model in ONNX Runtime's own format (.ort)"),
-    (0, b"\x80\x02", "a Python pickle, as PyTorch's old checkpoints are"),
-    (0, b"\x80\x04", "a Python pickle, as scikit-learn's models are"),
+    (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"GGUF", "a GGUF file"),
     (0, b"ftrt", "a TensorRT engine"),
-    (0, b"<?xml", "an XML file, as OpenVINO's .xml is"),
-    (0, b"<net", "an XML file, as OpenVINO's .xml is"),
+    (0, b"ptrt", "a TensorRT engine"),
+    (0, b"\x7fELF", "a program or library"),
+    (0, b"7767517", "an ncnn model (.param)"),
     (0, b"version https://git-lfs", "a pointer of Git LFS (run git lfs pull)"),
-    (0, b"<!DOCTYPE", "a web page"),
-    (0, b"<html", "a web page"),
-    (0, b"{", "a text in JSON"),
     (8, b'{"', "a file of tensors (.safetensors)"),
     (0, b"\x1f\x8b", "a gzip archive (unpack it)"),
+    (0, b"BZh", "a bzip2 archive (unpack it)"),
+    (0, b"\xfd7zXZ", "an xz archive (unpack it)"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive (unpack it)"),
+    (257, b"ustar", "a tar archive (unpack it)"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"RIFF", "a RIFF file, such as a WebP image"),
+    (0, b"%PDF", "a PDF"),
 )
 """Where bytes stand, the bytes, and what a file with them is."""
+
+_TEXTS: tuple[tuple[bytes, str], ...] = (
+    (b"<!doctype html", "a web page (the download needs another address, or a login)"),
+    (b"<html", "a web page (the download needs another address, or a login)"),
+    (b"<?xml", "an XML file, as OpenVINO's .xml is"),
+    (b"<net", "an XML file, as OpenVINO's .xml is"),
+    (b"{", "a text in JSON"),
+    (b"[", "a text in JSON"),
+    (b"name:", "a text, as Caffe's .prototxt is"),
+    (b"layer", "a text, as Caffe's .prototxt is"),
+)
+"""How a text begins, in small letters, and what it is then."""
+
+_MEMBERS: tuple[tuple[str, str], ...] = (
+    ("/constants.pkl", "a TorchScript archive"),
+    ("/data.pkl", "a PyTorch checkpoint"),
+    ("model.weights.h5", "a Keras model (.keras)"),
+    ("archive_format", "a program of torch.export's (.pt2)"),
+    (".npy", "a NumPy archive (.npz)"),
+    ("Manifest.json", "a Core ML package (.mlpackage)"),
+)
+"""How a name in a zip archive ends, and what the archive is then."""
+
+_PICKLE = b"\x80"
+_FIELDS = (b"\x08", b"\x12", b"\x3a")
+"""How an ONNX file begins: with its IR version, its producer, or the graph."""
+_HEAD = 512
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -56,12 +88,21 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     _require_onnx()
     import onnx
 
+    if path.is_dir():
+        raise ModelError(
+            f"{path} must be an ONNX file, it is a folder{_of_a_folder(path)}; name the file, or "
+            "export the classifier to ONNX"
+        )
     if not path.is_file():
-        raise ModelError(f"there is no file {path}")
+        raise ModelError(f"there is no file {path}; look at its folder and its name")
     keep([path])
     try:
         model: onnx.ModelProto = onnx.load(str(path), load_external_data=False)
         whole = bool(model.graph.node) and bool(model.opset_import)
+    except OSError as exc:
+        raise ModelError(
+            f"{path} can't be read: {exc.strerror or exc}; look at its permissions"
+        ) from exc
     except Exception as exc:  # protobuf's errors differ by its version
         raise _not_onnx(path) from exc
     if not whole:
@@ -79,15 +120,54 @@ def _require_onnx() -> None:
 
 def _not_onnx(path: Path) -> ModelError:
     with path.open("rb") as stream:
-        head = stream.read(64)
-    kind = next((k for at, magic, k in _KINDS if head[at:].startswith(magic)), None)
-    came = f"it is {kind}" if kind else f"its {path.stat().st_size} bytes are no such graph"
-    if not head:
-        came = "it is empty"
+        head = stream.read(_HEAD)
+    came = _kind(path, head)
+    if came is None and head.startswith(_FIELDS):
+        return ModelError(
+            f"{path} must be a whole ONNX model, it begins as one and its "
+            f"{path.stat().st_size} bytes end early, or are damaged; copy or download it again"
+        )
+    came = came or f"its {path.stat().st_size} bytes are no such graph"
     return ModelError(
         f"{path} must be an ONNX model, {came}; export the classifier to ONNX, or give the "
         "original model by its own --arch and --weights"
     )
+
+
+def _kind(path: Path, head: bytes) -> str | None:
+    """Says what a file is, as a sentence's end; None where nothing tells."""
+    if not head:
+        return "it is empty"
+    if head.startswith(b"PK"):
+        return f"it is {_archive(path)}"
+    kind = next((k for at, magic, k in _KINDS if head[at:].startswith(magic)), None)
+    if kind is None and head.startswith(_PICKLE) and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        kind = "a Python pickle, as PyTorch's old checkpoints and scikit-learn's models are"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    kind = kind or next((k for begin, k in _TEXTS if text.startswith(begin)), None)
+    if kind is None and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        kind = "a text"
+    return None if kind is None else f"it is {kind}"
+
+
+def _archive(path: Path) -> str:
+    """Says what a zip archive holds; nothing of it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        names = []
+    found = next((k for end, k in _MEMBERS if any(n.endswith(end) for n in names)), None)
+    if found is None and any(n.endswith(".onnx") for n in names):
+        return "a zip archive with an ONNX file in it (unpack it)"
+    return found or "a zip archive, as PyTorch's checkpoints, TorchScript and .keras files are"
+
+
+def _of_a_folder(path: Path) -> str:
+    if (path / "saved_model.pb").is_file():
+        return " with a TensorFlow SavedModel (python -m tf2onnx.convert --saved-model converts it)"
+    inside = sorted(file.name for file in path.glob("*.onnx"))
+    return f" with {', '.join(inside[:3])}" if inside else ""
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.preprocessing import Front, find_front
+from sigcam.classifier.onnx.values import FLOATS, Dims, described, dims_of, element_name
 from sigcam.core.errors import ModelError
 from sigcam.core.spec import ChannelOrder
 
@@ -16,8 +17,13 @@ _MOST_CHANNELS = 16
 """An axis longer than that isn't taken for the channels."""
 _USUAL = (1, 3, 4)
 """Numbers of channels that win where both axes are short."""
-_FLOATS = (1, 10, 11, 16)
 _UINT8 = 2
+_TO_NCHW, _TO_NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
+_POINTWISE = {
+    "Cast", "Identity", "Add", "Sub", "Mul", "Div", "Clip", "Gather", "Slice", "Pad",
+    "BatchNormalization", "QuantizeLinear", "DequantizeLinear",
+}  # fmt: skip
+"""What leaves the axes where they are."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Input:
         nhwc: whether the channels come last.
         channels: their number.
         height, width: in pixels; None where the graph leaves them open.
-        one_image: whether the batch is fixed to 1.
+        batch: the number of images that it is fixed to; None for any.
         element: the input's type, as ONNX numbers them.
         front: what the graph's first nodes and its metadata say of its preprocessing.
         order: the order in which the graph takes three channels.
@@ -40,7 +46,7 @@ class Input:
     channels: int
     height: int | None
     width: int | None
-    one_image: bool
+    batch: int | None
     element: int
     front: Front = field(default_factory=Front)
     order: ChannelOrder = "rgb"
@@ -52,6 +58,11 @@ class Input:
         None where nothing in front normalises.
         """
         return self.front.limit
+
+    @property
+    def one_image(self) -> bool:
+        """Returns whether the batch is fixed to 1."""
+        return self.batch == 1
 
     @property
     def is_bytes(self) -> bool:
@@ -68,58 +79,88 @@ def find_input(model: onnx.ModelProto, where: str, order: ChannelOrder | None = 
         order: the order of the channels; None for what the file says, or RGB.
 
     Raises:
-        ModelError: no input, or several, of the form of images; or a batch fixed to several.
+        ModelError: no input, or several, of the form of images.
     """
-    stored = {t.name: t for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in stored]
-    shapes = {i.name: _dims(i) for i in inputs}
-    listed = ", ".join(f"{n} {s}" for n, s in shapes.items()) or "none"
-    if len(inputs) != 1 or len(next(iter(shapes.values()))) != 4:
+    value = _only_images(model, where)
+    dims = dims_of(value) or []
+    element, batch = value.type.tensor_type.elem_type, dims[0]
+    if element not in (*FLOATS, _UINT8):
         raise ModelError(
-            f"{where} must have one input of images, [B, C, H, W] or [B, H, W, C], it has "
-            f"{listed}; give an image classifier"
+            f"the input {value.name} of {where} must be floating or uint8, it is "
+            f"{element_name(element)}; export the model with such an input"
         )
-    value = inputs[0]
-    element, dims = value.type.tensor_type.elem_type, shapes[value.name]
-    if element not in (*_FLOATS, _UINT8):
-        raise ModelError(
-            f"the input {value.name} of {where} must be floating or uint8, it has ONNX's type "
-            f"{element}; export the model with such an input"
-        )
-    batch = dims[0]
-    if isinstance(batch, int) and batch != 1:
-        raise ModelError(
-            f"the input {value.name} of {where} must take any number of images, or one, it takes "
-            f"{batch}; export the model with a dynamic batch"
-        )
-    nhwc = _is_channels(dims[3]) and not (
-        dims[1] in _USUAL or (_is_channels(dims[1]) and dims[3] not in _USUAL)
-    )
+    nhwc = _channels_last(model, value.name, dims)
     channels = dims[3] if nhwc else dims[1]
     if not isinstance(channels, int):
-        channels = _channels_of_first_conv(model, stored)
+        channels = _channels_of_first_conv(model)
     size = [n if isinstance(n, int) else None for n in (dims[1:3] if nhwc else dims[2:4])]
+    fixed = batch if isinstance(batch, int) else None
     front = find_front(model, value.name, nhwc)
     order = order or front.order or "rgb"
     return Input(
-        value.name, nhwc, channels, size[0], size[1], batch == 1, element, front, order
+        value.name, nhwc, channels, size[0], size[1], fixed, element, front, order
     )  # fmt: skip
 
 
-def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
-    return [
-        d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?"
-        for d in value.type.tensor_type.shape.dim
-    ]
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Returns the inputs of a graph that aren't stored in it, as those of old files may be."""
+    stored = {t.name for t in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in stored]
+
+
+def _only_images(model: onnx.ModelProto, where: str) -> onnx.ValueInfoProto:
+    """Returns the one input, which has the form of images."""
+    inputs = inputs_of(model)
+    images = [i for i in inputs if len(dims_of(i) or ()) == 4]
+    if len(inputs) == 1 and images:
+        return images[0]
+    listed = ", ".join(f"{i.name} ({described(i)})" for i in inputs) or "none"
+    advice = "give an image classifier"
+    if images:
+        others = ", ".join(i.name for i in inputs if i is not images[0])
+        advice = f"make {others} a constant of the graph (an initializer), or export it without"
+    raise ModelError(
+        f"{where} must have one input of images, [B, C, H, W] or [B, H, W, C], it has {listed}; "
+        f"{advice}"
+    )
+
+
+def _channels_last(model: onnx.ModelProto, name: str, dims: Dims) -> bool:
+    """Returns whether the channels come last: what the first nodes say, else the shape."""
+    seen, stored = {name}, {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if not seen.intersection(node.input):
+            continue
+        if node.op_type == "Transpose":
+            perm = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
+            if perm in (_TO_NCHW, _TO_NHWC):
+                return perm == _TO_NCHW
+            break
+        if node.op_type == "Conv" and node.input[1] in stored:
+            channels = _channels_of(node, stored[node.input[1]])
+            if dims[1] == channels or not isinstance(dims[1], int):
+                return False
+            break
+        if node.op_type not in _POINTWISE:
+            break
+        seen.update(node.output)
+    return _is_channels(dims[3]) and not (
+        dims[1] in _USUAL or (_is_channels(dims[1]) and dims[3] not in _USUAL)
+    )
 
 
 def _is_channels(size: int | str) -> bool:
     return isinstance(size, int) and size <= _MOST_CHANNELS
 
 
-def _channels_of_first_conv(model: onnx.ModelProto, stored: dict[str, Any]) -> int:
+def _channels_of_first_conv(model: onnx.ModelProto) -> int:
+    stored = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in stored:
-            group = next((a.i for a in node.attribute if a.name == "group"), 1)
-            return int(stored[node.input[1]].dims[1]) * group
+            return _channels_of(node, stored[node.input[1]])
     return 3
+
+
+def _channels_of(conv: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    group = next((a.i for a in conv.attribute if a.name == "group"), 1)
+    return int(weight.dims[1]) * int(group)

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from sigcam.classifier.onnx.batch import plan_batch
 from sigcam.classifier.onnx.channel_order import in_order, take_rgb
-from sigcam.classifier.onnx.checks import check_graph, chosen_output
+from sigcam.classifier.onnx.checks import check_graph
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
 from sigcam.classifier.onnx.file import read_onnx
 from sigcam.classifier.onnx.front import Input, find_input
+from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.quantised_graph import float_path
 from sigcam.classifier.onnx.reader import OnnxGraph
+from sigcam.classifier.onnx.values import needed
 from sigcam.core.digest import digest_of
 from sigcam.core.errors import ModelError
 from sigcam.core.spec import ChannelOrder
@@ -86,7 +88,8 @@ def read_classifier(
 
     Args:
         path: the file.
-        output: the name of the output to take; None for the only one of the form [B, C].
+        output: the name of the value to take, an output or one inside of the graph; None for
+            the only output of the form [B, C].
         size: height and width of the images, for a file that takes any; 224 when None.
         channel_order: the order in which the file takes three channels; None for what it says
             itself, or RGB.
@@ -101,46 +104,75 @@ def read_classifier(
     """
     from onnx.inliner import inline_local_functions
 
-    model = read_onnx(path)
+    model, where = read_onnx(path), str(path)
     source: Path | bytes = path
     if model.functions:
         model = inline_local_functions(model)
-    opset = check_graph(model, path.name)
-    takes = find_input(model, path.name, channel_order)
-    name = chosen_output(model, output, path.name)
+    takes = find_input(model, where, channel_order)
+    name = chosen_output(model, output, where)
+    opset = check_graph(model, name, where)
     notes = []
+    if _cut(model, name):
+        source = _bytes_of(model, where)
     pairs = float_path(model, opset)
     if pairs:
         notes.append(
-            f"{path.name} is quantised: the rounding at {pairs} places is left out, as no gradient "
+            f"{where} is quantised: the rounding at {pairs} places is left out, as no gradient "
             "passes it; the logits are those of the network without it"
         )
-        source = model.SerializeToString()
+        source = _bytes_of(model, where)
     if takes.order == "bgr":
-        take_rgb(model, takes, path.name)
+        take_rgb(model, takes, where)
         by = "" if channel_order else f" ({takes.front.reason} says so)"
-        notes.append(
-            f"{path.name} takes its channels as B, G, R{by}; the graph turns RGB into that"
-        )
+        notes.append(f"{where} takes its channels as B, G, R{by}; the graph turns RGB into that")
     with path.open("rb") as stream:
         digest = digest_of(stream)
     read = OnnxClassifier(model.graph, opset, takes, name, digest)
     read.eval().requires_grad_(False)
-    height, width = _size(takes, size, path.name)
+    height, width = _size(takes, size, where)
     shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
-    plan_batch(read, shape)
+    plan_batch(read, shape, takes.batch or 1)
     images = probe_images(takes, (height, width))
     original = original_logits(source, name, takes, in_order(images, takes))
     with torch.no_grad():
         found = read(torch.from_numpy(images))
     half = any(t.data_type in _HALF for t in model.graph.initializer)
-    error = check_logits(found, original, _HALF_TOLERANCE if half else TOLERANCE, path.name)
+    error = check_logits(found, original, _HALF_TOLERANCE if half else TOLERANCE, where)
     if half:
         notes.append(
-            f"{path.name} is in half precision; here it is computed in float32, which moves its "
+            f"{where} is in half precision; here it is computed in float32, which moves its "
             f"logits by {error:.1e}"
         )
     return ReadClassifier(read, takes, (height, width), original.shape[1], error, tuple(notes))
+
+
+def _cut(model: onnx.ModelProto, output: str) -> bool:
+    """Takes away what a value doesn't need: ONNX Runtime runs all of a file, or refuses it.
+
+    Returns:
+        Whether anything was taken away, or the value is no output of the file.
+    """
+    import onnx
+
+    nodes = needed(model.graph, output)
+    own = next((o for o in model.graph.output if o.name == output), None)
+    if own is not None and len(nodes) == len(model.graph.node):
+        return False
+    kept = own or onnx.ValueInfoProto(name=output)
+    del model.graph.node[:], model.graph.output[:]
+    model.graph.node.extend(nodes)
+    model.graph.output.append(kept)
+    return True
+
+
+def _bytes_of(model: onnx.ModelProto, where: str) -> bytes:
+    try:
+        return bytes(model.SerializeToString())
+    except ValueError as exc:  # over 2 GiB
+        raise ModelError(
+            f"{where} must have less than 2 GiB where only a part of it is read, or it is "
+            f"quantised; cut it at its logits first (onnx.utils.extract_model)"
+        ) from exc
 
 
 def _size(takes: Input, asked: tuple[int, int] | None, where: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from sigcam.classifier.onnx.tensors import (
     place,
     store,
 )
+from sigcam.classifier.onnx.values import needed
 from sigcam.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class OnnxGraph(Owner):
         steps: the nodes that the output depends on, in order.
         known: what doesn't depend on the images, by the name of the value.
         tensors: name of a value in the graph to the name of the tensor that holds it.
+        written_for: the number of images that the graph was written for; 1 where any will do.
         targets: name of a Reshape whose target fixes the batch to 1, to the target that
             doesn't; see `sigcam.classifier.onnx.batch`.
     """
@@ -92,9 +94,10 @@ class OnnxGraph(Owner):
         self.known: dict[str, Any] = {}
         self.tensors: dict[str, str] = {}
         self.targets: dict[str, list[int]] = {}
+        self.written_for = 1
         stored = {t.name: array_of(t) for t in graph.initializer}
         nodes = []
-        for node in _needed(graph, output):
+        for node in needed(graph, output):
             if node.op_type == "Constant":
                 stored[node.output[0]] = constant_of(node)
             else:
@@ -215,16 +218,6 @@ class OnnxGraph(Owner):
         self.tensors[name] = path
         if trained:
             _learn_drawing(owner, leaf, array.shape, uses)
-
-
-def _needed(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """Returns the nodes that a value depends on, in the graph's order."""
-    wanted, found = {output}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            found.append(node)
-    return found[::-1]
 
 
 def _call(node: onnx.NodeProto, opset: int) -> Call:

@@ -43,12 +43,33 @@ class Owner(nn.Module):
 
 
 def array_of(tensor: onnx.TensorProto) -> Any:
-    """Returns a stored tensor as an array; floating ones of every width become float32."""
+    """Returns a stored tensor as an array; floating ones of every width become float32.
+
+    Integers of fewer than 8 bits become int8 or uint8.
+
+    Raises:
+        ModelError: it holds no real numbers, or not as many as its shape says.
+    """
     from onnx import numpy_helper
 
-    array = np.asarray(numpy_helper.to_array(tensor))
-    if array.dtype.name in ("float16", "bfloat16", "float64"):
+    try:
+        array = np.asarray(numpy_helper.to_array(tensor))
+    except Exception as exc:  # onnx's and NumPy's, for what is damaged
+        reason = str(exc).partition("\n")[0]
+        raise ModelError(
+            f"the tensor {tensor.name or '(of a node)'} can't be read: {reason}; copy the file "
+            "again, or export it anew"
+        ) from exc
+    name = array.dtype.name
+    if name.startswith(("float", "bfloat")):
         return array.astype(np.float32)
+    if name in ("int2", "int4", "uint2", "uint4"):
+        return array.astype(np.int8 if name.startswith("i") else np.uint8)
+    if array.dtype.kind not in "biu":
+        raise ModelError(
+            f"the tensor {tensor.name or '(of a node)'} must hold numbers, it holds {name}; export "
+            "the model without it"
+        )
     return np.array(array)
 
 

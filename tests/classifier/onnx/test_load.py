@@ -46,6 +46,15 @@ def test_a_batch_of_one_is_made_dynamic(tmp_path, target):
     torch.testing.assert_close(together, one_by_one)
 
 
+@pytest.mark.parametrize("target", [(8, -1), (8, 6), (-1, 6), None])
+def test_a_batch_of_another_number_is_made_dynamic(tmp_path, target):
+    middle, weights = reshape(*target) if target else (None, None)
+    model = classifier((8, 3, 12, 10), middle=middle, weights=weights)
+    read = read_classifier(saved(tmp_path, model))
+    assert (read.takes.batch, read.takes.one_image) == (8, False)
+    assert read.model(torch.zeros(3, 3, 12, 10)).shape == (3, CLASSES)
+
+
 def test_what_depends_on_one_image_is_refused_by_name(tmp_path):
     # The mean over the batch's own axis: one image's features are mixed with the others'.
     mean = helper.make_node("ReduceMean", ["q"], ["f"], "over_batch", axes=[0], keepdims=1)
@@ -161,7 +170,7 @@ def test_weights_that_are_computed_are_folded(tmp_path):
         (b"\x89HDF\r\n\x1a\n" + b"x" * 9, "HDF5"), (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite"),
         (b"\x10\x00\x00\x00ORTM", "own format"), (b"\x80\x02\x8a\nl", "pickle"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"<html></html>", "web page"), (b"nothing that one knows", "22 bytes"),
+        (b"<html></html>", "web page"), (b"nothing that one knows", "a text"),
     ],
 )  # fmt: skip
 def test_other_files_are_named(tmp_path, content, words):
@@ -202,22 +211,21 @@ def test_control_flow_detectors_and_training(tmp_path):
 
 def test_outputs(tmp_path):
     grid = (("masks", ("b", 5, 12, 10)),)
-    refused(tmp_path, classifier(outputs=grid), r"masks \['b', 5, 12, 10\], as segmentation")
+    refused(tmp_path, classifier(outputs=grid), r"masks \(float32 \[b, 5, 12, 10\]\), as segm")
     both = (("logits", ("b", 5)), ("f", ("b", 6)))
     model = classifier(outputs=both)
     refused(tmp_path, model, r"several that may be it: logits .*model\.onnx#logits")
     path = saved(tmp_path, model)
     assert read_classifier(path, "logits").num_classes == CLASSES
     assert load_model(f"{path}#logits").model.output_name == "logits"
-    with pytest.raises(UsageError, match="no output 'scores'; it has 'logits', 'f'"):
+    with pytest.raises(UsageError, match=r"no output 'scores', .*; it has 'logits', 'f'"):
         read_classifier(path, "scores")
 
 
 def test_inputs(tmp_path):
-    refused(tmp_path, classifier((8, 3, 12, 10)), r"any number of images, or one, it takes 8")
     model = classifier()
     model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", 3)))
-    refused(tmp_path, model, r"one input of images, .* it has x .*, y \['b', 3\]")
+    refused(tmp_path, model, r"one input of images, .* it has x .*, y \(float32 \[b, 3\]\)")
     refused(tmp_path, classifier(element=TensorProto.INT64), "floating or uint8")
 
 
