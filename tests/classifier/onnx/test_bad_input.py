@@ -146,7 +146,8 @@ def zipmap():
     model = classifier(back=[node("Softmax", ["logits"], ["probabilities"], axis=1)])
     model.graph.node.extend([
         node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
-        node("ZipMap", ["probabilities"], ["output"], domain="ai.onnx.ml", classlabels_int64s=list(range(5))),
+        node("ZipMap", ["probabilities"], ["output"], domain="ai.onnx.ml", 
+             classlabels_int64s=list(range(5))),
     ])  # fmt: skip
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
     del model.graph.output[:]
@@ -313,7 +314,7 @@ UNREADABLE = {
     ),
     "NaN": (lambda: broken(np.nan), r"weight conv\.weight must be finite, .* good checkpoint"),
     "infinite": (lambda: broken(np.inf), r"weight conv\.weight must be finite"),
-    "opset 6": (lambda: classifier(opset=6), "opsets 7 to 22, it is of 6; convert it: python -c"),
+    "opset 6": (lambda: classifier(opset=6), "opsets 7 to 22, it is of 6; convert it: python -m"),
     "opset 99": (lambda: classifier(opset=99), "opsets 7 to 22, it is of 99; convert it"),
     "several inputs": (more_inputs, r"one input of images.*x .*, size \(float32 \[b, 2\]\); make "),
     "an artifact": (artifact, r"an exported model of sigcam's; run it as it is"),
@@ -386,7 +387,9 @@ def test_a_file_of_another_opset_is_converted_as_the_message_says(tmp_path, opse
         subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, check=True, timeout=120)
     read = read_classifier(tmp_path / "converted.onnx")
     assert read.num_classes == CLASSES
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # ONNX Runtime runs no opset 6; in 13 the same nodes mean the same.
+    same = old(max(opset, 13)).SerializeToString()
+    session = ort.InferenceSession(same, providers=["CPUExecutionProvider"])
     x = np.random.default_rng(0).standard_normal((2, 3, 12, 10)).astype(np.float32)
     with torch.no_grad():
         found = read.model(torch.from_numpy(x)).numpy()
