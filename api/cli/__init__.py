@@ -14,6 +14,7 @@ from sigcam.core.versions import __version__
 # Command name to (module, one line of help): so that `sigcam --help` imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "Train the sigmoid branch of a classifier."),
+    "inspect": ("inspect", "Print what is in a classifier's .onnx file, and what can be exported."),
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
     "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),

@@ -249,13 +249,22 @@ model_options = options(
     ),
 )
 
+size_option = click.option(
+    "--size",
+    metavar="SIDE|HEIGHTxWIDTH",
+    callback=_read_size,
+    help="Input size in pixels: the side of a square (224), or height x width (320x640).",
+)
+
+channel_order_option = click.option(
+    "--channel-order",
+    type=click.Choice(["rgb", "bgr"]),
+    help="Order in which the network of a model.onnx takes three channels; mean and deviation "
+    "are R, G, B in any case.  [default: as the file says, else rgb]",
+)
+
 preprocessing_options = options(
-    click.option(
-        "--size",
-        metavar="SIDE|HEIGHTxWIDTH",
-        callback=_read_size,
-        help="Input size in pixels: the side of a square (224), or height x width (320x640).",
-    ),
+    size_option,
     click.option(
         "--resize-rule",
         "rule",
@@ -287,12 +296,7 @@ preprocessing_options = options(
         help="Pixel value that counts as 1. 255, the default, is for 8 bits; with any other, such "
         "as 65535 or 1, values are read as they are.",
     ),
-    click.option(
-        "--channel-order",
-        type=click.Choice(["rgb", "bgr"]),
-        help="Order in which the network of a model.onnx takes three channels; mean and deviation "
-        "are R, G, B in any case.  [default: as the file says, else rgb]",
-    ),
+    channel_order_option,
 )
 
 _BACKEND_OPTIONS = (

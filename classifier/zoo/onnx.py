@@ -24,6 +24,17 @@ def is_file(arch: str) -> bool:
     return arch.partition(f"{SUFFIX}#")[0] != arch or arch.endswith(SUFFIX)
 
 
+def file_and_output(arch: str) -> tuple[Path, str | None]:
+    """Takes an architecture's name apart: the file, and the output behind a "#".
+
+    Example:
+        >>> file_and_output("nets/model.onnx#logits")[1], file_and_output("model.onnx")[1]
+        ('logits', None)
+    """
+    file, mark, output = arch.partition(f"{SUFFIX}#")
+    return Path(f"{file}{SUFFIX}" if mark else file).expanduser(), output or None
+
+
 def load(
     arch: str,
     name: str | None,
@@ -54,9 +65,7 @@ def load(
 
     if name is not None:
         raise UsageError(f"{arch} holds its weights itself, got {name!r}; leave the weights out")
-    file, mark, output = arch.partition(f"{SUFFIX}#")
-    path = Path(f"{file}{SUFFIX}" if mark else file).expanduser()
-    found = read_classifier(path, output or None, size, channel_order)
+    found = read_classifier(*file_and_output(arch), size, channel_order)
     if num_classes is not None and num_classes != found.num_classes:
         raise UsageError(
             f"{arch} has {found.num_classes} classes, not {num_classes}; leave the number out"

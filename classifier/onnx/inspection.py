@@ -1,0 +1,213 @@
+"""Looks at an ONNX file and says what is in it, and what stands in the way of reading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.last_layer import LastLayer, last_layer
+from sigcam.classifier.onnx.checks import opset_of, problems, untranslated
+from sigcam.classifier.onnx.file import read_onnx
+from sigcam.classifier.onnx.front import Input, find_input, inputs_of
+from sigcam.classifier.onnx.load import OnnxClassifier, ReadClassifier, read_classifier
+from sigcam.classifier.onnx.outputs import chosen_output
+from sigcam.classifier.onnx.values import OWN, counted, described, needed
+from sigcam.core.digest import digest_of
+from sigcam.core.errors import ModelError, SigcamError
+from sigcam.core.spec import ChannelOrder
+
+if TYPE_CHECKING:
+    import onnx
+
+T = TypeVar("T")
+
+_HALF = (10, 16)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a file says without being read as a classifier.
+
+    Attributes:
+        path: the file.
+        size: of it and the files beside it that hold its weights, in bytes.
+        beside: the names of these files.
+        sha256: the hash of the file itself.
+        producer: the package that wrote it, with its version; "" where the file doesn't say.
+        ir_version: the version of the file's form.
+        opsets: domain to version; ONNX's own domain is "ai.onnx".
+        inputs, outputs: name to type and shape in words.
+        operators: operator to the number of its nodes, the most frequent first.
+        untranslated: the operators that the reader doesn't know, likewise.
+        parameters: the number of stored floating values.
+        rounded: the number of QuantizeLinear and DequantizeLinear nodes.
+        half: whether weights are stored in half precision.
+    """
+
+    path: Path
+    size: int
+    beside: tuple[str, ...]
+    sha256: str
+    producer: str
+    ir_version: int
+    opsets: dict[str, int]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    operators: dict[str, int]
+    untranslated: dict[str, int]
+    parameters: int
+    rounded: int
+    half: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a file; None for what can't be told because of the problems.
+
+    Attributes:
+        graph: what the file says.
+        takes: what its input is.
+        output: the value that holds the logits.
+        read: the classifier, compared with the file in ONNX Runtime.
+        dual: the same with its branches.
+        problems: a sentence about each thing that stands in the way.
+    """
+
+    graph: Graph
+    takes: Input | None = None
+    output: str | None = None
+    read: ReadClassifier | None = None
+    dual: DualBranch | None = None
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def last(self) -> LastLayer | None:
+        """Returns the linear layer that the logits come from; None where there is none."""
+        return None if self.dual is None else last_layer(self.dual.softmax_head.classifier.graph)
+
+    @property
+    def pools(self) -> bool:
+        """Returns whether global average pooling and that layer are all that follows."""
+        if self.dual is None:
+            return False
+        try:
+            self.dual.softmax_head.linear_weights()
+        except ModelError:
+            return False
+        return True
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Returns the operators after the branch layer, in the order of the graph."""
+        if self.dual is None or self.read is None:
+            return ()
+        model = self.read.model
+        assert isinstance(model, OnnxClassifier)  # noqa: S101 (what was read from a file)
+        names = [step.module for step in model.steps]
+        if self.dual.branch_layer not in names:
+            return ()
+        after = model.steps[names.index(self.dual.branch_layer) + 1 :]
+        return tuple(step.call.operator for step in after)
+
+
+def inspect_file(
+    path: Path,
+    output: str | None = None,
+    size: tuple[int, int] | None = None,
+    channel_order: ChannelOrder | None = None,
+) -> Inspection:
+    """Looks at an ONNX file, as far as that goes.
+
+    Args:
+        path: the file.
+        output: the value to take for the logits, as `read_classifier` takes it.
+        size: height and width, for a file that takes any.
+        channel_order: the order in which the file takes three channels.
+
+    Raises:
+        ModelError: it isn't an ONNX file, or lacks the file of its weights.
+
+    Example:
+        inspect_file(Path("detector.onnx")).problems  # ("detector.onnx must be a classifier, ...",)
+    """
+    from onnx.inliner import inline_local_functions
+
+    model = read_onnx(path)
+    graph = _graph_of(model, path)
+    if model.functions:
+        model = inline_local_functions(model)
+    found: list[str] = []
+
+    def tried(function: Callable[[], T]) -> T | None:
+        try:
+            return function()
+        except SigcamError as exc:
+            if str(exc) not in found:
+                found.append(str(exc))
+            return None
+
+    takes = tried(lambda: find_input(model, str(path), channel_order))
+    name = tried(lambda: chosen_output(model, output, str(path)))
+    nodes = list(model.graph.node) if name is None else needed(model.graph, name)
+    found += list(problems(model, nodes, str(path)))
+    if takes is None or name is None or found:
+        return Inspection(graph, takes, name, problems=tuple(found))
+    read = tried(lambda: read_classifier(path, output, size, channel_order))
+    dual = None
+    if read is not None:
+        model_read, sizes, channels = read.model, read.size, read.takes.channels
+        dual = tried(lambda: DualBranch(model_read, input_size=sizes, channels=channels))
+    return Inspection(graph, takes, name, read, dual, tuple(found))
+
+
+def _graph_of(model: onnx.ModelProto, path: Path) -> Graph:
+    with path.open("rb") as stream:
+        digest = digest_of(stream)
+    beside = _files_beside(path)
+    nodes = list(model.graph.node)
+    floating = [t for t in model.graph.initializer if t.data_type in (1, 10, 11, 16)]
+    counts = counted(nodes)
+    return Graph(
+        path=path,
+        size=path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside),
+        beside=beside,
+        sha256=digest,
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        ir_version=model.ir_version,
+        opsets={"ai.onnx": opset_of(model) or 0}
+        | {o.domain: o.version for o in model.opset_import if o.domain not in OWN},
+        inputs={i.name: described(i) for i in inputs_of(model)},
+        outputs={o.name: described(o) for o in model.graph.output},
+        operators=counts,
+        untranslated=counted(untranslated(nodes))
+        | {name: count for name, count in counts.items() if "." in name},
+        parameters=sum(_count(list(t.dims)) for t in floating),
+        rounded=counts.get("QuantizeLinear", 0) + counts.get("DequantizeLinear", 0),
+        half=any(t.data_type in _HALF for t in floating),
+    )
+
+
+def _count(dims: list[int]) -> int:
+    product = 1
+    for size in dims:
+        product *= size
+    return product
+
+
+def _files_beside(path: Path) -> tuple[str, ...]:
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    model = onnx.load(str(path), load_external_data=False)
+    return tuple(
+        dict.fromkeys(
+            entry.value
+            for tensor in model.graph.initializer
+            if uses_external_data(tensor)
+            for entry in tensor.external_data
+            if entry.key == "location"
+        )
+    )
