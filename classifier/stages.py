@@ -52,7 +52,8 @@ def layers_with_grid(features: fx.GraphModule, target: Value) -> dict[str, tuple
         target: the target layer that the list ends with.
 
     Returns:
-        Name to (N, h, w), in the order of the forward pass. Whether the grid lies as the image
+        Name to (N, h, w), in the order of the forward pass, without what has the image's own
+        shape: its preprocessing. Whether the grid lies as the image
         does is found out when the layer is named.
 
     Example:
@@ -66,10 +67,11 @@ def layers_with_grid(features: fx.GraphModule, target: Value) -> dict[str, tuple
         {'0': (4, 8, 8), '1': (4, 8, 8), '2': (6, 4, 4), '3': (6, 4, 4)}
     """
     image = next(iter(features.graph.nodes))
+    own = tuple(image.meta["val"].shape[1:])
     found: dict[str, tuple[int, int, int]] = {}
     for node in features.graph.nodes:
         layout = layout_of(node, image)
-        if layout is not None:
+        if layout is not None and layout.value_shape not in (own, (*own[1:], own[0])):
             name = target.layer if node.name == target.node else name_of(features.graph, node)
             if ":" not in name or node.name == target.node:
                 found[name] = layout.shape

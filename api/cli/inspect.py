@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from sigcam.core.spec import ChannelOrder
 
 _NAME, _WIDTH = 15, 100
+_COMMAND = "to export"
 _LISTED = 4
 """Most layers of one kind that are printed; --json has all."""
 
@@ -50,7 +50,9 @@ def command(
         echo_json(_record(found, methods))
         return
     for name, value in _rows(found, methods, model):
-        for line in _wrapped(name, value):
+        # A command stays in one line, to be copied.
+        lines = [f"{name:<{_NAME}}{value}"] if name == _COMMAND else _wrapped(name, value)
+        for line in lines:
             echo(line)
 
 
@@ -178,7 +180,7 @@ def _layer_rows(found: Inspection) -> Rows:
     else:
         yield "linear layer", "none at the end"
     targets = ", ".join(f"{t.layer}{_shape(t.layout)}" for t in dual.targets)
-    yield "target layer", f"{targets}, unless --target-layer names others:"
+    yield "target layer", f"{targets}, or --target-layer:"
     listed = _layers(found)
     stages = _stages(found)
     for layer in stages:
@@ -237,7 +239,7 @@ def _export_rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
     yield "methods", f"in the graph: {graph or 'none'}; by the runtime: {later or 'none'}"
     for method, reason in methods.items():
         if reason:
-            yield f"  not {method}", reason
+            yield f"not {method}"[: _NAME - 1], reason
     best = next((m for m in ("gradcam", "cam", *works) if m in works), None)
     if best is None or found.read is None:
         return
@@ -245,7 +247,7 @@ def _export_rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
     order = "" if found.read.takes.order == "rgb" else " --channel-order bgr"
     given = "" if known else " --mean ... --std ..."
     yield (
-        "to export",
+        _COMMAND,
         (
             f"sigcam export --arch {name} --method {best} --branch softmax{given}{order} "
             "--out explained.onnx"
