@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.operators.table import TABLE
 from sigcam.classifier.onnx.tensors import array_of, constant_of
-from sigcam.classifier.onnx.values import OWN, dims_of, needed, placed
+from sigcam.classifier.onnx.values import OWN, dims_of, needed, place_of, placed
 from sigcam.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def problems(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str
         nodes: those of its nodes that are wanted.
         where: the file's name, for messages.
     """
+    yield from _damage(model, nodes, where)
     if any(entry.key == _OWN_METADATA for entry in model.metadata_props):
         yield (
             f"{where} must be a plain classifier, it is an exported model of sigcam's; run it as "
@@ -95,6 +96,23 @@ def opset_of(model: onnx.ModelProto) -> int | None:
     """Returns the version of ONNX's own operators; None where the file doesn't say it."""
     versions = [int(o.version) for o in model.opset_import if o.domain in OWN]
     return versions[0] if versions else None
+
+
+def _damage(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str
+) -> Iterator[str]:
+    """Finds the first value that a node takes and nothing before it makes."""
+    again = "; the file is damaged, copy or export it again"
+    made = {""} | {v.name for v in (*model.graph.input, *model.graph.initializer)}
+    for node in nodes:
+        missing = next((name for name in node.input if name not in made), None)
+        if missing is not None:
+            yield (
+                f"{where} must make each value before it is used, the node {place_of(node)} "
+                f"({node.op_type}) takes {missing!r}, which nothing before it makes{again}"
+            )
+            return
+        made.update(node.output)
 
 
 def _other_opset(model: onnx.ModelProto, where: str) -> str:

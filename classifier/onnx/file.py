@@ -105,10 +105,19 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         ) from exc
     except Exception as exc:  # protobuf's errors differ by its version
         raise _not_onnx(path) from exc
-    if not whole:
+    if not whole or not _is_text(model):
         raise _not_onnx(path)
     _load_external(model, path)
     return model
+
+
+def _is_text(model: onnx.ModelProto) -> bool:
+    """Returns whether all names are texts: bytes that aren't UTF-8 come as bytes."""
+    graph = model.graph
+    names = [v.name for v in (*graph.node, *graph.input, *graph.output, *graph.initializer)]
+    for node in graph.node:
+        names += [*node.input, *node.output, node.op_type, node.domain]
+    return all(isinstance(name, str) for name in names)
 
 
 def _require_onnx() -> None:

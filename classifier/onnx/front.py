@@ -136,7 +136,7 @@ def _channels_last(model: onnx.ModelProto, name: str, dims: Dims) -> bool:
             if perm in (_TO_NCHW, _TO_NHWC):
                 return perm == _TO_NCHW
             break
-        if node.op_type == "Conv" and node.input[1] in stored:
+        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in stored:
             channels = _channels_of(node, stored[node.input[1]])
             if dims[1] == channels or not isinstance(dims[1], int):
                 return False
@@ -156,11 +156,11 @@ def _is_channels(size: int | str) -> bool:
 def _channels_of_first_conv(model: onnx.ModelProto) -> int:
     stored = {t.name: t for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in stored:
+        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in stored:
             return _channels_of(node, stored[node.input[1]])
     return 3
 
 
 def _channels_of(conv: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     group = next((a.i for a in conv.attribute if a.name == "group"), 1)
-    return int(weight.dims[1]) * int(group)
+    return int(weight.dims[1]) * int(group) if len(weight.dims) > 1 else int(group)

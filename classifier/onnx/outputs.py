@@ -27,15 +27,21 @@ def chosen_output(model: onnx.ModelProto, name: str | None, where: str) -> str:
         UsageError: there is no such value.
         ModelError: no output is [B, C], or several are and none was named.
     """
+    made = {name for node in model.graph.node for name in node.output}
     outputs = {o.name: o for o in model.graph.output}
     if name is not None:
-        if name not in outputs and not any(name in node.output for node in model.graph.node):
+        if name not in made:
             raise UsageError(
                 f"{where} has no output {name!r}, nor a value of that name inside; it has "
                 f"{', '.join(map(repr, outputs))}"
             )
         return name
     fitting = [n for n, o in outputs.items() if may_be_logits(o)]
+    if len(fitting) == 1 and fitting[0] not in made:
+        raise ModelError(
+            f"{where} must have an output that is computed, nothing in it makes {fitting[0]}; the "
+            "file is damaged, copy or export it again"
+        )
     if len(fitting) == 1:
         return fitting[0]
     listed = ", ".join(f"{n} ({described(o)})" for n, o in list(outputs.items())[:_LISTED])

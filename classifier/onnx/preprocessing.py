@@ -143,6 +143,8 @@ def _walk(model: onnx.ModelProto, name: str, nhwc: bool) -> _Walked:
             if step is None:
                 break
             walked.take(node.op_type, *step)
+        if not node.output:
+            break
         name = node.output[0]
     return walked
 
@@ -171,11 +173,13 @@ def _reverses(node: Any, name: str, axis: int, known: dict[str, Any]) -> bool:
     """Returns whether a node reverses the channels: a Gather of 2, 1, 0, or a Slice backwards."""
     attributes = {a.name: a for a in node.attribute}
     inputs = [known.get(n) for n in node.input]
-    if node.op_type == "Gather" and node.input[0] == name and inputs[1] is not None:
+    gathers = node.op_type == "Gather" and len(inputs) == 2 and node.input[0] == name
+    if gathers and inputs[1] is not None:
         on = attributes["axis"].i if "axis" in attributes else 0
         places = inputs[1].reshape(-1).tolist()
         return on % 4 == axis and len(places) > 1 and places == list(range(len(places)))[::-1]
     if node.op_type == "Slice" and len(inputs) == 5 and inputs[3] is not None:
         steps, axes = inputs[4], inputs[3].reshape(-1).tolist()
-        return steps is not None and [a % 4 for a in axes] == [axis] and int(steps.flat[0]) == -1
+        backwards = steps is not None and steps.reshape(-1).tolist() == [-1]
+        return backwards and [a % 4 for a in axes] == [axis]
     return False

@@ -23,6 +23,7 @@ WHAT = {
     "sidecars": "damaged engines' sidecars",
     "branches": "damaged branch files",
     "checkpoints": "damaged files of weights and training checkpoints",
+    "onnx": "classifiers' own ONNX files, damaged, read and inspected",
     "datasets": "damaged CSV, VOC XML, COCO JSON and text metadata",
     "kills": "commands that got SIGKILL, and were run again",
     "disks": "commands on full, small and read-only disks",

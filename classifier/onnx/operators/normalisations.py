@@ -16,7 +16,9 @@ from sigcam.classifier.onnx.operators.table import Call, Value, as_tensor, axis_
 def batch_norm(
     call: Call, x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor
 ) -> Tensor:
-    """Normalises channels by stored figures."""
+    """Normalises channels by stored figures; before opset 9 there is a form for positions."""
+    if not call.get("spatial", 1):
+        raise call.refused("figures of channels", "those of positions", "export it for opset 9 on")
     return functional.batch_norm(
         x, mean, variance, scale, shift, training=False, eps=call.get("epsilon", 1e-5)
     )

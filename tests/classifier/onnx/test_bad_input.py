@@ -146,7 +146,7 @@ def zipmap():
     model = classifier(back=[node("Softmax", ["logits"], ["probabilities"], axis=1)])
     model.graph.node.extend([
         node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
-        node("ZipMap", ["probabilities"], ["output"], domain="ai.onnx.ml", 
+        node("ZipMap", ["probabilities"], ["output"], domain="ai.onnx.ml",
              classlabels_int64s=list(range(5))),
     ])  # fmt: skip
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))

@@ -13,6 +13,7 @@ TARGETS = {
     "sidecars": "tests.robustness.targets.sidecars:Sidecars",
     "branches": "tests.robustness.targets.branches:Branches",
     "checkpoints": "tests.robustness.targets.checkpoints:Checkpoints",
+    "onnx": "tests.robustness.targets.onnx_files:OnnxFiles",
     "datasets": "tests.robustness.targets.datasets:Datasets",
     "kills": "tests.robustness.targets.kills:Kills",
     "disks": "tests.robustness.targets.disks:Disks",
