@@ -66,7 +66,10 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
              for i in range(0, len(given), number)]  # fmt: skip
     try:
         source = model if isinstance(model, bytes) else str(model)
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        # Its fallback would print that it tries the same once more.
+        session = ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
         results = [session.run([output], {found.name: part})[0] for part in parts]
     except Exception as exc:  # ONNX Runtime's own errors have no common base
         raise ModelError(

@@ -239,22 +239,24 @@ def _fold(node: onnx.NodeProto, call: Call, stored: dict[str, Any]) -> None:
         raise call.refused(
             "inputs that it can be computed of", f"{shapes} ({reason})", "export the model anew"
         ) from exc
-    results = found if isinstance(found, tuple) else (found,)
-    for name, value in zip(node.output, results, strict=False):
-        array = value.numpy() if isinstance(value, Tensor) else np.asarray(value)
-        # Shape computations leave arrays of Python's integers.
-        stored[name] = array if array.dtype != object else array.astype(np.int64)
+    stored.update(zip(node.output, found, strict=False))
 
 
-def _computed(call: Call, arrays: list[Any]) -> Any:
+def _computed(call: Call, arrays: list[Any]) -> list[Any]:
+    """Returns what a node gives for arrays, as arrays."""
     entry = TABLE[call.operator]
     if entry.known is not None:
-        return entry.known(call, *arrays)
-    inputs = [
-        a if a is None or i in entry.static else torch.from_numpy(np.array(a))
-        for i, a in enumerate(arrays)
-    ]
-    return entry.function(call, *inputs)
+        found = entry.known(call, *arrays)
+    else:
+        inputs = [
+            a if a is None or i in entry.static else torch.from_numpy(np.array(a))
+            for i, a in enumerate(arrays)
+        ]
+        found = entry.function(call, *inputs)
+    results = found if isinstance(found, tuple) else (found,)
+    made = [v.numpy() if isinstance(v, Tensor) else np.asarray(v) for v in results]
+    # Shape computations leave arrays of Python's integers.
+    return [array if array.dtype != object else array.astype(np.int64) for array in made]
 
 
 def _is_weight(step: Step, index: int) -> bool:
