@@ -163,9 +163,60 @@ def use_pets(folder: Path) -> None:
     (folder / "pets").symlink_to(PETS)
 
 
+def use_onnx_files(folder: Path) -> None:
+    """Fills a folder for the page about ONNX files: two files beside the one that it makes."""
+    import cv2
+    import onnx.parser
+    import torch
+    import torchvision
+
+    from sigcam.demo.images import shipped_images
+
+    cat = next(path for path in shipped_images() if path.stem == "chelsea")
+    cv2.imwrite(str(folder / "cat.jpg"), cv2.imread(str(cat)))
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v3_small(num_classes=10).eval()
+
+    class LikeKeras(torch.nn.Module):
+        """Channels last, Caffe's mean taken off in the graph, a softmax at the end."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.register_buffer("mean", torch.tensor([103.939, 116.779, 123.68]))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network((images - self.mean).permute(0, 3, 1, 2)).softmax(1)
+
+    torch.onnx.export(
+        LikeKeras(), (torch.zeros(1, 160, 160, 3),), str(folder / "like-keras.onnx"),
+        input_names=["image"], output_names=["probabilities"], external_data=False, verbose=False,
+    )  # fmt: skip
+    onnx.save(onnx.parser.parse_model(_DETECTOR), str(folder / "detector.onnx"))
+
+
+_DETECTOR = """
+<ir_version: 8, opset_import: ["": 17]>
+detector (float[1, 3, 640, 640] images) => (float[1, 400, 4] boxes, float[1, 80, 400] scores,
+                                            int64[kept, 3] selected) {
+    sizes = Constant <value_ints = [84, 3, 32, 32]> ()
+    weight = ConstantOfShape (sizes)
+    grid = Conv <strides = [32, 32]> (images, weight)
+    flat = Flatten <axis = 2> (grid)
+    shape = Constant <value_ints = [1, 84, 400]> ()
+    columns = Reshape (flat, shape)
+    parts = Constant <value_ints = [4, 80]> ()
+    corners, scores = Split <axis = 1> (columns, parts)
+    boxes = Transpose <perm = [0, 2, 1]> (corners)
+    selected = NonMaxSuppression (boxes, scores)
+}
+"""
+
+
 PLACES: tuple[tuple[Callable[[Path], None], tuple[str, ...]], ...] = (
     (use_photographs, ("README.md", "docs/evaluation.md", "docs/quantization.md")),
     (use_pets, ("docs/walkthrough.md",)),
+    (use_onnx_files, ("docs/onnx.md",)),
 )
 """What fills a folder, and the pages whose commands run there, one page after the other."""
 

@@ -81,7 +81,7 @@ def _rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
 
 def _file_rows(graph: Graph) -> Rows:
     beside = f" with {', '.join(graph.beside)}" if graph.beside else ""
-    yield "file", f"{graph.path}{beside}: {graph.size / 1e6:.1f} MB, SHA-256 {graph.sha256[:16]}"
+    yield "file", f"{graph.path}{beside}: {graph.size / 1e6:.1f} MB"
     opsets = ", ".join(
         f"opset {version}" if domain == "ai.onnx" else f"{domain} {version}"
         for domain, version in graph.opsets.items()

@@ -98,9 +98,7 @@ def opset_of(model: onnx.ModelProto) -> int | None:
     return versions[0] if versions else None
 
 
-def _damage(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str
-) -> Iterator[str]:
+def _damage(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> Iterator[str]:
     """Finds the first value that a node takes and nothing before it makes."""
     again = "; the file is damaged, copy or export it again"
     made = {""} | {v.name for v in (*model.graph.input, *model.graph.initializer)}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import torch
+
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.last_layer import LastLayer, last_layer
 from sigcam.classifier.onnx.checks import opset_of, problems, untranslated
@@ -16,7 +18,7 @@ from sigcam.classifier.onnx.load import OnnxClassifier, ReadClassifier, read_cla
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.values import OWN, counted, described, needed
 from sigcam.core.digest import digest_of
-from sigcam.core.errors import ModelError, SigcamError
+from sigcam.core.errors import SigcamError
 from sigcam.core.spec import ChannelOrder
 
 if TYPE_CHECKING:
@@ -89,15 +91,16 @@ class Inspection:
         return None if self.dual is None else last_layer(self.dual.softmax_head.classifier.graph)
 
     @property
-    def pools(self) -> bool:
-        """Returns whether global average pooling and that layer are all that follows."""
-        if self.dual is None:
+    def averages(self) -> bool:
+        """Returns whether the head begins with the mean over the grid, by what it computes."""
+        layout = None if self.dual is None else self.dual.branch.layout
+        if self.dual is None or layout is None:
             return False
-        try:
-            self.dual.softmax_head.linear_weights()
-        except ModelError:
-            return False
-        return True
+        value = torch.randn(2, *layout.value_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            pooled = self.dual.softmax_head.neck(value).flatten(1)
+        mean = layout.to_grid(value).mean((2, 3))
+        return pooled.shape == mean.shape and torch.allclose(pooled, mean, atol=1e-5)
 
     @property
     def tail(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from sigcam.classifier.onnx.front import Input, find_input
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.quantised_graph import float_path
 from sigcam.classifier.onnx.reader import OnnxGraph
+from sigcam.classifier.onnx.strided import undo_strided
 from sigcam.classifier.onnx.values import needed
 from sigcam.core.digest import digest_of
 from sigcam.core.errors import ModelError
@@ -114,6 +115,7 @@ def read_classifier(
     notes = []
     if _cut(model, name):
         source = _bytes_of(model, where)
+    undo_strided(model)
     pairs = float_path(model, opset)
     if pairs:
         notes.append(

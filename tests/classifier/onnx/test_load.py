@@ -55,6 +55,23 @@ def test_a_batch_of_another_number_is_made_dynamic(tmp_path, target):
     assert read.model(torch.zeros(3, 3, 12, 10)).shape == (3, CLASSES)
 
 
+def test_a_mean_that_is_looked_at_anew_is_a_reshape(tmp_path):
+    """What torch.onnx writes for a pooling of a fixed batch: as_strided, by a Gather."""
+    middle = [
+        helper.make_node("Reshape", ["p", "row"], ["flat"]),
+        helper.make_node("Gather", ["flat", "places"], ["again"]),
+        helper.make_node("Reshape", ["again", "target"], ["f"]),
+    ]
+    numbers = np.arange(6).reshape(1, 6, 1, 1)
+    weights = {"row": np.array([-1]), "places": numbers, "target": np.array([1, 6])}
+    model = classifier((1, 3, 12, 10), middle=middle, weights=weights)
+    read = read_classifier(saved(tmp_path, model))
+    assert read.model(torch.zeros(4, 3, 12, 10)).shape == (4, CLASSES)
+    weights["places"] = numbers[:, ::-1]  # another order is no Reshape
+    model = classifier((1, 3, 12, 10), middle=middle, weights=weights)
+    refused(tmp_path, model, r"must be logits \[B, C\] of B images, it is \[1, 5\]")
+
+
 def test_what_depends_on_one_image_is_refused_by_name(tmp_path):
     # The mean over the batch's own axis: one image's features are mixed with the others'.
     mean = helper.make_node("ReduceMean", ["q"], ["f"], "over_batch", axes=[0], keepdims=1)
