@@ -49,7 +49,9 @@ def command(
     if as_json:
         echo_json(_record(found, methods))
         return
-    for name, value in _rows(found, methods, model):
+    given = "" if size is None else f" --size {size[0]}x{size[1]}"
+    given += "" if channel_order is None else f" --channel-order {channel_order}"
+    for name, value in _rows(found, methods, f"{model}{given}"):
         # A command stays in one line, to be copied.
         lines = [f"{name:<{_NAME}}{value}"] if name == _COMMAND else _wrapped(name, value)
         for line in lines:
@@ -67,7 +69,7 @@ def _wrapped(name: str, value: str) -> list[str]:
 Rows = Iterator[tuple[str, str]]
 
 
-def _rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
+def _rows(found: Inspection, methods: dict[str, str], arch: str) -> Rows:
     yield from _file_rows(found.graph)
     yield from _input_rows(found)
     yield from _output_rows(found)
@@ -76,7 +78,7 @@ def _rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
     if found.read is not None:
         error = found.read.difference
         yield "compared", f"logits as ONNX Runtime's, to {error:.1e} of the largest"
-    yield from _export_rows(found, methods, name)
+    yield from _export_rows(found, methods, arch)
 
 
 def _file_rows(graph: Graph) -> Rows:
@@ -169,11 +171,9 @@ def _layer_rows(found: Inspection) -> Rows:
     if dual is None:
         return
     yield "branch layer", f"{dual.branch_layer}{_shape(dual.branch.layout)}"
-    tail = ", ".join(found.tail)
-    if found.pools:
-        yield "pooling", f"global average{f' ({tail})' if tail else ''}"
-    else:
-        yield "head", f"not plain average pooling and a linear layer{f': {tail}' if tail else ''}"
+    yield "pooling", "global average" if found.averages else "none, or no plain average"
+    if found.tail:
+        yield "head", ", ".join(found.tail)
     if found.last is not None:
         C, D = dual.softmax_head.named_tensors()[found.last.weight].flatten(1).shape
         yield "linear layer", f"{found.last.weight}: {D} to {C}"
@@ -225,7 +225,7 @@ def _operator_rows(graph: Graph) -> Rows:
     yield "untranslated", missing or "none"
 
 
-def _export_rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
+def _export_rows(found: Inspection, methods: dict[str, str], arch: str) -> Rows:
     for problem in found.problems:
         yield "in the way", problem
     if not methods:
@@ -244,15 +244,9 @@ def _export_rows(found: Inspection, methods: dict[str, str], name: str) -> Rows:
     if best is None or found.read is None:
         return
     known = known_preprocessing(found.read.takes, found.read.size) is not None
-    order = "" if found.read.takes.order == "rgb" else " --channel-order bgr"
     given = "" if known else " --mean ... --std ..."
-    yield (
-        _COMMAND,
-        (
-            f"sigcam export --arch {name} --method {best} --branch softmax{given}{order} "
-            "--out explained.onnx"
-        ),
-    )
+    command = f"sigcam export --arch {arch} --method {best} --branch softmax{given}"
+    yield _COMMAND, f"{command} --out explained.onnx"
 
 
 def _record(found: Inspection, methods: dict[str, str]) -> dict[str, Any]:
@@ -279,7 +273,7 @@ def _record(found: Inspection, methods: dict[str, str]) -> dict[str, Any]:
     if dual is not None:
         record["classifier"] = {
             "classes": dual.num_classes, "task": dual.task, "squashing": dual.squashing,
-            "branch_layer": dual.branch_layer, "average_pooling": found.pools,
+            "branch_layer": dual.branch_layer, "average_pooling": found.averages,
             "linear_weight": None if found.last is None else found.last.weight,
             "target_layers": {t.layer: list(t.layout.shape) for t in dual.targets},
             "other_layers": {n: list(shape) for n, shape in _layers(found).items()},

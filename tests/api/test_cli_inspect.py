@@ -54,7 +54,8 @@ def test_a_file_that_says_little(tmp_path):
     assert found["logits"] == "logits"
     assert found["classes"] == "5; task single-label"
     assert found["branch layer"] == "relu (6 channels, 8x8)"
-    assert found["pooling"] == "global average (GlobalAveragePool, Flatten, Gemm)"
+    assert found["pooling"] == "global average"
+    assert found["head"] == "GlobalAveragePool, Flatten, Gemm"
     assert found["linear layer"] == "fc.weight: 6 to 5"
     assert found["target layer"] == (
         "relu (6 channels, 8x8), or --target-layer: and 1 more (--json lists them)"
@@ -89,9 +90,9 @@ def test_a_file_that_says_much(tmp_path):
     )
     assert found["batch"] == "fixed to 4 in the file; the exported model takes any number"
     assert found["logits"] == "under softmax in probabilities, which is taken off"
-    assert "--mean" not in found["to export"]
-    # The advice repeats what it was told, and what it found out.
-    assert "--channel-order bgr --out" in found["to export"]
+    # The advice repeats what it was told, and asks for nothing that the file says.
+    command = f"sigcam export --arch {path} --method gradcam --branch softmax --out explained.onnx"
+    assert found["to export"] == command
 
 
 @pytest.mark.slow
@@ -124,6 +125,7 @@ def test_options_are_used(tmp_path):
     assert found["layout"].endswith("any size, looked at with 24x16 (--size)")
     assert found["channel order"] == "BGR, as you say"
     assert found["branch layer"] == "relu (6 channels, 12x8)"
+    assert " --size 24x16 --channel-order bgr " in found["to export"]
 
 
 def several_outputs():
@@ -185,7 +187,7 @@ def test_a_head_that_is_no_pooling_says_why_cam_is_not_to_be_had(tmp_path):
     model = classifier(("b", 3, 16, 16), middle=middle, weights={"fc.weight": fc})
     model.graph.initializer[1].CopyFrom(onnx.numpy_helper.from_array(fc, "fc.weight"))
     found = rows(saved(tmp_path, model))
-    assert found["head"].startswith("not plain average pooling and a linear layer")
+    assert (found["pooling"], found["head"]) == ("none, or no plain average", "Flatten, Gemm")
     assert "gradcam" in found["methods"]
     assert "average pooling" in found["not cam"]
 
