@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _NAME, _WIDTH = 15, 100
 _COMMAND = "to export"
+_SMALL = 100_000
 _LISTED = 4
 """Most layers of one kind that are printed; --json has all."""
 
@@ -83,13 +84,17 @@ def _rows(found: Inspection, methods: dict[str, str], arch: str) -> Rows:
 
 def _file_rows(graph: Graph) -> Rows:
     beside = f" with {', '.join(graph.beside)}" if graph.beside else ""
-    yield "file", f"{graph.path}{beside}: {graph.size / 1e6:.1f} MB"
+    yield "file", f"{graph.path}{beside}: {_amount(graph.size)}"
     opsets = ", ".join(
         f"opset {version}" if domain == "ai.onnx" else f"{domain} {version}"
         for domain, version in graph.opsets.items()
     )
     written = graph.producer or "not said"
     yield "written by", f"{written}; {opsets}, IR version {graph.ir_version}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size > _SMALL else f"{size:,} bytes"
 
 
 def _input_rows(found: Inspection) -> Rows:

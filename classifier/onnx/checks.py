@@ -17,8 +17,8 @@ OPSETS = range(7, 23)
 """The versions of ONNX's operators that the table is written for."""
 _USUAL_OPSET = 18
 
-CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
-DETECTION = {"NonMaxSuppression", "RoiAlign", "MaxRoiPool"}
+_CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+_DETECTION = {"NonMaxSuppression", "RoiAlign", "MaxRoiPool"}
 _STEPS = {"Gradient", "Momentum", "Adam", "Adagrad", "SoftmaxCrossEntropyLoss",
           "NegativeLogLikelihoodLoss"}  # fmt: skip
 _OWN_METADATA = "sigcam"
@@ -60,14 +60,14 @@ def problems(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str
         )
     yield from _training(model, nodes, where)
     own = [node for node in nodes if node.domain in OWN]
-    found = placed(n for n in own if n.op_type in CONTROL_FLOW)
+    found = placed(n for n in own if n.op_type in _CONTROL_FLOW)
     if found:
         yield (
             f"{where} must be one fixed computation, it has control flow ({found}); simplify it "
             f"with a fixed input size, which takes constant branches out (onnxsim {where} "
             "simplified.onnx), or export the model without it"
         )
-    found = placed(n for n in own if n.op_type in DETECTION)
+    found = placed(n for n in own if n.op_type in _DETECTION)
     if found:
         yield f"{where} must be a classifier, it is a detector's graph ({found}); give a classifier"
     found = placed(n for n in nodes if n.domain not in OWN and n.op_type not in _STEPS)
@@ -78,7 +78,7 @@ def problems(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str
         )
     if opset_of(model) not in OPSETS:
         yield _other_opset(model, where)
-    found = placed(n for n in untranslated(nodes) if n.op_type not in CONTROL_FLOW | DETECTION)
+    found = placed(n for n in untranslated(nodes) if n.op_type not in _CONTROL_FLOW | _DETECTION)
     if found:
         yield (
             f"{where} has operators that aren't translated ({found}); export the model with "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sigcam.classifier.onnx.checks import DETECTION
-from sigcam.classifier.onnx.values import FLOATS, Dims, described, dims_of, placed
+from sigcam.classifier.onnx.values import FLOATS, Dims, described, dims_of
 from sigcam.core.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def chosen_output(model: onnx.ModelProto, name: str | None, where: str) -> str:
                 f"{', '.join(map(repr, outputs))}"
             )
         return name
-    fitting = [n for n, o in outputs.items() if may_be_logits(o)]
+    fitting: list[str] = [n for n, o in outputs.items() if may_be_logits(o)]
     if len(fitting) == 1 and fitting[0] not in made:
         raise ModelError(
             f"{where} must have an output that is computed, nothing in it makes {fitting[0]}; the "
@@ -77,9 +76,6 @@ def _is_matrix(shape: Dims) -> bool:
 
 def _kind_of(model: onnx.ModelProto) -> str:
     """Says which kinds of networks have such outputs."""
-    found = placed(n for n in model.graph.node if n.op_type in DETECTION)
-    if found:
-        return f", and a detector's operators ({found})"
     ranks = {len(dims_of(o) or ()) for o in model.graph.output}
     if 4 in ranks:
         return ", as segmentation networks and feature extractors have"

@@ -396,6 +396,19 @@ def test_a_file_of_another_opset_is_converted_as_the_message_says(tmp_path, opse
     np.testing.assert_allclose(found, session.run(None, {"x": x})[0], atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [True, False])
+def test_a_constant_branch_is_taken_out_as_the_message_says(tmp_path, value):
+    pytest.importorskip("onnxsim")
+    path = saved(tmp_path, condition(value))
+    command = re.search(r"\(onnxsim (\S+) (\S+)\)", refusal(path))
+    subprocess.run(
+        [sys.executable, "-m", "onnxsim", *command.groups()], cwd=tmp_path, check=True, timeout=120
+    )
+    read = read_classifier(tmp_path / command[2])
+    assert ("Neg" in [step.call.operator for step in read.model.steps]) != value
+
+
 def test_a_further_input_is_made_a_constant(tmp_path):
     model = classifier(middle=[node("Flatten", ["p"], ["e"], "flatten"),
                                node("Mul", ["e", "size"], ["f"], "mul")])  # fmt: skip
