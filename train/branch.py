@@ -113,7 +113,9 @@ def train_branch(
     say = say or _silent
     settings = settings or TrainSettings()
     augmentation = augmentation or Augmentation(seed=settings.seed)
-    preprocessing = preprocessing or classifier.preprocessing
+    preprocessing = replace(
+        preprocessing or classifier.preprocessing, channel_order=classifier.dual.channel_order
+    )
     _check(classifier, settings)
     _limit_torch()
     if settings.init is None:  # a branch that is there goes on

@@ -10,9 +10,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from sigcam import ExportOptions, build_classifier, export_artifact
+from sigcam.classifier.branch_file import BranchInfo, save_branch
 from sigcam.classifier.onnx.load import read_classifier
 from sigcam.classifier.zoo import load_model
-from sigcam.core.errors import UsageError
+from sigcam.core.errors import BranchMismatchError, UsageError
 from tests.support.onnx_files import CLASSES, classifier, constants, saved
 
 CAFFE = {"mean": [[[103.939]], [[116.779]], [[123.68]]]}
@@ -97,6 +98,20 @@ def test_metadata_tells_the_order_and_the_range(tmp_path):
     preprocessing = loaded.preprocessing
     assert preprocessing.channel_order == "bgr"
     assert (preprocessing.mean[0], preprocessing.std[0]) == (0.5, 0.5)
+
+
+def test_a_branch_file_remembers_the_order(tmp_path):
+    path = str(saved(tmp_path, classifier()))
+    built = build_classifier(path, channel_order="bgr", **PLAIN)
+    info = BranchInfo(path, built.dual.branch_layer, CLASSES, built.preprocessing, "noise")
+    branch = tmp_path / "branch.safetensors"
+    save_branch(branch, built.dual, info)
+    again = build_classifier(branch_file=branch)
+    assert again.dual.channel_order == "bgr"
+    given = torch.from_numpy(images())
+    torch.testing.assert_close(again.dual(given).logits, built.dual(given).logits)
+    with pytest.raises(BranchMismatchError, match="for the channel order bgr, not rgb; leave"):
+        build_classifier(branch_file=branch, channel_order="rgb")
 
 
 def test_an_order_of_other_channels_is_refused(tmp_path):
