@@ -58,7 +58,7 @@ _HEAD_LIKE = _POOLS | {
     _aten.slice.Tensor,
 }
 _TAG = "sigcam_tags"
-_ORIGIN = "sigcam_origin"
+ORIGIN = "sigcam_origin"
 """Where a node's name in the traced graph is kept; copies of the node keep it."""
 _NAMED = 4
 """Most layers that are named as advice."""
@@ -148,7 +148,7 @@ def split(
     check_per_image(traced)
     _refuse_half_precision(traced)
     for node in traced.graph.nodes:
-        node.meta[_ORIGIN] = node.name
+        node.meta[ORIGIN] = node.name
     target_nodes = [_with_grid(traced, layer) for layer in target_layers]
     if branch_layer is None:
         node = _found_branch(traced, target_nodes, example)
@@ -364,7 +364,7 @@ def _other_run(traced: Traced, layer: str, example: Tensor) -> str:
 def _in_place(traced: Traced, nodes: Mapping[str, fx.Node], example: Tensor) -> list[str]:
     """Returns the names of those grids that lie as the image's do."""
     whole = _features(traced, traced.logits)
-    own = {n.meta[_ORIGIN]: n.name for n in whole.graph.nodes if _ORIGIN in n.meta}
+    own = {n.meta[ORIGIN]: n.name for n in whole.graph.nodes if ORIGIN in n.meta}
     found = []
     for name, node in nodes.items():
         layout = layout_of(node, traced.image)
@@ -449,7 +449,7 @@ def _checked_against_model(parts: Split, example: Tensor, named: Sequence[str]) 
     """
     traced, features = parts.traced, parts.features
     values: list[BranchValue] = [parts.branch, *parts.targets]
-    origins = {n.name: n.meta[_ORIGIN] for n in features.graph.nodes if _ORIGIN in n.meta}
+    origins = {n.name: n.meta[ORIGIN] for n in features.graph.nodes if ORIGIN in n.meta}
     by_name = {n.name: n for n in traced.graph.nodes}
     nodes = [by_name[origins[value.node]] for value in values]
     images = random_images(traced.model, example, _IMAGES)
@@ -490,7 +490,7 @@ def _names(
     traced: Traced, features: fx.GraphModule, nodes: Sequence[fx.Node], images: Tensor
 ) -> tuple[list[str], Tensor, Tensor]:
     """Returns names that lead back to values, what the features and what the model give."""
-    own = {n.meta[_ORIGIN]: n.name for n in features.graph.nodes if _ORIGIN in n.meta}
+    own = {n.meta[ORIGIN]: n.name for n in features.graph.nodes if ORIGIN in n.meta}
     recorder = ValueRecorder(features, {own[node.name] for node in nodes})
     runs = ModuleRuns(traced, nodes)
     with torch.no_grad(), runs:

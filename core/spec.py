@@ -71,8 +71,6 @@ class Preprocessing:
     Example:
         >>> Preprocessing(224, 224, "crop").resize
         224
-        >>> Preprocessing(320, 480, "letterbox").rule
-        'letterbox'
         >>> six_bands = Preprocessing(64, 64, mean=(0.1,) * 6, std=(0.05,) * 6, scale=65535)
         >>> six_bands.channels, six_bands.layout
         (6, 'float32_nhwc')
@@ -191,8 +189,8 @@ class Source:
         branch_sha256: the same hash of the sigmoid branch's tensors; None without a branch.
         trained_on: what the sigmoid branch was trained on, in words; None without a branch.
         versions: the packages that wrote the file, by name, with their versions.
-        file_sha256: hash of the ONNX file that the classifier was read from, which
-            `architecture` names; None for a classifier of another source.
+        file_sha256: hash of the ONNX file that the classifier was read from; None for others.
+        front: how much of that file's graph stands in the artifact, or why none does, in words.
     """
 
     architecture: str
@@ -201,6 +199,7 @@ class Source:
     trained_on: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     file_sha256: str | None = None
+    front: str | None = None
 
 
 @dataclass(frozen=True)
@@ -386,10 +385,11 @@ class ParityReport:
         batch_sizes: the batch sizes that were tried.
         inputs: the test inputs, in words.
         outputs: the error of each output, by name.
-        left_out: images that don't count, because within rounding the gradient itself jumps there
-            by more than the tolerance (a ReLU's input at zero; their CAMs and CAM weights weren't
-            compared), or the model's own outputs aren't finite or move by as much.
+        left_out: images that don't count: within rounding the gradient itself jumps there by more
+            than the tolerance, or the model's own outputs aren't finite or move by as much.
         empty: images whose CAMs were zero everywhere, on which the comparison says little.
+        file: the errors against the ONNX file that the classifier was read from: of "logits", and
+            of "gradients" against differences of the file's output, where the method takes any.
     """
 
     reference: str
@@ -400,6 +400,7 @@ class ParityReport:
     outputs: Mapping[str, OutputError]
     left_out: int = 0
     empty: int = 0
+    file: Mapping[str, OutputError] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -510,10 +511,9 @@ def _spec_from_dict(data: Mapping[str, Any]) -> Spec:
     if values.get("parity") is not None:
         parity = _known(ParityReport, values["parity"])
         parity["batch_sizes"] = tuple(parity["batch_sizes"])
-        parity["outputs"] = {
-            name: OutputError(**_known(OutputError, error))
-            for name, error in parity["outputs"].items()
-        }
+        for kind in {"outputs", "file"} & parity.keys():
+            errors = parity[kind].items()
+            parity[kind] = {n: OutputError(**_known(OutputError, one)) for n, one in errors}
         values["parity"] = ParityReport(**parity)
     if values.get("fidelity") is not None:
         values["fidelity"] = FidelityReport.from_dict(values["fidelity"])

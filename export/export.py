@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sigcam.classifier.build import BuiltClassifier
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.onnx.kept import KeptFront, NotKeptError
 from sigcam.classifier.task import names_for
 from sigcam.core.annotations import checked
 from sigcam.core.artifact import head_path
@@ -15,12 +16,13 @@ from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.files import check_writable
 from sigcam.core.spec import Preprocessing, Source, Spec
 from sigcam.core.versions import versions_of
+from sigcam.export.kept_front import described, kept_for
 from sigcam.export.methods import method_of
 from sigcam.export.modules import ArtifactGraph, CamGraph, ClassifierGraph, HeadGraph
 from sigcam.export.options import ExportOptions
 from sigcam.export.parity.original import check_original
 from sigcam.export.parity.run import ParityRun
-from sigcam.export.parity.verify import verify, verify_head, verify_logits
+from sigcam.export.parity.verify import verify, verify_file, verify_head, verify_logits
 from sigcam.export.staging import StagingFolder
 
 
@@ -58,6 +60,7 @@ def export_artifact(
         >>> from torch import nn
         >>> from sigcam import ExportOptions, export_artifact
         >>> from sigcam.classifier.dual_branch import DualBranch
+    from sigcam.classifier.onnx.kept import KeptFront, NotKeptError
         >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
         >>> dual = DualBranch(nn.Sequential(*layers), input_size=16)
         >>> options = ExportOptions(method="gradcam", class_names=("cat", "dog"))
@@ -80,13 +83,14 @@ def export_artifact(
     if method_of(options.method).need not in ("rows", "scores"):  # those take no gradient
         check_original(frozen, preprocessing)
     cams = CamGraph(frozen, options)
-    graph = ArtifactGraph(cams, preprocessing)
-    spec = _spec(dual, options, preprocessing, graph.head_input)
+    kept, front_note = _kept_front(cams, frozen, options)
+    graph = ArtifactGraph(cams, preprocessing, kept)
+    spec = _spec(dual, options, preprocessing, graph.head_input, front_note)
     with StagingFolder(path) as staging:
         artifact = staging.export(path, graph, graph.signature, options)
-        report = verify(
-            ParityRun(frozen, options, preprocessing), artifact.runnable, graph.output_names
-        )
+        run = ParityRun(frozen, options, preprocessing)
+        report = verify(run, artifact.runnable, graph.output_names)
+        report = dataclasses.replace(report, file=verify_file(run, artifact.runnable))
         spec = dataclasses.replace(spec, parity=report)
         artifact.spec = spec
         if options.head_graph:
@@ -214,8 +218,30 @@ def _on_cpu(dual: DualBranch) -> DualBranch:
     return copy.deepcopy(dual).cpu().eval()
 
 
+def _kept_front(
+    cams: CamGraph, dual: DualBranch, options: ExportOptions
+) -> tuple[KeptFront | None, str | None]:
+    """Returns what is kept of the file that the classifier was read from, and says so in words.
+
+    A classifier of another source has neither.
+    """
+    if dual.file_sha256 is None:
+        return None, None
+    try:
+        kept, opset = kept_for(cams.cut.front, dual.softmax_head.traced, options.opset)
+    except NotKeptError as exc:
+        return None, (
+            f"all of the file's graph was read into PyTorch's operators, and none of it kept: {exc}"
+        )
+    return kept, described(kept, opset)
+
+
 def _spec(
-    dual: DualBranch, options: ExportOptions, preprocessing: Preprocessing, head_input: str
+    dual: DualBranch,
+    options: ExportOptions,
+    preprocessing: Preprocessing,
+    head_input: str,
+    front_note: str | None,
 ) -> Spec:
     return Spec(
         method=options.method,
@@ -230,14 +256,14 @@ def _spec(
         num_classes=dual.num_classes,
         task=dual.task,
         feature_shapes=tuple(target.layout.shape for target in dual.targets),
-        source=_source(dual, options),
+        source=_source(dual, options, front_note),
         class_names=names_for(dual.task, options.class_names),
         method_options=options.method_options,
         head_input=head_input if options.head_graph else None,
     )
 
 
-def _source(dual: DualBranch, options: ExportOptions) -> Source:
+def _source(dual: DualBranch, options: ExportOptions, front_note: str | None) -> Source:
     has_sigmoid = options.has_sigmoid
     return Source(
         architecture=dual.architecture,
@@ -246,4 +272,5 @@ def _source(dual: DualBranch, options: ExportOptions) -> Source:
         trained_on=options.trained_on if has_sigmoid else None,
         versions=versions_of("numpy", "sigcam", "torch", "onnx", "onnxscript", "onnxruntime"),
         file_sha256=dual.file_sha256,
+        front=front_note,
     )

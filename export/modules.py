@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sigcam.classifier.dual_branch import DualBranch
+from sigcam.classifier.onnx.kept import KeptFront
 from sigcam.classifier.stages import last_of_stages
 from sigcam.core.errors import ExportError, UsageError
 from sigcam.core.spec import (
@@ -22,6 +23,7 @@ from sigcam.core.spec import (
 from sigcam.export.cam import WeightGraph, combine, contrast, fuse
 from sigcam.export.entry import cut_tail
 from sigcam.export.forward import ForwardValues
+from sigcam.export.kept_front import KeptModule
 from sigcam.export.masked_scores import MaskedScores
 from sigcam.export.methods import method_of
 from sigcam.export.onnx_model import GraphSignature
@@ -38,22 +40,26 @@ _STAGES = 3
 class Normalise(nn.Module):
     """Turns `image` as the artifact takes it into normalised float32 [B, n, H, W].
 
+    Or [B, H, W, n] with `channels_last`.
+
     Example:
         >>> normalise = Normalise(Preprocessing(2, 2, mean=(0, 0, 0), std=(1, 1, 1)))
         >>> normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8)).shape
         torch.Size([1, 3, 2, 2])
     """
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, channels_last: bool = False) -> None:
         """Prepares the normalisation.
 
         Args:
             preprocessing: its layout, scale, mean and deviation count; the size doesn't.
+            channels_last: whether [B, H, W, n] is returned, as an ONNX file may want it.
         """
         super().__init__()
-        self.layout = preprocessing.layout
-        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(1, -1, 1, 1)
-        std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(1, -1, 1, 1)
+        self.layout, self.channels_last = preprocessing.layout, channels_last
+        shape = (1, 1, 1, -1) if channels_last else (1, -1, 1, 1)
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).reshape(shape)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).reshape(shape)
         # (pixel / scale - mean) / std as one factor and one shift.
         factor = 1 / (preprocessing.scale * std)
         self.factor = nn.Parameter(factor.float(), requires_grad=False)
@@ -65,10 +71,12 @@ class Normalise(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Normalises raw pixels [B, H, W, n]; float32 [B, n, H, W] passes unchanged."""
         if self.layout == "float32_nchw":
-            return image
+            return image.permute(0, 2, 3, 1).contiguous() if self.channels_last else image
         # Float before the transpose: TensorRT can't transpose uint8. Contiguous after
         # it, or a flatten in the head meets channels-last strides.
-        pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        pixels = image.to(torch.float32)
+        if not self.channels_last:
+            pixels = pixels.permute(0, 3, 1, 2).contiguous()
         if self.layout == "float32_nhwc":
             return (pixels + self.shift) * self.factor
         return pixels * self.factor + self.shift
@@ -94,7 +102,7 @@ class ClassifierGraph(nn.Module):
     def signature(self) -> GraphSignature:
         """Returns the graph's inputs and outputs."""
         return GraphSignature(
-            {"image": _example_image(self._preprocessing)}, ["logits"], {"image": {0: "batch"}}
+            {"image": example_image(self._preprocessing)}, ["logits"], {"image": {0: "batch"}}
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -221,21 +229,26 @@ class ArtifactGraph(nn.Module):
         cams: what the head graph has too.
         normalise: the image to the input of `front`.
         front: the part of the features before the entry.
+        kept: what of it stands in the graph as an ONNX file has it; None for nothing.
         select: which classes get a map.
     """
 
-    def __init__(self, cams: CamGraph, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, cams: CamGraph, preprocessing: Preprocessing, kept: KeptFront | None = None
+    ) -> None:
         """Puts the image and the prediction before a `CamGraph`.
 
         Args:
             cams: from the entry on; it is shared.
             preprocessing: how an image becomes the input.
+            kept: the part of an ONNX file that takes the place of what was read of it.
         """
         super().__init__()
         self._preprocessing = preprocessing
-        self.cams = cams
-        self.normalise = Normalise(preprocessing)
-        self.front = cams.cut.front
+        self.cams, self.kept = cams, kept
+        last = kept is not None and kept.takes.nhwc
+        self.normalise = Normalise(preprocessing, channels_last=last)
+        self.front: nn.Module = cams.cut.front if kept is None else KeptModule(kept)
         self.select = ClassSelector(cams.options.selection, cams.softmax.num_classes)
 
     @property
@@ -262,12 +275,12 @@ class ArtifactGraph(nn.Module):
     @property
     def signature(self) -> GraphSignature:
         """Returns the graph's inputs and outputs."""
-        inputs = {"image": _example_image(self._preprocessing)}
+        inputs = {"image": example_image(self._preprocessing)}
         dynamic = {"image": {0: "batch"}}
         if self.cams.options.selection.mode == "input":
             inputs["class_ids"] = _example_ids()
             dynamic["class_ids"] = {0: "batch", 1: "classes"}
-        return GraphSignature(inputs, self.output_names, dynamic)
+        return GraphSignature(inputs, self.output_names, dynamic, self.kept)
 
     def forward(self, image: Tensor, class_ids: Tensor | None = None) -> tuple[Tensor, ...]:
         """Computes the outputs in one pass.
@@ -424,7 +437,13 @@ def _too_few_layers(method: str, dual: DualBranch) -> str:
     )
 
 
-def _example_image(preprocessing: Preprocessing) -> Tensor:
+def example_image(preprocessing: Preprocessing) -> Tensor:
+    """Returns an example of the input `image`, as the preprocessing's layout has it.
+
+    Example:
+        >>> example_image(Preprocessing(8, 10)).shape
+        torch.Size([2, 8, 10, 3])
+    """
     H, W, n = preprocessing.height, preprocessing.width, preprocessing.channels
     if preprocessing.layout == "float32_nchw":
         return torch.zeros(_BATCH, n, H, W)

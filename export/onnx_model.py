@@ -20,8 +20,10 @@ import torch
 from onnx_ir.passes import common
 from torch import Tensor, nn
 
+from sigcam.classifier.onnx.kept import KeptFront
 from sigcam.core.errors import ExportError, StorageError
 from sigcam.export.attention import scaled_dot_product_attention
+from sigcam.export.kept_front import put_in_place
 
 OPSETS = (18, 19, 20)
 """Versions of the ONNX standard that are written."""
@@ -47,15 +49,22 @@ class GraphSignature:
             for the same.
         outputs: names of the outputs, in the order in which `forward` returns them.
         dynamic: name of an input to its axes that vary, each with the name of its size.
+        kept: the part of an ONNX file that stands in the graph as it is, in the place of
+            `KeptModule`; its operators are those of the opset that is written. None for none.
     """
 
     inputs: Mapping[str, Tensor]
     outputs: Sequence[str]
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    kept: KeptFront | None = None
 
 
-def needs_external_data(module: nn.Module) -> bool:
+def needs_external_data(module: nn.Module, kept: KeptFront | None = None) -> bool:
     """Returns whether the weights of a module are too large for one file.
+
+    Args:
+        module: what is exported.
+        kept: the part of an ONNX file that stands in its graph.
 
     Example:
         >>> needs_external_data(nn.Linear(100, 10))
@@ -63,7 +72,8 @@ def needs_external_data(module: nn.Module) -> bool:
         >>> needs_external_data(nn.Linear(30_000, 20_000, device="meta"))  # 2.4 GB in float32
         True
     """
-    return sum(p.numel() * p.element_size() for p in module.parameters()) > MAX_MESSAGE_BYTES
+    own = sum(p.numel() * p.element_size() for p in module.parameters())
+    return own + (0 if kept is None else kept.num_bytes) > MAX_MESSAGE_BYTES
 
 
 def to_onnx(
@@ -94,7 +104,7 @@ def to_onnx(
         >>> [node.op_type for node in model.graph.node]
         ['Gemm']
     """
-    if data_file is None and needs_external_data(module):
+    if data_file is None and needs_external_data(module, signature.kept):
         raise ExportError("the weights are over 2 GiB; they need a file of their own")
     dynamic = signature.dynamic
     sizes = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
@@ -116,7 +126,7 @@ def to_onnx(
                 verbose=False,
                 custom_translation_table=_TRANSLATIONS,
             )
-        model = _serialised(program.model, data_file)
+        model = _serialised(program.model, data_file, signature.kept)
         _strip(model)
         _name_sizes(model, dynamic)
         _check(model, data_file)
@@ -160,13 +170,17 @@ def _reason(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {text.splitlines()[0] if text else 'no message'}"
 
 
-def _serialised(program: onnx_ir.Model, data_file: Path | None) -> onnx.ModelProto:
+def _serialised(
+    program: onnx_ir.Model, data_file: Path | None, kept: KeptFront | None
+) -> onnx.ModelProto:
     """Drops constants and computations that are there twice, as both heads share a neck."""
     _merge_equal(program.graph)
     passes = onnx_ir.passes.Sequential(
         common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()
     )
     program = passes(program).model
+    if kept is not None:  # after the passes, which would change it
+        put_in_place(program, kept)
     if data_file is not None:
         program = onnx_ir.external_data.unload_from_model(
             program, data_file.parent, data_file.name, size_threshold_bytes=1024

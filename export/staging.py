@@ -91,7 +91,7 @@ class StagingFolder:
             StorageError: the folder can't be written.
         """
         data_file = None
-        if options.external_data or needs_external_data(module):
+        if options.external_data or needs_external_data(module, signature.kept):
             data_file = self._existing_folder() / f"{path.name}.data"
         model = to_onnx(module, signature, options.opset, data_file)
         if data_file is not None and not data_file.stat().st_size:

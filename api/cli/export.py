@@ -111,7 +111,9 @@ def command(
         built.preprocessing, rule=rule, resize=resize, layout=_layout(layout, built.preprocessing)
     )
     say("exporting, and comparing with PyTorch")
-    export_artifact(built, out, replace(options, preprocessing=preprocessing))
+    spec = export_artifact(built, out, replace(options, preprocessing=preprocessing))
+    if spec.source.front is not None:
+        say(spec.source.front)
     echo(str(out))
     if options.head_graph:
         echo(str(head_path(out)))

@@ -115,6 +115,8 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
     ]
     if source.file_sha256 is not None:
         rows.append(("read from", f"an ONNX file of SHA-256 {source.file_sha256[:16]}"))
+    if source.front is not None:
+        rows.append(("front", source.front))
     if source.branch_sha256 is not None:
         rows.append(("sigmoid branch", source.branch_sha256[:16]))
         rows.append(("trained on", source.trained_on or "not said"))
@@ -125,6 +127,9 @@ def _rows(spec: Spec) -> list[tuple[str, str]]:
         sizes = ", ".join(str(size) for size in parity.batch_sizes)
         rows.append(("tried on", f"{parity.inputs}; batches {sizes}"))
         rows.append(("tolerance", f"{parity.tolerance:g}"))
+        if parity.file:
+            errors = ", ".join(f"{name} {error.max_rel:.2g}" for name, error in parity.file.items())
+            rows.append(("against the file", f"{errors} (largest relative)"))
         if parity.left_out:
             why = "their gradients jump within rounding"
             rows.append(("left out", f"maps of {parity.left_out} of these images: {why}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.preprocessing import Front, find_front
@@ -68,6 +68,11 @@ class Input:
     def is_bytes(self) -> bool:
         """Returns whether the graph takes uint8."""
         return self.element == _UINT8
+
+    @property
+    def dynamic(self) -> Input:
+        """Returns the same for a graph whose batch was made dynamic."""
+        return replace(self, batch=None)
 
 
 def find_input(model: onnx.ModelProto, where: str, order: ChannelOrder | None = None) -> Input:

@@ -15,6 +15,7 @@ from sigcam.classifier.onnx.checks import check_graph
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
 from sigcam.classifier.onnx.file import read_onnx
 from sigcam.classifier.onnx.front import Input, find_input
+from sigcam.classifier.onnx.held import HeldFile
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.quantised_graph import float_path
 from sigcam.classifier.onnx.reader import OnnxGraph
@@ -43,7 +44,12 @@ class OnnxClassifier(OnnxGraph):
         takes: what the file takes.
         file_sha256: the file's hash.
         channel_order: the order in which the file takes three channels; here it is RGB.
+        held: the file's graph; None until it was compared with this.
+        size: height and width of the images that it was compared at.
+        is_whole: whether all of it is the file's; not where its last layer was re-made.
     """
+
+    size: tuple[int, int]
 
     def __init__(
         self, graph: onnx.GraphProto, opset: int, takes: Input, output: str, digest: str
@@ -51,6 +57,8 @@ class OnnxClassifier(OnnxGraph):
         """Reads a graph; see `OnnxGraph`."""
         super().__init__(graph, opset, takes.name, output)
         self.takes, self.file_sha256, self.channel_order = takes, digest, takes.order
+        self.held: HeldFile | None = None
+        self.is_whole = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the file's output for images float32 [B, C, H, W]."""
@@ -131,7 +139,7 @@ def read_classifier(
         digest = digest_of(stream)
     read = OnnxClassifier(model.graph, opset, takes, name, digest)
     read.eval().requires_grad_(False)
-    height, width = _size(takes, size, where)
+    read.size = height, width = _size(takes, size, where)
     shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
     plan_batch(read, shape, takes.batch or 1)
     images = probe_images(takes, (height, width))
@@ -139,7 +147,12 @@ def read_classifier(
     with torch.no_grad():
         found = read(torch.from_numpy(images))
     half = any(t.data_type in _HALF for t in model.graph.initializer)
-    error = check_logits(found, original, _HALF_TOLERANCE if half else TOLERANCE, where)
+    tolerance = _HALF_TOLERANCE if half else TOLERANCE
+    error = check_logits(found, original, tolerance, where)
+    changes = ["without the rounding between its layers"] if pairs else []
+    changes += ["with a node that turns R, G, B into B, G, R"] if takes.order == "bgr" else []
+    whole = source if isinstance(source, bytes) else path.resolve()
+    read.held = HeldFile(path, whole, model, ", ".join(changes), tolerance)
     if half:
         notes.append(
             f"{where} is in half precision; here it is computed in float32, which moves its "

@@ -52,9 +52,17 @@ class Replay(fx.Interpreter):
         Args:
             value: in the shape of `value`.
         """
-        self._given = value
         with torch.no_grad():
-            output: Tensor = self.run(self._images)
+            return self.differentiable(value)
+
+    def differentiable(self, value: Tensor) -> Tensor:
+        """Returns the same, recorded for a gradient with respect to the value.
+
+        Args:
+            value: in the shape of `value`.
+        """
+        self._given = value
+        output: Tensor = self.run(self._images)
         return output
 
     def run_node(self, n: fx.Node) -> object:

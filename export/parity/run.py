@@ -161,6 +161,11 @@ class ParityRun:
         """Returns the largest logit of the softmax branch on the sample images."""
         return self._logit_floors()["logits"]
 
+    @property
+    def counted_images(self) -> Array:
+        """Returns the images that count, [P, H, W, n]."""
+        return self.images[sorted(self._seen - self._left_out())]
+
     def try_further_images(self, run: Callable[[Sequence[int]], None]) -> None:
         """Runs one further image after the other until enough count, or there are no more.
 

@@ -18,10 +18,12 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
 from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ExportError, ParityError
-from sigcam.core.spec import ParityReport, Preprocessing
+from sigcam.core.spec import OutputError, ParityReport, Preprocessing
 from sigcam.core.types import Array
+from sigcam.export.methods import method_of
 from sigcam.export.options import ExportOptions
 from sigcam.export.parity.compare import compare
+from sigcam.export.parity.file import file_errors
 from sigcam.export.parity.inputs import feed, normalised, sample_images
 from sigcam.export.parity.run import ParityRun
 
@@ -77,6 +79,31 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
     _check_errors(report, "the graph")
     run.check_count("the graph")
     return report
+
+
+def verify_file(run: ParityRun, model: Model) -> dict[str, OutputError]:
+    """Compares an artifact with the ONNX file that its classifier was read from, if it was.
+
+    Args:
+        run: the run that the artifact was verified in.
+        model: the artifact.
+
+    Returns:
+        The errors of "logits" and "gradients", as `file_errors` gives them.
+
+    Raises:
+        ParityError: they are outside their tolerances.
+        ExportError: ONNX Runtime refuses the graph.
+    """
+    if run.model.file_sha256 is None:
+        return {}
+    images = run.counted_images
+    feeds = {"image": feed(images, run.preprocessing)}
+    if run.options.selection.mode == "input":
+        feeds["class_ids"] = _mixed_ids(len(images), run.model.num_classes)
+    logits = _run(_open(model), feeds, ["logits"])["logits"]
+    gradients = method_of(run.options.method).need not in ("rows", "scores")
+    return file_errors(run, logits, gradients=gradients)
 
 
 def verify_head(

@@ -1,0 +1,144 @@
+"""Runs the part of an ONNX file behind a value in ONNX Runtime, in float64 or float32.
+
+What was read of a file is differentiated; this gives differences of the file itself to compare
+the derivatives with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigcam.classifier.onnx.kept import free_targets
+from sigcam.classifier.onnx.load import OnnxClassifier
+from sigcam.core.cpus import thread_limit
+
+if TYPE_CHECKING:
+    import onnx
+
+_FLOAT, _DOUBLE = 1, 11
+_FLOATING = (_FLOAT, 10, _DOUBLE, 16)
+
+
+class FileTail:
+    """The part of a file from one of its values to its output.
+
+    Values beside it that the output needs come out of the image, as in the file.
+
+    Attributes:
+        is_double: whether it computes in float64; float32 where ONNX Runtime has no float64
+            for one of its operators.
+    """
+
+    def __init__(self, source: OnnxClassifier, value: str) -> None:
+        """Cuts the graph.
+
+        Args:
+            source: the graph that was read, with its file.
+            value: the name of a value in the file.
+        """
+        self._source, self._value = source, value
+        session = self._session(_DOUBLE)
+        self.is_double = session is not None
+        self._run = session or self._session(_FLOAT)
+
+    @property
+    def runs(self) -> bool:
+        """Returns whether ONNX Runtime runs it at all."""
+        return self._run is not None
+
+    def __call__(self, value: Any, images: Any) -> Any:
+        """Returns the file's output [B, C] for another value.
+
+        Args:
+            value: float64, in the value's shape.
+            images: float32 [B, n, H, W]; the output is that of these, but for the value.
+        """
+        kind = np.float64 if self.is_double else np.float32
+        assert self._run is not None  # noqa: S101 (`runs` says so)
+        names = {i.name: i for i in self._run.get_inputs()}
+        given = {self._value: np.ascontiguousarray(value, dtype=kind)}
+        if self._source.input_name in names:
+            is_bytes = self._source.takes.is_bytes
+            images = np.transpose(images, (0, 2, 3, 1)) if self._source.takes.nhwc else images
+            given[self._source.input_name] = np.ascontiguousarray(
+                images, dtype=np.uint8 if is_bytes else kind
+            )
+        found = self._run.run(None, given)[0]
+        return found.reshape(len(value), -1).astype(np.float64)
+
+    def _session(self, element: int) -> Any:
+        """Opens the part in a floating type; None where ONNX Runtime can't."""
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = thread_limit() or 0
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        content = tail_of(self._source, self._value, element).SerializeToString()
+        try:
+            return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception:
+            return None
+
+
+def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto:
+    """Cuts a file's graph behind a value, with all floating types made one.
+
+    Args:
+        source: the graph that was read, with its file.
+        value: the name of a value in the file, which becomes an input.
+        element: the floating type, as ONNX numbers it: 1 for float32, 11 for float64.
+
+    Example:
+        tail_of(source, "/layer4/Relu_output_0", 11).graph.input[0].name
+    """
+    import onnx
+
+    assert source.held is not None  # noqa: S101 (the caller has looked)
+    model = source.held.model
+    nodes = [_widened_node(node, element) for node in _behind(model.graph, source, value)]
+    used = {name for node in nodes for name in node.input}
+    stored = [_widened(t, element) for t in model.graph.initializer if t.name in used]
+    stored += free_targets(nodes, source.targets, {t.name for t in stored})
+    inputs = [onnx.helper.make_tensor_value_info(value, element, None)]
+    if source.input_name in used:
+        kind = source.takes.element if source.takes.is_bytes else element
+        inputs.append(onnx.helper.make_tensor_value_info(source.input_name, kind, None))
+    output = onnx.helper.make_tensor_value_info(source.output_name, element, None)
+    graph = onnx.helper.make_graph(nodes, "tail", inputs, [output], stored)
+    own = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return onnx.helper.make_model(graph, opset_imports=own, ir_version=max(8, model.ir_version))
+
+
+def _behind(graph: onnx.GraphProto, source: OnnxClassifier, value: str) -> list[onnx.NodeProto]:
+    """Returns the nodes that the output is computed with, once a value is given."""
+    wanted, found = {source.output_name}, []
+    for node in reversed(graph.node):
+        if value not in node.output and wanted.intersection(node.output):
+            wanted.update(node.input)
+            found.append(node)
+    return found[::-1]
+
+
+def _widened_node(node: onnx.NodeProto, element: int) -> onnx.NodeProto:
+    """Copies a node; what it stores or casts to in a floating type becomes the one type."""
+    changed = type(node)()
+    changed.CopyFrom(node)
+    for attribute in changed.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _FLOATING:
+            attribute.i = element
+        elif node.op_type in ("Constant", "ConstantOfShape") and attribute.name == "value":
+            attribute.t.CopyFrom(_widened(attribute.t, element))
+    return changed
+
+
+def _widened(tensor: onnx.TensorProto, element: int) -> onnx.TensorProto:
+    from onnx import numpy_helper
+
+    if tensor.data_type not in _FLOATING or tensor.data_type == element:
+        return tensor
+    kind = np.float64 if element == _DOUBLE else np.float32
+    array = np.asarray(numpy_helper.to_array(tensor)).astype(kind)
+    return numpy_helper.from_array(array, tensor.name)
