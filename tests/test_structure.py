@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "serve": frozenset({"core", "images", "runtime"}),
     "classifier": frozenset({"core", "hub"}),
     "data": frozenset({"core", "images"}),
-    "train": frozenset({"core", "images", "classifier", "data"}),
+    "train": frozenset({"core", "images", "classifier", "data", "export"}),
     "export": frozenset({"core", "classifier"}),
     "convert": frozenset({"core", "images", "kernels", "data", "runtime"}),
     "evaluate": frozenset({"core", "images", "data", "runtime", "classifier", "export"}),

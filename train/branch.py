@@ -137,6 +137,7 @@ def train_branch(
             run_dir=None if folder is None else folder / "softmax",
             resume=resume,
             progress=progress,
+            say=say,
         )
         # Stopped in the first stage, a run has no checkpoint of the second yet.
         resume = resume and folder is not None and (folder / CHECKPOINT).exists()
@@ -153,6 +154,7 @@ def train_branch(
         run_dir=folder,
         resume=resume,
         progress=progress,
+        say=say,
     )
     info = BranchInfo(
         architecture=classifier.architecture,

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,9 +38,9 @@ from sigcam.core.progress import Bar, write_line
 from sigcam.data import Dataset, unread
 from sigcam.data.dataset import data_error
 from sigcam.train.distributed import World
+from sigcam.train.features_by import FeaturesBy, Runner, runner_for
 from sigcam.train.views import (
     Decoded,
-    FeatureRunner,
     HeadName,
     Job,
     TrainingViews,
@@ -129,6 +129,8 @@ def build_cache(
     workers: int | None = None,
     strict: bool = False,
     progress: bool = True,
+    features_by: FeaturesBy = "auto",
+    say: Callable[[str], None] = write_line,
 ) -> FeatureCache:
     """Opens the cache of these views' features, and computes what it lacks.
 
@@ -148,8 +150,11 @@ def build_cache(
         workers: decoding threads; `default_workers()` when None.
         strict: whether an unreadable image is an error. If not, it is left out and listed.
         progress: whether a progress bar is shown on standard error.
+        features_by: what computes them; see `runner_for`.
+        say: is told what computes them, if anything is to be computed.
 
     Raises:
+        BackendUnavailableError: as `runner_for`.
         DataError: missing images; every image unreadable, or one with `strict`.
         ModelError: features that aren't finite, or too large for float16.
         StorageError: the cache can't be written, or is damaged.
@@ -164,12 +169,20 @@ def build_cache(
     )
     # Asked of all: a process that sees it complete must not leave the others waiting.
     if world.any(not builder.complete.is_file()):
-        run = FeatureRunner(dual, views.preprocessing, world.device, head)
+        missing = builder.missing() * views.augmentation.views
+        run = runner_for(
+            dual, views.preprocessing, world.device, head, features_by, missing,
+            say if world.is_main else _unsaid,
+        )  # fmt: skip
         with ViewReader(views, workers) as reader:
             builder.build(about, reader, run, progress)
     failed = builder.failed()
     check_failed(views.dataset, failed, strict)
     return FeatureCache(builder.folder, key, builder.open(), failed)
+
+
+def _unsaid(text: str) -> None:
+    del text
 
 
 def check_failed(dataset: Dataset, failed: Mapping[int, str], strict: bool) -> None:
@@ -212,7 +225,7 @@ class CacheFolder:
         self.complete = folder / "complete.json"
 
     def build(
-        self, about: Mapping[str, Any], reader: ViewReader, run: FeatureRunner, progress: bool
+        self, about: Mapping[str, Any], reader: ViewReader, run: Runner, progress: bool
     ) -> None:
         """Computes the chunks that aren't marked as done; rank 0 holds the lock."""
         lock = self._lock() if self.world.is_main else None
@@ -245,6 +258,10 @@ class CacheFolder:
                 f"{features.dtype} {list(features.shape)}; delete {self.folder}"
             )
         return cast("npt.NDArray[Any]", features)
+
+    def missing(self) -> int:
+        """Returns the number of this process's images whose features aren't there yet."""
+        return sum(map(len, self._todo().values()))
 
     def failed(self) -> dict[int, str]:
         """Returns the index of each unreadable image and the reason, of the complete cache.
@@ -287,13 +304,11 @@ class CacheFolder:
     def _marker(self, chunk: int) -> Path:
         return self.folder / "done" / f"{chunk:05d}.json"
 
-    def _fill(self, reader: ViewReader, run: FeatureRunner, progress: bool) -> None:
-        count, views = self.shape[:2]
-        chunks = range(self.world.rank, -(-count // CHUNK), self.world.size)
-        todo = [chunk for chunk in chunks if not self._marker(chunk).is_file()]
-        members = {c: range(c * CHUNK, min((c + 1) * CHUNK, count)) for c in todo}
-        jobs = (Job(i, tuple(range(views))) for c in todo for i in members[c])
-        total = sum(len(range(c * CHUNK, min((c + 1) * CHUNK, count))) for c in chunks)
+    def _fill(self, reader: ViewReader, run: Runner, progress: bool) -> None:
+        views = self.shape[1]
+        members = self._todo()
+        jobs = (Job(i, tuple(range(views))) for c in members for i in members[c])
+        total = sum(map(len, self._members().values()))
         stream = reader.read(jobs)
         with Bar(
             total,
@@ -302,9 +317,19 @@ class CacheFolder:
             done=total - sum(map(len, members.values())),
             shown=progress and self.world.is_main,
         ) as bar:
-            for chunk in todo:
+            for chunk in members:
                 items = self._counted(islice(stream, len(members[chunk])), bar)
                 self._write(chunk, *self._compute(items, run))
+
+    def _members(self) -> dict[int, range]:
+        """Returns this process's chunks, each with its images."""
+        count = self.shape[0]
+        chunks = range(self.world.rank, -(-count // CHUNK), self.world.size)
+        return {c: range(c * CHUNK, min((c + 1) * CHUNK, count)) for c in chunks}
+
+    def _todo(self) -> dict[int, range]:
+        """Returns those that aren't marked as done."""
+        return {c: own for c, own in self._members().items() if not self._marker(c).is_file()}
 
     @staticmethod
     def _counted(items: Iterator[Decoded], bar: Bar) -> Iterator[Decoded]:
@@ -313,7 +338,7 @@ class CacheFolder:
             bar.advance()
 
     def _compute(
-        self, items: Iterator[Decoded], run: FeatureRunner
+        self, items: Iterator[Decoded], run: Runner
     ) -> tuple[npt.NDArray[Any], dict[int, str]]:
         """Computes rows [images of the chunk, views, *neck]; names the images that failed."""
         rows: list[npt.NDArray[Any]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -50,6 +50,7 @@ def fit_sigmoid_head(
     resume: bool = False,
     progress: bool = True,
     on_epoch: EpochCallback | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains the sigmoid branch in place; nothing else of `dual` changes.
 
@@ -71,6 +72,7 @@ def fit_sigmoid_head(
             asked for where the schedule is constant.
         progress: whether progress bars are shown on standard error.
         on_epoch: called with the metrics after each epoch is saved, in every process.
+        say: is told, in words, what computes features that are kept; None tells nobody.
 
     Returns:
         Metrics of every epoch, and what was trained on.
@@ -86,7 +88,7 @@ def fit_sigmoid_head(
         BackendUnavailableError: CUDA was asked for and isn't there.
         KeyboardInterrupt: Ctrl-C; the checkpoint is saved.
     """
-    run = _Run(run_dir, resume, progress, on_epoch)
+    run = _Run(run_dir, resume, progress, on_epoch, say or _silent)
     return _train(dual, "sigmoid", views, settings, reading, class_names, run)
 
 
@@ -101,6 +103,7 @@ def fit_softmax_head(
     resume: bool = False,
     progress: bool = True,
     on_epoch: EpochCallback | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Trains the softmax head in place by cross-entropy, and freezes it again.
 
@@ -120,6 +123,7 @@ def fit_softmax_head(
         resume: as for `fit_sigmoid_head`.
         progress: as for `fit_sigmoid_head`.
         on_epoch: as for `fit_sigmoid_head`.
+        say: as for `fit_sigmoid_head`.
 
     Returns:
         As `fit_sigmoid_head`; its `positive_weight` is None.
@@ -129,7 +133,7 @@ def fit_softmax_head(
             `fit_sigmoid_head` raises.
     """
     _check_softmax(settings or TrainSettings())
-    run = _Run(run_dir, resume, progress, on_epoch)
+    run = _Run(run_dir, resume, progress, on_epoch, say or _silent)
     return _train(dual, "softmax", views, settings, reading, class_names, run)
 
 
@@ -152,6 +156,11 @@ class _Run:
     resume: bool
     progress: bool
     on_epoch: EpochCallback | None
+    say: Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    del text
 
 
 def _train(
@@ -165,7 +174,9 @@ def _train(
 ) -> TrainResult:
     """Trains one of the two heads; see `fit_sigmoid_head`."""
     settings = _filled_in(settings or TrainSettings(), dual, head)
+    reading = reading or Reading()
     _check_call(dual, views, run)
+    _check_features(settings, reading)
     matched = _with_classes(views, settings, dual, class_names)
     dual.check_finite(sigmoid=False)
     with join_world(settings.device) as world:
@@ -178,10 +189,11 @@ def _train(
             dual=dual,
             views=matched,
             settings=settings,
-            reading=reading or Reading(),
+            reading=reading,
             world=world,
             head=head,
             progress=run.progress,
+            say=run.say,
         ).make()
         if settings.labels == "predicted":
             samples = with_predictions(samples, dual, world, settings.temperature, class_names)
@@ -265,6 +277,14 @@ def _check_call(dual: DualBranch, views: TrainingViews, run: _Run) -> None:
         )
     if run.resume and run.folder is None:
         raise UsageError("resume needs run_dir, the folder with the checkpoint")
+
+
+def _check_features(settings: TrainSettings, reading: Reading) -> None:
+    if not settings.cached and reading.features_by == "onnxruntime":
+        raise UsageError(
+            "views that are new in every epoch go through PyTorch, and features by ONNX Runtime "
+            "were asked for; keep features (cached=True, --cached), or leave features_by out"
+        )
 
 
 def _fit(fit: Fit, head: Head, resume: bool) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class SampleSource:
         views: with the class ids of the model, unless the labels are predicted.
         world: the processes of this run.
         head: whose neck the samples come out of.
+        say: is told what computes features that are kept.
     """
 
     dual: DualBranch
@@ -64,6 +65,7 @@ class SampleSource:
     world: World
     head: HeadName
     progress: bool
+    say: Callable[[str], None]
 
     def make(self) -> SampleSet:
         """Computes the features, or finds them in the cache; or sets up live views."""
@@ -86,6 +88,8 @@ class SampleSource:
             workers=self.reading.workers,
             strict=self.reading.strict,
             progress=self.progress,
+            features_by=self.reading.features_by,
+            say=self.say,
         )
         failed = np.array(list(cache.failed), np.int64)
         train, held = _split(np.setdiff1d(np.arange(len(self.views)), failed), self.settings)

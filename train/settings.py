@@ -12,6 +12,7 @@ from sigcam.classifier.fresh import Init
 from sigcam.core.annotations import check_fields
 from sigcam.core.errors import UsageError
 from sigcam.train.feature_cache import CacheType
+from sigcam.train.features_by import FeaturesBy
 
 Optimizer = Literal["adam", "lbfgs"]
 Schedule = Literal["constant", "cosine"]
@@ -184,11 +185,15 @@ class Reading:
         workers: decoding threads; the cores, at most 8, when None.
         strict: whether an unreadable image is an error. If not, it is left out and
             listed in the result.
+        features_by: what computes features that are kept: "torch"; "onnxruntime", on the CPU; or
+            "auto", the faster one. Both compute the same to 1e-5 of the largest feature, which
+            is tried before. Views that are new in every epoch go through PyTorch.
     """
 
     cache_dir: Path | None = None
     workers: int | None = None
     strict: bool = False
+    features_by: FeaturesBy = "auto"
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(dual, views, where, **options):
+    options = {"features_by": "torch", **options}  # no run but those that fill it
     return build_cache(dual, views, ALONE, cache_dir=where, progress=False, **options)
 
 
