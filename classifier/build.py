@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sigcam.classifier.branch_file import BranchInfo, read_branch
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.fresh import computed_copy
+from sigcam.classifier.onnx.classes import remake_last_layer
+from sigcam.classifier.onnx.load import OnnxClassifier
 from sigcam.classifier.task import names_for
 from sigcam.classifier.zoo import load_model, takes_num_classes
 from sigcam.core.annotations import checked
@@ -189,7 +191,8 @@ def replace_classes(
     """Copies a classifier and re-makes the last layer of the copy for other classes.
 
     The last layer is the last `nn.Linear` or 1x1 `nn.Conv2d` in the order in which the
-    model's modules were registered. It gets fresh parameters, as torch initialises them.
+    model's modules were registered; of an ONNX file, the linear layer that its output comes
+    from. It gets fresh parameters, as torch initialises them.
 
     Args:
         model: the classifier; it isn't changed.
@@ -210,11 +213,15 @@ def replace_classes(
     if task == "binary" and num_classes != 2:
         raise UsageError(f"the task binary has 2 classes, got {num_classes}")
     copied = computed_copy(model)
-    name, layer = _last_layer(copied)
+    num_logits = 1 if task == "binary" else num_classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            new = _remade(layer, 1 if task == "binary" else num_classes)
+            if isinstance(copied, OnnxClassifier):
+                remake_last_layer(copied, num_logits)
+                return copied
+            name, layer = _last_layer(copied)
+            new = _remade(layer, num_logits)
         except (RuntimeError, TypeError) as exc:  # torch's words for too large a tensor
             raise ModelError(
                 f"a last layer for {num_classes} classes can't be made: too large; look at the "
