@@ -21,6 +21,10 @@ from sigcam.runtime.model import ModelOutputs
 __all__ = ["Batcher", "Item", "Owner"]
 
 
+_LONGEST_END = 30.0
+"""Seconds that the last run may take."""
+
+
 class Owner(Protocol):
     """Who an item belongs to: a request. Called from the thread of a batcher."""
 
@@ -90,7 +94,6 @@ class Batcher:
         self._queue: deque[Item] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        # A daemon: a backend that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -106,11 +109,14 @@ class Batcher:
         return len(self._queue)
 
     def close(self) -> None:
-        """Ends the thread when all that waits has been run, and waits for that."""
+        """Ends the thread when all that waits has been run, and waits for that.
+
+        Not for ever: a backend that hangs must not keep the process from ending.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_LONGEST_END)
 
     def _work(self) -> None:
         while batch := self._next():

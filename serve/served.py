@@ -22,7 +22,7 @@ from sigcam.serve.inputs import ENCODED, IMAGE
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.outputs import Size, available
 from sigcam.serve.protocol.datatypes import datatype_of
-from sigcam.serve.protocol.errors import overloaded
+from sigcam.serve.protocol.errors import overloaded, too_late
 from sigcam.serve.protocol.metadata import tensor_metadata
 from sigcam.serve.repository import ModelPlace
 
@@ -153,16 +153,12 @@ class ServedModel:
             raise overloaded(self.name, self._options.queue_images)
         self._images += images
 
-    def _grow(self, images: int) -> None:
-        with self._lock:
-            self._take(images)
-
     def _release(self, images: int) -> None:
-        with self._lock:
-            self._images -= images
-            self._tickets -= 1
-            if not self._tickets:
-                self._lock.notify_all()
+        """Counts a request and its images out, with the lock held."""
+        self._images -= images
+        self._tickets -= 1
+        if not self._tickets:
+            self._lock.notify_all()
 
     def _lane(self, name: str) -> Batcher:
         """Returns the queue of requests of one pass, or of several, which would hold those up."""
@@ -236,16 +232,20 @@ class Ticket:
         """Counts all images of the request, once they are known.
 
         Raises:
-            RequestError: there is no room for so many.
+            RequestError: there is no room for so many, or the request is over meanwhile.
         """
-        self.served._grow(images - self._images)
-        self._images = images
+        with self.served._lock:
+            if not self._open:
+                raise too_late()
+            self.served._take(images - self._images)
+            self._images = images
 
     def close(self) -> None:
         """Lets the model go."""
-        if self._open:
-            self._open = False
-            self.served._release(self._images)
+        with self.served._lock:
+            if self._open:
+                self._open = False
+                self.served._release(self._images)
 
     def __enter__(self) -> Ticket:  # noqa: PYI034 (Self is new in Python 3.11)
         return self

@@ -41,6 +41,10 @@ __all__ = ["Work"]
 T = TypeVar("T")
 
 
+def _read_before() -> InferRequest:
+    raise AssertionError("a request is read once")
+
+
 class Work(Generic[T]):
     """One request in work. Its future gets the answer, as `write` returned it, or an error.
 
@@ -160,6 +164,7 @@ class Work(Generic[T]):
         served, options = self._served, self._options
         model, name = served.model, served.name
         request = self._read_request()
+        self._read_request = _read_before  # it holds the request's body
         self.record.id = request.id
         self._shorten(timeout_of(request.parameters, options.request_timeout))
         wishes = wishes_of(request.parameters)

@@ -115,6 +115,18 @@ def test_a_full_queue_refuses_at_once_and_takes_again(serve, artifact, crowd, mo
     until(lambda: served.images == 0)
 
 
+def test_a_request_that_is_over_holds_no_places(client):
+    served = client.service.models.get("tiny")
+    ticket = served.admit()
+    ticket.hold(5)
+    assert (served.images, served.tickets) == (5, 1)
+    ticket.close()
+    with pytest.raises(RequestError):
+        ticket.hold(6)  # its images were counted after its client had gone
+    ticket.close()
+    assert (served.images, served.tickets) == (0, 0)
+
+
 def test_deadlines(client, crowd, monkeypatch, png):
     served = client.service.models.get("tiny")
     gate = Gate(served, monkeypatch)
