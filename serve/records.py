@@ -13,7 +13,7 @@ class Record:
     """The course of one request. Times are seconds of `time.perf_counter`; 0 what it didn't reach.
 
     Attributes:
-        model, version: what was asked.
+        model, version: what was asked; empty where there is no such model.
         id: the request's own id; None without one.
         images: how many it brought.
         status: the HTTP status of the answer; 499 where the client was gone.

@@ -24,6 +24,7 @@ from sigcam.serve.outputs import Size, available
 from sigcam.serve.protocol.datatypes import datatype_of
 from sigcam.serve.protocol.errors import overloaded, too_late
 from sigcam.serve.protocol.metadata import tensor_metadata
+from sigcam.serve.records import Record
 from sigcam.serve.repository import ModelPlace
 
 __all__ = ["BackendChoice", "ServedModel", "Ticket"]
@@ -239,6 +240,10 @@ class Ticket:
                 raise too_late()
             self.served._take(images - self._images)
             self._images = images
+
+    def record(self) -> Record:
+        """Returns a record of the request, as far as it is known."""
+        return Record(self.served.name, self.served.version, arrived=self.arrived)
 
     def close(self) -> None:
         """Lets the model go."""

@@ -14,19 +14,16 @@ from sigcam.core.errors import ImageError, SigcamError, UsageError
 from sigcam.images.decode import limit_opencv
 from sigcam.serve.models import Models
 from sigcam.serve.options import ServeOptions
-from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.protocol.errors import RequestError, client_has_gone
 from sigcam.serve.protocol.messages import InferRequest, InferResponse
 from sigcam.serve.records import Observer, Record
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice, Ticket
 from sigcam.serve.work import Work
 
-__all__ = ["GONE", "Service", "refusal"]
+__all__ = ["Service", "refusal"]
 
 T = TypeVar("T")
-
-GONE = 499
-"""The status that is noted for a request whose client has gone; nobody is told it."""
 
 _log = logging.getLogger("sigcam.serve")
 
@@ -87,9 +84,28 @@ class Service:
         Raises:
             RequestError: an unknown model, a full queue, or a server that is about to end.
         """
-        if self.closing:
-            raise RequestError("the server is about to end; ask another one", 503, 1)
-        return self.models.get(name, version).admit()
+        arrived = time.perf_counter()
+        served = None
+        try:
+            if self.closing:
+                raise RequestError("the server is about to end; ask another one", 503, 1)
+            served = self.models.get(name, version)
+            return served.admit()
+        except RequestError as exc:
+            known = ("", "") if served is None else (served.name, served.version)
+            self.refused(Record(*known, arrived=arrived), exc)
+            raise
+
+    def refused(self, record: Record, error: RequestError) -> None:
+        """Tells the observers of a request that never came to be worked on.
+
+        Args:
+            record: what is known of it. Names of models that aren't served are left out: clients
+                can think of any number of them.
+            error: what its client is told.
+        """
+        _note(record, error)
+        self.tell(record)
 
     async def infer(
         self,
@@ -117,7 +133,7 @@ class Service:
             work.start()
             return await _first(work, gone)
         except asyncio.CancelledError:
-            _note(work.record, RequestError("the client has gone", GONE))
+            _note(work.record, client_has_gone())
             raise
         except BaseException as exc:
             error = refusal(exc)
@@ -155,7 +171,7 @@ async def _first(work: Work[T], gone: Callable[[], Awaitable[None]] | None) -> T
     finally:
         watch.cancel()
     if not work.future.done():
-        raise RequestError("the client has gone", GONE)
+        raise client_has_gone()
     return work.future.result()
 
 

@@ -66,6 +66,8 @@ class Statistics:
     def request_done(self, record: Record) -> None:
         """Counts a request that is over."""
         with self._lock:
+            if not record.model:  # of a model that isn't served
+                return
             counts = self._counts[record.model, record.version]
             if record.status != 200:
                 counts.parts["fail"].add(record.seconds)

@@ -32,7 +32,6 @@ from sigcam.serve.outputs import (
 )
 from sigcam.serve.protocol.errors import RequestError, too_late
 from sigcam.serve.protocol.messages import InferRequest, InferResponse, RequestedOutput
-from sigcam.serve.records import Record
 from sigcam.serve.served import Ticket
 from sigcam.serve.wishes import Wishes, timeout_of, wishes_of
 
@@ -88,10 +87,8 @@ class Work(Generic[T]):
         self._calls: list[ExplainCall] = []
         self._rows: list[tuple[ModelOutputs, int, list[Explanation] | None] | None] = []
         self._left = 0
-        self.record = Record(
-            self._served.name, self._served.version, arrived=ticket.arrived,
-            received=time.perf_counter(),
-        )  # fmt: skip
+        self.record = ticket.record()
+        self.record.received = time.perf_counter()
 
     def start(self) -> None:
         """Begins."""

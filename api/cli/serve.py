@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sigcam.cli.common import backend_options, options, reports_errors, say
 from sigcam.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from sigcam.runtime.backends.base import HeatmapKind
 
 TOKEN_VARIABLE = "SIGCAM_SERVE_TOKEN"  # noqa: S105 (the variable's name)
 KEY_PASSWORD_VARIABLE = "SIGCAM_SERVE_KEY_PASSWORD"  # noqa: S105
@@ -117,11 +120,22 @@ _server_options = options(
 )  # fmt: skip
 
 
+_heatmaps_option = click.option(
+    "--heatmaps",
+    type=click.Choice(["float32", "uint8", "lazy"]),
+    default="lazy",
+    show_default=True,
+    help="What a GPU makes of an artifact of the profile split for every image: heatmaps, or CAMs "
+    "alone (lazy), of which the CPU makes the heatmaps that are asked for.",
+)
+
+
 @click.command(name="serve")
 @click.argument("models", nargs=-1, required=True)
 @_server_options
 @_limit_options
 @backend_options
+@_heatmaps_option
 @reports_errors
 def command(
     models: tuple[str, ...],
@@ -131,6 +145,7 @@ def command(
     token_file: Path | None,
     no_verify: bool,
     backend_options: dict[str, Any],
+    heatmaps: HeatmapKind,
     **more: Any,
 ) -> None:
     """Serve MODELS over HTTP, by the Open Inference Protocol, version 2.
@@ -142,7 +157,7 @@ def command(
     """
     import uvicorn  # noqa: F401 (before anything else: tells what is to be installed)
 
-    from sigcam.runtime.backends.base import BackendOptions
+    from sigcam.runtime.backends.base import BackendOptions, HeatmapOptions
     from sigcam.serve.options import ServeOptions
     from sigcam.serve.processes import run_workers
     from sigcam.serve.served import BackendChoice
@@ -155,7 +170,9 @@ def command(
     more["max_classes"] = more.pop("max_request_classes")
     limits = ServeOptions(**more)
     name = backend_options.pop("backend")
-    backend = BackendOptions(**backend_options, batch_size=limits.batch_size)
+    backend = BackendOptions(
+        **backend_options, batch_size=limits.batch_size, heatmaps=HeatmapOptions(heatmaps)
+    )
     settings = ServerSettings(
         models,
         BackendChoice(name, backend, not no_verify),

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -19,7 +19,7 @@ from sigcam.serve.http.health import health_routes
 from sigcam.serve.http.infer import infer_routes
 from sigcam.serve.http.repository import repository_routes
 from sigcam.serve.protocol.errors import RequestError
-from sigcam.serve.service import GONE, Service, refusal
+from sigcam.serve.service import Service, refusal
 from sigcam.serve.statistics import Statistics
 
 __all__ = ["make_app"]
@@ -71,7 +71,6 @@ def make_app(
         middleware=middleware,
         exception_handlers={
             SigcamError: _told,
-            ClientDisconnect: _left,
             HTTPException: _of_http,
             Exception: _told,
         },
@@ -80,11 +79,6 @@ def make_app(
 
 async def _told(_: Request, error: Exception) -> Response:
     return error_response(refusal(error))
-
-
-async def _left(_: Request, error: Exception) -> Response:
-    del error
-    return error_response(RequestError("the client has gone", GONE))
 
 
 async def _of_http(request: Request, error: Exception) -> Response:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.protocol.errors import RequestError, client_has_gone
 
 __all__ = ["header", "read_body"]
 
@@ -39,8 +38,7 @@ async def read_body(scope: Scope, receive: Receive, most: int, seconds: float) -
         seconds: that it may take.
 
     Raises:
-        RequestError: too long (413), too slow (408), or compressed (415).
-        ClientDisconnect: the client has gone.
+        RequestError: too long (413), too slow (408), or compressed (415); or its client has gone.
     """
     length = header(scope, b"content-length")
     if length is not None and length.isdecimal() and int(length[:20]) > most:
@@ -64,7 +62,7 @@ async def _collect(receive: Receive, most: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise client_has_gone()
         part = message.get("body", b"")
         total += len(part)
         if total > most:

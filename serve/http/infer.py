@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from sigcam.serve.http.answers import HEADER_LENGTH, error_response, infer_answer
+from sigcam.serve.http.answers import HEADER_LENGTH, infer_answer
 from sigcam.serve.http.body import header, read_body
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.requests import decode_request
-from sigcam.serve.service import GONE, Service
+from sigcam.serve.service import Service
 
 __all__ = ["client_gone", "infer_routes"]
 
@@ -29,11 +29,12 @@ def infer_routes(service: Service) -> list[Route]:
         name = request.path_params["name"]
         scope, receive, options = request.scope, request.receive, service.options
         with service.admit(name, request.path_params.get("version")) as ticket:
-            length = _header_length(header(scope, HEADER_LENGTH.lower().encode()))
             try:
+                length = _header_length(header(scope, HEADER_LENGTH.lower().encode()))
                 body = await read_body(scope, receive, options.request_bytes, options.body_timeout)
-            except ClientDisconnect:
-                return error_response(RequestError("the client has gone", GONE))
+            except RequestError as exc:
+                service.refused(ticket.record(), exc)
+                raise
             return await service.infer(
                 ticket,
                 partial(decode_request, body, length, name),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from sigcam.core.errors import SigcamError
 
-__all__ = ["RequestError", "not_found", "overloaded", "too_late"]
+__all__ = ["GONE", "RequestError", "client_has_gone", "not_found", "overloaded", "too_late"]
+
+GONE = 499
+"""The status that is noted for a request whose client has gone."""
 
 
 class RequestError(SigcamError):
@@ -56,6 +59,16 @@ def overloaded(model: str, images: int, retry_after: int = 1) -> RequestError:
         429,
         retry_after,
     )
+
+
+def client_has_gone() -> RequestError:
+    """Returns the error for a request whose client has gone: noted, and told to nobody.
+
+    Example:
+        >>> client_has_gone().status == GONE
+        True
+    """
+    return RequestError("the client has gone", GONE)
 
 
 def too_late() -> RequestError:

@@ -239,7 +239,12 @@ def test_observers_are_told_of_every_request(serve, artifact, png):
     client = serve(f"tiny={artifact}", observers=[observer])
     client.post(INFER, json=body(encoded(png, png), id="7"))
     client.post(INFER, json=body(encoded(b"bad")))
-    good, bad = observer.records
+    client.post("/v2/models/none/infer", json={})
+    client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"})
+    good, bad, unknown, compressed = observer.records
+    assert (unknown.model, unknown.status, compressed.model, compressed.status) == (
+        "", 404, "tiny", 415,
+    )  # fmt: skip
     assert (good.model, good.version, good.id, good.images, good.status) == (
         "tiny", "1", "7", 2, 200,
     )  # fmt: skip
