@@ -1,4 +1,4 @@
-"""One connection: uvicorn's for HTTP/1.1, which also closes those that never ask anything.
+"""One connection: uvicorn's for HTTP/1.1, which also ends those that never ask or never read.
 
 It is the one on h11, which refuses heads of more than 64 KiB by itself. httptools would take 0.1
 to 0.2 ms less for a request, out of some 30 ms that an image takes, and has no such limit.
@@ -14,13 +14,15 @@ __all__ = ["Connection"]
 
 
 class Connection(H11Protocol):
-    """Closes itself when the head of a request doesn't come within the keep-alive time.
+    """Closes itself when nothing goes on for the keep-alive time.
 
-    uvicorn itself begins to count after the first answer only: who connects and says nothing, or a
-    byte now and then, would stay for ever.
+    That is: the head of a request doesn't come whole, or of an answer that waits to be sent nothing
+    is taken. uvicorn itself counts between requests only: who connects and says nothing, or a byte
+    now and then, would stay for ever, and who doesn't read would keep his answer in memory.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begins to wait for the first request."""
@@ -36,6 +38,20 @@ class Connection(H11Protocol):
         """Ends all waiting."""
         super().connection_lost(exc)
         self._end_waiting()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Begins to wait for the client to take what was written."""
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Ends that, as some of it was taken."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _wait_for_head(self) -> None:
         """Begins to wait where no request is being answered, and ends that where one is."""

@@ -7,11 +7,14 @@ import socket
 import threading
 import time
 
+import cv2
+import numpy as np
 import pytest
 import uvicorn
 
 from sigcam.serve.http.connection import Connection
 from sigcam.serve.server import listen
+from tests.serve.requests import INFER, binary, elements
 
 SECONDS = 1
 
@@ -52,6 +55,27 @@ def closed_after(connection, slowly=b""):
 def test_who_does_not_ask(port, said):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         assert 0.8 * SECONDS < closed_after(connection, said) < 4 * SECONDS
+
+
+def test_who_does_not_read_his_answer(port):
+    large = cv2.imencode(".png", np.zeros((2500, 2500, 3), np.uint8))[1].tobytes()
+    asked = binary(
+        {"encoded_image": ("BYTES", [1], elements([large]))}, ["heatmap"], parameters={"top_k": 4}
+    )
+    content, length = asked["content"], asked["headers"]["Inference-Header-Content-Length"]
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: x\r\nInference-Header-Content-Length: {length}\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(head.encode() + content)
+        assert connection.recv(17) == b"HTTP/1.1 200 OK\r\n"
+        time.sleep(1.5 * SECONDS)
+        got = 0
+        with contextlib.suppress(OSError):
+            while data := connection.recv(1 << 20):
+                got += len(data)
+        assert got < 4 * 4 * 2500 * 2500
 
 
 @pytest.mark.slow
