@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -72,8 +72,8 @@ class Output:
             and "w" for the number of classes and the size of the CAMs.
         make: returns the elements, and the sizes after the batch's axis.
         about: what it is, in a few words.
-        pixel_bytes: bytes for each pixel of the image and class; 0 where the size of the image
-            doesn't matter.
+        pixel_bytes: bytes for each pixel of the image and class, before they are compressed; 1 at
+            least where a heatmap is needed, 0 where the size of the image doesn't matter.
         is_file: whether its elements are files, which JSON can't hold.
         draws: whether the image itself is needed.
     """
@@ -159,13 +159,13 @@ def check_size(
     for one in wanted:
         own = OUTPUTS[one.name].pixel_bytes
         # Numbers in JSON take some ten characters each, and a Python object meanwhile.
-        each += own if one.binary or OUTPUTS[one.name].is_file else own and 60
+        is_array = OUTPUTS[one.name].datatype != "BYTES"
+        each += 60 if own and is_array and not one.binary else own
     if pixels * each > options.response_bytes:
         raise RequestError(
             f"the maps that are asked for take {pixels * each} bytes before they are compressed, "
             f"and this server makes {options.response_bytes} at most; ask for fewer classes or "
-            "images, for smaller images, for boxes or cams instead, or start it with a larger "
-            "--response-bytes"
+            "images, for smaller images, or for cams, or start it with a larger --response-bytes"
         )
 
 
@@ -299,11 +299,23 @@ def _files(write: Callable[[Explanation, float], bytes]) -> Callable[[Results], 
 
     def make(results: Results) -> tuple[Elements, tuple[int, ...]]:
         made = [
-            write(explanation, one.threshold) for one in results for explanation in one.explanations
+            write(_forgetful(explanation), one.threshold)
+            for one in results
+            for explanation in one.explanations
         ]
         return made, (len(results[0].explanations),)
 
     return make
+
+
+def _forgetful(explanation: Explanation) -> Explanation:
+    """Returns an Explanation that keeps its heatmap for no longer than one output, if it is large.
+
+    Those of a hundred classes of a large photograph would fill the memory. Small ones are kept: the
+    next output wants them again.
+    """
+    width, height = explanation.size
+    return explanation if width * height <= _KEPT_PIXELS else replace(explanation)
 
 
 # Along a row, an enlarged CAM rises by equal steps, which this filter makes zeros of: of all
@@ -338,6 +350,8 @@ def _explanation(explanation: Explanation, threshold: float) -> bytes:
     del entries["source"]  # clients name no files
     return json.dumps(entries, ensure_ascii=False, allow_nan=False).encode()
 
+
+_KEPT_PIXELS = 1_000_000
 
 _OWN = ("logits", "class_ids_out", "evidence_logits", "cams")
 _OF_THE_SIGMOID_BRANCH = ("evidence_logits", "evidence")
@@ -374,10 +388,11 @@ OUTPUTS: dict[str, Output] = {
         "the map over the image, as JPEG files", 3, True, True,
     ),
     "boxes": Output(
-        "BYTES", (-1,), _files(_boxes), "JSON: [[x0, y0, x1, y1], ...] in the image's pixels", 0
+        "BYTES", (-1,), _files(_boxes), "JSON: [[x0, y0, x1, y1], ...] in the image's pixels", 1
     ),
     "explanations": Output(
-        "BYTES", (-1,), _files(_explanation), "JSON: class, probability, evidence, boxes and more"
+        "BYTES", (-1,), _files(_explanation), "JSON: class, probability, evidence, boxes and more",
+        1,
     ),
 }  # fmt: skip
 """What every model gives; models without a sigmoid branch have no evidence."""

@@ -53,6 +53,7 @@ class Repository:
             UsageError: none, a name that two models have, or a folder without any.
         """
         self._sources = tuple(sources)
+        self._folders = frozenset(source for source in self._sources if _is_folder(source))
         if not self._sources:
             raise UsageError("a server needs a model; name an exported file, or a folder of them")
         if not self.places():
@@ -64,18 +65,19 @@ class Repository:
     @property
     def has_folder(self) -> bool:
         """Says whether there is a folder, whose models may be loaded and unloaded."""
-        return any(_is_folder(source) for source in self._sources)
+        return bool(self._folders)
 
     def places(self) -> dict[str, list[ModelPlace]]:
         """Returns the versions of each model by its name, the newest last.
 
         Raises:
-            UsageError: a name that two models have.
+            UsageError: a name that two models have, or a folder that is gone.
         """
         found: dict[str, list[ModelPlace]] = {}
         for source in self._sources:
             own: dict[str, list[ModelPlace]] = {}
-            for place in _places_of(source):
+            inside = source in self._folders
+            for place in _in_folder(Path(source)) if inside else [_place_of(source)]:
                 own.setdefault(place.name, []).append(place)
             for name, places in own.items():
                 if name in found:
@@ -91,16 +93,13 @@ def _is_folder(source: str) -> bool:
     return not source.startswith(_HUB) and Path(source).is_dir()
 
 
-def _places_of(source: str) -> Iterator[ModelPlace]:
-    if _is_folder(source):
-        yield from _in_folder(Path(source))
-        return
+def _place_of(source: str) -> ModelPlace:
     name, equals, path = source.partition("=")
     if not equals or "/" in name:
         name, path = "", source
     if not path.startswith(_HUB):
         path = str(Path(path).expanduser().absolute())
-    yield ModelPlace(name or _name_of(path), "1", path)
+    return ModelPlace(name or _name_of(path), "1", path)
 
 
 def _name_of(path: str) -> str:
@@ -113,11 +112,11 @@ def _name_of(path: str) -> str:
 
 
 def _in_folder(folder: Path) -> Iterator[ModelPlace]:
-    for entry in sorted(folder.iterdir()):
+    for entry in _entries(folder):
         if _is_model(entry):
             yield ModelPlace(_name_of(str(entry)), "1", str(entry.absolute()))
         elif entry.is_dir() and not entry.name.startswith("."):
-            for version in sorted(entry.iterdir()):
+            for version in _entries(entry):
                 if version.name.isascii() and version.name.isdigit() and version.is_dir():
                     file = _only_model(version)
                     if file is not None:
@@ -125,13 +124,22 @@ def _in_folder(folder: Path) -> Iterator[ModelPlace]:
 
 
 def _only_model(folder: Path) -> Path | None:
-    files = [one for one in sorted(folder.iterdir()) if _is_model(one)]
+    files = [one for one in _entries(folder) if _is_model(one)]
     if len(files) > 1:
         raise UsageError(
             f"{folder} holds {len(files)} models; a version's folder holds one file (and its head "
             "graph)"
         )
     return files[0] if files else None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as exc:
+        raise UsageError(
+            f"cannot list {folder}: {exc.strerror or exc}; put it back, or start the server anew"
+        ) from exc
 
 
 def _is_model(path: Path) -> bool:

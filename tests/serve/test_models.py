@@ -128,6 +128,15 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(serve, folder, png):
     reason(client.post("/v2/repository/index", json={"ready": 1}))
 
 
+def test_a_folder_that_is_gone(serve, folder, png):
+    client = serve(folder)
+    shutil.rmtree(folder)
+    asked = body(encoded(png), outputs=["labels"])
+    assert client.post("/v2/models/one/infer", json=asked).status_code == 200
+    for path in ("index", "models/one/load"):
+        assert "cannot list" in reason(client.post(f"/v2/repository/{path}"))
+
+
 def test_only_models_of_folders_may_be_changed_and_only_where_that_is_allowed(
     serve, folder, client
 ):

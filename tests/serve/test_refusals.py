@@ -209,6 +209,22 @@ def test_limits(serve, artifact, png):
     assert "bytes before they are compressed" in reason(client.post(INFER, **asked))
 
 
+def test_many_maps_of_a_large_photograph_do_not_fill_the_memory(client):
+    """Each of its heatmaps takes 36 MB as numbers, and none outlives the output it was made for."""
+    import tracemalloc
+
+    large = cv2.imencode(".png", np.zeros((3000, 3000, 3), np.uint8))[1].tobytes()
+    asked = body(encoded(large), outputs=["boxes", "explanations"], parameters={"classes": [0] * 9})
+    tracemalloc.start()
+    try:
+        assert len(tensors(client.post(INFER, json=asked))["boxes"]) == 9
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+    asked["parameters"] = {"classes": [0] * 90}
+    assert "bytes before they are compressed" in reason(client.post(INFER, json=asked))
+
+
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "", "9" * 30, "٣"])
 def test_lengths_of_the_json(client, length):
     headers = {"Inference-Header-Content-Length": length.encode()}
