@@ -176,6 +176,40 @@ def test_a_raw_request_is_a_file_and_nothing_else(client, png):
     assert "something else" in reason(client.post(INFER, content=b"{}", headers=headers))
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("size", [(2100, 1400), (700, 500), (56, 56), (3, 200)])
+def test_files_of_all_sizes_give_what_a_session_gives(client, session, image, suffix, size):
+    """Also where a JPEG is decoded smaller, and where the image is decoded again for an overlay."""
+    file = cv2.imencode(suffix, cv2.resize(image[:, :, ::-1], size))[1].tobytes()
+    (wanted,) = session.explain(file)
+    names = ["heatmap", "boxes", "overlay_png", "labels", "probabilities"]
+    asked = binary({"encoded_image": ("BYTES", [1], elements([file]))}, names)
+    found = tensors(client.post(INFER, **asked))
+    assert np.array_equal(found["heatmap"][0, 0], wanted.heatmap)
+    assert json.loads(found["boxes"][0]) == [list(box) for box in wanted.boxes()]
+    assert np.array_equal(_decoded(found["overlay_png"][0])[:, :, ::-1], wanted.overlay())
+    assert found["labels"] == [wanted.label.encode()]
+    assert found["probabilities"][0, wanted.class_id] == np.float32(wanted.probability)
+
+
+@pytest.mark.parametrize("rule", ["stretch", "letterbox"])
+@pytest.mark.parametrize("profile", ["fused", "split"])
+def test_other_kinds_of_models(serve, make_artifact, png, rule, profile):
+    from sigcam.core.spec import ClassSelection, Preprocessing
+
+    preprocessing = Preprocessing(height=56, width=56, rule=rule)
+    selection = ClassSelection("topk", 3)
+    path = make_artifact(preprocessing=preprocessing, profile=profile, classes=selection)
+    with load(path, "ort") as session:
+        wanted = session.explain(png, top_k=2)
+    asked = binary({"encoded_image": ("BYTES", [1], elements([png]))},
+                   ["heatmap", "cams", "class_ids_out"], parameters={"top_k": 2})  # fmt: skip
+    found = tensors(serve(f"tiny={path}").post(INFER, **asked))
+    assert np.array_equal(found["heatmap"][0], [one.heatmap for one in wanted])
+    assert np.array_equal(found["cams"][0], [one.cam for one in wanted])
+    assert found["class_ids_out"].tolist() == [[one.class_id for one in wanted]]
+
+
 def test_bytes_as_base64(client, png):
     output = {"name": "heatmap_png", "parameters": {"content_type": "base64"}}
     (text,) = tensors(client.post(INFER, json=body(encoded(png), outputs=[output])))["heatmap_png"]
