@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 
 from starlette.types import Receive, Scope
 
 from sigcam.serve.protocol.errors import RequestError, client_has_gone
 
 __all__ = ["header", "read_body"]
+
+_COMPRESSIONS = ("gzip", "deflate")
+_EITHER_HEADER = 32 + zlib.MAX_WBITS
+"""Has zlib tell by the first bytes whether it is gzip or its own format (HTTP's deflate)."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -38,22 +43,26 @@ async def read_body(scope: Scope, receive: Receive, most: int, seconds: float) -
         seconds: that it may take.
 
     Raises:
-        RequestError: too long (413), too slow (408), or compressed (415); or its client has gone.
+        RequestError: too long (413), too slow (408), or compressed in another way than gzip and
+            deflate (415); or its client has gone.
     """
     length = header(scope, b"content-length")
     if length is not None and length.isdecimal() and int(length[:20]) > most:
         raise _too_long(most)
-    encoding = header(scope, b"content-encoding")
-    if encoding not in (None, "", "identity"):
+    encoding = (header(scope, b"content-encoding") or "identity").strip().lower()
+    if encoding not in ("identity", *_COMPRESSIONS):
         raise RequestError(
-            f"the body is compressed ({encoding}), which this server doesn't take: images are "
-            "compressed already; send it as it is",
+            f"the body is compressed by {encoding[:40]!r}; this server takes "
+            f"{' and '.join(_COMPRESSIONS)}, and bodies as they are",
             415,
         )
     try:
-        return await asyncio.wait_for(_collect(receive, most), seconds)
+        body = await asyncio.wait_for(_collect(receive, most), seconds)
     except asyncio.TimeoutError:
         raise RequestError(f"the body didn't arrive within {seconds:g} s", 408) from None
+    if encoding == "identity":
+        return body
+    return await asyncio.to_thread(_inflated, body, encoding, most)
 
 
 async def _collect(receive: Receive, most: int) -> bytes:
@@ -70,6 +79,20 @@ async def _collect(receive: Receive, most: int) -> bytes:
         if not message.get("more_body", False):
             return part if not parts else b"".join((*parts, part))
         parts.append(part)
+
+
+def _inflated(body: bytes, encoding: str, most: int) -> bytes:
+    """Decompresses a body, and no more of it than allowed."""
+    stream = zlib.decompressobj(_EITHER_HEADER)
+    try:
+        found = stream.decompress(body, most + 1)
+    except zlib.error as exc:
+        raise RequestError(f"the body isn't {encoding}, as its header says: {exc}") from exc
+    if len(found) > most:
+        raise _too_long(most)
+    if not stream.eof or stream.unused_data:
+        raise RequestError(f"the body isn't whole, or more than one piece of {encoding}")
+    return found
 
 
 def _too_long(most: int) -> RequestError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import struct
 import zlib
 
@@ -81,8 +83,6 @@ def test_the_networks_own_input(client, changes, wanted):
 )
 def test_parameters(client, png, parameters, wanted):
     asked = body(encoded(png), outputs=["labels"], parameters=parameters)
-    import json
-
     told = reason(client.post(INFER, content=json.dumps(asked).replace("Infinity", "1e999")))
     assert wanted in told
     assert len(told) <= 3000
@@ -231,9 +231,21 @@ def test_lengths_of_the_json(client, length):
     reason(client.post(INFER, content=b"{}", headers=headers))
 
 
-def test_compressed_bodies(client):
-    headers = {"Content-Encoding": "gzip"}
-    assert "compressed" in reason(client.post(INFER, content=b"", headers=headers), 415)
+def test_compressed_bodies(client, png):
+    content = json.dumps(body(encoded(png), outputs=["labels"])).encode()
+    for name, packed in (("gzip", gzip.compress(content)), ("Deflate", zlib.compress(content))):
+        headers = {"Content-Encoding": name}
+        found = tensors(client.post(INFER, content=packed, headers=headers))
+        assert found["labels"] == ["red"]
+        for damaged in (packed[:-9], packed + b"x", packed + packed, b"", content):
+            told = reason(client.post(INFER, content=damaged, headers=headers))
+            assert told.startswith("the body isn't")
+    bomb = zlib.compress(b" " * (100 << 20), 9)
+    assert len(bomb) < 1 << 20
+    headers = {"Content-Encoding": "deflate"}
+    assert "longer than" in reason(client.post(INFER, content=bomb, headers=headers), 413)
+    headers = {"Content-Encoding": "br"}
+    assert "compressed by 'br'" in reason(client.post(INFER, content=b"", headers=headers), 415)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_observers_are_told_of_every_request(serve, artifact, png):
     client.post(INFER, json=body(encoded(png, png), id="7"))
     client.post(INFER, json=body(encoded(b"bad")))
     client.post("/v2/models/none/infer", json={})
-    client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"})
+    client.post(INFER, content=b"x", headers={"Content-Encoding": "br"})
     good, bad, unknown, compressed = observer.records
     assert (unknown.model, unknown.status, compressed.model, compressed.status) == (
         "", 404, "tiny", 415,
