@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import re
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -71,8 +73,7 @@ class Guard:
 
     def _refused(self, scope: Scope) -> RequestError | None:
         origin = header(scope, b"origin")
-        own = "" if origin is None else origin.partition("://")[2]
-        if origin is not None and origin not in self._origins and own != header(scope, b"host"):
+        if origin is not None and not self._may_ask(origin, header(scope, b"host") or ""):
             return RequestError(
                 "this server doesn't answer to pages of other origins; start it with "
                 "--allow-origin and the page's origin",
@@ -89,6 +90,26 @@ class Guard:
                 "a bearer token is wanted: send the header Authorization: Bearer TOKEN", 401
             )
         return None
+
+    def _may_ask(self, origin: str, host: str) -> bool:
+        """Says whether a web page may ask: one of the server's own, or of an allowed origin.
+
+        Without a token, a name that isn't this machine's proves nothing: whoever owns it may have
+        it mean 127.0.0.1 once his page is loaded (DNS rebinding).
+        """
+        if origin in self._origins:
+            return True
+        return origin.partition("://")[2] == host and (self._token is not None or _is_plain(host))
+
+
+def _is_plain(host: str) -> bool:
+    """Says whether a Host header is localhost or an address, with a port or without."""
+    name = re.sub(r":\d+$", "", host)
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return name == "localhost"
+    return True
 
 
 def _add_headers(message: MutableMapping[str, Any]) -> None:

@@ -36,7 +36,15 @@ def test_with_the_token_and_for_probes_without(serve, artifact, png):
 
 
 def test_pages_of_other_origins(client, serve, artifact):
-    assert client.get("/v2", headers={"Origin": "http://testserver"}).status_code == 200
+    for host in ("localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7"):
+        headers = {"Origin": f"http://{host}", "Host": host}
+        assert client.get("/v2", headers=headers).status_code == 200
+    # A name may have come to mean 127.0.0.1 after its owner's page was loaded.
+    for host in ("evil.example:8000", "testserver", "localhost.evil.example", "127.0.0.1.x", ""):
+        headers = {"Origin": f"http://{host}", "Host": host}
+        reason(client.get("/v2", headers=headers), 403)
+    own = {"Origin": "http://testserver", "Authorization": f"Bearer {TOKEN}"}
+    assert serve(f"tiny={artifact}", token=TOKEN).get("/v2", headers=own).status_code == 200
     for origin in ("https://evil.example", "null", "http://testserver:81", "http://["):
         response = client.get("/v2", headers={"Origin": origin})
         assert "other origins" in reason(response, 403)
