@@ -1,8 +1,8 @@
 """Images of many requests in one run of a model: what waits is taken together.
 
-A `Batcher` has one thread, in which its model runs. Whenever that is free, it takes the image that
-has waited longest and as many others as fit in one run with it. So batches grow with the load by
-themselves, and a lone image waits for nobody unless a delay is asked for.
+A `Batcher` has a thread, or a few, in which its model runs. Whenever one is free, it takes the
+image that has waited longest and as many others as fit in one run with it. So batches grow with the
+load by themselves, and a lone image waits for nobody unless a delay is asked for.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Item:
 
 
 class Batcher:
-    """A queue of images and the thread that runs them.
+    """A queue of images and the threads that run them.
 
     Example:
         batcher = Batcher(run, size=8, delay=0.0, name="cats")
@@ -78,15 +78,21 @@ class Batcher:
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Item]], None], size: int, delay: float, name: str
+        self,
+        run: Callable[[Sequence[Item]], None],
+        size: int,
+        delay: float,
+        name: str,
+        threads: int = 1,
     ) -> None:
-        """Starts the thread.
+        """Starts the threads.
 
         Args:
             run: runs a batch and hands out its results; what it raises ends the requests.
             size: most images in a batch.
             delay: most seconds that the first image of a batch waits for others.
-            name: of the thread.
+            name: of the threads.
+            threads: batches that are run at the same time.
         """
         self._run = run
         self._size = size
@@ -94,14 +100,18 @@ class Batcher:
         self._queue: deque[Item] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
+            for index in range(threads)
+        ]
+        for one in self._threads:
+            one.start()
 
     def put(self, items: Sequence[Item]) -> None:
         """Lets items wait for their runs. How many may wait is the caller's affair."""
         with self._changed:
             self._queue.extend(items)
-            self._changed.notify()
+            self._changed.notify(len(items))
 
     @property
     def waiting(self) -> int:
@@ -109,14 +119,15 @@ class Batcher:
         return len(self._queue)
 
     def close(self) -> None:
-        """Ends the thread when all that waits has been run, and waits for that.
+        """Ends the threads when all that waits has been run, and waits for that.
 
         Not for ever: a backend that hangs must not keep the process from ending.
         """
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(_LONGEST_END)
+            self._changed.notify_all()
+        for one in self._threads:
+            one.join(_LONGEST_END)
 
     def _work(self) -> None:
         while batch := self._next():

@@ -16,8 +16,8 @@ ImageFormat = Literal[
 ]
 
 _AT_LEAST_ONE = (
-    "batch_size", "queue_images", "request_images", "request_bytes", "max_pixels", "max_classes",
-    "max_passes", "response_bytes",
+    "batch_size", "parallel_runs", "queue_images", "request_images", "request_bytes", "max_pixels",
+    "max_classes", "max_passes", "response_bytes",
 )  # fmt: skip
 _SECONDS = ("request_timeout", "body_timeout", "drain_delay", "drain_timeout")
 _LONGEST = 24 * 3600.0
@@ -31,6 +31,8 @@ class ServeOptions:
         batch_size: most images in one run of a model's backend.
         batch_delay: most microseconds that the first image of a batch waits for others. 0: what
             is there when the backend is free makes a batch, which costs nobody any time.
+        parallel_runs: runs of a model's backend at the same time, which share the processors. With
+            more than one, each takes longer, and together they may do more on a CPU.
         queue_images: most images of a model that wait or are in work. A request that comes when
             so many are there is refused with status 429.
         request_images: most images in a request.
@@ -64,6 +66,7 @@ class ServeOptions:
 
     batch_size: int = 8
     batch_delay: int = 0
+    parallel_runs: int = 1
     queue_images: int = 24
     request_images: int = 16
     request_bytes: int = 32 << 20

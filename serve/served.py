@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from sigcam.core.cpus import thread_limit, usable_cpus
 from sigcam.core.errors import BackendError, BackendUnavailableError
+from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions, TensorInfo
 from sigcam.runtime.explain import run_together
 from sigcam.runtime.model import ExportedModel
@@ -47,21 +49,41 @@ class BackendChoice:
     options: BackendOptions = field(default_factory=BackendOptions)
     verify: bool = True
 
-    def open(self, path: str) -> ExportedModel:
+    def open(self, path: str, parallel_runs: int = 1) -> ExportedModel:
         """Opens a model.
 
         Idle threads of a backend don't spin, where it can be told so: a server's other threads,
-        which decode and encode images, want the processors meanwhile.
+        which decode and encode images, want the processors meanwhile. Runs at the same time share
+        the processors, unless the number of threads is given.
+
+        Args:
+            path: of the model.
+            parallel_runs: how many runs there may be at the same time.
 
         Raises:
             SigcamError: as `sigcam.load`.
         """
         source = path if path.startswith("hf://") else Path(path)
-        calm = replace(self.options, spinning=False)
+        wishes = self._wishes(path, parallel_runs)
         try:
-            return ExportedModel.open(source, self.name, calm, verify=self.verify)
-        except (BackendUnavailableError, ValueError):  # ValueError: UsageError, unknown option
+            options = replace(self.options, **wishes)
+            return ExportedModel.open(source, self.name, options, verify=self.verify)
+        except BackendUnavailableError:
+            if self.name != "auto":
+                raise
+            # "auto" leaves out backends that lack an option which is given.
             return ExportedModel.open(source, self.name, self.options, verify=self.verify)
+
+    def _wishes(self, path: str, parallel_runs: int) -> dict[str, Any]:
+        """Returns the options that a server chooses, of those that the backend understands."""
+        wishes: dict[str, Any] = {"spinning": False}
+        if self.options.threads is None and parallel_runs > 1:
+            wishes["threads"] = max(1, (thread_limit() or usable_cpus()) // parallel_runs)
+        name = "tensorrt" if self.name == "auto" and path.endswith(".engine") else self.name
+        if name == "auto":
+            return wishes
+        understood = backend_class(name).understands
+        return {key: value for key, value in wishes.items() if key in understood}
 
 
 class ServedModel:
@@ -82,7 +104,7 @@ class ServedModel:
             SigcamError: as `sigcam.load`.
         """
         self.name, self.version, self.place = place.name, place.version, place
-        self.model = choice.open(place.path)
+        self.model = choice.open(place.path, options.parallel_runs)
         self._options = options
         self._batch_ran = batch_ran
         self._lock = threading.Condition()
@@ -171,6 +193,7 @@ class ServedModel:
                     self._options.batch_size if one_pass else 1,
                     self._options.batch_delay / 1e6 if one_pass else 0.0,
                     f"sigcam-{self.name}-{name.replace(' ', '-')}",
+                    self._options.parallel_runs if one_pass else 1,
                 )
             return self._lanes[name]
 

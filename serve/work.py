@@ -8,6 +8,7 @@ pool makes maps and writes the answer.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -81,6 +82,7 @@ class Work(Generic[T]):
         self._timer = self._loop.call_at(
             self._loop.time() + self._deadline - time.perf_counter(), self._expire
         )
+        self._lock = threading.Lock()  # several runs may hand out its images at the same time
         self._over = False
         self._from_floats = False
         self._images: list[NamedImage] = []
@@ -120,16 +122,19 @@ class Work(Generic[T]):
 
     def in_batch(self, images: int, seconds: float) -> None:
         """Notes a run."""
-        self.record.batches.append(images)
-        self.record.backend += seconds
+        with self._lock:
+            self.record.batches.append(images)
+            self.record.backend += seconds
 
     def ran(
         self, index: int, outputs: ModelOutputs, row: int, made: list[Explanation] | None = None
     ) -> None:
         """Takes what became of an image; the last one lets the answer be written."""
-        self._rows[index] = outputs, row, made
-        self._left -= 1
-        if not self._left:
+        with self._lock:
+            self._rows[index] = outputs, row, made
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
             self.record.ran = time.perf_counter()
             self._submit(self._finish)
 

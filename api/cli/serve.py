@@ -42,6 +42,12 @@ _limit_options = options(
         "when the backend is free makes a batch.",
         0,
     ),
+    _count(
+        "--parallel-runs",
+        1,
+        "Runs of a model at the same time, which share the processors: each takes longer, and "
+        "together they may do more on a CPU.",
+    ),
     _count("--queue-images", 24, "Most images of a model that wait or are in work; then 429."),
     _count("--request-images", 16, "Most images in a request."),
     _count("--request-bytes", 32 << 20, "Most bytes of a request's body."),

@@ -46,9 +46,9 @@ class Runs:
 def make():
     made = []
 
-    def start(size=4, delay=0.0):
+    def start(size=4, delay=0.0, threads=1):
         runs = Runs()
-        batcher = Batcher(runs, size, delay, "test")
+        batcher = Batcher(runs, size, delay, "test", threads)
         made.append((batcher, runs))
         return batcher, runs
 
@@ -73,6 +73,19 @@ def test_a_lone_image_waits_for_nobody_and_what_waits_is_taken_together(make):
     runs.go.set()
     runs.wait(3)
     assert runs.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+
+def test_several_threads_run_batches_at_the_same_time(make):
+    batcher, runs = make(threads=2)
+    for index in range(7):
+        batcher.put(items(index))
+        runs.wait(min(index + 1, 2))
+    assert runs.batches == [[0], [1]]  # both are held back
+    runs.go.set()
+    runs.wait(3)
+    while batcher.waiting:
+        time.sleep(0.01)
+    assert sorted(one for batch in runs.batches for one in batch) == list(range(7))
 
 
 def test_kinds_are_not_mixed_and_keep_their_turns(make):

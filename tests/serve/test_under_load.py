@@ -90,6 +90,19 @@ def test_requests_share_batches_and_each_gets_its_own_answer(client, crowd, monk
     assert (told["inference_count"], told["execution_count"]) == (9, 3)
 
 
+def test_parallel_runs(serve, artifact, crowd, png):
+    """Images of one request that are run at the same time come together in their order."""
+    options = ServeOptions(batch_size=1, parallel_runs=3, queue_images=160)
+    client = serve(f"tiny={artifact}", options=options)
+    ids = {"name": "class_ids", "datatype": "INT64", "shape": [8, 1], "data": [0, 1, 2, 3] * 2}
+    asked = body(encoded(*[png] * 8), ids, outputs=["labels"])
+    answers = [crowd.submit(client.post, INFER, json=asked) for _ in range(20)]
+    for one in answers:
+        assert tensors(one.result())["labels"] == ["red", "green", "blue", "Warm"] * 2
+    options = client.service.models.get("tiny").model.backend._session.get_session_options()
+    assert options.intra_op_num_threads >= 1
+
+
 def test_a_full_queue_refuses_at_once_and_takes_again(serve, artifact, crowd, monkeypatch, png):
     client = serve(f"tiny={artifact}", options=ServeOptions(batch_size=2, queue_images=3,
                                                             request_images=3))  # fmt: skip
