@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sigcam.core.errors import ImageError
+from sigcam.core.errors import ImageError, ImageWarning
 from sigcam.core.spec import Preprocessing
 from sigcam.core.types import Array
-from sigcam.images.headers import format_of
+from sigcam.images.headers import format_of, read_header
 from sigcam.images.pixels import pixel_format
 from sigcam.images.preprocess import Original, Placement, place
 from sigcam.runtime.backends.base import TensorInfo
@@ -171,11 +171,29 @@ def _decoded(
                 f"{f'a {kind}' if kind else f'{len(data)} bytes of something else'}; in JSON, send "
                 'it as base64 with "parameters": {"content_type": "base64"}'
             )
-        read = read_image_for(data, preprocessing, options.max_pixels)
-        if isinstance(read, ImageError):
-            raise ImageError(f"{which}: {read}") from read
+        read = _read(data, kind, which, preprocessing, options.max_pixels)
         found.append(_lightened(read, data, preprocessing, keep_images))
     return found
+
+
+def _read(
+    data: bytes, kind: str, which: str, preprocessing: Preprocessing, max_pixels: int
+) -> NamedImage:
+    """Reads and prepares one file; what a session would warn of is refused here."""
+    if kind not in ("JPEG", "TIFF"):  # the pages of a TIFF may be the bands of one image
+        count = read_header(kind, data, which).frames
+        if count > 1:
+            raise ImageError(
+                f"{which} is a {kind} of {count} images; send the one that is meant as a file of "
+                "its own"
+            )
+    try:
+        read = read_image_for(data, preprocessing, max_pixels)
+    except ImageWarning as exc:  # where warnings are errors
+        raise ImageError(f"{which}: {exc}") from exc
+    if isinstance(read, ImageError):
+        raise ImageError(f"{which}: {read}") from read
+    return read
 
 
 def _lightened(

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from types import FrameType
 
 import uvicorn
 
-from sigcam.core.errors import SigcamError, UsageError
+from sigcam.core.errors import ImageWarning, SigcamError, UsageError
 from sigcam.serve.control import Control
 from sigcam.serve.http.app import make_app
 from sigcam.serve.http.connection import Connection
@@ -153,6 +154,8 @@ def run_server(
         SigcamError: a model can't be loaded.
     """
     service = Service(Repository(settings.sources), settings.choice, settings.options)
+    # Clients are told what they should know; each warning of another text would be kept for ever.
+    warnings.simplefilter("ignore", ImageWarning)
     _allow_connections()
     stop = threading.Event() if control is None else control.stop
     server = _Server(_config(settings, service), service, stop)

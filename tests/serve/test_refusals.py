@@ -173,6 +173,19 @@ def test_damaged_images(client, png):
     assert tensors(client.post(INFER, json=good))["labels"] == ["red"]
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".png", ".gif"])
+def test_animations(serve, artifact, suffix, tmp_path):
+    """A session warns that it reads the first image; a client would never hear of that."""
+    frames = [np.full((20, 30, 3), value, np.uint8) for value in (0, 100, 200)]
+    animation = cv2.Animation()
+    animation.frames, animation.durations = frames, [100] * 3
+    path = tmp_path / f"moving{suffix}"
+    assert cv2.imwriteanimation(str(path), animation)
+    client = serve(f"tiny={artifact}", options=ServeOptions(image_formats=("PNG", "WebP", "GIF")))
+    told = reason(client.post(INFER, json=body(encoded(path.read_bytes()))))
+    assert "of 3 images; send the one that is meant" in told
+
+
 def test_one_bad_image_of_several_is_named(client, png):
     told = reason(client.post(INFER, json=body(encoded(png, b"bad", png))))
     assert told.startswith("image 1 of input 'encoded_image'")
