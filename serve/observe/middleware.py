@@ -1,0 +1,132 @@
+"""What every request over HTTP passes: its id, its line in the log and its spans."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from sigcam.serve.observe.ended import Beginning, Ended, request_id, tell
+from sigcam.serve.records import Record
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from sigcam.serve.observe.tracing import Tracer
+
+_ENDED: ContextVar[list[Record] | None] = ContextVar("sigcam_ended", default=None)
+"""Takes the record of the request that the current task answers, when it is over."""
+
+REQUEST_ID = "sigcam.request_id"
+"""Where in its ASGI scope a request's id stands."""
+
+CLIENT_GONE = 499
+"""The status of a request whose client went before its answer, in the log alone: nginx's number."""
+
+_PROBES = ("/v2/health/", "/metrics")
+_OF_TRACES = (b"traceparent", b"tracestate")
+
+
+class LastRecord:
+    """Keeps the record of a request for whoever tells of its end, in the task that answered it.
+
+    Example:
+        >>> records = keep_record()
+        >>> LastRecord().request_done(Record("cat", "1"))
+        >>> records[0].model
+        'cat'
+    """
+
+    def batch_ran(self, model: str, version: str, images: int, seconds: float) -> None:
+        """Keeps nothing of a run: it is of several requests."""
+
+    def request_done(self, record: Record) -> None:
+        """Keeps the record."""
+        kept = _ENDED.get()
+        if kept is not None:
+            kept.append(record)
+
+
+def keep_record() -> list[Record]:
+    """Returns a list that gets the record of the request that this task answers.
+
+    Example:
+        >>> keep_record()
+        []
+    """
+    kept: list[Record] = []
+    _ENDED.set(kept)
+    return kept
+
+
+class Observed:
+    """An ASGI application that gives every request an id, and tells of its end.
+
+    Example:
+        app = Observed(app, find_tracer())
+    """
+
+    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
+        """Wraps an application.
+
+        Args:
+            app: answers the requests.
+            tracer: makes spans; None for none.
+        """
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or passes on what isn't one."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: str(value, "latin-1") for name, value in scope["headers"]}
+        beginning = Beginning(request_id(headers.get(b"x-request-id")))
+        scope[REQUEST_ID] = beginning.request_id
+        records = keep_record()
+        status = CLIENT_GONE  # until an answer begins
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = (b"x-request-id", beginning.request_id.encode("ascii"))
+                message = {**message, "headers": [*message.get("headers", ()), given]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            traces = {name.decode(): headers[name] for name in _OF_TRACES if name in headers}
+            record = records[0] if records else None
+            tell(_ended(scope, beginning, status, traces, record), self._tracer)
+
+
+def _ended(
+    scope: Scope, beginning: Beginning, status: int, traces: dict[str, str], record: Record | None
+) -> Ended:
+    route = getattr(scope.get("route"), "path", "")
+    if record is not None and record.status == CLIENT_GONE:
+        status = CLIENT_GONE
+    return Ended(
+        request_id=beginning.request_id,
+        name=f"{scope['method']} {route}".rstrip(),
+        path=scope["path"],
+        status=status,
+        started=beginning.started,
+        began=beginning.began,
+        seconds=beginning.seconds,
+        client=(scope.get("client") or ("",))[0],
+        record=record,
+        headers=traces,
+        attributes={
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "url.path": scope["path"],
+            "http.response.status_code": status,
+        },
+        is_probe=scope["path"].startswith(_PROBES),
+    )

@@ -1,0 +1,1 @@
+"""The page at `/`: one drops an image on it and sees prediction and map."""
