@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from typing import Any
 from sigcam.core.cpus import thread_limit, usable_cpus
 from sigcam.core.errors import SigcamError, UsageError
 from sigcam.serve.control import Action, Control
+from sigcam.serve.observe.logs import configure_logging
+from sigcam.serve.observe.metrics import FOLDER, forget_process
 from sigcam.serve.server import ServerSettings, listen, run_server
 
 __all__ = ["run_workers"]
@@ -63,8 +66,11 @@ def run_workers(
     supervisor = _Supervisor(settings, (host, holder.getsockname()[1]), count, when_ready)
     before = {one: signal.signal(one, supervisor.end) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
-        supervisor.run()
+        with tempfile.TemporaryDirectory(prefix="sigcam-metrics-") as folder:
+            os.environ[FOLDER] = folder  # where the workers add up what they count
+            supervisor.run()
     finally:
+        os.environ.pop(FOLDER, None)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -181,6 +187,7 @@ class _Supervisor:
         self.workers.remove(worker)
         worker.process.join()
         worker.pipe.close()
+        forget_process(worker.process.pid, os.environ[FOLDER])
         for number in list(self._changes):
             self._note_done(worker, number, ("a worker died meanwhile; try again", 503))
         if self.ending is not None:
@@ -242,7 +249,7 @@ def _work(
     unloaded: frozenset[str],
 ) -> None:
     """Is a worker: the whole of a process."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_format, settings.log_level)
     control = Control(pipe)
     try:
         run_server(

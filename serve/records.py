@@ -57,5 +57,8 @@ class Observer(Protocol):
     def batch_ran(self, model: str, version: str, images: int, seconds: float) -> None:
         """Is told of a run of a model's backend."""
 
+    def request_waits(self, model: str, version: str, change: int) -> None:
+        """Is told that one request more (1) or less (-1) waits for its first run."""
+
     def request_done(self, record: Record) -> None:
         """Is told of a request that is over, whatever became of it."""

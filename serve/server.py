@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from sigcam.core.errors import ImageWarning, SigcamError, UsageError
 from sigcam.serve.control import Control
-from sigcam.serve.http.app import make_app
+from sigcam.serve.http.around import make_server_app
 from sigcam.serve.http.connection import Connection
+from sigcam.serve.observe.logs import LogFormat, LogLevel
+from sigcam.serve.observe.metrics import Metrics
+from sigcam.serve.observe.tracing import Tracer, find_tracer
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice
@@ -52,6 +56,10 @@ class ServerSettings:
         key: file of its key.
         key_password: of the key's file.
         client_ca: file of the authorities whose certificates clients must have; None asks for none.
+        grpc_address: address and port for gRPC, with a colon between; None for none.
+        grpc_shared: whether several processes open that port.
+        log_format: of the lines on standard error.
+        log_level: the least important ones that are written.
     """
 
     sources: tuple[str, ...]
@@ -63,6 +71,10 @@ class ServerSettings:
     key: Path | None = None
     key_password: str | None = field(default=None, repr=False)
     client_ca: Path | None = None
+    grpc_address: str | None = None
+    grpc_shared: bool = False
+    log_format: LogFormat = "text"
+    log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
@@ -158,7 +170,7 @@ def run_server(
     warnings.simplefilter("ignore", ImageWarning)
     _allow_connections()
     stop = threading.Event() if control is None else control.stop
-    server = _Server(_config(settings, service), service, stop)
+    server = _Server(settings, service, stop)
     if control is not None:
         control.listen({"load": service.models.load, "unload": service.models.unload})
         service.load = partial(control.change, "load")
@@ -167,10 +179,12 @@ def run_server(
     loader.start()
     try:
         if load_first:
+            server.opened.set()
             loader.join()
         if server.error is None:
             server.run([opened()])
     finally:
+        server.opened.set()
         loader.join()
         service.close()
     if server.error is not None:
@@ -191,9 +205,9 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _config(settings: ServerSettings, service: Service) -> uvicorn.Config:
+def _config(settings: ServerSettings, service: Service, tracer: Tracer | None) -> uvicorn.Config:
     return uvicorn.Config(
-        make_app(service, settings.token, settings.origins),
+        make_server_app(service, Metrics(), settings.token, settings.origins, tracer),
         http=Connection,
         lifespan="off",
         ws="none",
@@ -219,9 +233,12 @@ class _Server(uvicorn.Server):
     port stays open until then, so that whoever asks gets an answer. Told a second time, it ends.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, stop: threading.Event) -> None:
-        super().__init__(config)
-        self._service = service
+    def __init__(self, settings: ServerSettings, service: Service, stop: threading.Event) -> None:
+        self._tracer = find_tracer()
+        super().__init__(_config(settings, service, self._tracer))
+        self._settings, self._service = settings, service
+        self._grpc: Any = None
+        self.opened = threading.Event()
         self._stop = stop
         self._since: float | None = None
         self.error: SigcamError | None = None
@@ -237,7 +254,27 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             raise
         else:
+            self.opened.wait()  # models may be quicker than the ports
             when_ready()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Opens the port of gRPC beside that of HTTP."""
+        if self._settings.grpc_address is not None:
+            from sigcam.serve.grpc.server import start_grpc  # an extra
+
+            try:
+                self._grpc = await start_grpc(self._service, self._settings, self._tracer)
+            except SigcamError as exc:
+                self.error = exc
+                self.should_exit = True
+        await super().startup(sockets)
+        self.opened.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the ports."""
+        if self._grpc is not None:
+            await self._grpc.stop(0.0 if self.force_exit else 1.0)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to end."""

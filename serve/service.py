@@ -128,7 +128,9 @@ class Service:
         Raises:
             RequestError: why it isn't answered; every error comes as one.
         """
-        work = Work(ticket, self.options, self._pool, read, write, by_json=by_json)
+        work = Work(
+            ticket, self.options, self._pool, read, write, self._waits, by_json=by_json
+        )
         try:
             work.start()
             return await _first(work, gone)
@@ -154,6 +156,10 @@ class Service:
         self.closing = self.draining = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.models.close()
+
+    def _waits(self, model: str, version: str, change: int) -> None:
+        for one in self.observers:
+            one.request_waits(model, version, change)
 
     def _batch_ran(self, model: str, version: str, images: int, seconds: float) -> None:
         for one in self.observers:

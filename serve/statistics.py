@@ -63,6 +63,9 @@ class Statistics:
             counts.executions += 1
             counts.batches[images].add(seconds)
 
+    def request_waits(self, model: str, version: str, change: int) -> None:
+        """Counts nothing: the protocol has no place for it."""
+
     def request_done(self, record: Record) -> None:
         """Counts a request that is over."""
         with self._lock:

@@ -60,6 +60,7 @@ class Work(Generic[T]):
         pool: Executor,
         read: Callable[[], InferRequest],
         write: Callable[[InferResponse], T],
+        waits: Callable[[str, str, int], None],
         *,
         by_json: bool,
     ) -> None:
@@ -71,6 +72,8 @@ class Work(Generic[T]):
             pool: the threads that read and write.
             read: reads the request.
             write: writes the answer.
+            waits: is told model, version and 1 when it begins to wait for its first run, and -1
+                when it doesn't any more.
             by_json: whether the carrier has no bytes but those asked for as binary data.
         """
         self._loop = asyncio.get_running_loop()
@@ -82,6 +85,7 @@ class Work(Generic[T]):
         self._timer = self._loop.call_at(
             self._loop.time() + self._deadline - time.perf_counter(), self._expire
         )
+        self._waits, self._waiting = waits, False
         self._lock = threading.Lock()  # several runs may hand out its images at the same time
         self._over = False
         self._from_floats = False
@@ -100,6 +104,7 @@ class Work(Generic[T]):
         """Ends it where nobody waits for the answer; what isn't running won't be run."""
         self._over = True
         self._timer.cancel()
+        self._wait(waiting=False)
 
     @property
     def is_over(self) -> bool:
@@ -108,6 +113,7 @@ class Work(Generic[T]):
 
     def begin(self, time: float) -> None:
         """Notes when the first image is run."""
+        self._wait(waiting=False)
         self.record.started = self.record.started or time
 
     def check(self, done: int, total: int) -> None:
@@ -149,6 +155,14 @@ class Work(Generic[T]):
             )
         self._over = True
         self._deliver(error)
+
+    def _wait(self, *, waiting: bool) -> None:
+        """Tells whether it waits for its first run, where that has changed."""
+        with self._lock:
+            if waiting == self._waiting or (waiting and self._over):
+                return
+            self._waiting = waiting
+            self._waits(self.record.model, self.record.version, 1 if waiting else -1)
 
     def _submit(self, step: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -192,6 +206,7 @@ class Work(Generic[T]):
         self._rows = [None] * len(self._images)
         self._left = len(self._images)
         self.record.decoded = time.perf_counter()
+        self._wait(waiting=True)
         served.put(
             [
                 Item(self, index, *pair)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,12 @@ _server_options = options(
         help="Port to listen on; 0 for any that is free.",
     ),
     click.option(
+        "--grpc-port",
+        type=click.IntRange(0, 65535),
+        help="Port for the protocol over gRPC, 8001 as a rule; 0 for any that is free.  [default: "
+        "no gRPC]",
+    ),
+    click.option(
         "--workers",
         type=click.IntRange(min=1),
         default=1,
@@ -121,6 +128,11 @@ _server_options = options(
                  f"{KEY_PASSWORD_VARIABLE}."),
     click.option("--tls-client-ca", "client_ca", type=click.Path(path_type=Path),
                  help="Authorities (PEM) whose certificate clients must show."),
+    click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
+                 show_default=True, help="Lines on standard error, for people or as JSON."),
+    click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]),
+                 default="info", show_default=True,
+                 help="The least important lines that are written; a request is info."),
     click.option("--no-verify", is_flag=True,
                  help="Load models without comparing them with their digests."),
 )  # fmt: skip
@@ -147,6 +159,7 @@ def command(
     models: tuple[str, ...],
     host: str,
     port: int,
+    grpc_port: int | None,
     workers: int,
     token_file: Path | None,
     no_verify: bool,
@@ -164,15 +177,17 @@ def command(
     import uvicorn  # noqa: F401 (before anything else: tells what is to be installed)
 
     from sigcam.runtime.backends.base import BackendOptions, HeatmapOptions
+    from sigcam.serve.observe.logs import configure_logging
     from sigcam.serve.options import ServeOptions
     from sigcam.serve.processes import run_workers
     from sigcam.serve.served import BackendChoice
     from sigcam.serve.server import ServerSettings, listen, run_server
 
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     settings_of_server = {
-        name: more.pop(name) for name in ("origins", "certificate", "key", "client_ca")
+        name: more.pop(name)
+        for name in ("origins", "certificate", "key", "client_ca", "log_format", "log_level")
     }
+    configure_logging(settings_of_server["log_format"], settings_of_server["log_level"])
     more["max_classes"] = more.pop("max_request_classes")
     limits = ServeOptions(**more)
     name = backend_options.pop("backend")
@@ -191,12 +206,28 @@ def command(
         say("anybody who reaches this address may ask: there is no --token-file")
     shown = f"[{host}]" if ":" in host else host
     with listen(host, port, hold=workers > 1) as opened:
+        if grpc_port is not None:
+            address = _grpc_address(host, grpc_port)
+            settings = replace(settings, grpc_address=address, grpc_shared=workers > 1)
         url = f"{settings.scheme}://{shown}:{opened.getsockname()[1]}"
-        say(f"listening on {url}; loading")
+        also = f", for gRPC on {settings.grpc_address}" if settings.grpc_address else ""
+        say(f"listening on {url}{also}; loading")
         if workers == 1:
             run_server(settings, lambda: opened, lambda: say(f"ready on {url}"))
         else:
             run_workers(settings, host, opened, workers, lambda: say(f"ready on {url}"))
+
+
+def _grpc_address(host: str, port: int) -> str:
+    """Finds a free port where none is named, and checks that the package is there."""
+    from sigcam.serve.server import listen
+
+    for module in ("grpc", "tritonclient"):
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    with listen(host, port, hold=True) as found:
+        number = found.getsockname()[1]
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
 
 def _token(file: Path | None) -> str | None:

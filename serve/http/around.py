@@ -12,8 +12,9 @@ from sigcam.serve.http.metrics import metrics_route
 from sigcam.serve.http.openapi import openapi_route
 from sigcam.serve.http.v1 import v1_routes
 from sigcam.serve.observe.metrics import Metrics
-from sigcam.serve.observe.middleware import LastRecord, Observed
-from sigcam.serve.observe.tracing import find_tracer
+from sigcam.serve.observe.middleware import Observed
+from sigcam.serve.observe.records import LastRecord
+from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.page.routes import PAGE_PATHS, page_routes
 from sigcam.serve.service import Service
 
@@ -21,7 +22,11 @@ __all__ = ["make_server_app"]
 
 
 def make_server_app(
-    service: Service, metrics: Metrics, token: str | None = None, origins: Sequence[str] = ()
+    service: Service,
+    metrics: Metrics,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+    tracer: Tracer | None = None,
 ) -> ASGIApp:
     """Makes the application with all of its routes, whose requests are logged and counted.
 
@@ -30,9 +35,7 @@ def make_server_app(
         metrics: of this process.
         token: that requests must bear; None lets all in.
         origins: of web pages that may ask, beside the server's own.
-
-    Raises:
-        UsageError: spans are wanted, and a package for them isn't installed.
+        tracer: makes spans; None for none.
 
     Example:
         app = make_server_app(service, Metrics())  # uvicorn.run(app)
@@ -46,4 +49,4 @@ def make_server_app(
         openapi_route(has_token=token is not None),
     ]
     app = make_app(service, token, origins, routes, PAGE_PATHS)
-    return Observed(app, find_tracer())
+    return Observed(app, tracer)

@@ -9,7 +9,6 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-
 from sigcam.serve.protocol.errors import RequestError
 
 __all__ = ["file_of"]

@@ -15,6 +15,7 @@ from typing import Any, Literal, TextIO
 
 LOGGER = "sigcam.serve"
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LONGEST = 2000
 """Characters of a message: those of foreign libraries may quote what they failed at."""
@@ -63,7 +64,7 @@ class TextFormatter(logging.Formatter):
         return "\n".join([" ".join(words), *(_frames(record) if record.exc_info else [])])
 
 
-def configure_logging(form: LogFormat, level: int = logging.INFO, to: TextIO | None = None) -> None:
+def configure_logging(form: LogFormat, level: LogLevel = "info", to: TextIO | None = None) -> None:
     """Sends the log of this process, uvicorn's included, to standard error.
 
     Args:
@@ -85,7 +86,7 @@ def configure_logging(form: LogFormat, level: int = logging.INFO, to: TextIO | N
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []
         logger.propagate = name == "uvicorn.error"
-        logger.setLevel(level)
+        logger.setLevel(level.upper())
     # Requests are logged once, by us; uvicorn's own line has their query.
     access = logging.getLogger("uvicorn.access")
     access.handlers, access.propagate = [], False

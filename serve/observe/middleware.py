@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from sigcam.serve.observe.ended import Beginning, Ended, request_id, tell
-from sigcam.serve.records import Record
+from sigcam.serve.observe.records import keep_record
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from sigcam.serve.observe.tracing import Tracer
-
-_ENDED: ContextVar[list[Record] | None] = ContextVar("sigcam_ended", default=None)
-"""Takes the record of the request that the current task answers, when it is over."""
+    from sigcam.serve.records import Record
 
 REQUEST_ID = "sigcam.request_id"
 """Where in its ASGI scope a request's id stands."""
@@ -24,38 +21,6 @@ CLIENT_GONE = 499
 
 _PROBES = ("/v2/health/", "/metrics")
 _OF_TRACES = (b"traceparent", b"tracestate")
-
-
-class LastRecord:
-    """Keeps the record of a request for whoever tells of its end, in the task that answered it.
-
-    Example:
-        >>> records = keep_record()
-        >>> LastRecord().request_done(Record("cat", "1"))
-        >>> records[0].model
-        'cat'
-    """
-
-    def batch_ran(self, model: str, version: str, images: int, seconds: float) -> None:
-        """Keeps nothing of a run: it is of several requests."""
-
-    def request_done(self, record: Record) -> None:
-        """Keeps the record."""
-        kept = _ENDED.get()
-        if kept is not None:
-            kept.append(record)
-
-
-def keep_record() -> list[Record]:
-    """Returns a list that gets the record of the request that this task answers.
-
-    Example:
-        >>> keep_record()
-        []
-    """
-    kept: list[Record] = []
-    _ENDED.set(kept)
-    return kept
 
 
 class Observed:

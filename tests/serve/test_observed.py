@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from sigcam.serve.observe.logs import LOGGER, configure_logging, log_event
-from sigcam.serve.observe.middleware import REQUEST_ID, LastRecord, Observed
+from sigcam.serve.observe.middleware import REQUEST_ID, Observed
+from sigcam.serve.observe.records import LastRecord
 from sigcam.serve.records import Record
 
 SECRET = "s3cret-image-bytes"

@@ -1,0 +1,82 @@
+"""The port of gRPC: opened in the event loop that answers HTTP, and closed with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from sigcam.core.errors import UsageError
+from sigcam.serve.grpc.service import InferenceService
+from sigcam.serve.observe.tracing import Tracer
+from sigcam.serve.service import Service
+
+if TYPE_CHECKING:
+    from sigcam.serve.server import ServerSettings
+
+__all__ = ["start_grpc"]
+
+_SPARE = 1 << 20
+"""Bytes of a message beside its tensors."""
+
+
+async def start_grpc(
+    service: Service, settings: ServerSettings, tracer: Tracer | None
+) -> grpc.aio.Server:
+    """Starts to answer calls, in the running event loop.
+
+    Args:
+        service: answers.
+        settings: where to listen, the token and the files for TLS.
+        tracer: makes spans; None for none.
+
+    Returns:
+        The server; `await server.stop(seconds)` ends it.
+
+    Raises:
+        UsageError: the port is taken, or a file for TLS can't be used.
+
+    Example:
+        server = await start_grpc(service, settings, None)
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", service.options.request_bytes + _SPARE),
+            ("grpc.max_send_message_length", -1),
+            # Without it, another server's port would be shared without a word.
+            ("grpc.so_reuseport", int(settings.grpc_shared)),
+        ]
+    )
+    handler = InferenceService(service, settings.token, tracer)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(handler, server)
+    credentials = _credentials(settings)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(settings.grpc_address)
+        else:
+            port = server.add_secure_port(settings.grpc_address, credentials)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UsageError(
+            f"cannot listen for gRPC on {settings.grpc_address}; choose another --grpc-port, and "
+            "check the files for TLS, if there are any"
+        )
+    await server.start()
+    return server
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """Reads the files of TLS; None without a certificate."""
+    if settings.certificate is None:
+        return None
+    try:
+        certificate = settings.certificate.read_bytes()
+        key = certificate if settings.key is None else settings.key.read_bytes()
+        roots = None if settings.client_ca is None else settings.client_ca.read_bytes()
+    except OSError as exc:
+        raise UsageError(f"cannot read a file for TLS: {exc}; check the path") from exc
+    if b"ENCRYPTED" in key:
+        raise UsageError("gRPC takes no key with a password; give a file without one")
+    return grpc.ssl_server_credentials([(key, certificate)], roots, roots is not None)
