@@ -6,7 +6,7 @@
 const MOST = 5; // classes that are listed
 
 const part = (id) => document.getElementById(id);
-const state = { file: null, most: 1, asked: 0, maps: new Map(), address: "" };
+const state = { file: null, asked: 0, maps: new Map(), most: new Map() };
 
 class Refused extends Error {}
 
@@ -59,9 +59,10 @@ async function run(task) {
   }
 }
 
+// A map that is still on its way comes into the old collection, never beside another image.
 function forgetMaps() {
   for (const url of state.maps.values()) URL.revokeObjectURL(url);
-  state.maps.clear();
+  state.maps = new Map();
 }
 
 function chosen(name) {
@@ -69,22 +70,20 @@ function chosen(name) {
 }
 
 async function mapOf(rank, view) {
-  const key = `${rank} ${view}`;
-  if (!state.maps.has(key)) {
+  const [maps, key] = [state.maps, `${rank} ${view}`];
+  if (!maps.has(key)) {
     const found =
-      view === "image"
-        ? state.file
-        : await (await explain({ top_k: rank, rank, format: view })).blob();
-    state.maps.set(key, URL.createObjectURL(found));
+      view === "image" ? state.file : await (await explain({ rank, format: view })).blob();
+    if (maps !== state.maps) return null;
+    maps.set(key, URL.createObjectURL(found));
   }
-  return state.maps.get(key);
+  return maps.get(key);
 }
 
 async function showMap(isNewest) {
   const [rank, view] = [Number(chosen("class")), chosen("view")];
-  const maps = state.maps;
   const url = await mapOf(rank, view);
-  if (!isNewest() || maps.get(`${rank} ${view}`) !== url) return;
+  if (!isNewest() || url === null) return;
   const label = part("classes").querySelector(`[value="${rank}"]`).dataset.label;
   const words = {
     png: `Evidence map of ${label} over ${state.file.name}`,
@@ -115,26 +114,28 @@ function choice(found, rank) {
   return label;
 }
 
+// How many classes of an image a model can explain at once: some choose them themselves.
+async function mostOf(model) {
+  if (!state.most.has(model)) {
+    const found = await (await ask(`v1/models/${encodeURIComponent(model)}`)).json();
+    state.most.set(model, Math.min(MOST, found.most_classes));
+  }
+  return state.most.get(model);
+}
+
 async function showImage(isNewest) {
+  part("result").hidden = true; // what is there is of another image, or of another model
+  forgetMaps();
   if (!state.file) return;
   show("Reading the image and asking the model ...");
-  const answer = await explain({ top_k: state.most, format: "json" });
+  const most = await mostOf(part("model").value);
+  const answer = await explain({ top_k: most, format: "json" });
   const { explanations } = await answer.json();
   if (!isNewest()) return;
-  forgetMaps();
   for (const old of part("classes").querySelectorAll("label")) old.remove();
   part("classes").append(...explanations.map((one, place) => choice(one, place + 1)));
   part("result").hidden = false;
   await showMap(isNewest);
-}
-
-async function chooseModel(isNewest) {
-  const model = part("model").value;
-  if (!model) return;
-  const found = await (await ask(`v1/models/${encodeURIComponent(model)}`)).json();
-  if (!isNewest()) return;
-  state.most = Math.min(MOST, found.most_classes);
-  await showImage(isNewest);
 }
 
 async function listModels(isNewest) {
@@ -146,7 +147,7 @@ async function listModels(isNewest) {
   if (models.includes(before)) part("model").value = before;
   part("model-field").hidden = false;
   show("");
-  await chooseModel(isNewest);
+  await showImage(isNewest);
 }
 
 function take(file) {
@@ -156,7 +157,7 @@ function take(file) {
 }
 
 part("form").addEventListener("submit", (event) => event.preventDefault());
-part("model").addEventListener("change", () => run(chooseModel));
+part("model").addEventListener("change", () => run(showImage));
 part("token").addEventListener("change", () => run(listModels));
 part("file").addEventListener("change", () => take(part("file").files[0]));
 part("result").addEventListener("change", () => run(showMap));
