@@ -37,7 +37,8 @@ function explain(query) {
   return ask(`explain?${words}`, { method: "POST", body });
 }
 
-function show(text, isError = false) {
+function show(text, { isError = false, isCaption = false } = {}) {
+  part("status").classList.toggle("heard", isCaption);
   part("error").hidden = !isError;
   part("error").textContent = isError ? text : "";
   part("status").textContent = isError ? "" : text;
@@ -53,7 +54,7 @@ async function run(task) {
   } catch (error) {
     if (!isNewest()) return;
     if (!(error instanceof Refused)) throw error;
-    show(error.message, true);
+    show(error.message, { isError: true });
   } finally {
     if (isNewest()) part("result").setAttribute("aria-busy", "false");
   }
@@ -93,7 +94,7 @@ async function showMap(isNewest) {
   part("shown").src = url;
   part("shown").alt = words;
   part("caption").textContent = words;
-  show(words);
+  show(words, { isCaption: true });
 }
 
 function choice(found, rank) {
@@ -172,7 +173,7 @@ document.addEventListener("drop", (event) => {
   part("drop").classList.remove("over");
   const file = event.dataTransfer.files[0];
   if (file) take(file);
-  else show("What was dropped is no file: save the image first, and drop the file.", true);
+  else show("What was dropped is no file: save the image first, and drop the file.", { isError: true });
 });
 document.addEventListener("paste", (event) => take(event.clipboardData.files[0]));
 
