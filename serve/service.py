@@ -128,9 +128,7 @@ class Service:
         Raises:
             RequestError: why it isn't answered; every error comes as one.
         """
-        work = Work(
-            ticket, self.options, self._pool, read, write, self._waits, by_json=by_json
-        )
+        work = Work(ticket, self.options, self._pool, read, write, self._waits, by_json=by_json)
         try:
             work.start()
             return await _first(work, gone)

@@ -240,10 +240,13 @@ def test_many_passes_stop_when_nobody_waits(serve, make_artifact, png):
 def test_observers_are_told_of_every_request(serve, artifact, png):
     class Observer:
         def __init__(self):
-            self.records, self.runs = [], []
+            self.records, self.runs, self.waits = [], [], []
 
         def batch_ran(self, *told):
             self.runs.append(told)
+
+        def request_waits(self, *told):
+            self.waits.append(told)
 
         def request_done(self, record):
             self.records.append(record)
@@ -265,6 +268,7 @@ def test_observers_are_told_of_every_request(serve, artifact, png):
     assert times == sorted(times)
     assert good.batches == [2]
     assert observer.runs[0][:3] == ("tiny", "1", 2)
+    assert observer.waits == [("tiny", "1", 1), ("tiny", "1", -1)]  # the bad one never waited
     assert 0 < good.backend < good.seconds
     assert bad.status == 400
     assert "image 0" in bad.error
