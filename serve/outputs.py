@@ -7,7 +7,10 @@ an answer all go by it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +28,15 @@ from sigcam.serve.options import ServeOptions
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.messages import Elements, OutputTensor, RequestedOutput
 
-__all__ = ["OUTPUTS", "ImageResult", "Output", "check_outputs", "default_outputs", "make_outputs"]
+__all__ = [
+    "OUTPUTS",
+    "ImageResult",
+    "Output",
+    "check_outputs",
+    "default_outputs",
+    "encoding_time",
+    "make_outputs",
+]
 
 Size = int | str
 """A size in metadata: a number, or what it is of: -1 there."""
@@ -326,6 +337,22 @@ _PNG = (
 )  # fmt: skip
 
 
+class _EncodingTime(threading.local):
+    """Seconds in which this thread encoded images."""
+
+    seconds = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - begin
+
+
+encoding_time = _EncodingTime()
+"""Whoever makes outputs in a thread sets it to 0 before, and reads it afterwards."""
+
+
 def heatmap_png(explanation: Explanation) -> bytes:
     r"""Encodes a heatmap as a grey PNG of 8 bits, 255 for its maximum.
 
@@ -335,10 +362,22 @@ def heatmap_png(explanation: Explanation) -> bytes:
     width, height = explanation.size
     levels = np.empty((height, width), np.uint8)
     explanation.write_heatmap(levels)
-    done, data = cv2.imencode(".png", levels, _PNG)
+    with encoding_time.counted():
+        done, data = cv2.imencode(".png", levels, _PNG)
     if not done:
         raise BackendError(f"OpenCV couldn't encode a heatmap of {width} x {height} pixels")
     return data.tobytes()
+
+
+def _overlay(suffix: str) -> Callable[[Explanation, float], bytes]:
+    """Draws the map over the image, and encodes that."""
+
+    def draw(explanation: Explanation, _: float) -> bytes:
+        drawn = explanation.overlay()
+        with encoding_time.counted():
+            return encode_image(drawn, suffix)
+
+    return draw
 
 
 def _boxes(explanation: Explanation, threshold: float) -> bytes:
@@ -380,11 +419,11 @@ OUTPUTS: dict[str, Output] = {
         "BYTES", (-1,), _files(lambda one, _: heatmap_png(one)), "the same as PNG files", 1, True
     ),
     "overlay_png": Output(
-        "BYTES", (-1,), _files(lambda one, _: encode_image(one.overlay(), ".png")),
+        "BYTES", (-1,), _files(_overlay(".png")),
         "the map over the image, as PNG files", 3, True, True,
     ),
     "overlay_jpeg": Output(
-        "BYTES", (-1,), _files(lambda one, _: encode_image(one.overlay(), ".jpg")),
+        "BYTES", (-1,), _files(_overlay(".jpg")),
         "the map over the image, as JPEG files", 3, True, True,
     ),
     "boxes": Output(

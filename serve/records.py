@@ -27,6 +27,7 @@ class Record:
         batches: the number of images in each run that it had a part in.
         backend: seconds that these runs took together.
         map_seconds: seconds that heatmaps, boxes and overlays took, with their encoding.
+        encode_seconds: those of them in which images were encoded as files.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Record:
     batches: list[int] = field(default_factory=list)
     backend: float = 0.0
     map_seconds: float = 0.0
+    encode_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:

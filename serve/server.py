@@ -187,6 +187,8 @@ def run_server(
         server.opened.set()
         loader.join()
         service.close()
+        if server.tracer is not None:
+            server.tracer.close()
     if server.error is not None:
         raise server.error
 
@@ -234,8 +236,8 @@ class _Server(uvicorn.Server):
     """
 
     def __init__(self, settings: ServerSettings, service: Service, stop: threading.Event) -> None:
-        self._tracer = find_tracer()
-        super().__init__(_config(settings, service, self._tracer))
+        self.tracer = find_tracer()
+        super().__init__(_config(settings, service, self.tracer))
         self._settings, self._service = settings, service
         self._grpc: Any = None
         self.opened = threading.Event()
@@ -263,7 +265,7 @@ class _Server(uvicorn.Server):
             from sigcam.serve.grpc.server import start_grpc  # an extra
 
             try:
-                self._grpc = await start_grpc(self._service, self._settings, self._tracer)
+                self._grpc = await start_grpc(self._service, self._settings, self.tracer)
             except SigcamError as exc:
                 self.error = exc
                 self.should_exit = True

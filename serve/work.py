@@ -29,6 +29,7 @@ from sigcam.serve.outputs import (
     check_outputs,
     check_size,
     default_outputs,
+    encoding_time,
     make_outputs,
 )
 from sigcam.serve.protocol.errors import RequestError, too_late
@@ -224,8 +225,10 @@ class Work(Generic[T]):
         results = [
             self._result(index, *row) for index, row in enumerate(self._rows) if row is not None
         ]
+        encoding_time.seconds = 0.0
         outputs = make_outputs(self._wanted, results)
         self.record.map_seconds = time.perf_counter() - begin
+        self.record.encode_seconds = encoding_time.seconds
         served = self._served
         answer = self._write(InferResponse(served.name, served.version, outputs, self._id))
         self._deliver(answer)

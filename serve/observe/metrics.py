@@ -56,8 +56,8 @@ _HISTOGRAMS = {
     "decode": "Seconds in which a request's images were read and prepared.",
     "queue": "Seconds that a request waited for a batch.",
     "backend": "Seconds of the network, for each request.",
-    "map": "Seconds in which a request's heatmaps, boxes and overlays were made, as files.",
-    "encode": "Seconds in which a request's answer was put together.",
+    "map": "Seconds in which a request's heatmaps, boxes and overlays were made.",
+    "encode": "Seconds in which a request's images were encoded and its answer put together.",
 }
 
 
@@ -148,7 +148,7 @@ class Metrics:
         source: CollectorRegistry | MultiProcessCollector = self._registry
         folder = os.environ.get(FOLDER)
         if folder:
-            source = MultiProcessCollector(None, folder)
+            source = MultiProcessCollector(None, folder)  # type: ignore[no-untyped-call]
         shown = CollectorRegistry()
         shown.register(_Shown(source))
         # The client can write "counter" only for names that end in "_total".
@@ -180,7 +180,7 @@ def forget_process(pid: int, folder: str | Path) -> None:
     Example:
         >>> forget_process(1, "no/such/folder")
     """
-    mark_process_dead(pid, str(folder))
+    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
 class _Shown:

@@ -6,8 +6,7 @@ from sigcam.serve.records import Record
 
 STAGES = ("decode", "queue", "backend", "map", "encode")
 """In the order in which a request passes them: from files of images to the network's input; the
-wait for a run; the runs; heatmaps, boxes and overlays, as files where that was asked for; the
-answer's body."""
+wait for a run; the runs; heatmaps, boxes and overlays; images as files, and the answer's body."""
 
 
 def stages_of(record: Record) -> dict[str, tuple[float, float]]:
@@ -31,7 +30,7 @@ def stages_of(record: Record) -> dict[str, tuple[float, float]]:
     if record.started and record.ran:
         found["backend"] = (record.ran - record.backend, record.backend)
     if record.ran and record.done and record.status < 400:
-        found["map"] = (record.ran, record.map_seconds)
-        made = record.ran + record.map_seconds
+        made = record.ran + record.map_seconds - record.encode_seconds
+        found["map"] = (record.ran, made - record.ran)
         found["encode"] = (made, max(0.0, record.done - made))
     return found

@@ -19,11 +19,18 @@ from sigcam.serve.observe.stages import stages_of
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
+_LAST_MILLISECONDS = 3000
+"""How long the end of a server may wait for a collector."""
+
+
 class Tracer(Protocol):
     """Makes the spans of a request that has ended."""
 
     def ended(self, request: Ended) -> None:
         """Makes one span for a request and one for each of its stages."""
+
+    def close(self) -> None:
+        """Sends what wasn't sent yet."""
 
 
 def find_tracer() -> Tracer | None:
@@ -116,6 +123,12 @@ class _OpenTelemetry:
             child = self._tracer.start_span(stage, inside, start_time=since)
             child.end(since + _nanoseconds(seconds))
         span.end(_nanoseconds(request.began + request.seconds))
+
+    def close(self) -> None:
+        """Sends what wasn't sent yet; a worker ends without Python's own last calls."""
+        flush = getattr(self._trace.get_tracer_provider(), "force_flush", None)
+        if flush is not None:
+            flush(_LAST_MILLISECONDS)
 
 
 def _nanoseconds(seconds: float) -> int:
