@@ -17,7 +17,7 @@ from sigcam.serve.observe.ended import Beginning, Ended, request_id, tell
 from sigcam.serve.observe.records import keep_record
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.protocol.errors import RequestError
-from sigcam.serve.protocol.metadata import server_metadata
+from sigcam.serve.protocol.metadata import model_config, server_metadata
 from sigcam.serve.service import GONE, Service, refusal
 from sigcam.serve.statistics import Statistics
 
@@ -184,6 +184,18 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         """Tells of a model."""
         found = self._service.models.metadata(request.name, request.version or None)
         return json_format.ParseDict(found, service_pb2.ModelMetadataResponse())
+
+    @_answered
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        """Tells how a model is run, as Triton words it."""
+        limits = self._service.options
+        found = model_config(
+            self._service.models.metadata(request.name, request.version or None),
+            limits.request_images,
+            limits.batch_size,
+            limits.batch_delay,
+        )
+        return json_format.ParseDict({"config": found}, service_pb2.ModelConfigResponse())
 
     @_answered
     async def ModelStatistics(self, request: Any, context: Any) -> Any:

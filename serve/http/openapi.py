@@ -124,7 +124,7 @@ def _health() -> Json:
         metadata = _json_answer(_ref("ModelMetadata"))
         text = "The model's metadata."
         found[path] = _get(_id("model_metadata", path), text, metadata, path)
-        for what, text in (("ready", "Says whether it is ready."), ("stats", "Its statistics.")):
+        for what, text in _OF_A_MODEL:
             found[f"{path}/{what}"] = _get(_id(f"model_{what}", path), text, told, path)
     return found
 
@@ -189,6 +189,11 @@ def _v1() -> Json:
     }
 
 
+_OF_A_MODEL = (
+    ("config", "Its configuration, as Triton words it."),
+    ("ready", "Says whether it is ready."),
+    ("stats", "Its statistics."),
+)
 _TEXT: Json = {"type": "string"}
 _INDEX = ("name", "version", "state", "reason")
 

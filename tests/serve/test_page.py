@@ -102,6 +102,18 @@ def test_another_model_is_asked_with_what_it_can_give(page, file):
     assert page.evaluate("document.querySelector('#error').hidden")
 
 
+def test_a_quick_second_image_is_the_one_that_is_shown(page, file, tmp_path, image, artifact):
+    other = tmp_path / "other.png"
+    cv2.imwrite(str(other), np.ascontiguousarray(image[::-1, ::-1]))
+    for one in (file, other, file, other):
+        page.give("#file", one)
+    page.wait(f"{SHOWN} && document.querySelector('#shown').alt.includes('other.png')")
+    with sigcam.load(artifact, "ort") as session:
+        (wanted,) = session.explain(other)
+    assert np.array_equal(pixels(page), wanted.overlay())
+    assert labels(page)[0].split("\n")[0] == wanted.label
+
+
 def test_errors_are_shown_and_the_next_image_works(page, file, tmp_path):
     damaged = tmp_path / "half.png"
     damaged.write_bytes(file.read_bytes()[:500])
