@@ -262,10 +262,15 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Opens the port of gRPC beside that of HTTP."""
         if self._settings.grpc_address is not None:
-            from sigcam.serve.grpc.server import start_grpc  # an extra
+            from sigcam.serve.grpc.server import GrpcSettings, start_grpc  # an extra
 
+            own = self._settings
+            settings = GrpcSettings(
+                own.grpc_address or "", own.grpc_shared, own.token, own.certificate, own.key,
+                own.client_ca,
+            )  # fmt: skip
             try:
-                self._grpc = await start_grpc(self._service, self._settings, self.tracer)
+                self._grpc = await start_grpc(self._service, settings, self.tracer)
             except SigcamError as exc:
                 self.error = exc
                 self.should_exit = True

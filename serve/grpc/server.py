@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from tritonclient.grpc import service_pb2_grpc
@@ -12,23 +13,41 @@ from sigcam.serve.grpc.service import InferenceService
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.service import Service
 
-if TYPE_CHECKING:
-    from sigcam.serve.server import ServerSettings
-
-__all__ = ["start_grpc"]
+__all__ = ["GrpcSettings", "start_grpc"]
 
 _SPARE = 1 << 20
 """Bytes of a message beside its tensors."""
 
 
+@dataclass(frozen=True)
+class GrpcSettings:
+    """Where and how a server listens for gRPC.
+
+    Attributes:
+        address: address and port, with a colon between.
+        shared: whether several processes open the port.
+        token: that calls must bear; None lets all in.
+        certificate: file of the certificate for TLS; None for none.
+        key: file of its key; None where the certificate's file holds it.
+        client_ca: file of the authorities whose certificates clients must have; None asks for none.
+    """
+
+    address: str
+    shared: bool = False
+    token: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+
+
 async def start_grpc(
-    service: Service, settings: ServerSettings, tracer: Tracer | None
+    service: Service, settings: GrpcSettings, tracer: Tracer | None
 ) -> grpc.aio.Server:
     """Starts to answer calls, in the running event loop.
 
     Args:
         service: answers.
-        settings: where to listen, the token and the files for TLS.
+        settings: where and how to listen.
         tracer: makes spans; None for none.
 
     Returns:
@@ -38,14 +57,14 @@ async def start_grpc(
         UsageError: the port is taken, or a file for TLS can't be used.
 
     Example:
-        server = await start_grpc(service, settings, None)
+        server = await start_grpc(service, GrpcSettings("127.0.0.1:8001"), None)
     """
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", service.options.request_bytes + _SPARE),
             ("grpc.max_send_message_length", -1),
             # Without it, another server's port would be shared without a word.
-            ("grpc.so_reuseport", int(settings.grpc_shared)),
+            ("grpc.so_reuseport", int(settings.shared)),
         ]
     )
     handler = InferenceService(service, settings.token, tracer)
@@ -53,21 +72,21 @@ async def start_grpc(
     credentials = _credentials(settings)
     try:
         if credentials is None:
-            port = server.add_insecure_port(settings.grpc_address)
+            port = server.add_insecure_port(settings.address)
         else:
-            port = server.add_secure_port(settings.grpc_address, credentials)
+            port = server.add_secure_port(settings.address, credentials)
     except RuntimeError:
         port = 0
     if not port:
         raise UsageError(
-            f"cannot listen for gRPC on {settings.grpc_address}; choose another --grpc-port, and "
+            f"cannot listen for gRPC on {settings.address}; choose another --grpc-port, and "
             "check the files for TLS, if there are any"
         )
     await server.start()
     return server
 
 
-def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+def _credentials(settings: GrpcSettings) -> grpc.ServerCredentials | None:
     """Reads the files of TLS; None without a certificate."""
     if settings.certificate is None:
         return None

@@ -13,8 +13,9 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from sigcam.serve.grpc.messages import message_of, request_of
-from sigcam.serve.observe.ended import Beginning, Ended, request_id, tell
+from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
+from sigcam.serve.observe.telling import tell
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.metadata import model_config, server_metadata

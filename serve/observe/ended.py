@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sigcam.serve.observe.logs import log_event
-from sigcam.serve.observe.stages import stages_of
-
-if TYPE_CHECKING:
-    from sigcam.serve.observe.tracing import Tracer
-    from sigcam.serve.records import Record
+from sigcam.serve.records import Record
 
 _ID = re.compile(r"[!-~]{1,128}")
-_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -86,40 +79,3 @@ def request_id(given: str | None) -> str:
     """
     kept = given is not None and _ID.fullmatch(given)
     return str(given) if kept else uuid.uuid4().hex
-
-
-def tell(request: Ended, tracer: Tracer | None) -> None:
-    """Writes a request's line of the log, and makes its spans.
-
-    Args:
-        request: that is over.
-        tracer: makes spans; None for none.
-
-    Example:
-        tell(Ended("a7", "GET /metrics", "/metrics", 200, 0.0, 0.0, 0.01), None)
-    """
-    fields: dict[str, Any] = {
-        "request_id": request.request_id,
-        "name": request.name,
-        "path": request.path[:_LONGEST],
-        "status": request.status,
-        "seconds": round(request.seconds, 6),
-        "client": request.client,
-    }
-    if request.record is not None:
-        fields |= _of_the_model(request.record)
-    level = logging.ERROR if request.status >= 500 else logging.INFO
-    if request.is_probe and request.status < 400:
-        level = logging.DEBUG
-    log_event("request", level, **fields)
-    if tracer is not None:
-        tracer.ended(request)
-
-
-def _of_the_model(record: Record) -> dict[str, Any]:
-    stages = {
-        f"{name}_seconds": round(seconds, 6) for name, (_, seconds) in stages_of(record).items()
-    }
-    return {
-        "model": record.model, "version": record.version, "images": record.images, **stages,
-    }  # fmt: skip

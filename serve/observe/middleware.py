@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sigcam.serve.observe.ended import Beginning, Ended, request_id, tell
+from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
+from sigcam.serve.observe.telling import tell
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
