@@ -17,9 +17,9 @@ from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
 from sigcam.serve.observe.telling import tell
 from sigcam.serve.observe.tracing import Tracer
-from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.protocol.errors import GONE, RequestError
 from sigcam.serve.protocol.metadata import model_config, server_metadata
-from sigcam.serve.service import GONE, Service, refusal
+from sigcam.serve.service import Service, refusal
 from sigcam.serve.statistics import Statistics
 
 __all__ = ["InferenceService", "code_of"]

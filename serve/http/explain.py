@@ -7,13 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import parse_qsl
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sigcam.serve.http.answers import error_response
-from sigcam.serve.http.body import header, read_body
-from sigcam.serve.http.infer import client_gone
+from sigcam.serve.http.body import header
+from sigcam.serve.http.infer import body_of, client_gone
 from sigcam.serve.http.multipart import file_of
 from sigcam.serve.http.queries import FORMATS, Query, query_of
 from sigcam.serve.inputs import ENCODED
@@ -24,7 +23,7 @@ from sigcam.serve.protocol.messages import (
     InputTensor,
     RequestedOutput,
 )
-from sigcam.serve.service import GONE, Service
+from sigcam.serve.service import Service
 
 __all__ = ["explain_routes"]
 
@@ -39,18 +38,14 @@ def explain_routes(service: Service) -> list[Route]:
     """
 
     async def explain(request: Request) -> Response:
-        scope, receive, options = request.scope, request.receive, service.options
-        query = query_of(_words(scope["query_string"]))
+        query = query_of(_words(request.scope["query_string"]))
         with service.admit(query.model or _only_model(service), query.version) as ticket:
-            try:
-                body = await read_body(scope, receive, options.request_bytes, options.body_timeout)
-            except ClientDisconnect:
-                return error_response(RequestError("the client has gone", GONE))
+            body = await body_of(service, ticket, request)
             return await service.infer(
                 ticket,
-                partial(_request, body, header(scope, b"content-type"), query),
+                partial(_request, body, header(request.scope, b"content-type"), query),
                 _answer(query.form),
-                partial(client_gone, receive),
+                partial(client_gone, request.receive),
             )
 
     return [Route("/explain", explain, methods=["POST"])]

@@ -13,9 +13,10 @@ from sigcam.serve.http.answers import HEADER_LENGTH, infer_answer
 from sigcam.serve.http.body import header, read_body
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.requests import decode_request
+from sigcam.serve.served import Ticket
 from sigcam.serve.service import Service
 
-__all__ = ["client_gone", "infer_routes"]
+__all__ = ["body_of", "client_gone", "infer_routes"]
 
 
 def infer_routes(service: Service) -> list[Route]:
@@ -27,19 +28,18 @@ def infer_routes(service: Service) -> list[Route]:
 
     async def infer(request: Request) -> Response:
         name = request.path_params["name"]
-        scope, receive, options = request.scope, request.receive, service.options
         with service.admit(name, request.path_params.get("version")) as ticket:
             try:
-                length = _header_length(header(scope, HEADER_LENGTH.lower().encode()))
-                body = await read_body(scope, receive, options.request_bytes, options.body_timeout)
+                length = _header_length(header(request.scope, HEADER_LENGTH.lower().encode()))
             except RequestError as exc:
                 service.refused(ticket.record(), exc)
                 raise
+            body = await body_of(service, ticket, request)
             return await service.infer(
                 ticket,
                 partial(decode_request, body, length, name),
                 infer_answer,
-                partial(client_gone, receive),
+                partial(client_gone, request.receive),
                 by_json=True,
             )
 
@@ -48,6 +48,27 @@ def infer_routes(service: Service) -> list[Route]:
         Route(f"{model}/infer", infer, methods=["POST"]),
         Route(f"{model}/versions/{{version}}/infer", infer, methods=["POST"]),
     ]
+
+
+async def body_of(service: Service, ticket: Ticket, request: Request) -> bytes:
+    """Reads the body of a request that was let in.
+
+    Args:
+        service: whose limits count, and who is told of what is refused.
+        ticket: the request's.
+        request: whose body it is.
+
+    Raises:
+        RequestError: as `read_body`.
+    """
+    options = service.options
+    try:
+        return await read_body(
+            request.scope, request.receive, options.request_bytes, options.body_timeout
+        )
+    except RequestError as exc:
+        service.refused(ticket.record(), exc)
+        raise
 
 
 async def client_gone(receive: Receive) -> None:

@@ -10,14 +10,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sigcam.core.arguments import shown
-from sigcam.serve.http.answers import error_response, json_response
-from sigcam.serve.http.body import read_body
-from sigcam.serve.http.infer import client_gone
+from sigcam.serve.http.answers import json_response
+from sigcam.serve.http.infer import body_of, client_gone
 from sigcam.serve.inputs import ENCODED, IMAGE
 from sigcam.serve.protocol.datatypes import datatype_of
 from sigcam.serve.protocol.errors import RequestError
@@ -30,7 +29,7 @@ from sigcam.serve.protocol.messages import (
 )
 from sigcam.serve.protocol.requests import json_object
 from sigcam.serve.served import ServedModel
-from sigcam.serve.service import GONE, Service
+from sigcam.serve.service import Service
 
 __all__ = ["v1_routes"]
 
@@ -67,19 +66,13 @@ def v1_routes(service: Service) -> list[Route]:
     async def ask(
         request: Request, outputs: tuple[str, ...], answer: Callable[[InferResponse], Any]
     ) -> Response:
-        receive, options = request.receive, service.options
         with service.admit(request.path_params["name"]) as ticket:
-            try:
-                body = await read_body(
-                    request.scope, receive, options.request_bytes, options.body_timeout
-                )
-            except ClientDisconnect:
-                return error_response(RequestError("the client has gone", GONE))
+            body = await body_of(service, ticket, request)
             return await service.infer(
                 ticket,
                 partial(_request, body, ticket.served, outputs),
                 lambda response: json_response(answer(response)),
-                partial(client_gone, receive),
+                partial(client_gone, request.receive),
             )
 
     async def predict(request: Request) -> Response:

@@ -127,7 +127,9 @@ class Metrics:
         found.run.labels(model, version).observe(seconds)
 
     def request_done(self, record: Record) -> None:
-        """Counts a request that is over."""
+        """Counts a request that is over, where it was for a model that is served."""
+        if not record.model:
+            return
         found = self._families
         labels = (record.model, record.version)
         if record.status >= 400:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
 from sigcam.serve.observe.telling import tell
+from sigcam.serve.protocol.errors import GONE
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "sigcam.request_id"
 """Where in its ASGI scope a request's id stands."""
-
-CLIENT_GONE = 499
-"""The status of a request whose client went before its answer, in the log alone: nginx's number."""
 
 _PROBES = ("/v2/health/", "/metrics")
 _OF_TRACES = (b"traceparent", b"tracestate")
@@ -50,7 +48,7 @@ class Observed:
         beginning = Beginning(request_id(headers.get(b"x-request-id")))
         scope[REQUEST_ID] = beginning.request_id
         records = keep_record()
-        status = CLIENT_GONE  # until an answer begins
+        status = GONE  # until an answer begins
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -75,8 +73,8 @@ def _ended(
     scope: Scope, beginning: Beginning, status: int, traces: dict[str, str], record: Record | None
 ) -> Ended:
     route = getattr(scope.get("route"), "path", "")
-    if record is not None and record.status == CLIENT_GONE:
-        status = CLIENT_GONE
+    if record is not None and record.status == GONE:
+        status = GONE
     return Ended(
         request_id=beginning.request_id,
         name=f"{scope['method']} {route}".rstrip(),

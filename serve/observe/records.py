@@ -26,9 +26,9 @@ class LastRecord:
         """Keeps nothing of it."""
 
     def request_done(self, record: Record) -> None:
-        """Keeps the record."""
+        """Keeps the record, where the request was for a model."""
         kept = _ENDED.get()
-        if kept is not None:
+        if kept is not None and record.model:
             kept.append(record)
 
 

@@ -123,6 +123,12 @@ def test_failures_have_a_reason_and_dont_count_as_answers(status: int, reason: s
     assert of(text, "sigcam_backend_seconds_count") == 0
 
 
+def test_requests_for_no_model_are_counted_nowhere() -> None:
+    metrics = Metrics()
+    metrics.request_done(Record("", "", status=404, error="unknown model 'whatever'"))
+    assert not values(metrics.text())
+
+
 def test_the_queue_is_counted_up_and_down() -> None:
     metrics = Metrics()
     metrics.request_waits("cat", "1", 1)
