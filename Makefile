@@ -74,7 +74,7 @@ bench:
 	$(TEST_ENV)/bin/python -m benchmarks.run
 
 # The demo environment holds a plain install; it is made anew when the sources change.
-SOURCES := pyproject.toml $(shell find $(PARTS) -name '*.py' -o -name '*.html' -o -name '*.safetensors' 2>/dev/null)
+SOURCES := pyproject.toml $(shell find $(PARTS) -name '*.py' -o -name '*.html' -o -name '*.css' -o -name '*.js' -o -name '*.safetensors' 2>/dev/null)
 
 $(DEMO_ENV)/.installed: $(SOURCES)
 	@echo "== making $(DEMO_ENV) (downloads PyTorch on the first run)"

@@ -18,6 +18,9 @@ __all__ = ["GrpcSettings", "start_grpc"]
 _SPARE = 1 << 20
 """Bytes of a message beside its tensors."""
 
+_SPARE_CALLS = 100
+"""Calls that are no inference, or are about to be refused."""
+
 
 @dataclass(frozen=True)
 class GrpcSettings:
@@ -59,7 +62,10 @@ async def start_grpc(
     Example:
         server = await start_grpc(service, GrpcSettings("127.0.0.1:8001"), None)
     """
+    models = max(1, len(service.models.index()))
     server = grpc.aio.server(
+        # A message is read whole before its model is known, so the queues don't bound the memory.
+        maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * service.options.queue_images,
         options=[
             ("grpc.max_receive_message_length", service.options.request_bytes + _SPARE),
             ("grpc.max_send_message_length", -1),
