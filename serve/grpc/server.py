@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2_grpc
 
 from sigcam.core.errors import UsageError
 from sigcam.serve.grpc.service import InferenceService
 from sigcam.serve.observe.tracing import Tracer
+from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.service import Service
 
 __all__ = ["GrpcSettings", "start_grpc"]
@@ -43,6 +47,32 @@ class GrpcSettings:
     client_ca: Path | None = None
 
 
+class _Tolerant(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Hands bytes that are no message on as an error, for the service to word and to log it.
+
+    gRPC's own answer would be UNKNOWN, with the name of a Python class.
+    """
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        """Returns the handler of a call."""
+        handler = await continuation(details)
+        if handler is None:  # no such method
+            return None
+        return handler._replace(request_deserializer=_tolerant(handler.request_deserializer))
+
+
+def _tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return RequestError(
+                "the message can't be read: it isn't what this method takes, or it was cut"
+            )
+
+    return read
+
+
 async def start_grpc(
     service: Service, settings: GrpcSettings, tracer: Tracer | None
 ) -> grpc.aio.Server:
@@ -64,6 +94,7 @@ async def start_grpc(
     """
     models = max(1, len(service.models.index()))
     server = grpc.aio.server(
+        interceptors=[_Tolerant()],
         # A message is read whole before its model is known, so the queues don't bound the memory.
         maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * service.options.queue_images,
         options=[
@@ -71,7 +102,7 @@ async def start_grpc(
             ("grpc.max_send_message_length", -1),
             # Without it, another server's port would be shared without a word.
             ("grpc.so_reuseport", int(settings.shared)),
-        ]
+        ],
     )
     handler = InferenceService(service, settings.token, tracer)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(handler, server)

@@ -127,6 +127,8 @@ def _answered(method: Method) -> Method:
         found = _Call(self, method.__name__, context)
         try:
             await found.check()
+            if isinstance(request, RequestError):
+                raise request
             answer = await method(self, request, context)
             found.status = 200
         except asyncio.CancelledError:
@@ -228,6 +230,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             await call.check()
             async for request in requests:
                 try:
+                    if isinstance(request, RequestError):
+                        raise request
                     answer = await self._infer(request)
                 except RequestError as exc:
                     yield service_pb2.ModelStreamInferResponse(error_message=str(exc))

@@ -155,6 +155,19 @@ def test_codes_are_those_of_triton(client, png):
     refused("UNIMPLEMENTED", client.register_system_shared_memory, "a", "/etc/passwd", 8)
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "RepositoryModelLoad"])
+def test_bytes_that_are_no_message_are_the_clients_fault(server, method):
+    with grpc.insecure_channel(server.grpc) as channel:
+        call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        with pytest.raises(grpc.RpcError) as found:
+            call(b"\x0a\xff\xff")
+        assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "the message can't be read" in found.value.details()
+        with pytest.raises(grpc.RpcError) as found:
+            channel.unary_unary("/inference.GRPCInferenceService/NoSuch")(b"")
+        assert found.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_models_of_a_folder_come_and_go(client):
     def states():
         index = client.get_model_repository_index().models
