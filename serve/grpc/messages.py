@@ -12,6 +12,7 @@ from sigcam.serve.protocol.datatypes import (
     DATATYPES,
     bytes_of,
     join_bytes,
+    shaped,
     size_of,
     split_bytes,
 )
@@ -147,7 +148,7 @@ def _from_raw(raw: bytes, name: str, datatype: str, shape: tuple[int, ...]) -> A
         raise RequestError(
             f"unexpected total byte size {len(raw)} for input '{name}', expecting {wanted}"
         )
-    return _shaped(np.frombuffer(raw, DATATYPES[datatype]), shape, name)
+    return shaped(np.frombuffer(raw, DATATYPES[datatype]), shape, name)
 
 
 def _from_contents(message: Any, shape: tuple[int, ...]) -> Array | list[bytes]:
@@ -175,14 +176,7 @@ def _from_contents(message: Any, shape: tuple[int, ...]) -> Array | list[bytes]:
         array = np.array(list(values), DATATYPES[datatype])
     except OverflowError as exc:
         raise RequestError(f"input '{name}' has numbers that {datatype} doesn't hold") from exc
-    return _shaped(array, shape, name)
-
-
-def _shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
-    try:
-        return array.reshape(shape)
-    except ValueError as exc:  # an axis of 0 beside axes that are too long for NumPy
-        raise RequestError(f"shape {list(shape)} of input '{name}' is too large") from exc
+    return shaped(array, shape, name)
 
 
 def _outputs(messages: Any) -> tuple[RequestedOutput, ...] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from sigcam.core.types import Array
 from sigcam.serve.protocol.errors import RequestError
 
-__all__ = ["DATATYPES", "datatype_of", "join_bytes", "split_bytes"]
+__all__ = ["DATATYPES", "datatype_of", "join_bytes", "shaped", "split_bytes"]
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -107,6 +107,27 @@ def size_of(datatype: str, shape: Sequence[int]) -> int | None:
     for one in shape:
         size *= one
     return size
+
+
+def shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:
+    """Gives a tensor of numbers its shape.
+
+    Args:
+        array: as many numbers as the shape says.
+        shape: sizes.
+        name: the tensor's, for messages.
+
+    Raises:
+        RequestError: an axis of 0 beside axes that are longer than NumPy allows.
+
+    Example:
+        >>> shaped(np.arange(4), (2, 2), "image").tolist()
+        [[0, 1], [2, 3]]
+    """
+    try:
+        return array.reshape(shape)
+    except ValueError as exc:
+        raise RequestError(f"shape {list(shape)} of input '{name}' is too large") from exc
 
 
 def bytes_of(array: Array) -> bytes:

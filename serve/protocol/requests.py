@@ -12,7 +12,7 @@ import numpy as np
 
 from sigcam.core.arguments import shown
 from sigcam.core.types import Array
-from sigcam.serve.protocol.datatypes import DATATYPES, size_of, split_bytes
+from sigcam.serve.protocol.datatypes import DATATYPES, shaped, size_of, split_bytes
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.messages import (
     InferRequest,
@@ -183,7 +183,7 @@ def _from_binary(
         raise RequestError(
             f"unexpected total byte size {size} for input '{name}', expecting {wanted}"
         )
-    return np.frombuffer(data, DATATYPES[datatype]).reshape(shape)
+    return shaped(np.frombuffer(data, DATATYPES[datatype]), shape, name)
 
 
 def _from_json(
@@ -201,7 +201,7 @@ def _from_json(
         return [_bytes_of(one, name, is_base64) for one in values]
     if is_base64:
         raise RequestError(f"content_type base64 is for BYTES; input '{name}' is {datatype}")
-    return _numbers(values, name, datatype).reshape(shape)
+    return shaped(_numbers(values, name, datatype), shape, name)
 
 
 def _flatten(data: list[Any], into: list[Any], depth: int, name: str) -> None:

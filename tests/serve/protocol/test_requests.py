@@ -143,6 +143,8 @@ def _binary(size, **changes):
         (_binary(-1), b"", "'binary_data_size'"),
         (_binary("8"), b"", "'binary_data_size'"),
         (_binary(True), b"", "'binary_data_size'"),
+        (_binary(0, shape=[0, 1 << 62, 1 << 62]), b"", "is too large"),
+        (with_input(shape=[0, 1 << 62, 1 << 62], data=[]), b"", "is too large"),
         (_binary(8), b"1234", "expecting 4 additional bytes for model 'cats'"),
         (_binary(8), b"123456789", "unexpected additional input data"),
         (_binary(4), b"1234", "unexpected total byte size 4 for input 'image', expecting 8"),
