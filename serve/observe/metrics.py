@@ -62,6 +62,19 @@ _HISTOGRAMS = {
 
 
 @dataclass(frozen=True)
+class _OfModel:
+    """The metrics of a version of a model."""
+
+    counters: Mapping[str, Counter]
+    failures: Mapping[str, Counter]
+    pending: Gauge
+    stages: Mapping[str, Histogram]
+    request: Histogram
+    batch: Histogram
+    run: Histogram
+
+
+@dataclass(frozen=True)
 class _Families:
     """The metrics of a process."""
 
@@ -72,6 +85,18 @@ class _Families:
     request: Histogram
     batch: Histogram
     run: Histogram
+
+    def of(self, model: str, version: str) -> _OfModel:
+        """Returns those of a version of a model, which are shown from now on."""
+        return _OfModel(
+            {name: one.labels(model, version) for name, one in self.counters.items()},
+            {reason: self.failures.labels(model, version, reason) for reason in REASONS},
+            self.pending.labels(model, version),
+            {stage: one.labels(model, version) for stage, one in self.stages.items()},
+            self.request.labels(model, version),
+            self.batch.labels(model, version),
+            self.run.labels(model, version),
+        )
 
 
 class Metrics:
@@ -96,20 +121,15 @@ class Metrics:
         """Makes the metrics; in a process of several, after PROMETHEUS_MULTIPROC_DIR is set."""
         self._registry = CollectorRegistry()
         self._families = _families(self._registry)
+        self._models: dict[tuple[str, str], _OfModel] = {}
 
     def add_model(self, model: str, version: str) -> None:
         """Shows a model's metrics from now on, as 0 until something is counted."""
-        found = self._families
-        for one in (*found.counters.values(), found.pending, found.request, found.batch, found.run):
-            one.labels(model, version)
-        for histogram in found.stages.values():
-            histogram.labels(model, version)
-        for reason in REASONS:
-            found.failures.labels(model, version, reason)
+        self._of(model, version)
 
     def request_waits(self, model: str, version: str, change: int) -> None:
         """Counts requests that wait for their run: 1 more, or with -1 one less."""
-        self._families.pending.labels(model, version).inc(change)
+        self._of(model, version).pending.inc(change)
 
     def batch_ran(self, model: str, version: str, images: int, seconds: float) -> None:
         """Counts a run of the network.
@@ -120,30 +140,35 @@ class Metrics:
             images: in the batch.
             seconds: that the run took.
         """
-        found = self._families
-        found.counters["nv_inference_exec_count"].labels(model, version).inc()
-        found.counters["nv_inference_count"].labels(model, version).inc(images)
-        found.batch.labels(model, version).observe(images)
-        found.run.labels(model, version).observe(seconds)
+        found = self._of(model, version)
+        found.counters["nv_inference_exec_count"].inc()
+        found.counters["nv_inference_count"].inc(images)
+        found.batch.observe(images)
+        found.run.observe(seconds)
 
     def request_done(self, record: Record) -> None:
         """Counts a request that is over, where it was for a model that is served."""
         if not record.model:
             return
-        found = self._families
-        labels = (record.model, record.version)
+        found = self._of(record.model, record.version)
         if record.status >= 400:
-            found.failures.labels(*labels, reason_of(record.status)).inc()
+            found.failures[reason_of(record.status)].inc()
             return
-        found.counters["nv_inference_request_success"].labels(*labels).inc()
-        found.counters["nv_inference_request_duration_us"].labels(*labels).inc(1e6 * record.seconds)
-        found.request.labels(*labels).observe(record.seconds)
+        found.counters["nv_inference_request_success"].inc()
+        found.counters["nv_inference_request_duration_us"].inc(1e6 * record.seconds)
+        found.request.observe(record.seconds)
         stages = {name: seconds for name, (_, seconds) in stages_of(record).items()}
         for name, parts in _TRITON.items():
-            total = sum(stages.get(part, 0.0) for part in parts)
-            found.counters[name].labels(*labels).inc(1e6 * total)
+            found.counters[name].inc(1e6 * sum(stages.get(part, 0.0) for part in parts))
         for stage, seconds in stages.items():
-            found.stages[stage].labels(*labels).observe(seconds)
+            found.stages[stage].observe(seconds)
+
+    def _of(self, model: str, version: str) -> _OfModel:
+        """Returns a model's metrics, which are looked up once: that takes most of the time."""
+        found = self._models.get((model, version))
+        if found is None:
+            found = self._models[model, version] = self._families.of(model, version)
+        return found
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format, of all processes where several serve."""
