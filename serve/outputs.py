@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -180,7 +180,15 @@ def check_size(
         )
 
 
-def available(model: ExportedModel) -> dict[str, Output]:
+class HasOutputs(Protocol):
+    """A model, opened or not."""
+
+    @property
+    def output_names(self) -> frozenset[str]:
+        """Returns the names of the graph's outputs."""
+
+
+def available(model: HasOutputs) -> dict[str, Output]:
     """Returns the outputs that a model gives, by name.
 
     Example:

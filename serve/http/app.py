@@ -61,7 +61,7 @@ def make_app(
                 expose_headers=["*"],
             )
         )
-    return Starlette(
+    app = Starlette(
         routes=[
             *health_routes(service, statistics),
             *infer_routes(service),
@@ -75,6 +75,9 @@ def make_app(
             Exception: _told,
         },
     )
+    # A slash too many is an unknown path: a redirection would name whatever host the client did.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _told(_: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from sigcam.serve.protocol.requests import decode_request
 from sigcam.serve.served import Ticket
 from sigcam.serve.service import Service
 
-__all__ = ["body_of", "client_gone", "infer_routes"]
+__all__ = ["body_of", "client_gone", "header_length", "infer_routes"]
 
 
 def infer_routes(service: Service) -> list[Route]:
@@ -30,7 +30,7 @@ def infer_routes(service: Service) -> list[Route]:
         name = request.path_params["name"]
         with service.admit(name, request.path_params.get("version")) as ticket:
             try:
-                length = _header_length(header(request.scope, HEADER_LENGTH.lower().encode()))
+                length = header_length(header(request.scope, HEADER_LENGTH.lower().encode()))
             except RequestError as exc:
                 service.refused(ticket.record(), exc)
                 raise
@@ -78,7 +78,19 @@ async def client_gone(receive: Receive) -> None:
             return
 
 
-def _header_length(text: str | None) -> int | None:
+def header_length(text: str | None) -> int | None:
+    """Reads the header that says how many bytes of JSON a body begins with.
+
+    Args:
+        text: its value; None where there is none, and so is what is returned.
+
+    Raises:
+        RequestError: no whole number.
+
+    Example:
+        >>> header_length("120"), header_length(None)
+        (120, None)
+    """
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 19):
