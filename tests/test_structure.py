@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "hub": frozenset({"core"}),
     "runtime": frozenset({"core", "images", "kernels", "hub"}),
     "serve": frozenset({"core", "images", "runtime"}),
+    "repositories": frozenset({"core", "hub", "runtime", "serve"}),
     "classifier": frozenset({"core", "hub"}),
     "data": frozenset({"core", "images"}),
     "train": frozenset({"core", "images", "classifier", "data", "export"}),
@@ -30,7 +31,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
          "convert", "evaluate"}
     ),
     "api": frozenset(
-        {"core", "images", "kernels", "hub", "runtime", "serve", "classifier", "data", "train",
+        {"core", "images", "kernels", "hub", "runtime", "serve", "repositories",
+         "classifier", "data", "train",
          "export", "convert", "evaluate", "demo"}
     ),
 }  # fmt: skip
@@ -43,6 +45,7 @@ MUST_NOT_IMPORT: dict[str, frozenset[str]] = {
     "hub": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino", "cv2"}),
     "runtime": frozenset({"torch", "torchvision", "onnx", "huggingface_hub"}),
     "serve": frozenset({"torch", "torchvision", "onnx", "onnxruntime", "openvino"}),
+    "repositories": frozenset({"torch", "torchvision", "onnxruntime", "openvino"}),
     "data": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),
     "convert": frozenset({"torch", "torchvision"}),
     "evaluate": frozenset({"torch", "torchvision", "onnx", "onnxruntime"}),

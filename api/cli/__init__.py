@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write the ONNX artifact: prediction and map in one graph."),
     "quantize": ("quantize", "Convert an artifact to 8 or 16 bits, and measure what it costs."),
     "build-engine": ("build_engine", "Compile an artifact with TensorRT."),
+    "export-repository": ("export_repository", "Write a model repository for another server."),
     "explain": ("explain.command", "Predict and explain images with an artifact."),
     "serve": ("serve", "Serve predictions and maps over the Open Inference Protocol."),
     "evaluate": ("evaluate", "Score the maps of artifacts on a data set, and report."),
