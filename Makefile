@@ -8,6 +8,7 @@ TEST_ENV := .venv-test
 # Has the files of onnxruntime under the same names, so it lies beside the environment.
 ORT_GPU := $(TEST_ENV)/onnxruntime-gpu
 DEMO_ENV := .venv-demo
+TRITON_ENV := .venv-triton
 OUT ?= out/demo
 WORKERS ?= 2
 SEED ?= 1
@@ -15,9 +16,9 @@ SEED ?= 1
 # PyTorch: the processes share the cores. A process that dies ends the run: with
 # --dist loadfile, pytest-xdist otherwise waits forever for the tests that it had left.
 PYTEST = OMP_NUM_THREADS=1 SIGCAM_TEST_ORT_GPU=$(ORT_GPU) $(TEST_ENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --max-worker-restart=0 --durations=25 --durations-min=5
-PARTS := core images kernels hub runtime serve classifier data train export convert evaluate api demo
+PARTS := core images kernels hub runtime serve repositories classifier data train export convert evaluate api demo
 
-.PHONY: demo test quick check lint types unit fuzz budget docs docs-check format bench clean
+.PHONY: demo test quick check lint types unit fuzz triton budget docs docs-check format bench clean
 
 demo: $(DEMO_ENV)/.installed
 	@echo "== demo: images through EfficientNet-Lite0 with its sigmoid branch"
@@ -54,6 +55,12 @@ fuzz: $(TEST_ENV)/.installed
 	OMP_NUM_THREADS=1 $(TEST_ENV)/bin/python -m tests.robustness $(ONLY) --seed $(SEED) \
 	    --workers $(WORKERS) $(if $(COUNT),--count $(COUNT)) $(if $(RECORD),--record)
 
+# The same requests to `sigcam serve` and to Triton, which the package nvidia-pytriton brings. Its
+# Python backend knows NumPy 1 only, below which our requirements end, so they aren't looked at.
+triton: $(TEST_ENV)/.installed $(TRITON_ENV)/.installed
+	SIGCAM_TEST_TRITON=$(CURDIR)/$(TRITON_ENV)/bin/python OMP_NUM_THREADS=1 \
+	    $(TEST_ENV)/bin/python -m pytest -q tests/serve/test_against_triton.py
+
 budget:
 	@echo "== budget guard: what a map may cost"
 	$(TEST_ENV)/bin/python benchmarks/budget.py
@@ -83,6 +90,14 @@ $(DEMO_ENV)/.installed: $(SOURCES)
 	$(DEMO_ENV)/bin/python -m pip install --quiet --upgrade ".[demo]"
 	@touch $@
 
+$(TRITON_ENV)/.installed: $(SOURCES)
+	@echo "== making $(TRITON_ENV)"
+	test -x $(TRITON_ENV)/bin/python || $(PYTHON) -m venv $(TRITON_ENV)
+	$(TRITON_ENV)/bin/python -m pip install --quiet nvidia-pytriton "numpy<2" click tqdm
+	$(TRITON_ENV)/bin/python -m pip install --quiet --no-deps --force-reinstall \
+	    opencv-python-headless onnxruntime simplejpeg flatbuffers .
+	@touch $@
+
 # Editable, strict: the installed package is a tree of links into the folders, which
 # lets mypy and pytest see the parts under their import names. New files need a new tree.
 FOLDERS := $(sort $(dir $(shell find $(PARTS) -name '*.py' 2>/dev/null)))
@@ -97,4 +112,4 @@ $(TEST_ENV)/.installed: pyproject.toml $(FOLDERS)
 	@touch $@
 
 clean:
-	rm -rf $(TEST_ENV) $(DEMO_ENV) build out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(TEST_ENV) $(DEMO_ENV) $(TRITON_ENV) .venv-serving build out .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
