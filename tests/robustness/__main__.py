@@ -27,8 +27,8 @@ _PARTS = [*TARGETS, _THREADS]
 @click.option(
     "--count",
     type=click.IntRange(min=1),
-    help="Items of each part.  [default: 10000 images, 2000 artifacts, 200 kills and disks, 1000 "
-    "of the others; for threads the calls of each, 2000]",
+    help="Items of each part.  [default: 10000 images, 2000 artifacts, 20000 requests, 200 kills "
+    "and disks, 1000 of the others; for threads the calls of each, 2000]",
 )
 @click.option("--item", type=int, help="Only this item of one part, in this process.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1))

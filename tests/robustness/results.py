@@ -25,6 +25,7 @@ WHAT = {
     "checkpoints": "damaged files of weights and training checkpoints",
     "onnx": "classifiers' own ONNX files, damaged, read and inspected",
     "datasets": "damaged CSV, VOC XML, COCO JSON and text metadata",
+    "requests": "damaged requests to `sigcam serve`: fields, bodies, lengths, paths, headers",
     "kills": "commands that got SIGKILL, and were run again",
     "disks": "commands on full, small and read-only disks",
     "threads": "calls of eight threads, images of 50 sizes",

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 SHORT = {
     "images": 300, "artifacts": 60, "specs": 150, "sidecars": 150, "branches": 60,
-    "checkpoints": 60, "onnx": 60, "datasets": 200, "kills": 4, "disks": 6,
+    "checkpoints": 60, "onnx": 60, "datasets": 200, "requests": 300, "kills": 4, "disks": 6,
 }  # fmt: skip
 SEED = 2024
 

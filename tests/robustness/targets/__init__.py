@@ -15,12 +15,15 @@ TARGETS = {
     "checkpoints": "tests.robustness.targets.checkpoints:Checkpoints",
     "onnx": "tests.robustness.targets.onnx_files:OnnxFiles",
     "datasets": "tests.robustness.targets.datasets:Datasets",
+    "requests": "tests.robustness.targets.requests:ServedRequests",
     "kills": "tests.robustness.targets.kills:Kills",
     "disks": "tests.robustness.targets.disks:Disks",
 }
 """Where the class of each kind stands; imported when it is needed, as some need PyTorch."""
 
-COUNTS = {"images": 10_000, "artifacts": 2_000, "kills": 200, "disks": 200}
+COUNTS = {
+    "images": 10_000, "artifacts": 2_000, "requests": 20_000, "kills": 200, "disks": 200,
+}  # fmt: skip
 """Files of the long campaign; 1,000 where nothing is said."""
 
 
