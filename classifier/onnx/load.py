@@ -13,11 +13,13 @@ from sigcam.classifier.onnx.batch import plan_batch
 from sigcam.classifier.onnx.channel_order import in_order, take_rgb
 from sigcam.classifier.onnx.checks import check_graph
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
+from sigcam.classifier.onnx.expansions import expand
 from sigcam.classifier.onnx.file import read_onnx
 from sigcam.classifier.onnx.front import Input, find_input
 from sigcam.classifier.onnx.held import HeldFile
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.quantised_graph import float_path
+from sigcam.classifier.onnx.quantised_operators import expand_quantised
 from sigcam.classifier.onnx.reader import OnnxGraph
 from sigcam.classifier.onnx.strided import undo_strided
 from sigcam.classifier.onnx.values import needed
@@ -117,6 +119,8 @@ def read_classifier(
     source: Path | bytes = path
     if model.functions:
         model = inline_local_functions(model)
+    fused = expand(model)
+    expand_quantised(model)
     takes = find_input(model, where, channel_order)
     name = chosen_output(model, output, where)
     opset = check_graph(model, name, where)
@@ -149,7 +153,8 @@ def read_classifier(
     half = any(t.data_type in _HALF for t in model.graph.initializer)
     tolerance = _HALF_TOLERANCE if half else TOLERANCE
     error = check_logits(found, original, tolerance, where)
-    changes = ["without the rounding between its layers"] if pairs else []
+    changes = [f"with {', '.join(fused)} written with ONNX's own operators"] if fused else []
+    changes += ["without the rounding between its layers"] if pairs else []
     changes += ["with a node that turns R, G, B into B, G, R"] if takes.order == "bgr" else []
     whole = source if isinstance(source, bytes) else path.resolve()
     read.held = HeldFile(path, whole, model, ", ".join(changes), tolerance)

@@ -48,6 +48,29 @@ def gather_elements(call: Call, x: Tensor, indices: Value) -> Tensor:
     return x.gather(axis, torch.where(chosen < 0, chosen + x.shape[axis], chosen))
 
 
+def _known_scatter(call: Call, x: Any, indices: Any, updates: Any) -> Any:
+    _refuse_reduction(call)
+    result = np.array(x)
+    result[tuple(np.moveaxis(np.asarray(indices, dtype=np.int64), -1, 0))] = updates
+    return result
+
+
+@operator("ScatterND", known=_known_scatter)
+def scatter_nd(call: Call, x: Value, indices: Value, updates: Value) -> Tensor:
+    """Puts slices into a value, at places along its first axes."""
+    _refuse_reduction(call)
+    like = next((v for v in (x, updates, indices) if isinstance(v, Tensor)), None)
+    x, updates = as_tensor(x, like), as_tensor(updates, like)
+    places = as_tensor(indices, like).to(torch.int64).unbind(-1)
+    return x.index_put(places, updates)
+
+
+def _refuse_reduction(call: Call) -> None:
+    reduction = call.get("reduction", "none")
+    if reduction != "none":
+        raise call.refused("no reduction", reduction, "export the model without it")
+
+
 def _bounds(call: Call, rank: int, starts: Any, ends: Any, axes: Any, steps: Any) -> list[Any]:
     """Returns (axis, start, end, step) for each axis that a Slice cuts."""
     first = ints(call.get("starts") if starts is None else starts)

@@ -296,6 +296,20 @@ def test_gather(indices, axis):
     check("Gather", X, indices, axis=axis)
 
 
+@pytest.mark.parametrize(
+    ("places", "updates"),
+    [
+        ([[0, 1], [1, 0]], normal(2, 4, 5, seed=1)),
+        ([[[0, 2, 3, -1], [1, 1, 0, 0]]], normal(1, 2, seed=1)),
+        ([[1]], normal(1, 3, 4, 5, seed=1)),
+    ],
+)
+@pytest.mark.parametrize("opset", [11, 18])
+def test_scattered_slices(places, updates, opset):
+    x = normal(2, 3, 4, 5)
+    check("ScatterND", x, np.array(places, np.int64), updates, opset=opset)
+
+
 def test_gathered_elements():
     places = np.array([[[0, -1], [2, 1]]], dtype=np.int64)
     check("GatherElements", normal(1, 2, 5), places, axis=2)
