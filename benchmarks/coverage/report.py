@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.coverage.check import METHODS
 from benchmarks.coverage.names import NETWORKS
+from benchmarks.coverage.onnx_sources import report as onnx_files
 from sigcam.core.files import write_text
 
 Result = dict[str, Any]
@@ -37,7 +38,8 @@ def write(path: Path, results: Sequence[Result]) -> None:
         by_name.setdefault(result["name"], {})[result["method"]] = result
     rows = {name: by_name[name] for name in NETWORKS if name in by_name}
     missing = [name for name in NETWORKS if name not in by_name]
-    write_text(path, _page(rows, missing))
+    files = onnx_files.section_of(path)  # the page's second half is written by another command
+    write_text(path, _page(rows, missing) + (f"\n{files}" if files else ""))
 
 
 def _page(rows: dict[str, dict[str, Result]], missing: Sequence[str]) -> str:

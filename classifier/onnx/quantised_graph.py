@@ -50,8 +50,10 @@ def float_path(model: onnx.ModelProto, opset: int) -> int:
         bounds = _bounds(node, stored)
         if bounds is None:
             continue
-        for other in after:
+        for other in after[:1]:
             _make_clip(other, node.input[0], bounds, graph, opset)
+        for other in after[1:]:  # the same value again
+            _replace(other, "Identity", after[0].output[0])
         graph.node.remove(node)
         pairs += 1
     return pairs
@@ -78,9 +80,7 @@ def _make_clip(
     import onnx
 
     result = node.output[0]
-    del node.input[:], node.attribute[:]
-    node.op_type = "Clip"
-    node.input.append(source)
+    _replace(node, "Clip", source)
     for kind, value in zip(("min", "max"), bounds, strict=True):
         if opset < _CLIP_WITH_INPUTS:
             node.attribute.append(onnx.helper.make_attribute(kind, value))
@@ -89,3 +89,10 @@ def _make_clip(
         array = np.array(value, np.float32)
         graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         node.input.append(name)
+
+
+def _replace(node: onnx.NodeProto, operator: str, source: str) -> None:
+    """Turns a node into another one of a single input, without attributes."""
+    del node.input[:], node.attribute[:]
+    node.op_type = operator
+    node.input.append(source)

@@ -34,8 +34,6 @@ RESULTS = networks.ROOT / "benchmarks" / "results" / "onnx_sources.jsonl"
 
 
 def _pythons(_ctx: object, _option: object, given: tuple[str, ...]) -> dict[str, str]:
-    _ctx: click.Context, _option: click.Parameter, given: tuple[str, ...]
-) -> dict[str, str]:
     found = dict(one.partition("=")[::2] for one in given)
     if unknown := sorted(set(found) - OTHERS.keys()):
         raise click.BadParameter(f"{', '.join(unknown)}: not one of {', '.join(OTHERS)}")

@@ -31,7 +31,8 @@ def write(path: Path, results: Sequence[Result], missing: Sequence[str]) -> None
         missing: the files that weren't.
     """
     page = path.read_text() if path.exists() else ""
-    write_text(path, page.partition(HEADING)[0] + _section(results, missing))
+    before = page.partition(HEADING)[0].rstrip()
+    write_text(path, (f"{before}\n\n" if before else "") + _section(results, missing))
 
 
 def section_of(path: Path) -> str:

