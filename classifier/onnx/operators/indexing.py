@@ -62,7 +62,8 @@ def scatter_nd(call: Call, x: Value, indices: Value, updates: Value) -> Tensor:
     like = next((v for v in (x, updates, indices) if isinstance(v, Tensor)), None)
     x, updates = as_tensor(x, like), as_tensor(updates, like)
     places = as_tensor(indices, like).to(torch.int64).unbind(-1)
-    return x.index_put(places, updates)
+    put: Tensor = x.index_put(places, updates)
+    return put
 
 
 def _refuse_reduction(call: Call) -> None:
