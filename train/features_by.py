@@ -99,8 +99,8 @@ def runner_for(
         ModelError: it was asked for by name, and its features differ; or they aren't finite.
     """
     own = FeatureRunner(dual, preprocessing, device, head)
-    if by == "torch":
-        say("features by PyTorch")
+    if by == "torch" or (by == "auto" and device.type != "cpu"):
+        say("features by PyTorch" if device.type == "cpu" else f"features by PyTorch, on {device}")
         return own
     try:
         _require(device)

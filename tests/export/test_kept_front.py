@@ -288,3 +288,22 @@ def test_other_logits_than_the_files_are_found(tmp_path, monkeypatch):
     with pytest.raises(ParityError, match=r"artifact's logits differ from those of file\.onnx"):
         exported(tmp_path, classifier, method="cam")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_functions_of_the_file_become_plain_operators(tmp_path):
+    """The same network, whose first norm and ReLU are a function of the file's own."""
+    model = network(17)
+    inside = [model.graph.node[1], model.graph.node[2]]
+    function = helper.make_function(
+        "own", "Both", ["features", "s", "b", "m", "v"], ["cams"], inside,
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    call = helper.make_node("Both", ["features", "s", "b", "m", "v"], ["cams"], "both", "", "own")
+    model.graph.node.insert(1, call)
+    for node in inside:
+        model.graph.node.remove(node)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    kept = kept_of(built(tmp_path, model))
+    assert kept.nodes == 5
+    assert kept.changes == "with some of them written as ONNX's plain operators"
