@@ -35,6 +35,7 @@ import torchvision
 from torch import Tensor, nn
 
 from sigcam import ExportOptions, build_classifier, export_artifact
+from sigcam.core.errors import ExportError
 from sigcam.demo.timing import alternate
 
 MOST, MOST_SECONDS = 1.02, 30.0
@@ -63,7 +64,7 @@ def _measured(source: str, folder: Path, rounds: int, threads: int) -> str:
     built = build_classifier(str(file), size=224, **NORMAL)
     read, used = time.perf_counter() - start, time.process_time() - used
     calls = {"file": _file_call(file, threads)}
-    exporting, busy = [], []
+    exporting, busy, refused = [], [], dict[str, str]()
     for method in METHODS:
         for layout in ("float32_nchw", "uint8_nhwc"):
             out = folder / f"{method}-{layout}.onnx"
@@ -72,13 +73,18 @@ def _measured(source: str, folder: Path, rounds: int, threads: int) -> str:
                 preprocessing=replace(built.preprocessing, layout=layout),
             )  # fmt: skip
             start, begun = time.perf_counter(), time.process_time()
-            spec = export_artifact(built, out, options)
+            try:
+                spec = export_artifact(built, out, options)
+            except ExportError as exc:
+                refused[method] = str(exc)
+                continue
             exporting.append(time.perf_counter() - start)
             busy.append(time.process_time() - begun)
             calls[f"{method} {layout}"] = _artifact_call(out, layout, threads)
     timing = alternate(calls, rounds=rounds, warmup=5)
     lines = [f"{name}: {spec.source.front}"]
-    for method in METHODS:
+    lines += [f"  {method}: refused: {reason}" for method, reason in refused.items()]
+    for method in (one for one in METHODS if one not in refused):
         ratio = timing.ratio(f"{method} float32_nchw", over="file")
         raw = timing.ratio(f"{method} uint8_nhwc", over="file")
         verdict = "within" if ratio <= MOST else "ABOVE"
