@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -39,7 +40,7 @@ from sigcam.core.errors import ExportError
 from sigcam.demo.timing import alternate
 
 MOST, MOST_SECONDS = 1.02, 30.0
-NORMAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 METHODS = ("cam", "gradcam")
 SOURCES = ("torch.onnx, old exporter", "torch.onnx, new exporter", "channels last")
 
@@ -61,7 +62,7 @@ def _measured(source: str, folder: Path, rounds: int, threads: int) -> str:
     file = folder / "resnet50.onnx"
     name = _write(source, file)
     start, used = time.perf_counter(), time.process_time()
-    built = build_classifier(str(file), size=224, **NORMAL)
+    built = build_classifier(str(file), size=224, mean=MEAN, std=STD)
     read, used = time.perf_counter() - start, time.process_time() - used
     calls = {"file": _file_call(file, threads)}
     exporting, busy, refused = [], [], dict[str, str]()
@@ -135,8 +136,7 @@ def _write(source: str, file: Path) -> str:
 
 def _keras() -> nn.Module:
     os.environ["KERAS_BACKEND"] = "torch"
-    import keras
-
+    keras = importlib.import_module("keras")
     model: nn.Module = keras.applications.ResNet50(weights=None).eval()
     return model
 
