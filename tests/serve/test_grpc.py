@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 import sigcam
 from tests.serve.running import running
+from tests.serve.test_metrics import of
 
 TOKEN = "a-token"
 
@@ -214,6 +216,7 @@ def test_calls_have_ids_and_lines_in_the_log(server, png):
         assert line["name"] == "inference.GRPCInferenceService/ModelInfer"
 
 
+@pytest.mark.slow
 def test_a_token_is_wanted_except_for_probes(artifact, tmp_path, png):
     (tmp_path / "token").write_text(TOKEN)
     options = ["--grpc-port", "0", "--token-file", tmp_path / "token"]
@@ -234,6 +237,7 @@ def test_a_token_is_wanted_except_for_probes(artifact, tmp_path, png):
         assert client.is_model_ready("tiny", headers=given)
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_too_long_messages_are_refused(artifact, png):
     options = ["--grpc-port", "0", "--queue-images", "1", "--batch-size", "1"]
     options += ["--request-images", "1", "--request-bytes", "100000"]
@@ -255,6 +259,29 @@ def test_a_full_queue_and_too_long_messages_are_refused(artifact, png):
         assert {one.status() for one in errors} == {"StatusCode.UNAVAILABLE"}
         assert "the queue of model 'tiny' is full" in errors[0].message()
         assert len(errors) < len(found)
+
+
+@pytest.mark.slow
+def test_a_call_whose_client_has_gone_is_not_run_on(artifact, png):
+    options = ["--grpc-port", "0", "--max-passes", "1000000"]
+    with (
+        running(f"tiny={artifact}", options=options) as server,
+        client_package.InferenceServerClient(server.grpc) as client,
+    ):
+        client.infer("tiny", [encoded(png)])
+        long = {"method": "rise", "masks": 500_000}
+        begin = time.monotonic()
+        refused(
+            "DEADLINE_EXCEEDED", client.infer, "tiny", [encoded(png)],
+            parameters=long, client_timeout=0.5,
+        )  # fmt: skip
+        client.infer("tiny", [encoded(png)], parameters={"method": "rise", "masks": 10})
+        assert time.monotonic() - begin < 10  # the long one would hold this up for minutes
+        text = server.get("/metrics")
+        assert of(text, "nv_inference_request_failure", model="tiny", reason="CANCELED") == 1
+        assert of(text, "nv_inference_pending_request_count", model="tiny") == 0
+        (line,) = server.logged(status=499)
+        assert line["model"] == "tiny"
 
 
 def test_a_taken_port_is_an_error(artifact, server):
