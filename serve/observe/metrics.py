@@ -42,7 +42,7 @@ _COUNTERS = {
     "nv_inference_request_duration_us": "Microseconds of answered requests from end to end.",
     "nv_inference_queue_duration_us": "Microseconds that answered requests waited for a batch.",
     "nv_inference_compute_input_duration_us": "Microseconds of reading and preparing images.",
-    "nv_inference_compute_infer_duration_us": "Microseconds of the network, for each request.",
+    "nv_inference_compute_infer_duration_us": "Microseconds from first run to end of the last.",
     "nv_inference_compute_output_duration_us": "Microseconds of maps and of encoding answers.",
 }
 _FAILURES = "nv_inference_request_failure"
@@ -55,7 +55,7 @@ _TRITON = {  # which stages Triton counts together
 _HISTOGRAMS = {
     "decode": "Seconds in which a request's images were read and prepared.",
     "queue": "Seconds that a request waited for a batch.",
-    "backend": "Seconds of the network, for each request.",
+    "backend": "Seconds from a request's first run to the end of its last one.",
     "map": "Seconds in which a request's heatmaps, boxes and overlays were made.",
     "encode": "Seconds in which a request's images were encoded and its answer put together.",
 }

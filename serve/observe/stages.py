@@ -6,7 +6,8 @@ from sigcam.serve.records import Record
 
 STAGES = ("decode", "queue", "backend", "map", "encode")
 """In the order in which a request passes them: from files of images to the network's input; the
-wait for a run; the runs; heatmaps, boxes and overlays; images as files, and the answer's body."""
+wait for the first run; from there to the end of the last one; heatmaps, boxes and overlays; images
+as files, and the answer's body."""
 
 
 def stages_of(record: Record) -> dict[str, tuple[float, float]]:
@@ -28,7 +29,7 @@ def stages_of(record: Record) -> dict[str, tuple[float, float]]:
     if record.decoded and record.started:
         found["queue"] = (record.decoded, record.started - record.decoded)
     if record.started and record.ran:
-        found["backend"] = (record.ran - record.backend, record.backend)
+        found["backend"] = (record.started, record.ran - record.started)
     if record.ran and record.done and record.status < 400:
         made = record.ran + record.map_seconds - record.encode_seconds
         found["map"] = (record.ran, made - record.ran)
