@@ -49,4 +49,4 @@ def make_server_app(
         openapi_route(has_token=token is not None),
     ]
     app = make_app(service, token, origins, routes, PAGE_PATHS)
-    return Observed(app, tracer)
+    return Observed(app, tracer, app.routes)

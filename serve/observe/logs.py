@@ -80,7 +80,7 @@ def configure_logging(form: LogFormat, level: LogLevel = "info", to: TextIO | No
         >>> json.loads(lines.getvalue())["models"]
         2
     """
-    handler = logging.StreamHandler(to or sys.stderr)
+    handler = _StandardError() if to is None else logging.StreamHandler(to)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     for name in (LOGGER, "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
@@ -106,6 +106,17 @@ def log_event(message: str, level: int = logging.INFO, exc_info: Any = None, **f
         >>> log_event("model loaded", model="cat", version="1")
     """
     logging.getLogger(LOGGER).log(level, message, exc_info=exc_info, extra={"fields": fields})
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at that time, which whoever calls us may exchange."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import BaseRoute, Route
 
 from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
@@ -29,15 +32,23 @@ class Observed:
         app = Observed(app, find_tracer())
     """
 
-    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, tracer: Tracer | None = None, routes: Iterable[BaseRoute] = ()
+    ) -> None:
         """Wraps an application.
 
         Args:
             app: answers the requests.
             tracer: makes spans; None for none.
+            routes: those of the application, which name its requests.
         """
         self._app = app
         self._tracer = tracer
+        self._paths: dict[tuple[Any, frozenset[str]], str] = {
+            (route.endpoint, frozenset(route.param_convertors)): route.path
+            for route in reversed([*routes])
+            if isinstance(route, Route)
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or passes on what isn't one."""
@@ -66,13 +77,19 @@ class Observed:
         finally:
             traces = {name.decode(): headers[name] for name in _OF_TRACES if name in headers}
             record = records[0] if records else None
-            tell(_ended(scope, beginning, status, traces, record), self._tracer)
+            found = (scope.get("endpoint"), frozenset(scope.get("path_params", ())))
+            route = self._paths.get(found, "")
+            tell(_ended(scope, beginning, status, traces, record, route), self._tracer)
 
 
 def _ended(
-    scope: Scope, beginning: Beginning, status: int, traces: dict[str, str], record: Record | None
+    scope: Scope,
+    beginning: Beginning,
+    status: int,
+    traces: dict[str, str],
+    record: Record | None,
+    route: str,
 ) -> Ended:
-    route = getattr(scope.get("route"), "path", "")
     if record is not None and record.status == GONE:
         status = GONE
     return Ended(

@@ -55,6 +55,23 @@ def test_each_route_stands_in_it_and_the_reverse(client):
     assert described == routes_of(client)
 
 
+def test_requests_are_logged_by_the_path_that_is_described(client, png, monkeypatch):
+    names = []
+    told = lambda message, *_, **fields: names.append(fields["name"])  # noqa: E731
+    monkeypatch.setattr("sigcam.serve.observe.telling.log_event", told)
+    asked = {"json": body(encoded(png))}
+    client.post("/v2/models/tiny/infer", **asked)
+    client.post("/v2/models/tiny/versions/1/infer", **asked)
+    client.get("/v2/models/tiny/versions/1")
+    client.get("/v2")
+    client.get("/no/such/path")
+    model = "/v2/models/{name}"
+    assert names == [
+        f"POST {model}/infer", f"POST {model}/versions/{{version}}/infer",
+        f"GET {model}/versions/{{version}}", "GET /v2", "GET",
+    ]  # fmt: skip
+
+
 def test_paths_need_the_token_as_it_says(serve, artifact):
     service = serve(f"tiny={artifact}").service
     app = make_server_app(service, Metrics(), token="secret")
