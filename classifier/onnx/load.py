@@ -121,6 +121,8 @@ def read_classifier(
     source: Path | bytes = path
     if model.functions:
         model = inline_local_functions(model)
+    if _drop_unused_inputs(model):
+        source = _bytes_of(model, where)
     expand(model)
     expand_quantised(model)
     takes = find_input(model, where, channel_order)
@@ -202,6 +204,15 @@ def _bytes_of(model: onnx.ModelProto, where: str) -> bytes:
             f"{where} must have less than 2 GiB where only a part of it is read, or it is "
             f"quantised; cut it at its logits first (onnx.utils.extract_model)"
         ) from exc
+
+
+def _drop_unused_inputs(model: onnx.ModelProto) -> bool:
+    """Removes inputs that no node takes, as Keras's export leaves them; returns if there were."""
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [value for value in model.graph.input if value.name not in used]
+    for value in unused:
+        model.graph.input.remove(value)
+    return bool(unused)
 
 
 def _size(takes: Input, asked: tuple[int, int] | None, where: str) -> tuple[int, int]:

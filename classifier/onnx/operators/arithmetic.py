@@ -74,7 +74,11 @@ def power(call: Call, x: Value, exponent: Value) -> Tensor:
     return torch.pow(x, exponent).to(x.dtype)
 
 
-@operator("Mod")
+def _known_modulo(call: Call, a: Any, b: Any) -> Any:
+    return np.asarray((np.fmod if call.get("fmod", 0) else np.mod)(a, b))
+
+
+@operator("Mod", known=_known_modulo)
 def modulo(call: Call, a: Value, b: Value) -> Tensor:
     """Computes the rest of a division, with the divisor's sign, or with fmod the dividend's."""
     a, b = _tensors((a, b))

@@ -166,3 +166,118 @@ def test_networks_of_torchvision(tmp_path, name, opset):
         built, tmp_path / "o.onnx", ExportOptions(method="gradcam", branch="softmax")
     )
     assert spec.parity.outputs["logits"].max_rel < 1e-4
+
+
+def test_inputs_that_nothing_takes(tmp_path):
+    """Keras's export leaves constants of its normalisation among the inputs, folded away."""
+    model = network("resnet")
+    path = write(model, tmp_path / "m.onnx", opset=13)
+    file = onnx.load(str(path))
+    for name, shape in (("norm/Sub", [1, 1, 1, 3]), ("norm/Sqrt", [1, 1, 1, 3])):
+        file.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, shape))
+    onnx.save(file, str(path))
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found = read_classifier(path).model(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
+
+
+def joined(tmp_path, head, opset=17):
+    """The little ResNet's pooled features with a head of scikit-learn's, and its probabilities."""
+    skl2onnx = pytest.importorskip("skl2onnx")
+    model = network("resnet")
+    model.fc = nn.Identity()
+    images = torch.randn(40, 3, 32, 32)
+    with torch.no_grad():
+        pooled = model(images).numpy()
+    head.fit(pooled, np.arange(len(pooled)) % 4)
+    base = onnx.load(str(write(model, tmp_path / "base.onnx", opset=opset, dynamic=True)))
+    kind = skl2onnx.common.data_types.FloatTensorType([None, pooled.shape[1]])
+    second = skl2onnx.to_onnx(head, initial_types=[("f", kind)], options={"zipmap": False},
+                              target_opset=opset)  # fmt: skip
+    base.ir_version = second.ir_version = 8
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.compose.merge_models(base, second, [("y", "f")]), str(path))
+    return path, images, head.predict_proba(pooled)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "PCA"])
+def test_heads_of_scikit_learn(tmp_path, kind):
+    pytest.importorskip("sklearn")
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    head = {
+        "scaled": lambda: make_pipeline(StandardScaler(), LogisticRegression()),
+        "PCA": lambda: make_pipeline(PCA(5), LogisticRegression()),
+    }[kind]()
+    path, images, expected = joined(tmp_path, head)
+    built = build_classifier(f"{path}#probabilities", size=32, **CHANNELS)
+    assert built.dual.squashing == "softmax"
+    with torch.no_grad():
+        found = built.dual(images).logits.softmax(1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_what_onnxsim_leaves(tmp_path, name):
+    onnxsim = pytest.importorskip("onnxsim")
+    model = network(name)
+    simple, good = onnxsim.simplify(onnx.load(str(write(model, tmp_path / "m.onnx", opset=17))))
+    assert good
+    onnx.save(simple, str(tmp_path / "s.onnx"))
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        found = read_classifier(tmp_path / "s.onnx").model(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["BASIC", "EXTENDED"])
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_what_onnx_runtime_optimises(tmp_path, name, level):
+    import onnxruntime as ort
+
+    model, path = network(name), tmp_path / "o.onnx"
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4
+    source = write(model, tmp_path / "m.onnx", opset=17)
+    ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+    others = {n.op_type for n in onnx.load(str(path)).graph.node if n.domain == "com.microsoft"}
+    assert bool(others) == (level == "EXTENDED")
+    images = torch.randn(5, 3, 32, 32)
+    with torch.no_grad():
+        found = read_classifier(path).model(images)
+        torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_what_onnx_runtime_quantises(tmp_path, form, per_channel):
+    """The float path is near the network that was quantised, and has a gradient."""
+    from onnxruntime import quantization
+
+    model = network("resnet")
+    images = torch.randn(8, 3, 32, 32)
+
+    class Reader(quantization.CalibrationDataReader):
+        left = iter([{"x": images[i : i + 1].numpy()} for i in range(8)])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    source, path = write(model, tmp_path / "m.onnx", opset=13), tmp_path / "q.onnx"
+    quantization.quantize_static(
+        str(source), str(path), Reader(), getattr(quantization.QuantFormat, form),
+        per_channel=per_channel,
+    )  # fmt: skip
+    read = read_classifier(path)
+    assert "quantised" in read.notes[0]
+    images.requires_grad_()
+    found, expected = read.model(images), model(images)
+    found.sum().backward()
+    assert images.grad.abs().max() > 0
+    assert float((found - expected).abs().max() / expected.abs().max()) < 0.05
