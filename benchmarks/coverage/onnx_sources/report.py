@@ -58,8 +58,8 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
   1e-4 in everything.** The worst error of a map is {_worst(good, "maps")}, of the features
   {_worst(good, "features")}, of the logits {_worst(good, "output")}. The others: {others}.
 - Of these, {references["framework"]} have maps that were compared with the framework's, and
-  {references["differences"]} with differences; {methods["cam"]} have a head for the method cam
-  too, whose maps were compared with Grad-CAM's.
+  {references["differences"]} with differences; {methods["cam"]} were exported with
+  the method cam too, whose maps were compared with Grad-CAM's.
 
 ## Not explained
 
@@ -76,8 +76,7 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
 
 
 _INTRO = """Files as people have them, made on the spot with random weights unless the row says
-otherwise, read with `--arch model.onnx` and exported with Grad-CAM, and with cam where the head is
-a pooling and a linear layer. Made with `python -m benchmarks.coverage.onnx_sources`, whose help
+otherwise, read with `--arch model.onnx` and exported with Grad-CAM. Made with `python -m benchmarks.coverage.onnx_sources`, whose help
 names the environments of the other frameworks. Each file passed all that an export checks, and
 then three comparisons with what is outside of sigcam, on four images:
 
