@@ -76,7 +76,8 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
 
 
 _INTRO = """Files as people have them, made on the spot with random weights unless the row says
-otherwise, read with `--arch model.onnx` and exported with Grad-CAM. Made with `python -m benchmarks.coverage.onnx_sources`, whose help
+otherwise, read with `--arch model.onnx` and exported with Grad-CAM. Made with
+`python -m benchmarks.coverage.onnx_sources`, whose help
 names the environments of the other frameworks. Each file passed all that an export checks, and
 then three comparisons with what is outside of sigcam, on four images:
 
