@@ -235,11 +235,10 @@ def test_what_onnxsim_leaves(tmp_path, name):
 
 
 @pytest.mark.parametrize("level", ["BASIC", "EXTENDED"])
-@pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_what_onnx_runtime_optimises(tmp_path, name, level):
+def test_what_onnx_runtime_optimises(tmp_path, level):
     import onnxruntime as ort
 
-    model, path = network(name), tmp_path / "o.onnx"
+    model, path = network("resnet"), tmp_path / "o.onnx"
     options = ort.SessionOptions()
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
     options.optimized_model_filepath = str(path)
@@ -277,7 +276,8 @@ def test_what_onnx_runtime_quantises(tmp_path, form, per_channel):
     read = read_classifier(path)
     assert "quantised" in read.notes[0]
     images.requires_grad_()
-    found, expected = read.model(images), model(images)
+    found = read.model(images)
     found.sum().backward()
+    found, expected = found.detach(), model(images).detach()
     assert images.grad.abs().max() > 0
     assert float((found - expected).abs().max() / expected.abs().max()) < 0.05
