@@ -70,31 +70,35 @@ class DriverStreams:
     """The stand-in driver's streams, as the stand-in of TensorRT wants them."""
 
     engines: ClassVar = weakref.WeakSet()
-    library = ctypes.CDLL("libcuda.so.1")
-    kept: ClassVar = []
-    """Callbacks, which streams and graphs refer to."""
 
-    class streams:  # noqa: N801
-        class _One:
-            def __init__(self, handle):
-                self.handle = handle
+    class _One:
+        library = ctypes.CDLL("libcuda.so.1")
+        kept: ClassVar = []
+        """Callbacks, which streams and graphs refer to."""
 
-            @property
-            def capturing(self):
-                return True if driver.is_capturing(self.handle) else None
+        def __init__(self, handle):
+            self.handle = handle
 
-            def add(self, work):
-                """Work of a network runs when the stream has come to it, or is captured."""
-                callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
-                DriverStreams.kept.append(callback)
-                stream = ctypes.c_void_p(self.handle)
-                assert DriverStreams.library.cuLaunchHostFunc(stream, callback, None) == 0
+        @property
+        def capturing(self):
+            return True if driver.is_capturing(self.handle) else None
 
-        def __class_getitem__(cls, handle):
-            return cls._One(handle)
+        def add(self, work):
+            """Work of a network runs when the stream has come to it, or is captured."""
+            callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: work())
+            self.kept.append(callback)
+            stream = ctypes.c_void_p(self.handle)
+            assert self.library.cuLaunchHostFunc(stream, callback, None) == 0
+
+    class _Streams:
+        def __getitem__(self, handle):
+            return DriverStreams._One(handle)
 
         def __contains__(self, handle):
-            return True
+            """Not known: an address that was freed may be another stream's now."""
+            return False
+
+    streams = _Streams()
 
 
 @pytest.fixture(params=["ort", "tensorrt"])

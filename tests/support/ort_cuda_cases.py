@@ -140,8 +140,10 @@ def test_shared_memory_is_not_copied(gpu, make_artifact):
     ends = done.index("cuLaunchKernel")
     assert "cuMemcpyHtoDAsync" not in done[:ends]
     copies = [name for name in done[ends:] if name.startswith("cuMemcpy")]
-    # CAMs go from memory to memory, and logits, class ids and evidence to the host.
-    assert sorted(copies) == ["cuMemcpyAsync", *["cuMemcpyDtoHAsync"] * 3]
+    # CAMs go from memory to memory, and logits, class ids and evidence to the host, after the
+    # stand-in of ONNX Runtime has moved these three to the device.
+    wanted = ["cuMemcpyAsync", *["cuMemcpyDtoHAsync"] * 3, *["cuMemcpyHtoDAsync"] * 3]
+    assert sorted(copies) == wanted
 
 
 @pytest.mark.parametrize("profile", ["split", "fused"])
