@@ -1,8 +1,8 @@
 """Load on `sigcam serve`: every figure of its table, and the part of docs/serving.md.
 
     python -m benchmarks.serving [PART ...] [--seconds N] [--rounds N] [--soak SECONDS]
-        [--clients N] [--batch N] [--model FILE] [--environments FOLDER] [--out FILE.json]
-        [--page FILE.md] [--only-page]
+        [--clients N] [--batch N] [--options TEXT] [--model FILE] [--environments FOLDER]
+        [--out FILE.json] [--page FILE.md] [--only-page]
 
 PARTS are throughput, latency, peers, soak and kill; all when none is named. Clients and server
 run on this machine, over loopback. The other servers get environments of their own in FOLDER, made
@@ -42,6 +42,7 @@ HEIGHT, WIDTH = 480, 640
 @click.option("--soak", default=1800.0, show_default=True, help="Seconds of the long run.")
 @click.option("--clients", default=16, show_default=True, help="Requests kept under way.")
 @click.option("--batch", default=8, show_default=True, help="Most images in one run.")
+@click.option("--options", default="", help="Further options of `sigcam serve`, in one text.")
 @click.option("--model", type=click.Path(path_type=Path), help="Artifact; EfficientNet-Lite0's.")
 @click.option(
     "--environments", type=click.Path(path_type=Path), default=ROOT / ".venv-serving",
@@ -58,7 +59,7 @@ HEIGHT, WIDTH = 480, 640
 @click.option("--only-page", is_flag=True, help="Write the page anew from the file.")
 def main(
     parts: tuple[str, ...], seconds: float, rounds: int, soak: float, clients: int, batch: int,
-    model: Path | None, environments: Path, out: Path, page: Path, only_page: bool,
+    options: str, model: Path | None, environments: Path, out: Path, page: Path, only_page: bool,
 ) -> None:  # fmt: skip
     """Measures PARTS, all by default, and writes figures and page after each."""
     records = results.read(out)
@@ -67,12 +68,21 @@ def main(
         path = model or Network("efficientnet_lite0", ROOT / "out" / "serving").artifact("cam")
         images = [jpeg(random_image(HEIGHT, WIDTH, seed)) for seed in range(16)]
         plan = Plan(
-            path, images, environments.absolute(), batch, clients, seconds, rounds, soak, say
+            path,
+            images,
+            environments.absolute(),
+            batch,
+            clients,
+            seconds,
+            rounds,
+            soak,
+            shlex.split(options),
+            say,
         )
         about = {
             "machine": machine(), "load_before": load(), "quick": seconds < 30 or soak < 1800,
             "effort": {"seconds": seconds, "rounds": rounds, "soak": soak, "clients": clients,
-                       "batch": batch},
+                       "batch": batch, "options": options},
             "command": shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]]),
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         }  # fmt: skip

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Plan:
         seconds: of each run.
         rounds: of what is compared in alternation.
         soak: seconds of the long run at 80% of the capacity.
+        options: further ones of `sigcam serve`.
         say: tells how far it is.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     seconds: float
     rounds: int
     soak: float
+    options: Sequence[str]
     say: Callable[[str], None]
 
     def requests(self, name: str = "sigcam") -> list[bytes]:
@@ -58,6 +61,12 @@ def bare_backend(plan: Plan, seconds: float) -> dict[int, float]:
     command = [sys.executable, "-m", "benchmarks.serving.bare", str(plan.model), str(seconds)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {int(size): value for size, value in json.loads(done.stdout).items()}
+
+
+def started(name: str, plan: Plan, *more: str) -> AbstractContextManager[Running]:
+    """Starts a server; `more` are further options of `sigcam serve`."""
+    options = (*plan.options, *more) if name == "sigcam" else ()
+    return running(name, plan.model, plan.environments, plan.batch, *options)
 
 
 def warm(server: Running, plan: Plan, name: str = "sigcam") -> None:
@@ -74,7 +83,7 @@ def throughput(plan: Plan) -> Figures:
     for number in range(plan.rounds):
         bare = bare_backend(plan, plan.seconds / 4)
         peak = max(size / value for size, value in bare.items())
-        with running("sigcam", plan.model, plan.environments, plan.batch) as server:
+        with started("sigcam", plan) as server:
             warm(server, plan)
             found = closed_loop(server.address, plan.requests(), plan.clients, plan.seconds)
         rates.append(found.rate)
@@ -97,7 +106,7 @@ def latency(plan: Plan, capacity: float, single: float) -> Figures:
         single: seconds of the bare backend's run of one image.
     """
     figures: Figures = {"capacity": capacity, "single": single, "at": {}}
-    with running("sigcam", plan.model, plan.environments, plan.batch) as server:
+    with started("sigcam", plan) as server:
         warm(server, plan)
         for share in (0.3, 0.5, 0.7, 0.9, 10.0):
             found = open_loop(server.address, plan.requests(), share * capacity, plan.seconds)
@@ -130,7 +139,7 @@ def peers(plan: Plan, names: Sequence[str]) -> Figures:
             if name in failed:
                 continue
             try:
-                with running(name, plan.model, plan.environments, plan.batch) as server:
+                with started(name, plan) as server:
                     warm(server, plan, name)
                     found = closed_loop(
                         server.address, plan.requests(name), plan.clients, plan.seconds
@@ -147,7 +156,7 @@ def peers(plan: Plan, names: Sequence[str]) -> Figures:
 def soak(plan: Plan, capacity: float) -> Figures:
     """A long run at 80% of the capacity: errors, and how memory changes."""
     samples: list[tuple[float, int]] = []
-    with running("sigcam", plan.model, plan.environments, plan.batch) as server:
+    with started("sigcam", plan) as server:
         warm(server, plan)
         stop, start = threading.Event(), time.monotonic()
 
@@ -187,8 +196,7 @@ def slope(samples: Sequence[tuple[float, int]]) -> Figures:
 
 def kill(plan: Plan, capacity: float) -> Figures:
     """Kills one of two workers under load: what becomes of requests, and when it is back."""
-    options = ("--workers", "2")
-    with running("sigcam", plan.model, plan.environments, plan.batch, *options) as server:
+    with started("sigcam", plan, "--workers", "2") as server:
         warm(server, plan)
         workers = _workers(server)
         timing: Figures = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import random
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import cv2
@@ -27,6 +29,12 @@ OUTPUTS = (
     "heatmap", "heatmap_uint8", "heatmap_png", "overlay_png", "overlay_jpeg", "boxes",
     "explanations",
 )  # fmt: skip
+
+
+@cache
+def bomb() -> bytes:
+    """Returns a gzip file of 200 kB that is 200 MB long."""
+    return gzip.compress(b" " * 200_000_000)
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ class Requests:
         model = rng.choice(MODELS)
         gets = ("/v2", "/v2/health/live", "/v2/health/ready", f"/v2/models/{model}",
                 f"/v2/models/{model}/ready", f"/v2/models/{model}/versions/1", "/v2/models/stats",
-                f"/v2/models/{model}/stats")  # fmt: skip
+                f"/v2/models/{model}/stats", f"/v2/models/{model}/config")  # fmt: skip
         if rng.random() < 0.7:
             return Sent("GET", rng.choice(gets))
         head = json.dumps({"ready": rng.random() < 0.5}).encode()
@@ -307,8 +315,10 @@ def _headers(request: Sent, rng: random.Random) -> tuple[Sent, str]:
 
 
 def _delivery(request: Sent, rng: random.Random) -> tuple[Sent, str]:
-    """Sends it another way: cut, declared longer or shorter, in pieces, by another method."""
-    kind = rng.choice(("cut", "longer", "shorter", "pieces", "chunked", "method"))
+    """Sends it another way: cut, of another length, in pieces, compressed, by another method."""
+    kind = rng.choice(
+        ("cut", "longer", "shorter", "pieces", "chunked", "method", "gzip", "cut gzip", "bomb")
+    )
     size = len(request.body)
     if kind == "cut":
         request = replace(request, keep=rng.random())
@@ -318,11 +328,13 @@ def _delivery(request: Sent, rng: random.Random) -> tuple[Sent, str]:
     elif kind == "shorter" and size:
         less = (("Content-Length", str(rng.randrange(size))),)
         request = replace(request, headers=(*less, *request.headers))
+    elif kind in ("gzip", "cut gzip", "bomb") and size:
+        request = _compressed(request, kind, rng)
     elif kind == "pieces":
         request = replace(request, pieces=rng.choice((2, 5, 20)))
     elif kind == "chunked":
         request = replace(request, chunked=True, pieces=rng.choice((1, 3)))
-    else:
+    elif kind == "method":
         methods = (
             "PUT",
             "DELETE",
@@ -337,3 +349,13 @@ def _delivery(request: Sent, rng: random.Random) -> tuple[Sent, str]:
         )
         request = replace(request, method=rng.choice(methods))
     return request, f"delivery: {kind}"
+
+
+def _compressed(request: Sent, kind: str, rng: random.Random) -> Sent:
+    """Compresses a body; a bomb is one of 200 MB that comes as 200 kB."""
+    length = () if request.head is None else ((LENGTH, str(len(request.head))),)
+    body = bomb() if kind == "bomb" else gzip.compress(request.body)
+    if kind == "cut gzip":
+        body = body[: rng.randrange(len(body))]
+    headers = (("Content-Encoding", "gzip"), *length, *request.headers)
+    return replace(request, headers=headers, head=None, rest=body)
