@@ -21,6 +21,7 @@ from typing import Any
 import uvicorn
 
 from sigcam.core.errors import ImageWarning, SigcamError, UsageError
+from sigcam.serve.allocator import give_back_freed_memory
 from sigcam.serve.control import Control
 from sigcam.serve.http.around import make_server_app
 from sigcam.serve.http.connection import Connection
@@ -169,6 +170,7 @@ def run_server(
     # Clients are told what they should know; each warning of another text would be kept for ever.
     warnings.simplefilter("ignore", ImageWarning)
     _allow_connections()
+    give_back_freed_memory()
     stop = threading.Event() if control is None else control.stop
     server = _Server(settings, service, stop)
     if control is not None:

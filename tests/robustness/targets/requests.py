@@ -16,9 +16,9 @@ from tests.robustness.target import Fault, Target
 from tests.support.live_server import start_server
 from tests.support.tiny import artifact_graph, tiny_spec, write
 
-_GROWTH = 160 << 20
-"""Bytes that the server's memory may grow by, where it is least within the last looks: what bodies
-of many megabytes leave in the allocator's arenas, once."""
+_GROWTH = 32 << 20
+"""Bytes that the server's memory may grow by, where it is least within the last looks: what the
+first requests of each kind load and keep."""
 
 _EVERY, _LOOKS = 50, 10
 """Requests between two looks, and how many looks are compared: a body of 10 MB shows in one."""
