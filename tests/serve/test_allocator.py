@@ -8,8 +8,8 @@ import pytest
 
 from sigcam.serve.allocator import give_back_freed_memory
 
-# A block of 24 MB that is freed raises glibc's threshold; the next ones then stay in its heap, under
-# a small one that is still in use.
+# A block of 24 MB that is freed raises glibc's threshold; the next ones then stay in its heap,
+# under a small one that is still in use.
 SCRIPT = """
 import sys
 import numpy as np
