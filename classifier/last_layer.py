@@ -51,13 +51,24 @@ def last_layer(graph: fx.Graph) -> LastLayer | None:
     """
     logit = one_logit(graph)
     layer = outputs_of(graph)[0] if logit is None else logit
-    while layer.target in _FLATTENS and _count(layer) == _count(argument(layer)):
+    while _only_moves(layer):
         layer = argument(layer)
     z = _input_of_linear(layer)
     if z is None:
         return None
     names = [str(n.target) if isinstance(n, fx.Node) else None for n in [*layer.args, None][1:3]]
     return LastLayer(z, str(names[0]), names[1], logit is not None)
+
+
+def _only_moves(node: fx.Node) -> bool:
+    """Returns whether a node leaves the logits of an image in their order."""
+    if node.target is _aten.permute.default:
+        axes, count = node.args[1], _count(argument(node))
+        whole = isinstance(axes, (list, tuple)) and bool(axes[0] == 0)
+        # All the logits lie on one axis, so that their order is the same however it moves.
+        sizes = list(argument(node).meta["val"].shape[1:])
+        return whole and count > 0 and any(size == count for size in sizes)
+    return node.target in _FLATTENS and _count(node) == _count(argument(node))
 
 
 def _input_of_linear(layer: fx.Node) -> fx.Node | None:

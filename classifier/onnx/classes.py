@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sigcam.classifier.onnx.linear import MOVING, SQUASHING
 from sigcam.classifier.onnx.load import OnnxClassifier
 from sigcam.classifier.onnx.reader import Step
 from sigcam.core.errors import ModelError
-
-_BEHIND = {"Softmax", "LogSoftmax", "Sigmoid", "Identity", "Dropout", "Cast", "Flatten", "Reshape",
-           "Squeeze"}  # fmt: skip
-"""What may come behind the last layer: none of it has a parameter, or mixes classes for good."""
 
 _ADVICE = (
     "train on data with the file's own classes or with --labels predicted, or make the file anew "
@@ -24,12 +21,16 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class _Layer:
-    """The last linear layer: the tensors' names in the module, and the axis of the classes."""
+    """The last linear layer: the tensors' names in the module, and the axis of the classes.
+
+    `behind` are the nodes that follow it, the last one first.
+    """
 
     weight: str
     axis: int
     bias: str | None
     step: Step
+    behind: tuple[Step, ...]
 
 
 def remake_last_layer(model: OnnxClassifier, num_logits: int) -> None:
@@ -57,25 +58,27 @@ def remake_last_layer(model: OnnxClassifier, num_logits: int) -> None:
     if layer.bias is not None:
         shape = [*model.get_parameter(layer.bias).shape[:-1], num_logits]
         _set(model, layer.bias, torch.empty(shape).uniform_(-bound, bound))
+    _retarget(model, layer.behind, old.shape[layer.axis], num_logits)
     model.is_whole = False
     _check_shape(model, num_logits, layer.step)
 
 
 def _last_layer(model: OnnxClassifier) -> _Layer:
-    """Finds the layer by going back from the output through what may follow it."""
+    """Finds the layer by going back from the output through what may follow it.
+
+    A bias that the file adds by itself is the layer's own by now; see `in_one_form`.
+    """
     makers = {name: step for step in model.steps for name in step.outputs}
-    name, bias = model.output_name, None
+    name, behind = model.output_name, list[Step]()
     while name in makers:
         step = makers[name]
         operator = step.call.operator
-        if operator in _BEHIND:
-            name = step.inputs[0]
-        elif operator == "Add" and bias is None:
-            bias, name = _bias_of(model, step)
-        elif operator in ("Gemm", "MatMul", "Conv"):
-            return _checked(model, step, bias)
-        else:
+        if operator in ("Gemm", "MatMul", "Conv"):
+            return _checked(model, step, tuple(behind))
+        if operator not in SQUASHING | MOVING:
             break
+        behind.append(step)
+        name = step.inputs[0]
     last = makers.get(name)
     came = "its input" if last is None else f"{last.call.name} ({last.call.operator})"
     raise ModelError(
@@ -83,26 +86,17 @@ def _last_layer(model: OnnxClassifier) -> _Layer:
     )
 
 
-def _bias_of(model: OnnxClassifier, step: Step) -> tuple[str | None, str]:
-    """Returns the parameter that a node adds, and the name of the other value."""
-    for index, name in enumerate(step.inputs):
-        path = model.tensors.get(name)
-        if path is not None:
-            return path, step.inputs[1 - index]
-    return None, step.inputs[0]
-
-
-def _checked(model: OnnxClassifier, step: Step, added: str | None) -> _Layer:
+def _checked(model: OnnxClassifier, step: Step, behind: tuple[Step, ...]) -> _Layer:
     operator, call = step.call.operator, step.call
     weight = model.tensors.get(step.inputs[1])
     own = step.inputs[2] if len(step.inputs) > 2 else ""
-    bias = model.tensors.get(own) if own else added
+    bias = model.tensors.get(own) if own else None
     parameters = dict(model.named_parameters())
     wanted = [name for name in (weight, bias) if name is not None]
     shape = parameters[weight].shape if weight in parameters else torch.Size()
     linear = len(shape) == 2 or (operator == "Conv" and shape[2:].numel() == 1 and len(shape) > 2)
     grouped = call.get("group", 1) != 1 or call.get("transA", 0)
-    if not linear or grouped or not all(name in parameters for name in wanted) or (own and added):
+    if not linear or grouped or not all(name in parameters for name in wanted):
         raise ModelError(
             f"for new classes the last layer must have one matrix of weights and at most one bias, "
             f"{call.name} ({operator}) has others; {_ADVICE}"
@@ -110,7 +104,7 @@ def _checked(model: OnnxClassifier, step: Step, added: str | None) -> _Layer:
     _refuse_shared(model, [name for name in (step.inputs[1], own) if name], call.name)
     assert weight is not None  # noqa: S101 (it is among the parameters)
     rows_first = operator == "Conv" or (operator == "Gemm" and call.get("transB", 0))
-    return _Layer(weight, 0 if rows_first else 1, bias, step)
+    return _Layer(weight, 0 if rows_first else 1, bias, step, behind)
 
 
 def _refuse_shared(model: OnnxClassifier, names: list[str], where: str) -> None:
@@ -127,6 +121,18 @@ def _set(model: OnnxClassifier, name: str, value: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     owner.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+
+
+def _retarget(model: OnnxClassifier, behind: tuple[Step, ...], old: int, new: int) -> None:
+    """Gives Reshapes behind the layer, whose target names the number of classes, the new one."""
+    for step in behind:
+        name = step.call.name
+        target = model.targets.get(name)
+        if target is None and step.call.operator == "Reshape":
+            target = model.known.get(step.inputs[1])
+        sizes = [] if target is None else [int(n) for n in target]
+        if sizes.count(old) == 1:
+            model.targets[name] = [new if n == old else n for n in sizes]
 
 
 def _check_shape(model: OnnxClassifier, num_logits: int, step: Step) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sigcam.classifier.onnx import operators as operators  # fills the table
+from sigcam.classifier.onnx.linear import Part, in_one_form
 from sigcam.classifier.onnx.operators.table import TABLE, Call, Value, as_tensor
 from sigcam.classifier.onnx.tensors import (
     Owner,
@@ -64,7 +65,8 @@ class OnnxGraph(Owner):
     """An ONNX graph of torch operators, images to the value of one output.
 
     Layers have the names of the graph's nodes, tensors those of its initializers. Floating
-    tensors that are used as weights are parameters, all others buffers.
+    tensors that are used as weights are parameters, all others buffers. The last linear layer is
+    one node, with a matrix [C, N]; see `sigcam.classifier.onnx.linear`.
 
     Attributes:
         input_name: the name of the images in the graph.
@@ -73,8 +75,8 @@ class OnnxGraph(Owner):
         known: what doesn't depend on the images, by the name of the value.
         tensors: name of a value in the graph to the name of the tensor that holds it.
         written_for: the number of images that the graph was written for; 1 where any will do.
-        targets: name of a Reshape whose target fixes the batch to 1, to the target that
-            doesn't; see `sigcam.classifier.onnx.batch`.
+        targets: name of a Reshape to the target that it has instead of the file's: one that
+            doesn't fix the batch to 1 (see `sigcam.classifier.onnx.batch`), or is for new classes.
     """
 
     def __init__(self, graph: onnx.GraphProto, opset: int, input_name: str, output: str) -> None:
@@ -108,10 +110,10 @@ class OnnxGraph(Owner):
             if all(not name or name in stored for name in node.input):
                 _fold(node, call, stored)
             else:
-                left.append((node, call))
+                left.append(Part(call, tuple(node.input), tuple(node.output)))
         self.steps = tuple(
-            Step(call, tuple(node.input), tuple(node.output), place(self, call.name, Node(call)))
-            for node, call in left
+            Step(part.call, part.inputs, part.outputs, place(self, part.call.name, Node(part.call)))
+            for part in in_one_form(left, stored, output)
         )
         self._store(stored)
 
@@ -203,7 +205,8 @@ class OnnxGraph(Owner):
         """Keeps one stored array in the form, or forms, in which the nodes take it."""
         static = [i in TABLE[step.call.operator].static for step, i in uses]
         floating, small = array.dtype.kind == "f", array.size <= _SMALL
-        trained = floating and array.size > 1 and all(_is_weight(s, i) for s, i in uses)
+        trained = floating and all(_is_weight(s, i) for s, i in uses)
+        trained = trained and (array.size > 1 or all(_is_bias(s, i) for s, i in uses))
         if any(static) or (small and not trained):
             self.known[name] = array
         if (all(static) and static) or (small and not floating):
@@ -262,6 +265,11 @@ def _computed(call: Call, arrays: list[Any]) -> list[Any]:
 def _is_weight(step: Step, index: int) -> bool:
     weights = TABLE[step.call.operator].weights
     return weights == (-1,) or index in weights
+
+
+def _is_bias(step: Step, index: int) -> bool:
+    """Returns whether an input is a layer's bias, which one logit has one number of."""
+    return step.call.operator in ("Gemm", "Conv") and index == 2
 
 
 def _is_data(value: Value) -> bool:

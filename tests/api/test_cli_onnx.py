@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sigcam import load
 from sigcam.classifier.branch_file import read_branch_info
 from sigcam.core.artifact import read_spec
+from tests.support import onnx_heads
 
 pytestmark = pytest.mark.slow
 NORMAL = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
@@ -75,6 +76,29 @@ def test_train_and_export(toy, cli, tmp_path, classes, options, features_by):
     with load(out) as session:
         (found,) = session.explain(toy.data / "green" / "0.png")
         assert found.heatmap.shape == (40, 50)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "MatMul and Add, Softmax",
+        "MatMul, bias behind a Reshape",
+        "Gemm, alpha and beta",
+        "1x1 Conv, Flatten, Add",
+    ],
+)
+def test_heads_of_other_forms_are_trained_and_exported_with_cam(toy, cli, tmp_path, head):
+    file, branch, out = onnx_heads.write(tmp_path, head), tmp_path / "b.st", tmp_path / "o.onnx"
+    done = cli(
+        "train", "--arch", file, "--data", toy.data, *NORMAL, "--cache-dir", tmp_path / "cache",
+        "--views", 2, "--epochs", 2, "--out", branch, "--new-classes",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    done = cli("export", "--sigmoid-branch", branch, "--method", "cam", "--purpose", "localise",
+               "--out", out)  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert read_spec(out).method == "cam"
+    assert "nodes that lead to the logits stand in the graph as the file has" in done.stderr
 
 
 def test_a_refusal_for_new_classes_writes_nothing(toy, cli, tmp_path):
