@@ -2,7 +2,8 @@
 
 A graph for one image has 1 where others have the batch: in the targets of its Reshapes, mostly,
 also multiplied with other sizes (the heads of an attention). Where the batch goes is found by a
-run on fake images whose number is a large prime: an axis that it divides holds the batch.
+run on fake images whose number is a large prime: an axis that it divides holds the batch. Where in
+that axis, between which other sizes that were multiplied with it, is followed from node to node.
 """
 
 from __future__ import annotations
@@ -25,17 +26,68 @@ _PRIME = 10_007
 
 
 class _Probe(OnnxGraph):
-    """Runs a graph on fake images and plans the targets of its Reshapes on the way."""
+    """Runs a graph on fake images and plans the targets of its Reshapes on the way.
+
+    Attributes:
+        behind: name of a value to the number of elements behind one step of the batch, for
+            values in whose axis the batch is multiplied with other sizes.
+    """
+
+    behind: dict[str, int]
 
     def _run(self, step: Step, values: dict[str, Any]) -> Any:
+        x = self._value(step.inputs[0], values) if step.inputs else None
+        behind = self._behind(step.inputs[0], x) if step.inputs else None
         if step.call.operator == "Reshape":
-            x, target = (self._value(name, values) for name in step.inputs[:2])
+            target = self._value(step.inputs[1], values)
             if isinstance(x, Tensor) and not isinstance(target, Tensor):
                 target = _for_one(ints(target), list(x.shape), self.written_for)
-                planned = _planned(step.call, x.shape, target)
+                planned = _planned(step.call, x.shape, target, behind)
                 if planned is not None:
                     self.targets[step.call.name] = planned
-        return super()._run(step, values)
+        found = super()._run(step, values)
+        results = found if isinstance(found, (tuple, list)) else (found,)
+        for name, result in zip(step.outputs, results, strict=False):
+            if not isinstance(result, Tensor) or not _merged(result.shape):
+                continue
+            if step.call.operator not in ("Reshape", "Flatten"):
+                behind = self._inherited(step, values, result)
+            if behind is not None:
+                self.behind[name] = behind
+        return found
+
+    def _behind(self, name: str, value: Any) -> int | None:
+        """Returns how many elements are behind one step of the batch; None where not known."""
+        held = _held(value.shape) if isinstance(value, Tensor) else []
+        if len(held) != 1:
+            return None
+        assert isinstance(value, Tensor)  # noqa: S101 (it has the batch)
+        own = math.prod(value.shape[held[0] + 1 :])
+        return own if value.shape[held[0]] == _PRIME else self.behind.get(name)
+
+    def _inherited(self, step: Step, values: dict[str, Any], found: Tensor) -> int | None:
+        """Returns the same for what a node gives that leaves the order within axes as it is."""
+        held = _held(found.shape)
+        for name in step.inputs:
+            value = self._value(name, values)
+            behind = self._behind(name, value)
+            if behind is None or len(held) != 1:
+                continue
+            (axis,) = _held(value.shape)
+            if value.shape[axis] == found.shape[held[0]]:
+                inner = behind // math.prod(value.shape[axis + 1 :])
+                return inner * math.prod(found.shape[held[0] + 1 :])
+        return None
+
+
+def _held(sizes: Sequence[int]) -> list[int]:
+    """Returns the axes that hold the batch."""
+    return [i for i, n in enumerate(sizes) if n and n % _PRIME == 0]
+
+
+def _merged(sizes: Sequence[int]) -> bool:
+    """Returns whether the batch is multiplied with other sizes in an axis."""
+    return any(n != _PRIME and n % _PRIME == 0 for n in sizes if n)
 
 
 def plan_batch(graph: OnnxGraph, shape: Sequence[int], batch: int = 1) -> tuple[int, ...]:
@@ -55,12 +107,13 @@ def plan_batch(graph: OnnxGraph, shape: Sequence[int], batch: int = 1) -> tuple[
     kind = type(graph)
     # The same object under another class, so that no weight is copied.
     graph.__class__ = _Probe
-    graph.written_for = batch
+    graph.written_for, graph.behind = batch, {}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             found = graph(torch.empty(_PRIME, *shape))
     finally:
         graph.__class__ = kind
+        del graph.behind
     if not isinstance(found, Tensor) or found.ndim == 0 or found.shape[0] != _PRIME:
         came = ["B" if n == _PRIME else n for n in getattr(found, "shape", ())]
         raise ModelError(
@@ -81,10 +134,12 @@ def _for_one(target: list[Any], sizes: list[Any], batch: int) -> list[Any]:
     return [first // batch, *target[1:]] if sizes[0] % _PRIME == 0 else target
 
 
-def _planned(call: Call, sizes: Sequence[int], target: list[Any]) -> list[int] | None:
+def _planned(
+    call: Call, sizes: Sequence[int], target: list[Any], behind: int | None
+) -> list[int] | None:
     """Returns a Reshape's target with -1 for the batch; None where it needs no change."""
     target = target_shape(call, list(sizes), [int(n) for n in target])
-    held = [i for i, n in enumerate(sizes) if n % _PRIME == 0]
+    held = _held(sizes)
     if len(held) != 1 or any(n % _PRIME == 0 and n for n in target):
         return None
     axis = held[0]
@@ -92,7 +147,7 @@ def _planned(call: Call, sizes: Sequence[int], target: list[Any]) -> list[int] |
     resolved = _resolved(own, axis, target)
     if resolved is None:
         return None  # a target for any batch; the -1 takes it in
-    place = _place(own, axis, resolved)
+    place = _place(own, axis, resolved, behind)
     if place is None:
         raise call.refused(
             "a target shape that leaves the batch whole",
@@ -117,20 +172,22 @@ def _resolved(own: list[int], axis: int, target: list[int]) -> list[int] | None:
     return [rest if n == -1 else n for n in target]
 
 
-def _place(own: list[int], axis: int, target: list[int]) -> int | None:
+def _place(own: list[int], axis: int, target: list[int], behind: int | None) -> int | None:
     """Returns the axis of a target that the batch goes into.
 
     Args:
         own: the input's shape for one image.
-        axis: where the batch is in it, outermost or innermost of that axis.
+        axis: where the batch is in it.
         target: the output's shape for one image.
+        behind: the number of elements behind one step of the batch; None where that isn't known,
+            and the batch is outermost or innermost of its axis.
     """
-    behind = math.prod(own[axis + 1 :])
+    inner = math.prod(own[axis + 1 :])
     found = []
-    for stride in dict.fromkeys((behind * own[axis], behind)):  # outermost, innermost
-        for place in range(len(target)):
-            inner = math.prod(target[place + 1 :])
-            if inner == stride or inner * target[place] == stride:
+    for stride in dict.fromkeys((inner * own[axis], inner) if behind is None else (behind,)):
+        for place, size in enumerate(target):
+            rest = math.prod(target[place + 1 :])
+            if rest <= stride <= rest * size and stride % rest == 0:
                 found.append(place)
     # An axis of size 1 has no other reason to be there. The last axis holds features; of the
     # others the later one: an attention's heads rather than its tokens.

@@ -139,22 +139,26 @@ def _fused_gemm(writer: Writer) -> bool:
 
 
 def _fused_matmul(writer: Writer) -> bool:
-    if writer.get("transBatchA", 0) or writer.get("transBatchB", 0):
-        return False
-    a = "ji" if writer.get("transA", 0) else "ij"
-    b = "kj" if writer.get("transB", 0) else "jk"
+    a = _matrices("ij", bool(writer.get("transA", 0)), bool(writer.get("transBatchA", 0)))
+    b = _matrices("jk", bool(writer.get("transB", 0)), bool(writer.get("transBatchB", 0)))
     alpha, out = writer.get("alpha", 1.0), writer.node.output[0]
     inner = "" if alpha != 1.0 else out
     pair = [writer.input(0), writer.input(1)]
-    if (a, b) == ("ij", "jk"):
+    if (a, b) == ("...ij", "...jk"):
         x = writer.add("MatMul", pair, inner)
     elif writer.opset >= 12:
-        x = writer.add("Einsum", pair, inner, equation=f"...{a},...{b}->...ik")
+        x = writer.add("Einsum", pair, inner, equation=f"{a},{b}->...ik")
     else:
         return False
     if alpha != 1.0:
         writer.add("Mul", [x, writer.constant(np.float32(alpha), "alpha")], out)
     return True
+
+
+def _matrices(axes: str, turned: bool, apart: bool) -> str:
+    """Names a product's axes; apart are matrices whose first axis is before all others."""
+    first, second = axes[::-1] if turned else axes
+    return f"{first}...{second}" if apart else f"...{first}{second}"
 
 
 def _gelu(writer: Writer) -> bool:

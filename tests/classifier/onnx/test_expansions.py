@@ -99,6 +99,21 @@ def test_products_and_activations(operator, inputs, own):
     check(model_of([node], (5, 6), stored), 2 * normal(5, 6))
 
 
+@pytest.mark.parametrize("turned", [(0, 0), (0, 1), (1, 0), (1, 1)])
+@pytest.mark.parametrize("apart", [(0, 1), (1, 0), (1, 1)])
+def test_products_whose_batch_is_between_the_matrices_axes(turned, apart):
+    sides = []
+    for (rows, columns), swapped, between in zip(((4, 5), (5, 6)), turned, apart, strict=True):
+        rows, columns = (columns, rows) if swapped else (rows, columns)
+        sides.append((rows, 2, 3, columns) if between else (2, 3, rows, columns))
+    node = helper.make_node(
+        "FusedMatMul", ["x", "w"], ["y"], "node", domain=MICROSOFT, alpha=0.5, transA=turned[0],
+        transB=turned[1], transBatchA=apart[0], transBatchB=apart[1],
+    )  # fmt: skip
+    x = normal(*sides[0])
+    check(model_of([node], x.shape, {"w": normal(*sides[1], seed=1)}), x)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("output", ["y", "sum"])
 def test_a_sum_and_its_norm(bias, output):
@@ -154,7 +169,6 @@ def test_scikit_learns_scaler_and_regressor():
     "node",
     [
         helper.make_node("FusedConv", ["x", "w"], ["y"], domain=MICROSOFT, activation="Softsign"),
-        helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain=MICROSOFT, transBatchA=1),
         helper.make_node("Normalizer", ["x"], ["y"], domain=ML, norm="MAX"),
         helper.make_node("TreeEnsembleClassifier", ["x"], ["l", "y"], domain=ML),
     ],

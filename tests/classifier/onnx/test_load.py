@@ -240,10 +240,22 @@ def test_outputs(tmp_path):
 
 
 def test_inputs(tmp_path):
-    model = classifier()
-    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", 3)))
-    refused(tmp_path, model, r"one input of images, .* it has x .*, y \(float32 \[b, 3\]\)")
+    model = classifier(middle=[helper.make_node("Mul", ["p", "y"], ["f"])])
+    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", 6)))
+    refused(tmp_path, model, r"one input of images, .* it has x .*, y \(float32 \[b, 6\]\)")
     refused(tmp_path, classifier(element=TensorProto.INT64), "floating or uint8")
+
+
+@pytest.mark.parametrize("dims", [("b", 3), (), (1, 3, 12, 10)])
+def test_an_input_that_no_node_takes_is_left_out(tmp_path, dims):
+    """Keras's export leaves some."""
+    alone = read_classifier(saved(tmp_path, classifier()))
+    model = classifier()
+    model.graph.input.insert(0, helper.make_tensor_value_info("y", TensorProto.FLOAT, dims))
+    read = read_classifier(saved(tmp_path, model))
+    assert read.takes == alone.takes
+    images = torch.randn(2, 3, 12, 10)
+    torch.testing.assert_close(read.model(images), alone.model(images))
 
 
 def test_weights_that_are_not_finite(tmp_path):

@@ -136,3 +136,49 @@ def test_a_target_that_the_image_decides_is_refused():
     nodes = [("Cast", ["x"], ["i"], {"to": 7}), ("Reshape", ["x", "i"], ["y"])]
     with pytest.raises(ModelError, match=r"Reshape_1 .* known without the image"):
         read(graph(nodes, (1,)))(torch.ones(1))
+
+
+def check_batch(model, shape):
+    """A graph for one image gives, for several together, what it gives for each alone."""
+    made = read(model)
+    plan_batch(made, shape)
+    images = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    alone = [ReferenceEvaluator(model).run(None, {"x": image[None]})[0] for image in images]
+    np.testing.assert_allclose(
+        made(torch.from_numpy(images)).numpy(), np.concatenate(alone), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("between", ["Gemm", "MatMul", "Relu", "Split"])
+@pytest.mark.parametrize("tokens_first", [True, False])
+@pytest.mark.parametrize("target", [(1, 5, 1, 3, 4), (5, 1, 12), (5, 1, -1), (5, 1, 3, 4)])
+def test_tokens_and_images_in_one_axis(between, tokens_first, target):
+    """What ONNX Runtime makes of torch's attention: products as a Gemm between two Reshapes."""
+    order = [1, 0, 2] if tokens_first else [0, 1, 2]
+    target = target if tokens_first else [1, *(n for n in target if n != 1)]
+    back = [target.index(1, len(target) - 3 if len(target) == 5 else 0)]
+    back += [i for i in range(len(target)) if i != back[0]]
+    inputs = {"Gemm": ["f", "w"], "MatMul": ["f", "w"], "Relu": ["f"], "Split": ["f", "halves"]}
+    outputs = ["g", "rest"] if between == "Split" else ["g"]
+    width = 24 if between == "Split" else 12
+    nodes = [
+        ("Transpose", ["x"], ["t"], {"perm": order}), ("Reshape", ["t", "flat"], ["f"]),
+        (between, inputs[between], outputs, {"axis": 1} if between == "Split" else {}),
+        ("Reshape", ["g", "target"], ["h"]), ("Transpose", ["h"], ["y"], {"perm": back}),
+    ]  # fmt: skip
+    w = np.random.default_rng(1).standard_normal((12, 12)).astype(np.float32)
+    stored = {"flat": np.array([5, width]), "target": np.array(target), "w": w,
+              "halves": np.array([12, 12])}  # fmt: skip
+    used = {name for node in nodes for name in node[1]}
+    stored = {n: v for n, v in stored.items() if n in used}
+    check_batch(graph(nodes, (1, 5, width), **stored), (5, width))
+
+
+def test_images_between_two_other_sizes_of_one_axis():
+    nodes = [
+        ("Transpose", ["x"], ["t"], {"perm": [1, 0, 2]}), ("Reshape", ["t", "all"], ["f"]),
+        ("Softplus", ["f"], ["g"]), ("Reshape", ["g", "target"], ["h"]),
+        ("Transpose", ["h"], ["y"], {"perm": [1, 0, 2]}),
+    ]  # fmt: skip
+    stored = {"all": np.array([20]), "target": np.array([5, 1, 4])}
+    check_batch(graph(nodes, (1, 5, 4), **stored), (5, 4))
