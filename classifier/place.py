@@ -51,6 +51,9 @@ moves the grid by half a cell, and convolutions without padding by as much again
 
 _FREQUENCIES = "they are frequencies (a Fourier transform comes before)"
 
+_SAME = 1e-6
+"""Shares of an axis that differ by less are the same."""
+
 _UNPADDED = 0.2
 """By how much of the grid kernels without padding may move the outermost cells inward, where
 all of the image counts."""
@@ -410,6 +413,8 @@ def _circular_centres(profile: Tensor) -> Tensor:
 
 def _fit(want: Tensor, got: Tensor) -> float:
     want, got = want - want.mean(0), got - got.mean(0)
+    # A grid of one row covers all rows: at which of them a cell looks is chance.
+    got = got * (want.abs().amax(0) > _SAME)
     return float((want * got).sum() / (want.norm() * got.norm()).clamp(min=1e-30))
 
 
@@ -417,7 +422,7 @@ def _moved(want: Tensor, got: Tensor, sizes: Tensor, share: float) -> str | None
     """Says how far the outermost cells are from their places, where that is too far."""
     for axis, name in enumerate(("rows", "columns")):
         x, y, size = want[:, axis], got[:, axis], float(sizes[axis])
-        if x.max() - x.min() < 1e-6:
+        if x.max() - x.min() < _SAME:
             continue
         slope = float(((x - x.mean()) * y).sum() / (x - x.mean()).square().sum())
         ends = torch.tensor([0.5, size - 0.5], dtype=torch.float64) / size

@@ -16,7 +16,7 @@ from sigcam.classifier.onnx.checks import check_graph
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
 from sigcam.classifier.onnx.expansions import expand
 from sigcam.classifier.onnx.file import read_onnx
-from sigcam.classifier.onnx.front import Input, find_input
+from sigcam.classifier.onnx.front import Input, find_input, inputs_of
 from sigcam.classifier.onnx.held import HeldFile
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.quantised_graph import float_path
@@ -208,8 +208,9 @@ def _bytes_of(model: onnx.ModelProto, where: str) -> bytes:
 
 def _drop_unused_inputs(model: onnx.ModelProto) -> bool:
     """Removes inputs that no node takes, as Keras's export leaves them; returns if there were."""
+    # Stored tensors stay: before version 4 of the format each must be an input.
     used = {name for node in model.graph.node for name in node.input}
-    unused = [value for value in model.graph.input if value.name not in used]
+    unused = [value for value in inputs_of(model) if value.name not in used]
     for value in unused:
         model.graph.input.remove(value)
     return bool(unused)

@@ -15,6 +15,9 @@ from sigcam.core.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
+_MEANT = str.maketrans("@#:", "___")
+"""Characters with a meaning in the names of layers: torch's and sigcam's number of a call, and
+what is before an operator."""
 _PARTS = {"value_int", "value_ints", "value_float", "value_floats"}
 
 
@@ -113,6 +116,8 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 def place(root: nn.Module, name: str, module: nn.Module) -> str:
     """Puts a module under a dotted name into a tree; parts that are taken get an underscore.
 
+    So do characters that mean something in the names of layers: "@", "#" and ":".
+
     Returns:
         The name that it has there.
 
@@ -120,8 +125,10 @@ def place(root: nn.Module, name: str, module: nn.Module) -> str:
         >>> root = nn.Module()
         >>> place(root, "a.b", Owner()), place(root, "a.b", Owner()), place(root, "a", Owner())
         ('a.b', 'a.b_', 'a_')
+        >>> place(root, "MaxPool@0", Owner())
+        'MaxPool_0'
     """
-    owner, path, leaf = _owner(root, name)
+    owner, path, leaf = _owner(root, name.translate(_MEANT))
     owner.add_module(leaf, module)
     return f"{path}.{leaf}" if path else leaf
 
@@ -143,6 +150,7 @@ def store(root: nn.Module, name: str, value: Tensor, *, trained: bool) -> tuple[
 def _owner(root: nn.Module, name: str) -> tuple[Any, str, str]:
     """Returns the module that a name's last part goes into, its path, and that part, free."""
     *path, leaf = [part or "_" for part in name.split(".")] or ["_"]
+    path = [part.translate(_MEANT) for part in path]
     module, walked = root, []
     for part in path:
         while True:

@@ -102,6 +102,37 @@ def test_a_forward_that_moves_the_positions_is_refused(seen, place):
             DualBranch(Moved(**{place: MOVES[seen]}, seed=seed), input_size=32)
 
 
+def one_row(x):
+    """The largest of each column: at which row that is, is chance."""
+    return functional.max_pool2d(x, (x.shape[2], 1))
+
+
+def one_column(x):
+    return functional.max_pool2d(x, (1, x.shape[3]))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_grids_of_one_row_or_column_pass(seed):
+    DualBranch(Moved(features=one_row, seed=seed), input_size=(48, 64))
+    DualBranch(Moved(features=one_column, seed=seed), input_size=(64, 48))
+
+
+@pytest.mark.parametrize(
+    ("move", "seen"),
+    [("flipped left to right", "flipped left to right"), ("rolled by about .* columns", "mixed")],
+)
+def test_grids_of_one_row_that_are_moved_are_refused(move, seen):
+    model = Moved(features=lambda x: MOVES[move](one_row(x)))
+    with pytest.raises(ModelError, match=seen):
+        DualBranch(model, input_size=(48, 64))
+
+
+def test_a_column_laid_as_a_row_is_refused():
+    model = Moved(features=lambda x: one_column(x).transpose(2, 3))
+    with pytest.raises(ModelError, match="transposed"):
+        DualBranch(model, input_size=(64, 48))
+
+
 @pytest.mark.slow
 def test_a_small_crop_is_seen():
     with pytest.raises(ModelError, match="rows 2 to 29 of 32 and the columns 2 to 29 of 32"):

@@ -8,6 +8,7 @@ file comes from, or where there is none with differences through the file's own 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections import Counter
@@ -187,6 +188,10 @@ def _quiet() -> Any:
     return options
 
 
+def _module_name(node: str) -> str:
+    return re.sub("[@#:]", "_", node)
+
+
 class File:
     """The file itself in ONNX Runtime, with the value of a layer as a further output."""
 
@@ -199,14 +204,18 @@ class File:
             self.model = inline_local_functions(self.model)
         graph = self.model.graph
         self.output = output or _output(graph)
-        # The reader puts an underscore behind names that are taken.
-        names = {n.name or n.output[0]: n.output[0] for n in graph.node}
+        # The reader puts an underscore behind names that are taken, and in place of characters.
+        names = {_module_name(n.name or n.output[0]): n.output[0] for n in graph.node}
         found = [
             names[n] for n in (layer, layer.rstrip("_"), layer.partition(":")[0]) if n in names
         ]
         self.tensor = found[0] if found else None
         stored = {t.name for t in graph.initializer}
-        self.input = next(i for i in graph.input if i.name not in stored)
+        taken = {name for node in graph.node for name in node.input}
+        given = [i for i in graph.input if i.name not in stored]
+        for unused in (i for i in given if i.name not in taken):  # Keras's export leaves some
+            graph.input.remove(unused)
+        self.input = next(i for i in given if i.name in taken)
 
     def input_of(self, built: BuiltClassifier, pixels: Any) -> Any:
         """Returns pixels in the form that the file takes."""

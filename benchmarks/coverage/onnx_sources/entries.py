@@ -12,7 +12,7 @@ OWN = ("torch_files", "derived_files", "shipped_files")
 
 OTHERS = {
     "keras_files": "tensorflow-cpu tf2onnx",
-    "paddle_files": "paddlepaddle paddle2onnx",
+    "paddle_files": "paddlepaddle paddle2onnx packaging",
     "mxnet_files": "mxnet==1.9.1 numpy==1.23.5 onnx==1.14.1",
     "optimum_files": "optimum-onnx",
 }

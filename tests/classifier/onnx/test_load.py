@@ -258,6 +258,35 @@ def test_an_input_that_no_node_takes_is_left_out(tmp_path, dims):
     torch.testing.assert_close(read.model(images), alone.model(images))
 
 
+def test_stored_tensors_that_nothing_takes_stay_inputs(tmp_path):
+    """Before version 4 of the format each stored tensor had to be an input."""
+    model = classifier()
+    model.ir_version = 3
+    model.graph.initializer.append(numpy_helper.from_array(weight(2), "spare"))
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.dims)
+        )
+    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("b", 3)))
+    assert read_classifier(saved(tmp_path, model)).difference < 1e-5
+
+
+@pytest.mark.parametrize("mark", ["@", "#", ":", "@0.", "::"])
+def test_names_with_characters_that_mean_something_elsewhere(tmp_path, mark):
+    """Old converters name nodes as MaxPool@0; torch writes so a module that runs again."""
+    model = classifier()
+    for node in model.graph.node:
+        node.name = f"{node.op_type}{mark}0"
+    path = str(saved(tmp_path, model))
+    built = build_classifier(path, mean=(0.5,) * 3, std=(0.5,) * 3)
+    (target,) = built.dual.targets
+    assert target.layer == f"Relu{mark}0".translate(str.maketrans("@#:", "___"))
+    again = build_classifier(
+        path, mean=(0.5,) * 3, std=(0.5,) * 3, target_layers=[target.layer]
+    )  # fmt: skip
+    assert again.dual.targets == built.dual.targets
+
+
 def test_weights_that_are_not_finite(tmp_path):
     broken = weight(6, 3, 3, 3)
     broken[0, 0, 0, 0] = np.nan
