@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class _Probe(OnnxGraph):
             (axis,) = _held(value.shape)
             if value.shape[axis] == found.shape[held[0]]:
                 inner = behind // math.prod(value.shape[axis + 1 :])
-                return inner * math.prod(found.shape[held[0] + 1 :])
+                return int(inner * math.prod(found.shape[held[0] + 1 :]))
         return None
 
 
@@ -107,13 +107,14 @@ def plan_batch(graph: OnnxGraph, shape: Sequence[int], batch: int = 1) -> tuple[
     kind = type(graph)
     # The same object under another class, so that no weight is copied.
     graph.__class__ = _Probe
-    graph.written_for, graph.behind = batch, {}
+    probe = cast("_Probe", graph)
+    probe.written_for, probe.behind = batch, {}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             found = graph(torch.empty(_PRIME, *shape))
     finally:
         graph.__class__ = kind
-        del graph.behind
+        del probe.behind
     if not isinstance(found, Tensor) or found.ndim == 0 or found.shape[0] != _PRIME:
         came = ["B" if n == _PRIME else n for n in getattr(found, "shape", ())]
         raise ModelError(

@@ -157,7 +157,7 @@ def _fused_matmul(writer: Writer) -> bool:
 
 def _matrices(axes: str, turned: bool, apart: bool) -> str:
     """Names a product's axes; apart are matrices whose first axis is before all others."""
-    first, second = axes[::-1] if turned else axes
+    first, second = reversed(axes) if turned else tuple(axes)
     return f"{first}...{second}" if apart else f"...{first}{second}"
 
 

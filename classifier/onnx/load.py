@@ -52,7 +52,12 @@ class OnnxClassifier(OnnxGraph):
         is_whole: whether all of it is the file's; not where its last layer was re-made.
     """
 
+    takes: Input
+    file_sha256: str
+    channel_order: ChannelOrder
+    held: HeldFile | None
     size: tuple[int, int]
+    is_whole: bool
 
     def __init__(
         self, graph: onnx.GraphProto, opset: int, takes: Input, output: str, digest: str
@@ -60,7 +65,7 @@ class OnnxClassifier(OnnxGraph):
         """Reads a graph; see `OnnxGraph`."""
         super().__init__(graph, opset, takes.name, output)
         self.takes, self.file_sha256, self.channel_order = takes, digest, takes.order
-        self.held: HeldFile | None = None
+        self.held = None
         self.is_whole = True
 
     def forward(self, images: Tensor) -> Tensor:

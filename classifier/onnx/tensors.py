@@ -155,7 +155,7 @@ def _owner(root: nn.Module, name: str) -> tuple[Any, str, str]:
     for part in path:
         while True:
             below = module._modules.get(part)
-            if below is not None or not hasattr(module, part):
+            if below is not None or not (hasattr(module, part) or part in _declared(module)):
                 break
             part += "_"  # an attribute of modules, or a tensor
         if below is None:
@@ -163,6 +163,11 @@ def _owner(root: nn.Module, name: str) -> tuple[Any, str, str]:
             module.add_module(part, below)
         module = below
         walked.append(part)
-    while hasattr(module, leaf):
+    while hasattr(module, leaf) or leaf in _declared(module):
         leaf += "_"
     return module, ".".join(walked), leaf
+
+
+def _declared(module: nn.Module) -> set[str]:
+    """Returns attributes that a module's class declares, and may set later."""
+    return {name for kind in type(module).__mro__ for name in vars(kind).get("__annotations__", ())}
