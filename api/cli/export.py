@@ -18,6 +18,7 @@ from sigcam.cli.common import (
 )
 from sigcam.cli.maps import build_named, check_branch_named, map_options
 from sigcam.core.artifact import head_path
+from sigcam.core.cpus import wait_asleep
 from sigcam.core.errors import UsageError
 from sigcam.core.files import check_writable
 from sigcam.core.spec import ChannelOrder, Preprocessing
@@ -92,6 +93,7 @@ def command(
     The graph is compared with PyTorch before it is written; outside the tolerance nothing
     is written. The path is printed.
     """
+    wait_asleep()
     needs_sigmoid = chosen["branch"] == "sigmoid" or written["sigmoid_logits"]
     if needs_sigmoid:
         check_branch_named(classifier)

@@ -15,6 +15,7 @@ from sigcam.cli.common import (
     reports_errors,
     size_option,
 )
+from sigcam.core.cpus import wait_asleep
 
 if TYPE_CHECKING:
     from sigcam.classifier.onnx.inspection import Graph, Inspection
@@ -41,6 +42,7 @@ def command(
     MODEL#NAME takes the output NAME, or a value of that name inside, for the logits. Nothing is
     written. A file that can't be exported is described too, with what stands in the way.
     """
+    wait_asleep()
     from sigcam.classifier.onnx.inspection import inspect_file
     from sigcam.classifier.zoo.onnx import file_and_output
     from sigcam.export.applicable import applicable_methods

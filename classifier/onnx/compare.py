@@ -57,6 +57,8 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is an error of ours
     options.intra_op_num_threads = thread_limit() or 0
+    # A few images only: threads that wait in a loop would cost more than they save.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # As the file says: with optimisations, products with weights of 8 bits may be rounded.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = np.transpose(images, (0, 2, 3, 1)) if found.nhwc else images

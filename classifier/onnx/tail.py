@@ -75,6 +75,8 @@ class FileTail:
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = thread_limit() or 0
+        # A few images only: threads that wait in a loop would cost more than they save.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         content = tail_of(self._source, self._value, element).SerializeToString()
         try:

@@ -297,6 +297,8 @@ def _open(model: Model) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = thread_limit() or 0  # 0: as many as it finds best
+    # A few images only: threads that wait in a loop would cost more than they save.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model
     try:
         return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])

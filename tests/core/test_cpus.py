@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sigcam.core import cpus
-from sigcam.core.cpus import cpu_quota, thread_limit, usable_cpus
+from sigcam.core.cpus import cpu_quota, thread_limit, usable_cpus, wait_asleep
 
 V2 = "31 23 0:28 {base} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -148,3 +148,39 @@ def test_as_under_taskset():
         check=True,
     )  # fmt: skip
     assert done.stdout.split() == ["1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ({}, "passive"),
+        ({"OMP_WAIT_POLICY": "active"}, "active"),
+        ({"GOMP_SPINCOUNT": "1000"}, None),
+    ],
+)
+def test_threads_wait_asleep_unless_the_user_says_how(monkeypatch, said, wanted):
+    environment = {k: v for k, v in os.environ.items() if "SPINCOUNT" not in k and "WAIT" not in k}
+    monkeypatch.setattr(os, "environ", {**environment, **said})
+    wait_asleep()
+    assert os.environ.get("OMP_WAIT_POLICY") == wanted
+
+
+def test_commands_say_so_before_pytorch_is_there():
+    """OpenMP looks at the variable when its library is loaded."""
+    code = (
+        "import os, sys\n"
+        "import sigcam.cli.export, sigcam.cli.inspect\n"
+        "assert 'torch' not in sys.modules\n"
+        "def noted():\n"
+        "    print('torch' in sys.modules)\n"
+        "    raise SystemExit\n"
+        "command = sys.modules[f'sigcam.cli.{sys.argv[1]}']\n"
+        "command.wait_asleep = noted\n"
+        "command.command(sys.argv[2:])\n"
+    )
+    given = ["--arch", "no.onnx", "--method", "cam", "--branch", "softmax", "--out", "o.onnx"]
+    for arguments in (["inspect", "no.onnx"], ["export", *given]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split() == ["False"], done.stderr
