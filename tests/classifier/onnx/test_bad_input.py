@@ -262,7 +262,8 @@ def broken(value):
 
 
 def more_inputs():
-    model = classifier()
+    model = classifier(middle=[node("Flatten", ["p"], ["e"], "flatten"),
+                               node("Mul", ["e", "size"], ["f"], "mul")])  # fmt: skip
     model.graph.input.append(helper.make_tensor_value_info("size", FLOAT, ("b", 2)))
     return model
 
