@@ -77,6 +77,8 @@ class Outcome:
 
 
 TOLERANCE = 1e-4
+_LEAST_PROBABILITY = 1e-36
+"""Below, float32 has fewer digits."""
 
 
 def check(name: str, folder: Path) -> dict[str, Any]:
@@ -283,7 +285,9 @@ def _comparable(logits: Any, outputs: Any, squashing: str | None) -> tuple[Any, 
     outputs = np.asarray(outputs, np.float64)
     if squashing == "sigmoid":
         return logits, np.log(outputs) - np.log1p(-outputs)
-    scores = outputs if squashing == "log_softmax" else np.log(np.maximum(outputs, 1e-30))
+    if squashing != "log_softmax" and outputs.min() < _LEAST_PROBABILITY:
+        raise ValueError("the file's probabilities are too small to be turned back into logits")
+    scores = outputs if squashing == "log_softmax" else np.log(outputs)
     return logits - logits.mean(1, keepdims=True), scores - scores.mean(1, keepdims=True)
 
 

@@ -16,6 +16,7 @@ from benchmarks.coverage.onnx_sources.makers.torch_files import Network
 _SMALL = Network("mobilenet_v3_small", "features", 13)
 _RESNET = Network("resnet18", "layer4", 11)
 _VIT = Network("timm/vit_tiny_patch16_224", "blocks.11.norm1", 17, 96, "tokens")
+_ATTENTION = torch_files.ATTENTION
 _SHUFFLE = Network("shufflenet_v2_x0_5", "conv5", 13)
 _CONVNEXT = Network("timm/convnext_atto", "stages", 17)
 
@@ -176,6 +177,8 @@ FILES: dict[str, Callable[[Path], None]] = {
     "resnet18, ONNX Runtime extended": _part(optimised, _RESNET, "EXTENDED"),
     "timm convnext_atto, ONNX Runtime extended": _part(optimised, _CONVNEXT, "EXTENDED"),
     "timm vit_tiny, ONNX Runtime extended": _part(optimised, _VIT, "EXTENDED"),
+    "small ViT of torchvision, ONNX Runtime basic": _part(optimised, _ATTENTION, "BASIC"),
+    "small ViT of torchvision, ONNX Runtime extended": _part(optimised, _ATTENTION, "EXTENDED"),
     "resnet18, ONNX Runtime all": _part(optimised, _RESNET, "ALL"),
     "resnet18, QDQ": _part(quantised, _RESNET, False, False),
     "mobilenet_v3_small, QDQ per channel": _part(quantised, _SMALL, False, True),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from benchmarks.coverage.onnx_sources.makers import common
 
@@ -60,27 +61,55 @@ def write_zoo(name: str, folder: Path) -> None:
     The package onnx has them for its own tests: Caffe2's files of 2017 and 2018, in which each
     weight is a ConstantOfShape. Weights that scale are drawn around 1, matrices as torch's.
     """
-    import onnx
-
     path = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
     model = onnx.load(str(path / f"light_{name}.onnx"))
     graph = model.graph
     shapes = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
     made = {n.output[0]: n for n in graph.node if n.op_type == "ConstantOfShape"}
     generator = np.random.default_rng(0)
-    for node in graph.node:
+    for node in list(graph.node):  # some are removed
         for index, value in enumerate(node.input):
             if value in made and made[value].input[0] in shapes:
                 shape = tuple(int(n) for n in shapes[made[value].input[0]])
                 drawn = _drawn(generator, node.op_type, index, shape)
                 graph.initializer.append(onnx.numpy_helper.from_array(drawn, value))
                 graph.node.remove(made.pop(value))
+    _temper(model)
     onnx.save(model, str(folder / common.MODEL))
     about = common.About(
         f"Caffe2, ONNX model zoo; {common.versions('onnx')}", (224, 224),
         note="random weights, batch of 1",
     )  # fmt: skip
     common.write_about(folder, about)
+
+
+def _temper(model: Any) -> None:
+    """Scales the last layer with weights so that the logits have a deviation of two.
+
+    Norms that fit nothing and poolings of maxima let values grow from layer to layer, and the
+    probabilities of large logits are all zeros and ones: they tell nothing of the logits.
+    """
+    import onnxruntime as ort
+
+    graph = model.graph
+    model = type(model).FromString(model.SerializeToString())
+    softmax = next(node for node in reversed(graph.node) if node.op_type == "Softmax")
+    model.graph.output.add().name = softmax.input[0]
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    images = common.normalised(common.images(224, 224)).transpose(0, 3, 1, 2)[:1]
+    name = session.get_inputs()[0].name
+    spread = session.run([softmax.input[0]], {name: np.ascontiguousarray(images)})[0].std()
+    last = next(node for node in reversed(graph.node) if node.op_type in ("Conv", "Gemm"))
+    forms = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Reshape"}
+    weights = {forms.get(name, name) for name in last.input[1:]}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            scaled = onnx.numpy_helper.to_array(tensor) * np.float32(2 / spread)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(scaled, tensor.name))
 
 
 def _drawn(generator: Any, operator: str, index: int, shape: tuple[int, ...]) -> Any:

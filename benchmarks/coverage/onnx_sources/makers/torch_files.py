@@ -43,17 +43,23 @@ class Network:
     by_timm: bool = False
 
 
+ATTENTION = Network("own/vit", "encoder.layers.encoder_layer_1.ln_1", 17, 64, "tokens")
+"""Of torch's MultiheadAttention."""
+
 NETWORKS = {
     "resnet18, opset 9": Network("resnet18", "layer4", 9),
     "squeezenet1_1, opset 9": Network("squeezenet1_1", "features", 9, 64, dynamic=True),
     "googlenet, opset 9": Network("googlenet", "inception5b", 9, 96),
     "resnet18, opset 11": Network("resnet18", "layer4", 11, dynamic=True),
     "shufflenet_v2_x0_5, opset 11": Network("shufflenet_v2_x0_5", "conv5", 11),
+    "resnext50_32x4d, opset 11": Network("resnext50_32x4d", "layer4", 11),
     "mobilenet_v3_small, opset 13": Network("mobilenet_v3_small", "features", 13),
     "efficientnet_b0, opset 13": Network("efficientnet_b0", "features", 13),
     "regnet_y_400mf, opset 13": Network("regnet_y_400mf", "trunk_output", 13, 96),
     "resnet18, opset 17": Network("resnet18", "layer4", 17),
     "mnasnet0_5, opset 17": Network("mnasnet0_5", "layers", 17, dynamic=True),
+    "inception_v3, opset 17": Network("inception_v3", "Mixed_7c", 17, 96),
+    "convnext_tiny, opset 17": Network("convnext_tiny", "features", 17),
     "swin_t, opset 17": Network("swin_t", "norm", 17, layout="nhwc"),
     "resnet18, new exporter": Network("resnet18", "layer4"),
     "mobilenet_v2, new exporter": Network("mobilenet_v2", "features", dynamic=True),
@@ -77,6 +83,7 @@ NETWORKS = {
     "timm efficientnet_lite0, its own export": Network(
         "timm/efficientnet_lite0", "bn2", None, by_timm=True, dynamic=True
     ),
+    "small ViT of torchvision, opset 17": ATTENTION,
     "YOLO-cls's structure, opset 12": Network("own/yolo_cls", "head", 12, 64),
     "YOLO-cls's structure, opset 17": Network("own/yolo_cls", "head", 17, 64, dynamic=True),
 }  # fmt: skip
@@ -96,7 +103,7 @@ def write(name: str, folder: Path) -> None:
     packages = ["torch", "timm" if network.arch.startswith("timm/") else "torchvision"]
     common.write_about(
         folder,
-        common.About(common.versions(*packages[: 1 + (not network.arch.startswith("own/"))]),
+        common.About(common.versions(*packages[: 1 + (network.arch != "own/yolo_cls")]),
                      (network.side, network.side)),
     )  # fmt: skip
 
@@ -119,6 +126,10 @@ def build(network: Network) -> Any:
         fixed = timm.get_pretrained_cfg(name).fixed_input_size
         options = {"img_size": network.side} if fixed else {}
         model = timm.create_model(name, num_classes=10, **options)
+    elif network == ATTENTION:
+        from torchvision.models import VisionTransformer
+
+        model = VisionTransformer(64, 8, 2, 3, 48, 96, num_classes=10)
     elif kind == "own":
         from benchmarks.coverage.onnx_sources.makers import yolo_cls
 
@@ -176,7 +187,7 @@ def export(model: Any, images: Any, network: Network, path: Path) -> None:
 def explain(model: Any, images: Any, network: Network, folder: Path, pixels: Any) -> None:
     """Writes the map that hooks on the network itself give, in float64."""
     model = copy.deepcopy(model).double()
-    model.training = network.arch.startswith("own/")  # these have a softmax in inference only
+    model.training = network.arch == "own/yolo_cls"  # this has a softmax in inference only
     kept: list[Any] = []
 
     def hook(_module: Any, _inputs: Any, value: Any) -> Any:
