@@ -157,8 +157,8 @@ def _fused_matmul(writer: Writer) -> bool:
 
 def _matrices(axes: str, turned: bool, apart: bool) -> str:
     """Names a product's axes; apart are matrices whose first axis is before all others."""
-    first, second = reversed(axes) if turned else tuple(axes)
-    return f"{first}...{second}" if apart else f"...{first}{second}"
+    axes = axes[::-1] if turned else axes
+    return f"{axes[0]}...{axes[1]}" if apart else f"...{axes}"
 
 
 def _gelu(writer: Writer) -> bool:

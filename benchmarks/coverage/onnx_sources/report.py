@@ -49,7 +49,11 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
     methods = Counter(m for r in good for m in r["methods"])
     bad = [f"- {r['name']} ({r['status']}): {r['reason']}" for r in results if r not in good]
     named = "\n".join(bad) or "None."
-    left = f"\n\nNot made, and counted nowhere: {', '.join(missing)}." if missing else ""
+    left = (
+        f"\n\nNot made or not finished in the time, and counted nowhere: {', '.join(missing)}."
+        if missing
+        else ""
+    )
     return f"""{HEADING}
 
 {_INTRO}
