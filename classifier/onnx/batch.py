@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,8 +75,8 @@ class _Probe(OnnxGraph):
                 continue
             (axis,) = _held(value.shape)
             if value.shape[axis] == found.shape[held[0]]:
-                inner = behind // math.prod(value.shape[axis + 1 :])
-                return int(inner * math.prod(found.shape[held[0] + 1 :]))
+                inner = behind // int(math.prod(value.shape[axis + 1 :]))
+                return inner * math.prod(found.shape[held[0] + 1 :])
         return None
 
 
@@ -107,14 +107,14 @@ def plan_batch(graph: OnnxGraph, shape: Sequence[int], batch: int = 1) -> tuple[
     kind = type(graph)
     # The same object under another class, so that no weight is copied.
     graph.__class__ = _Probe
-    probe = cast("_Probe", graph)
-    probe.written_for, probe.behind = batch, {}
+    graph.written_for = batch
+    vars(graph)["behind"] = {}
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             found = graph(torch.empty(_PRIME, *shape))
     finally:
         graph.__class__ = kind
-        del probe.behind
+        del vars(graph)["behind"]
     if not isinstance(found, Tensor) or found.ndim == 0 or found.shape[0] != _PRIME:
         came = ["B" if n == _PRIME else n for n in getattr(found, "shape", ())]
         raise ModelError(

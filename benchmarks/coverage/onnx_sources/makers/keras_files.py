@@ -30,6 +30,8 @@ class Network:
         own_range: whether the network normalises pixels from 0 to 255 itself.
         nchw: whether tf2onnx is told to take channels first.
         options: for the network's function.
+        logits: what the last layer's weights are multiplied with, where random ones give logits
+            whose probabilities are all zeros and ones.
     """
 
     arch: str
@@ -38,6 +40,7 @@ class Network:
     own_range: bool = False
     nchw: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+    logits: float = 1.0
 
 
 _TRAINED = {"fer": ((0.5,), (0.5,)), "lite0": ((127 / 255,) * 3, (128 / 255,) * 3)}
@@ -56,7 +59,9 @@ NETWORKS = {
     "Keras MobileNetV3Small, tf2onnx": Network("MobileNetV3Small", own_range=True),
     "Keras MobileNet, Keras's export": Network("MobileNet", None),
     "Keras VGG16, tf2onnx": Network("VGG16", 9, 64),
-    "Keras EfficientNetV2B0, Keras's export": Network("EfficientNetV2B0", None, own_range=True),
+    "Keras EfficientNetV2B0, Keras's export": Network(
+        "EfficientNetV2B0", None, own_range=True, logits=0.01
+    ),
     "Keras ConvNeXtTiny, tf2onnx": Network("ConvNeXtTiny", 17, 64, own_range=True),
 }  # fmt: skip
 
@@ -130,6 +135,8 @@ def build(network: Network, folder: Path) -> Any:
         if isinstance(layer, keras.layers.BatchNormalization):
             drawn = [generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()]
             layer.set_weights(drawn)
+    last = model.layers[-1]
+    last.set_weights([w * network.logits for w in last.get_weights()])
     return model
 
 

@@ -58,7 +58,7 @@ NETWORKS = {
     "regnet_y_400mf, opset 13": Network("regnet_y_400mf", "trunk_output", 13, 96),
     "resnet18, opset 17": Network("resnet18", "layer4", 17),
     "mnasnet0_5, opset 17": Network("mnasnet0_5", "layers", 17, dynamic=True),
-    "inception_v3, opset 17": Network("inception_v3", "Mixed_7c", 17, 96),
+    "inception_v3, opset 17": Network("inception_v3", "Mixed_6e", 17, 96),
     "convnext_tiny, opset 17": Network("convnext_tiny", "features", 17),
     "swin_t, opset 17": Network("swin_t", "norm", 17, layout="nhwc"),
     "resnet18, new exporter": Network("resnet18", "layer4"),
