@@ -59,9 +59,12 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
 {_INTRO}
 
 - **{len(good)} of the {len(results)} files ({len(good) / max(1, len(results)):.0%}) are within
-  1e-4 in everything.** The worst error of a map is {_worst(good, "maps")}, of the features
-  {_worst(good, "features")}, of the logits {_worst(good, "output")}. The others: {others}.
-- Of these, {references["framework"]} have maps that were compared with the framework's, and
+  1e-4 in all that can be compared.** The worst error of a map is {_worst(good, "maps")},
+  of the features {_worst(good, "features")}, of the logits {_worst(good, "output")}.
+  The others: {others}.
+- {references["exact network"]} of these have fewer bits than the network that they are made of:
+  they were read and exported, and have no error but a likeness.
+- Of the others, {references["framework"]} have maps that were compared with the framework's, and
   {references["differences"]} with differences; {methods["cam"]} were exported with
   the method cam too, whose maps were compared with Grad-CAM's.
 
