@@ -47,16 +47,27 @@ _POOLS = {
     _aten.avg_pool2d.default,
     _aten.mean.dim,
 }
-# What belongs to the head although its output may still be a grid.
-_HEAD_LIKE = _POOLS | {
-    MARK,
-    _aten.clone.default,
-    _aten.alias.default,
-    _aten.detach.default,
-    _aten.contiguous.default,
-    _aten._to_copy.default,
-    _aten.slice.Tensor,
+_PADDINGS = {
+    _aten.constant_pad_nd.default,
+    _aten.pad.default,
+    _aten.reflection_pad2d.default,
+    _aten.replication_pad2d.default,
 }
+"""They belong to what comes behind: a padded grid has positions that the image hasn't."""
+# What belongs to the head although its output may still be a grid.
+_HEAD_LIKE = (
+    _POOLS
+    | _PADDINGS
+    | {
+        MARK,
+        _aten.clone.default,
+        _aten.alias.default,
+        _aten.detach.default,
+        _aten.contiguous.default,
+        _aten._to_copy.default,
+        _aten.slice.Tensor,
+    }
+)
 _TAG = "sigcam_tags"
 ORIGIN = "sigcam_origin"
 """Where a node's name in the traced graph is kept; copies of the node keep it."""

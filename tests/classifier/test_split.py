@@ -40,6 +40,23 @@ def made(**methods):
     return type("Made", (Net,), methods)()
 
 
+@pytest.mark.parametrize(
+    "pad",
+    [
+        lambda x: functional.pad(x, (0, 1, 0, 1)),
+        lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: functional.pad(x, (0, 1, 0, 0), mode="replicate"),
+        nn.ZeroPad2d((1, 0, 0, 0)),
+    ],
+    ids=["zeros", "reflected", "replicated", "module"],
+)
+def test_a_padding_belongs_to_the_pooling_behind_it(pad):
+    """As ONNX's AveragePool with pads has it: the padded grid has a row that the image hasn't."""
+    model = made(grid=lambda self, x: pad(self.second(self.first(x))))
+    result = split(model, IMAGES)
+    assert (result.branch.layer, result.branch.layout.shape) == ("second", (6, 7, 7))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "target", "shape", "neck", "linear"),
