@@ -10,7 +10,6 @@ Runtime runs the file's own front. How long the graph takes to make is told besi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 
@@ -37,24 +37,34 @@ LEAST = 2.5
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def main() -> None:
-    """Prints a line for each source."""
-    parser = argparse.ArgumentParser(description="Times features by PyTorch and ONNX Runtime.")
-    parser.add_argument("--data", type=Path, required=True, help="a folder of images")
-    parser.add_argument("--network", default="efficientnet_lite0", help="(efficientnet_lite0)")
-    parser.add_argument("--images", type=int, default=20, help="of the folder (20)")
-    parser.add_argument("--views", type=int, default=12, help="of each image (12)")
-    parser.add_argument("--rounds", type=int, default=5, help="fills of each kind (5)")
-    parser.add_argument("--threads", type=int, default=2, help="of either (2)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    everything = open_images(asked.data)
-    chosen = np.linspace(0, len(everything) - 1, asked.images).astype(int)
-    data = replace(everything, samples=[everything.samples[i] for i in chosen])
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A folder of images.",
+)
+@click.option("--network", default="efficientnet_lite0", show_default=True)
+@click.option(
+    "--images", type=click.IntRange(1), default=20, show_default=True, help="Of the folder."
+)
+@click.option(
+    "--views", type=click.IntRange(1), default=12, show_default=True, help="Of each image."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Fills of each kind."
+)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Of either.")
+def main(data: Path, network: str, images: int, views: int, rounds: int, threads: int) -> None:
+    """Time features by PyTorch and ONNX Runtime: a line for each source."""
+    torch.set_num_threads(threads)
+    everything = open_images(data)
+    chosen = np.linspace(0, len(everything) - 1, images).astype(int)
+    some = replace(everything, samples=[everything.samples[i] for i in chosen])
     with tempfile.TemporaryDirectory() as folder:
         for source in ("pytorch", "onnx file"):
-            built = _built(asked.network, source, Path(folder))
-            _measure(source, built, data, asked)
+            built = _built(network, source, Path(folder))
+            _measure(f"{network}, {source}", built, some, views, rounds)
 
 
 def _built(network: str, source: str, folder: Path) -> BuiltClassifier:
@@ -72,9 +82,9 @@ def _built(network: str, source: str, folder: Path) -> BuiltClassifier:
     return build_classifier(str(file), mean=own.mean, std=own.std)
 
 
-def _measure(source: str, built: BuiltClassifier, data: Dataset, asked: argparse.Namespace) -> None:
-    views = TrainingViews(data, built.preprocessing, Augmentation(views=asked.views))
-    count = len(views) * asked.views
+def _measure(name: str, built: BuiltClassifier, data: Dataset, each: int, rounds: int) -> None:
+    views = TrainingViews(data, built.preprocessing, Augmentation(views=each))
+    count = len(views) * each
     runners: dict[str, Runner] = {}
     started = time.perf_counter()
     for by in ("torch", "onnxruntime"):
@@ -87,12 +97,12 @@ def _measure(source: str, built: BuiltClassifier, data: Dataset, asked: argparse
     largest = np.abs(made["torch"]).max()
     error = np.abs(made["torch"] - made["onnxruntime"]).max() / largest
     calls = {by: _filling(built, views, run) for by, run in runners.items()}
-    timing = alternate(calls, rounds=asked.rounds, warmup=1)
+    timing = alternate(calls, rounds=rounds, warmup=1)
     ratio = timing.ratio("torch", over="onnxruntime")
     rates = {by: count / (timing.median_ms(by) / 1e3) for by in calls}
     verdict = "reaches" if ratio >= LEAST else "BELOW"
     print(
-        f"{asked.network}, {source}: {rates['torch']:.1f} views/s by PyTorch, "
+        f"{name}: {rates['torch']:.1f} views/s by PyTorch, "
         f"{rates['onnxruntime']:.1f} by ONNX Runtime, {ratio:.2f} times, {verdict} {LEAST:g}; "
         f"largest difference {error:.1e} of the largest feature; graph made in {making:.1f} s",
         flush=True,
