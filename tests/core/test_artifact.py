@@ -65,7 +65,7 @@ def test_a_real_zip_is_not_onnx(tmp_path):
         read_spec(path)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(data=st.binary(min_size=1, max_size=200))
 def test_any_bytes_give_an_artifact_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.onnx"
