@@ -2,9 +2,14 @@
 
 import signal
 
+import hypothesis
 import pytest
 
 from tests.support.exporter import read_operators_once
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
