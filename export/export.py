@@ -60,7 +60,6 @@ def export_artifact(
         >>> from torch import nn
         >>> from sigcam import ExportOptions, export_artifact
         >>> from sigcam.classifier.dual_branch import DualBranch
-    from sigcam.classifier.onnx.kept import KeptFront, NotKeptError
         >>> layers = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
         >>> dual = DualBranch(nn.Sequential(*layers), input_size=16)
         >>> options = ExportOptions(method="gradcam", class_names=("cat", "dog"))

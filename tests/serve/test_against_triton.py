@@ -14,7 +14,7 @@ import pytest
 from sigcam.repositories.write import export_repository
 from tests.serve.triton_cases import CASES
 from tests.support.live_server import HOST, live_server
-from tests.support.triton import REASON, TRITON, running_triton, without_its_backend
+from tests.support.triton_server import REASON, TRITON, running_triton, without_its_backend
 
 pytestmark = [
     pytest.mark.slow,

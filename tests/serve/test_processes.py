@@ -92,9 +92,10 @@ SLOW = {"method": "rise", "masks": 4000}
 SLOW_OPTIONS = ("--max-passes", "100000")
 
 
-def test_sigterm_drains(started, artifact, png):
+def test_sigterm_drains(request, started, artifact, png):
     server = started(f"tiny={artifact}", *SLOW_OPTIONS).wait_for("ready on")
     idle = server.connect()
+    request.addfinalizer(idle.close)
     assert server.ask("GET", "/v2/health/ready", connection=idle)[0] == 200
     answers = []
 
@@ -105,7 +106,10 @@ def test_sigterm_drains(started, artifact, png):
     asking = [threading.Thread(target=ask) for _ in range(2)]
     for one in asking:
         one.start()
-    time.sleep(0.3)
+    waits = re.compile(rb"nv_inference_pending_request_count{[^}]*} [1-9]")
+    end = time.monotonic() + 20
+    while not waits.search(server.ask("GET", "/metrics")[1]) and time.monotonic() < end:
+        time.sleep(0.02)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     status, content = server.ask("GET", "/v2/health/ready")
