@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sigcam.core.digest import digest_of
 from sigcam.core.errors import ModelError
 from sigcam.core.inputs import keep
 
@@ -65,7 +67,24 @@ _FIELDS = (b"\x08", b"\x12", b"\x3a")
 _HEAD = 512
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that was read.
+
+    Attributes:
+        path: the file.
+        model: its graph, with its weights.
+        beside: the names of the files in the same folder that hold its weights.
+        sha256: the hash of the file itself.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    beside: tuple[str, ...]
+    sha256: str
+
+
+def read_onnx(path: Path) -> OnnxFile:
     r"""Reads an ONNX file with its weights, which may lie beside it.
 
     Args:
@@ -107,8 +126,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise _not_onnx(path) from exc
     if not whole or not _is_text(model):
         raise _not_onnx(path)
-    _load_external(model, path)
-    return model
+    beside = _load_external(model, path)
+    with path.open("rb") as stream:
+        return OnnxFile(path, model, beside, digest_of(stream))
 
 
 def _is_text(model: onnx.ModelProto) -> bool:
@@ -179,14 +199,13 @@ def _of_a_folder(path: Path) -> str:
     return f" with {', '.join(inside[:3])}" if inside else ""
 
 
-def _load_external(model: onnx.ModelProto, path: Path) -> None:
-    """Reads the weights that lie in files beside the graph."""
+def _load_external(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Reads the weights that lie in files beside the graph; returns their names."""
     from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-    names = set()
-    for tensor in model.graph.initializer:
-        if uses_external_data(tensor):
-            names |= {entry.value for entry in tensor.external_data if entry.key == "location"}
+    stored = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    entries = [entry for tensor in stored for entry in tensor.external_data]
+    names = tuple(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
     missing = sorted(n for n in names if not (path.parent / n).is_file())
     if missing:
         raise ModelError(
@@ -200,3 +219,4 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         raise ModelError(
             f"the weights of {path} beside it can't be read: {exc}; copy the files anew"
         ) from exc
+    return names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,12 +13,12 @@ import torch
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.last_layer import LastLayer, last_layer
 from sigcam.classifier.onnx.checks import opset_of, problems, untranslated
-from sigcam.classifier.onnx.file import read_onnx
+from sigcam.classifier.onnx.file import OnnxFile, read_onnx
 from sigcam.classifier.onnx.front import Input, find_input, inputs_of
-from sigcam.classifier.onnx.load import OnnxClassifier, ReadClassifier, read_classifier
+from sigcam.classifier.onnx.load import OnnxClassifier, ReadClassifier, classifier_of
 from sigcam.classifier.onnx.outputs import chosen_output
-from sigcam.classifier.onnx.values import OWN, counted, described, needed
-from sigcam.core.digest import digest_of
+from sigcam.classifier.onnx.plain import plain_file
+from sigcam.classifier.onnx.values import FLOATS, HALVES, OWN, counted, described, needed
 from sigcam.core.errors import SigcamError
 from sigcam.core.spec import ChannelOrder
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     import onnx
 
 T = TypeVar("T")
-
-_HALF = (10, 16)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Graph:
         opsets: domain to version; ONNX's own domain is "ai.onnx".
         inputs, outputs: name to type and shape in words.
         operators: operator to the number of its nodes, the most frequent first.
-        untranslated: the operators that the reader doesn't know, likewise.
+        untranslated: the operators that the reader knows no form of, likewise.
         parameters: the number of stored floating values.
         rounded: the number of QuantizeLinear and DequantizeLinear nodes.
         half: whether weights are stored in half precision.
@@ -136,12 +135,8 @@ def inspect_file(
     Example:
         inspect_file(Path("detector.onnx")).problems  # ("detector.onnx must be a classifier, ...",)
     """
-    from onnx.inliner import inline_local_functions
-
-    model = read_onnx(path)
-    graph = _graph_of(model, path)
-    if model.functions:
-        model = inline_local_functions(model)
+    file = read_onnx(path)
+    graph = _graph_of(file)
     found: list[str] = []
 
     def tried(function: Callable[[], T]) -> T | None:
@@ -152,13 +147,18 @@ def inspect_file(
                 found.append(str(exc))
             return None
 
+    plain = tried(lambda: plain_file(file))
+    if plain is None:
+        return Inspection(graph, problems=tuple(found))
+    model = plain.model
+    graph = replace(graph, untranslated=_untranslated(model))
     takes = tried(lambda: find_input(model, str(path), channel_order))
     name = tried(lambda: chosen_output(model, output, str(path)))
     nodes = list(model.graph.node) if name is None else needed(model.graph, name)
     found += list(problems(model, nodes, str(path)))
     if takes is None or name is None or found:
         return Inspection(graph, takes, name, problems=tuple(found))
-    read = tried(lambda: read_classifier(path, output, size, channel_order))
+    read = tried(lambda: classifier_of(plain, output, size, channel_order))
     dual = None
     if read is not None:
         model_read, sizes, channels = read.model, read.size, read.takes.channels
@@ -166,18 +166,15 @@ def inspect_file(
     return Inspection(graph, takes, name, read, dual, tuple(found))
 
 
-def _graph_of(model: onnx.ModelProto, path: Path) -> Graph:
-    with path.open("rb") as stream:
-        digest = digest_of(stream)
-    beside = _files_beside(path)
-    nodes = list(model.graph.node)
-    floating = [t for t in model.graph.initializer if t.data_type in (1, 10, 11, 16)]
-    counts = counted(nodes)
+def _graph_of(file: OnnxFile) -> Graph:
+    model, path = file.model, file.path
+    floating = [t for t in model.graph.initializer if t.data_type in FLOATS]
+    counts = counted(model.graph.node)
     return Graph(
         path=path,
-        size=path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside),
-        beside=beside,
-        sha256=digest,
+        size=path.stat().st_size + sum((path.parent / name).stat().st_size for name in file.beside),
+        beside=file.beside,
+        sha256=file.sha256,
         producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
         ir_version=model.ir_version,
         opsets={"ai.onnx": opset_of(model) or 0}
@@ -185,32 +182,14 @@ def _graph_of(model: onnx.ModelProto, path: Path) -> Graph:
         inputs={i.name: described(i) for i in inputs_of(model)},
         outputs={o.name: described(o) for o in model.graph.output},
         operators=counts,
-        untranslated=counted(untranslated(nodes))
-        | {name: count for name, count in counts.items() if "." in name},
-        parameters=sum(_count(list(t.dims)) for t in floating),
+        untranslated=_untranslated(model),
+        parameters=sum(math.prod(t.dims) for t in floating),
         rounded=counts.get("QuantizeLinear", 0) + counts.get("DequantizeLinear", 0),
-        half=any(t.data_type in _HALF for t in floating),
+        half=any(t.data_type in HALVES for t in floating),
     )
 
 
-def _count(dims: list[int]) -> int:
-    product = 1
-    for size in dims:
-        product *= size
-    return product
-
-
-def _files_beside(path: Path) -> tuple[str, ...]:
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    model = onnx.load(str(path), load_external_data=False)
-    return tuple(
-        dict.fromkeys(
-            entry.value
-            for tensor in model.graph.initializer
-            if uses_external_data(tensor)
-            for entry in tensor.external_data
-            if entry.key == "location"
-        )
-    )
+def _untranslated(model: onnx.ModelProto) -> dict[str, int]:
+    nodes = list(model.graph.node)
+    others = [node for node in nodes if node.domain not in OWN]
+    return counted(untranslated(nodes)) | counted(others)

@@ -1,8 +1,19 @@
-"""Reads an ONNX file into a classifier, compared with the file in ONNX Runtime."""
+"""Reads an ONNX file into a classifier, compared with the file in ONNX Runtime.
+
+`read_classifier` goes through these steps, in this order:
+
+1. `read_onnx` opens the file, with the weights beside it.
+2. `plain_file` writes its graph in ONNX's own operators.
+3. `find_input`, `chosen_output` and `check_graph` say what it takes and gives, and refuse what
+   can't be read.
+4. `_to_form` leaves the part that the output needs, without rounding, and taking R, G, B.
+5. `OnnxClassifier` makes torch operators of the nodes, `plan_batch` of one image any number.
+6. `_compare` runs both. What ONNX Runtime is given is the file itself, or the graph as it was
+   after the last change that the file's own output doesn't survive: a cut, or rounding left out.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +25,15 @@ from sigcam.classifier.onnx.batch import plan_batch
 from sigcam.classifier.onnx.channel_order import in_order, take_rgb
 from sigcam.classifier.onnx.checks import check_graph
 from sigcam.classifier.onnx.compare import check_logits, original_logits, probe_images
-from sigcam.classifier.onnx.expansions import expand
 from sigcam.classifier.onnx.file import read_onnx
-from sigcam.classifier.onnx.front import Input, find_input, inputs_of
+from sigcam.classifier.onnx.front import Input, find_input
 from sigcam.classifier.onnx.held import HeldFile
 from sigcam.classifier.onnx.outputs import chosen_output
+from sigcam.classifier.onnx.plain import PlainFile, bytes_of, node_hashes, plain_file
 from sigcam.classifier.onnx.quantised_graph import float_path
-from sigcam.classifier.onnx.quantised_operators import expand_quantised
 from sigcam.classifier.onnx.reader import OnnxGraph
 from sigcam.classifier.onnx.strided import undo_strided
-from sigcam.classifier.onnx.values import needed
-from sigcam.core.digest import digest_of
+from sigcam.classifier.onnx.values import HALVES, needed
 from sigcam.core.errors import ModelError
 from sigcam.core.spec import ChannelOrder
 
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 _HALF_TOLERANCE = 2e-2
-_HALF = (10, 16)
 _SIZE = 224
 """The side of images for a graph that takes any."""
 
@@ -119,67 +127,107 @@ def read_classifier(
     Example:
         read_classifier(Path("resnet50.onnx")).takes.nhwc  # False
     """
-    from onnx.inliner import inline_local_functions
+    return classifier_of(plain_file(read_onnx(path)), output, size, channel_order)
 
-    model, where = read_onnx(path), str(path)
-    own = _nodes(model)
-    source: Path | bytes = path
-    if model.functions:
-        model = inline_local_functions(model)
-    if _drop_unused_inputs(model):
-        source = _bytes_of(model, where)
-    expand(model)
-    expand_quantised(model)
+
+def classifier_of(
+    file: PlainFile,
+    output: str | None = None,
+    size: tuple[int, int] | None = None,
+    channel_order: ChannelOrder | None = None,
+) -> ReadClassifier:
+    """Reads a classifier out of a file's graph; see `read_classifier`.
+
+    Args:
+        file: the file; its graph is changed, and kept in what is returned.
+        output: as for `read_classifier`.
+        size: as for `read_classifier`.
+        channel_order: as for `read_classifier`.
+
+    Raises:
+        UsageError, ModelError, ParityError: as `read_classifier`, but for what isn't ONNX.
+    """
+    model, where = file.model, str(file.path)
     takes = find_input(model, where, channel_order)
     name = chosen_output(model, output, where)
     opset = check_graph(model, name, where)
-    notes = []
-    if _cut(model, name):
-        source = _bytes_of(model, where)
-    undo_strided(model)
-    plain = _nodes(model)
-    pairs = float_path(model, opset)
-    if pairs:
-        notes.append(
-            f"{where} is quantised: the rounding at {pairs} places is left out, as no gradient "
-            "passes it; the logits are those of the network without it"
-        )
-        source = _bytes_of(model, where)
-    if takes.order == "bgr":
-        take_rgb(model, takes, where)
-        by = "" if channel_order else f" ({takes.front.reason} says so)"
-        notes.append(f"{where} takes its channels as B, G, R{by}; the graph turns RGB into that")
-    with path.open("rb") as stream:
-        digest = digest_of(stream)
-    read = OnnxClassifier(model.graph, opset, takes, name, digest)
+    form = _to_form(file, takes, name, opset)
+    read = OnnxClassifier(model.graph, opset, takes, name, file.sha256)
     read.eval().requires_grad_(False)
     read.size = height, width = _size(takes, size, where)
     shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
     plan_batch(read, shape, takes.batch or 1)
-    images = probe_images(takes, (height, width))
-    original = original_logits(source, name, takes, in_order(images, takes))
-    with torch.no_grad():
-        found = read(torch.from_numpy(images))
-    half = any(t.data_type in _HALF for t in model.graph.initializer)
+    half = any(t.data_type in HALVES for t in model.graph.initializer)
     tolerance = _HALF_TOLERANCE if half else TOLERANCE
-    error = check_logits(found, original, tolerance, where)
-    changes = ["with some of them written as ONNX's plain operators"] if plain - own else []
-    changes += ["without the rounding between its layers"] if pairs else []
-    changes += ["with a node that turns R, G, B into B, G, R"] if takes.order == "bgr" else []
-    whole = source if isinstance(source, bytes) else path.resolve()
-    read.held = HeldFile(path, whole, model, ", ".join(changes), tolerance)
+    num_classes, error = _compare(read, form.source, tolerance, where)
+    whole = form.source if isinstance(form.source, bytes) else file.path.resolve()
+    read.held = HeldFile(file.path, whole, model, form.changes, tolerance)
+    notes = _notes(where, form, takes, asked=channel_order is not None)
     if half:
         notes.append(
             f"{where} is in half precision; here it is computed in float32, which moves its "
             f"logits by {error:.1e}"
         )
-    return ReadClassifier(read, takes, (height, width), original.shape[1], error, tuple(notes))
+    return ReadClassifier(read, takes, (height, width), num_classes, error, tuple(notes))
 
 
-def _nodes(model: onnx.ModelProto) -> set[bytes]:
-    """Returns hashes of a graph's nodes, to see which were changed."""
-    nodes = (node.SerializeToString(deterministic=True) for node in model.graph.node)
-    return {hashlib.sha256(node).digest() for node in nodes}
+@dataclass(frozen=True)
+class _Form:
+    """How a file's graph became what is read.
+
+    Attributes:
+        source: what ONNX Runtime is given to compare with.
+        pairs: the number of places where rounding was left out.
+        changes: what was changed in the file's graph, in words.
+    """
+
+    source: Path | bytes
+    pairs: int
+    changes: str
+
+
+def _to_form(file: PlainFile, takes: Input, output: str, opset: int) -> _Form:
+    """Brings a graph into the form that is read: one output, no rounding, R, G, B."""
+    model, source, where = file.model, file.source, str(file.path)
+    if _cut(model, output):
+        source = bytes_of(model, file.path)
+    undo_strided(model)
+    changes = []
+    if node_hashes(model) - file.own:
+        changes.append("with some of them written as ONNX's plain operators")
+    pairs = float_path(model, opset)
+    if pairs:
+        source = bytes_of(model, file.path)
+        changes.append("without the rounding between its layers")
+    if takes.order == "bgr":
+        take_rgb(model, takes, where)
+        changes.append("with a node that turns R, G, B into B, G, R")
+    return _Form(source, pairs, ", ".join(changes))
+
+
+def _notes(where: str, form: _Form, takes: Input, *, asked: bool) -> list[str]:
+    """Says what a user must know of a graph's form; `asked`: for this order of the channels."""
+    notes = []
+    if form.pairs:
+        notes.append(
+            f"{where} is quantised: the rounding at {form.pairs} places is left out, as no "
+            "gradient passes it; the logits are those of the network without it"
+        )
+    if takes.order == "bgr":
+        by = "" if asked else f" ({takes.front.reason} says so)"
+        notes.append(f"{where} takes its channels as B, G, R{by}; the graph turns RGB into that")
+    return notes
+
+
+def _compare(
+    read: OnnxClassifier, source: Path | bytes, tolerance: float, where: str
+) -> tuple[int, float]:
+    """Compares what was read with ONNX Runtime; returns the number of outputs and the error."""
+    images = probe_images(read.takes, read.size)
+    original = original_logits(source, read.output_name, read.takes, in_order(images, read.takes))
+    with torch.no_grad():
+        found = read(torch.from_numpy(images))
+    return original.shape[1], check_logits(found, original, tolerance, where)
 
 
 def _cut(model: onnx.ModelProto, output: str) -> bool:
@@ -199,26 +247,6 @@ def _cut(model: onnx.ModelProto, output: str) -> bool:
     model.graph.node.extend(nodes)
     model.graph.output.append(kept)
     return True
-
-
-def _bytes_of(model: onnx.ModelProto, where: str) -> bytes:
-    try:
-        return bytes(model.SerializeToString())
-    except ValueError as exc:  # over 2 GiB
-        raise ModelError(
-            f"{where} must have less than 2 GiB where only a part of it is read, or it is "
-            f"quantised; cut it at its logits first (onnx.utils.extract_model)"
-        ) from exc
-
-
-def _drop_unused_inputs(model: onnx.ModelProto) -> bool:
-    """Removes inputs that no node takes, as Keras's export leaves them; returns if there were."""
-    # Stored tensors stay: before version 4 of the format each must be an input.
-    used = {name for node in model.graph.node for name in node.input}
-    unused = [value for value in inputs_of(model) if value.name not in used]
-    for value in unused:
-        model.graph.input.remove(value)
-    return bool(unused)
 
 
 def _size(takes: Input, asked: tuple[int, int] | None, where: str) -> tuple[int, int]:

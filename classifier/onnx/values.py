@@ -14,6 +14,8 @@ Dims = list[int | str]
 
 FLOATS = (1, 10, 11, 16)
 """ONNX's numbers for float32, float16, float64 and bfloat16."""
+HALVES = (10, 16)
+"""Those of half precision."""
 OWN = ("", "ai.onnx")
 """The names of ONNX's own domain."""
 _TYPES = {

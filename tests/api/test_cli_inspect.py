@@ -180,6 +180,35 @@ def test_operators_that_are_missing_are_counted(tmp_path):
     assert found["batch"] == "fixed to 8"
 
 
+def fused():
+    """What ONNX Runtime's optimiser makes of a convolution and its activation."""
+    model = classifier(("b", 3, 16, 16))
+    conv, relu = model.graph.node[:2]
+    conv.op_type, conv.domain, conv.output[0] = "FusedConv", "com.microsoft", relu.output[0]
+    conv.attribute.append(helper.make_attribute("activation", "Relu"))
+    model.graph.node.remove(relu)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def with_unused_input():
+    model = classifier(("b", 3, 16, 16))
+    model.graph.input.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, ["b", 3]))
+    return model
+
+
+@pytest.mark.parametrize("make", [fused, with_unused_input])
+def test_what_export_reads_is_not_in_the_way(tmp_path, make):
+    model = make()
+    found = rows(saved(tmp_path, model))
+    assert "in the way" not in found
+    assert found["untranslated"] == "none"
+    assert found["classes"].startswith("5")
+    # The file is described as it is, not as it is read.
+    assert ("com.microsoft.FusedConv 1" in found["operators"]) == (make is fused)
+    assert all(f"{value.name}: float32" in found["input"] for value in model.graph.input)
+
+
 @pytest.mark.slow
 def test_a_head_that_is_no_pooling_says_why_cam_is_not_to_be_had(tmp_path):
     middle = [helper.make_node("Flatten", ["r"], ["f"], "flatten")]

@@ -1,0 +1,98 @@
+"""Writes the graph of an ONNX file in ONNX's own operators, with the images as its only input."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigcam.classifier.onnx.expansions import expand
+from sigcam.classifier.onnx.file import OnnxFile
+from sigcam.classifier.onnx.front import inputs_of
+from sigcam.classifier.onnx.quantised_operators import expand_quantised
+from sigcam.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A file's graph in ONNX's own operators, as far as they can be written so.
+
+    Attributes:
+        path: the file.
+        sha256: its hash.
+        model: the graph, with functions inlined and without inputs that nothing takes.
+        own: hashes of the nodes that the file has, as `node_hashes` gives them.
+        source: what ONNX Runtime is given to compare with: the file, or its own nodes without
+            the inputs that nothing takes.
+    """
+
+    path: Path
+    sha256: str
+    model: onnx.ModelProto
+    own: set[bytes]
+    source: Path | bytes
+
+
+def plain_file(file: OnnxFile) -> PlainFile:
+    """Writes a file's graph in ONNX's own operators.
+
+    Args:
+        file: the file; its graph is changed.
+
+    Raises:
+        ModelError: it has inputs that nothing takes, and 2 GiB or more.
+
+    Example:
+        plain_file(read_onnx(Path("resnet50.onnx"))).model
+    """
+    from onnx.inliner import inline_local_functions
+
+    model = file.model
+    own = node_hashes(model)
+    if model.functions:
+        model = inline_local_functions(model)
+    source: Path | bytes = file.path
+    if _drop_unused_inputs(model):
+        source = bytes_of(model, file.path)
+    expand(model)
+    expand_quantised(model)
+    return PlainFile(file.path, file.sha256, model, own, source)
+
+
+def node_hashes(model: onnx.ModelProto) -> set[bytes]:
+    """Returns hashes of a graph's nodes, to see which were changed."""
+    nodes = (node.SerializeToString(deterministic=True) for node in model.graph.node)
+    return {hashlib.sha256(node).digest() for node in nodes}
+
+
+def bytes_of(model: onnx.ModelProto, path: Path) -> bytes:
+    """Returns a graph as ONNX Runtime takes it.
+
+    Args:
+        model: the graph.
+        path: the file that it is of, for messages.
+
+    Raises:
+        ModelError: it has 2 GiB or more.
+    """
+    try:
+        return bytes(model.SerializeToString())
+    except ValueError as exc:  # over 2 GiB
+        raise ModelError(
+            f"{path} must have less than 2 GiB where only a part of it is read, or it is "
+            f"quantised; cut it at its logits first (onnx.utils.extract_model)"
+        ) from exc
+
+
+def _drop_unused_inputs(model: onnx.ModelProto) -> bool:
+    """Removes inputs that no node takes, as Keras's export leaves them; returns if there were."""
+    # Stored tensors stay: before version 4 of the format each must be an input.
+    used = {name for node in model.graph.node for name in node.input}
+    unused = [value for value in inputs_of(model) if value.name not in used]
+    for value in unused:
+        model.graph.input.remove(value)
+    return bool(unused)
