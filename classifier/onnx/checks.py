@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.operators.table import TABLE
 from sigcam.classifier.onnx.tensors import array_of, constant_of
-from sigcam.classifier.onnx.values import OWN, dims_of, needed, place_of, placed
+from sigcam.classifier.onnx.values import OWN, dims_of, needed, opset_of, place_of, placed
 from sigcam.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -90,12 +90,6 @@ def untranslated(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Returns the nodes of ONNX's own operators that the table has no entry for."""
     known = {*TABLE, "Constant", *_STEPS}
     return [n for n in nodes if n.domain in OWN and n.op_type not in known]
-
-
-def opset_of(model: onnx.ModelProto) -> int | None:
-    """Returns the version of ONNX's own operators; None where the file doesn't say it."""
-    versions = [int(o.version) for o in model.opset_import if o.domain in OWN]
-    return versions[0] if versions else None
 
 
 def _damage(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], where: str) -> Iterator[str]:

@@ -33,6 +33,31 @@ def probe_images(found: Input, size: tuple[int, int]) -> Any:
     return generator.standard_normal(shape).astype(np.float32)
 
 
+def open_session(model: Path | bytes) -> Any:
+    """Opens a graph in ONNX Runtime, to be run as it says, for a few images.
+
+    Args:
+        model: the file, or its bytes.
+
+    Raises:
+        Exception: ONNX Runtime's own, where it is missing or can't run the graph.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is an error of ours
+    options.intra_op_num_threads = thread_limit() or 0
+    # A few images only: threads that wait in a loop would cost more than they save.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # As the file says: with optimisations, products with weights of 8 bits may be rounded.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = model if isinstance(model, bytes) else str(model)
+    # Its fallback would print that it tries the same once more.
+    return ort.InferenceSession(
+        source, options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+
+
 def original_logits(model: Path | bytes, output: str, found: Input, images: Any) -> Any:
     """Runs a file in ONNX Runtime.
 
@@ -48,31 +73,18 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
     Raises:
         ModelError: ONNX Runtime is missing or can't run the file.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError as exc:
-        raise ModelError(
-            "reading a model.onnx needs ONNX Runtime, to compare with; pip install 'sigcam[export]'"
-        ) from exc
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is an error of ours
-    options.intra_op_num_threads = thread_limit() or 0
-    # A few images only: threads that wait in a loop would cost more than they save.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # As the file says: with optimisations, products with weights of 8 bits may be rounded.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = np.transpose(images, (0, 2, 3, 1)) if found.nhwc else images
     given = np.ascontiguousarray(given).astype(_TYPES.get(found.element, np.float32))
     number = found.batch or len(given)
     parts = [np.resize(given[i : i + number], (number, *given.shape[1:]))
              for i in range(0, len(given), number)]  # fmt: skip
     try:
-        source = model if isinstance(model, bytes) else str(model)
-        # Its fallback would print that it tries the same once more.
-        session = ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        session = open_session(model)
         results = [session.run([output], {found.name: part})[0] for part in parts]
+    except ImportError as exc:
+        raise ModelError(
+            "reading a model.onnx needs ONNX Runtime, to compare with; pip install 'sigcam[export]'"
+        ) from exc
     except Exception as exc:  # ONNX Runtime's own errors have no common base
         raise ModelError(
             f"ONNX Runtime can't run the file itself, so there is nothing to compare with: "

@@ -12,13 +12,13 @@ import torch
 
 from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.last_layer import LastLayer, last_layer
-from sigcam.classifier.onnx.checks import opset_of, problems, untranslated
+from sigcam.classifier.onnx.checks import problems, untranslated
 from sigcam.classifier.onnx.file import OnnxFile, read_onnx
 from sigcam.classifier.onnx.front import Input, find_input, inputs_of
 from sigcam.classifier.onnx.load import OnnxClassifier, ReadClassifier, classifier_of
 from sigcam.classifier.onnx.outputs import chosen_output
 from sigcam.classifier.onnx.plain import plain_file
-from sigcam.classifier.onnx.values import FLOATS, HALVES, OWN, counted, described, needed
+from sigcam.classifier.onnx.values import FLOATS, HALVES, OWN, counted, described, needed, opset_of
 from sigcam.core.errors import SigcamError
 from sigcam.core.spec import ChannelOrder
 

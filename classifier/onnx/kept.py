@@ -19,7 +19,7 @@ from sigcam.classifier.onnx.compare import original_logits, probe_images
 from sigcam.classifier.onnx.front import Input
 from sigcam.classifier.onnx.load import OnnxClassifier
 from sigcam.classifier.onnx.reader import Step
-from sigcam.classifier.onnx.values import needed
+from sigcam.classifier.onnx.values import OWN, needed
 from sigcam.classifier.split import ORIGIN
 from sigcam.classifier.trace import MARK, Traced
 from sigcam.core.errors import ModelError
@@ -179,7 +179,7 @@ def _part(
     used = {name for node in graph.node for name in node.input}
     graph.initializer.extend(t for t in stored if t.name in used)
     graph.initializer.extend(targets)
-    own = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    own = [o for o in model.opset_import if o.domain in OWN]
     # Before version 4 of the format, stored tensors were inputs too.
     return onnx.helper.make_model(
         graph, opset_imports=own, ir_version=max(8, model.ir_version), producer_name="sigcam"

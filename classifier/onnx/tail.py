@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigcam.classifier.onnx.compare import open_session
 from sigcam.classifier.onnx.kept import free_targets
 from sigcam.classifier.onnx.load import OnnxClassifier
-from sigcam.core.cpus import thread_limit
+from sigcam.classifier.onnx.values import FLOATS, OWN, needed
 
 if TYPE_CHECKING:
     import onnx
 
 _FLOAT, _DOUBLE = 1, 11
-_FLOATING = (_FLOAT, 10, _DOUBLE, 16)
 
 
 class FileTail:
@@ -70,18 +70,10 @@ class FileTail:
 
     def _session(self, element: int) -> Any:
         """Opens the part in a floating type; None where ONNX Runtime can't."""
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = thread_limit() or 0
-        # A few images only: threads that wait in a loop would cost more than they save.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         content = tail_of(self._source, self._value, element).SerializeToString()
         try:
-            return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception:
+            return open_session(content)
+        except Exception:  # ONNX Runtime's own errors have no common base
             return None
 
 
@@ -100,7 +92,8 @@ def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto
 
     assert source.held is not None  # noqa: S101 (the caller has looked)
     model = source.held.model
-    nodes = [_widened_node(node, element) for node in _behind(model.graph, source, value)]
+    behind = needed(model.graph, source.output_name, given=value)
+    nodes = [_widened_node(node, element) for node in behind]
     used = {name for node in nodes for name in node.input}
     stored = [_widened(t, element) for t in model.graph.initializer if t.name in used]
     stored += free_targets(nodes, source.targets, {t.name for t in stored})
@@ -110,18 +103,8 @@ def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto
         inputs.append(onnx.helper.make_tensor_value_info(source.input_name, kind, None))
     output = onnx.helper.make_tensor_value_info(source.output_name, element, None)
     graph = onnx.helper.make_graph(nodes, "tail", inputs, [output], stored)
-    own = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    own = [o for o in model.opset_import if o.domain in OWN]
     return onnx.helper.make_model(graph, opset_imports=own, ir_version=max(8, model.ir_version))
-
-
-def _behind(graph: onnx.GraphProto, source: OnnxClassifier, value: str) -> list[onnx.NodeProto]:
-    """Returns the nodes that the output is computed with, once a value is given."""
-    wanted, found = {source.output_name}, []
-    for node in reversed(graph.node):
-        if value not in node.output and wanted.intersection(node.output):
-            wanted.update(node.input)
-            found.append(node)
-    return found[::-1]
 
 
 def _widened_node(node: onnx.NodeProto, element: int) -> onnx.NodeProto:
@@ -129,7 +112,7 @@ def _widened_node(node: onnx.NodeProto, element: int) -> onnx.NodeProto:
     changed = type(node)()
     changed.CopyFrom(node)
     for attribute in changed.attribute:
-        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _FLOATING:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
             attribute.i = element
         elif node.op_type in ("Constant", "ConstantOfShape") and attribute.name == "value":
             attribute.t.CopyFrom(_widened(attribute.t, element))
@@ -139,7 +122,7 @@ def _widened_node(node: onnx.NodeProto, element: int) -> onnx.NodeProto:
 def _widened(tensor: onnx.TensorProto, element: int) -> onnx.TensorProto:
     from onnx import numpy_helper
 
-    if tensor.data_type not in _FLOATING or tensor.data_type == element:
+    if tensor.data_type not in FLOATS or tensor.data_type == element:
         return tensor
     kind = np.float64 if element == _DOUBLE else np.float32
     array = np.asarray(numpy_helper.to_array(tensor)).astype(kind)

@@ -103,11 +103,22 @@ def counted(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     return dict(Counter(kind_of(node) for node in nodes).most_common())
 
 
-def needed(graph: onnx.GraphProto, output: str) -> list[onnx.NodeProto]:
-    """Returns the nodes that a value depends on, in the graph's order."""
+def opset_of(model: onnx.ModelProto) -> int | None:
+    """Returns the version of ONNX's own operators; None where the file doesn't say it."""
+    return next((int(o.version) for o in model.opset_import if o.domain in OWN), None)
+
+
+def needed(graph: onnx.GraphProto, output: str, given: str | None = None) -> list[onnx.NodeProto]:
+    """Returns the nodes that a value depends on, in the graph's order.
+
+    Args:
+        graph: the graph.
+        output: the value.
+        given: a value that is known, so that the node which makes it isn't needed.
+    """
     wanted, found = {output}, []
     for node in reversed(graph.node):
-        if wanted.intersection(node.output):
+        if given not in node.output and wanted.intersection(node.output):
             wanted.update(node.input)
             found.append(node)
     return found[::-1]
