@@ -6,6 +6,7 @@ While a module is exported, that node stands for the part: `KeptModule` makes it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -148,20 +149,13 @@ def _without_weights(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
         sizes = list(tensor.dims)
-        if _count(sizes) > _LARGE:
+        if math.prod(sizes) > _LARGE:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, sizes)
             )
         else:
             graph.initializer.append(tensor)
     yield light
-
-
-def _count(sizes: list[int]) -> int:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
 
 
 def _used(model: onnx.ModelProto) -> set[str]:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigcam.classifier.onnx.tensors import attributes_of
+from sigcam.classifier.onnx.values import kind_of, opset_of
+
 if TYPE_CHECKING:
     import onnx
 
@@ -35,17 +38,19 @@ class Writer:
     def __init__(
         self, node: onnx.NodeProto, graph: onnx.GraphProto, opset: int, makers: dict[str, Any]
     ) -> None:
-        import onnx
-
         self.node, self.graph, self.opset, self.makers = node, graph, opset, makers
         self.nodes: list[Any] = []
         self.base = node.name or node.output[0]
-        self._values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self._attributes = attributes_of(node)
 
     def get(self, attribute: str, default: Any = None) -> Any:
         """Returns an attribute of the node that is replaced."""
-        value = self._values.get(attribute, default)
-        return value.decode() if isinstance(value, bytes) else value
+        return self._attributes.get(attribute, default)
+
+    @property
+    def without_activation(self) -> dict[str, Any]:
+        """Returns the attributes that the operator has without the activation fused to it."""
+        return {k: v for k, v in self._attributes.items() if not k.startswith("activation")}
 
     def input(self, index: int) -> str:
         """Returns the name of an input; "" for one that is left out."""
@@ -80,20 +85,22 @@ def expand(model: onnx.ModelProto) -> list[str]:
     Returns:
         The operators that were replaced, each once, with their domains.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model) or 0
     graph, found = model.graph, dict[str, None]()
     nodes: list[Any] = []
     makers: dict[str, Any] = {}
     for node in graph.node:
-        writer = Writer(node, graph, opset, makers)
         function = _TABLE.get((node.domain, node.op_type))
-        stored = len(graph.initializer)
-        if function is not None and function(writer):
-            found[f"{node.domain}.{node.op_type}"] = None
-            nodes += writer.nodes
-        else:
-            del graph.initializer[stored:]
-            nodes.append(node)
+        made = [node]
+        if function is not None:
+            writer = Writer(node, graph, opset, makers)
+            stored = len(graph.initializer)
+            if function(writer):
+                found[kind_of(node)] = None
+                made = writer.nodes
+            else:
+                del graph.initializer[stored:]
+        nodes += made
         makers.update((name, node) for name in node.output)
     if found:
         del graph.node[:]
@@ -122,9 +129,8 @@ def _activated(writer: Writer, x: str, name: str, alpha: float, beta: float) -> 
 
 
 def _fused_conv(writer: Writer) -> bool:
-    own = {k: writer.get(k) for k in writer._values if not k.startswith("activation")}
     inputs = [name for name in writer.node.input[:3] if name]
-    x = writer.add("Conv", inputs, **own)
+    x = writer.add("Conv", inputs, **writer.without_activation)
     if writer.input(3):
         x = writer.add("Add", [x, writer.input(3)])
     alpha, beta = (*writer.get("activation_params", []), 0.0, 0.0)[:2]
@@ -132,8 +138,9 @@ def _fused_conv(writer: Writer) -> bool:
 
 
 def _fused_gemm(writer: Writer) -> bool:
-    own = {k: writer.get(k) for k in writer._values if not k.startswith("activation")}
-    x = writer.add("Gemm", [name for name in writer.node.input if name], **own)
+    x = writer.add(
+        "Gemm", [name for name in writer.node.input if name], **writer.without_activation
+    )
     alpha, beta = writer.get("activation_alpha", 0.0), writer.get("activation_beta", 0.0)
     return _activated(writer, x, writer.get("activation", ""), alpha, beta)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sigcam.classifier.onnx.tensors import array_of, constant_of
+from sigcam.classifier.onnx.values import users_of
 from sigcam.core.spec import ChannelOrder
 
 if TYPE_CHECKING:
@@ -124,12 +124,10 @@ def _walk(model: onnx.ModelProto, name: str, nhwc: bool) -> _Walked:
         for t in model.graph.initializer
         if np.prod(list(t.dims)) <= _LONGEST and not t.external_data
     }
-    users = defaultdict[str, list[Any]](list)
     for node in model.graph.node:
         if node.op_type == "Constant" and node.output:
             known[node.output[0]] = constant_of(node)
-        for used in node.input:
-            users[used].append(node)
+    users = users_of(model.graph)
     walked, axis = _Walked(), 3 if nhwc else 1
     while len(users[name]) == 1:
         node = users[name][0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sigcam.classifier.onnx.tensors import array_of
+from sigcam.classifier.onnx.values import users_of
 
 if TYPE_CHECKING:
     import onnx
@@ -31,10 +31,7 @@ def float_path(model: onnx.ModelProto, opset: int) -> int:
     """
     graph = model.graph
     stored = {t.name: t for t in graph.initializer}
-    users = defaultdict[str, list[Any]](list)
-    for node in graph.node:
-        for name in node.input:
-            users[name].append(node)
+    users = users_of(graph)
     outputs = {o.name for o in graph.output}
     pairs = 0
     for node in list(graph.node):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigcam.classifier.onnx.tensors import array_of
+from sigcam.classifier.onnx.tensors import array_of, attributes_of
 
 if TYPE_CHECKING:
     import onnx
@@ -48,19 +48,24 @@ class _Rewriter:
         self.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         return name
 
-    def opened(self, node: Any, index: int) -> str:
-        """Adds the float value of three inputs: an integer value, its scale and zero point."""
-        x, scale, zero = node.input[index : index + 3]
+    def opened(self, node: Any, index: int, figures: Sequence[str] = ()) -> str:
+        """Adds the float value of an input; its scale and zero point are the next two, or given."""
+        figures = figures or node.input[index + 1 : index + 3]
         output = f"{node.output[0]}/float_{index}"
-        return self.add("DequantizeLinear", [x, scale, zero], output, f"{node.name}/{output}")
+        inputs = [node.input[index], *figures]
+        return self.add("DequantizeLinear", inputs, output, f"{node.name}/{output}")
 
-    def closed(self, node: Any, operator: str, inputs: Sequence[str], index: int, own: Any) -> bool:
+    def closed(
+        self, node: Any, operator: str, inputs: Sequence[str], figures: Sequence[str], own: Any
+    ) -> bool:
         """Adds the float operator and the rounding of its result; True, for the table."""
         value = f"{node.output[0]}/float"
         self.add(operator, inputs, value, node.name or node.output[0], **own)
-        figures = node.input[index], node.input[index + 1]
-        self.add("QuantizeLinear", [value, *figures], node.output[0], f"{node.output[0]}/rounded")
-        self.figures[node.output[0]] = figures
+        scale, zero = figures
+        self.add(
+            "QuantizeLinear", [value, scale, zero], node.output[0], f"{node.output[0]}/rounded"
+        )
+        self.figures[node.output[0]] = scale, zero
         return True
 
 
@@ -75,7 +80,7 @@ def expand_quantised(model: onnx.ModelProto) -> None:
         function = _TABLE.get((node.domain, node.op_type))
         if node.op_type in _KEEPS and node.input[0] in rewriter.figures:
             function = _kept
-        if function is None or not function(rewriter, node, _attributes(node)):
+        if function is None or not function(rewriter, node, attributes_of(node)):
             del rewriter.nodes[before:], graph.initializer[stored:]
             rewriter.nodes.append(node)
             if node.op_type == "QuantizeLinear" and len(node.input) > 2:
@@ -84,22 +89,11 @@ def expand_quantised(model: onnx.ModelProto) -> None:
     graph.node.extend(rewriter.nodes)
 
 
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
 def _kept(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
     """Opens and closes an operator that moves integers with the figures that they have."""
-    scale, zero = rewriter.figures[node.input[0]]
-    opened = f"{node.output[0]}/float_0"
-    rewriter.add("DequantizeLinear", [node.input[0], scale, zero], opened, f"{opened}/opened")
-    value = f"{node.output[0]}/float"
-    rewriter.add(node.op_type, [opened, *node.input[1:]], value, node.name or value, **own)
-    rewriter.add("QuantizeLinear", [value, scale, zero], node.output[0], f"{value}/rounded")
-    rewriter.figures[node.output[0]] = scale, zero
-    return True
+    figures = rewriter.figures[node.input[0]]
+    inputs = [rewriter.opened(node, 0, figures), *node.input[1:]]
+    return rewriter.closed(node, node.op_type, inputs, figures, own)
 
 
 def _float_weights(rewriter: _Rewriter, node: Any, index: int, axis: int) -> str | None:
@@ -128,12 +122,13 @@ def _conv(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
     inputs = [rewriter.opened(node, 0), weights]
     if len(node.input) > 8 and node.input[8]:
         inputs.append(_float_bias(rewriter, node, 8))
-    return None not in inputs and rewriter.closed(node, "Conv", inputs, 6, own)  # type: ignore[arg-type]
+    return None not in inputs and rewriter.closed(node, "Conv", inputs, node.input[6:8], own)  # type: ignore[arg-type]
 
 
 def _matmul(rewriter: _Rewriter, node: Any, _own: dict[str, Any]) -> bool:
     second = _float_weights(rewriter, node, 3, 1) or rewriter.opened(node, 3)
-    return rewriter.closed(node, "MatMul", [rewriter.opened(node, 0), second], 6, {})
+    inputs = [rewriter.opened(node, 0), second]
+    return rewriter.closed(node, "MatMul", inputs, node.input[6:8], {})
 
 
 def _gemm(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
@@ -146,13 +141,13 @@ def _gemm(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
     if len(node.input) < 9 or not node.input[7]:  # its result isn't rounded
         rewriter.add("Gemm", inputs, node.output[0], node.name or node.output[0], **own)  # type: ignore[arg-type]
         return True
-    return rewriter.closed(node, "Gemm", inputs, 7, own)  # type: ignore[arg-type]
+    return rewriter.closed(node, "Gemm", inputs, node.input[7:9], own)  # type: ignore[arg-type]
 
 
 def _binary(operator: str) -> Callable[[_Rewriter, Any, dict[str, Any]], bool]:
     def function(rewriter: _Rewriter, node: Any, _own: dict[str, Any]) -> bool:
         pair = [_float_weights(rewriter, node, i, -1) or rewriter.opened(node, i) for i in (0, 3)]
-        return rewriter.closed(node, operator, pair, 6, {})
+        return rewriter.closed(node, operator, pair, node.input[6:8], {})
 
     return function
 
@@ -161,14 +156,15 @@ def _unary(operator: str) -> Callable[[_Rewriter, Any, dict[str, Any]], bool]:
     def function(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
         if own.pop("channels_last", 0):
             return False
-        return rewriter.closed(node, operator, [rewriter.opened(node, 0)], 3, own)
+        inputs = [rewriter.opened(node, 0)]
+        return rewriter.closed(node, operator, inputs, node.input[3:5], own)
 
     return function
 
 
 def _concat(rewriter: _Rewriter, node: Any, own: dict[str, Any]) -> bool:
     parts = [rewriter.opened(node, i) for i in range(2, len(node.input), 3)]
-    return rewriter.closed(node, "Concat", parts, 0, own)
+    return rewriter.closed(node, "Concat", parts, node.input[:2], own)
 
 
 _TABLE: dict[tuple[str, str], Callable[[_Rewriter, Any, dict[str, Any]], bool]] = {

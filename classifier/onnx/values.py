@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,15 @@ def counted(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
 def opset_of(model: onnx.ModelProto) -> int | None:
     """Returns the version of ONNX's own operators; None where the file doesn't say it."""
     return next((int(o.version) for o in model.opset_import if o.domain in OWN), None)
+
+
+def users_of(graph: onnx.GraphProto) -> defaultdict[str, list[onnx.NodeProto]]:
+    """Returns the name of a value to the nodes that take it, each as often as it does."""
+    users = defaultdict[str, list["onnx.NodeProto"]](list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    return users
 
 
 def needed(graph: onnx.GraphProto, output: str, given: str | None = None) -> list[onnx.NodeProto]:
