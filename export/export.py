@@ -22,7 +22,7 @@ from sigcam.export.modules import ArtifactGraph, CamGraph, ClassifierGraph, Head
 from sigcam.export.options import ExportOptions
 from sigcam.export.parity.original import check_original
 from sigcam.export.parity.run import ParityRun
-from sigcam.export.parity.verify import verify, verify_file, verify_head, verify_logits
+from sigcam.export.parity.verify import verify, verify_head, verify_logits
 from sigcam.export.staging import StagingFolder
 
 
@@ -87,9 +87,8 @@ def export_artifact(
     spec = _spec(dual, options, preprocessing, graph.head_input, front_note)
     with StagingFolder(path) as staging:
         artifact = staging.export(path, graph, graph.signature, options)
-        run = ParityRun(frozen, options, preprocessing)
-        report = verify(run, artifact.runnable, graph.output_names)
-        report = dataclasses.replace(report, file=verify_file(run, artifact.runnable))
+        runnable = artifact.runnable
+        report = verify(ParityRun(frozen, options, preprocessing), runnable, graph.output_names)
         spec = dataclasses.replace(spec, parity=report)
         artifact.spec = spec
         if options.head_graph:
@@ -97,7 +96,7 @@ def export_artifact(
             head = staging.export(head_path(path), head_graph, head_graph.signature, options)
             report = verify_head(
                 ParityRun(frozen, options, preprocessing),
-                artifact.runnable,
+                runnable,
                 head.runnable,
                 graph.head_input,
                 head_graph.output_names,

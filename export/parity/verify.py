@@ -8,6 +8,7 @@ the classes that the graph chose.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +45,12 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
 
     Returns:
         The report. Images on which the gradient itself jumps within rounding don't count in
-        it (see `ParityRun`); it says how many those were.
+        it (see `ParityRun`); it says how many those were. Of a classifier that was read from an
+        ONNX file it has the errors from that file too, as `file_errors` gives them.
 
     Raises:
         ParityError: an output is outside the tolerance or isn't finite, the graph chose
-            other classes than PyTorch, or too few images count.
+            other classes than PyTorch, too few images count, or it differs from the file.
         ExportError: ONNX Runtime refuses the graph.
 
     Example:
@@ -78,30 +80,18 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
         _check_influence(run)
     _check_errors(report, "the graph")
     run.check_count("the graph")
-    return report
+    return replace(report, file=_file_errors(run, session))
 
 
-def verify_file(run: ParityRun, model: Model) -> dict[str, OutputError]:
-    """Compares an artifact with the ONNX file that its classifier was read from, if it was.
-
-    Args:
-        run: the run that the artifact was verified in.
-        model: the artifact.
-
-    Returns:
-        The errors of "logits" and "gradients", as `file_errors` gives them.
-
-    Raises:
-        ParityError: they are outside their tolerances.
-        ExportError: ONNX Runtime refuses the graph.
-    """
+def _file_errors(run: ParityRun, session: onnxruntime.InferenceSession) -> dict[str, OutputError]:
+    """Compares an artifact with the ONNX file that its classifier was read from, if it was."""
     if run.model.file_sha256 is None:
         return {}
     images = run.counted_images
     feeds = {"image": feed(images, run.preprocessing)}
     if run.options.selection.mode == "input":
         feeds["class_ids"] = _mixed_ids(len(images), run.model.num_classes)
-    logits = _run(_open(model), feeds, ["logits"])["logits"]
+    logits = _run(session, feeds, ["logits"])["logits"]
     gradients = method_of(run.options.method).need not in ("rows", "scores")
     return file_errors(run, logits, gradients=gradients)
 
