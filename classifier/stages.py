@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from sigcam.classifier.layer_names import name_of
-from sigcam.classifier.layout import Value, layout_of
+from sigcam.classifier.layout import Layout, Value, layout_of
 
 
 def last_of_stages(features: fx.GraphModule, target: Value) -> list[str]:
@@ -28,18 +30,11 @@ def last_of_stages(features: fx.GraphModule, target: Value) -> list[str]:
         >>> last_of_stages(dual.features, dual.targets[0])
         ['1', '3']
     """
-    graph = features.graph
-    image = next(iter(graph.nodes))
     _, h, w = target.layout.shape
     found: dict[tuple[int, int], str] = {}
-    for node in graph.nodes:
-        layout = layout_of(node, image)
-        if layout is not None and layout.shape[1] % h == 0 and layout.shape[2] % w == 0:
-            name = target.layer if node.name == target.node else name_of(graph, node)
-            if ":" not in name or node.name == target.node:
-                found[layout.shape[1:]] = name
-        if node.name == target.node:
-            break
+    for name, layout in _named_grids(features, target):
+        if layout.shape[1] % h == 0 and layout.shape[2] % w == 0:
+            found[layout.shape[1:]] = name
     finer = [size for size in found if size > (h, w)]
     return [found[size] for size in sorted(finer, reverse=True)] + [target.layer]
 
@@ -53,8 +48,8 @@ def layers_with_grid(features: fx.GraphModule, target: Value) -> dict[str, tuple
 
     Returns:
         Name to (N, h, w), in the order of the forward pass, without what has the image's own
-        shape: its preprocessing. Whether the grid lies as the image
-        does is found out when the layer is named.
+        shape: its preprocessing. Whether the grid lies as the image does is found out when the
+        layer is named.
 
     Example:
         >>> import torch
@@ -68,13 +63,21 @@ def layers_with_grid(features: fx.GraphModule, target: Value) -> dict[str, tuple
     """
     image = next(iter(features.graph.nodes))
     own = tuple(image.meta["val"].shape[1:])
-    found: dict[str, tuple[int, int, int]] = {}
+    return {
+        name: layout.shape
+        for name, layout in _named_grids(features, target)
+        if layout.value_shape not in (own, (*own[1:], own[0]))
+    }
+
+
+def _named_grids(features: fx.GraphModule, target: Value) -> Iterator[tuple[str, Layout]]:
+    """Yields the values up to a target layer that hold a grid and that a module returns."""
+    image = next(iter(features.graph.nodes))
     for node in features.graph.nodes:
-        layout = layout_of(node, image)
-        if layout is not None and layout.value_shape not in (own, (*own[1:], own[0])):
-            name = target.layer if node.name == target.node else name_of(features.graph, node)
-            if ":" not in name or node.name == target.node:
-                found[name] = layout.shape
-        if node.name == target.node:
-            break
-    return found
+        layout, is_target = layout_of(node, image), node.name == target.node
+        if layout is not None:
+            name = target.layer if is_target else name_of(features.graph, node)
+            if is_target or ":" not in name:
+                yield name, layout
+        if is_target:
+            return
