@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sigcam.core.annotations import check_fields
+from sigcam.core.arguments import whole_number
 from sigcam.core.errors import UsageError
 from sigcam.hub.pull import local
 
@@ -47,14 +48,9 @@ class RepositoryOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, least in (
-            ("batch_size", 1),
-            ("batch_delay", 0),
-            ("queue_requests", 1),
-            ("instances", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("batch_size", "queue_requests", "instances"):
+            whole_number(getattr(self, name), name, 1)
+        whole_number(self.batch_delay, "batch_delay", 0)
         if not self.image or any(one.isspace() for one in self.image):
             raise UsageError(f"image must name a container image, got {self.image!r}")
 
