@@ -22,7 +22,7 @@ MARK = "sigcam-repository.json"
 
 @contextmanager
 def new_folder(target: Path, *, replace: bool, inputs: Sequence[Path] = ()) -> Iterator[Path]:
-    """Gives a hidden folder beside `target`, which becomes `target` when the block ends well.
+    """Gives a new folder, hidden at first, which becomes `target` when the block ends well.
 
     On any exception, KeyboardInterrupt included, it is removed and `target` stays as it was.
 
@@ -43,11 +43,12 @@ def new_folder(target: Path, *, replace: bool, inputs: Sequence[Path] = ()) -> I
     _check(target, replace, inputs)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".sigcam-", dir=target.parent))
+        hidden = Path(tempfile.mkdtemp(prefix=".sigcam-", dir=target.parent))
     except OSError as exc:
         raise StorageError(f"cannot write beside {target}: {exc.strerror or exc}") from exc
     try:
-        staged.chmod(0o777 & ~_umask())
+        staged = hidden / "new"
+        staged.mkdir()  # with the usual mode, which the hidden folder's isn't
         yield staged
         _check(target, replace, inputs)
         _take_place(staged, target)
@@ -57,7 +58,7 @@ def new_folder(target: Path, *, replace: bool, inputs: Sequence[Path] = ()) -> I
             "has room"
         ) from exc
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -97,24 +98,15 @@ def _check(target: Path, replace: bool, inputs: Sequence[Path]) -> None:
 
 
 def _take_place(staged: Path, target: Path) -> None:
-    """Renames the new folder to its place; what was there is removed after that."""
+    """Renames the new folder to its place; what was there goes to the hidden folder."""
     if not (target.is_dir() and any(target.iterdir())):
         staged.rename(target)  # over an empty folder, or to none
         return
-    previous = Path(tempfile.mkdtemp(prefix=".sigcam-", dir=target.parent))
+    previous = staged.with_name("previous")
+    target.rename(previous)
     try:
-        target.rename(previous)
-        try:
-            staged.rename(target)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                previous.rename(target)
-            raise
-    finally:
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+        staged.rename(target)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            previous.rename(target)
+        raise
