@@ -18,7 +18,9 @@ from sigcam.repositories.options import NamedModel
 from sigcam.runtime.backends.base import TensorInfo
 from sigcam.runtime.model import ExportedModel
 
-__all__ = ["CopiedModel", "copy_model", "link_graph"]
+__all__ = ["CopiedModel", "copied_file", "copy_model", "link_graph"]
+
+_GRAPH, _ENGINE = "model.onnx", "model.engine"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def copy_model(model: NamedModel, folder: Path) -> CopiedModel:
             "is found"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / ("model.engine" if source.is_engine else "model.onnx")
+    place = folder / (_ENGINE if source.is_engine else _GRAPH)
     beside = {head_path(model.path): head_path(place)}
     if source.is_engine:
         beside[sidecar_path(model.path)] = sidecar_path(place)
@@ -94,6 +96,17 @@ def copy_model(model: NamedModel, folder: Path) -> CopiedModel:
         files.append(copy)
     verified(place)
     return _described(model.name, place, tuple(files), model.path)
+
+
+def copied_file(folder: Path) -> Path:
+    """Returns the model's file in a folder that `copy_model` filled.
+
+    Example:
+        >>> copied_file(Path("repository/net/1")).name
+        'model.onnx'
+    """
+    engine = folder / _ENGINE
+    return engine if engine.is_file() else folder / _GRAPH
 
 
 def link_graph(model: CopiedModel, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sigcam.repositories.answers import Answers
+from sigcam.repositories.models import copied_file
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.model import ExportedModel
 from sigcam.serve.http.answers import HEADER_LENGTH, error_response, infer_answer
@@ -95,6 +96,5 @@ def application(folder: Path, name: str, batch_size: int, batch_delay: int) -> A
     Example:
         app = application(Path("models/net/1"), "net", 8, 0)
     """
-    engine = folder / "model.engine"
-    path = engine if engine.is_file() else folder / "model.onnx"
-    return serve.deployment(Model, name="Model").bind(str(path), name, batch_size, batch_delay)
+    path = str(copied_file(folder))
+    return serve.deployment(Model, name="Model").bind(path, name, batch_size, batch_delay)

@@ -17,6 +17,7 @@ import triton_python_backend_utils as triton
 
 from sigcam.core.errors import ArtifactError
 from sigcam.repositories.answers import Answers
+from sigcam.repositories.models import copied_file
 from sigcam.runtime.backends.base import BackendOptions
 from sigcam.runtime.model import ExportedModel
 from sigcam.serve.inputs import CLASS_IDS, ENCODED
@@ -48,14 +49,12 @@ class TritonPythonModel:
         _check_numpy()
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        engine = folder / "model.engine"
         backend = config["parameters"]["backend"]["string_value"]
         batch = int(config["max_batch_size"])
         device = int(args.get("model_instance_device_id") or 0)
         on_gpu = args.get("model_instance_kind") == "GPU"
         options = BackendOptions(device=device if on_gpu else 0, batch_size=batch)
-        path = engine if engine.is_file() else folder / "model.onnx"
-        self._model = ExportedModel.open(path, backend, options)
+        self._model = ExportedModel.open(copied_file(folder), backend, options)
         limits = ServeOptions(batch_size=batch, queue_images=2 * batch, request_images=batch)
         self._answers = Answers(self._model, args["model_name"], limits, by_json=False)
 
