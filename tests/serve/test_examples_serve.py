@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("starlette", reason="needs the extra serve")
 
 import sigcam
-from tests.serve.running import running
+from tests.support.live_server import live_server
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "examples" / "serve"
@@ -32,7 +32,7 @@ def server(artifact):
         pass
     else:
         options = ["--grpc-port", "0"]
-    with running(f"tiny={artifact}", f"other={artifact}", options=options) as found:
+    with live_server(f"tiny={artifact}", f"other={artifact}", *options) as found:
         yield found
 
 

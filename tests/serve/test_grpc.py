@@ -19,9 +19,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 import sigcam
-from tests.serve.running import running
 from tests.serve.test_metrics import of
+from tests.support.live_server import live_server
 
+OPTIONS = ("--grpc-port", "0", "--log-format", "json")
 TOKEN = "a-token"
 
 
@@ -29,7 +30,7 @@ TOKEN = "a-token"
 def server(artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     (folder / "other.onnx").write_bytes(artifact.read_bytes())
-    with running(f"tiny={artifact}", folder, options=["--grpc-port", "0"]) as found:
+    with live_server(f"tiny={artifact}", str(folder), *OPTIONS) as found:
         yield found
 
 
@@ -219,9 +220,9 @@ def test_calls_have_ids_and_lines_in_the_log(server, png):
 @pytest.mark.slow
 def test_a_token_is_wanted_except_for_probes(artifact, tmp_path, png):
     (tmp_path / "token").write_text(TOKEN)
-    options = ["--grpc-port", "0", "--token-file", tmp_path / "token"]
+    options = [*OPTIONS, "--token-file", str(tmp_path / "token")]
     with (
-        running(f"tiny={artifact}", options=map(str, options)) as server,
+        live_server(f"tiny={artifact}", *options) as server,
         client_package.InferenceServerClient(server.grpc) as client,
     ):
         assert client.is_server_live()
@@ -239,10 +240,10 @@ def test_a_token_is_wanted_except_for_probes(artifact, tmp_path, png):
 
 @pytest.mark.slow
 def test_a_full_queue_and_too_long_messages_are_refused(artifact, png):
-    options = ["--grpc-port", "0", "--queue-images", "1", "--batch-size", "1"]
+    options = [*OPTIONS, "--queue-images", "1", "--batch-size", "1"]
     options += ["--request-images", "1", "--request-bytes", "100000"]
     with (
-        running(f"tiny={artifact}", options=options) as server,
+        live_server(f"tiny={artifact}", *options) as server,
         client_package.InferenceServerClient(server.grpc) as client,
     ):
         long = client_package.InferInput("encoded_image", [1], "BYTES")
@@ -263,9 +264,9 @@ def test_a_full_queue_and_too_long_messages_are_refused(artifact, png):
 
 @pytest.mark.slow
 def test_a_call_whose_client_has_gone_is_not_run_on(artifact, png):
-    options = ["--grpc-port", "0", "--max-passes", "1000000"]
+    options = [*OPTIONS, "--max-passes", "1000000"]
     with (
-        running(f"tiny={artifact}", options=options) as server,
+        live_server(f"tiny={artifact}", *options) as server,
         client_package.InferenceServerClient(server.grpc) as client,
     ):
         client.infer("tiny", [encoded(png)])
@@ -288,6 +289,6 @@ def test_a_taken_port_is_an_error(artifact, server):
     port = server.grpc.rpartition(":")[2]
     with (
         pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1, port {port}"),
-        running(f"tiny={artifact}", options=["--grpc-port", port]),
+        live_server(f"tiny={artifact}", "--grpc-port", port),
     ):
         pass

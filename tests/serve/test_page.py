@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 import sigcam
 from sigcam.core.spec import ClassSelection
 from tests.serve.chromium import chromium, needs_chromium  # noqa: F401 (a fixture)
-from tests.serve.running import running
+from tests.support.live_server import live_server
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 
@@ -24,7 +24,7 @@ SHOWN = "document.querySelector('#shown').src.startsWith('blob:') && " + READY
 @pytest.fixture(scope="module")
 def server(artifact, make_artifact):
     one = make_artifact(classes=ClassSelection("topk", 2))
-    with running(f"all={artifact}", f"two={one}") as found:
+    with live_server(f"all={artifact}", f"two={one}") as found:
         yield found
 
 
@@ -214,7 +214,7 @@ def test_nothing_comes_from_elsewhere_and_the_policy_holds(page, server, file):
 def test_a_server_with_a_token_asks_for_it(chromium, artifact, file, tmp_path):  # noqa: F811
     (tmp_path / "token").write_text("open-sesame")
     options = ["--token-file", str(tmp_path / "token")]
-    with running(f"all={artifact}", options=options) as server:
+    with live_server(f"all={artifact}", *options) as server:
         chromium.open(server.url + "/")
         chromium.wait("!document.querySelector('#token-field').hidden")
         assert "bearer token" in chromium.wait("document.querySelector('#error').innerText")

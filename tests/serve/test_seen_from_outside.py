@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 
-from tests.serve.running import running
 from tests.serve.test_metrics import of
+from tests.support.live_server import live_server
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def successes(server):
 
 
 def test_workers_count_together_and_go_on_when_one_dies(artifact, png):
-    with running(f"tiny={artifact}", options=["--workers", "2"]) as server:
+    with live_server(f"tiny={artifact}", "--workers", "2") as server:
         for _ in range(12):
             explain(server, png)
         # Whichever process answers, it tells of all.
@@ -110,11 +110,11 @@ def test_spans_reach_a_collector(artifact, png, collector, options):
 
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Request-Id": "a-7"}
-    environment = {
+    environ = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
         "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
     }
-    with running(f"tiny={artifact}", options=options, environment=environment) as server:
+    with live_server(f"tiny={artifact}", *options, environ=environ) as server:
         explain(server, png, headers)
     spans = {}
     for path, body in collector.bodies:
@@ -136,7 +136,7 @@ def test_spans_reach_a_collector(artifact, png, collector, options):
 
 
 def test_the_log_tells_of_each_request_and_of_no_contents(artifact, png):
-    with running(f"tiny={artifact}") as server:
+    with live_server(f"tiny={artifact}", "--log-format", "json") as server:
         explain(server, png, {"X-Request-Id": "good"}, "?classes=red")
         with pytest.raises(urllib.error.HTTPError):
             explain(server, b"no image, SECRET", {"X-Request-Id": "bad"})
@@ -148,7 +148,7 @@ def test_the_log_tells_of_each_request_and_of_no_contents(artifact, png):
         (bad,) = server.logged(request_id="bad")
         assert bad["status"] == 400
         server.get("/v2/health/ready")
-        text = "\n".join(server.lines)
+        text = "".join(server.log)
         assert "SECRET" not in text
         assert "classes=red" not in text
         assert "/v2/health" not in text

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +27,35 @@ class LiveServer:
 
     Attributes:
         process: the first of its processes.
-        port: on which it listens.
+        url: of HTTP.
+        grpc: address and port of gRPC; empty without `--grpc-port`.
         log: the lines that it has written to standard error.
     """
 
     process: subprocess.Popen[str]
-    port: int = 0
+    url: str = ""
+    grpc: str = ""
     log: list[str] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        """Returns the port of HTTP."""
+        return int(self.url.rpartition(":")[2])
+
+    def get(self, path: str) -> bytes:
+        """Returns the body of an answer."""
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def logged(self, **wanted: object) -> list[dict[str, object]]:
+        """Returns the lines of the log, as JSON, that have these values; waits for the first."""
+        for _ in range(100):
+            records = [json.loads(line) for line in self.log if line.startswith("{")]
+            found = [one for one in records if all(one.get(k) == v for k, v in wanted.items())]
+            if found:
+                return found
+            time.sleep(0.05)
+        raise AssertionError("".join(self.log[-20:]))
 
     def memory(self) -> int:
         """Returns the resident bytes of the process."""
@@ -61,13 +86,15 @@ def start_server(*arguments: str, environ: dict[str, str] | None = None) -> Live
         with process.stderr as lines:
             for line in lines:
                 server.log.append(line)
-                if found := re.search(r"ready on \w+://[^ ]*:(\d+)", line):
-                    server.port = int(found[1])
+                if found := re.search(r"for gRPC on (\S+);", line):
+                    server.grpc = found[1]
+                if found := re.search(r"ready on (\w+://\S+:\d+)", line):
+                    server.url = found[1]
                     ready.set()
         ready.set()  # it has ended
 
     threading.Thread(target=read, daemon=True).start()
-    if not ready.wait(120) or not server.port:
+    if not ready.wait(120) or not server.url:
         process.kill()
         process.wait()
         raise AssertionError("".join(server.log))
