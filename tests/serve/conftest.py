@@ -8,6 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from sigcam.serve.http.app import make_app
+from sigcam.serve.http.around import make_server_app
+from sigcam.serve.observe.metrics import Metrics
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice
@@ -50,6 +52,17 @@ def serve():
     yield start
     for service in services:
         service.close()
+
+
+@pytest.fixture
+def serve_all(serve):
+    """serve_all(*sources, **of the application) -> a client of the whole of it, metrics too."""
+
+    def start(*sources, **more):
+        app = make_server_app(serve(*sources).service, Metrics(), **more)
+        return TestClient(app, raise_server_exceptions=False)
+
+    return start
 
 
 @pytest.fixture(scope="session")

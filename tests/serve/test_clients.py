@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 
 import pytest
-import uvicorn
 
-from sigcam.serve.server import listen
+from tests.serve.listening import listening
 from tests.support.paths import ROOT
 
 FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -17,14 +15,8 @@ FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @pytest.fixture
 def port(client):
     """The port of a server of the tiny model."""
-    with listen("127.0.0.1", 0) as opened:
-        config = uvicorn.Config(client.app, lifespan="off", log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([opened],))
-        thread.start()
-        yield opened.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    with listening(client.app) as found:
+        yield found
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # gevent's sockets

@@ -10,21 +10,17 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 
-from starlette.testclient import TestClient
 
 import sigcam
 from sigcam.core.spec import ClassSelection
-from sigcam.serve.http.around import make_server_app
 from sigcam.serve.http.multipart import file_of
-from sigcam.serve.observe.metrics import Metrics
 from sigcam.serve.protocol.errors import RequestError
 from tests.serve.requests import reason
 
 
 @pytest.fixture
-def client(serve, artifact):
-    service = serve(f"tiny={artifact}").service
-    return TestClient(make_server_app(service, Metrics()), raise_server_exceptions=False)
+def client(serve_all, artifact):
+    return serve_all(f"tiny={artifact}")
 
 
 def decoded(response):
@@ -63,9 +59,9 @@ def test_images_show_the_map_of_the_class_that_was_asked_for(client, artifact, p
     assert np.abs(decoded(jpeg)[:, :, ::-1].astype(int) - overlay).mean() < 12
 
 
-def test_a_model_that_chooses_its_classes_itself_shows_each_of_them(serve, make_artifact, png):
+def test_a_model_that_chooses_its_classes_itself_shows_each_of_them(serve_all, make_artifact, png):
     artifact = make_artifact(classes=ClassSelection("topk", 3))
-    client = TestClient(make_server_app(serve(f"three={artifact}").service, Metrics()))
+    client = serve_all(f"three={artifact}")
     told = client.get("/v1/models/three").json()
     assert (told["most_classes"], told["takes_classes"]) == (3, False)
     with sigcam.load(artifact, "ort") as session:
@@ -83,9 +79,8 @@ def test_a_plain_body_is_the_same_as_a_form(client, png):
         assert by_body.content == by_form.content
 
 
-def test_several_models_have_to_be_named(serve, artifact, png):
-    service = serve(f"one={artifact}", f"two={artifact}").service
-    client = TestClient(make_server_app(service, Metrics()))
+def test_several_models_have_to_be_named(serve_all, artifact, png):
+    client = serve_all(f"one={artifact}", f"two={artifact}")
     assert "?model= (one, two)" in reason(client.post("/explain", **form(png)))
     assert client.post("/explain?model=two", **form(png)).json()["model"] == "two"
     unknown = client.post("/explain?model=..%2F..%2Fetc", **form(png))
@@ -160,9 +155,7 @@ def test_no_damage_of_a_form_is_a_fault_of_the_server(damage):
         assert str(exc)
 
 
-def test_explanations_count_and_carry_an_id(serve, artifact, png):
-    metrics = Metrics()
-    client = TestClient(make_server_app(serve(f"tiny={artifact}").service, metrics))
+def test_explanations_count_and_carry_an_id(client, png):
     answer = client.post("/explain", **form(png), headers={"X-Request-Id": "a-7"})
     assert answer.headers["x-request-id"] == "a-7"
     client.post("/explain?classes=zebra", **form(png))

@@ -11,19 +11,15 @@ pytest.importorskip("openapi_spec_validator", reason="checks the description")
 
 import jsonschema
 import openapi_spec_validator
-from starlette.testclient import TestClient
 
-from sigcam.serve.http.around import make_server_app
 from sigcam.serve.http.openapi import description
 from sigcam.serve.http.queries import QUERY
-from sigcam.serve.observe.metrics import Metrics
 from tests.serve.requests import body, encoded
 
 
 @pytest.fixture
-def client(serve, artifact):
-    service = serve(f"tiny={artifact}").service
-    return TestClient(make_server_app(service, Metrics()), raise_server_exceptions=False)
+def client(serve_all, artifact):
+    return serve_all(f"tiny={artifact}")
 
 
 def routes_of(client):
@@ -72,10 +68,8 @@ def test_requests_are_logged_by_the_path_that_is_described(client, png, monkeypa
     ]  # fmt: skip
 
 
-def test_paths_need_the_token_as_it_says(serve, artifact):
-    service = serve(f"tiny={artifact}").service
-    app = make_server_app(service, Metrics(), token="secret")
-    client = TestClient(app, raise_server_exceptions=False)
+def test_paths_need_the_token_as_it_says(serve_all, artifact):
+    client = serve_all(f"tiny={artifact}", token="secret")
     assert client.get("/openapi.json").status_code == 401
     headers = {"Authorization": "Bearer secret"}
     told = client.get("/openapi.json", headers=headers).json()

@@ -10,20 +10,16 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 
-from starlette.testclient import TestClient
 
 import sigcam
-from sigcam.serve.http.around import make_server_app
-from sigcam.serve.observe.metrics import Metrics
 from tests.serve.requests import reason
 
 PREDICT, EXPLAIN = "/v1/models/tiny:predict", "/v1/models/tiny:explain"
 
 
 @pytest.fixture
-def client(serve, artifact):
-    service = serve(f"tiny={artifact}").service
-    return TestClient(make_server_app(service, Metrics()), raise_server_exceptions=False)
+def client(serve_all, artifact):
+    return serve_all(f"tiny={artifact}")
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
 
 import cv2
 import numpy as np
 import pytest
-import uvicorn
 
 from sigcam.serve.http.connection import Connection
-from sigcam.serve.server import listen
+from tests.serve.listening import listening
 from tests.serve.requests import INFER, binary, elements
 
 SECONDS = 1
@@ -21,17 +19,8 @@ SECONDS = 1
 
 @pytest.fixture
 def port(client):
-    with listen("127.0.0.1", 0) as opened:
-        config = uvicorn.Config(
-            client.app, http=Connection, lifespan="off", log_config=None,
-            timeout_keep_alive=SECONDS,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([opened],))
-        thread.start()
-        yield opened.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    with listening(client.app, http=Connection, timeout_keep_alive=SECONDS) as found:
+        yield found
 
 
 def closed_after(connection, slowly=b""):
