@@ -9,44 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sigcam.runtime.explain import ExplainCall, NamedImage, run_together
-from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.model import ExportedModel, ModelOutputs
-from sigcam.serve.inputs import can_draw, image_tensor, read_inputs
+from sigcam.serve.asked import Asked, Reading
 from sigcam.serve.options import ServeOptions
-from sigcam.serve.outputs import (
-    OUTPUTS,
-    ImageResult,
-    check_outputs,
-    check_size,
-    default_outputs,
-    make_outputs,
-)
+from sigcam.serve.outputs import ImageResult, make_outputs
 from sigcam.serve.protocol.errors import RequestError
-from sigcam.serve.protocol.messages import InferRequest, InferResponse, RequestedOutput
+from sigcam.serve.protocol.messages import InferRequest, InferResponse
 from sigcam.serve.service import refusal
-from sigcam.serve.wishes import wishes_of
 
 __all__ = ["Answers"]
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """A request that was read and checked."""
-
-    id: str | None
-    wanted: tuple[RequestedOutput, ...]
-    images: list[NamedImage]
-    calls: list[ExplainCall]
-    threshold: float
-
-
-@dataclass(frozen=True, eq=False)
 class _Item:
-    """An image of one of the requests, by the request's number."""
+    """An image of one of the requests, by the request's number and its own."""
 
+    asked: Asked
     owner: int
-    image: NamedImage
-    call: ExplainCall
+    index: int
+
+    @property
+    def call(self) -> ExplainCall:
+        return self.asked.calls[self.index]
+
+    @property
+    def image(self) -> NamedImage:
+        return self.asked.images[self.index]
 
 
 class Answers:
@@ -85,46 +73,27 @@ class Answers:
         """
         read = [self._read(one) for one in requests]
         items = [
-            _Item(number, image, call)
+            _Item(one, number, index)
             for number, one in enumerate(read)
-            if isinstance(one, _Read)
-            for image, call in zip(one.images, one.calls, strict=True)
+            if isinstance(one, Asked)
+            for index in range(len(one.images))
         ]
         made: list[list[ImageResult | RequestError]] = [[] for _ in read]
-        for item, result in zip(items, self._results(items, read), strict=True):
+        for item, result in zip(items, self._results(items), strict=True):
             made[item.owner].append(result)
         return [
-            self._answer(one, results) if isinstance(one, _Read) else one
+            self._answer(one, results) if isinstance(one, Asked) else one
             for one, results in zip(read, made, strict=True)
         ]
 
-    def _read(self, request: InferRequest) -> _Read | RequestError:
-        model, name, options = self.model, self._name, self._options
+    def _read(self, request: InferRequest) -> Asked | RequestError:
         try:
-            wishes = wishes_of(request.parameters)
-            tensor = image_tensor(request, model, name, options.request_images)
-            wanted = request.outputs or default_outputs(model, binary=request.binary)
-            check_outputs(
-                wanted, model, name, has_images=can_draw(tensor, model), by_json=self._by_json
-            )
-            call = wishes.call(model, options)
-            keep = any(OUTPUTS[one.name].draws for one in wanted)
-            inputs = read_inputs(request, model, name, options, keep_images=keep)
-            if inputs.requests is not None and wishes.names_classes:
-                raise RequestError(
-                    "classes are named by the input class_ids or by parameters, not by both; leave "
-                    "out one of them"
-                )
-            calls = inputs.calls(call)
-            counts = [one.request.count for one in calls]
-            check_size(wanted, inputs.images, counts, options)
+            reading = Reading(request, self.model, self._name, self._options)
+            return reading.asked(by_json=self._by_json)
         except Exception as exc:
             return refusal(exc)
-        return _Read(request.id, wanted, inputs.images, calls, wishes.threshold)
 
-    def _results(
-        self, items: Sequence[_Item], read: Sequence[_Read | RequestError]
-    ) -> list[ImageResult | RequestError]:
+    def _results(self, items: Sequence[_Item]) -> list[ImageResult | RequestError]:
         """Runs the images in batches of those that can be run together; keeps their order."""
         made: dict[int, ImageResult | RequestError] = {}
         waiting = list(range(len(items)))
@@ -135,9 +104,7 @@ class Answers:
             waiting = [one for one in waiting if one not in set(batch)]
             rows = self._run([items[one] for one in batch])
             for place, row in zip(batch, rows, strict=True):
-                owner = read[items[place].owner]
-                assert isinstance(owner, _Read)  # noqa: S101 (the others have no items)
-                made[place] = _result(items[place], row, owner.threshold)
+                made[place] = _result(items[place], row)
         return [made[place] for place in range(len(items))]
 
     def _run(self, items: Sequence[_Item]) -> list[tuple[ModelOutputs, int] | RequestError]:
@@ -151,24 +118,23 @@ class Answers:
         return [(outputs, row) for row in range(len(items))]
 
     def _answer(
-        self, read: _Read, results: Sequence[ImageResult | RequestError]
+        self, asked: Asked, results: Sequence[ImageResult | RequestError]
     ) -> InferResponse | RequestError:
         good = [one for one in results if isinstance(one, ImageResult)]
         if len(good) < len(results):
             return next(one for one in results if isinstance(one, RequestError))
         try:
-            return InferResponse(self._name, "1", make_outputs(read.wanted, good), read.id)
+            return InferResponse(self._name, "1", make_outputs(asked.wanted, good), asked.id)
         except Exception as exc:
             return refusal(exc)
 
 
 def _result(
-    item: _Item, row: tuple[ModelOutputs, int] | RequestError, threshold: float
+    item: _Item, row: tuple[ModelOutputs, int] | RequestError
 ) -> ImageResult | RequestError:
     if isinstance(row, RequestError):
         return row
     try:
-        made: list[Explanation] = item.call.explain_row(item.image, *row)
+        return item.asked.result(item.index, *row)
     except Exception as exc:
         return refusal(exc)
-    return ImageResult(made, *row, item.call, threshold)

@@ -116,6 +116,7 @@ def can_draw(tensor: InputTensor, model: ExportedModel) -> bool:
 
 def read_inputs(
     request: InferRequest,
+    tensor: InputTensor,
     model: ExportedModel,
     name: str,
     options: ServeOptions,
@@ -126,20 +127,21 @@ def read_inputs(
 
     Args:
         request: the request.
+        tensor: its images, as `image_tensor` found them.
         model: that is asked.
         name: its name, for messages.
         options: the limits.
         keep_images: whether the images are wanted again, to draw on.
 
     Raises:
-        RequestError: an unknown or missing input, another datatype or shape, or too much.
+        RequestError: another datatype or shape, or too much.
         ImageError: an image that can't be read, or is too large.
         UnknownClassError: a class that the model doesn't have.
 
     Example:
-        found = read_inputs(request, model, "cats", ServeOptions(), keep_images=False)
+        tensor = image_tensor(request, model, "cats", 16)
+        found = read_inputs(request, tensor, model, "cats", ServeOptions(), keep_images=False)
     """
-    tensor = image_tensor(request, model, name, options.request_images)
     ids = next((one for one in request.inputs if one.name == CLASS_IDS), None)
     requests = _requests(ids, tensor.shape[0], model, name, options)
     if is_encoded(tensor):

@@ -14,28 +14,18 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from sigcam.core.errors import BackendError
-from sigcam.runtime.explain import ExplainCall, NamedImage
 from sigcam.runtime.explanation import Explanation
-from sigcam.runtime.model import ModelOutputs, probabilities_of
+from sigcam.runtime.model import ModelOutputs
+from sigcam.serve.asked import Asked, Reading
 from sigcam.serve.batching import Item
-from sigcam.serve.inputs import can_draw, image_tensor, is_encoded, read_inputs
+from sigcam.serve.inputs import is_encoded
 from sigcam.serve.options import ServeOptions
-from sigcam.serve.outputs import (
-    OUTPUTS,
-    ImageResult,
-    check_outputs,
-    check_size,
-    default_outputs,
-    encoding_time,
-    make_outputs,
-)
+from sigcam.serve.outputs import encoding_time, make_outputs
 from sigcam.serve.protocol.errors import RequestError, too_late
-from sigcam.serve.protocol.messages import InferRequest, InferResponse, RequestedOutput
+from sigcam.serve.protocol.messages import InferRequest, InferResponse
 from sigcam.serve.served import Ticket
-from sigcam.serve.wishes import Wishes, timeout_of, wishes_of
+from sigcam.serve.wishes import timeout_of
 
 __all__ = ["Work"]
 
@@ -90,8 +80,6 @@ class Work(Generic[T]):
         self._lock = threading.Lock()  # several runs may hand out its images at the same time
         self._over = False
         self._from_floats = False
-        self._images: list[NamedImage] = []
-        self._calls: list[ExplainCall] = []
         self._rows: list[tuple[ModelOutputs, int, list[Explanation] | None] | None] = []
         self._left = 0
         self.record = ticket.record()
@@ -179,85 +167,40 @@ class Work(Generic[T]):
     def _read(self) -> None:
         """Reads the request, prepares its images and lets them wait for their runs."""
         served, options = self._served, self._options
-        model, name = served.model, served.name
         request = self._read_request()
         self._read_request = _read_before  # it holds the request's body
         self.record.id = request.id
         self._shorten(timeout_of(request.parameters, options.request_timeout))
-        wishes = wishes_of(request.parameters)
-        tensor = image_tensor(request, model, name, options.request_images)
+        reading = Reading(request, served.model, served.name, options)
+        tensor = reading.tensor
         self.record.images = tensor.shape[0]
         self._from_floats = not is_encoded(tensor) and tensor.datatype != "UINT8"
-        wanted = request.outputs or default_outputs(model, binary=request.binary)
-        draws = can_draw(tensor, model)
-        check_outputs(wanted, model, name, has_images=draws, by_json=self._by_json)
-        call = wishes.call(model, options)
-        self._ticket.hold(tensor.shape[0])
-        keep = any(OUTPUTS[one.name].draws for one in wanted)
-        inputs = read_inputs(request, model, name, options, keep_images=keep)
-        if inputs.requests is not None and wishes.names_classes:
-            raise RequestError(
-                "classes are named by the input class_ids or by parameters, not by both; leave out "
-                "one of them"
-            )
-        self._images, self._calls = inputs.images, inputs.calls(call)
-        counts = [one.request.count for one in self._calls]
-        check_size(wanted, self._images, counts, options)
-        self._wishes, self._wanted, self._id = wishes, wanted, request.id
-        self._rows = [None] * len(self._images)
-        self._left = len(self._images)
+        self._asked = reading.asked(by_json=self._by_json, hold=self._ticket.hold)
+        images, calls = self._asked.images, self._asked.calls
+        self._rows = [None] * len(images)
+        self._left = len(images)
         self.record.decoded = time.perf_counter()
         self._wait(waiting=True)
         served.put(
-            [
-                Item(self, index, *pair)
-                for index, pair in enumerate(zip(self._calls, self._images, strict=True))
-            ]
+            [Item(self, index, *pair) for index, pair in enumerate(zip(calls, images, strict=True))]
         )
 
-    _wishes: Wishes
-    _wanted: tuple[RequestedOutput, ...]
-    _id: str | None
+    _asked: Asked
 
     def _finish(self) -> None:
         """Makes the maps that are asked for, and writes the answer."""
         begin = time.perf_counter()
+        asked = self._asked
         results = [
-            self._result(index, *row) for index, row in enumerate(self._rows) if row is not None
+            asked.result(index, *row) for index, row in enumerate(self._rows) if row is not None
         ]
         encoding_time.seconds = 0.0
-        outputs = make_outputs(self._wanted, results)
+        outputs = make_outputs(asked.wanted, results)
         self.record.map_seconds = time.perf_counter() - begin
         self.record.encode_seconds = encoding_time.seconds
         served = self._served
-        answer = self._write(InferResponse(served.name, served.version, outputs, self._id))
+        answer = self._write(InferResponse(served.name, served.version, outputs, asked.id))
         self._deliver(answer)
-
-    def _result(
-        self, index: int, outputs: ModelOutputs, row: int, made: list[Explanation] | None
-    ) -> ImageResult:
-        image, call = self._images[index], self._calls[index]
-        if made is None:
-            self._check_probable(image, call, outputs, row)
-            made = call.explain_row(image, outputs, row)
-        return ImageResult(made, outputs, row, call, self._wishes.threshold)
-
-    def _check_probable(
-        self, image: NamedImage, call: ExplainCall, outputs: ModelOutputs, row: int
-    ) -> None:
-        """Refuses more classes of a least probability than may have maps."""
-        least = call.request.min_probability
-        if least is None:
-            return
-        probabilities = probabilities_of(outputs.logits[row], call.model.spec.task)
-        count = int(np.count_nonzero(probabilities >= least))
-        if count > self._options.max_classes:
-            raise RequestError(
-                f"{count} classes have a probability of at least {least:g}, and this server makes "
-                f"maps of at most {self._options.max_classes} for an image; ask for a higher "
-                "probability"
-            )
-        check_size(self._wanted, [image], [count], self._options)
 
     def _shorten(self, seconds: float) -> None:
         """Brings the deadline forward, as the request asks for."""

@@ -89,6 +89,19 @@ def test_a_wrong_request_costs_the_others_nothing(model) -> None:
         assert len(str(one).split()) > 4, name
 
 
+def test_no_more_maps_than_the_limit(model) -> None:
+    """How many classes have a probability shows only when the network has run."""
+    opened, _ = model
+    answers = Answers(opened, "tiny", ServeOptions(max_classes=2), by_json=False)
+    for passes in ({}, {"method": "rise", "masks": 4}):
+        many, few = answers.to(
+            [request(file(1), min_probability=least, **passes) for least in (0.0, 0.99)]
+        )
+        assert isinstance(many, RequestError)
+        assert "maps of at most 2 for an image" in str(many)
+        assert outputs_of(few)["labels"] == []
+
+
 def test_what_fails_inside_is_told_without_the_inside(model, monkeypatch) -> None:
     opened, _ = model
 
