@@ -63,22 +63,30 @@ class Asked:
             index: which of the request's images it is.
             outputs: of the run that it was in.
             row: of the run that is this image's.
-            made: its explanations, where they are made already.
+            made: its explanations, where they are made and its row was checked already.
 
         Raises:
-            RequestError: more classes of the least probability than may have maps.
+            RequestError: as `check_row`.
             SigcamError: as `ExplainCall.explain_row`.
         """
-        image, call = self.images[index], self.calls[index]
+        call = self.calls[index]
         if made is None:
-            self._check_probable(image, call, outputs, row)
-            made = call.explain_row(image, outputs, row)
+            self.check_row(index, outputs, row)
+            made = call.explain_row(self.images[index], outputs, row)
         return ImageResult(made, outputs, row, call, self.threshold)
 
-    def _check_probable(
-        self, image: NamedImage, call: ExplainCall, outputs: ModelOutputs, row: int
-    ) -> None:
-        """Refuses more classes of a least probability than may have maps."""
+    def check_row(self, index: int, outputs: ModelOutputs, row: int) -> None:
+        """Refuses more classes of a least probability than may have maps.
+
+        Args:
+            index: which of the request's images it is.
+            outputs: of the run that it was in.
+            row: of the run that is this image's.
+
+        Raises:
+            RequestError: so many, or maps of so many that are too large.
+        """
+        call = self.calls[index]
         least = call.request.min_probability
         if least is None:
             return
@@ -90,7 +98,7 @@ class Asked:
                 f"maps of at most {self.options.max_classes} for an image; ask for a higher "
                 "probability"
             )
-        check_size(self.wanted, [image], [count], self.options)
+        check_size(self.wanted, [self.images[index]], [count], self.options)
 
 
 class Reading:

@@ -38,6 +38,9 @@ class Owner(Protocol):
     def check(self, done: int, total: int) -> None:
         """Is told the passes of a method of several; raises where nobody waits any more."""
 
+    def check_row(self, index: int, outputs: ModelOutputs, row: int) -> None:
+        """Raises where what one of its images would come to is more than is allowed."""
+
     def in_batch(self, images: int, seconds: float) -> None:
         """Is told of a run that it had a part in."""
 

@@ -227,6 +227,7 @@ class ServedModel:
         item.owner.begin(begin)
         call = replace(item.call, report=item.owner.check)
         outputs = run_together([call], [item.image])
+        item.owner.check_row(item.index, outputs, 0)
         made = call.explain_row(item.image, outputs, 0)
         seconds = time.perf_counter() - begin
         self._batch_ran(self.name, self.version, 1, seconds)

@@ -115,6 +115,14 @@ class Work(Generic[T]):
         if self.is_over:
             raise too_late()
 
+    def check_row(self, index: int, outputs: ModelOutputs, row: int) -> None:
+        """Refuses an image of more classes than may have maps.
+
+        Raises:
+            RequestError: as `Asked.check_row`.
+        """
+        self._asked.check_row(index, outputs, row)
+
     def in_batch(self, images: int, seconds: float) -> None:
         """Notes a run."""
         with self._lock:

@@ -222,6 +222,18 @@ def test_limits(serve, artifact, png):
     assert "bytes before they are compressed" in reason(client.post(INFER, **asked))
 
 
+@pytest.mark.parametrize("method", [{}, {"method": "rise", "masks": 4}])
+def test_no_more_maps_than_the_limit_by_a_least_probability(serve, artifact, png, method):
+    """How many classes have it shows only when the network has run."""
+    client = serve(f"tiny={artifact}", options=ServeOptions(max_classes=2))
+    asked = body(encoded(png), outputs=["labels"], parameters={"min_probability": 0.0, **method})
+    told = reason(client.post(INFER, json=asked))
+    assert "4 classes have a probability of at least 0" in told
+    assert "maps of at most 2 for an image" in told
+    asked["parameters"]["min_probability"] = 0.99
+    assert tensors(client.post(INFER, json=asked))["labels"] == []
+
+
 def test_many_maps_of_a_large_photograph_do_not_fill_the_memory(client):
     """Each of its heatmaps takes 36 MB as numbers, and none outlives the output it was made for."""
     import tracemalloc
