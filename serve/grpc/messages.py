@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from tritonclient.grpc import service_pb2
 from sigcam.core.types import Array
 from sigcam.serve.protocol.datatypes import (
     DATATYPES,
+    MOST_AXES,
     bytes_of,
+    elements_of,
     join_bytes,
     shaped,
-    size_of,
-    split_bytes,
 )
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.messages import (
@@ -24,6 +25,7 @@ from sigcam.serve.protocol.messages import (
     ParameterValue,
     RequestedOutput,
 )
+from sigcam.serve.protocol.requests import SHARED_MEMORY, refuse_twice
 
 # Where each datatype lies in a message; FP16 has no place of its own and comes as raw data.
 _CONTENTS = {
@@ -40,8 +42,6 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_SHARED_MEMORY = "shared_memory_region"
-_MOST_AXES = 32  # NumPy's most
 
 
 def request_of(message: Any) -> InferRequest:
@@ -75,7 +75,7 @@ def request_of(message: Any) -> InferRequest:
         _input(one, raw[place] if raw else None, message.model_name)
         for place, one in enumerate(message.inputs)
     )
-    _refuse_twice("input", [one.name for one in inputs])
+    refuse_twice("input", [one.name for one in inputs])
     parameters = _parameters(message.parameters)
     binary = parameters.pop("binary_data_output", True)
     if not isinstance(binary, bool):
@@ -110,7 +110,7 @@ def _input(message: Any, raw: bytes | None, model: str) -> InputTensor:
             f"datatype of input '{name}' must be one of {', '.join(DATATYPES)} or BYTES, got "
             f"'{datatype[:40]}'"
         )
-    if _SHARED_MEMORY in message.parameters:
+    if SHARED_MEMORY in message.parameters:
         raise RequestError(
             f"input '{name}' names a shared memory region, and this server has none; send the "
             "tensor itself"
@@ -123,7 +123,8 @@ def _input(message: Any, raw: bytes | None, model: str) -> InputTensor:
             f"model '{model}'"
         )
     if raw is not None:
-        return InputTensor(name, datatype, shape, _from_raw(raw, name, datatype, shape))
+        data = elements_of(memoryview(raw), name, datatype, shape)
+        return InputTensor(name, datatype, shape, data)
     if not typed:
         raise RequestError(
             f"unable to find data for input tensor '{name}' for model '{model}' in request."
@@ -132,23 +133,12 @@ def _input(message: Any, raw: bytes | None, model: str) -> InputTensor:
 
 
 def _shape(message: Any) -> tuple[int, ...]:
-    if any(one < 0 for one in message.shape) or len(message.shape) > _MOST_AXES:
+    if any(one < 0 for one in message.shape) or len(message.shape) > MOST_AXES:
         raise RequestError(
-            f"shape of input '{message.name}' must be at most {_MOST_AXES} sizes of at least 0, "
-            f"got {list(message.shape)[: _MOST_AXES + 1]}"
+            f"shape of input '{message.name}' must be at most {MOST_AXES} sizes of at least 0, "
+            f"got {list(message.shape)[: MOST_AXES + 1]}"
         )
     return tuple(message.shape)
-
-
-def _from_raw(raw: bytes, name: str, datatype: str, shape: tuple[int, ...]) -> Array | list[bytes]:
-    wanted = size_of(datatype, shape)
-    if wanted is None:
-        return split_bytes(memoryview(raw), _count(shape), name)
-    if wanted != len(raw):
-        raise RequestError(
-            f"unexpected total byte size {len(raw)} for input '{name}', expecting {wanted}"
-        )
-    return shaped(np.frombuffer(raw, DATATYPES[datatype]), shape, name)
 
 
 def _from_contents(message: Any, shape: tuple[int, ...]) -> Array | list[bytes]:
@@ -164,10 +154,11 @@ def _from_contents(message: Any, shape: tuple[int, ...]) -> Array | list[bytes]:
             f"input '{name}' of {datatype} must have its data in {field}, got {min(others)}"
         )
     values = getattr(message.contents, field)
-    if len(values) != _count(shape):
+    count = math.prod(shape)
+    if len(values) != count:
         raise RequestError(
             f"input '{name}' has {len(values)} elements in {field}, its shape {list(shape)} wants "
-            f"{_count(shape)}"
+            f"{count}"
         )
     if datatype == "BYTES":
         return list(values)
@@ -181,7 +172,7 @@ def _from_contents(message: Any, shape: tuple[int, ...]) -> Array | list[bytes]:
 
 def _outputs(messages: Any) -> tuple[RequestedOutput, ...] | None:
     for one in messages:
-        if _SHARED_MEMORY in one.parameters:
+        if SHARED_MEMORY in one.parameters:
             raise RequestError(
                 f"output '{one.name}' names a shared memory region, and this server has none; "
                 "leave it out"
@@ -191,7 +182,7 @@ def _outputs(messages: Any) -> tuple[RequestedOutput, ...] | None:
                 raise RequestError(
                     f"output '{one.name}' has the unknown parameter '{name[:40]}'; leave it out"
                 )
-    _refuse_twice("output", [one.name for one in messages])
+    refuse_twice("output", [one.name for one in messages])
     return tuple(RequestedOutput(one.name, binary=True) for one in messages) or None
 
 
@@ -203,16 +194,3 @@ def _parameters(messages: Any) -> dict[str, ParameterValue]:
             raise RequestError(f"parameter '{name[:40]}' has no value")
         found[name] = getattr(one, kind)
     return found
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for one in shape:
-        count *= one
-    return count
-
-
-def _refuse_twice(what: str, names: list[str]) -> None:
-    for one in set(names):
-        if names.count(one) > 1:
-            raise RequestError(f"{what} '{one}' already exists in request")

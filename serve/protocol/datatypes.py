@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from sigcam.core.types import Array
 from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.protocol.messages import Elements
 
-__all__ = ["DATATYPES", "datatype_of", "join_bytes", "shaped", "split_bytes"]
+__all__ = ["DATATYPES", "datatype_of", "elements_of", "join_bytes", "shaped", "split_bytes"]
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -28,6 +30,9 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 """The datatypes of numbers; BYTES is the one beside them."""
+
+MOST_AXES = 32
+"""NumPy's most."""
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 _LENGTH = struct.Struct("<I")
@@ -103,10 +108,36 @@ def size_of(datatype: str, shape: Sequence[int]) -> int | None:
     """
     if datatype == "BYTES":
         return None
-    size = DATATYPES[datatype].itemsize
-    for one in shape:
-        size *= one
-    return size
+    return DATATYPES[datatype].itemsize * math.prod(shape)
+
+
+def elements_of(data: memoryview, name: str, datatype: str, shape: tuple[int, ...]) -> Elements:
+    r"""Reads the bytes of a tensor; undoes `bytes_of` and `join_bytes`.
+
+    Args:
+        data: all of the tensor, and nothing else.
+        name: the tensor's, for messages.
+        datatype: a key of `DATATYPES`, or "BYTES".
+        shape: sizes, none negative.
+
+    Returns:
+        An array that is a view of `data`, or the elements of BYTES.
+
+    Raises:
+        RequestError: more or fewer bytes than the shape wants.
+
+    Example:
+        >>> elements_of(memoryview(b"\x01\0\0\x01"), "image", "UINT16", (2,)).tolist()
+        [1, 256]
+    """
+    wanted = size_of(datatype, shape)
+    if wanted is None:
+        return split_bytes(data, math.prod(shape), name)
+    if wanted != len(data):
+        raise RequestError(
+            f"unexpected total byte size {len(data)} for input '{name}', expecting {wanted}"
+        )
+    return shaped(np.frombuffer(data, DATATYPES[datatype]), shape, name)
 
 
 def shaped(array: Array, shape: tuple[int, ...], name: str) -> Array:

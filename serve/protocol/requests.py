@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from sigcam.core.arguments import shown
 from sigcam.core.types import Array
-from sigcam.serve.protocol.datatypes import DATATYPES, shaped, size_of, split_bytes
+from sigcam.serve.protocol.datatypes import DATATYPES, MOST_AXES, elements_of, shaped
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.messages import (
     InferRequest,
@@ -21,13 +22,12 @@ from sigcam.serve.protocol.messages import (
     RequestedOutput,
 )
 
-__all__ = ["decode_request", "json_object"]
+__all__ = ["decode_request", "json_object", "refuse_twice"]
 
-_SHARED_MEMORY = "shared_memory_region"
+SHARED_MEMORY = "shared_memory_region"
 _INPUT_PARAMETERS = ("binary_data_size", "content_type")
 _OUTPUT_PARAMETERS = ("binary_data", "content_type")
 _ALLOWED: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-_MOST_AXES = 32  # NumPy's most
 _LARGEST = 1 << 63
 
 
@@ -76,7 +76,7 @@ def decode_request(
     rest.check_end()
     if not inputs:
         raise RequestError("Unable to parse 'inputs': at least one is wanted, got none")
-    _refuse_twice("input", [one.name for one in inputs])
+    refuse_twice("input", [one.name for one in inputs])
     return InferRequest(inputs, _outputs(data, binary), _id(data), parameters, binary)
 
 
@@ -159,7 +159,8 @@ def _input(data: object, rest: _Rest) -> InputTensor:
         )
     if type(size) is not int or size < 0:
         _wrong("binary_data_size", "a whole number of at least 0", size)
-    return InputTensor(name, datatype, shape, _from_binary(rest, size, name, datatype, shape))
+    blob = rest.take(size, name)
+    return InputTensor(name, datatype, shape, elements_of(blob, name, datatype, shape))
 
 
 def _is_base64(parameters: Mapping[str, Any], where: str) -> bool:
@@ -172,24 +173,10 @@ def _is_base64(parameters: Mapping[str, Any], where: str) -> bool:
     return kind is not None
 
 
-def _from_binary(
-    rest: _Rest, size: int, name: str, datatype: str, shape: tuple[int, ...]
-) -> Array | list[bytes]:
-    data = rest.take(size, name)
-    wanted = size_of(datatype, shape)
-    if wanted is None:
-        return split_bytes(data, _count(shape), name)
-    if wanted != size:
-        raise RequestError(
-            f"unexpected total byte size {size} for input '{name}', expecting {wanted}"
-        )
-    return shaped(np.frombuffer(data, DATATYPES[datatype]), shape, name)
-
-
 def _from_json(
     data: Mapping[str, Any], name: str, datatype: str, shape: tuple[int, ...], is_base64: bool
 ) -> Array | list[bytes]:
-    count = _count(shape)
+    count = math.prod(shape)
     values: list[Any] = []
     _flatten(_listed(data, "data"), values, len(shape), name)
     if len(values) != count:
@@ -268,12 +255,12 @@ def _outputs(data: Mapping[str, Any], binary: bool) -> tuple[RequestedOutput, ..
             _wrong("binary_data", "true or false", own)
         is_base64 = _is_base64(parameters, f"output '{name}'")
         found.append(RequestedOutput(name, own and not is_base64, is_base64))
-    _refuse_twice("output", [one.name for one in found])
+    refuse_twice("output", [one.name for one in found])
     return tuple(found) or None
 
 
 def _check_known(parameters: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    if _SHARED_MEMORY in parameters:
+    if SHARED_MEMORY in parameters:
         raise RequestError(
             f"{where} names a shared memory region, and this server has none; send the tensor "
             "itself"
@@ -302,16 +289,9 @@ def _shape(data: Mapping[str, Any]) -> tuple[int, ...]:
     for one in found:
         if type(one) is not int or not 0 <= one < _LARGEST:
             _wrong("shape", "whole numbers of at least 0", one)
-    if len(found) > _MOST_AXES:
-        raise RequestError(f"Unable to parse 'shape': {_MOST_AXES} axes at most, got {len(found)}")
+    if len(found) > MOST_AXES:
+        raise RequestError(f"Unable to parse 'shape': {MOST_AXES} axes at most, got {len(found)}")
     return tuple(found)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for one in shape:
-        count *= one
-    return count
 
 
 def _id(data: Mapping[str, Any]) -> str | None:
@@ -335,7 +315,19 @@ def _text(data: Mapping[str, Any], name: str) -> str:
     return found
 
 
-def _refuse_twice(what: str, names: list[str]) -> None:
+def refuse_twice(what: str, names: list[str]) -> None:
+    """Refuses inputs or outputs of one name.
+
+    Args:
+        what: they are, for messages.
+        names: of all of them.
+
+    Raises:
+        RequestError: a name comes twice.
+
+    Example:
+        >>> refuse_twice("input", ["image", "class_ids"])
+    """
     seen = set()
     for one in names:
         if one in seen:
