@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import onnx
 from torch import nn
@@ -165,12 +164,7 @@ class StagingFolder:
     def __enter__(self) -> StagingFolder:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, NoReturn
 
 import numpy as np
@@ -331,12 +330,7 @@ class ExportedModel:
     def __enter__(self) -> ExportedModel:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _outputs(self, *names: str) -> list[str]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from sigcam.core.annotations import checked
@@ -437,12 +436,7 @@ class Session:
     def __enter__(self) -> Session:  # noqa: PYI034 (Self is new in Python 3.11)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _call(
