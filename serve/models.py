@@ -10,7 +10,7 @@ from typing import Any
 from sigcam.core.errors import SigcamError
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.protocol.errors import RequestError, not_found
-from sigcam.serve.protocol.metadata import model_metadata
+from sigcam.serve.protocol.metadata import model_config, model_metadata
 from sigcam.serve.repository import ModelPlace, Repository
 from sigcam.serve.served import BackendChoice, BatchRan, ServedModel
 
@@ -119,6 +119,36 @@ class Models:
         served = self.get(name, version)
         versions = list(self._served.get(name, {})) if version is None else [served.version]
         return model_metadata(name, versions, served.platform, served.inputs(), served.outputs())
+
+    def configuration(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Returns how a model is run, as Triton words it.
+
+        Raises:
+            RequestError: as `get`.
+        """
+        limits = self._options
+        return model_config(
+            self.metadata(name, version),
+            limits.request_images,
+            limits.batch_size,
+            limits.batch_delay,
+        )
+
+    def chosen(self, name: str | None, version: str | None) -> list[ServedModel]:
+        """Returns the loaded models of a name and a version.
+
+        Args:
+            name: None for any.
+            version: likewise.
+
+        Raises:
+            RequestError: there is none of that name, or of that name and version.
+        """
+        if name is not None:
+            self.get(name, version)
+        return [
+            one for one in self.all() if name in (None, one.name) and version in (None, one.version)
+        ]
 
     def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """Lists the models, whether they are loaded or not.

@@ -19,6 +19,7 @@ from sigcam.serve.protocol.messages import InferRequest, InferResponse
 from sigcam.serve.records import Observer, Record
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice, Ticket
+from sigcam.serve.statistics import Statistics
 from sigcam.serve.work import Work
 
 __all__ = ["Service", "refusal"]
@@ -34,6 +35,7 @@ class Service:
     Attributes:
         options: limits and habits.
         models: by name and version.
+        statistics: of the models, from the beginning.
         draining: whether the server was told to end: it is no longer ready.
         closing: whether no further request is let in.
         load: loads a model by name, and `unload` unloads it: here, or in all processes of a
@@ -57,7 +59,8 @@ class Service:
         """
         limit_opencv()
         self.options = options or ServeOptions()
-        self.observers = list(observers)
+        self.statistics = Statistics()
+        self.observers: list[Observer] = [self.statistics, *observers]
         self.models = Models(repository, choice or BackendChoice(), self.options, self._batch_ran)
         self._pool = ThreadPoolExecutor(max(2, thread_limit() or usable_cpus()), "sigcam-serve")
         self.load: Callable[[str], None] = self.models.load

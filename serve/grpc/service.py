@@ -18,9 +18,8 @@ from sigcam.serve.observe.records import keep_record
 from sigcam.serve.observe.telling import tell
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.protocol.errors import GONE, RequestError
-from sigcam.serve.protocol.metadata import model_config, server_metadata
+from sigcam.serve.protocol.metadata import server_metadata
 from sigcam.serve.service import Service, refusal
-from sigcam.serve.statistics import Statistics
 
 __all__ = ["InferenceService", "code_of"]
 
@@ -152,11 +151,9 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     """
 
     def __init__(self, service: Service, token: str | None, tracer: Tracer | None) -> None:
-        """Takes a service; its statistics begin here."""
+        """Takes a service."""
         self.token, self.tracer = token, tracer
         self._service = service
-        self._statistics = Statistics()
-        service.observers.append(self._statistics)
 
     @_answered
     async def ServerLive(self, request: Any, context: Any) -> Any:
@@ -191,26 +188,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     @_answered
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         """Tells how a model is run, as Triton words it."""
-        limits = self._service.options
-        found = model_config(
-            self._service.models.metadata(request.name, request.version or None),
-            limits.request_images,
-            limits.batch_size,
-            limits.batch_delay,
-        )
+        found = self._service.models.configuration(request.name, request.version or None)
         return json_format.ParseDict({"config": found}, service_pb2.ModelConfigResponse())
 
     @_answered
     async def ModelStatistics(self, request: Any, context: Any) -> Any:
         """Tells what models did."""
-        models = self._service.models
-        if request.name:
-            models.get(request.name, request.version or None)
-        told = [
-            self._statistics.of(one.name, one.version)
-            for one in models.all()
-            if request.name in ("", one.name) and request.version in ("", one.version)
-        ]
+        found = self._service.models.chosen(request.name or None, request.version or None)
+        told = [self._service.statistics.of(one.name, one.version) for one in found]
         return json_format.ParseDict({"model_stats": told}, service_pb2.ModelStatisticsResponse())
 
     @_answered

@@ -20,7 +20,6 @@ from sigcam.serve.http.infer import infer_routes
 from sigcam.serve.http.repository import repository_routes
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.service import Service, refusal
-from sigcam.serve.statistics import Statistics
 
 __all__ = ["make_app"]
 
@@ -46,8 +45,6 @@ def make_app(
         service.models.load_all()
         app = make_app(service)  # uvicorn.run(app)
     """
-    statistics = Statistics()
-    service.observers.append(statistics)
     middleware = [
         Middleware(Guard, token=token, origins=origins, open_paths=OPEN_PATHS | {*open_paths})
     ]
@@ -63,7 +60,7 @@ def make_app(
         )
     app = Starlette(
         routes=[
-            *health_routes(service, statistics),
+            *health_routes(service),
             *infer_routes(service),
             *repository_routes(service),
             *routes,

@@ -7,19 +7,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sigcam.serve.http.answers import json_response
-from sigcam.serve.protocol.metadata import model_config, server_metadata
+from sigcam.serve.protocol.metadata import server_metadata
 from sigcam.serve.service import Service
-from sigcam.serve.statistics import Statistics
 
 __all__ = ["health_routes"]
 
 
-def health_routes(service: Service, statistics: Statistics) -> list[Route]:
+def health_routes(service: Service) -> list[Route]:
     """Returns the routes.
 
     Args:
         service: answers.
-        statistics: of its models.
     """
 
     async def live(_: Request) -> Response:
@@ -36,14 +34,7 @@ def health_routes(service: Service, statistics: Statistics) -> list[Route]:
         return json_response(service.models.metadata(*_asked(request)))
 
     async def configuration(request: Request) -> Response:
-        limits = service.options
-        made = model_config(
-            service.models.metadata(*_asked(request)),
-            limits.request_images,
-            limits.batch_size,
-            limits.batch_delay,
-        )
-        return json_response(made)
+        return json_response(service.models.configuration(*_asked(request)))
 
     async def model_ready(request: Request) -> Response:
         name, version = _asked(request)
@@ -53,10 +44,8 @@ def health_routes(service: Service, statistics: Statistics) -> list[Route]:
 
     async def model_statistics(request: Request) -> Response:
         name, version = _asked(request)
-        found = [service.models.get(name, version)] if name else service.models.all()
-        if name and version is None:
-            found = [one for one in service.models.all() if one.name == name]
-        told = [statistics.of(one.name, one.version) for one in found]
+        found = service.models.chosen(name or None, version)
+        told = [service.statistics.of(one.name, one.version) for one in found]
         return json_response({"model_stats": told})
 
     model, version = "/v2/models/{name}", "/versions/{version}"
