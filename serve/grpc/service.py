@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial, wraps
 from typing import Any
@@ -12,6 +11,7 @@ import grpc
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from sigcam.serve.bearer import bears
 from sigcam.serve.grpc.messages import message_of, request_of
 from sigcam.serve.observe.ended import Beginning, Ended, request_id
 from sigcam.serve.observe.records import keep_record
@@ -69,9 +69,7 @@ class _Call:
         token = self._service.token
         if token is None or self._name in _OPEN:
             return
-        kind, _, given = self.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token.encode())
-        if kind.lower() != "bearer" or not same:
+        if not bears(self.headers.get("authorization"), token):
             raise RequestError(
                 "a bearer token is wanted: send the metadata authorization: Bearer TOKEN", 401
             )

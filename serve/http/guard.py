@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import re
 from collections.abc import Iterable, MutableMapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sigcam.serve.bearer import bears
 from sigcam.serve.http.answers import error_response
 from sigcam.serve.http.body import header
 from sigcam.serve.protocol.errors import RequestError
@@ -52,7 +52,7 @@ class Guard:
             open_paths: that need no token.
         """
         self._app = app
-        self._token = None if token is None else token.encode()
+        self._token = token
         self._origins = frozenset(origins)
         self._open_paths = frozenset(open_paths)
 
@@ -83,9 +83,7 @@ class Guard:
             return None
         if scope["method"] == "OPTIONS" and origin in self._origins:
             return None  # a browser asks whether it may ask, and sends no token with that
-        kind, _, given = (header(scope, b"authorization") or "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
-        if kind.lower() != "bearer" or not same:
+        if not bears(header(scope, b"authorization"), self._token):
             return RequestError(
                 "a bearer token is wanted: send the header Authorization: Bearer TOKEN", 401
             )
