@@ -89,12 +89,10 @@ class _Call:
         peer = self._context.peer() or ""
         tell(
             Ended(
-                request_id=self.beginning.request_id,
+                beginning=self.beginning,
                 name=name,
                 path=f"/{name}",
                 status=self.status,
-                started=self.beginning.started,
-                began=self.beginning.began,
                 seconds=self.beginning.seconds,
                 client=peer,
                 record=self.records[0] if self.records else None,

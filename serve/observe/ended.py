@@ -15,41 +15,13 @@ _ID = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A request that is over.
+class Beginning:
+    """The beginning of a request.
 
     Attributes:
         request_id: names it in the answer and in the log.
-        name: of its span: the method, and the route or the procedure, without what a client chose.
-        path: what was asked for.
-        status: of its answer, as of HTTP; 499 where the client was gone before.
-        started: its beginning on the clock of the records, `time.perf_counter`.
+        started: the time on the clock of the records, `time.perf_counter`.
         began: the same in seconds since the epoch.
-        seconds: how long it took.
-        client: the address that it came from.
-        record: its course, where it was for a model.
-        headers: `traceparent` and `tracestate`, where it had them.
-        attributes: of its span.
-        is_probe: whether it is logged only when it fails: probes come every second.
-    """
-
-    request_id: str
-    name: str
-    path: str
-    status: int
-    started: float
-    began: float
-    seconds: float
-    client: str = ""
-    record: Record | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    is_probe: bool = False
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """The beginning of a request: its id, and the time on both clocks.
 
     Example:
         >>> Beginning("a7").request_id
@@ -64,6 +36,35 @@ class Beginning:
     def seconds(self) -> float:
         """Returns how long ago that was."""
         return time.perf_counter() - self.started
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A request that is over.
+
+    Attributes:
+        beginning: its id, and when it began.
+        name: of its span: the method, and the route or the procedure, without what a client chose.
+        path: what was asked for.
+        status: of its answer, as of HTTP; 499 where the client was gone before.
+        seconds: how long it took.
+        client: the address that it came from.
+        record: its course, where it was for a model.
+        headers: `traceparent` and `tracestate`, where it had them.
+        attributes: of its span.
+        is_probe: whether it is logged only when it fails: probes come every second.
+    """
+
+    beginning: Beginning
+    name: str
+    path: str
+    status: int
+    seconds: float
+    client: str = ""
+    record: Record | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    is_probe: bool = False
 
 
 def request_id(given: str | None) -> str:

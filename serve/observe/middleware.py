@@ -93,12 +93,10 @@ def _ended(
     if record is not None and record.status == GONE:
         status = GONE
     return Ended(
-        request_id=beginning.request_id,
+        beginning=beginning,
         name=f"{scope['method']} {route}".rstrip(),
         path=scope["path"],
         status=status,
-        started=beginning.started,
-        began=beginning.began,
         seconds=beginning.seconds,
         client=(scope.get("client") or ("",))[0],
         record=record,

@@ -23,10 +23,10 @@ def tell(request: Ended, tracer: Tracer | None) -> None:
         tracer: makes spans; None for none.
 
     Example:
-        tell(Ended("a7", "GET /metrics", "/metrics", 200, 0.0, 0.0, 0.01), None)
+        tell(Ended(Beginning("a7"), "GET /metrics", "/metrics", 200, 0.01), None)
     """
     fields: dict[str, Any] = {
-        "request_id": request.request_id,
+        "request_id": request.beginning.request_id,
         "name": request.name,
         "path": request.path[:_LONGEST],
         "status": request.status,

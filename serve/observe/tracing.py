@@ -106,23 +106,24 @@ class _OpenTelemetry:
         """Makes the spans of a request that has ended."""
         trace = self._trace
         parent = self._propagator.extract(request.headers)
-        known = {"sigcam.request_id": request.request_id, **request.attributes}
+        known = {"sigcam.request_id": request.beginning.request_id, **request.attributes}
         if request.record is not None:
             known["sigcam.model"] = request.record.model
             known["sigcam.version"] = request.record.version
+        began = request.beginning.began
         span = self._tracer.start_span(
             request.name, parent, trace.SpanKind.SERVER, known,
-            start_time=_nanoseconds(request.began),
+            start_time=_nanoseconds(began),
         )  # fmt: skip
         if request.status >= 500:
             span.set_status(trace.StatusCode.ERROR)
         inside = trace.set_span_in_context(span, parent)
         stages = {} if request.record is None else stages_of(request.record)
         for stage, (start, seconds) in stages.items():
-            since = _nanoseconds(request.began + start - request.started)
+            since = _nanoseconds(began + start - request.beginning.started)
             child = self._tracer.start_span(stage, inside, start_time=since)
             child.end(since + _nanoseconds(seconds))
-        span.end(_nanoseconds(request.began + request.seconds))
+        span.end(_nanoseconds(began + request.seconds))
 
     def close(self) -> None:
         """Sends what wasn't sent yet; a worker ends without Python's own last calls."""
