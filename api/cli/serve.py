@@ -6,12 +6,13 @@ import os
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from sigcam.cli.common import backend_options, options, reports_errors, say
 from sigcam.core.errors import UsageError
+from sigcam.serve.options import ImageFormat, ServeOptions
 
 if TYPE_CHECKING:
     from sigcam.runtime.backends.base import HeatmapKind
@@ -19,68 +20,59 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "SIGCAM_SERVE_TOKEN"  # noqa: S105 (the variable's name)
 KEY_PASSWORD_VARIABLE = "SIGCAM_SERVE_KEY_PASSWORD"  # noqa: S105
 
-_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "JPEG 2000", "PNM", "NPY")
 
-
-def _count(name: str, default: int, help_text: str, least: int = 1) -> Any:
-    return click.option(
-        name, type=click.IntRange(min=least), default=default, show_default=True, help=help_text
-    )
-
-
-def _seconds(name: str, default: float, help_text: str) -> Any:
-    return click.option(
-        name, type=click.FloatRange(min=0), default=default, show_default=True, help=help_text
-    )
+def _limit(name: str, help_text: str, field: str = "", least: int = 1) -> Any:
+    """Makes the option of a limit, whose default is that of `ServeOptions`."""
+    default = getattr(ServeOptions, field or name.removeprefix("--").replace("-", "_"))
+    kind = click.FloatRange(min=0) if isinstance(default, float) else click.IntRange(min=least)
+    return click.option(name, type=kind, default=default, show_default=True, help=help_text)
 
 
 _limit_options = options(
-    _count("--batch-size", 8, "Most images in one run of a model."),
-    _count(
+    _limit("--batch-size", "Most images in one run of a model."),
+    _limit(
         "--batch-delay",
-        0,
         "Most microseconds that the first image of a batch waits for others; with 0, what waits "
         "when the backend is free makes a batch.",
-        0,
+        least=0,
     ),
-    _count(
+    _limit(
         "--parallel-runs",
-        1,
         "Runs of a model at the same time, which share the processors: each takes longer, and "
         "together they may do more on a CPU.",
     ),
-    _count("--queue-images", 24, "Most images of a model that wait or are in work; then 429."),
-    _count("--request-images", 16, "Most images in a request."),
-    _count("--request-bytes", 32 << 20, "Most bytes of a request's body."),
-    _count("--max-pixels", 25_000_000, "Most pixels of an image, by its header."),
-    _count("--max-request-classes", 100, "Most classes that maps are made of for an image."),
-    _count(
+    _limit("--queue-images", "Most images of a model that wait or are in work; then 429."),
+    _limit("--request-images", "Most images in a request."),
+    _limit("--request-bytes", "Most bytes of a request's body."),
+    _limit("--max-pixels", "Most pixels of an image, by its header."),
+    _limit(
+        "--max-request-classes", "Most classes that maps are made of for an image.", "max_classes"
+    ),
+    _limit(
         "--max-passes",
-        64,
         "Most runs of an image that a request's method may take (scorecam, ablationcam, rise).",
     ),
-    _count("--response-bytes", 256 << 20, "Most bytes of an answer's maps, before compression."),
-    _seconds("--request-timeout", 60.0, "Seconds after which a request is given up."),
-    _seconds("--body-timeout", 30.0, "Seconds in which a request's body must arrive."),
-    _seconds(
+    _limit("--response-bytes", "Most bytes of an answer's maps, before compression."),
+    _limit("--request-timeout", "Seconds after which a request is given up."),
+    _limit("--body-timeout", "Seconds in which a request's body must arrive."),
+    _limit(
         "--drain-delay",
-        0.0,
         "Seconds that the server goes on after SIGTERM, no longer ready, for load balancers to "
         "notice.",
     ),
-    _seconds("--drain-timeout", 30.0, "Seconds that it then waits for running requests."),
+    _limit("--drain-timeout", "Seconds that it then waits for running requests."),
     click.option(
         "--image-format",
         "image_formats",
-        type=click.Choice(_FORMATS, case_sensitive=False),
+        type=click.Choice(get_args(ImageFormat), case_sensitive=False),
         multiple=True,
-        default=("JPEG", "PNG", "WebP"),
-        show_default="JPEG, PNG, WebP",
+        default=ServeOptions.image_formats,
+        show_default=", ".join(ServeOptions.image_formats),
         help="A format of encoded images that is read; repeats.",
     ),
     click.option(
         "--model-control/--no-model-control",
-        default=True,
+        default=ServeOptions.model_control,
         show_default=True,
         help="Whether clients may load and unload the models of a folder.",
     ),
@@ -178,7 +170,6 @@ def command(
 
     from sigcam.runtime.backends.base import BackendOptions, HeatmapOptions
     from sigcam.serve.observe.logs import configure_logging
-    from sigcam.serve.options import ServeOptions
     from sigcam.serve.processes import run_workers
     from sigcam.serve.served import BackendChoice
     from sigcam.serve.server import ServerSettings, listen, run_server
