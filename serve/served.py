@@ -16,7 +16,7 @@ from sigcam.core.cpus import thread_limit, usable_cpus
 from sigcam.core.errors import BackendError, BackendUnavailableError
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions, TensorInfo
-from sigcam.runtime.explain import run_together
+from sigcam.runtime.explain import call_of, run_together
 from sigcam.runtime.model import ExportedModel
 from sigcam.serve.batching import Batcher, Item
 from sigcam.serve.inputs import ENCODED, IMAGE
@@ -238,9 +238,11 @@ class ServedModel:
         (image,) = (one for one in self.model.backend.inputs if one.name == IMAGE)
         noise = np.random.default_rng(0).random([one or 1 for one in image.shape[1:]])
         one = (noise * 255 if image.dtype == np.uint8 else noise).astype(image.dtype)
+        most = self._options.batch_size
+        wanted, _ = call_of(self.model, most).kind  # methods of several passes read no CAMs
         with contextlib.suppress(BackendError):  # noise may be nothing that a network can take
-            for count in {1, self._options.batch_size}:
-                self.model.run(np.stack([one] * count))
+            for count in {1, most}:
+                self.model.run(np.stack([one] * count), wanted=wanted)
 
 
 class Ticket:

@@ -143,6 +143,18 @@ def test_methods_of_several_passes(serve, make_artifact, png):
         assert "4001 runs" in reason(client.post(INFER, json=asked))
 
 
+@pytest.mark.parametrize("method", ["eigencam", "scorecam"])
+def test_artifacts_whose_own_method_is_outside_the_graph(serve, make_artifact, png, method):
+    path = make_artifact(method=method, profile="features", head_input="features")
+    client = serve(f"tiny={path}")
+    found = tensors(client.post(INFER, json=body(encoded(png), outputs=["labels", "cams"])))
+    with load(path, "ort") as session:
+        (wanted,) = session.explain(png)
+    assert wanted.method == method
+    assert found["labels"] == [wanted.label]
+    assert np.allclose(found["cams"][0, 0], wanted.cam, atol=1e-6)
+
+
 def test_images_of_several_sizes(client, png):
     other = cv2.imencode(".png", np.full((70, 60, 3), 200, np.uint8))[1].tobytes()
     found = tensors(client.post(INFER, json=body(encoded(png, other), outputs=["boxes", "cams"])))
