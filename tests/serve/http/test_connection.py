@@ -83,3 +83,17 @@ def test_who_asks_stays_for_as_long_as_he_goes_on(port):
             assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(0.3 * SECONDS)
         assert 0.5 * SECONDS < closed_after(connection) < 4 * SECONDS
+
+
+def test_an_answer_waits_for_no_acknowledgement(client):
+    found = []
+
+    class Watched(Connection):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            own = transport.get_extra_info("socket")
+            found.append(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    with listening(client.app, http=Watched) as port:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    assert [bool(one) for one in found] == [True]
