@@ -100,7 +100,7 @@ class Answers:
         while waiting:
             first = items[waiting[0]].call
             batch = [one for one in waiting if items[one].call.kind == first.kind]
-            batch = batch[: self._options.batch_size]
+            batch = batch[: self._options.most_together]
             waiting = [one for one in waiting if one not in set(batch)]
             rows = self._run([items[one] for one in batch])
             for place, row in zip(batch, rows, strict=True):

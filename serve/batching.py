@@ -17,6 +17,7 @@ from typing import Protocol
 from sigcam.runtime.explain import ExplainCall, NamedImage
 from sigcam.runtime.explanation import Explanation
 from sigcam.runtime.model import ModelOutputs
+from sigcam.serve.priority import yield_to_others
 
 __all__ = ["Batcher", "Item", "Owner"]
 
@@ -87,6 +88,7 @@ class Batcher:
         delay: float,
         name: str,
         threads: int = 1,
+        niceness: int = 0,
     ) -> None:
         """Starts the threads.
 
@@ -96,10 +98,12 @@ class Batcher:
             delay: most seconds that the first image of a batch waits for others.
             name: of the threads.
             threads: batches that are run at the same time.
+            niceness: of the threads, as for `yield_to_others`.
         """
         self._run = run
         self._size = size
         self._delay = delay
+        self._niceness = niceness
         self._queue: deque[Item] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -133,6 +137,7 @@ class Batcher:
             one.join(_LONGEST_END)
 
     def _work(self) -> None:
+        yield_to_others(self._niceness)
         while batch := self._next():
             try:
                 self._run(batch)

@@ -130,7 +130,7 @@ class Models:
         return model_config(
             self.metadata(name, version),
             limits.request_images,
-            limits.batch_size,
+            self.get(name, version).runs.images,
             limits.batch_delay,
         )
 

@@ -9,11 +9,17 @@ from sigcam.core.annotations import check_fields
 from sigcam.core.arguments import real_number, whole_number
 from sigcam.core.errors import UsageError
 
-__all__ = ["ImageFormat", "ServeOptions"]
+__all__ = ["MOST_TOGETHER", "ImageFormat", "ServeOptions"]
 
 ImageFormat = Literal[
     "JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "JPEG 2000", "PNM", "NPY"
 ]
+
+MOST_TOGETHER = 8
+"""Most images in one run where nothing else is asked for, and where it pays."""
+
+_SHORTEST_QUEUE = 16
+"""On two processors the last of so many waits 0.15 s for EfficientNet-Lite0."""
 
 _AT_LEAST_ONE = (
     "batch_size", "parallel_runs", "queue_images", "request_images", "request_bytes", "max_pixels",
@@ -28,13 +34,15 @@ class ServeOptions:
     """Limits and habits of a server. Counts are for each process and, where it says so, model.
 
     Attributes:
-        batch_size: most images in one run of a model's backend.
+        batch_size: most images in one run of a model's backend. None: 8, and 1 where a run has a
+            single processor, on which images one by one are as fast and none waits for others.
         batch_delay: most microseconds that the first image of a batch waits for others. 0: what
             is there when the backend is free makes a batch, which costs nobody any time.
-        parallel_runs: runs of a model's backend at the same time, which share the processors. With
-            more than one, each takes longer, and together they may do more on a CPU.
+        parallel_runs: runs of a model's backend at the same time, which share the processors. None:
+            one on a GPU; on processors two at least, and one for every four of them.
         queue_images: most images of a model that wait or are in work. A request that comes when
-            so many are there is refused with status 429.
+            so many are there is refused with status 429. None: four times the most images in one
+            run, 16 at least, and room for one request.
         request_images: most images in a request.
         request_bytes: most bytes of a request's body.
         max_pixels: most pixels of an encoded image, by its header, before it is decoded.
@@ -47,6 +55,9 @@ class ServeOptions:
         drain_delay: seconds that a server which was told to end goes on as before, but for being
             no longer ready, so that load balancers have time to notice.
         drain_timeout: seconds that it then waits for the requests that are running.
+        niceness: 0 to 19, on Linux: how much the threads that run models leave to the others, so
+            that requests are let in, refused and answered at once under load. Other processes on
+            the same processors come first too, where no control group divides them.
         image_formats: formats of encoded images that are read. Each decoder is code that
             strangers' bytes go through, so the usual three are the default.
         model_control: whether clients may load and unload the models of a folder.
@@ -56,18 +67,18 @@ class ServeOptions:
             batch or a request.
 
     Example:
-        >>> ServeOptions(batch_size=16).queue_images
-        24
-        >>> ServeOptions(queue_images=4)
+        >>> ServeOptions().queue(together=8)
+        32
+        >>> ServeOptions(batch_size=8, queue_images=4, request_images=4)
         Traceback (most recent call last):
             ...
         sigcam.core.errors.UsageError: queue_images must be at least batch_size = 8, got 4
     """
 
-    batch_size: int = 8
+    batch_size: int | None = None
     batch_delay: int = 0
-    parallel_runs: int = 1
-    queue_images: int = 24
+    parallel_runs: int | None = None
+    queue_images: int | None = None
     request_images: int = 16
     request_bytes: int = 32 << 20
     max_pixels: int = 25_000_000
@@ -78,23 +89,39 @@ class ServeOptions:
     body_timeout: float = 30.0
     drain_delay: float = 0.0
     drain_timeout: float = 30.0
+    niceness: int = 10
     image_formats: tuple[ImageFormat, ...] = ("JPEG", "PNG", "WebP")
     model_control: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in _AT_LEAST_ONE:
-            whole_number(getattr(self, name), name, 1)
+            if getattr(self, name) is not None:
+                whole_number(getattr(self, name), name, 1)
         whole_number(self.batch_delay, "batch_delay", 0)
+        whole_number(self.niceness, "niceness", 0, 19)
         for name in _SECONDS:
             real_number(getattr(self, name), name, 0, _LONGEST)
         for name in ("request_timeout", "body_timeout"):
             real_number(getattr(self, name), name, 0, _LONGEST, above=True)
         for name in ("batch_size", "request_images"):
-            least = getattr(self, name)
-            if self.queue_images < least:
+            least = getattr(self, name) or 1
+            if self.queue_images is not None and self.queue_images < least:
                 raise UsageError(
                     f"queue_images must be at least {name} = {least}, got {self.queue_images}"
                 )
         if not self.image_formats:
             raise UsageError("image_formats must name at least one format")
+
+    @property
+    def most_together(self) -> int:
+        """Returns the most images that a run may have, whatever it runs on."""
+        return self.batch_size or MOST_TOGETHER
+
+    def queue(self, together: int) -> int:
+        """Returns the most images of a model that wait or are in work.
+
+        Args:
+            together: most images in one run of it.
+        """
+        return self.queue_images or max(_SHORTEST_QUEUE, self.request_images, 4 * together)

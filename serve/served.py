@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sigcam.core.cpus import thread_limit, usable_cpus
 from sigcam.core.errors import BackendError, BackendUnavailableError
 from sigcam.runtime.backends import backend_class
 from sigcam.runtime.backends.base import BackendOptions, TensorInfo
@@ -22,11 +21,13 @@ from sigcam.serve.batching import Batcher, Item
 from sigcam.serve.inputs import ENCODED, IMAGE
 from sigcam.serve.options import ServeOptions
 from sigcam.serve.outputs import Size, available
+from sigcam.serve.priority import in_background
 from sigcam.serve.protocol.datatypes import datatype_of
 from sigcam.serve.protocol.errors import overloaded, too_late
 from sigcam.serve.protocol.metadata import tensor_metadata
 from sigcam.serve.records import Record
 from sigcam.serve.repository import ModelPlace
+from sigcam.serve.runs import Runs, runs_by_backend, runs_by_callers
 
 __all__ = ["BackendChoice", "ServedModel", "Ticket"]
 
@@ -48,24 +49,32 @@ class BackendChoice:
     options: BackendOptions = field(default_factory=BackendOptions)
     verify: bool = True
 
-    def open(self, path: str, parallel_runs: int = 1) -> ExportedModel:
+    def open(self, path: str, options: ServeOptions) -> tuple[ExportedModel, Runs]:
         """Opens a model.
 
         Idle threads of a backend don't spin, where it can be told so: a server's other threads,
-        which decode and encode images, want the processors meanwhile. Runs at the same time share
-        the processors, unless the number of threads is given.
+        which decode and encode images, want the processors meanwhile.
 
         Args:
             path: of the model.
-            parallel_runs: how many runs there may be at the same time.
+            options: how it is run.
+
+        Returns:
+            The model, and how its runs share the processors.
 
         Raises:
             SigcamError: as `sigcam.load`.
         """
+        by_callers = runs_by_callers(options, self.options.threads)
+        model = self._open(path, by_callers.threads)
+        if model.backend.callers_compute:
+            return model, by_callers
+        return model, runs_by_backend(options)
+
+    def _open(self, path: str, threads: int | None) -> ExportedModel:
         source = path if path.startswith("hf://") else Path(path)
-        wishes = self._wishes(path, parallel_runs)
         try:
-            options = replace(self.options, **wishes)
+            options = replace(self.options, **self._wishes(path, threads))
             return ExportedModel.open(source, self.name, options, verify=self.verify)
         except BackendUnavailableError:
             if self.name != "auto":
@@ -73,16 +82,17 @@ class BackendChoice:
             # "auto" leaves out backends that lack an option which is given.
             return ExportedModel.open(source, self.name, self.options, verify=self.verify)
 
-    def _wishes(self, path: str, parallel_runs: int) -> dict[str, Any]:
+    def _wishes(self, path: str, threads: int | None) -> dict[str, Any]:
         """Returns the options that a server chooses, of those that the backend understands."""
-        wishes: dict[str, Any] = {"spinning": False}
-        if self.options.threads is None and parallel_runs > 1:
-            wishes["threads"] = max(1, (thread_limit() or usable_cpus()) // parallel_runs)
         name = "tensorrt" if self.name == "auto" and path.endswith(".engine") else self.name
-        if name == "auto":
-            return wishes
-        understood = backend_class(name).understands
-        return {key: value for key, value in wishes.items() if key in understood}
+        kind = None if name == "auto" else backend_class(name)
+        wishes: dict[str, Any] = {}
+        if kind is None or "spinning" in kind.understands:
+            wishes["spinning"] = False
+        # A GPU's backend that "auto" finds keeps the threads for what it leaves to processors.
+        if kind is None or kind.callers_compute:
+            wishes["threads"] = threads
+        return wishes
 
 
 class ServedModel:
@@ -103,8 +113,11 @@ class ServedModel:
             SigcamError: as `sigcam.load`.
         """
         self.name, self.version, self.place = place.name, place.version, place
-        self.model = choice.open(place.path, options.parallel_runs)
+        self.model, self.runs = in_background(
+            lambda: choice.open(place.path, options), options.niceness
+        )
         self._options = options
+        self._most = options.queue(self.runs.images)
         self._batch_ran = batch_ran
         self._lock = threading.Condition()
         self._images = 0
@@ -171,8 +184,8 @@ class ServedModel:
 
     def _take(self, images: int) -> None:
         """Counts images in, with the lock held."""
-        if self._images + images > self._options.queue_images:
-            raise overloaded(self.name, self._options.queue_images)
+        if self._images + images > self._most:
+            raise overloaded(self.name, self._most)
         self._images += images
 
     def _release(self, images: int) -> None:
@@ -189,10 +202,11 @@ class ServedModel:
                 one_pass = name == "one pass"
                 self._lanes[name] = Batcher(
                     self._run if one_pass else self._run_several,
-                    self._options.batch_size if one_pass else 1,
+                    self.runs.images if one_pass else 1,
                     self._options.batch_delay / 1e6 if one_pass else 0.0,
                     f"sigcam-{self.name}-{name.replace(' ', '-')}",
-                    self._options.parallel_runs if one_pass else 1,
+                    self.runs.parallel if one_pass else 1,
+                    self._options.niceness,
                 )
             return self._lanes[name]
 
@@ -238,7 +252,7 @@ class ServedModel:
         (image,) = (one for one in self.model.backend.inputs if one.name == IMAGE)
         noise = np.random.default_rng(0).random([one or 1 for one in image.shape[1:]])
         one = (noise * 255 if image.dtype == np.uint8 else noise).astype(image.dtype)
-        most = self._options.batch_size
+        most = self.runs.images
         wanted, _ = call_of(self.model, most).kind  # methods of several passes read no CAMs
         with contextlib.suppress(BackendError):  # noise may be nothing that a network can take
             for count in {1, most}:

@@ -29,6 +29,7 @@ from sigcam.serve.observe.logs import LogFormat, LogLevel
 from sigcam.serve.observe.metrics import Metrics
 from sigcam.serve.observe.tracing import Tracer, find_tracer
 from sigcam.serve.options import ServeOptions
+from sigcam.serve.priority import yield_python_soon
 from sigcam.serve.repository import Repository
 from sigcam.serve.served import BackendChoice
 from sigcam.serve.service import Service
@@ -171,6 +172,7 @@ def run_server(
     warnings.simplefilter("ignore", ImageWarning)
     _allow_connections()
     give_back_freed_memory()
+    yield_python_soon()
     stop = threading.Event() if control is None else control.stop
     server = _Server(settings, service, stop)
     if control is not None:

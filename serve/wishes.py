@@ -79,7 +79,7 @@ class Wishes:
             )
         call = call_of(
             model,
-            options.batch_size,
+            options.most_together,
             None if self.classes is None else list(self.classes),
             self.top_k,
             self.min_probability,

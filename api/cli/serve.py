@@ -21,15 +21,29 @@ TOKEN_VARIABLE = "SIGCAM_SERVE_TOKEN"  # noqa: S105 (the variable's name)
 KEY_PASSWORD_VARIABLE = "SIGCAM_SERVE_KEY_PASSWORD"  # noqa: S105
 
 
-def _limit(name: str, help_text: str, field: str = "", least: int = 1) -> Any:
-    """Makes the option of a limit, whose default is that of `ServeOptions`."""
+def _limit(
+    name: str, help_text: str, field: str = "", least: int = 1, chosen: str | bool = True
+) -> Any:
+    """Makes the option of a limit, whose default is that of `ServeOptions`.
+
+    Args:
+        name: of the option.
+        help_text: what it limits.
+        field: of `ServeOptions`, where it has another name.
+        least: the smallest number.
+        chosen: how the number is chosen where none is given, for those without a fixed one.
+    """
     default = getattr(ServeOptions, field or name.removeprefix("--").replace("-", "_"))
     kind = click.FloatRange(min=0) if isinstance(default, float) else click.IntRange(min=least)
-    return click.option(name, type=kind, default=default, show_default=True, help=help_text)
+    return click.option(name, type=kind, default=default, show_default=chosen, help=help_text)
 
 
 _limit_options = options(
-    _limit("--batch-size", "Most images in one run of a model."),
+    _limit(
+        "--batch-size",
+        "Most images in one run of a model.",
+        chosen="8; 1 where a run has one processor",
+    ),
     _limit(
         "--batch-delay",
         "Most microseconds that the first image of a batch waits for others; with 0, what waits "
@@ -40,8 +54,13 @@ _limit_options = options(
         "--parallel-runs",
         "Runs of a model at the same time, which share the processors: each takes longer, and "
         "together they may do more on a CPU.",
+        chosen="2 on processors, or one for every 4; 1 on a GPU",
     ),
-    _limit("--queue-images", "Most images of a model that wait or are in work; then 429."),
+    _limit(
+        "--queue-images",
+        "Most images of a model that wait or are in work; then 429.",
+        chosen="4 times the batch size, at least 16",
+    ),
     _limit("--request-images", "Most images in a request."),
     _limit("--request-bytes", "Most bytes of a request's body."),
     _limit("--max-pixels", "Most pixels of an image, by its header."),
@@ -61,6 +80,12 @@ _limit_options = options(
         "notice.",
     ),
     _limit("--drain-timeout", "Seconds that it then waits for running requests."),
+    _limit(
+        "--niceness",
+        "0 to 19, on Linux: how much the threads that run models leave to those that let requests "
+        "in and answer, and to other processes.",
+        least=0,
+    ),
     click.option(
         "--image-format",
         "image_formats",
@@ -183,7 +208,7 @@ def command(
     limits = ServeOptions(**more)
     name = backend_options.pop("backend")
     backend = BackendOptions(
-        **backend_options, batch_size=limits.batch_size, heatmaps=HeatmapOptions(heatmaps)
+        **backend_options, batch_size=limits.most_together, heatmaps=HeatmapOptions(heatmaps)
     )
     settings = ServerSettings(
         models,

@@ -41,7 +41,7 @@ HEIGHT, WIDTH = 480, 640
 @click.option("--rounds", default=5, show_default=True, help="Of what is compared in turn.")
 @click.option("--soak", default=1800.0, show_default=True, help="Seconds of the long run.")
 @click.option("--clients", default=16, show_default=True, help="Requests kept under way.")
-@click.option("--batch", default=8, show_default=True, help="Most images in one run.")
+@click.option("--batch", default=8, show_default=True, help="Most images in one run of the others.")
 @click.option("--options", default="", help="Further options of `sigcam serve`, in one text.")
 @click.option("--model", type=click.Path(path_type=Path), help="Artifact; EfficientNet-Lite0's.")
 @click.option(
@@ -106,7 +106,7 @@ def run(part: str, plan: Plan, records: dict[str, Any]) -> dict[str, Any]:
     if "throughput" not in records:
         raise click.UsageError(f"{part} needs the capacity: measure throughput first")
     known = records["throughput"]["figures"]
-    capacity = measure.median(known["rates"])
+    capacity = measure.median(known["rates"]["sigcam"])
     if part == "latency":
         return measure.latency(plan, capacity, measure.median(known["bare_single_seconds"]))
     return measure.soak(plan, capacity) if part == "soak" else measure.kill(plan, capacity)

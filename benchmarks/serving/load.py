@@ -159,22 +159,25 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
     return times
 
 
+def even_arrivals(rate: float, seconds: float) -> list[float]:
+    """Returns times in seconds at equal distances: a camera, or what goes through a belt."""
+    return [number / rate for number in range(int(rate * seconds))]
+
+
 def open_loop(
-    address: tuple[str, int], requests: Sequence[bytes], rate: float, seconds: float, seed: int = 1
+    address: tuple[str, int], requests: Sequence[bytes], times: Sequence[float]
 ) -> Outcome:
-    """Sends requests at random times, `rate` a second on average, for so many seconds.
+    """Sends requests at times that are given.
 
     Args:
         address: host and port.
         requests: whole HTTP requests, taken in turn.
-        rate: requests a second, on average.
-        seconds: for which they come.
-        seed: of their times.
+        times: of `arrivals` or `even_arrivals`.
     """
     # Collections of garbage would stop the client for some 0.2 s, which is no fault of the server.
     gc.disable()
     try:
-        return asyncio.run(_open_loop(address, requests, arrivals(rate, seconds, seed)))
+        return asyncio.run(_open_loop(address, requests, times))
     finally:
         gc.enable()
 

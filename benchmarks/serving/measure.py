@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.answers import check_answer
-from benchmarks.serving.load import Outcome, closed_loop, open_loop
-from benchmarks.serving.servers import HOST, Running, is_ready, request_of, running
+from benchmarks.serving.load import Outcome, arrivals, closed_loop, even_arrivals, open_loop
+from benchmarks.serving.servers import HOST, SERVERS, Running, is_ready, request_of, running
 
 Figures = dict[str, Any]
+
+OWN = ("sigcam", "sigcam-batches")
+"""Of `SERVERS`: as it is by default, and with one run of several images at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Plan:
         model: the artifact.
         images: encoded ones, sent in turn.
         environments: folder of the other servers' environments.
-        batch: most images in one run.
+        batch: most images in one run, of the other servers.
         clients: requests that are kept under way where the capacity is measured.
         seconds: of each run.
         rounds: of what is compared in alternation.
@@ -65,7 +68,7 @@ def bare_backend(plan: Plan, seconds: float) -> dict[int, float]:
 
 def started(name: str, plan: Plan, *more: str) -> AbstractContextManager[Running]:
     """Starts a server; `more` are further options of `sigcam serve`."""
-    options = (*plan.options, *more) if name == "sigcam" else ()
+    options = (*plan.options, *more) if SERVERS[name].module is None else ()
     return running(name, plan.model, plan.environments, plan.batch, *options)
 
 
@@ -79,22 +82,22 @@ def warm(server: Running, plan: Plan, name: str = "sigcam") -> None:
 
 def throughput(plan: Plan) -> Figures:
     """Images a second over those of the bare backend at its best batch, in alternation."""
-    ratios, rates, best, single = [], [], [], []
+    rates: dict[str, list[float]] = {name: [] for name in OWN}
+    best, single = [], []
     for number in range(plan.rounds):
         bare = bare_backend(plan, plan.seconds / 4)
-        peak = max(size / value for size, value in bare.items())
-        with started("sigcam", plan) as server:
-            warm(server, plan)
-            found = closed_loop(server.address, plan.requests(), plan.clients, plan.seconds)
-        rates.append(found.rate)
-        best.append(peak)
+        best.append(max(size / value for size, value in bare.items()))
         single.append(bare[1])
-        ratios.append(found.rate / peak)
-        plan.say(f"round {number + 1}: {found.rate:.1f} images/s, bare backend {peak:.1f}")
-    return {
-        "rates": rates, "bare_best": best, "bare_single_seconds": single,
-        "ratios": ratios,
-    }  # fmt: skip
+        for name, kept in rates.items():
+            with started(name, plan) as server:
+                warm(server, plan, name)
+                found = closed_loop(server.address, plan.requests(), plan.clients, plan.seconds)
+            kept.append(found.rate)
+        own = ", ".join(f"{name} {kept[-1]:.1f}" for name, kept in rates.items())
+        plan.say(f"round {number + 1}: images/s: {own}, bare backend {best[-1]:.1f}")
+    ratios = {name: [one / peak for one, peak in zip(kept, best, strict=True)]
+              for name, kept in rates.items()}  # fmt: skip
+    return {"rates": rates, "bare_best": best, "bare_single_seconds": single, "ratios": ratios}
 
 
 def latency(plan: Plan, capacity: float, single: float) -> Figures:
@@ -105,13 +108,19 @@ def latency(plan: Plan, capacity: float, single: float) -> Figures:
         capacity: images a second.
         single: seconds of the bare backend's run of one image.
     """
-    figures: Figures = {"capacity": capacity, "single": single, "at": {}}
+    figures: Figures = {"capacity": capacity, "single": single, "at": {}, "evenly": {}}
     with started("sigcam", plan) as server:
         warm(server, plan)
-        for share in (0.3, 0.5, 0.7, 0.9, 10.0):
-            found = open_loop(server.address, plan.requests(), share * capacity, plan.seconds)
-            figures["at"][str(share)] = told(found)
-            plan.say(f"at {share:g} of the capacity: {figures['at'][str(share)]}")
+        for kind, share in (
+            ("evenly", 0.7), ("evenly", 0.9),
+            ("at", 0.3), ("at", 0.5), ("at", 0.7), ("at", 0.9), ("at", 10.0),
+        ):  # fmt: skip
+            rate = share * capacity
+            times = (even_arrivals(rate, plan.seconds) if kind == "evenly"
+                     else arrivals(rate, plan.seconds, seed=1))  # fmt: skip
+            found = told(open_loop(server.address, plan.requests(), times))
+            figures[kind][str(share)] = found
+            plan.say(f"{kind} {share:g} of the capacity: {found}")
             time.sleep(1)
     return figures
 
@@ -167,7 +176,8 @@ def soak(plan: Plan, capacity: float) -> Figures:
         watch = threading.Thread(target=sample)
         watch.start()
         try:
-            found = open_loop(server.address, plan.requests(), 0.8 * capacity, plan.soak)
+            times = arrivals(0.8 * capacity, plan.soak, seed=1)
+            found = open_loop(server.address, plan.requests(), times)
         finally:
             stop.set()
             watch.join()
@@ -217,7 +227,8 @@ def kill(plan: Plan, capacity: float) -> Figures:
         killer = threading.Thread(target=act)
         start = time.perf_counter()
         killer.start()
-        found = open_loop(server.address, plan.requests(), 0.4 * capacity, plan.seconds)
+        times = arrivals(0.4 * capacity, plan.seconds, seed=1)
+        found = open_loop(server.address, plan.requests(), times)
         killer.join()
         alive = is_ready(f"http://{HOST}:{server.port}/v2/health/ready")
     broken = found.of(0)

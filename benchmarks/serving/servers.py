@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ class Server:
             "base64" for the same as JSON, "json" for an object with the image as base64, "file" for
             the image's bytes.
         outputs: which outputs are asked for by the protocol.
+        options: of `sigcam serve`.
     """
 
     title: str
@@ -46,12 +47,19 @@ class Server:
     path: str
     form: str = "file"
     outputs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
+
+_SIGCAM = Server(
+    "sigcam serve", None, (), "/v2/health/ready", "/v2/models/net/infer", "protocol",
+    ("boxes", "heatmap_png"),
+)  # fmt: skip
+_BATCHES = ("--parallel-runs", "1", "--batch-size", "8")
 
 SERVERS: dict[str, Server] = {
-    "sigcam": Server(
-        "sigcam serve", None, (), "/v2/health/ready", "/v2/models/net/infer", "protocol",
-        ("boxes", "heatmap_png"),
+    "sigcam": _SIGCAM,
+    "sigcam-batches": replace(
+        _SIGCAM, title=f"sigcam serve {' '.join(_BATCHES)}", options=_BATCHES
     ),
     "fastapi": Server(
         "plain FastAPI handler", "fastapi_app", ("fastapi", "uvicorn"), "/ready", "/explain"
@@ -151,14 +159,14 @@ def running(
         name: key of `SERVERS`.
         model: the artifact.
         environments: folder of the other servers' environments.
-        batch: most images in one run.
+        batch: most images in one run, of the other servers.
         options: further ones of `sigcam serve`.
     """
     server, port = SERVERS[name], free_port()
     python = environment(name, environments)
     if server.module is None:
         command = [str(python), "-m", "sigcam", "serve", f"net={model}", "--port", str(port)]
-        command += ["--backend", "ort", "--batch-size", str(batch), *options]
+        command += ["--backend", "ort", *server.options, *options]
     else:
         module = f"benchmarks.serving.apps.{server.module}"
         command = [str(python), "-m", module, str(model), str(port), str(batch)]

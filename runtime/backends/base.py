@@ -225,6 +225,9 @@ class Backend(abc.ABC):
     """
 
     name: ClassVar[str]
+    callers_compute: ClassVar[bool] = False
+    """Whether the thread that calls `infer` is one of the `threads` that compute, on a processor;
+    the others work for all calls at the same time."""
     makes_heatmaps: bool = False
     """Whether `infer_heatmaps` works: what heatmaps are made of then stays on the device."""
     explains_on_device: ClassVar[bool] = False

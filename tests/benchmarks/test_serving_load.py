@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from benchmarks.serving.load import arrivals, closed_loop, open_loop
+from benchmarks.serving.load import arrivals, closed_loop, even_arrivals, open_loop
 from benchmarks.serving.measure import slope
 from benchmarks.serving.report import BEGIN, END, write_part
 
@@ -62,6 +62,10 @@ def test_arrivals_are_as_many_as_asked_for_and_follow_from_the_seed() -> None:
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)  # as Poisson's are
 
 
+def test_even_arrivals() -> None:
+    assert even_arrivals(4, 1.0) == [0.0, 0.25, 0.5, 0.75]
+
+
 def test_a_wait_is_not_hidden() -> None:
     """All answers of half a second come at its end: those who came late in it waited less."""
     begin = time.monotonic()
@@ -72,7 +76,7 @@ def test_a_wait_is_not_hidden() -> None:
 
     with server(stalls) as address:
         begin = time.monotonic()
-        found = open_loop(address, [REQUEST], 100, 1.0)
+        found = open_loop(address, [REQUEST], arrivals(100, 1.0, 1))
     assert found.counts() == {"200": len(arrivals(100, 1.0, 1))}
     early = [one.latency for one in found.sent if one.due < 0.1]
     later = [one.latency for one in found.sent if one.due > 0.75]
@@ -86,7 +90,7 @@ def test_statuses_and_broken_connections_are_told_apart() -> None:
         return {0: None, 1: 429}.get(number % 4, 200)
 
     with server(mixed) as address:
-        found = open_loop(address, [REQUEST], 100, 0.5)
+        found = open_loop(address, [REQUEST], arrivals(100, 0.5, 1))
     counts = found.counts()
     assert set(counts) == {"0", "200", "429"}
     assert sum(counts.values()) == len(found.sent) == len(arrivals(100, 0.5, 1))

@@ -31,6 +31,11 @@ def png(image):
     return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
 
 
+# Whatever machine the tests run on; results of images that are run together differ in their last
+# bits from those of each alone.
+TOGETHER = {"batch_size": 8, "parallel_runs": 1}
+
+
 @pytest.fixture
 def serve():
     """serve(*sources, options=..., **of the application) -> a client of a running application."""
@@ -40,7 +45,7 @@ def serve():
         service = Service(
             Repository([str(one) for one in sources]),
             BackendChoice(backend),
-            options or ServeOptions(),
+            options or ServeOptions(**TOGETHER),
             observers,
         )
         services.append(service)

@@ -13,7 +13,7 @@ import pytest
 
 from sigcam.repositories.write import export_repository
 from tests.serve.triton_cases import CASES
-from tests.support.live_server import HOST, live_server
+from tests.support.live_server import HOST, TOGETHER, live_server
 from tests.support.triton_server import REASON, TRITON, running_triton, without_its_backend
 
 pytestmark = [
@@ -30,7 +30,8 @@ def servers(tmp_path_factory, artifact):
     repository = export_repository([f"tiny={artifact}"], scratch / "repository", "triton")
     without_its_backend(repository, "tiny")
     models = (f"tiny={artifact}", f"tiny-explain={artifact}")
-    limits = ("--queue-images", "64")  # Triton's queue has no end
+    # Triton's queue has no end, and it runs the images of a request together.
+    limits = ("--queue-images", "64", *TOGETHER)
     with running_triton(repository, scratch) as triton, live_server(*models, *limits) as ours:
         yield ours.port, triton.http
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sigcam
-from tests.support.live_server import HOST, live_server
+from tests.support.live_server import HOST, TOGETHER, live_server
 
 http = pytest.importorskip(
     "tritonclient.http", reason='the clients are missing: pip install "tritonclient[http]"'
@@ -25,7 +25,8 @@ OWN = ("logits", "class_ids_out", "evidence_logits", "cams")
 @pytest.fixture(scope="module")
 def served(artifact):
     """The port of a server, and a session of the same model."""
-    with live_server(f"tiny={artifact}") as server, sigcam.load(artifact, "ort") as session:
+    running = live_server(f"tiny={artifact}", *TOGETHER)
+    with running as server, sigcam.load(artifact, "ort") as session:
         yield server.port, session
 
 

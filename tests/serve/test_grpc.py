@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 import sigcam
 from tests.serve.test_metrics import of
-from tests.support.live_server import live_server
+from tests.support.live_server import TOGETHER, live_server
 
 OPTIONS = ("--grpc-port", "0", "--log-format", "json")
 TOKEN = "a-token"
@@ -30,7 +30,7 @@ TOKEN = "a-token"
 def server(artifact, tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     (folder / "other.onnx").write_bytes(artifact.read_bytes())
-    with live_server(f"tiny={artifact}", str(folder), *OPTIONS) as found:
+    with live_server(f"tiny={artifact}", str(folder), *OPTIONS, *TOGETHER) as found:
         yield found
 
 

@@ -30,11 +30,23 @@ from sigcam.serve.options import ServeOptions
         {"image_formats": ()},
         {"image_formats": ("SVG",)},
         {"model_control": 1},
+        {"batch_size": 8, "queue_images": 7, "request_images": 1},
+        {"parallel_runs": 0},
+        {"queue_images": 0},
+        {"niceness": -1},
+        {"niceness": 20},
     ],
 )
 def test_out_of_range(changes):
     with pytest.raises(UsageError):
         ServeOptions(**changes)
+
+
+def test_the_queue_follows_the_batches_unless_it_is_given():
+    assert ServeOptions().queue(together=1) == 16
+    assert ServeOptions().queue(together=8) == 32
+    assert ServeOptions(request_images=50).queue(together=8) == 50
+    assert ServeOptions(queue_images=17).queue(together=8) == 17
 
 
 def test_in_range():

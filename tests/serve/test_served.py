@@ -6,11 +6,13 @@ import pytest
 
 from sigcam.core.errors import UsageError
 from sigcam.runtime.backends.base import BackendOptions
+from sigcam.serve.options import ServeOptions
 from sigcam.serve.served import BackendChoice
 
 
-def session_options(choice, path, runs=1):
-    with choice.open(str(path), runs) as model:
+def session_options(choice, path, runs=None):
+    model, _ = choice.open(str(path), ServeOptions(parallel_runs=runs))
+    with model:
         return model.backend._session.get_session_options()
 
 
@@ -21,8 +23,8 @@ def test_idle_threads_do_not_spin(artifact, name):
 
 
 def test_runs_at_the_same_time_share_the_processors(artifact, monkeypatch):
-    monkeypatch.setattr("sigcam.serve.served.thread_limit", lambda: 6)
-    for runs, wanted in ((2, 3), (3, 2), (20, 1)):
+    monkeypatch.setattr("sigcam.serve.runs.thread_limit", lambda: 6)
+    for runs, wanted in ((2, 5), (3, 4), (20, 1)):
         options = session_options(BackendChoice("ort"), artifact, runs)
         assert options.intra_op_num_threads == wanted
     asked = BackendChoice("ort", BackendOptions(threads=5))
@@ -31,12 +33,14 @@ def test_runs_at_the_same_time_share_the_processors(artifact, monkeypatch):
 
 def test_a_backend_gets_no_option_that_it_lacks(artifact):
     pytest.importorskip("openvino")
-    with BackendChoice("openvino").open(str(artifact), 2) as model:
+    model, _ = BackendChoice("openvino").open(str(artifact), ServeOptions(parallel_runs=2))
+    with model:
         assert model.backend.name == "openvino"
 
 
 def test_what_was_asked_for_and_can_not_be_had_is_told(artifact):
     with pytest.raises(UsageError, match="backend must be"):
-        BackendChoice("abacus").open(str(artifact))
+        BackendChoice("abacus").open(str(artifact), ServeOptions())
+    choice = BackendChoice("ort", BackendOptions(precision="fp16"))
     with pytest.raises(UsageError, match="no option precision"):
-        BackendChoice("ort", BackendOptions(precision="fp16")).open(str(artifact))
+        choice.open(str(artifact), ServeOptions())

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOST = "127.0.0.1"
+TOGETHER = ("--parallel-runs", "1", "--batch-size", "8")
+"""Options with which the images of a request are run together, whatever machine the tests run on:
+results differ in their last bits from those of each image alone."""
 _DIES_WITH_ITS_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 

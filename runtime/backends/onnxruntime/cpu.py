@@ -20,6 +20,7 @@ class OrtBackend(OrtBase):
     """ONNX Runtime with its CPU provider. One session serves several threads at once."""
 
     name = "ort"
+    callers_compute = True
 
     @classmethod
     def _open(cls, model: ModelFile, options: BackendOptions) -> OrtBackend:

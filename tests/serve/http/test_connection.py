@@ -94,6 +94,10 @@ def test_an_answer_waits_for_no_acknowledgement(client):
             own = transport.get_extra_info("socket")
             found.append(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    with listening(client.app, http=Watched) as port:
-        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    with (
+        listening(client.app, http=Watched) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+    ):
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1)
     assert [bool(one) for one in found] == [True]
