@@ -12,96 +12,55 @@ that no network's crash or memory ends the run. A result is a line of JSON in th
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import click
 
 from benchmarks.coverage import check as coverage_check
+from benchmarks.coverage import jobs
 from benchmarks.coverage import report as coverage_report
 from benchmarks.coverage.names import NETWORKS
 
-ROOT = Path(__file__).resolve().parents[2]
-# One process imports everything and is copied for each network: the imports take as long
-# as many a network.
-_CONTEXT = multiprocessing.get_context("forkserver")
+ROOT = jobs.ROOT
 
 
-def _child(name: str, method: str, threads: int, end: Connection) -> None:
-    import warnings
-
-    import torch
-
-    warnings.simplefilter("ignore")  # the networks' own
-    torch.set_num_threads(threads)
-    end.send(coverage_check.check(NETWORKS[name], method).to_dict())
+def check_by_name(name: str, method: str) -> jobs.Result:
+    """Exports a network of `NETWORKS` with a method; returns what became of it."""
+    return coverage_check.check(NETWORKS[name], method).to_dict()
 
 
-def run_one(name: str, method: str, threads: int, limit: float) -> dict[str, Any]:
-    """Exports one network in a process of its own.
-
-    Args:
-        name: of `NETWORKS`.
-        method: of the artifact.
-        threads: for PyTorch and ONNX Runtime.
-        limit: seconds until it is ended.
-    """
-    here, there = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_child, args=(name, method, threads, there))
-    process.start()
-    there.close()
-    result = coverage_check.Outcome(name, method, "failed").to_dict()
-    try:
-        if here.poll(limit):
-            result = here.recv()
-        else:
-            result |= {"status": "late", "reason": f"not done after {limit:g} s"}
-    except EOFError:
-        process.join()
-        result["reason"] = f"the process ended with code {process.exitcode}"
-    finally:
-        process.kill()
-        process.join()
-    return result
-
-
-def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """The last result of each network, by name and method."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(result["name"], result["method"]): result for result in map(json.loads, lines)}
+def read(path: Path) -> dict[tuple[str, str], jobs.Result]:
+    """Returns the last result of each network, by name and method."""
+    return {(result["name"], result["method"]): result for result in jobs.read(path)}
 
 
 def run_all(
-    wanted: Iterable[tuple[str, str]], path: Path, jobs: int, threads: int, limit: float
+    wanted: Iterable[tuple[str, str]], path: Path, workers: int, threads: int, limit: float
 ) -> None:
-    """Exports networks, `jobs` at a time, and adds each result to the file.
+    """Exports networks, each in a process of its own, and adds each result to the file.
 
     Args:
         wanted: names and methods.
         path: of the file.
-        jobs: how many at a time.
+        workers: how many at a time.
         threads: for each.
         limit: seconds for each.
     """
-    # The server's own interpreter must find the module; it isn't told `sys.path` in time.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    _CONTEXT.set_forkserver_preload(["benchmarks.coverage.warm"])
+    jobs.prepare()
     lock = threading.Lock()
 
-    def one(name: str, method: str) -> None:
-        result = run_one(name, method, threads, limit)
+    def one(pair: tuple[str, str]) -> None:
+        known = coverage_check.Outcome(*pair).to_dict()
+        result = jobs.run(check_by_name, pair, known, limit, threads)
         with lock, path.open("a") as file:
             file.write(json.dumps(result) + "\n")
             click.echo(coverage_report.line(result))
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda pair: one(*pair), wanted))
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, wanted))
 
 
 @click.command()
@@ -116,7 +75,7 @@ def run_all(
     help="Method of the artifacts; repeatable.",
 )
 @click.option("--redo", multiple=True, help="Run those with this status again; repeatable.")
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--jobs", "workers", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="For each.")
 @click.option("--limit", default=600.0, show_default=True, help="Seconds for one; 0 runs none.")
 @click.option(
@@ -133,7 +92,7 @@ def main(
     only: tuple[str, ...],
     methods: tuple[str, ...],
     redo: tuple[str, ...],
-    jobs: int,
+    workers: int,
     threads: int,
     limit: float,
     results: Path,
@@ -147,7 +106,7 @@ def main(
     pairs = [(name, method) for method in methods for name in only or NETWORKS]
     wanted = [p for p in pairs if only or p not in done or done[p]["status"] in redo]
     if limit > 0:
-        run_all(wanted, results, jobs, threads, limit)
+        run_all(wanted, results, workers, threads, limit)
     done = read(results)
     coverage_report.write(report, [found for (name, _), found in done.items() if name in NETWORKS])
     click.echo(f"{report} written")

@@ -25,12 +25,13 @@ from pathlib import Path
 
 import click
 
-from benchmarks.coverage import run as networks
-from benchmarks.coverage.onnx_sources import jobs
+from benchmarks.coverage import jobs
 from benchmarks.coverage.onnx_sources import report as table
+from benchmarks.coverage.onnx_sources.check import check
 from benchmarks.coverage.onnx_sources.entries import OTHERS, Entry, entries
+from benchmarks.coverage.onnx_sources.make import make
 
-RESULTS = networks.ROOT / "benchmarks" / "results" / "onnx_sources.jsonl"
+RESULTS = jobs.ROOT / "benchmarks" / "results" / "onnx_sources.jsonl"
 
 
 def _pythons(_ctx: object, _option: object, given: tuple[str, ...]) -> dict[str, str]:
@@ -38,6 +39,11 @@ def _pythons(_ctx: object, _option: object, given: tuple[str, ...]) -> dict[str,
     if unknown := sorted(set(found) - OTHERS.keys()):
         raise click.BadParameter(f"{', '.join(unknown)}: not one of {', '.join(OTHERS)}")
     return found
+
+
+def read(path: Path) -> dict[str, jobs.Result]:
+    """Returns the last result of each file, by name."""
+    return {result["name"]: result for result in jobs.read(path)}
 
 
 @click.command()
@@ -48,7 +54,7 @@ def _pythons(_ctx: object, _option: object, given: tuple[str, ...]) -> dict[str,
 @click.option("--jobs", "workers", default=2, show_default=True, type=click.IntRange(1))
 @click.option("--limit", default=900.0, show_default=True, help="Seconds for one; 0 runs none.")
 @click.option("--results", default=RESULTS, type=click.Path(path_type=Path))
-@click.option("--report", default=networks.ROOT / "docs" / "coverage.md",
+@click.option("--report", default=jobs.ROOT / "docs" / "coverage.md",
               type=click.Path(path_type=Path))  # fmt: skip
 def main(
     folder: Path,
@@ -65,15 +71,16 @@ def main(
     if unknown := sorted(set(only) - known.keys()):
         raise click.BadParameter(f"no such files: {', '.join(unknown)}")
     jobs.prepare()
-    done = jobs.read(results)
+    done = read(results)
     lock = threading.Lock()
 
     def one(entry: Entry) -> None:
-        reason = jobs.make(entry, folder / entry.name, pythons, limit)
+        reason = make(entry, folder / entry.name, pythons, limit)
         if reason is not None:
             click.echo(f"{entry.name}: not made: {reason}")
             return
-        result = jobs.run(entry.name, folder / entry.name, limit)
+        known = {"name": entry.name}
+        result = jobs.run(check, (entry.name, folder / entry.name), known, limit)
         with lock, results.open("a") as file:
             file.write(json.dumps(result) + "\n")
             click.echo(table.line(result))
@@ -86,7 +93,7 @@ def main(
     if limit > 0:
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(one, wanted))
-    done = jobs.read(results)
+    done = read(results)
     table.write(report, [done[name] for name in known if name in done],
                 [name for name in known if name not in done])  # fmt: skip
     click.echo(f"{report} written")

@@ -23,7 +23,7 @@ import click
 import cv2
 import numpy as np
 
-from benchmarks.coverage import run as networks
+from benchmarks.coverage.jobs import ROOT
 from benchmarks.coverage.onnx_sources import check
 from benchmarks.coverage.onnx_sources.makers import common
 from sigcam import ExportOptions, build_classifier, export_artifact
@@ -75,7 +75,7 @@ def main(name: str, images: tuple[Path, ...], python: str, folder: Path, out: Pa
         module = f"{common.__package__}.keras_files"
         subprocess.run(
             [python, "-m", module, name, str(folder / name), f"{scratch}/pixels.npy"],
-            cwd=networks.ROOT, env={**os.environ, "PYTHONPATH": str(networks.ROOT)}, check=True,
+            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
         )  # fmt: skip
         theirs, logits = (np.load(Path(scratch) / f"{n}.npy") for n in ("maps", "logits"))
         artifact = Path(scratch) / "explained.onnx"
