@@ -10,7 +10,6 @@ medians: the whole over the whole without the checks.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import torchvision
 from torch import nn
@@ -32,27 +32,31 @@ CHECKS = ((split, "check_place"), (export, "check_original"))
 MOST = 1.25
 
 
-def main() -> None:
-    """Prints a line for each network."""
-    parser = argparse.ArgumentParser(description="Times exports and their checks.")
-    parser.add_argument("--rounds", type=int, default=3, help="exports of each network (3)")
-    parser.add_argument("--network", action="append", help="a torchvision network; repeatable")
-    arguments = parser.parse_args()
+@click.command()
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True,
+    help="Exports of each network.",
+)  # fmt: skip
+@click.option(
+    "--network", "names", multiple=True, default=NETWORKS, show_default=True,
+    help="Of torchvision; repeatable.",
+)  # fmt: skip
+def main(rounds: int, names: tuple[str, ...]) -> None:
+    """Times exports and their checks; prints a line for each network."""
     spent = {check: [0.0] for _, check in CHECKS}
     for module, check in CHECKS:
         setattr(module, check, _timed(getattr(module, check), spent[check]))
-    names = arguments.network or NETWORKS
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for name in names:
             found[name].append(_export(name, spent))
-    for name, rounds in found.items():
-        medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    for name, times in found.items():
+        medians = {key: statistics.median(one[key] for one in times) for key in times[0]}
         whole = medians["whole"]
-        without = statistics.median(one["whole"] - sum(one[c] for c in spent) for one in rounds)
+        without = statistics.median(one["whole"] - sum(one[c] for c in spent) for one in times)
         parts = ", ".join(f"{key} {medians[key]:.2f} s" for key in medians)
         verdict = "within" if whole / without <= MOST else "ABOVE"
-        print(f"{name}: {parts}; {whole / without:.3f}x, {verdict} {MOST}x", flush=True)
+        click.echo(f"{name}: {parts}; {whole / without:.3f}x, {verdict} {MOST}x")
 
 
 def _timed(check: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:

@@ -15,7 +15,6 @@ threads should not spin while they wait for it: OMP_WAIT_POLICY=passive.)
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
@@ -29,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnxruntime
 import torch
@@ -45,17 +45,24 @@ METHODS = ("cam", "gradcam")
 SOURCES = ("torch.onnx, old exporter", "torch.onnx, new exporter", "channels last")
 
 
-def main() -> None:
-    """Prints two lines for each source."""
-    parser = argparse.ArgumentParser(description="Times maps of imported files.")
-    parser.add_argument("--rounds", type=int, default=60, help="runs of each (60)")
-    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime and torch (2)")
-    parser.add_argument("--source", action="append", choices=SOURCES, help="repeatable (all)")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    for source in asked.source or SOURCES:
+@click.command()
+@click.option(
+    "--rounds", type=click.IntRange(1), default=60, show_default=True, help="Runs of each."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=2, show_default=True,
+    help="Of ONNX Runtime and PyTorch.",
+)  # fmt: skip
+@click.option(
+    "--source", "sources", type=click.Choice(SOURCES), multiple=True, default=SOURCES,
+    show_default="all", help="Repeatable.",
+)  # fmt: skip
+def main(rounds: int, threads: int, sources: tuple[str, ...]) -> None:
+    """Times maps of imported files; prints some lines for each source."""
+    torch.set_num_threads(threads)
+    for source in sources:
         with tempfile.TemporaryDirectory() as folder:
-            print(_measured(source, Path(folder), asked.rounds, asked.threads), flush=True)
+            click.echo(_measured(source, Path(folder), rounds, threads))
 
 
 def _measured(source: str, folder: Path, rounds: int, threads: int) -> str:
