@@ -60,8 +60,8 @@ def make_app(
         )
     app = Starlette(
         routes=[
+            *infer_routes(service),  # first, as routes are tried one by one
             *health_routes(service),
-            *infer_routes(service),
             *repository_routes(service),
             *routes,
         ],

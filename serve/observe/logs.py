@@ -132,4 +132,6 @@ def _frames(record: logging.LogRecord) -> list[str]:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():  # nearly always, and a server that refuses much writes many lines
+        return text
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
