@@ -206,6 +206,7 @@ def put_in_place(program: onnx_ir.Model, kept: KeptFront) -> None:
     graph = program.graph
     stand_in = next(node for node in graph if node.domain == _DOMAIN)
     part = onnx_ir.from_proto(kept.model).graph
+    onnx_ir.external_data.set_base_dir(part, kept.folder)
     _make_names_apart(graph, part)
     value = part.outputs[0]
     given, result = stand_in.inputs[0], stand_in.outputs[0]

@@ -181,7 +181,9 @@ def _serialised(
     program = passes(program).model
     if kept is not None:  # after the passes, which would change it
         put_in_place(program, kept)
-    if data_file is not None:
+    if data_file is None:
+        onnx_ir.external_data.load_to_model(program)  # what the kept part has in files of its own
+    else:
         program = onnx_ir.external_data.unload_from_model(
             program, data_file.parent, data_file.name, size_threshold_bytes=1024
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sigcam.core.errors import ModelError, ParityError
 _IMAGES = 3
 _TINY = 1e-20
 """Logits below are zeros; what is divided by it must be zero too."""
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _TYPES = {1: np.float32, 2: np.uint8, 10: np.float16, 11: np.float64}
 
 
@@ -33,11 +35,15 @@ def probe_images(found: Input, size: tuple[int, int]) -> Any:
     return generator.standard_normal(shape).astype(np.float32)
 
 
-def open_session(model: Path | bytes) -> Any:
+def open_session(
+    model: Path | bytes, folder: Path | None = None, weights: Mapping[str, Any] | None = None
+) -> Any:
     """Opens a graph in ONNX Runtime, to be run as it says, for a few images.
 
     Args:
         model: the file, or its bytes.
+        folder: of the files that hold weights of a graph given as bytes.
+        weights: arrays that take the place of weights in such files, by name.
 
     Raises:
         Exception: ONNX Runtime's own, where it is missing or can't run the graph.
@@ -52,13 +58,19 @@ def open_session(model: Path | bytes) -> Any:
     # As the file says: with optimisations, products with weights of 8 bits may be rounded.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, bytes) else str(model)
+    if isinstance(model, bytes) and folder is not None:
+        options.add_session_config_entry(_FOLDER, str(folder.resolve()))
+    values = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in (weights or {}).items()}
+    options.add_external_initializers(list(values), list(values.values()))
     # Its fallback would print that it tries the same once more.
     return ort.InferenceSession(
         source, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
 
 
-def original_logits(model: Path | bytes, output: str, found: Input, images: Any) -> Any:
+def original_logits(
+    model: Path | bytes, output: str, found: Input, images: Any, folder: Path | None = None
+) -> Any:
     """Runs a file in ONNX Runtime.
 
     Args:
@@ -66,6 +78,7 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
         output: the output's name.
         found: what the graph takes.
         images: float32 [B, C, H, W].
+        folder: of the files that hold weights of a graph given as bytes.
 
     Returns:
         The output of all images, [B, ...].
@@ -79,7 +92,7 @@ def original_logits(model: Path | bytes, output: str, found: Input, images: Any)
     parts = [np.resize(given[i : i + number], (number, *given.shape[1:]))
              for i in range(0, len(given), number)]  # fmt: skip
     try:
-        session = open_session(model)
+        session = open_session(model, folder)
         results = [session.run([output], {found.name: part})[0] for part in parts]
     except ImportError as exc:
         raise ModelError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import zipfile
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +68,14 @@ _FIELDS = (b"\x08", b"\x12", b"\x3a")
 """How an ONNX file begins: with its IR version, its producer, or the graph."""
 _HEAD = 512
 
+_MOST_LOADED = 2**30
+"""Weights of more bytes stay in the files beside the graph: a message holds less than 2 GiB, and
+each graph that is cut out of it would have a copy."""
+_SMALL = 2**20
+"""Tensors of so few elements are loaded nevertheless; what isn't a weight is smaller."""
+MOST_BYTES = 2**31 - 1
+"""A protobuf message has no more."""
+
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -73,7 +83,8 @@ class OnnxFile:
 
     Attributes:
         path: the file.
-        model: its graph, with its weights.
+        model: its graph, with its weights; where these are over 1 GiB in files beside it, large
+            ones stay there.
         beside: the names of the files in the same folder that hold its weights.
         sha256: the hash of the file itself.
     """
@@ -151,6 +162,12 @@ def _not_onnx(path: Path) -> ModelError:
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
     came = _kind(path, head)
+    if came is None and head.startswith(_FIELDS) and path.stat().st_size > MOST_BYTES:
+        return ModelError(
+            f"{path} must have less than 2 GiB, as ONNX's format wants it, it has "
+            f"{path.stat().st_size / 2**30:.1f} GiB; export it with its weights in a file beside "
+            "it (torch.onnx.export with external_data=True)"
+        )
     if came is None and head.startswith(_FIELDS):
         return ModelError(
             f"{path} must be a whole ONNX model, it begins as one and its "
@@ -201,10 +218,10 @@ def _of_a_folder(path: Path) -> str:
 
 def _load_external(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     """Reads the weights that lie in files beside the graph; returns their names."""
-    from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+    from onnx.external_data_helper import load_external_data_for_tensor
 
-    stored = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
-    entries = [entry for tensor in stored for entry in tensor.external_data]
+    stored, held = _external_tensors(model)
+    entries = [entry for tensor in (*stored, *held) for entry in tensor.external_data]
     names = tuple(dict.fromkeys(entry.value for entry in entries if entry.key == "location"))
     missing = sorted(n for n in names if not (path.parent / n).is_file())
     if missing:
@@ -213,10 +230,25 @@ def _load_external(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
             "that file into the same folder"
         )
     keep([path.parent / name for name in names])
+    if sum((path.parent / name).stat().st_size for name in names) > _MOST_LOADED:
+        stored = [tensor for tensor in stored if math.prod(tensor.dims) <= _SMALL]
     try:
-        load_external_data_for_model(model, str(path.parent))
+        for tensor in (*stored, *held):
+            load_external_data_for_tensor(tensor, str(path.parent))
     except Exception as exc:  # damaged or too short, or outside the folder
         raise ModelError(
             f"the weights of {path} beside it can't be read: {exc}; copy the files anew"
         ) from exc
     return names
+
+
+def _external_tensors(
+    model: onnx.ModelProto,
+) -> tuple[list[onnx.TensorProto], list[onnx.TensorProto]]:
+    """Returns the tensors that lie in files beside the graph: stored ones, and those of nodes."""
+    from onnx.external_data_helper import uses_external_data
+
+    nodes = chain(model.graph.node, *(function.node for function in model.functions))
+    held = (a.t for node in nodes for a in node.attribute if a.HasField("t"))
+    stored = filter(uses_external_data, model.graph.initializer)
+    return list(stored), list(filter(uses_external_data, held))

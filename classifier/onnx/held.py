@@ -18,7 +18,8 @@ class HeldFile:
         path: the file.
         source: what ONNX Runtime was given to compare with: the file, or its graph without the
             rounding that was left out.
-        model: its graph as it was read, with functions inlined; it must not be changed.
+        model: its graph as it was read, with functions inlined; it must not be changed. Weights
+            may be in files in the folder of `path`.
         changes: what was changed in it before, in words; empty for nothing.
         tolerance: the largest difference of its logits from those of the graph that was read,
             as a share of the largest.

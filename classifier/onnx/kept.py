@@ -6,8 +6,10 @@ are made of it. The part before needs neither, so it can run as it stands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +34,6 @@ _TOLERANCE = 1e-4
 
 _FLOAT = 1
 _WIDTHS = {10: "float16", 11: "float64", 16: "bfloat16"}
-_MOST_BYTES = 2**31 - 2**20
 
 
 class NotKeptError(ModelError):
@@ -46,6 +47,7 @@ class KeptFront:
     Attributes:
         model: that part: one input, as the file has it but for a batch that was fixed to 1, and
             one output, the value. Its operators are those of the file's own opset.
+        folder: of the files that hold those of its weights that aren't in the model itself.
         takes: what its input is.
         shape: of the value, without the batch.
         rest: from the value to the end of the features that were asked for.
@@ -55,6 +57,7 @@ class KeptFront:
     """
 
     model: onnx.ModelProto
+    folder: Path
     takes: Input
     shape: tuple[int, ...]
     rest: fx.GraphModule
@@ -70,7 +73,7 @@ class KeptFront:
     @property
     def num_bytes(self) -> int:
         """Returns the size of its weights."""
-        return sum(tensor.ByteSize() for tensor in self.model.graph.initializer)
+        return sum(map(_bytes_of, self.model.graph.initializer))
 
 
 def keep_front(features: fx.GraphModule, traced: Traced) -> KeptFront:
@@ -99,9 +102,16 @@ def keep_front(features: fx.GraphModule, traced: Traced) -> KeptFront:
     image = next(iter(features.graph.nodes))
     rest = extract(node, _end(features), image, attribute, "value")
     return KeptFront(
-        part, source.takes, shape, module_of(rest, tensor_of(features), "Rest"),
-        len(part.graph.node), total, source.held.changes,
+        part, source.held.path.parent, source.takes, shape,
+        module_of(rest, tensor_of(features), "Rest"), len(part.graph.node), total,
+        source.held.changes,
     )  # fmt: skip
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return int(math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _end(features: fx.GraphModule) -> fx.Node:
@@ -242,11 +252,9 @@ def check_front(kept: KeptFront, features: fx.GraphModule) -> None:
     image = next(iter(features.graph.nodes))
     height, width = (int(n) for n in image.meta["val"].shape[2:])
     images = probe_images(kept.takes, (height, width))
-    if kept.num_bytes > _MOST_BYTES:
-        return  # a session takes no such message; the whole artifact is compared
     try:
-        name = kept.model.graph.output[0].name
-        got = original_logits(kept.model.SerializeToString(), name, kept.takes.dynamic, images)
+        name, content = kept.model.graph.output[0].name, kept.model.SerializeToString()
+        got = original_logits(content, name, kept.takes.dynamic, images, kept.folder)
     except ModelError as exc:
         raise NotKeptError(f"ONNX Runtime can't run it for several images: {exc}") from exc
     with torch.no_grad():

@@ -68,10 +68,16 @@ class OnnxClassifier(OnnxGraph):
     is_whole: bool
 
     def __init__(
-        self, graph: onnx.GraphProto, opset: int, takes: Input, output: str, digest: str
+        self,
+        graph: onnx.GraphProto,
+        opset: int,
+        takes: Input,
+        output: str,
+        digest: str,
+        folder: Path,
     ) -> None:
         """Reads a graph; see `OnnxGraph`."""
-        super().__init__(graph, opset, takes.name, output)
+        super().__init__(graph, opset, takes.name, output, folder)
         self.takes, self.file_sha256, self.channel_order = takes, digest, takes.order
         self.held = None
         self.is_whole = True
@@ -152,14 +158,14 @@ def classifier_of(
     name = chosen_output(model, output, where)
     opset = check_graph(model, name, where)
     form = _to_form(file, takes, name, opset)
-    read = OnnxClassifier(model.graph, opset, takes, name, file.sha256)
+    read = OnnxClassifier(model.graph, opset, takes, name, file.sha256, file.path.parent)
     read.eval().requires_grad_(False)
     read.size = height, width = _size(takes, size, where)
     shape = (height, width, takes.channels) if takes.nhwc else (takes.channels, height, width)
     plan_batch(read, shape, takes.batch or 1)
     half = any(t.data_type in HALVES for t in model.graph.initializer)
     tolerance = _HALF_TOLERANCE if half else TOLERANCE
-    num_classes, error = _compare(read, form.source, tolerance, where)
+    num_classes, error = _compare(read, form.source, tolerance, file.path)
     whole = form.source if isinstance(form.source, bytes) else file.path.resolve()
     read.held = HeldFile(file.path, whole, model, form.changes, tolerance)
     notes = _notes(where, form, takes, asked=channel_order is not None)
@@ -220,14 +226,15 @@ def _notes(where: str, form: _Form, takes: Input, *, asked: bool) -> list[str]:
 
 
 def _compare(
-    read: OnnxClassifier, source: Path | bytes, tolerance: float, where: str
+    read: OnnxClassifier, source: Path | bytes, tolerance: float, path: Path
 ) -> tuple[int, float]:
     """Compares what was read with ONNX Runtime; returns the number of outputs and the error."""
     images = probe_images(read.takes, read.size)
-    original = original_logits(source, read.output_name, read.takes, in_order(images, read.takes))
+    given = in_order(images, read.takes)
+    original = original_logits(source, read.output_name, read.takes, given, path.parent)
     with torch.no_grad():
         found = read(torch.from_numpy(images))
-    return original.shape[1], check_logits(found, original, tolerance, where)
+    return original.shape[1], check_logits(found, original, tolerance, str(path))
 
 
 def _cut(model: onnx.ModelProto, output: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigcam.classifier.onnx.expansions import expand
-from sigcam.classifier.onnx.file import OnnxFile
+from sigcam.classifier.onnx.file import MOST_BYTES, OnnxFile
 from sigcam.classifier.onnx.front import inputs_of
 from sigcam.classifier.onnx.quantised_operators import expand_quantised
 from sigcam.core.errors import ModelError
@@ -59,7 +59,7 @@ def plain_file(file: OnnxFile) -> PlainFile:
     if _drop_unused_inputs(model):
         source = bytes_of(model, file.path)
     expand(model)
-    expand_quantised(model)
+    expand_quantised(model, file.path.parent)
     return PlainFile(file.path, file.sha256, model, own, source)
 
 
@@ -77,15 +77,16 @@ def bytes_of(model: onnx.ModelProto, path: Path) -> bytes:
         path: the file that it is of, for messages.
 
     Raises:
-        ModelError: it has 2 GiB or more.
+        ModelError: it has 2 GiB or more, without what stays in files beside it.
     """
-    try:
-        return bytes(model.SerializeToString())
-    except ValueError as exc:  # over 2 GiB
+    content = bytes(model.SerializeToString())
+    if len(content) > MOST_BYTES:
         raise ModelError(
-            f"{path} must have less than 2 GiB where only a part of it is read, or it is "
-            f"quantised; cut it at its logits first (onnx.utils.extract_model)"
-        ) from exc
+            f"{path} must have less than 2 GiB of weights in the form in which it is read, it has "
+            f"{len(content) / 2**30:.1f} GiB (quantised operators have their weights in float32 "
+            "then); give the file from before it was quantised, its weights in a file beside it"
+        )
+    return content
 
 
 def _drop_unused_inputs(model: onnx.ModelProto) -> bool:

@@ -8,6 +8,7 @@ weights as float32 already; `quantised_graph` then takes the rounding out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +26,15 @@ _KEEPS = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", 
 class _Rewriter:
     """Rewrites a graph; `figures` holds the scale and zero point of each integer value."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, folder: Path | None) -> None:
+        self.folder = folder
         self.graph, self.stored = graph, {t.name: t for t in graph.initializer}
         self.figures: dict[str, tuple[str, str]] = {}
         self.nodes: list[Any] = []
 
     def array(self, name: str) -> Any:
         """Returns a stored array; None where it isn't stored."""
-        return array_of(self.stored[name]) if name in self.stored else None
+        return array_of(self.stored[name], self.folder) if name in self.stored else None
 
     def add(self, operator: str, inputs: Sequence[str], output: str, name: str, **own: Any) -> str:
         """Adds a node and returns the name of what it gives."""
@@ -69,12 +71,17 @@ class _Rewriter:
         return True
 
 
-def expand_quantised(model: onnx.ModelProto) -> None:
-    """Rewrites a graph's operators on integers; those that aren't known stay as they are."""
+def expand_quantised(model: onnx.ModelProto, folder: Path | None = None) -> None:
+    """Rewrites a graph's operators on integers; those that aren't known stay as they are.
+
+    Args:
+        model: the graph; it is changed.
+        folder: of the files with the weights that aren't in the graph itself.
+    """
     graph = model.graph
     if not any(node.op_type.startswith("Q") for node in graph.node):
         return
-    rewriter = _Rewriter(graph)
+    rewriter = _Rewriter(graph, folder)
     for node in graph.node:
         before, stored = len(rewriter.nodes), len(graph.initializer)
         function = _TABLE.get((node.domain, node.op_type))

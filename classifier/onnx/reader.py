@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +80,14 @@ class OnnxGraph(Owner):
             doesn't fix the batch to 1 (see `sigcam.classifier.onnx.batch`), or is for new classes.
     """
 
-    def __init__(self, graph: onnx.GraphProto, opset: int, input_name: str, output: str) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        opset: int,
+        input_name: str,
+        output: str,
+        folder: Path | None = None,
+    ) -> None:
         """Reads a graph whose operators are all in the table.
 
         Args:
@@ -87,6 +95,7 @@ class OnnxGraph(Owner):
             opset: the version of its operators.
             input_name: the graph's input for images.
             output: the value to return.
+            folder: of the files with the weights that aren't in the graph itself.
 
         Raises:
             ModelError: weights that aren't finite, or a constant node that can't be computed.
@@ -97,7 +106,7 @@ class OnnxGraph(Owner):
         self.tensors: dict[str, str] = {}
         self.targets: dict[str, list[int]] = {}
         self.written_for = 1
-        stored = {t.name: array_of(t) for t in graph.initializer}
+        stored = {t.name: array_of(t, folder) for t in graph.initializer}
         nodes = []
         for node in needed(graph, output):
             if node.op_type == "Constant":
@@ -197,7 +206,8 @@ class OnnxGraph(Owner):
         for step in self.steps:
             for i, name in enumerate(step.inputs):
                 uses[name].append((step, i))
-        for name, array in stored.items():
+        for name in list(stored):
+            array = stored.pop(name)  # it is copied, and may be large
             if uses[name] or name == self.output_name:
                 self._keep(name, array, uses[name])
 

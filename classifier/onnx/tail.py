@@ -6,6 +6,7 @@ the derivatives with.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,17 @@ import numpy as np
 from sigcam.classifier.onnx.compare import open_session
 from sigcam.classifier.onnx.kept import free_targets
 from sigcam.classifier.onnx.load import OnnxClassifier
+from sigcam.classifier.onnx.tensors import array_of
 from sigcam.classifier.onnx.values import FLOATS, OWN, needed
 
 if TYPE_CHECKING:
     import onnx
 
 _FLOAT, _DOUBLE = 1, 11
+_KINDS = {_FLOAT: np.float32, _DOUBLE: np.float64}
+_LARGE = 2**20
+"""Weights of more elements are given to a session beside the graph."""
+_MOST_DOUBLE = 2**31
 
 
 class FileTail:
@@ -28,7 +34,7 @@ class FileTail:
 
     Attributes:
         is_double: whether it computes in float64; float32 where ONNX Runtime has no float64
-            for one of its operators.
+            for one of its operators, or its weights would take over 2 GiB then.
     """
 
     def __init__(self, source: OnnxClassifier, value: str) -> None:
@@ -39,7 +45,7 @@ class FileTail:
             value: the name of a value in the file.
         """
         self._source, self._value = source, value
-        session = self._session(_DOUBLE)
+        session = None if self._is_large() else self._session(_DOUBLE)
         self.is_double = session is not None
         self._run = session or self._session(_FLOAT)
 
@@ -68,16 +74,28 @@ class FileTail:
         found = self._run.run(None, given)[0]
         return found.reshape(len(value), -1).astype(np.float64)
 
+    def _is_large(self) -> bool:
+        """Returns whether its weights, in float64, would take much of a machine's memory."""
+        assert self._source.held is not None  # noqa: S101 (the caller has looked)
+        graph = self._source.held.model.graph
+        behind = needed(graph, self._source.output_name, given=self._value)
+        used = {name for node in behind for name in node.input}
+        sizes = [math.prod(t.dims) for t in graph.initializer if t.name in used]
+        return bool(8 * sum(sizes) > _MOST_DOUBLE)
+
     def _session(self, element: int) -> Any:
         """Opens the part in a floating type; None where ONNX Runtime can't."""
-        content = tail_of(self._source, self._value, element).SerializeToString()
+        assert self._source.held is not None  # noqa: S101 (the caller has looked)
+        model, weights = tail_of(self._source, self._value, element)
         try:
-            return open_session(content)
+            return open_session(model.SerializeToString(), self._source.held.path.parent, weights)
         except Exception:  # ONNX Runtime's own errors have no common base
             return None
 
 
-def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto:
+def tail_of(
+    source: OnnxClassifier, value: str, element: int
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Cuts a file's graph behind a value, with all floating types made one.
 
     Args:
@@ -85,8 +103,12 @@ def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto
         value: the name of a value in the file, which becomes an input.
         element: the floating type, as ONNX numbers it: 1 for float32, 11 for float64.
 
+    Returns:
+        The graph, and its large weights by name: in float64 they may be too many for a message,
+        so in the graph they are said to be in a file.
+
     Example:
-        tail_of(source, "/layer4/Relu_output_0", 11).graph.input[0].name
+        tail_of(source, "/layer4/Relu_output_0", 11)[0].graph.input[0].name
     """
     import onnx
 
@@ -95,7 +117,18 @@ def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto
     behind = needed(model.graph, source.output_name, given=value)
     nodes = [_widened_node(node, element) for node in behind]
     used = {name for node in nodes for name in node.input}
-    stored = [_widened(t, element) for t in model.graph.initializer if t.name in used]
+    stored, weights = [], {}
+    for tensor in model.graph.initializer:
+        if tensor.name not in used:
+            continue
+        if tensor.data_type == element:  # also where it lies in a file
+            stored.append(tensor)
+        elif tensor.data_type in FLOATS and math.prod(tensor.dims) > _LARGE:
+            array = array_of(tensor, source.held.path.parent)
+            weights[tensor.name] = array.astype(_KINDS[element], copy=False)
+            stored.append(_elsewhere(tensor, element))
+        else:
+            stored.append(_widened(tensor, element))
     stored += free_targets(nodes, source.targets, {t.name for t in stored})
     inputs = [onnx.helper.make_tensor_value_info(value, element, None)]
     if source.input_name in used:
@@ -104,7 +137,8 @@ def tail_of(source: OnnxClassifier, value: str, element: int) -> onnx.ModelProto
     output = onnx.helper.make_tensor_value_info(source.output_name, element, None)
     graph = onnx.helper.make_graph(nodes, "tail", inputs, [output], stored)
     own = [o for o in model.opset_import if o.domain in OWN]
-    return onnx.helper.make_model(graph, opset_imports=own, ir_version=max(8, model.ir_version))
+    version = max(8, model.ir_version)
+    return onnx.helper.make_model(graph, opset_imports=own, ir_version=version), weights
 
 
 def _widened_node(node: onnx.NodeProto, element: int) -> onnx.NodeProto:
@@ -124,6 +158,14 @@ def _widened(tensor: onnx.TensorProto, element: int) -> onnx.TensorProto:
 
     if tensor.data_type not in FLOATS or tensor.data_type == element:
         return tensor
-    kind = np.float64 if element == _DOUBLE else np.float32
-    array = np.asarray(numpy_helper.to_array(tensor)).astype(kind)
+    array = np.asarray(numpy_helper.to_array(tensor)).astype(_KINDS[element])
     return numpy_helper.from_array(array, tensor.name)
+
+
+def _elsewhere(tensor: onnx.TensorProto, element: int) -> onnx.TensorProto:
+    """Returns a tensor of the same shape that is said to lie in a file."""
+    made = type(tensor)(
+        name=tensor.name, dims=tensor.dims, data_type=element, data_location=tensor.EXTERNAL
+    )
+    made.external_data.add(key="location", value="given-to-the-session")
+    return made

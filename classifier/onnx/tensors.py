@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,10 +46,14 @@ class Owner(nn.Module):
                 self.get_parameter(name).fill_(value)
 
 
-def array_of(tensor: onnx.TensorProto) -> Any:
+def array_of(tensor: onnx.TensorProto, folder: Path | None = None) -> Any:
     """Returns a stored tensor as an array; floating ones of every width become float32.
 
-    Integers of fewer than 8 bits become int8 or uint8.
+    Integers of fewer than 8 bits become int8 or uint8. The array may be one that can't be written.
+
+    Args:
+        tensor: the tensor.
+        folder: where the file lies that holds it, for one that is left there.
 
     Raises:
         ModelError: it holds no real numbers, or not as many as its shape says.
@@ -56,7 +61,7 @@ def array_of(tensor: onnx.TensorProto) -> Any:
     from onnx import numpy_helper
 
     try:
-        array = np.asarray(numpy_helper.to_array(tensor))
+        array = np.asarray(numpy_helper.to_array(tensor, "" if folder is None else str(folder)))
     except Exception as exc:  # onnx's and NumPy's, for what is damaged
         reason = str(exc).partition("\n")[0]
         raise ModelError(
@@ -65,7 +70,7 @@ def array_of(tensor: onnx.TensorProto) -> Any:
         ) from exc
     name = array.dtype.name
     if name.startswith(("float", "bfloat")):
-        return array.astype(np.float32)
+        return array.astype(np.float32, copy=False)
     if name in ("int2", "int4", "uint2", "uint4"):
         return array.astype(np.int8 if name.startswith("i") else np.uint8)
     if array.dtype.kind not in "biu":

@@ -91,8 +91,9 @@ def _logit_error(
 ) -> OutputError:
     images = normalised(run.counted_images, run.preprocessing).astype(np.float32)
     want = original_logits(
-        held.source, source.output_name, source.takes, in_order(images, source.takes)
-    )
+        held.source, source.output_name, source.takes, in_order(images, source.takes),
+        held.path.parent,
+    )  # fmt: skip
     traced = run.model.softmax_head.traced
     got = traced.squashed(torch.from_numpy(logits)).numpy()
     error = compare(got, np.exp(want) if traced.logarithm else want)

@@ -19,7 +19,7 @@ from sigcam.classifier.dual_branch import DualBranch
 from sigcam.classifier.rewrite import in_double
 from sigcam.core.cpus import thread_limit
 from sigcam.core.errors import ExportError, ParityError
-from sigcam.core.spec import OutputError, ParityReport, Preprocessing
+from sigcam.core.spec import ParityReport, Preprocessing
 from sigcam.core.types import Array
 from sigcam.export.methods import method_of
 from sigcam.export.options import ExportOptions
@@ -57,7 +57,21 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
         report = verify(ParityRun(dual, options, preprocessing), Path("model.onnx"), outputs)
         print(table(report))
     """
-    session = _open(model)
+    report, logits = _compared(run, _open(model), outputs)
+    if run.model.file_sha256 is None:
+        return report
+    gradients = method_of(run.options.method).need not in ("rows", "scores")
+    return replace(report, file=file_errors(run, logits, gradients=gradients))
+
+
+def _compared(
+    run: ParityRun, session: onnxruntime.InferenceSession, outputs: Sequence[str]
+) -> tuple[ParityReport, Array]:
+    """Compares with the definition; returns the report, and the logits of images that count.
+
+    The session ends with this: together with those that follow, a large network's takes much
+    memory.
+    """
     num_classes = run.model.num_classes
     compared = [name for name in outputs if name != "head_input"]
 
@@ -80,20 +94,16 @@ def verify(run: ParityRun, model: Model, outputs: Sequence[str]) -> ParityReport
         _check_influence(run)
     _check_errors(report, "the graph")
     run.check_count("the graph")
-    return replace(report, file=_file_errors(run, session))
+    return report, _logits(run, session)
 
 
-def _file_errors(run: ParityRun, session: onnxruntime.InferenceSession) -> dict[str, OutputError]:
-    """Compares an artifact with the ONNX file that its classifier was read from, if it was."""
-    if run.model.file_sha256 is None:
-        return {}
+def _logits(run: ParityRun, session: onnxruntime.InferenceSession) -> Array:
+    """Runs an artifact on the images that count."""
     images = run.counted_images
     feeds = {"image": feed(images, run.preprocessing)}
     if run.options.selection.mode == "input":
         feeds["class_ids"] = _mixed_ids(len(images), run.model.num_classes)
-    logits = _run(session, feeds, ["logits"])["logits"]
-    gradients = method_of(run.options.method).need not in ("rows", "scores")
-    return file_errors(run, logits, gradients=gradients)
+    return _run(session, feeds, ["logits"])["logits"]
 
 
 def verify_head(
