@@ -68,7 +68,7 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
   {references["differences"]} with differences; {methods["cam"]} were exported with
   the method cam too, whose maps were compared with Grad-CAM's.
 
-## Not explained
+## Refused, or not within 1e-4
 
 {named}{left}
 

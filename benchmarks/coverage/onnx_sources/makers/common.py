@@ -99,7 +99,14 @@ def write_about(folder: Path, about: About) -> None:
     (folder / ABOUT).write_text(json.dumps(asdict(about)))
 
 
-def write_reference(folder: Path, pixels: Any, logits: Any, features: Any, gradients: Any) -> None:
+def write_reference(
+    folder: Path,
+    pixels: Any,
+    logits: Any,
+    features: Any,
+    gradients: Any,
+    single: Any | None = None,
+) -> None:
     """Writes the map that the source's own framework gives.
 
     Args:
@@ -108,13 +115,17 @@ def write_reference(folder: Path, pixels: Any, logits: Any, features: Any, gradi
         logits: [B, C], before a softmax.
         features: of the layer, [B, N, h, w].
         gradients: of the most probable class's logit with respect to them.
+        single: the features that the framework computes in float32, where the others are of
+            float64; None where it has only one of them.
     """
+    more = {} if single is None else {"single": np.asarray(single, np.float32)}
     np.savez(
         folder / REFERENCE,
         pixels=pixels,
         logits=np.asarray(logits, np.float64),
         features=np.asarray(features, np.float32),
         cams=grad_cam(np.asarray(features, np.float64), np.asarray(gradients, np.float64)),
+        **more,
     )
 
 

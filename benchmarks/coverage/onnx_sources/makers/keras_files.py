@@ -74,10 +74,15 @@ def write(name: str, folder: Path) -> None:
     export(model, network, folder)
     weights = model.get_weights()
     pixels = common.images(network.side, network.side, model.input_shape[-1])
-    keras.backend.set_floatx("float64")
+    _, single, _ = explain(model, network, pixels)
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # the float of layers, chosen with the first of them
     model = build(network, folder)
     model.set_weights(weights)
-    common.write_reference(folder, pixels, *explain(model, network, pixels))
+    found = explain(model, network, pixels)
+    if {values.dtype.name for values in found} != {"float64"}:
+        raise TypeError("the network wasn't built in float64")
+    common.write_reference(folder, pixels, *found, single)
     mean, std = (None, None) if network.own_range else _normalisation(network)
     about = common.About(
         common.versions("tensorflow-cpu", "keras", "tf2onnx"), (network.side, network.side), mean,
