@@ -126,15 +126,18 @@ def _norms(layer: nn.Module) -> list[WeightNorm | SpectralNorm]:
 
 def _draw_plain(layer: nn.Module, init: Init) -> None:
     """Draws a layer in place: plain weights first, then what they are computed from."""
+    parametrised, norms = list(_parametrisations(layer)), _norms(layer)
+    if not parametrised and not norms:
+        _reset(layer, init)  # it is plain already, and a copy of it may be large
+        return
     plain = copy.deepcopy(layer)
-    parametrised = list(_parametrisations(layer))
     if parametrised:
         # Not by remove_parametrizations: it changes the class, which all copies share.
         plain.__class__ = parametrize.type_before_parametrizations(layer)
         del plain.parametrizations
         for name in parametrised:
             plain.register_parameter(name, nn.Parameter(getattr(layer, name).detach().clone()))
-    for hook in _norms(layer):
+    for hook in norms:
         remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(plain, hook.name)
     plain.requires_grad_(False)
@@ -145,7 +148,7 @@ def _draw_plain(layer: nn.Module, init: Init) -> None:
             value.copy_(fresh[name])
     for name in parametrised:
         _parametrise(layer, name, fresh[name])
-    for hook in _norms(layer):
+    for hook in norms:
         _renorm(layer, hook, fresh[hook.name])
 
 
