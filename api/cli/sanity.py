@@ -20,6 +20,7 @@ from sigcam.cli.common import (
 )
 from sigcam.cli.data import data_options, open_named
 from sigcam.cli.maps import build_named, check_branch_named, map_options
+from sigcam.core.cpus import wait_asleep
 from sigcam.core.files import check_writable, write_text
 from sigcam.core.inputs import refuse_input
 from sigcam.core.progress import Bar
@@ -72,6 +73,7 @@ def command(
     maps are compared with those of the intact network (Adebayo et al. 2018): a correlation that
     stays near 1 means that the map doesn't depend on what was lost. Labels aren't needed.
     """
+    wait_asleep()
     needs_sigmoid = chosen["branch"] == "sigmoid"
     if needs_sigmoid:
         check_branch_named(classifier)

@@ -169,7 +169,7 @@ def test_commands_say_so_before_pytorch_is_there():
     """OpenMP looks at the variable when its library is loaded."""
     code = (
         "import os, sys\n"
-        "import sigcam.cli.export, sigcam.cli.inspect\n"
+        "import sigcam.cli.export, sigcam.cli.inspect, sigcam.cli.sanity\n"
         "assert 'torch' not in sys.modules\n"
         "def noted():\n"
         "    print('torch' in sys.modules)\n"
@@ -179,7 +179,8 @@ def test_commands_say_so_before_pytorch_is_there():
         "command.command(sys.argv[2:])\n"
     )
     given = ["--arch", "no.onnx", "--method", "cam", "--branch", "softmax", "--out", "o.onnx"]
-    for arguments in (["inspect", "no.onnx"], ["export", *given]):
+    sanity = [*given[:-2], "--data", "."]
+    for arguments in (["inspect", "no.onnx"], ["export", *given], ["sanity", *sanity]):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
         )
