@@ -20,7 +20,7 @@ BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def in_double(module: ModuleT) -> ModuleT:
+def in_double(module: ModuleT, without: nn.Module | None = None) -> ModuleT:
     """Copies a module so that it computes in float64, with what its graphs make for themselves.
 
     `Module.double()` converts parameters and buffers. A traced graph also makes tensors
@@ -28,12 +28,13 @@ def in_double(module: ModuleT) -> ModuleT:
 
     Args:
         module: holds graphs of `torch.export`, with their values noted; it isn't changed.
+        without: a part of it that the copy has None in place of; it may be large.
 
     Example:
         >>> in_double(nn.Linear(2, 1)).weight.dtype
         torch.float64
     """
-    double = copy.deepcopy(module).double()
+    double = copy.deepcopy(module, {} if without is None else {id(without): None}).double()
     for part in double.modules():
         if isinstance(part, fx.GraphModule):
             for node in part.graph.nodes:

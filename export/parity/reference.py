@@ -47,7 +47,9 @@ class Reference:
         with torch.enable_grad():
             value = recorder.run(images)
             self._logits = model.softmax_head(value)
-            self._sigmoid_logits = model.sigmoid_head(value)
+            # Without the branch nothing is compared with its logits; others stand there.
+            has_sigmoid = options.has_sigmoid
+            self._sigmoid_logits = model.sigmoid_head(value) if has_sigmoid else self._logits
         self._values = [recorder.values[target.node] for target in model.targets]
 
     @property

@@ -53,7 +53,8 @@ class ParityRun:
     Attributes:
         options: what the graph computes, with the tolerance.
         preprocessing: how an image becomes the input.
-        model: a copy of the model in float64, which gives the definition.
+        model: a copy of the model in float64, which gives the definition; without a sigmoid branch
+            where the options say that there is none.
         images: the images so far, uint8 [P, H, W, 3].
         worst: name of each output to its largest error so far.
     """
@@ -69,7 +70,8 @@ class ParityRun:
             preprocessing: how an image becomes the input.
         """
         self.options, self.preprocessing = options, preprocessing
-        self.model = in_double(dual).eval()
+        unused = None if options.has_sigmoid else dual.sigmoid_head
+        self.model = in_double(dual, without=unused).eval()
         self.images: Array = sample_images(preprocessing)
         self.worst: dict[str, OutputError] = {}
         self._references: dict[int, Reference] = {}
