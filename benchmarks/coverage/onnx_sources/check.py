@@ -94,7 +94,8 @@ def check(name: str, folder: Path) -> dict[str, Any]:
         _check(outcome, folder)
     except SigcamError as exc:
         outcome.status = "differs" if isinstance(exc, ParityError) else "refused"
-        outcome.reason = f"{type(exc).__name__}: {exc}"
+        runs = "" if _runs(folder / common.MODEL) else "; ONNX Runtime refuses the file too"
+        outcome.reason = f"{type(exc).__name__}: {exc}{runs}"
     except Exception as exc:  # a fault of ours: the run must go on, the table must show it
         outcome.status, outcome.reason = "failed", f"{type(exc).__name__}: {exc}"
     outcome.reason = " ".join(outcome.reason.replace(str(folder), ".").split())[:600]
@@ -182,6 +183,15 @@ def run(path: Path, pixels: Any) -> dict[str, Any]:
     session = onnxruntime.InferenceSession(str(path), _quiet(), providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, {"image": pixels}), strict=True))
+
+
+def _runs(path: Path) -> bool:
+    """Returns whether ONNX Runtime opens a file."""
+    try:
+        onnxruntime.InferenceSession(str(path), _quiet(), providers=["CPUExecutionProvider"])
+    except Exception:  # its own errors have no common base
+        return False
+    return True
 
 
 def _quiet() -> Any:
@@ -351,8 +361,8 @@ def _compare_with_framework(
     if outcome.features > TOLERANCE and values is not None and "single" in reference:
         own, file = (_error(v, reference["features"]) for v in (reference["single"], values))
         outcome.reason = (
-            f"; from the framework's features in float64 the artifact's differ by {error:.1e}, its "
-            f"own in float32 by {own:.1e}, those of the file itself in ONNX Runtime by {file:.1e}"
+            f"; from the framework's features in float64 differ the artifact's by {error:.1e}, the "
+            f"file's in ONNX Runtime by {file:.1e}, the framework's own in float32 by {own:.1e}"
         )
     outcome.maps = _map_error(outcome, found["cams"][:, 0], reference["cams"])
 

@@ -70,6 +70,8 @@ def _section(results: Sequence[Result], missing: Sequence[str]) -> str:
 
 ## Refused, or not within 1e-4
 
+{_ROUNDING}
+
 {named}{left}
 
 ## All files
@@ -96,6 +98,10 @@ then three comparisons with what is outside of sigcam, on four images:
   float64 where the framework can. Where only the file is to be had, against differences: each
   channel of the layer is raised and lowered a little, and ONNX's own reference evaluator computes
   the rest of the file in float64 (two images)."""
+_ROUNDING = """Where features differ, the line says how far the framework's own float32, and the
+file itself in ONNX Runtime, are from the framework's float64. As far as that, a difference is the
+rounding of float32, which some networks magnify: those with random statistics of norms, say, which
+fit nothing."""
 _TABLE = """Errors are the largest difference as a share of the largest value, a map's of its own.
 (d) marks maps that were compared with differences."""
 
