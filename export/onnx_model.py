@@ -38,6 +38,10 @@ MAX_MESSAGE_BYTES = 2**31 - 2**20
 """A protobuf message must stay under 2 GiB; a megabyte is left for all but the weights."""
 
 
+MAX_TENSOR_BYTES = 2**31
+"""ONNX Runtime takes no larger tensor from memory, which the runtime reads artifacts into."""
+
+
 @dataclass(frozen=True)
 class GraphSignature:
     """The inputs and outputs of a graph that is exported.
@@ -95,7 +99,8 @@ def to_onnx(
         The checked model; with `data_file`, one that refers to the weights by that name.
 
     Raises:
-        ExportError: the exporter failed, or the model is over 2 GiB without a data file.
+        ExportError: the exporter failed, a single weight is over 2 GiB, or the model is without a
+            data file.
         StorageError: the data file can't be written.
 
     Example:
@@ -104,6 +109,7 @@ def to_onnx(
         >>> [node.op_type for node in model.graph.node]
         ['Gemm']
     """
+    _refuse_large_tensors(module)
     if data_file is None and needs_external_data(module, signature.kept):
         raise ExportError("the weights are over 2 GiB; they need a file of their own")
     dynamic = signature.dynamic
@@ -138,6 +144,16 @@ def to_onnx(
     except Exception as exc:  # the exporter lets through errors of many kinds
         raise ExportError(f"the graph can't be exported to ONNX: {_reason(exc)}") from exc
     return model
+
+
+def _refuse_large_tensors(module: nn.Module) -> None:
+    for name, value in module.named_parameters():
+        size = value.numel() * value.element_size()
+        if size > MAX_TENSOR_BYTES:
+            raise ExportError(
+                f"each weight must have at most 2 GiB, as ONNX Runtime takes them, {name} has "
+                f"{size / 2**30:.1f} GiB; split its layer in two, and join what they give"
+            )
 
 
 @contextlib.contextmanager

@@ -6,20 +6,28 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import external_data_helper, numpy_helper
+from torch import nn
 
 from sigcam.classifier.build import build_classifier
 from sigcam.classifier.onnx import file as onnx_file
 from sigcam.classifier.onnx import tail as onnx_tail
 from sigcam.classifier.onnx.load import read_classifier
 from sigcam.core.artifact import read_spec
-from sigcam.core.errors import ModelError
+from sigcam.core.errors import ExportError, ModelError
 from sigcam.export import onnx_model
 from sigcam.export.export import export_artifact
 from sigcam.export.options import ExportOptions
-from tests.export.test_kept_front import NORMAL, SIZE, network
+from tests.export.test_kept_front import CLASSES, NORMAL, SIZE, network, weight
 
 LARGE = {"w1", "w2", "fc"}
+
+
+def wide(opset):
+    """The same with a weight of over 1 KiB, which an export with a file beside it puts there."""
+    stored = {"w2": weight(8, 4, 3, 3, seed=3), "fc": weight(CLASSES, 8, seed=4)}
+    return network(opset, stored=stored.items())
 
 
 @pytest.fixture
@@ -112,7 +120,7 @@ def test_the_artifact_has_them(large, tmp_path, monkeypatch, beside, opset):
     """In its graph, or in a file beside it where there are too many for a message."""
     if beside:
         monkeypatch.setattr(onnx_model, "MAX_MESSAGE_BYTES", 100)
-    path, out = large(network(opset)), tmp_path / "out.onnx"
+    path, out = large(wide(opset)), tmp_path / "out.onnx"
     classifier = build_classifier(str(path), **NORMAL)
     export_artifact(classifier, out, ExportOptions(method="gradcam", branch="softmax"))
     spec = read_spec(out)
@@ -121,14 +129,14 @@ def test_the_artifact_has_them(large, tmp_path, monkeypatch, beside, opset):
     assert spec.parity.file["gradients"].max_rel < 1e-4
     (tmp_path / "w.bin").unlink()  # the artifact stands alone
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(out)).graph.initializer}
-    wanted = {t.name: numpy_helper.to_array(t) for t in network(opset).graph.initializer}
+    wanted = {t.name: numpy_helper.to_array(t) for t in wide(opset).graph.initializer}
     for name in ("w1", "w2"):
         assert np.array_equal(stored[name], wanted[name])
     image = np.random.default_rng(0).integers(0, 255, (2, *SIZE, 3), np.uint8)
     session = ort.InferenceSession(str(out), providers=["CPUExecutionProvider"])
     given = ((image / 255 - 0.5) / 0.25).transpose(0, 3, 1, 2).astype(np.float32)
     plain = ort.InferenceSession(
-        network(opset).SerializeToString(), providers=["CPUExecutionProvider"]
+        wide(opset).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     np.testing.assert_allclose(
         session.run(["logits"], {"image": image})[0], plain.run(None, {"x": given})[0], atol=1e-5
@@ -146,3 +154,12 @@ def test_a_tail_that_is_large_in_float64_runs_in_float32(large, monkeypatch, mos
     wanted = value @ stored["fc"].T.astype(np.float64) + stored["bias"]
     error = np.abs(tail(value, np.zeros((2, 3, *SIZE), np.float32)) - wanted).max()
     assert error < (1e-12 if most else 1e-5)
+
+
+def test_a_single_weight_that_onnx_runtime_does_not_take_is_refused(monkeypatch):
+    monkeypatch.setattr(onnx_model, "MAX_TENSOR_BYTES", 100)
+    signature = onnx_model.GraphSignature({"x": torch.zeros(2, 30)}, ["y"])
+    with pytest.raises(ExportError, match=r"weight must have at most 2 GiB.*weight has .* split"):
+        onnx_model.to_onnx(nn.Linear(30, 20), signature)
+    assert onnx_model.to_onnx(nn.Linear(3, 2), onnx_model.GraphSignature(
+        {"x": torch.zeros(2, 3)}, ["y"])).graph.node  # fmt: skip
