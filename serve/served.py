@@ -117,7 +117,7 @@ class ServedModel:
             lambda: choice.open(place.path, options), options.niceness
         )
         self._options = options
-        self._most = options.queue(self.runs.images)
+        self._most = options.queue
         self._batch_ran = batch_ran
         self._lock = threading.Condition()
         self._images = 0
@@ -184,8 +184,8 @@ class ServedModel:
 
     def _take(self, images: int) -> None:
         """Counts images in, with the lock held."""
-        if self._images + images > self._most:
-            raise overloaded(self.name, self._most)
+        if self._images + images > self._options.queue:
+            raise overloaded(self.name, self._options.queue)
         self._images += images
 
     def _release(self, images: int) -> None:

@@ -93,11 +93,10 @@ async def start_grpc(
         server = await start_grpc(service, GrpcSettings("127.0.0.1:8001"), None)
     """
     models = max(1, len(service.models.index()))
-    queue = service.options.queue(service.options.most_together)
     server = grpc.aio.server(
         interceptors=[_Tolerant()],
         # A message is read whole before its model is known, so the queues don't bound the memory.
-        maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * queue,
+        maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * service.options.queue,
         options=[
             ("grpc.max_receive_message_length", service.options.request_bytes + _SPARE),
             ("grpc.max_send_message_length", -1),
