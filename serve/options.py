@@ -18,9 +18,10 @@ ImageFormat = Literal[
 MOST_TOGETHER = 8
 """Most images in one run where nothing else is asked for, and where it pays."""
 
-_SHORTEST_QUEUE = 32
-"""On two processors the last of so many waits 0.3 s for EfficientNet-Lite0. Of requests that come
-at random at 90% of what the processors can bear, 2% found a queue of 16 full."""
+_SHORTEST_QUEUE = 24
+"""On two processors the last of so many waits 0.2 s for EfficientNet-Lite0. Of requests that come
+at random at 90% of what the processors can bear, 2% found a queue of 16 full, and none one of 32,
+whose last waits 0.5 s where ten times as many come."""
 
 _AT_LEAST_ONE = (
     "batch_size", "parallel_runs", "queue_images", "request_images", "request_bytes", "max_pixels",
@@ -42,7 +43,7 @@ class ServeOptions:
         parallel_runs: runs of a model's backend at the same time, which share the processors. None:
             one on a GPU; on processors two at least, and one for every four of them.
         queue_images: most images of a model that wait or are in work. A request that comes when
-            so many are there is refused with status 429. None: 32; more where four batches or one
+            so many are there is refused with status 429. None: 24; more where three batches or one
             request are more.
         request_images: most images in a request.
         request_bytes: most bytes of a request's body.
@@ -69,7 +70,7 @@ class ServeOptions:
 
     Example:
         >>> ServeOptions(batch_size=16).queue
-        64
+        48
         >>> ServeOptions(batch_size=8, queue_images=4, request_images=4)
         Traceback (most recent call last):
             ...
@@ -122,5 +123,5 @@ class ServeOptions:
     @property
     def queue(self) -> int:
         """Returns the most images of a model that wait or are in work."""
-        own = max(_SHORTEST_QUEUE, self.request_images, 4 * self.most_together)
+        own = max(_SHORTEST_QUEUE, self.request_images, 3 * self.most_together)
         return self.queue_images or own

@@ -59,7 +59,7 @@ _limit_options = options(
     _limit(
         "--queue-images",
         "Most images of a model that wait or are in work; then 429.",
-        chosen="32, or 4 times the batch size",
+        chosen="24, or 3 times the batch size",
     ),
     _limit("--request-images", "Most images in a request."),
     _limit("--request-bytes", "Most bytes of a request's body."),

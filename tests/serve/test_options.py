@@ -43,8 +43,8 @@ def test_out_of_range(changes):
 
 
 def test_the_queue_follows_the_batches_unless_it_is_given():
-    assert ServeOptions().queue == ServeOptions(batch_size=1).queue == 32
-    assert ServeOptions(batch_size=9).queue == 36
+    assert ServeOptions().queue == ServeOptions(batch_size=1).queue == 24
+    assert ServeOptions(batch_size=9).queue == 27
     assert ServeOptions(request_images=50).queue == 50
     assert ServeOptions(queue_images=17).queue == 17
 
