@@ -87,6 +87,8 @@ class Connection:
 
     async def exchange(self, host: str, port: int, request: bytes) -> tuple[int, bytes]:
         """Sends a request; returns the answer's status and body."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # the server has closed it meanwhile, as nothing was asked for long
         if self._streams is None:
             self._streams = await asyncio.open_connection(host, port, limit=1 << 22)
         reader, writer = self._streams

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from benchmarks.serving.load import arrivals, closed_loop, even_arrivals, open_loop
+from benchmarks.serving.load import Connection, arrivals, closed_loop, even_arrivals, open_loop
 from benchmarks.serving.measure import slope
 from benchmarks.serving.report import BEGIN, END, write_part
 
@@ -124,3 +124,24 @@ def test_a_page_without_the_marks_is_refused() -> None:
     assert write_part(f"a\n{BEGIN}\nold\n{END}\nb", {}, "x.json").startswith(f"a\n{BEGIN}\n")
     with pytest.raises(ValueError, match="lacks"):
         write_part("a page", {}, "x.json")
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_anew() -> None:
+    async def run() -> list[int]:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()  # without having said so
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        connection, found = Connection(1), []
+        for _ in range(3):
+            found.append((await connection.exchange("127.0.0.1", port, REQUEST))[0])
+            await asyncio.sleep(0.1)
+        connection.close()
+        server.close()
+        await asyncio.sleep(0.1)
+        return found
+
+    assert asyncio.run(run()) == [200, 200, 200]
