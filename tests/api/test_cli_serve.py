@@ -13,7 +13,12 @@ from sigcam.cli import main
     [
         (["missing.onnx"], 1, "missing.onnx"),
         (["{folder}"], 2, "there is no model in"),
-        (["{artifact}", "--queue-images", "4"], 2, "queue_images must be at least batch_size"),
+        (["{artifact}", "--queue-images", "4"], 2, "queue_images must be at least request_images"),
+        (
+            ["{artifact}", "--queue-images", "20", "--batch-size", "21"],
+            2,
+            "queue_images must be at least batch_size = 21",
+        ),
         (["{artifact}", "--token-file", "missing"], 2, "cannot read the token's file"),
         (["{artifact}", "--token-file", "{folder}/empty"], 2, "must hold a token"),
         (["{artifact}", "--token-file", "{folder}/spaces"], 2, "must hold a token"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.coverage.onnx_sources import check, differences, report
 from benchmarks.coverage.onnx_sources.entries import OTHERS, OWN, entries
-from benchmarks.coverage.onnx_sources.jobs import make
+from benchmarks.coverage.onnx_sources.make import make
 from benchmarks.coverage.onnx_sources.makers import common, shipped_files, torch_files
 
 
