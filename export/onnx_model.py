@@ -37,7 +37,6 @@ _TRANSLATIONS: Any = {
 MAX_MESSAGE_BYTES = 2**31 - 2**20
 """A protobuf message must stay under 2 GiB; a megabyte is left for all but the weights."""
 
-
 MAX_TENSOR_BYTES = 2**31
 """ONNX Runtime takes no larger tensor from memory, which the runtime reads artifacts into."""
 
@@ -76,8 +75,13 @@ def needs_external_data(module: nn.Module, kept: KeptFront | None = None) -> boo
         >>> needs_external_data(nn.Linear(30_000, 20_000, device="meta"))  # 2.4 GB in float32
         True
     """
-    own = sum(p.numel() * p.element_size() for p in module.parameters())
-    return own + (0 if kept is None else kept.num_bytes) > MAX_MESSAGE_BYTES
+    return sum(size for _, size in _sizes(module, kept)) > MAX_MESSAGE_BYTES
+
+
+def _sizes(module: nn.Module, kept: KeptFront | None) -> list[tuple[str, int]]:
+    """Returns the name and the bytes of each weight, of the module and of the kept part."""
+    own = [(name, p.numel() * p.element_size()) for name, p in module.named_parameters()]
+    return own if kept is None else own + kept.sizes
 
 
 def to_onnx(
@@ -99,8 +103,8 @@ def to_onnx(
         The checked model; with `data_file`, one that refers to the weights by that name.
 
     Raises:
-        ExportError: the exporter failed, a single weight is over 2 GiB, or the model is without a
-            data file.
+        ExportError: the exporter failed, a single weight is over 2 GiB, or the model is and has
+            no data file.
         StorageError: the data file can't be written.
 
     Example:
@@ -109,7 +113,7 @@ def to_onnx(
         >>> [node.op_type for node in model.graph.node]
         ['Gemm']
     """
-    _refuse_large_tensors(module)
+    _refuse_large_tensors(module, signature.kept)
     if data_file is None and needs_external_data(module, signature.kept):
         raise ExportError("the weights are over 2 GiB; they need a file of their own")
     dynamic = signature.dynamic
@@ -146,9 +150,8 @@ def to_onnx(
     return model
 
 
-def _refuse_large_tensors(module: nn.Module) -> None:
-    for name, value in module.named_parameters():
-        size = value.numel() * value.element_size()
+def _refuse_large_tensors(module: nn.Module, kept: KeptFront | None) -> None:
+    for name, size in _sizes(module, kept):
         if size > MAX_TENSOR_BYTES:
             raise ExportError(
                 f"each weight must have at most 2 GiB, as ONNX Runtime takes them, {name} has "

@@ -41,7 +41,7 @@ class ServeOptions:
         batch_delay: most microseconds that the first image of a batch waits for others. 0: what
             is there when the backend is free makes a batch, which costs nobody any time.
         parallel_runs: runs of a model's backend at the same time, which share the processors. None:
-            one on a GPU; on processors two at least, and one for every four of them.
+            with ONNX Runtime on processors two at least, and one for every four of them; else one.
         queue_images: most images of a model that wait or are in work. A request that comes when
             so many are there is refused with status 429. None: 24; more where three batches or one
             request are more.

@@ -117,7 +117,6 @@ class ServedModel:
             lambda: choice.open(place.path, options), options.niceness
         )
         self._options = options
-        self._most = options.queue
         self._batch_ran = batch_ran
         self._lock = threading.Condition()
         self._images = 0

@@ -54,7 +54,7 @@ _limit_options = options(
         "--parallel-runs",
         "Runs of a model at the same time, which share the processors: each takes longer, and "
         "together they may do more on a CPU.",
-        chosen="2 on processors, or one for every 4; 1 on a GPU",
+        chosen="2 on processors, or one for every 4; 1 with openvino or a GPU",
     ),
     _limit(
         "--queue-images",

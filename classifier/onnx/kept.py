@@ -71,9 +71,9 @@ class KeptFront:
         return int(self.model.opset_import[0].version)
 
     @property
-    def num_bytes(self) -> int:
-        """Returns the size of its weights."""
-        return sum(map(_bytes_of, self.model.graph.initializer))
+    def sizes(self) -> list[tuple[str, int]]:
+        """Returns the name and the bytes of each of its weights."""
+        return [(tensor.name, _bytes_of(tensor)) for tensor in self.model.graph.initializer]
 
 
 def keep_front(features: fx.GraphModule, traced: Traced) -> KeptFront:

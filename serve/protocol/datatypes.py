@@ -13,7 +13,17 @@ from sigcam.core.types import Array
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.protocol.messages import Elements
 
-__all__ = ["DATATYPES", "datatype_of", "elements_of", "join_bytes", "shaped", "split_bytes"]
+__all__ = [
+    "DATATYPES",
+    "MOST_AXES",
+    "bytes_of",
+    "datatype_of",
+    "elements_of",
+    "join_bytes",
+    "shaped",
+    "size_of",
+    "split_bytes",
+]
 
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

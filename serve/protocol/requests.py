@@ -22,7 +22,7 @@ from sigcam.serve.protocol.messages import (
     RequestedOutput,
 )
 
-__all__ = ["decode_request", "json_object", "refuse_twice"]
+__all__ = ["SHARED_MEMORY", "decode_request", "json_object", "refuse_twice"]
 
 SHARED_MEMORY = "shared_memory_region"
 _INPUT_PARAMETERS = ("binary_data_size", "content_type")

@@ -163,3 +163,14 @@ def test_a_single_weight_that_onnx_runtime_does_not_take_is_refused(monkeypatch)
         onnx_model.to_onnx(nn.Linear(30, 20), signature)
     assert onnx_model.to_onnx(nn.Linear(3, 2), onnx_model.GraphSignature(
         {"x": torch.zeros(2, 3)}, ["y"])).graph.node  # fmt: skip
+
+
+@pytest.mark.slow
+def test_so_is_one_of_the_part_that_is_kept(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_model, "MAX_TENSOR_BYTES", 1100)
+    classifier = build_classifier(str(large(wide(17))), **NORMAL)
+    with pytest.raises(ExportError, match=r"each weight must have at most 2 GiB.* w[12] has"):
+        export_artifact(
+            classifier, tmp_path / "out.onnx", ExportOptions(method="gradcam", branch="softmax")
+        )
+    assert not (tmp_path / "out.onnx").exists()
