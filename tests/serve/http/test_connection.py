@@ -85,6 +85,71 @@ def test_who_asks_stays_for_as_long_as_he_goes_on(port):
         assert 0.5 * SECONDS < closed_after(connection) < 4 * SECONDS
 
 
+ASKED = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % INFER.encode()
+FORBIDDEN = {
+    "no host": b"GET /v2/health/live HTTP/1.1\r\n\r\n",
+    "two hosts": ASKED + b"Host: y\r\n\r\n",
+    "address without an end": b"GET /" + b"a" * 600_000,
+    "headers that are too long": ASKED + b"X-A: %s\r\n" % (b"b" * 1000) * 70 + b"\r\n",
+    "header without an end": ASKED + b"X-A: " + b"b" * 600_000,
+    "name without an end": ASKED + b"b" * 600_000,
+    "headers without an end": ASKED + b"X-A: b\r\n" * 100_000,
+    "headers after the body": CHUNKED + b"0\r\n" + b"X-A: b\r\n" * 100_000,
+    "words of a chunk": CHUNKED + b"5;" + b"a" * 600_000,
+    "two lengths": ASKED + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "length and chunks": ASKED
+    + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "space before the colon": ASKED + b"Content-Length : 3\r\n\r\nabc",
+    "folded header": ASKED + b"X-A: b\r\n c\r\n\r\n",
+    "line feeds alone": b"GET /v2/health/live HTTP/1.1\nHost: x\n\n",
+    "other protocol": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 500,
+}
+
+
+@pytest.mark.parametrize("said", FORBIDDEN.values(), ids=FORBIDDEN)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_http_forbids(port, said, at_once):
+    size = len(said) if at_once else 50_000
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with contextlib.suppress(OSError):  # it is closed meanwhile
+            for at in range(0, len(said), size):
+                connection.sendall(said[at : at + size])
+                time.sleep(0.01)
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 400"), answer[:200]
+    assert b"200 OK" not in answer
+
+
+def test_long_heads_and_bodies_in_pieces(port):
+    head = ASKED + b"X-A: %s\r\n" % (b"b" * 50_000)
+    body = b"c" * 3_000_000
+    wanted = [
+        head + b"Content-Length: 0\r\n\r\n",
+        ASKED + b"Content-Length: %d\r\n\r\n" % len(body) + body,
+        ASKED
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + b"a\r\n0123456789\r\n" * 50_000
+        + b"0\r\n\r\n",
+        ASKED + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /v2/health/live HTTP/1.0\r\n\r\n",
+    ]
+    for step in (9_000, 1 << 20):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            for said in wanted:
+                for at in range(0, len(said), step):
+                    connection.sendall(said[at : at + step])
+                answer = b""
+                while not answer.endswith(b"}"):
+                    part = connection.recv(65536)
+                    assert part, (said[:200], answer)
+                    answer += part
+                assert answer.startswith(b"HTTP/1.1 200"), (said[:200], answer)
+
+
 def test_an_answer_waits_for_no_acknowledgement(client):
     found = []
 
