@@ -1,6 +1,7 @@
 """Several callers at once on a model of OpenVINO, and its two modes."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -34,8 +35,43 @@ def test_many_threads_share_a_model(make_artifact, mode):
         found = list(pool.map(work, range(8)))
     for one, outputs in (pair for pairs in found for pair in pairs):
         same(outputs, alone[one])  # after all of them: none was overwritten
-    requests = backend._requests
-    assert 1 <= len(requests._idle) <= 8 * requests._parts
+    assert backend._requests._idle.qsize() == 16  # all of them came back
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_requests_are_made_before_the_first_run(make_artifact, mode, monkeypatch):
+    """OpenVINO can't make one while another one runs."""
+    backend = opened(make_artifact(), mode=mode)
+    monkeypatch.delattr(type(backend._requests._compiled), "create_infer_request")
+    wanted = {batch: feeds_of(batch, 2) for batch in (1, 3)}
+    with ThreadPoolExecutor(12) as pool:
+        for outputs in pool.map(lambda i: backend.infer(wanted[1 + i % 2 * 2]), range(60)):
+            assert outputs
+
+
+def test_a_call_of_several_requests_is_not_overtaken():
+    """It gets the next ones that are free, though others that want one each come all the time."""
+    compiled = FakeCompiled(parts=2)
+    requests = Requests(compiled)
+    taken = [requests._idle.get() for _ in range(requests._idle.qsize())]
+    order = []
+
+    def call(rows):
+        requests.run([np.zeros(rows)], [0])
+        order.append(rows)
+
+    threads = [threading.Thread(target=call, args=(rows,)) for rows in (2, 1, 1)]
+    for one in threads:
+        one.start()
+        time.sleep(0.05)
+    requests._idle.put(taken.pop())
+    time.sleep(0.1)
+    assert order == []  # none of those behind it took the one that is free
+    for one in taken:
+        requests._idle.put(one)
+    for one in threads:
+        one.join(10)
+    assert sorted(order) == [1, 1, 2]
 
 
 def test_throughput_divides_the_threads(make_artifact):
@@ -72,8 +108,8 @@ def test_closed_while_it_is_used(make_artifact, mode):
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(work, range(4))
         started.wait()
-        while not backend._requests._idle:
-            pass
+        while backend._requests._idle.qsize() == 16:
+            pass  # until one is in use
         backend.close()
         backend.close()
         assert all(done >= 0 for done in found)
@@ -86,17 +122,21 @@ class FakeRequest:
         self.failing = failing
         self.waits = 0
         self.asked = []
+        self.goes_on = False
 
     def set_input_tensor(self, index, tensor):
+        assert not self.goes_on
         self.tensor = tensor
 
     def start_async(self):
-        pass
+        self.goes_on = True
 
     def wait(self):
         self.waits += 1
-        if self.waits == 1 and self.failing:
-            raise self.failing.pop()
+        error = self.failing.pop() if self.failing else None
+        self.goes_on = isinstance(error, KeyboardInterrupt)
+        if error:
+            raise error
 
     def get_output_tensor(self, index):
         self.asked.append(index)
@@ -120,16 +160,27 @@ class FakeCompiled:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_request_that_failed_is_waited_for_and_not_used_again(error):
+def test_a_request_that_failed_is_used_again_when_its_run_is_over(error):
     compiled = FakeCompiled([error()])
     requests = Requests(compiled)
     with pytest.raises(error):
         requests.run([np.zeros(3)], [0])
-    assert compiled.made[0].waits == 2
-    for _ in range(2):
+    assert [one.waits for one in compiled.made] == [1 if error is RuntimeError else 2, *[0] * 15]
+    for _ in range(32):
         [got] = requests.run([np.ones(3)], [0])
         np.testing.assert_array_equal(got, np.ones(3))
-    assert len(compiled.made) == 2
+    assert not any(one.goes_on for one in compiled.made)
+
+
+def test_a_run_that_nobody_waited_for_is_waited_for_before_the_next_one():
+    compiled = FakeCompiled([KeyboardInterrupt(), KeyboardInterrupt()])
+    requests = Requests(compiled)
+    with pytest.raises(KeyboardInterrupt):
+        requests.run([np.zeros(3)], [0])
+    assert compiled.made[0].goes_on
+    for _ in range(16):
+        requests.run([np.ones(3)], [0])
+    assert not compiled.made[0].goes_on
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
@@ -141,9 +192,10 @@ def test_throughput_divides_a_batch(rows):
         [got] = requests.run([array], [5])
         np.testing.assert_array_equal(got, array)
         assert not np.shares_memory(got, array)
-    assert len(compiled.made) == min(3, rows)
-    assert all(one.asked == [5, 5] for one in compiled.made)  # no output that isn't wanted
-    sizes = [len(one.tensor.data) for one in compiled.made]
+    used = [one for one in compiled.made if one.asked]
+    assert len(used) == 2 * min(3, rows)
+    assert all(one.asked == [5] for one in used)  # no output that isn't wanted
+    sizes = [len(one.tensor.data) for one in used]
     assert max(sizes) - min(sizes) <= 1
 
 
