@@ -18,11 +18,6 @@ ImageFormat = Literal[
 MOST_TOGETHER = 8
 """Most images in one run where nothing else is asked for, and where it pays."""
 
-_SHORTEST_QUEUE = 24
-"""On two processors the last of so many waits 0.2 s for EfficientNet-Lite0. Of requests that come
-at random at 90% of what the processors can bear, 2% found a queue of 16 full, and none one of 32,
-whose last waits 0.5 s where ten times as many come."""
-
 _AT_LEAST_ONE = (
     "batch_size", "parallel_runs", "queue_images", "request_images", "request_bytes", "max_pixels",
     "max_classes", "max_passes", "response_bytes",
@@ -43,8 +38,9 @@ class ServeOptions:
         parallel_runs: runs of a model's backend at the same time, which share the processors. None:
             with ONNX Runtime on processors two at least, and one for every four of them; else one.
         queue_images: most images of a model that wait or are in work. A request that comes when
-            so many are there is refused with status 429. None: 24; more where three batches or one
-            request are more.
+            so many are there is refused with status 429, and so are those after it, until fewer
+            are there (`serve.room`). None: 40; more where five times what is run at the same time,
+            or one request, is more.
         request_images: most images in a request.
         request_bytes: most bytes of a request's body.
         max_pixels: most pixels of an encoded image, by its header, before it is decoded.
@@ -69,8 +65,8 @@ class ServeOptions:
             batch or a request.
 
     Example:
-        >>> ServeOptions(batch_size=16).queue
-        48
+        >>> ServeOptions(batch_size=16).most_together
+        16
         >>> ServeOptions(batch_size=8, queue_images=4, request_images=4)
         Traceback (most recent call last):
             ...
@@ -119,9 +115,3 @@ class ServeOptions:
     def most_together(self) -> int:
         """Returns the most images that a run may have, whatever it runs on."""
         return self.batch_size or MOST_TOGETHER
-
-    @property
-    def queue(self) -> int:
-        """Returns the most images of a model that wait or are in work."""
-        own = max(_SHORTEST_QUEUE, self.request_images, 3 * self.most_together)
-        return self.queue_images or own

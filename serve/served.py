@@ -27,6 +27,7 @@ from sigcam.serve.protocol.errors import overloaded, too_late
 from sigcam.serve.protocol.metadata import tensor_metadata
 from sigcam.serve.records import Record
 from sigcam.serve.repository import ModelPlace
+from sigcam.serve.room import room_for
 from sigcam.serve.runs import Runs, runs_by_backend, runs_by_callers
 
 __all__ = ["BackendChoice", "ServedModel", "Ticket"]
@@ -119,7 +120,7 @@ class ServedModel:
         self._options = options
         self._batch_ran = batch_ran
         self._lock = threading.Condition()
-        self._images = 0
+        self._room = room_for(self.runs, options)
         self._tickets = 0
         self._lanes: dict[str, Batcher] = {}
         self._warm_up()
@@ -143,7 +144,7 @@ class ServedModel:
     @property
     def images(self) -> int:
         """Counts the images that wait or are in work."""
-        return self._images
+        return self._room.images
 
     @property
     def tickets(self) -> int:
@@ -183,13 +184,12 @@ class ServedModel:
 
     def _take(self, images: int) -> None:
         """Counts images in, with the lock held."""
-        if self._images + images > self._options.queue:
-            raise overloaded(self.name, self._options.queue)
-        self._images += images
+        if not self._room.take(images):
+            raise overloaded(self.name, self._room.most)
 
     def _release(self, images: int) -> None:
         """Counts a request and its images out, with the lock held."""
-        self._images -= images
+        self._room.give_back(images)
         self._tickets -= 1
         if not self._tickets:
             self._lock.notify_all()

@@ -58,8 +58,8 @@ _limit_options = options(
     ),
     _limit(
         "--queue-images",
-        "Most images of a model that wait or are in work; then 429.",
-        chosen="24, or 3 times the batch size",
+        "Most images of a model that wait or are in work; then 429, until it was worked off.",
+        chosen="40, or 5 times what is run at once",
     ),
     _limit("--request-images", "Most images in a request."),
     _limit("--request-bytes", "Most bytes of a request's body."),

@@ -15,6 +15,8 @@ from sigcam.core.errors import UsageError
 from sigcam.serve.grpc.service import InferenceService
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.protocol.errors import RequestError
+from sigcam.serve.room import room_for
+from sigcam.serve.runs import runs_by_callers
 from sigcam.serve.service import Service
 
 __all__ = ["GrpcSettings", "start_grpc"]
@@ -93,10 +95,11 @@ async def start_grpc(
         server = await start_grpc(service, GrpcSettings("127.0.0.1:8001"), None)
     """
     models = max(1, len(service.models.index()))
+    room = room_for(runs_by_callers(service.options), service.options)  # none has more
     server = grpc.aio.server(
         interceptors=[_Tolerant()],
         # A message is read whole before its model is known, so the queues don't bound the memory.
-        maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * service.options.queue,
+        maximum_concurrent_rpcs=_SPARE_CALLS + 4 * models * room.most,
         options=[
             ("grpc.max_receive_message_length", service.options.request_bytes + _SPARE),
             ("grpc.max_send_message_length", -1),

@@ -42,13 +42,6 @@ def test_out_of_range(changes):
         ServeOptions(**changes)
 
 
-def test_the_queue_follows_the_batches_unless_it_is_given():
-    assert ServeOptions().queue == ServeOptions(batch_size=1).queue == 24
-    assert ServeOptions(batch_size=9).queue == 27
-    assert ServeOptions(request_images=50).queue == 50
-    assert ServeOptions(queue_images=17).queue == 17
-
-
 def test_in_range():
     made = ServeOptions(batch_size=1, queue_images=1, request_images=1, drain_timeout=0)
     assert made.image_formats == ("JPEG", "PNG", "WebP")
