@@ -33,7 +33,7 @@ class RepositoryOptions:
         batch_delay: microseconds that a request may wait for others to be run with it.
         queue_requests: most requests that wait for a model; the server refuses further ones.
         instances: copies of a model that run at once on one machine.
-        image: the container image that KServe starts, made with examples/serving/Dockerfile.
+        image: the container image that KServe starts, made with examples/deployment/Dockerfile.
 
     Example:
         >>> RepositoryOptions(batch_size=16).queue_requests

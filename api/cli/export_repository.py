@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--image", default="sigcam:latest", show_default=True,
-    help="Container image, made with examples/serving/Dockerfile (kserve).",
+    help="Container image, made with examples/deployment/Dockerfile (kserve).",
 )  # fmt: skip
 @click.option(
     "--replace", is_flag=True,

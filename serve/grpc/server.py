@@ -9,10 +9,12 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2_grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from sigcam.core.errors import UsageError
-from sigcam.serve.grpc.service import InferenceService
+from sigcam.serve.grpc.health import Health
+from sigcam.serve.grpc.service import PACKAGE, InferenceService
 from sigcam.serve.observe.tracing import Tracer
 from sigcam.serve.protocol.errors import RequestError
 from sigcam.serve.room import room_for
@@ -50,7 +52,7 @@ class GrpcSettings:
 
 
 class _Tolerant(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Hands bytes that are no message on as an error, for the service to word and to log it.
+    """Hands bytes that are no message on as an error, for our service to word and to log it.
 
     gRPC's own answer would be UNKNOWN, with the name of a Python class.
     """
@@ -58,8 +60,8 @@ class _Tolerant(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Returns the handler of a call."""
         handler = await continuation(details)
-        if handler is None:  # no such method
-            return None
+        if handler is None or not details.method.startswith(f"/{PACKAGE}/"):
+            return handler
         return handler._replace(request_deserializer=_tolerant(handler.request_deserializer))
 
 
@@ -109,6 +111,7 @@ async def start_grpc(
     )
     handler = InferenceService(service, settings.token, tracer)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(handler, server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(service), server)
     credentials = _credentials(settings)
     try:
         if credentials is None:

@@ -21,9 +21,11 @@ from sigcam.serve.protocol.errors import GONE, RequestError
 from sigcam.serve.protocol.metadata import server_metadata
 from sigcam.serve.service import Service, refusal
 
-__all__ = ["InferenceService", "code_of"]
+__all__ = ["PACKAGE", "InferenceService", "code_of"]
 
-_PACKAGE = "inference.GRPCInferenceService"
+PACKAGE = "inference.GRPCInferenceService"
+"""The service's name, with its package's."""
+
 _OPEN = ("ServerLive", "ServerReady")
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -84,7 +86,7 @@ class _Call:
 
     def end(self) -> None:
         """Tells the log and the spans."""
-        name = f"{_PACKAGE}/{self._name}"
+        name = f"{PACKAGE}/{self._name}"
         code = "OK" if self.status == 200 else code_of(self.status).name
         peer = self._context.peer() or ""
         tell(
@@ -102,7 +104,7 @@ class _Call:
                     if key in self.headers
                 },
                 attributes={
-                    "rpc.system": "grpc", "rpc.service": _PACKAGE, "rpc.method": self._name,
+                    "rpc.system": "grpc", "rpc.service": PACKAGE, "rpc.method": self._name,
                     "rpc.response.status_code": code,
                 },
                 is_probe=self._name in (*_OPEN, "ModelReady"),

@@ -15,6 +15,7 @@ pytest.importorskip("starlette", reason="needs the extra serve")
 import grpc
 import tritonclient.grpc as client_package
 import tritonclient.grpc.aio as aio_package
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -70,6 +71,37 @@ def test_health_and_metadata(client, server):
     assert json.loads(server.get("/v2/models/tiny/config"))["name"] == config["name"] == "tiny"
     assert {one["name"] for one in config["input"]} == {"image", "class_ids", "encoded_image"}
     assert {one["name"] for one in told["inputs"]} == {"image", "class_ids", "encoded_image"}
+
+
+SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3
+"""What grpc.health.v1 says."""
+
+
+def test_health_as_grpc_has_it(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub, ask = health_pb2_grpc.HealthStub(channel), health_pb2.HealthCheckRequest
+        for name in ("", "inference.GRPCInferenceService"):
+            assert stub.Check(ask(service=name)).status == SERVING
+        with pytest.raises(grpc.RpcError) as found:
+            stub.Check(ask(service="nope"))
+        assert found.value.code() == grpc.StatusCode.NOT_FOUND
+        broken = channel.unary_unary("/grpc.health.v1.Health/Check")
+        with pytest.raises(grpc.RpcError):
+            broken(b"\xff\xff")
+        watched = stub.Watch(ask(service="nope"))
+        assert next(watched).status == UNKNOWN
+        watched.cancel()
+
+
+def test_who_watches_health_hears_of_the_end(artifact):
+    begin = time.monotonic()
+    with live_server(f"tiny={artifact}", *OPTIONS, "--drain-delay", "1.5") as server:
+        channel = grpc.insecure_channel(server.grpc)
+        told = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert next(told).status == SERVING
+    assert [one.status for one in told] == [NOT_SERVING]  # and then the server ended
+    assert time.monotonic() - begin < 20
+    channel.close()
 
 
 def test_a_file_gives_what_the_session_says(client, artifact, png):

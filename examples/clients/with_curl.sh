@@ -1,7 +1,7 @@
 #!/bin/sh
 # A file of an image to `sigcam serve` by curl.
 #
-#     sh examples/serve/with_curl.sh cat.jpg map.png [MODEL] [http://127.0.0.1:8000]
+#     sh examples/clients/with_curl.sh cat.jpg map.png [MODEL] [http://127.0.0.1:8000]
 #
 # Prints the answer as JSON, with boxes, and writes the map of the most probable class.
 set -eu

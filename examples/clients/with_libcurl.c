@@ -1,6 +1,6 @@
 /* A file of an image to `sigcam serve` by libcurl.
  *
- *     cc -O2 examples/serve/with_libcurl.c -lcurl -o with_libcurl
+ *     cc -O2 examples/clients/with_libcurl.c -lcurl -o with_libcurl
  *     ./with_libcurl cat.jpg map.png MODEL [http://127.0.0.1:8000]
  *
  * Prints the answer as JSON, with boxes, and writes the map of the most probable class. Ends with 1

@@ -10,7 +10,7 @@ import yaml
 from sigcam.cli.serve import command as serve_command
 from tests.support.paths import ROOT
 
-FOLDER = ROOT / "examples" / "serving"
+FOLDER = ROOT / "examples" / "deployment"
 
 
 def read(arguments):

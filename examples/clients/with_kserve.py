@@ -1,7 +1,7 @@
 """A file of an image to `sigcam serve` by KServe's client, with both protocols that it speaks.
 
     pip install kserve
-    python examples/serve/with_kserve.py cat.jpg map.png --model model
+    python examples/clients/with_kserve.py cat.jpg map.png --model model
 
 Prints the three most probable classes with their boxes, by the first protocol; and writes the map
 of the first one, by the second (the Open Inference Protocol).

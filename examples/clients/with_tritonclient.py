@@ -1,8 +1,8 @@
 """A file of an image to `sigcam serve` by Triton's client, over HTTP or gRPC.
 
     pip install "tritonclient[http,grpc]"
-    python examples/serve/with_tritonclient.py cat.jpg map.png --model model
-    python examples/serve/with_tritonclient.py cat.jpg map.png --model model --grpc --port 8001
+    python examples/clients/with_tritonclient.py cat.jpg map.png --model model
+    python examples/clients/with_tritonclient.py cat.jpg map.png --model model --grpc --port 8001
 
 Prints the three most probable classes with their boxes, and writes the map of the first one.
 """

@@ -1,4 +1,4 @@
-"""The programs in examples/serve print what the session says, and write its overlay."""
+"""The programs in examples/clients print what the session says, and write its overlay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sigcam
 from tests.support.live_server import live_server
 from tests.support.paths import ROOT
 
-FOLDER = ROOT / "examples" / "serve"
+FOLDER = ROOT / "examples" / "clients"
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 // A file of an image to `sigcam serve` by JavaScript's fetch: in Node from 18 on, Deno or Bun as it
 // stands, in a web page with the file of an <input> (start the server with --allow-origin then).
 //
-//     node examples/serve/with_fetch.mjs cat.jpg map.png MODEL [http://127.0.0.1:8000]
+//     node examples/clients/with_fetch.mjs cat.jpg map.png MODEL [http://127.0.0.1:8000]
 //
 // Prints the three most probable classes with their boxes, and writes the map of the first one,
 // by the Open Inference Protocol with binary data both ways.
