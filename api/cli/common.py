@@ -95,6 +95,7 @@ _EXTRAS = {
     "transformers": "hf",
     "huggingface_hub": "hub",
     "uvicorn": "serve",
+    "httptools": "serve",
     "starlette": "serve",
     "prometheus_client": "serve",
     "python_multipart": "serve",
