@@ -246,6 +246,12 @@ def go_through(name: str, folder: Path, *, write: bool) -> list[str]:
 @click.option("--write/--check", required=True, help="Replace the output on the pages, or compare.")
 def main(pages: tuple[str, ...], write: bool) -> None:
     """Run the commands of PAGES; of all pages that have any when left out."""
+    known = [name for _, names in PLACES for name in names]
+    unknown = sorted(set(pages) - set(known))
+    if unknown:
+        raise click.UsageError(
+            f"no commands of {', '.join(unknown)} are run; the pages are {', '.join(known)}"
+        )
     problems = []
     for fill, names in PLACES:
         chosen = [name for name in names if not pages or name in pages]
